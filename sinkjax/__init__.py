@@ -1,0 +1,25 @@
+"""sinkjax: Llama in Flax, with attention chosen per head by a static sink mask."""
+
+from sinkjax.checkpoint import load, load_config, load_tokenizer, save_orbax, save_safetensors
+from sinkjax.config import LlamaConfig, RopeConfig
+from sinkjax.digest import model_digest, tokenizer_digest
+from sinkjax.errors import InputError
+from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
+from sinkjax.model import Llama
+
+__all__ = [
+    "DEFINITIONS",
+    "HeadStats",
+    "InputError",
+    "Llama",
+    "LlamaConfig",
+    "RopeConfig",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "measure_sinks",
+    "model_digest",
+    "save_orbax",
+    "save_safetensors",
+    "tokenizer_digest",
+]

@@ -1,0 +1,1 @@
+"""The paths by which a head attends: one file each, and the dense oracle that defines them."""

@@ -1,0 +1,347 @@
+"""Reads Llama weights from a GGUF file, into the names and the config of Hugging Face.
+
+What a key or a tensor means is what llama.cpp makes of it (`src/llama-model.cpp`, architecture
+"llama") and what its converter writes (`conversion/llama.py`). Three things differ from a Hugging
+Face checkpoint: names, the order of the query and key rows, and Llama 3's rotary scaling, which is
+a tensor of divisors here.
+"""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file
+from sinkjax.checkpoint.source import Source
+from sinkjax.errors import InputError
+
+_ROPE_FREQS = "rope_freqs.weight"
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_MLP = {
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_NAMES = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+} | {
+    f"{stored}.{part}": f"{name}.{part}"
+    for stored, name in (_ATTENTION | _MLP).items()
+    for part in ("weight", "bias")
+}
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
+_ROTARY_NAME = re.compile(r"blk\.[0-9]+\.(attn_q|attn_k)\.(weight|bias)")
+
+# Keys under "llama." that say nothing of the computation.
+_DESCRIPTIVE = ("vocab_size", "pooling_type", "rope.scaling.finetuned")
+# Keys under "llama." that change the computation in ways a Llama does not have, with the values at
+# which llama.cpp computes a plain Llama all the same.
+_NEUTRAL = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "tensor_data_layout": ("Meta AI original pth",),  # the order of rows that is undone below
+    "use_parallel_residual": (False,),
+}
+
+
+def open_gguf(path: pathlib.Path) -> Source:
+    """Opens a GGUF file of the llama architecture; no weight is read yet.
+
+    `Source.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
+    type, in Hugging Face's [out, in] and with its order of query and key rows. One tensor is in
+    memory at a time, beside what the caller keeps.
+
+    A tensor without a Hugging Face name keeps its own, so that the conversion reports it.
+
+    Raises:
+      InputError: the file is not GGUF, damaged, truncated, of another architecture, one part of a
+        split file, or has metadata or quantizations that cannot be honoured; all are listed.
+    """
+    file = open_gguf_file(path)
+    _check_kind(file)
+    config = _config(file)
+    stored_names = {_hugging_face_name(n): n for n in file.tensors if n != _ROPE_FREQS}
+    num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+
+    def read(name: str) -> np.ndarray:
+        stored = stored_names[name]
+        rotary = _ROTARY_NAME.fullmatch(stored)
+        if rotary is None:
+            return file.read(stored)
+        rows = file.tensors[stored].shape[0]
+        return file.read(stored, order=hugging_face_rows(rows, num_heads[rotary[1]]))
+
+    return Source(
+        name=str(path),
+        config=config,
+        shapes={name: file.tensors[stored].shape for name, stored in stored_names.items()},
+        read=read,
+    )
+
+
+def hugging_face_rows(rows: int, num_heads: int) -> np.ndarray:
+    """For each row of Hugging Face's query or key projection, the row of the file, int [rows].
+
+    Rotary embeddings turn pairs of rows. In the file the two of a pair are neighbours, as Meta
+    published Llama; Hugging Face has the first of every pair in the first half of the head.
+    `rows` is num_heads × H, with H even.
+    """
+    return np.arange(rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _hugging_face_name(name: str) -> str:
+    match = _LAYER_NAME.fullmatch(name)
+    if match and match[2] in _LAYER_NAMES:
+        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}"
+    return _NAMES.get(name, name)
+
+
+def _check_kind(file: GGUFFile) -> None:
+    parts = file.metadata.get("split.count", 1)
+    if parts not in (0, 1):  # first, because the later parts say nothing else of themselves
+        raise InputError(
+            f"{file.path}: this is one of {parts} parts of a split file. Join them first:"
+            " llama-gguf-split --merge FIRST_PART JOINED.gguf"
+        )
+    architecture = file.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise InputError(
+            f"{file.path}: general.architecture is {architecture!r}; only 'llama' is read. Give"
+            " the GGUF file of a Llama model."
+        )
+    kind = file.metadata.get("general.type", "model")
+    if kind != "model":
+        raise InputError(
+            f"{file.path}: general.type is {kind!r}, not 'model'. Give the GGUF file of the model"
+            " itself."
+        )
+
+
+class _Metadata:
+    """The metadata under "llama.": every key is taken once; what is left was not understood."""
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        prefix = "llama."
+        self._left = {
+            k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)
+        }
+        self.problems: list[str] = []
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive integer; a list with one number a layer is one number where they agree."""
+        value = self._take(key, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        return self._refuse(key, value, "one positive integer for all layers", 1)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._take(key, default)
+        if isinstance(value, (int, float)) and 0 < value < math.inf:
+            return float(value)
+        return self._refuse(key, value, "a positive finite number", 1.0)
+
+    def word(self, key: str, default: str) -> str:
+        value = self._take(key, default)
+        return value if isinstance(value, str) else self._refuse(key, value, "a string", default)
+
+    def has(self, key: str) -> bool:
+        return key in self._left
+
+    def check_nothing_left(self) -> None:
+        left = {
+            key: value
+            for key, value in sorted(self._left.items())
+            if key not in _DESCRIPTIVE and value not in _NEUTRAL.get(key, ())
+        }
+        if left:
+            listed = ", ".join(f"llama.{key} = {value!r}" for key, value in left.items())
+            self.problems.append(
+                f"metadata that changes the computation in a way that is not implemented: {listed}."
+                " Use a plain, dense Llama."
+            )
+
+    def _take(self, key: str, default: Any) -> Any:
+        return self._left.pop(key, default)
+
+    def _refuse(self, key: str, value: Any, allowed: str, placeholder: Any) -> Any:
+        state = "is missing" if value is None else f"is {value!r}"
+        self.problems.append(f"llama.{key} {state}; it must be {allowed}. Convert the model again.")
+        return placeholder  # so that the reading goes on and finds the other problems
+
+
+def _config(file: GGUFFile) -> dict[str, Any]:
+    """The config in the form of Hugging Face's config.json, from the metadata and the tensors."""
+    metadata = _Metadata(file.metadata)
+    hidden_size = metadata.count("embedding_length")
+    num_heads = metadata.count("attention.head_count")
+    context_length = metadata.count("context_length")
+    even_share = hidden_size // num_heads if hidden_size % num_heads == 0 else None
+    rotary_size = metadata.count("rope.dimension_count", even_share)
+    head_dim = metadata.count("attention.key_length", rotary_size)
+    value_size = metadata.count("attention.value_length", head_dim)
+    if value_size != head_dim:
+        metadata.problems.append(
+            f"llama.attention.value_length is {value_size}, llama.attention.key_length {head_dim};"
+            " values and keys of different sizes are not implemented."
+        )
+    if rotary_size != head_dim or rotary_size % 2:
+        metadata.problems.append(
+            f"llama.rope.dimension_count is {rotary_size}, the head size {head_dim}; the rotary"
+            " embeddings must be those of the whole head, and it even."
+        )
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": _vocab_size(file),
+        "hidden_size": hidden_size,
+        "intermediate_size": metadata.count("feed_forward_length"),
+        "num_hidden_layers": metadata.count("block_count"),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": metadata.count("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": context_length,
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rope_parameters(file, metadata, head_dim, context_length),
+        "attention_bias": _has_bias(file, _ATTENTION),
+        "mlp_bias": _has_bias(file, _MLP),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
+    }
+    metadata.check_nothing_left()
+    if metadata.problems:
+        raise InputError(*(f"{file.path}: {problem}" for problem in metadata.problems))
+    return config
+
+
+def _vocab_size(file: GGUFFile) -> int:
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None:
+        return embedding.shape[0]
+    return len(file.metadata.get("tokenizer.ggml.tokens", ()))
+
+
+def _has_bias(file: GGUFFile, projections: Mapping[str, str]) -> bool:
+    biases = tuple(f".{projection}.bias" for projection in projections)
+    return any(name.endswith(biases) for name in file.tensors)
+
+
+def _rope_parameters(
+    file: GGUFFile, metadata: _Metadata, head_dim: int, context_length: int
+) -> dict[str, Any]:
+    """The rotary embeddings in Hugging Face's form.
+
+    With one extension, where the file has divisors of the inverse frequencies that no Llama 3.x
+    scaling gives: type "default" with "freq_factors", a list of H/2 of them.
+    """
+    theta = metadata.number("rope.freq_base", 10000.0)
+    old_factor = metadata.number("rope.scale_linear", 1.0)  # the key's name before there were types
+    factor = metadata.number("rope.scaling.factor", old_factor)
+    kind = metadata.word("rope.scaling.type", "linear")
+    original_length = metadata.count("rope.scaling.original_context_length", context_length)
+    parameters = {"rope_type": "default", "rope_theta": theta}
+    if kind == "linear" and factor != 1:
+        parameters |= {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn":
+        parameters |= {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_length,
+            **_yarn_options(metadata, factor),
+        }
+    elif kind not in ("linear", "none"):
+        metadata.problems.append(
+            f"llama.rope.scaling.type is {kind!r}; 'none', 'linear' and 'yarn' are read."
+        )
+    divisors = _rope_divisors(file, metadata, head_dim)
+    if divisors is None:
+        return parameters
+    if parameters["rope_type"] != "default":
+        metadata.problems.append(
+            f"both {_ROPE_FREQS} and llama.rope.scaling.type {kind!r} scale the rotary embeddings;"
+            " one of them can be honoured."
+        )
+    return parameters | (_llama3_scaling(theta, divisors) or {"freq_factors": divisors.tolist()})
+
+
+def _yarn_options(metadata: _Metadata, factor: float) -> dict[str, float]:
+    options = {}
+    for key in ("beta_fast", "beta_slow"):
+        if metadata.has(f"rope.scaling.yarn_{key}"):
+            options[key] = metadata.number(f"rope.scaling.yarn_{key}")
+    # The converter writes Hugging Face's attention_factor under the one key; under the other,
+    # llama.cpp multiplies its own factor, which is YaRN's recommended one (arXiv:2309.00071).
+    if metadata.has("rope.scaling.yarn_attn_factor"):
+        options["attention_factor"] = metadata.number("rope.scaling.yarn_attn_factor")
+    elif metadata.has("rope.scaling.attn_factor"):
+        recommended = 1 + 0.1 * math.log(factor)
+        options["attention_factor"] = metadata.number("rope.scaling.attn_factor") * recommended
+    return options
+
+
+def _rope_divisors(file: GGUFFile, metadata: _Metadata, head_dim: int) -> np.ndarray | None:
+    """What the file divides the inverse frequencies by, float64 [H/2]; None for all ones."""
+    if _ROPE_FREQS not in file.tensors:
+        return None
+    divisors = file.read(_ROPE_FREQS).astype(np.float64)
+    if divisors.shape != (head_dim // 2,) or not np.all(np.isfinite(divisors) & (divisors > 0)):
+        metadata.problems.append(
+            f"tensor {_ROPE_FREQS} has the shape {divisors.shape}; it must hold {head_dim // 2}"
+            " positive finite numbers, half the head size. Convert the model again."
+        )
+        return None
+    return None if np.all(divisors == 1) else divisors
+
+
+def _llama3_scaling(theta: float, divisors: np.ndarray) -> dict[str, Any] | None:
+    """The Llama 3.x scaling that gives these divisors, float64 [H/2], if there is one.
+
+    Every published Llama 3.1, 3.2 and 3.3 has low_freq_factor 1, high_freq_factor 4 and an original
+    length of 8192, and its lowest frequency is divided by the whole factor. The formula is that of
+    transformers' `_compute_llama3_parameters`.
+    """
+    factor, low, high, length = float(divisors[-1]), 1.0, 4.0, 8192
+    wavelengths = 2 * math.pi * theta ** (np.arange(len(divisors)) / len(divisors))
+    smooth = np.clip((length / wavelengths - low) / (high - low), 0, 1)
+    if not np.allclose(1 / ((1 - smooth) / factor + smooth), divisors, rtol=1e-5, atol=0):
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": length,
+    }

@@ -1,0 +1,350 @@
+"""The GGUF container: metadata, a table of tensors, and tensors read one at a time.
+
+The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3:
+magic, version, counts, key/value pairs, tensor infos, padding, tensor data. The header is parsed
+here rather than by `gguf.GGUFReader`, which makes NumPy views of every token and every merge
+(seconds for a vocabulary of usual size, twice a run) and follows a damaged length as far as memory
+goes. Types, block sizes and dequantization are the `gguf` package's.
+
+Nothing here knows what the metadata or the tensors mean: see `gguf.py` and `gguf_tokenizer.py`.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+import pathlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from sinkjax.errors import InputError
+
+_STORED_DTYPES = {
+    gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+    gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+    gguf.GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+# How many elements are dequantized at once: enough to amortize NumPy's calls, little enough to stay
+# in the processor's cache and far below the size of a tensor.
+_CHUNK = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies in the file.
+
+    Attributes:
+      shape: row-major, as NumPy and Hugging Face have it; the file lists the reverse.
+      type: how the elements are stored.
+      offset: of the first byte, in bytes from the start of the file.
+      num_bytes: that the elements take.
+    """
+
+    shape: tuple[int, ...]
+    type: gguf.GGMLQuantizationType
+    offset: int
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file whose header has been read and whose tensors are known to lie inside it.
+
+    Attributes:
+      path: of the file.
+      metadata: by key; values are Python scalars, strings and lists of them.
+      tensors: by their names in the file.
+      data: the bytes of the whole file, mapped, uint8 [size].
+    """
+
+    path: pathlib.Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    data: np.ndarray = dataclasses.field(repr=False)
+
+    def read(self, name: str, order: np.ndarray | None = None) -> np.ndarray:
+        """Reads one tensor into memory of its own.
+
+        Args:
+          name: of the tensor in the file.
+          order: which rows (elements, where there is one axis) of the stored tensor to return, in
+            that order; all of them as stored when None.
+
+        Returns:
+          float32, float16 or bfloat16 as stored, or float32 where the tensor was quantized.
+        """
+        info = self.tensors[name]
+        stored = self.data[info.offset : info.offset + info.num_bytes]
+        dtype = _STORED_DTYPES.get(info.type)
+        if dtype is not None:
+            values = stored.view(dtype).reshape(info.shape)
+            return values.copy() if order is None else values[order]
+        if order is None:
+            return _dequantize(stored, info.type, info.shape)
+        if len(info.shape) == 1:
+            return _dequantize(stored, info.type, info.shape)[order]
+        # A quantized block never crosses a row, so the rows are taken while they are still small.
+        rows = stored.reshape(*info.shape[:-1], -1)[order]
+        return _dequantize(rows.reshape(-1), info.type, (len(order), *info.shape[1:]))
+
+
+def open_gguf_file(path: pathlib.Path) -> GGUFFile:
+    """Maps a GGUF file and reads its header; no tensor is read.
+
+    Raises:
+      InputError: the file cannot be read, is not GGUF, is damaged or truncated, or holds tensors
+        of a type that the `gguf` package cannot dequantize. It says which, and what to do.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty. Download or convert it again.")
+        data = np.memmap(path, mode="r").view(np.ndarray)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a readable .gguf file."
+        ) from error
+    try:
+        metadata, tensors, end = _parse_header(memoryview(data))
+    except _HeaderError as error:
+        raise InputError(f"{path}: {error}") from error
+    if end > data.size:
+        raise InputError(
+            f"{path}: the file is truncated: its tensors end at byte {end:,}, the file at byte"
+            f" {data.size:,}. Download it again."
+        )
+    _check_readable(path, tensors)
+    return GGUFFile(path, metadata, tensors, data)
+
+
+def _check_readable(path: pathlib.Path, tensors: Mapping[str, TensorInfo]) -> None:
+    names_by_type: dict[gguf.GGMLQuantizationType, list[str]] = {}
+    for name, info in tensors.items():
+        if not _is_readable(info.type):
+            names_by_type.setdefault(info.type, []).append(name)
+    if names_by_type:
+        raise InputError(
+            *(
+                f"{path}: {len(names)} tensor(s) of type {type_.name}, which the gguf package"
+                f" {_gguf_version()} cannot dequantize: {_shortened(names)}. Use a file of another"
+                " quantization of the model, such as Q8_0 or F16."
+                for type_, names in names_by_type.items()
+            )
+        )
+
+
+@functools.cache
+def _is_readable(type_: gguf.GGMLQuantizationType) -> bool:
+    """Whether tensors of the type can be read: asked of the package itself, with one block."""
+    if type_ in _STORED_DTYPES:
+        return True
+    _, block_bytes = gguf.GGML_QUANT_SIZES[type_]
+    try:
+        gguf.dequantize(np.zeros((1, block_bytes), np.uint8), type_)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _dequantize(
+    stored: np.ndarray, type_: gguf.GGMLQuantizationType, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Dequantizes bytes, uint8 [num_bytes], to float32 of `shape`, a chunk at a time.
+
+    In chunks because `gguf.dequantize` holds its result twice; each chunk as a single row because
+    it works on 16 rows at a time, which are too few to be fast.
+    """
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[type_]
+    blocks = stored.reshape(-1, block_bytes)
+    values = np.empty((len(blocks), block_size), np.float32)
+    step = max(1, _CHUNK // block_size)
+    for start in range(0, len(blocks), step):
+        chunk = blocks[start : start + step]
+        values[start : start + step] = gguf.dequantize(
+            np.ascontiguousarray(chunk).reshape(1, -1), type_
+        ).reshape(-1, block_size)
+    return values.reshape(shape)
+
+
+def _gguf_version() -> str:
+    return importlib.metadata.version("gguf")
+
+
+def _shortened(names: list[str], limit: int = 8) -> str:
+    listed = ", ".join(names[:limit])
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
+
+
+# The header.
+
+
+class _HeaderError(Exception):
+    """The header cannot be followed; the message says why and what to do."""
+
+
+_SCALARS = {
+    gguf.GGUFValueType.UINT8: "B",
+    gguf.GGUFValueType.INT8: "b",
+    gguf.GGUFValueType.UINT16: "H",
+    gguf.GGUFValueType.INT16: "h",
+    gguf.GGUFValueType.UINT32: "I",
+    gguf.GGUFValueType.INT32: "i",
+    gguf.GGUFValueType.UINT64: "Q",
+    gguf.GGUFValueType.INT64: "q",
+    gguf.GGUFValueType.FLOAT32: "f",
+    gguf.GGUFValueType.FLOAT64: "d",
+    gguf.GGUFValueType.BOOL: "?",
+}
+_VERSIONS = (2, 3)
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+
+
+class _Cursor:
+    """Reads little-endian values one after the other and never past the end."""
+
+    def __init__(self, data: memoryview):
+        self._data = data
+        self.offset = 0
+
+    def take(self, format_: str, what: str) -> tuple[Any, ...]:
+        size = struct.calcsize("<" + format_)
+        self._require(size, what)
+        values = struct.unpack_from("<" + format_, self._data, self.offset)
+        self.offset += size
+        return values
+
+    def text(self, what: str) -> str:
+        (length,) = self.take("Q", what)
+        self._require(length, what)
+        raw = self._data[self.offset : self.offset + length]
+        self.offset += length
+        try:
+            return str(raw, "utf-8")
+        except UnicodeDecodeError as error:
+            raise _HeaderError(
+                f"the header is damaged: {what}, at byte {self.offset - length:,}, is not UTF-8."
+                " Download the file again."
+            ) from error
+
+    def value(self, type_: int, what: str) -> Any:
+        """One metadata value of a `GGUFValueType`."""
+        if type_ == gguf.GGUFValueType.STRING:
+            return self.text(what)
+        if type_ == gguf.GGUFValueType.ARRAY:
+            item_type, count = self.take("IQ", what)
+            if item_type == gguf.GGUFValueType.STRING:
+                self._require(8 * count, what)  # each has at least its length: no need to try
+                return [self.text(what) for _ in range(count)]
+            format_ = self._scalar_format(item_type, what)
+            self._require(struct.calcsize(format_) * count, what)
+            return _shortest_floats(self.take(f"{count}{format_}", what), item_type)
+        format_ = self._scalar_format(type_, what)
+        return _shortest_floats(self.take(format_, what), type_)[0]
+
+    def _scalar_format(self, type_: int, what: str) -> str:
+        format_ = _SCALARS.get(type_)
+        if format_ is None:
+            raise _HeaderError(
+                f"the header is damaged: {what}, before byte {self.offset:,}, has the value type"
+                f" {type_}, which GGUF does not define there. Download the file again."
+            )
+        return format_
+
+    def _require(self, size: int, what: str) -> None:
+        if size > len(self._data) - self.offset:
+            raise _HeaderError(
+                f"the header is truncated or damaged: {what} needs {size:,} bytes from byte"
+                f" {self.offset:,} on, the file ends at byte {len(self._data):,}."
+                " Download the file again."
+            )
+
+
+def _shortest_floats(values: tuple[Any, ...], type_: int) -> list[Any]:
+    """Lists values; float32 as the shortest decimals that give them back.
+
+    So that 1e-5 stored in float32 is 1e-5, as it was in the model's config.json, and not
+    9.999999747378752e-06.
+    """
+    if type_ == gguf.GGUFValueType.FLOAT32:
+        return [float(str(np.float32(value))) for value in values]
+    return list(values)
+
+
+def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInfo], int]:
+    """Metadata by key, tensors by name, and the byte at which the last tensor ends."""
+    cursor = _Cursor(data)
+    (magic,) = cursor.take("I", "the magic number")
+    if magic != gguf.GGUF_MAGIC:
+        raise _HeaderError(
+            f"not a GGUF file: it begins with {bytes(data[:4])!r}, not b'GGUF'. Give a .gguf file,"
+            " or a folder with config.json and safetensors."
+        )
+    (version,) = cursor.take("I", "the version")
+    if version not in _VERSIONS:
+        byte_order = " (or of the other byte order)" if version & 0xFFFF == 0 else ""
+        raise _HeaderError(
+            f"GGUF version {version}{byte_order} is not read; versions 2 and 3, little-endian, are."
+            " Convert the model again with a current llama.cpp."
+        )
+    num_tensors, num_values = cursor.take("QQ", "the number of tensors and metadata values")
+    metadata: dict[str, Any] = {}
+    for index in range(num_values):
+        key = cursor.text(f"the name of metadata value {index}")
+        if key in metadata:
+            raise _HeaderError(
+                f"the header is damaged: {key} is there twice. Download the file again."
+            )
+        (type_,) = cursor.take("I", f"the type of {key}")
+        metadata[key] = cursor.value(type_, key)
+
+    infos = [_parse_tensor_info(cursor, index) for index in range(num_tensors)]
+    alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise _HeaderError(
+            f"the header is damaged: general.alignment is {alignment!r}, not a power of two."
+            " Download the file again."
+        )
+    start = math.ceil(cursor.offset / alignment) * alignment
+    tensors: dict[str, TensorInfo] = {}
+    end = 0
+    for name, info in infos:
+        if name in tensors:
+            raise _HeaderError(
+                f"the header is damaged: tensor {name} is there twice. Download the file again."
+            )
+        tensors[name] = dataclasses.replace(info, offset=start + info.offset)
+        end = max(end, start + info.offset + info.num_bytes)
+    return metadata, tensors, end
+
+
+def _parse_tensor_info(cursor: _Cursor, index: int) -> tuple[str, TensorInfo]:
+    """The name of a tensor and its info, whose offset is still relative to the tensor data."""
+    name = cursor.text(f"the name of tensor {index}")
+    (num_dimensions,) = cursor.take("I", f"tensor {name}")
+    if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+        raise _HeaderError(
+            f"the header is damaged: tensor {name} has {num_dimensions} axes, not 1 to"
+            f" {_MAX_DIMENSIONS}. Download the file again."
+        )
+    shape = cursor.take(f"{num_dimensions}Q", f"the shape of tensor {name}")[::-1]
+    type_, offset = cursor.take("IQ", f"the type and place of tensor {name}")
+    try:
+        quantization = gguf.GGMLQuantizationType(type_)
+    except ValueError as error:
+        raise _HeaderError(
+            f"tensor {name} is of type {type_}, which the gguf package {_gguf_version()} does not"
+            " know: the file is damaged or newer than the package. Update it (pip install -U gguf),"
+            " or use a file of another quantization."
+        ) from error
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    if shape[-1] % block_size:
+        raise _HeaderError(
+            f"the header is damaged: tensor {name} has rows of {shape[-1]} elements, which"
+            f" {quantization.name} stores in blocks of {block_size}. Download the file again."
+        )
+    num_bytes = math.prod(shape) // block_size * block_bytes
+    return name, TensorInfo(shape, quantization, offset, num_bytes)

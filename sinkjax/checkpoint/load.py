@@ -1,0 +1,108 @@
+"""From the name a user gives to a model, its config or its tokenizer."""
+
+import pathlib
+import re
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+
+from sinkjax.checkpoint import folder as hf_folder
+from sinkjax.checkpoint import gguf, gguf_tokenizer, hub, orbax, registry
+from sinkjax.checkpoint.source import Source
+from sinkjax.checkpoint.weights import convert
+from sinkjax.config import LlamaConfig, from_hf_config
+from sinkjax.errors import InputError
+from sinkjax.model import Llama
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def load(
+    model: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Llama:
+    """Loads a Llama.
+
+    Args:
+      model: a name of the registry (`smollm2-135m`), a folder with `config.json` and safetensors,
+        a `.gguf` file, an Orbax folder written by `sinkjax.save`, or a Hub id (`owner/name`).
+        What exists on disk goes before a Hub id.
+      revision: branch, tag or commit of a Hub id.
+      dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
+      mesh: to lay the parameters over, by the rules of `sinkjax.sharding`.
+
+    Returns:
+      The model, an `nnx.Module`.
+
+    Raises:
+      InputError: if it cannot be found, is not a Llama, is corrupt, or has anything that is not
+        understood; the message lists all of it.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
+    kind, path = _locate(model, revision, weights=True)
+    if kind == "orbax":
+        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh)
+    return convert(_open(kind, path), jnp.dtype(dtype), mesh)
+
+
+def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> LlamaConfig:
+    """The config alone; of a Hub id, no weights are downloaded. Arguments as for `load`."""
+    kind, path = _locate(model, revision, weights=False)
+    if kind == "orbax":
+        return orbax.orbax_config(path)
+    if kind == "folder":
+        return from_hf_config(hf_folder.read_config(path), str(model))
+    return from_hf_config(_open(kind, path).config, str(model))
+
+
+def load_tokenizer(
+    model: str | pathlib.Path, *, revision: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer that belongs to a model; no network but for a Hub id. Arguments as for `load`."""
+    kind, path = _locate(model, revision, weights=False)
+    if kind == "gguf":
+        return gguf_tokenizer.load_gguf_tokenizer(path)
+    return hf_folder.load_folder_tokenizer(path)
+
+
+def _locate(
+    model: str | pathlib.Path, revision: str | None, *, weights: bool
+) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
+    """What a model's name stands for, fetched if need be."""
+    name, path = str(model), pathlib.Path(model)
+    in_registry, on_disk = name in registry.names(), path.exists()
+    is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
+    if revision is not None and not is_hub_id:
+        raise InputError(
+            f"--revision is {revision!r}, but --model={name} is not a Hub id; leave --revision out"
+        )
+    if in_registry:
+        return "gguf", registry.fetch(name)
+    if on_disk and path.is_dir():
+        return ("orbax" if (path / orbax.MANIFEST).exists() else "folder"), path
+    if on_disk and path.suffix == ".gguf":
+        return "gguf", path
+    if on_disk:
+        raise InputError(
+            f"--model={name} is a file that does not end in .gguf; give a .gguf file or a folder "
+            "with config.json and safetensors"
+        )
+    if is_hub_id and path.suffix != ".gguf":
+        return "folder", hub.fetch(name, revision, weights=weights)
+    raise InputError(
+        f"--model={name} is no file or folder here, no Hub id (owner/name), and no name of the "
+        f"registry ({', '.join(registry.names())}); check the spelling or the path"
+    )
+
+
+def _open(kind: Literal["gguf", "folder"], path: pathlib.Path) -> Source:
+    return gguf.open_gguf(path) if kind == "gguf" else hf_folder.open_folder(path)

@@ -1,0 +1,25 @@
+"""What every reader of weights returns: a config and tensors, both under Hugging Face names."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Llama weights as they lie on disk, before any conversion.
+
+    Attributes:
+      name: what the user named, for messages.
+      config: in the form of a Hugging Face `config.json`.
+      shapes: the shape of every tensor, by its Hugging Face name. Known without reading a tensor,
+        so that a checkpoint can be refused before any of it is converted.
+      read: reads one tensor by name, in its stored dtype, or in float32 where it was quantized.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]

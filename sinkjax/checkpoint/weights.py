@@ -1,0 +1,135 @@
+"""Between tensors under Hugging Face names and the Flax model, in both directions."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safetensors cannot write it)
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
+from sinkjax.checkpoint.source import Source
+from sinkjax.config import LlamaConfig, from_hf_config, to_hf_config
+from sinkjax.errors import InputError
+from sinkjax.model import Llama
+from sinkjax.sharding import parameter_shardings
+
+_SHARD_BYTES = 4 * 2**30
+
+
+def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
+    """The model with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+def fill_model(
+    model: Llama, parameter: Callable[[Path], jax.Array]
+) -> Llama:
+    """An abstract model with every parameter replaced by `parameter(path)`."""
+    graph, state = nnx.split(model)
+    flat = [(path, leaf.replace(parameter(path))) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:
+    """Converts a checkpoint, tensor by tensor; every tensor is consumed or the whole is refused.
+
+    Args:
+      source: the checkpoint.
+      dtype: of the parameters.
+      mesh: to lay them over by `sinkjax.sharding`; None for the default device.
+
+    Raises:
+      InputError: listing all config attributes not understood, or all tensors unknown, missing or
+        misshapen.
+    """
+    config = from_hf_config(source.config, source.name)
+    entries = {entry.path: entry for entry in name_table(config)}
+    _check_tensors(source, list(entries.values()), config)
+    abstract = abstract_model(config, dtype)
+    shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
+
+    def parameter(path: Path) -> jax.Array:
+        entry = entries[path]
+        value = entry.from_stored(source.read(entry.name)).astype(dtype, order="C", copy=False)
+        return jax.device_put(value, shardings.get(path))
+
+    return fill_model(abstract, parameter)
+
+
+def _check_tensors(source: Source, table: list[Entry], config: LlamaConfig) -> None:
+    """Raises InputError with every tensor that is missing, misshapen or unknown."""
+    wanted = {entry.name: entry.stored_shape for entry in table}
+    found = {name: shape for name, shape in source.shapes.items() if not DERIVED.fullmatch(name)}
+    problems = [f"tensor {name} is missing" for name in wanted if name not in found]
+    for name, shape in found.items():
+        if name in wanted and tuple(shape) != wanted[name]:
+            problems.append(
+                f"tensor {name} has shape {tuple(shape)}; its config asks for {wanted[name]}"
+            )
+        elif name == "lm_head.weight" and config.tie_embeddings:
+            embedding = source.read("model.embed_tokens.weight")
+            if not np.array_equal(source.read(name), embedding):
+                problems.append(
+                    "tensor lm_head.weight differs from model.embed_tokens.weight, though the "
+                    "config ties them; set tie_word_embeddings to false in its config.json"
+                )
+        elif name not in wanted:
+            problems.append(f"tensor {name} is unknown: no part of a Llama of this config reads it")
+    if problems:
+        raise InputError(*(f"{source.name}: {problem}" for problem in problems))
+
+
+def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:
+    """Each parameter as a Hugging Face checkpoint stores it, by name, made when called."""
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+
+    def tensor(entry: Entry) -> Callable[[], np.ndarray]:
+        return lambda: entry.to_stored(np.asarray(parameters[entry.path][...]))
+
+    return {entry.name: tensor(entry) for entry in name_table(model.config)}
+
+
+def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
+    """Writes `config.json` and safetensors that transformers loads, sharded above 4 GiB.
+
+    Args:
+      model: to write, in its parameters' dtype.
+      folder: made if it is not there; files of the same names are overwritten.
+
+    Raises:
+      InputError: if the model's rotary frequencies have no form in a Hugging Face config.
+    """
+    folder = pathlib.Path(folder)
+    dtype = model.embedding[...].dtype
+    config = to_hf_config(model.config, dtype.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_shards(name_table(model.config), dtype.itemsize))
+    tensors = stored_tensors(model)
+    index = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = file if len(shards) > 1 else "model.safetensors"
+        save_file({name: tensors[name]() for name in names}, folder / file, {"format": "pt"})
+        index.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
+        (folder / "model.safetensors.index.json").write_text(text)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:
+    """Runs of names whose tensors together stay below the size of a shard."""
+    names, size = [], 0
+    for entry in table:
+        extra = int(np.prod(entry.shape)) * itemsize
+        if names and size + extra > _SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(entry.name)
+        size += extra
+    yield names

@@ -1,0 +1,216 @@
+"""A Llama in Flax NNX, every head `full`.
+
+Axes: B batch, T query length, N query heads, K key/value heads, H head size, D model size,
+F feed-forward size, V vocabulary, L layers. Parameters lie as [in..., out...], heads as an axis of
+their own, so that a head is a slice. Each parameter names its logical axes in `out_sharding`;
+`sinkjax.sharding` lays them over a mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sinkjax.attention.full import causal_attention
+from sinkjax.config import LlamaConfig
+from sinkjax.rope import rotary_tables, rotate
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+
+
+class _Maker:
+    """Makes parameters: one call gives shape, initial value, dtype and logical axes."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self._init = nnx.initializers.normal(config.initializer_range)
+        self._rngs, self._dtype = rngs, dtype
+
+    def weight(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(self._init(self._rngs.params(), shape, self._dtype), names)
+
+    def bias(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(jnp.zeros(shape, self._dtype), names)
+
+    def scale(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(jnp.ones(shape, self._dtype), names)
+
+    @staticmethod
+    def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
+        # Logical names are not mesh axes: laying them out on creation would fail under a mesh.
+        return nnx.Param(value, out_sharding=names, eager_sharding=False)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + eps) · scale, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        self.eps = config.norm_eps
+        self.scale = make.scale(("embed", config.embed_dim))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D] in x's dtype."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
+        return (wide * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections around attention; which attention is the caller's matter.
+
+    Attributes:
+      q: [D, N, H]; k, v: [D, K, H]; o: [N, H, D].
+      q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
+    """
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
+        heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
+        self.q = make.weight(embed, heads, head_dim)
+        self.k = make.weight(embed, kv_heads, head_dim)
+        self.v = make.weight(embed, kv_heads, head_dim)
+        self.o = make.weight(heads, head_dim, embed)
+        biased = config.attention_bias
+        self.q_bias = make.bias(heads, head_dim) if biased else None
+        self.k_bias = make.bias(kv_heads, head_dim) if biased else None
+        self.v_bias = make.bias(kv_heads, head_dim) if biased else None
+        self.o_bias = make.bias(embed) if biased else None
+
+    def project(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [B, T, N, H], rotated keys [B, T, K, H], values [B, T, K, H]."""
+        q = _add_bias(jnp.einsum("btd,dnh->btnh", x, self.q[...]), self.q_bias)
+        k = _add_bias(jnp.einsum("btd,dkh->btkh", x, self.k[...]), self.k_bias)
+        v = _add_bias(jnp.einsum("btd,dkh->btkh", x, self.v[...]), self.v_bias)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def merge(self, outputs: jax.Array) -> jax.Array:
+        """Head outputs [B, T, N, H] -> [B, T, D]."""
+        return _add_bias(jnp.einsum("btnh,nhd->btd", outputs, self.o[...]), self.o_bias)
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D], every head `full`."""
+        return self.merge(causal_attention(*self.project(x, cos, sin)))
+
+
+class MLP(nnx.Module):
+    """down(activation(gate(x)) · up(x)); gate, up: [D, F], down: [F, D]."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        embed, mlp = ("embed", config.embed_dim), ("mlp", config.mlp_dim)
+        self.activation = config.activation
+        self.gate = make.weight(embed, mlp)
+        self.up = make.weight(embed, mlp)
+        self.down = make.weight(mlp, embed)
+        biased = config.mlp_bias
+        self.gate_bias = make.bias(mlp) if biased else None
+        self.up_bias = make.bias(mlp) if biased else None
+        self.down_bias = make.bias(embed) if biased else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        gate = _add_bias(x @ self.gate[...], self.gate_bias)
+        up = _add_bias(x @ self.up[...], self.up_bias)
+        hidden = _ACTIVATIONS[self.activation](gate) * up
+        return _add_bias(hidden @ self.down[...], self.down_bias)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each on the normed residual and added to it."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        self.attention_norm = RMSNorm(config, make)
+        self.attention = Attention(config, make)
+        self.mlp_norm = RMSNorm(config, make)
+        self.mlp = MLP(config, make)
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Residual [B, T, D] -> [B, T, D]."""
+        with jax.named_scope("attention"):
+            x = x + self.attention(self.attention_norm(x), cos, sin)
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nnx.Module):
+    """The whole model: tokens to logits.
+
+    Attributes:
+      config: its shape.
+      embedding: [V, D]. head: [D, V], or None where the head is the embedding's transpose.
+      layers: L layers. norm: the last one.
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        """Random weights in `dtype`; `sinkjax.load` fills in trained ones."""
+        make = _Maker(config, rngs, dtype)
+        vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
+        self.config = config
+        self.embedding = make.weight(vocab, embed)
+        self.layers = nnx.List([Layer(config, make) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config, make)
+        self.head = None if config.tie_embeddings else make.weight(embed, vocab)
+
+    def __call__(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+        """Next-token logits.
+
+        Args:
+          tokens: int [B, T], right-padded with any id where rows are shorter than T.
+          lengths: int [B], tokens in each row; None where every row is full.
+
+        Returns:
+          float32 [B, T, V]; at padding they mean nothing.
+        """
+        return self.logits(self.hidden(tokens, lengths=lengths))
+
+    def hidden(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+        """The residual stream after the last layer, before its norm: [B, T, D]."""
+        cos, sin = self.rotary(tokens, lengths)
+        x = self.embed(tokens)
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                x = layer(x, cos, sin)
+        return x
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int [B, T] -> [B, T, D]."""
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+    def rotary(
+        self, tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The rotary tables of a prompt that starts at position 0: float32 [B or 1, T, H/2]."""
+        batch, length = tokens.shape
+        if lengths is None:
+            lengths = jnp.full((batch,), length, jnp.int32)
+        positions = jnp.arange(length, dtype=jnp.int32)[None, :]
+        return rotary_tables(self.config, positions, lengths)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Residual [B, T, D] -> float32 [B, T, V]."""
+        with jax.named_scope("head"):
+            x = self.norm(x)
+            if self.head is None:
+                equation, weight = "btd,vd->btv", self.embedding[...]
+            else:
+                equation, weight = "btd,dv->btv", self.head[...]
+            return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32)
+
+
+def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """Adds a bias [...] to x [B, T, ...]; x itself where there is none."""
+    return x if bias is None else x + bias[...][None, None]

@@ -1,0 +1,62 @@
+"""Tiny random Hugging Face Llamas, written and run by the tests: the oracle for the model."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+TINY: dict[str, Any] = dict(
+    vocab_size=101,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    # Large enough that attention is far from uniform, small enough that float32 itself is worth 1e-5
+    # in the logits (at 0.3, transformers in float32 is 5e-5 from transformers in float64).
+    initializer_range=0.2,
+)
+
+
+def make_llama(seed: int = 0, **changes: Any) -> transformers.LlamaForCausalLM:
+    """A random Llama, float32, with biases and norm scales that are not at their initial values."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(**{**TINY, **changes}, attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def save_llama(
+    folder: pathlib.Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> transformers.LlamaForCausalLM:
+    """Writes a random Llama to a folder in several shards; returns it in float32."""
+    model = make_llama(seed, **changes).to(dtype)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return model.float()
+
+
+def logits(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
+    """float32 [B, T, V]."""
+    with torch.no_grad():
+        return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.float().numpy()
+
+
+def attentions(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
+    """Every attention map: float32 [L, B, N, T, T]."""
+    with torch.no_grad():
+        out = model(
+            torch.as_tensor(np.asarray(tokens), dtype=torch.long), output_attentions=True
+        )
+    return np.stack([a.float().numpy() for a in out.attentions])
+
+
+def random_tokens(shape: tuple[int, ...], vocab: int = TINY["vocab_size"], seed: int = 0):
+    """int32 tokens."""
+    return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)

@@ -1,0 +1,175 @@
+"""Logits against transformers: tiny random Llamas of every kind, and the real one."""
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import sinkjax
+
+TOLERANCE = 1e-4
+LONG = 100  # beyond the 64 positions that the tiny models are made for
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 5000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn_mscale": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.9,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+    },
+    "yarn_attention_factor": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 2.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.3,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+KINDS = {
+    "one_kv_head": dict(num_key_value_heads=1),
+    "two_kv_heads": dict(num_key_value_heads=2),
+    "all_kv_heads": dict(num_key_value_heads=6),
+    "tied": dict(tie_word_embeddings=True),
+    "attention_bias": dict(attention_bias=True),
+    "mlp_bias": dict(mlp_bias=True),
+    "explicit_head_dim": dict(head_dim=16),
+    "gelu": dict(hidden_act="gelu"),
+    "gelu_tanh": dict(hidden_act="gelu_pytorch_tanh"),
+    "large_eps": dict(rms_norm_eps=1e-2),
+    **{f"rope_{name}": dict(rope_parameters=rope) for name, rope in ROPES.items()},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 17, LONG])
+def test_logits_equal_transformers(kind, length, tmp_path):
+    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    tokens = hf.random_tokens((2, length))
+    ours = sinkjax.load(tmp_path)(jnp.asarray(tokens))
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, hf.logits(oracle, tokens), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_shards_load_to_the_same_float32_model(dtype, tmp_path):
+    oracle = hf.save_llama(tmp_path, dtype=dtype)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    tokens = hf.random_tokens((2, 33))
+    ours = sinkjax.load(tmp_path)(jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, hf.logits(oracle, tokens), rtol=0, atol=TOLERANCE)
+
+
+def test_bfloat16_parameters_give_float32_logits_near_the_float32_ones(tmp_path):
+    oracle = hf.save_llama(tmp_path)
+    tokens = hf.random_tokens((1, 33))
+    ours = sinkjax.load(tmp_path, dtype="bfloat16")(jnp.asarray(tokens))
+    assert ours.dtype == jnp.float32
+    wanted = hf.logits(oracle, tokens)
+    assert np.abs(np.asarray(ours) - wanted).mean() < 0.05 * np.abs(wanted).mean()
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_padded_rows_equal_the_rows_alone(rope, tmp_path):
+    hf.save_llama(tmp_path, rope_parameters=ROPES[rope])
+    model = sinkjax.load(tmp_path)
+    tokens, lengths = hf.random_tokens((3, LONG)), np.array([5, 70, LONG], np.int32)
+    together = model(jnp.asarray(tokens), lengths=jnp.asarray(lengths))
+    for row, length in enumerate(lengths):
+        alone = model(jnp.asarray(tokens[row : row + 1, :length]))
+        np.testing.assert_allclose(together[row, :length], alone[0], rtol=0, atol=1e-5)
+
+
+def test_saved_to_safetensors_transformers_gives_the_same_logits(tmp_path):
+    import transformers
+
+    kind = {**KINDS["rope_llama3"], "tie_word_embeddings": False, "attention_bias": True}
+    oracle = hf.save_llama(tmp_path / "theirs", **kind)
+    sinkjax.save_safetensors(sinkjax.load(tmp_path / "theirs"), tmp_path / "ours")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    tokens = hf.random_tokens((2, LONG))
+    np.testing.assert_array_equal(hf.logits(back, tokens), hf.logits(oracle, tokens))
+
+
+def test_the_model_runs_inside_the_users_own_transformations(tmp_path):
+    hf.save_llama(tmp_path)
+    model, tokens = sinkjax.load(tmp_path), jnp.asarray(hf.random_tokens((2, 9)))
+    plain = model(tokens)
+    jitted = jax.jit(lambda m, x: m(x))(model, tokens)
+    mapped = jax.vmap(lambda m, x: m(x[None])[0], in_axes=(None, 0))(model, tokens)
+    np.testing.assert_allclose(jitted, plain, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mapped, plain, rtol=0, atol=1e-5)
+    gradient = jax.grad(lambda m: jnp.square(m(tokens)).mean())(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def _largest_kl(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest KL(theirs || ours) of a position, nats; logits [B, T, V], in float64."""
+    ours, theirs = (
+        x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), axis=-1, keepdims=True)
+        for x in (ours, theirs)
+    )
+    return float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).max())
+
+
+TEXTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) +",
+    "In 1969, after eight years of work, two people walked on the Moon while a third waited above "
+    "them; a fifth of mankind watched. What none of them had been told was how close the landing "
+    "had come to failing, and that the computer had raised the alarm five times.",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_real_model_equals_transformers_on_the_same_file(
+    text, smollm2, smollm2_tokenizer, hf_smollm2
+):
+    tokens = np.array([smollm2_tokenizer(text)["input_ids"]], np.int32)
+    kl = _largest_kl(np.asarray(smollm2(jnp.asarray(tokens))), hf.logits(hf_smollm2, tokens))
+    assert kl < 1e-6
+
+
+def test_the_real_model_knows_the_capital_of_france(smollm2, smollm2_tokenizer):
+    tokens = smollm2_tokenizer("The capital of France is")["input_ids"]
+    for _ in range(3):
+        logits = smollm2(jnp.asarray([tokens], jnp.int32))
+        tokens = [*tokens, int(logits[0, -1].argmax())]
+    assert smollm2_tokenizer.decode(tokens).startswith("The capital of France is Paris")
+
+
+def test_the_real_model_saved_to_safetensors_is_the_same_in_transformers(
+    smollm2, smollm2_tokenizer, hf_smollm2, tmp_path
+):
+    import transformers
+
+    sinkjax.save_safetensors(smollm2, tmp_path)
+    back = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    ).eval()
+    tokens = np.array([smollm2_tokenizer(TEXTS[2])["input_ids"]], np.int32)
+    np.testing.assert_array_equal(hf.logits(back, tokens), hf.logits(hf_smollm2, tokens))

@@ -1,0 +1,645 @@
+"""Statistics against slow oracles in plain Python, and against data whose truth is known."""
+
+import itertools
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sinkjax.statistics import (
+    LEVEL,
+    RESAMPLES,
+    is_sink,
+    resample_counts,
+    summarize_cell,
+    summarize_lengths,
+)
+
+THRESHOLD = 0.9
+RATES = ("given_sink", "given_not", "base_rate", "lift", "phi")
+
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+
+
+@st.composite
+def sink_arrays(draw, shape=shapes):
+    """bool [P, L, N], the corners (no sink, all sinks, whole layers of either) among them."""
+    sinks = draw(hnp.arrays(bool, shape))
+    layers = st.lists(st.integers(0, sinks.shape[1] - 1), unique=True)
+    sinks[:, draw(layers)] = False
+    sinks[:, draw(layers)] = True
+    return sinks
+
+
+def scores_of(sinks):
+    """Scores under which exactly these heads are sinks."""
+    return np.where(sinks, np.float32(0.95), np.float32(0.9))
+
+
+def cell(sinks, seed=0):
+    result = summarize_cell(
+        scores_of(sinks), np.ones(sinks.shape, np.float32), "mean", THRESHOLD, seed
+    )
+    json.dumps(result, allow_nan=False)
+    return result
+
+
+def lengths_of(sinks_by_length, keys=None, lengths=None, min_share=0.9, seed=0):
+    count = len(sinks_by_length)
+    result = summarize_lengths(
+        lengths or [2**exponent for exponent in range(1, count + 1)],
+        [scores_of(sinks) for sinks in sinks_by_length],
+        keys or ["same"] * count,
+        "mean",
+        THRESHOLD,
+        seed,
+        min_share,
+    )
+    json.dumps(result, allow_nan=False)
+    return result
+
+
+def pairs_of(sinks, layer):
+    """(source is a sink, later is a sink) of every prompt, later layer and head."""
+    num_prompts, num_layers, num_heads = sinks.shape
+    return [
+        (bool(sinks[prompt, layer, head]), bool(sinks[prompt, later, head]))
+        for prompt in range(num_prompts)
+        for later in range(layer + 1, num_layers)
+        for head in range(num_heads)
+    ]
+
+
+def slow_rates(sinks, layer):
+    """The conditional's rates by counting; None where undefined."""
+    pairs = pairs_of(sinks, layer)
+    given = [later for source, later in pairs if source]
+    given_not = [later for source, later in pairs if not source]
+    base = sum(later for _, later in pairs) / len(pairs)
+    rates = {
+        "given_sink": sum(given) / len(given) if given else None,
+        "given_not": sum(given_not) / len(given_not) if given_not else None,
+        "base_rate": base,
+        "lift": sum(given) / len(given) / base if given and base else None,
+        "phi": None,
+    }
+    if given and given_not and 0 < base < 1:
+        source, later = np.array(pairs, float).T
+        rates["phi"] = np.corrcoef(source, later)[0, 1]
+    return rates
+
+
+def slow_interval(values):
+    """The interval from resampled values, None where undefined, by other means than numpy's."""
+    values = sorted(value for value in values if value is not None)
+    cuts = statistics.quantiles(values, n=40, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def assert_estimate(estimate, value, resampled, num_prompts):
+    if value is None:
+        assert estimate["value"] is None
+        assert estimate["undefined"]
+        return
+    assert estimate["value"] == pytest.approx(value, abs=1e-12)
+    missing = sum(value is None for value in resampled)
+    if num_prompts == 1 or missing > RESAMPLES / 2:
+        assert estimate["low"] is None
+        assert estimate["high"] is None
+        assert estimate["note"]
+    else:
+        assert (estimate["low"], estimate["high"]) == pytest.approx(slow_interval(resampled))
+        assert estimate["level"] == LEVEL
+
+
+def resamples_of(sinks, weights):
+    """The resampled arrays themselves, each distinct one built once."""
+    cache = {}
+    for row in weights.astype(int):
+        if row.tobytes() not in cache:
+            cache[row.tobytes()] = np.repeat(sinks, row, axis=0)
+        yield row.tobytes(), cache[row.tobytes()]
+
+
+def slow_resampled(sinks, weights, function):
+    """`function` of every resample of the prompts."""
+    known = {}
+    values = []
+    for key, resample in resamples_of(sinks, weights):
+        if key not in known:
+            known[key] = function(resample)
+        values.append(known[key])
+    return values
+
+
+@pytest.mark.parametrize(
+    ("definition", "threshold", "score", "expected"),
+    [
+        ("mean", 0.9, 0.9, False),
+        ("mean", 0.3, 0.3, False),  # float32(0.3) > 0.3
+        ("mean", 0.3, np.nextafter(np.float32(0.3), np.float32(1)), True),
+        ("excess", 0.3, -0.1, False),
+        ("log_odds", 0.5, 0.0, False),
+        ("log_odds", 0.5, 1e-6, True),
+        ("log_odds", 0.9, math.log(9), False),
+        ("log_odds", 0.9, 2.198, True),
+        ("log_odds", 0.1, -2.19, True),
+        ("log_odds", 0.1, -2.2, False),
+    ],
+)
+def test_is_sink_is_strict_and_in_the_units_of_its_definition(
+    definition, threshold, score, expected
+):
+    sinks = is_sink(np.full((2, 3, 4), score, np.float32), definition, threshold)
+    assert sinks.dtype == bool
+    assert sinks.shape == (2, 3, 4)
+    assert (sinks == expected).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, 2.0, math.nan])
+def test_threshold_outside_the_unit_interval_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        is_sink(np.zeros((1, 1, 1), np.float32), "mean", threshold)
+
+
+def test_resample_counts_are_multinomial():
+    counts = resample_counts(50, seed=3)
+    assert counts.shape == (RESAMPLES, 50)
+    assert (counts.sum(axis=1) == 50).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(50), abs=5 / math.sqrt(RESAMPLES))
+    assert counts.var() == pytest.approx(1 - 1 / 50, rel=0.02)
+
+
+def test_resample_counts_follow_seed_and_stream():
+    base = resample_counts(20, seed=1)
+    np.testing.assert_array_equal(base, resample_counts(20, seed=1))
+    for other in (resample_counts(20, seed=2), resample_counts(20, seed=1, stream=1)):
+        correlation = np.corrcoef(base.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 0.03
+
+
+@settings(deadline=None, max_examples=40)
+@given(sinks=sink_arrays(), seed=st.integers(0, 3))
+def test_cell_equals_counting(sinks, seed):
+    num_prompts, num_layers, num_heads = sinks.shape
+    result = cell(sinks, seed)
+    weights = resample_counts(num_prompts, seed)
+
+    counts = slow_resampled(sinks, weights, lambda z: int(z.sum()) / num_prompts)
+    count = int(sinks.sum()) / num_prompts
+    assert_estimate(result["sinks"]["count"], count, counts, num_prompts)
+    shares = [count / (num_layers * num_heads) for count in counts]
+    share = count / (num_layers * num_heads)
+    assert_estimate(result["sinks"]["share"], share, shares, num_prompts)
+    for layer in range(num_layers):
+        of_layer = [bool(z) for prompt in sinks for z in prompt[layer]]
+        assert result["per_layer"][layer] == pytest.approx(sum(of_layer) / len(of_layer))
+        for head in range(num_heads):
+            of_head = [bool(prompt[layer, head]) for prompt in sinks]
+            assert result["per_head"][layer][head] == pytest.approx(sum(of_head) / num_prompts)
+
+    assert [c["source_layer"] for c in result["conditional"]] == list(range(num_layers - 1))
+    for layer, conditional in enumerate(result["conditional"]):
+        assert conditional["n"] == sum(bool(z) for prompt in sinks for z in prompt[layer])
+        assert conditional["pairs"] == sum(source for source, _ in pairs_of(sinks, layer))
+        expected = slow_rates(sinks, layer)
+        resampled = slow_resampled(sinks, weights, lambda z, layer=layer: slow_rates(z, layer))
+        for name in RATES:
+            values = [rates[name] for rates in resampled]
+            assert_estimate(conditional[name], expected[name], values, num_prompts)
+
+    lifts = [(slow_rates(sinks, layer)["lift"], -layer) for layer in range(num_layers - 1)]
+    defined = [pair for pair in lifts if pair[0] is not None]
+    best = result["best_source"]
+    if not defined:
+        assert best["layer"] is None
+        assert best["undefined"]
+        assert best["lift"]["value"] is best["shuffled_best_lift"]["value"] is None
+    else:
+        top = max(lift for lift, _ in defined)
+        lowest = min(-layer for lift, layer in defined if lift == pytest.approx(top, rel=1e-12))
+        assert best["layer"] == lowest
+        assert best["lift"] == result["conditional"][lowest]["lift"]
+        assert "undefined" not in best
+
+
+@settings(deadline=None, max_examples=40)
+@given(sinks=sink_arrays(st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4))))
+def test_shuffled_control_is_that_of_all_permutations(sinks):
+    """Against every permutation of the source layer's heads: mean and range."""
+    num_heads = sinks.shape[2]
+    for layer, conditional in enumerate(cell(sinks)["conditional"]):
+        exact = {"given_sink": [], "lift": []}
+        for order in itertools.permutations(range(num_heads)):
+            renumbered = sinks.copy()
+            renumbered[:, layer] = sinks[:, layer][:, order]
+            rates = slow_rates(renumbered, layer)
+            for name, values in exact.items():
+                values.append(rates[name])
+        for name, values in exact.items():
+            control = conditional["shuffled"][name]
+            if values[0] is None:
+                assert control["value"] is None
+                assert control["undefined"] == conditional[name]["undefined"]
+                continue
+            error = 5 * np.std(values) / math.sqrt(1000) + 1e-12
+            assert control["value"] == pytest.approx(np.mean(values), abs=error)
+            assert min(values) - 1e-12 <= control["low"] <= control["high"] <= max(values) + 1e-12
+
+
+def test_reasons_for_what_is_undefined():
+    sinks = np.zeros((100, 4, 3), bool)
+    sinks[:, 1] = True
+    sinks[::2, 2, 0] = True
+    layers = cell(sinks)["conditional"]
+    none = "layer 0 has no sink head in any of the 100 prompts"
+    for name in ("given_sink", "lift", "phi"):
+        assert layers[0][name] == {"value": None, "undefined": none}
+    assert layers[0]["shuffled"]["lift"] == {"value": None, "undefined": none}
+    assert layers[0]["given_not"]["value"] == pytest.approx(350 / 900)
+    every = "every head of layer 1 is a sink in all of the 100 prompts"
+    assert layers[1]["given_not"] == layers[1]["phi"] == {"value": None, "undefined": every}
+    assert layers[1]["lift"]["value"] == 1
+    later = "no layer after layer 2 has a sink head in any of the 100 prompts"
+    assert layers[2]["lift"] == layers[2]["phi"] == {"value": None, "undefined": later}
+    assert layers[2]["given_sink"]["value"] == 0
+    assert layers[2]["base_rate"] == {"value": 0.0, "low": 0.0, "high": 0.0, "level": LEVEL}
+
+
+@pytest.mark.parametrize(
+    ("sink_layers", "reason"),
+    [
+        ([], "no head of any layer is a sink in any prompt"),
+        ([1], "layer 1 alone has sink heads"),
+        ([3], "layer 3 alone has sink heads"),
+    ],
+)
+def test_reason_for_no_best_source(sink_layers, reason):
+    sinks = np.zeros((1, 4, 2), bool)
+    sinks[:, sink_layers] = True
+    best = cell(sinks)["best_source"]
+    assert best["layer"] is None
+    assert best["undefined"] == best["lift"]["undefined"] == reason
+
+
+def test_one_layer_has_no_conditional():
+    result = cell(np.ones((3, 1, 2), bool))
+    assert result["conditional"] == []
+    assert "one layer" in result["best_source"]["undefined"]
+
+
+def test_one_prompt_has_no_interval_but_a_shuffled_control():
+    sinks = np.zeros((1, 3, 4), bool)
+    sinks[0, 0, :2] = sinks[0, 1, 1:3] = sinks[0, 2, 0] = True
+    result = cell(sinks)
+    conditional = result["conditional"][0]
+    assert conditional["given_sink"] == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "note": "one prompt: no interval",
+    }
+    assert result["sinks"]["count"]["low"] is None
+    assert conditional["shuffled"]["lift"]["low"] < conditional["shuffled"]["lift"]["high"]
+
+
+def test_interval_is_withheld_where_most_resamples_have_no_value():
+    """Layer 0's only sink is in one of 3 prompts, which 8 of 27 resamples lack; of 1 in 2, 1/4."""
+    sinks = np.zeros((40, 2, 2), bool)
+    sinks[:, 1] = True
+    sinks[0, 0, 0] = True  # missing in (39/40)^40 = 36% of resamples
+    assert cell(sinks)["conditional"][0]["lift"]["low"] == 1.0
+    # phi needs, in one resample, three single prompts: (1 - 1/e)^2 of resamples have both.
+    sinks = np.zeros((40, 2, 1), bool)
+    sinks[0, 0] = sinks[1, 1] = True
+    phi = cell(sinks)["conditional"][0]["phi"]
+    assert phi["low"] is None
+    assert phi["note"].startswith("undefined in ")
+    assert phi["value"] == pytest.approx(np.corrcoef(*sinks[:, :, 0].T.astype(float))[0, 1])
+
+
+def study_sinks(both, later):
+    """16 layers of 32 heads, 19 sinks in layer 0, so many pairs of sinks and later sinks."""
+    sinks = np.zeros((1, 16, 32), bool)
+    sinks[0, 0, :19] = True
+    given = np.zeros((15, 19), bool)
+    given.flat[:both] = True
+    others = np.zeros((15, 13), bool)
+    others.flat[: later - both] = True
+    sinks[0, 1:] = np.concatenate([given, others], axis=1)
+    return sinks
+
+
+def test_founding_study_short_prompt():
+    """366 sinks, 74.04% of the pairs of 19 layer-0 sinks: no more than the base rate gives."""
+    result = cell(study_sinks(both=211, later=366 - 19))
+    assert result["sinks"]["count"]["value"] == 366
+    assert round(100 * result["sinks"]["share"]["value"], 2) == 71.48
+    conditional = result["conditional"][0]
+    assert (conditional["n"], conditional["pairs"]) == (19, 285)
+    assert round(100 * conditional["given_sink"]["value"], 2) == 74.04
+    assert round(100 * conditional["given_not"]["value"], 1) == 69.7
+    assert round(100 * conditional["base_rate"]["value"], 1) == 72.3
+    assert round(conditional["lift"]["value"], 2) == 1.02
+    assert abs(conditional["phi"]["value"]) < 0.05
+    assert conditional["shuffled"]["lift"]["low"] < conditional["lift"]["value"]
+
+
+def test_founding_study_long_prompt_rests_on_one_head():
+    sinks = np.zeros((1, 16, 32), bool)
+    sinks[0, 0, 5] = True
+    sinks[0, [1, 4, 9, 15], 5] = True
+    sinks[0, 1:].reshape(-1, 32)[:, 8:24].flat[: 117 - 5] = True
+    result = cell(sinks)
+    assert result["sinks"]["count"]["value"] == 117
+    assert round(100 * result["sinks"]["share"]["value"], 2) == 22.85
+    assert (result["conditional"][0]["n"], result["conditional"][0]["pairs"]) == (1, 15)
+    assert round(100 * result["conditional"][0]["given_sink"]["value"], 2) == 26.67
+
+
+def test_cell_is_deterministic_and_follows_the_seed():
+    sinks = np.random.default_rng(0).random((20, 4, 6)) < 0.4
+    assert cell(sinks, seed=5) == cell(sinks, seed=5)
+    assert cell(sinks, seed=5) != cell(sinks, seed=6)
+
+
+def test_means_of_what_was_measured():
+    rng = np.random.default_rng(0)
+    scores, norms = rng.normal(size=(2, 7, 3, 5)).astype(np.float32)
+    result = summarize_cell(scores, norms, "log_odds", THRESHOLD, 0)
+    np.testing.assert_allclose(result["mean_score"], scores.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(result["output_norm"], norms.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_measurements_that_are_not_finite_are_refused(bad):
+    scores = np.zeros((2, 3, 4), np.float32)
+    scores[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=r"scores.*\[1, 2, 3\]"):
+        summarize_cell(scores, np.ones_like(scores), "mean", 0.9, 0)
+    with pytest.raises(ValueError, match=r"output_norm.*\[1, 2, 3\]"):
+        summarize_cell(np.ones_like(scores), scores, "mean", 0.9, 0)
+    with pytest.raises(ValueError, match=r"scores.*\[1, 2, 3\]"):
+        summarize_lengths([2], [scores], ["a"], "mean", 0.9, 0, 0.9)
+
+
+def correlated_sinks(rng, num_prompts, drift=0.0):
+    """Sinks whose chance is the prompt's own: heads within a prompt go together.
+
+    Layer 1's heads are sinks at the prompt's chance p, uniform in [0.1, 0.7]; layer 0's at p too.
+    So P(sink) = 0.4, P(later | source) = E[p²] / E[p] = 0.19 / 0.4.
+    """
+    chance = rng.uniform(0.1, 0.7, size=(num_prompts, 1, 1)) + drift
+    return rng.random((num_prompts, 2, 8)) < chance
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Were heads, and not prompts, resampled, the share's interval would cover about 70%."""
+    rng = np.random.default_rng(1)
+    truth = {"share": 0.4, "given_sink": 0.19 / 0.4, "lift": 0.19 / 0.16}
+    covered = dict.fromkeys(truth, 0)
+    trials = 200
+    for trial in range(trials):
+        result = cell(correlated_sinks(rng, 60), seed=trial)
+        estimates = {"share": result["sinks"]["share"], **result["conditional"][0]}
+        for name, value in truth.items():
+            covered[name] += estimates[name]["low"] <= value <= estimates[name]["high"]
+    for name, count in covered.items():
+        assert 0.88 <= count / trials <= 0.99, name
+
+
+def persistent_sinks(rng, num_layers=4, num_heads=24, num_prompts=30, shared=0.0):
+    """Heads of a fixed identity: a sink in nearly every prompt, or in nearly none.
+
+    A share of the heads have the same identity in every layer; all others are drawn apart.
+    """
+    identity = rng.random((num_layers, num_heads)) < 0.4
+    identity[:, : round(shared * num_heads)] = identity[0, : round(shared * num_heads)]
+    noise = rng.random((num_prompts, num_layers, num_heads)) < 0.05
+    return identity ^ noise
+
+
+def test_shuffled_control_does_not_take_chance_agreement_of_persistent_heads_for_more():
+    """Layers drawn apart: a permutation for each prompt would find most of these significant."""
+    rng = np.random.default_rng(2)
+    outside = best_outside = 0
+    trials = 100
+    for trial in range(trials):
+        result = cell(persistent_sinks(rng), seed=trial)
+        lift, control = (result["conditional"][0][name] for name in ("lift", "shuffled"))
+        outside += not control["lift"]["low"] <= lift["value"] <= control["lift"]["high"]
+        best = result["best_source"]
+        best_outside += best["lift"]["value"] > best["shuffled_best_lift"]["high"]
+    assert outside <= 0.12 * trials  # 5% expected
+    assert best_outside <= 0.09 * trials  # 2.5% expected
+
+
+def test_shuffled_control_finds_a_planted_index_correlation():
+    rng = np.random.default_rng(3)
+    for trial in range(20):
+        result = cell(persistent_sinks(rng, shared=0.8), seed=trial)
+        conditional = result["conditional"][0]
+        assert conditional["lift"]["value"] > conditional["shuffled"]["lift"]["high"]
+        assert conditional["shuffled"]["lift"]["value"] == pytest.approx(1, abs=0.03)
+        best = result["best_source"]
+        assert best["lift"]["value"] > best["shuffled_best_lift"]["high"]
+
+
+def test_best_source_is_judged_against_the_best_of_as_many():
+    """The greatest lift of 9 layers drawn apart is above a single layer's control far too often."""
+    rng = np.random.default_rng(4)
+    single = best = 0
+    for trial in range(60):
+        sinks = persistent_sinks(rng, num_layers=10, num_heads=12, num_prompts=5)
+        result = cell(sinks, seed=trial)
+        value = result["best_source"]["lift"]["value"]
+        layer = result["best_source"]["layer"]
+        single += value > result["conditional"][layer]["shuffled"]["lift"]["high"]
+        best += value > result["best_source"]["shuffled_best_lift"]["high"]
+    assert best <= 6
+    assert single > best
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), count=st.integers(1, 4), min_share=st.sampled_from([0.3, 0.5, 0.9, 1.0]))
+def test_lengths_equal_counting(data, count, min_share):
+    shape = data.draw(st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(1, 3)))
+    by_length = [data.draw(sink_arrays(st.just(shape))) for _ in range(count)]
+    result = lengths_of(by_length, min_share=min_share)
+    num_prompts, num_layers, num_heads = shape
+
+    least = [
+        [
+            [
+                min(z[:, layer, head].mean() for z in by_length[: upto + 1])
+                for head in range(shape[2])
+            ]
+            for layer in range(shape[1])
+        ]
+        for upto in range(count)
+    ]
+    consistent = result["consistent"]
+    assert consistent["min_share"] == min_share
+    assert consistent["min_share_per_head"] == least[-1]
+    assert consistent["heads"] == [
+        [layer, head]
+        for layer in range(num_layers)
+        for head in range(num_heads)
+        if least[-1][layer][head] >= min_share
+    ]
+    assert consistent["count_up_to"] == [
+        sum(share >= min_share for row in shares for share in row) for shares in least
+    ]
+
+    weights = resample_counts(num_prompts, 0)
+    series = {"share_change": lambda z: z.mean()}
+    if num_layers > 1:
+        series["lift_change"] = lambda z: slow_rates(z, 0)["lift"]
+    else:
+        assert "undefined" in result["lift_change"]
+    for name, function in series.items():
+        values = [function(z) for z in by_length]
+        resampled = [slow_resampled(z, weights, function) for z in by_length]
+        assert_change(result[name], values, list(zip(*resampled, strict=True)))
+
+
+def assert_change(change, values, resampled):
+    """A Change against one from values at lengths 2, 4, 8, ... and their resamples [R][length]."""
+
+    def steps_of(row):
+        return [
+            None if a is None or b is None else round(float(b - a), 12)
+            for a, b in itertools.pairwise(row)
+        ]
+
+    steps = steps_of(values)
+    kept = [index for index, step in enumerate(steps) if step is not None]
+    if not any(steps[index] for index in kept):
+        assert set(change) == {"undefined"}
+        return
+    by_resample = [steps_of(row) for row in resampled]
+    votes = [
+        max(kept, key=lambda index, row=row: abs(row[index] or 0))
+        for row in by_resample
+        if any(row[index] for index in kept)
+    ]
+    assert [(step["from"], step["to"]) for step in change["steps"]] == [
+        (2 ** (index + 1), 2 ** (index + 2)) for index in kept
+    ]
+    for step, index in zip(change["steps"], kept, strict=True):
+        assert step["change"]["value"] == pytest.approx(steps[index], abs=1e-9)
+        assert step["support"] == pytest.approx(votes.count(index) / RESAMPLES)
+        column = [row[index] for row in by_resample]
+        if column.count(None) <= RESAMPLES / 2:
+            interval = step["change"]["low"], step["change"]["high"]
+            assert interval == pytest.approx(slow_interval(column), abs=1e-9)
+        else:
+            assert step["change"]["low"] is None
+    largest = max(kept, key=lambda index: abs(steps[index]))
+    assert change["from"] == 2 ** (largest + 1)
+    assert change["to"] == 2 * change["from"]
+    assert change["change"]["value"] == pytest.approx(steps[largest], abs=1e-9)
+    assert change["per_doubling"] == change["change"]["value"]
+
+
+def test_support_says_how_sure_the_largest_step_is():
+    rng = np.random.default_rng(5)
+    clear = [rng.random((50, 4, 8)) < chance for chance in (0.7, 0.65, 0.2, 0.15)]
+    keys = list("abcd")
+    change = lengths_of(clear, keys=keys)["share_change"]
+    assert (change["from"], change["to"]) == (4, 8)
+    assert change["support"] > 0.999
+    assert change["change"]["high"] < -0.3
+    flat = [rng.random((50, 4, 8)) < 0.4 for _ in range(4)]
+    change = lengths_of(flat, keys=keys)["share_change"]
+    assert change["support"] < 0.95
+    assert sum(step["support"] for step in change["steps"]) == pytest.approx(1)
+
+
+def test_change_per_doubling():
+    by_length = [np.ones((3, 2, 2), bool), np.zeros((3, 2, 2), bool)]
+    change = lengths_of(by_length, lengths=[8, 64])["share_change"]
+    assert (change["from"], change["to"]) == (8, 64)
+    assert change["change"]["value"] == -1
+    assert change["per_doubling"] == pytest.approx(-1 / 3)
+
+
+def test_lengths_of_the_same_prompts_are_resampled_together():
+    """The share varies much between prompts and falls by 1/8 in each of them."""
+    rng = np.random.default_rng(6)
+    counts = rng.integers(1, 9, size=40)
+    before = np.arange(8) < counts[:, None, None]
+    after = np.arange(8) < counts[:, None, None] - 1
+    together = lengths_of([before, after])["share_change"]["change"]
+    assert together["low"] == pytest.approx(-1 / 8)
+    assert together["high"] == pytest.approx(-1 / 8)
+    apart = lengths_of([before, after], keys=["one", "other"])["share_change"]["change"]
+    assert apart["value"] == together["value"]
+    assert apart["high"] - apart["low"] > 0.1
+
+
+def test_cells_and_lengths_of_the_same_prompts_share_their_resamples():
+    """From all sinks, the same in every resample, to others: the change varies as the cell does."""
+    sinks = np.random.default_rng(7).random((30, 3, 4)) < 0.4
+    share = cell(sinks)["sinks"]["share"]
+    change = lengths_of([np.ones_like(sinks), sinks])["share_change"]["change"]
+    assert change["low"] == pytest.approx(share["low"] - 1)
+    assert change["high"] == pytest.approx(share["high"] - 1)
+
+
+def test_lift_steps_without_a_lift_are_left_out():
+    some = np.random.default_rng(8).random((10, 3, 4)) < 0.5
+    other = np.random.default_rng(9).random((10, 3, 4)) < 0.5
+    none = some.copy()
+    none[:, 0] = False
+    change = lengths_of([some, none, other, some])["lift_change"]
+    assert [(step["from"], step["to"]) for step in change["steps"]] == [(8, 16)]
+    assert change["support"] > 0.99
+    reason = lengths_of([some, none, other])["lift_change"]["undefined"]
+    assert reason.endswith("at 4 tokens layer 0 has no sink head in any of the 10 prompts")
+
+
+def test_changes_that_do_not_exist():
+    sinks = np.random.default_rng(10).random((10, 3, 4)) < 0.5
+    one = lengths_of([sinks])
+    for name in ("share_change", "lift_change"):
+        assert one[name] == {"undefined": "one length only (2 tokens): there is no step"}
+    same = lengths_of([sinks, sinks])
+    assert same["share_change"] == {
+        "undefined": "the share of sinks is the same at all of these lengths"
+    }
+
+
+def test_one_prompt_at_a_length_gives_neither_interval_nor_support():
+    rng = np.random.default_rng(11)
+    by_length = [rng.random((count, 3, 4)) < 0.5 for count in (9, 9, 1)]
+    change = lengths_of(by_length, keys=["a", "a", "b"])["share_change"]
+    assert [step["support"] for step in change["steps"]] == [None, None]
+    assert change["steps"][0]["change"]["low"] is not None
+    assert change["steps"][1]["change"]["low"] is None
+    assert "one prompt" in change["steps"][1]["change"]["note"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shapes", "keys", "message"),
+    [
+        ([4, 2], [(2, 3, 4)] * 2, "aa", "increase"),
+        ([2, 2], [(2, 3, 4)] * 2, "aa", "increase"),
+        ([2], [(2, 3, 4)] * 2, "aa", "one of each"),
+        ([2, 4], [(2, 3, 4)] * 2, "a", "one of each"),
+        ([], [], "", "one of each"),
+        ([2, 4], [(2, 3, 4), (2, 4, 4)], "ab", "the same"),
+        ([2, 4], [(2, 3, 4), (3, 3, 4)], "aa", "equal numbers"),
+        ([2], [(3, 4)], "a", "prompts, layers, heads"),
+        ([2], [(0, 3, 4)], "a", "prompts, layers, heads"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(lengths, shapes, keys, message):
+    scores = [np.ones(shape, np.float32) for shape in shapes]
+    with pytest.raises(ValueError, match=message):
+        summarize_lengths(lengths, scores, list(keys), "mean", 0.9, 0, 0.9)
