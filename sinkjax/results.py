@@ -49,6 +49,41 @@ def identity(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json(fields, sort_keys=True)).hexdigest()[:16]
 
 
+def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads a sweep's folder and changes nothing in it, also while a sweep writes to it.
+
+    Args:
+      folder: the sweep's --output_dir.
+
+    Returns:
+      the sweep's specification, and its records in the order in which they were made. A last line
+      that is torn, or still being written, is no record.
+
+    Raises:
+      InputError: where the folder holds no sweep's results or cannot be read, or a line of its
+        records other than the last is damaged.
+    """
+    folder = Path(folder)
+    specified, records = folder / "sweep.json", folder / "records.jsonl"
+    try:
+        specification = _specification(specified)
+        content = records.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{folder} holds no sweep's results that can be read ({reason}): give the --output_dir "
+            "of a sweep that has begun"
+        ) from error
+    index, _, problems = _index(content)
+    if problems:
+        raise InputError(
+            f"{records} has been damaged or edited. Delete the lines named here, and run the sweep "
+            "again with the same --output_dir: it measures their cells anew.",
+            *(f"{records}: {problem}" for problem in problems),
+        )
+    return specification, [json.loads(content[at : at + size]) for at, size in index.values()]
+
+
 class Results:
     """The results in one output folder, opened for writing by this process alone.
 
@@ -200,8 +235,8 @@ class Results:
         advice = "Give another folder, or delete this one if its results are not needed."
         if path.exists():
             try:
-                found = json.loads(path.read_bytes())["specification"]
-            except (ValueError, TypeError, KeyError) as error:
+                found = _specification(path)
+            except ValueError as error:
                 raise InputError(
                     f"--output_dir: {path} is no sweep's specification: it has been damaged, or is "
                     f"another program's. {advice}"
@@ -222,33 +257,14 @@ class Results:
 
     def _load(self) -> None:
         """Finds where each record lies, and cuts a torn last line off."""
-        size = os.fstat(self._file.fileno()).st_size
-        if not size:
-            return
-        line_of: dict[str, int] = {}
-        problems = []
-        torn = 0
-        offset = 0
-        with open(self._records, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                record_id = _record_id(line)
-                if record_id in line_of:
-                    problems.append(f"line {number} repeats the id of line {line_of[record_id]}")
-                elif record_id is not None:
-                    line_of[record_id] = number
-                    self._index[record_id] = (offset, len(line))
-                elif offset + len(line) < size:
-                    problems.append(f"line {number} is not a record")
-                else:
-                    torn = len(line)
-                offset += len(line)
+        self._index, self._end, problems = _index(self._records.read_bytes())
         if problems:
             raise InputError(
                 f"--output_dir: {self._records} has been damaged or edited. Delete the lines "
                 "named here, and their cells are measured again; or give another folder.",
                 *(f"{self._records}: {problem}" for problem in problems),
             )
-        self._end = offset - torn
+        torn = os.fstat(self._file.fileno()).st_size - self._end
         if torn:
             self._file.truncate(self._end)
             os.fsync(self._file.fileno())
@@ -296,6 +312,41 @@ def _json(value: Any, **options: Any) -> bytes:
     if "indent" not in options:
         options["separators"] = (",", ":")
     return json.dumps(value, allow_nan=False, **options).encode()
+
+
+def _specification(path: Path) -> dict[str, Any]:
+    """What `sweep.json` says; ValueError where it is not one."""
+    content = json.loads(path.read_bytes())
+    specification = content.get("specification") if isinstance(content, dict) else None
+    if not isinstance(specification, dict):
+        raise ValueError(f"{path.name} has no specification")
+    return specification
+
+
+def _index(content: bytes) -> tuple[dict[str, tuple[int, int]], int, list[str]]:
+    """Finds the records in the content of their file.
+
+    Returns:
+      (offset, size) of each record's line by its id, in their order; the end of the last whole
+      line, after which only a torn one follows; what is wrong with lines other than a torn last.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    line_of: dict[str, int] = {}
+    problems: list[str] = []
+    end = 0
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        record_id = _record_id(line)
+        if record_id in line_of:
+            problems.append(f"line {number} repeats the id of line {line_of[record_id]}")
+        elif record_id is not None:
+            line_of[record_id] = number
+            places[record_id] = (end, len(line))
+        elif end + len(line) < len(content):
+            problems.append(f"line {number} is not a record")
+        else:
+            break
+        end += len(line)
+    return places, end, problems
 
 
 def _record_id(line: bytes) -> str | None:
