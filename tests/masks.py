@@ -1,0 +1,53 @@
+"""Masks for property tests: every path, mixed inside key/value groups and not, windows and copies.
+
+A drawn mask shrinks towards the baseline.
+"""
+
+from hypothesis import strategies as st
+
+from sinkjax.mask import FILLS, Copy, Full, Path, Sink, SinkMask, Window
+
+
+def windows(max_sinks: int = 3, max_recent: int = 6) -> st.SearchStrategy[Window]:
+    return st.builds(Window, st.integers(0, max_sinks), st.integers(1, max_recent))
+
+
+def sinks(fills: tuple[str, ...] = FILLS) -> st.SearchStrategy[Sink]:
+    return st.builds(Sink, st.sampled_from(fills))
+
+
+@st.composite
+def masks(
+    draw,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    *,
+    fills: tuple[str, ...] = FILLS,
+    max_sinks: int = 3,
+    max_recent: int = 6,
+) -> SinkMask:
+    """Valid masks of L layers, N query heads and K key/value heads a layer.
+
+    Args:
+      fills: that `sink` heads may have; without `mean` no calibrated means are needed.
+      max_sinks, max_recent: of windows; against T they decide which windows cover a prompt.
+    """
+    window = st.sampled_from(draw(st.lists(windows(max_sinks, max_recent), min_size=1, max_size=3)))
+    layers: list[tuple[Path, ...]] = []
+    sources: list[Copy] = []  # copies that a later layer may make
+    for layer in range(num_layers):
+        kinds = [st.just(Full()), sinks(fills), window]
+        if sources:
+            kinds.append(st.sampled_from(sources))
+        path = st.one_of(kinds)
+        heads: list[Path] = []
+        for _ in range(num_kv_heads):
+            size = num_heads // num_kv_heads
+            whole = draw(st.booleans())  # groups that agree are where keys, values and cache go
+            heads += [draw(path)] * size if whole else [draw(path) for _ in range(size)]
+        layers.append(tuple(heads))
+        sources += [
+            Copy(layer, head) for head, path in enumerate(heads) if isinstance(path, Full | Window)
+        ]
+    return SinkMask(tuple(layers))
