@@ -69,7 +69,9 @@ def name_table(config: LlamaConfig) -> list[Entry]:
         attention, feed = f"{prefix}.self_attn", f"{prefix}.mlp"
         norms = (("input_layernorm", "attention_norm"), ("post_attention_layernorm", "mlp_norm"))
         for theirs, ours in norms:
-            table.append(Entry(f"{prefix}.{theirs}.weight", (*at, ours, "scale"), (embed,), "vector"))
+            table.append(
+                Entry(f"{prefix}.{theirs}.weight", (*at, ours, "scale"), (embed,), "vector")
+            )
         for letter, out in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             name, path = f"{attention}.{letter}_proj", (*at, "attention", letter)
             table.append(Entry(f"{name}.weight", path, (embed, *out), "linear"))

@@ -1,8 +1,8 @@
 """The project's own checkpoint: an Orbax folder, restored without converting anything.
 
-    FOLDER/sinkjax.json     format, config and dtype; written last, so a folder that has it is whole
-    FOLDER/weights/         Orbax, one array a parameter
-    FOLDER/tokenizer...     as transformers saves it
+FOLDER/sinkjax.json     format, config and dtype; written last, so a folder that has it is whole
+FOLDER/weights/         Orbax, one array a parameter
+FOLDER/tokenizer...     as transformers saves it
 """
 
 import json

@@ -26,9 +26,7 @@ def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
     return nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def fill_model(
-    model: Llama, parameter: Callable[[Path], jax.Array]
-) -> Llama:
+def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:
     """An abstract model with every parameter replaced by `parameter(path)`."""
     graph, state = nnx.split(model)
     flat = [(path, leaf.replace(parameter(path))) for path, leaf in nnx.to_flat_state(state)]

@@ -1,0 +1,166 @@
+"""Reads Llama weights from a folder as the Hugging Face Hub has it.
+
+FOLDER/config.json
+FOLDER/model.safetensors                  all tensors, or
+FOLDER/model.safetensors.index.json       which of the files beside it has which tensor
+FOLDER/tokenizer...                       as transformers saves it
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safetensors cannot read it)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sinkjax.checkpoint.source import Source
+from sinkjax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES = ("F32", "F16", "BF16")  # safetensors' names
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The parsed `config.json` of a folder.
+
+    Raises:
+      InputError: if there is none, or it is not a JSON object.
+    """
+    return _read_json(
+        folder / CONFIG, "give a folder as the Hub has it, with config.json and safetensors"
+    )
+
+
+def index_files(folder: pathlib.Path) -> dict[str, str]:
+    """The file of each tensor, by name, as the folder's index says.
+
+    Raises:
+      InputError: if the index is not one.
+    """
+    path = folder / INDEX
+    files = _read_json(path, "download it again").get("weight_map")
+    if not isinstance(files, Mapping) or not all(isinstance(file, str) for file in files.values()):
+        raise InputError(f"{path} has no weight_map from tensors to files; download it again")
+    return dict(files)
+
+
+def open_folder(folder: pathlib.Path) -> Source:
+    """Opens a folder with `config.json` and safetensors; no tensor is read yet.
+
+    `Source.read` gives float32, float16 or bfloat16, as stored.
+
+    Raises:
+      InputError: listing every file that is missing, truncated or damaged, every tensor of another
+        dtype, and every tensor on which the index and the files do not agree.
+    """
+    config = read_config(folder)
+    indexed = None if (folder / WEIGHTS).exists() else _indexed(folder)
+    problems: list[str] = []
+    file_of, shapes, opened = {}, {}, {}
+    for file in [WEIGHTS] if indexed is None else sorted(set(indexed.values())):
+        path = folder / file
+        try:
+            opened[file] = safe_open(path, framework="numpy")
+        except FileNotFoundError:
+            problems.append(f"{path} is missing, though {INDEX} names it; download it again")
+            continue
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{path} is truncated or damaged ({error}); download it again")
+            continue
+        for name in opened[file].keys():  # noqa: SIM118  (it is no dict, and has no iterator)
+            if name in file_of:
+                problems.append(f"tensor {name} is in both {folder / file_of[name]} and {path}")
+            stored = opened[file].get_slice(name)
+            if stored.get_dtype() not in _DTYPES:
+                problems.append(
+                    f"tensor {name} in {path} is of dtype {stored.get_dtype()}; "
+                    f"{', '.join(_DTYPES)} are read. Choose a checkpoint that is not quantized"
+                )
+            file_of[name], shapes[name] = file, tuple(stored.get_shape())
+    if indexed is not None:
+        problems += _disagreements(folder, indexed, file_of, opened)
+    if problems:
+        raise InputError(*problems)
+
+    def read(name: str) -> np.ndarray:
+        return opened[file_of[name]].get_tensor(name)
+
+    return Source(name=str(folder), config=config, shapes=shapes, read=read)
+
+
+def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer whose files lie in a folder; no network, no code of the checkpoint's own.
+
+    Raises:
+      InputError: if there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer  # slow to import, and weights need none of it
+
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        raise InputError(
+            f"{folder} holds no tokenizer (tokenizer.json or tokenizer.model); copy the tokenizer "
+            "files of the model there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # each tokenizer class raises its own for a damaged file
+        raise InputError(
+            f"{folder}: transformers cannot read its tokenizer ({type(error).__name__}: "
+            f"{_first_line(error)}); download the tokenizer files again"
+        ) from error
+
+
+def _indexed(folder: pathlib.Path) -> dict[str, str]:
+    """The index of a folder that has no single file of weights."""
+    if (folder / INDEX).exists():
+        return index_files(folder)
+    others = sorted(path.name for path in folder.glob("*.bin")) + sorted(
+        path.name for path in folder.glob("*.safetensors")
+    )
+    found = f"; of weights, it holds only {', '.join(others)}" if others else ""
+    raise InputError(
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}{found}. Give a folder with safetensors; "
+        "PyTorch's .bin files can be converted with transformers: from_pretrained, save_pretrained"
+    )
+
+
+def _disagreements(
+    folder: pathlib.Path, indexed: Mapping[str, str], file_of: Mapping[str, str], opened: Mapping
+) -> list[str]:
+    """One line a tensor that the index and the files that could be opened place differently."""
+    absent = [
+        f"tensor {name} is not in {folder / file}, though {INDEX} says so; download both again"
+        for name, file in indexed.items()
+        if file in opened and file_of.get(name) != file
+    ]
+    unlisted = [
+        f"tensor {name} is in {folder / file}, but not in {INDEX}; download both again"
+        for name, file in file_of.items()
+        if name not in indexed
+    ]
+    return absent + unlisted
+
+
+def _read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); {advice}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object; {advice}")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

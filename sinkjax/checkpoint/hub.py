@@ -1,0 +1,90 @@
+"""Downloads what a Llama needs from the Hugging Face Hub, with huggingface-hub's cache and token."""
+
+import pathlib
+from collections.abc import Sequence
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, index_files
+from sinkjax.errors import InputError
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
+    """The folder of a repository's snapshot in the Hub's cache, downloaded where it is not there.
+
+    Config and tokenizer, and of the weights the safetensors alone: no second format, no original.
+
+    Args:
+      repo_id: `owner/name`.
+      revision: branch, tag or commit; None for the main branch.
+      weights: whether to download them, too.
+
+    Raises:
+      InputError: if it does not exist, may not be read, cannot be reached, or has no safetensors.
+    """
+    named = f"--model={repo_id}" + (f" --revision={revision}" if revision else "")
+    try:
+        folder = _snapshot(repo_id, revision, (CONFIG, *_TOKENIZER, *([INDEX] if weights else [])))
+        if weights:
+            indexed = (folder / INDEX).exists()
+            for file in sorted(set(index_files(folder).values())) if indexed else [WEIGHTS]:
+                # By its commit, so that a branch that moves meanwhile mixes nothing.
+                huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name)
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{named} is gated: accept its licence on https://huggingface.co/{repo_id}, then log "
+            "in with `hf auth login` or set HF_TOKEN to a token of that account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{named}: the Hub has no such repository, or it is private; check the spelling, and "
+            "for a private one log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{named}: the repository has no such revision; give one of its branches, tags or "
+            "commits, or leave --revision out for the main branch"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = (
+            "HF_HUB_OFFLINE is set; unset it"
+            if huggingface_hub.constants.HF_HUB_OFFLINE
+            else "the Hub cannot be reached; check the network"
+        )
+        raise InputError(
+            f"{named} is not, or not wholly, in the cache {huggingface_hub.constants.HF_HUB_CACHE},"
+            f" and {reason}, or give --model a folder or a .gguf file"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise InputError(
+            f"{named}: the repository has neither {WEIGHTS} nor {INDEX}, or not all the files that "
+            "the index names; only safetensors are read. Choose a repository that has them"
+        ) from error
+    except (
+        errors.HTTPError,
+        OSError,
+        ValueError,
+    ) as error:  # HTTPError: of the HTTP library in use
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{named} cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "run the command again, which goes on from what is there"
+        ) from error
+    return folder
+
+
+def _snapshot(repo_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(files))
+    )
