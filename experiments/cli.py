@@ -2,49 +2,148 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from absl import app, flags
 
+import sinkjax
 from sinkjax.checkpoint import DTYPES
 from sinkjax.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+T, U = TypeVar("T"), TypeVar("U")
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
 
-def define_model_flags() -> tuple[flags.FlagHolder[str], flags.FlagHolder, flags.FlagHolder[str]]:
-    """Defines --model, --revision and --dtype as flags of the calling script."""
-    return (
-        flags.DEFINE_string(
-            "model",
-            "smollm2-135m",
-            "The model: smollm2-135m (fetched once, 98 MB), a folder with config.json and "
-            "safetensors, a .gguf file, a folder written by experiments.convert, or a Hub id such "
-            "as meta-llama/Llama-3.2-1B.",
-        ),
-        flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id."),
-        flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored."),
+def define_model_flags(*, many: bool = False) -> None:
+    """Defines --model, --revision and --dtype for the calling script.
+
+    Args:
+      many: whether --model takes several models, with commas between them.
+    """
+    (flags.DEFINE_list if many else flags.DEFINE_string)(
+        "model",
+        "smollm2-135m",
+        ("The models, with commas between them, each" if many else "The model:")
+        + " smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf "
+        "file, a folder written by experiments.convert, or a Hub id such as "
+        "meta-llama/Llama-3.2-1B.",
     )
+    flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored.")
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags, runs `main(argv)` and exits with the status that it returns.
+def model() -> str:
+    """The one model that --model names."""
+    return flags.FLAGS.model
 
-    What the user can mend ends as a message with one line a problem and exit status 1; the
+
+def models() -> list[str]:
+    """The models that --model names, of a script that takes many."""
+    if not flags.FLAGS.model:
+        raise InputError("--model is empty; name at least one model")
+    return flags.FLAGS.model
+
+
+def revision() -> str | None:
+    """The value of --revision."""
+    return flags.FLAGS.revision
+
+
+def load_model(name: str) -> sinkjax.Llama:
+    """A model as --revision and --dtype say."""
+    return sinkjax.load(name, revision=revision(), dtype=flags.FLAGS.dtype)
+
+
+def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
+    """The values of a flag that is a list of numbers.
+
+    Args:
+      flag: its name, for messages.
+      texts: its value.
+      kind: int or float.
+
+    Raises:
+      InputError: listing all that are none.
+    """
+
+    def number(text: str) -> Item:
+        try:
+            return kind(text)
+        except ValueError as error:
+            wanted = "whole number" if kind is int else "number"
+            raise InputError(
+                f"--{flag}: {text!r} is no {wanted}; give {wanted}s with commas between them"
+            ) from error
+
+    return each(texts, number)
+
+
+def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
+    """`function` of every item.
+
+    Raises:
+      InputError: with the problems of all the items together.
+    """
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return results
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main()` and exits with the status that it returns.
+
+    What the user can mend ends as a message with one line a problem and exit status 1. The
     library's log goes to stderr.
     """
 
-    def guarded(argv: Sequence[str]) -> int | None:
-        if argv[1:]:
-            raise app.UsageError(f"{' '.join(argv[1:])!r} is no flag; flags begin with --")
+    def guarded(arguments: list[str]) -> int | None:
         _show_log()
         try:
-            return main(argv)
+            if arguments[1:]:
+                raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
+            return main()
         except InputError as error:
             print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
             return 1
 
     app.run(guarded)
+
+
+def each(values: Iterable[T], make: Callable[[T], U]) -> list[U]:
+    """`make` of every value, or one InputError with what is wrong with all of them."""
+    made, problems = [], []
+    for value in values:
+        try:
+            made.append(make(value))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return made
+
+
+def numbers(flag: flags.FlagHolder, kind: type[int] | type[float]) -> tuple[int | float, ...]:
+    """A list flag's values as numbers."""
+
+    def number(text: str) -> int | float:
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "whole numbers" if kind is int else "numbers"
+            raise InputError(f"--{flag.name}={text}: give {wanted}, with commas between") from None
+
+    return tuple(each(flag.value, number))
 
 
 def _show_log() -> None:
