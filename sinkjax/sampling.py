@@ -1,0 +1,130 @@
+"""From logits to the next token: greedy, temperature, top-k, top-p.
+
+The settings are arrays, so one executable serves them all; which of three ways it goes (greedy,
+plain, filtered) is decided at run time, so that greedy decoding never pays for a sort of V logits.
+
+A row's randomness is its seed and the position of the token that is drawn, and nothing else: not
+the row's place in a batch, not what the other rows hold, not how many steps one call makes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How to draw tokens, as the arrays that a program reads. A pytree.
+
+    Attributes:
+      seed: uint32 [B], one for each row.
+      temperature: float32 []; 0 is greedy.
+      top_k: int32 []; only the k likeliest tokens are drawn from. V or more: all of them.
+      top_p: float32 []; of those, the fewest likeliest whose probabilities reach p. 1: all of them.
+    """
+
+    seed: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+
+
+def make_sampler(
+    seeds: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Sampler:
+    """A sampler from settings as people write them.
+
+    Args:
+      seeds: one for each of B rows.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: None for all tokens.
+      top_p: None for all tokens.
+
+    Raises:
+      InputError: naming every setting that is out of its range, or that greedy decoding would
+        ignore.
+    """
+    problems = []
+    if not (np.isfinite(temperature) and temperature >= 0):
+        problems.append(f"temperature is {temperature}; 0 (greedy) or more is allowed")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k is {top_k}; at least 1 is allowed, or none for all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p is {top_p}; above 0 and at most 1 is allowed, or none")
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        problems.append(
+            "temperature is 0, which takes the likeliest token: top_k and top_p would change "
+            "nothing. Set a temperature, or leave them out"
+        )
+    if problems:
+        raise InputError(*problems)
+    return Sampler(
+        seed=np.asarray([seed % 2**32 for seed in seeds], np.uint32),
+        temperature=np.float32(temperature),
+        top_k=np.int32(np.iinfo(np.int32).max if top_k is None else top_k),
+        top_p=np.float32(1.0 if top_p is None else top_p),
+    )
+
+
+def draw(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+    """The next token of each row.
+
+    Args:
+      logits: float32 [B, V].
+      sampler: for B rows.
+      positions: int32 [B], of the tokens to be drawn.
+
+    Returns:
+      int32 [B]. Equal logits go to the lower token id.
+    """
+    filtered = (sampler.top_k < logits.shape[-1]) | (sampler.top_p < 1)
+    way = jnp.where(sampler.temperature == 0, 0, jnp.where(filtered, 2, 1))
+    ways = (_greedy, _plain, _filtered)
+    with jax.named_scope("sampling"):
+        return jax.lax.switch(way, ways, logits, sampler, positions)
+
+
+def _greedy(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _plain(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+    """The Gumbel-max trick: argmax of logits + noise is a draw from their softmax."""
+    scaled = logits / sampler.temperature
+    return jnp.argmax(scaled + _noise(logits, sampler, positions), axis=-1).astype(jnp.int32)
+
+
+def _filtered(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+    scaled = logits / sampler.temperature
+    order = jnp.argsort(-scaled, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(scaled, order, axis=-1)
+    rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
+    ranked = jnp.where(rank < sampler.top_k, ranked, -jnp.inf)
+    shares = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    # `before` of the first is 0, so that one token always stays; rounding can leave a tail above 1.
+    ranked = jnp.where((before < sampler.top_p) | (sampler.top_p >= 1), ranked, -jnp.inf)
+    # Noise belongs to the token, not to its rank: a filter that removes nothing changes nothing.
+    noise = jnp.take_along_axis(_noise(logits, sampler, positions), order, axis=-1)
+    choice = jnp.argmax(ranked + noise, axis=-1, keepdims=True)
+    return jnp.take_along_axis(order, choice, axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _noise(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+    """Gumbel noise, float32 [B, V]."""
+
+    def row(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
+
+    return jax.vmap(row)(sampler.seed, positions)

@@ -1,0 +1,124 @@
+"""Drawing tokens: against distributions computed by hand, and against transformers' own filters."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+import sinkjax
+from sinkjax import sampling
+from sinkjax.sampling import make_sampler
+
+VOCAB = 29
+DRAWS = 4000
+
+draw = jax.jit(sampling.draw)
+
+
+def _logits(rows: int = 1, seed: int = 0, vocab: int = VOCAB) -> jax.Array:
+    return 2 * jax.random.normal(jax.random.key(seed), (rows, vocab), jnp.float32)
+
+
+def _positions(rows: int, start: int = 0) -> jax.Array:
+    return jnp.arange(start, start + rows, dtype=jnp.int32)
+
+
+def _many(logits: jax.Array, **settings) -> np.ndarray:
+    """Draws of one row at many positions."""
+    sampler = make_sampler([0] * DRAWS, **settings)
+    rows = jnp.broadcast_to(logits, (DRAWS, logits.shape[-1]))
+    return np.asarray(draw(rows, sampler, _positions(DRAWS)))
+
+
+def _allowed(logits: np.ndarray, top_k: int | None, top_p: float | None) -> np.ndarray:
+    """transformers' probabilities after its own filters, float64 [V]."""
+    scores = torch.tensor(np.asarray(logits), dtype=torch.float64)
+    if top_k is not None:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p is not None:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    return torch.softmax(scores, dim=-1).numpy()[0]
+
+
+def test_temperature_zero_takes_the_likeliest_and_the_lower_id_among_equals():
+    logits = jnp.asarray([[0.0, 3.0, 1.0, 3.0], [5.0, 1.0, 5.0, 5.0]], jnp.float32)
+    tokens = draw(logits, make_sampler([1, 2]), _positions(2))
+    assert tokens.tolist() == [1, 0]
+    assert tokens.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, None, None), (0.6, None, None), (1.0, 5, None), (1.0, None, 0.7), (1.7, 9, 0.8)],
+)
+def test_draws_follow_the_filtered_distribution(temperature, top_k, top_p):
+    logits = _logits(seed=3)
+    wanted = _allowed(np.asarray(logits) / temperature, top_k, top_p)
+    tokens = _many(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    seen = np.bincount(tokens, minlength=VOCAB) / DRAWS
+    assert (seen[wanted == 0] == 0).all()
+    error = np.sqrt(wanted * (1 - wanted) / DRAWS)
+    assert (np.abs(seen - wanted) <= 5 * error + 1e-12).all()
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    seed=st.integers(0, 2**16), top_k=st.integers(1, VOCAB + 3), top_p=st.floats(0.01, 1.0)
+)
+def test_no_token_is_drawn_that_transformers_would_filter(seed, top_k, top_p):
+    logits = _logits(8, seed)
+    sampler = make_sampler([seed] * 8, temperature=1.0, top_k=top_k, top_p=top_p)
+    for row, token in enumerate(draw(logits, sampler, _positions(8))):
+        # transformers drops from the tail up to 1 - p, so a share equal to p may fall either way.
+        slack = _allowed(logits[row : row + 1], min(top_k, VOCAB), min(1.0, top_p + 1e-6))
+        assert slack[int(token)] > 0
+
+
+def test_a_filter_that_removes_nothing_changes_no_draw():
+    logits, positions = _logits(50), _positions(50)
+    plain = draw(logits, make_sampler(range(50), temperature=0.9), positions)
+    almost = make_sampler(range(50), temperature=0.9, top_k=VOCAB, top_p=1.0 - 1e-7)
+    np.testing.assert_array_equal(draw(logits, almost, positions), plain)
+
+
+def test_a_row_draws_the_same_alone_and_among_others():
+    logits = _logits(6)
+    together = draw(logits, make_sampler(range(10, 16), temperature=1.0), _positions(6, 40))
+    for row in range(6):
+        alone = make_sampler([10 + row], temperature=1.0)
+        token = draw(logits[row : row + 1], alone, _positions(1, 40 + row))
+        assert int(token[0]) == int(together[row])
+
+
+def test_seeds_and_positions_both_matter():
+    logits = jnp.zeros((1, 5_000), jnp.float32)
+
+    def token(seed: int, position: int) -> int:
+        return int(draw(logits, make_sampler([seed], temperature=1.0), _positions(1, position))[0])
+
+    assert len({token(0, 0), token(1, 0), token(0, 1), token(2**32 - 1, 0)}) == 4
+    assert token(7, 3) == token(7, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"temperature": -1.0}, ["temperature"]),
+        (
+            {"temperature": float("nan"), "top_k": 0, "top_p": 1.5},
+            ["temperature", "top_k", "top_p"],
+        ),
+        ({"temperature": 1.0, "top_p": 0.0}, ["top_p"]),
+        ({"top_k": 5}, ["top_k and top_p would change nothing"]),
+    ],
+)
+def test_settings_out_of_range_are_all_named(settings, named):
+    with pytest.raises(sinkjax.InputError) as error:
+        make_sampler([0], **settings)
+    assert len(error.value.problems) == len(named)
+    for problem, name in zip(error.value.problems, named, strict=True):
+        assert name in problem
