@@ -111,8 +111,8 @@ class Results:
                 self._measured.mkdir(parents=True, exist_ok=True)
                 self._lock(resources)
                 self._remove_partial_files()
+                self._records.touch()  # before the specification: where that is, both are
                 self._bind(specification)
-                self._records.touch()
                 self._file = resources.enter_context(open(self._records, "r+b", buffering=0))
                 _sync_folder(self.folder)
                 self._load()
