@@ -1,0 +1,38 @@
+"""What a number was measured with: versions, device and settings, for records."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import jax
+
+_PACKAGES = ("sinkjax", "jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes, the device it runs on, and the flags that XLA was given."""
+    device = jax.devices()[0]
+    return {
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": device.platform,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "num_devices": jax.device_count(),
+        "cpu_count": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, for which JAX says no more than "cpu"."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
