@@ -1,4 +1,4 @@
-"""Reads what the flags of the experiments name: files of prompts, long texts, and the defaults of both."""
+"""Reads what the flags of the experiments name: prompts, long texts, and the defaults of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 from sinkjax.errors import InputError
 from sinkjax.prompts import PromptList, TextWindows
 
-# The experiments run from a checkout (`python -m experiments.sweep`), so their configs lie beside them.
+# The experiments run from a checkout (`python -m experiments.sweep`): configs lie beside them.
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -20,8 +20,9 @@ def read_prompts(path: str | Path) -> PromptList:
     """Reads a file of prompts.
 
     Args:
-      path: `.txt`: one prompt a line, as it stands; blank lines and lines that begin with '#' are left out.
-        `.jsonl`: on every line a JSON string, or an object with the prompt in "prompt" or, failing that, in "text".
+      path: `.txt`: one prompt a line, as it stands; blank lines and lines that begin with '#' are
+        left out. `.jsonl`: on every line a JSON string, or an object with the prompt in "prompt"
+        or, failing that, in "text"; blank lines are left out.
 
     Raises:
       InputError: a file that cannot be read or holds no prompt, or every line that holds none.
@@ -30,7 +31,8 @@ def read_prompts(path: str | Path) -> PromptList:
     readers = {".txt": _text_lines, ".jsonl": _json_lines}
     if path.suffix not in readers:
         raise InputError(
-            f"--prompts={path}: its name has to end in .txt (one prompt a line) or .jsonl (JSON lines)"
+            f"--prompts={path}: its name has to end in .txt (one prompt a line) or .jsonl (JSON "
+            "lines); rename it"
         )
     text, sha256 = _read("--prompts", path)
     texts = readers[path.suffix](path, text)
@@ -77,9 +79,10 @@ def default_text(count: int, seed: int) -> TextWindows:
 def pydoc_prose() -> str:
     """The topics of `pydoc`, in the order of their names, as paragraphs.
 
-    Lines wrapped for a terminal are joined; what is indented, code for the most part, stays as it is; tables and the
-    underlines of headings are left out. Topics repeat long parts of one another: each paragraph is kept the first time
-    only, so that windows at different places hold different text.
+    Lines wrapped for a terminal are joined; what is indented, code for the most part, stays as it
+    is; tables and the underlines of headings are left out. Topics repeat long parts of one another:
+    each paragraph is kept the first time only, so that windows at different places hold different
+    text.
     """
     paragraphs: dict[str, None] = {}
     for name in sorted(topics):
@@ -109,12 +112,17 @@ def _json_lines(path: Path, text: str) -> list[str]:
             continue
         if isinstance(value, dict):
             value = value.get("prompt", value.get("text"))
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            problems.append(
+                f"--prompts={path}, line {number} holds half a surrogate pair, which is no "
+                "character: write the character itself, or both halves"
+            )
+        elif isinstance(value, str) and value.strip():
             texts.append(value)
         else:
             problems.append(
-                f"--prompts={path}, line {number} holds no prompt: write a JSON string, or an object "
-                'with one in "prompt" or "text"'
+                f"--prompts={path}, line {number} holds no prompt: write a JSON string, or an "
+                'object with one in "prompt" or "text"'
             )
     if problems:
         raise InputError(*problems)

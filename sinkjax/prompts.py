@@ -1,15 +1,17 @@
 """Prompts as tokens, cut to every length that a sweep asks for.
 
-`PromptList` holds short texts, each of them cut from its beginning. `TextWindows` holds one long text and cuts windows
-out of it that begin at seeded places. Both are nested: what they give at length T is the beginning of what they give at
-any greater length, so that a comparison of lengths is not a comparison of contents.
+`PromptList` holds short texts, each of them cut from its beginning. `TextWindows` holds one long
+text and cuts windows out of it that begin at seeded places. Both are nested: what they give at
+length T is the beginning of what they give at any greater length, so that a comparison of lengths
+is not a comparison of contents.
 
-Nothing here reads a file: texts come in as strings, with the name and the digest of where they came from.
+Nothing here reads a file: texts come in as strings, with the name and the digest of where they came
+from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,8 +31,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: str) -> list[int]
     Args:
       tokenizer: any tokenizer of transformers.
       text: the prompt. A BOS written out in it belongs to the text and is kept.
-      bos: "tokenizer" puts in front whatever the tokenizer puts there by itself; "always" makes sure of exactly one BOS,
-        added unless the text already begins with it; "never" adds none.
+      bos: "tokenizer" puts in front whatever the tokenizer puts there by itself; "always" makes
+        sure of a BOS, added unless the text already begins with it; "never" adds none.
 
     Raises:
       InputError: an unknown policy, or "always" with a tokenizer that has no BOS token.
@@ -90,8 +92,8 @@ class PromptList:
           counts: the prompts wanted by length, None for all of them.
 
         Raises:
-          InputError: more prompts are wanted than there are, or prompts have fewer tokens than their lengths need: one
-            problem for each such prompt.
+          InputError: more prompts are wanted than there are, or prompts have fewer tokens than
+            their lengths need: one problem for each such prompt.
         """
         problems = [
             f"{self.name} holds {len(self.texts)} prompts, {count} are wanted at length {length}: "
@@ -125,12 +127,12 @@ class PromptList:
 class TextWindows:
     """Windows of one long text that begin at seeded places and do not overlap.
 
-    Overlapping windows would be counted as independent prompts when prompts are resampled, and the intervals would come
-    out too narrow. So a length at which not all windows fit gives fewer of them.
+    Overlapping windows would be counted as independent prompts when prompts are resampled, and the
+    intervals would come out too narrow. So a length at which not all windows fit gives fewer.
 
-    The text is taken as a ring: a window that reaches its end goes on at its beginning. That keeps the places the same
-    for every length. They are evenly spaced, turned by the seed, and each is moved on to the next beginning of a line
-    where one is near.
+    The text is taken as a ring: a window that reaches its end goes on at its beginning. That keeps
+    the places the same for every length. They are evenly spaced, turned by the seed, and each is
+    moved on to the next beginning of a line where one is near.
 
     Attributes:
       name: where the text came from, for records and messages.
@@ -223,7 +225,8 @@ class _Layout(NamedTuple):
     Attributes:
       tokens: int32 [tokens of the text], without BOS.
       starts: int64 [count], the places where windows begin.
-      gaps: int64 [count], gaps[i] is the least distance round the ring between the first i + 1 starts.
+      gaps: int64 [count], gaps[i] is the least distance round the ring between the first i + 1
+        starts.
     """
 
     tokens: np.ndarray
@@ -237,8 +240,8 @@ def _lay_out(tokens: np.ndarray, line_starts: np.ndarray, count: int, seed: int)
         return _Layout(tokens, np.zeros(count, np.int64), np.zeros(count, np.int64))
     turn = np.random.default_rng(seed).integers(size)
     places = (turn + np.array(_spread(count), np.int64) * size // count) % size
-    # Moving on to a line's beginning takes room from the window before: an eighth of the spacing at most, so that
-    # windows which together are seven eighths of the text always fit.
+    # Moving on to a line's beginning takes room from the window before: an eighth of the spacing at
+    # most, so that windows which together are seven eighths of the text always fit.
     ahead = np.append(line_starts, size)
     near = ahead[np.searchsorted(ahead, places)]
     starts = np.where(near - places <= size // (8 * count), near, places) % size
@@ -253,8 +256,8 @@ def _lay_out(tokens: np.ndarray, line_starts: np.ndarray, count: int, seed: int)
 def _spread(count: int) -> list[int]:
     """0 to count - 1 in the order of halves, quarters, eighths (van der Corput's sequence).
 
-    However many are taken from the front, they lie spread over the whole range: few long windows and many short ones
-    can share their starts.
+    However many are taken from the front, they lie spread over the whole range: few long windows
+    and many short ones can share their starts.
     """
     bits = (count - 1).bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
