@@ -298,7 +298,7 @@ class SinkMask:
         ours, models = (self.num_layers, self.num_heads), (config.num_layers, config.num_heads)
         if ours != models:
             raise InputError(
-                f"the mask is for {ours[0]} layers of {ours[1]} heads and the model has {models[0]} "
+                f"the mask is for {ours[0]} layers of {ours[1]} heads, the model has {models[0]} "
                 f"layers of {models[1]}: use a mask that was made for this model"
             )
 
