@@ -4,21 +4,32 @@ from sinkjax.checkpoint import load, load_config, load_tokenizer, save_orbax, sa
 from sinkjax.config import LlamaConfig, RopeConfig
 from sinkjax.digest import model_digest, tokenizer_digest
 from sinkjax.errors import InputError
+from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.mask_file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
 from sinkjax.model import Llama
 
 __all__ = [
+    "Copy",
     "DEFINITIONS",
+    "Full",
     "HeadStats",
     "InputError",
     "Llama",
     "LlamaConfig",
+    "Provenance",
     "RopeConfig",
+    "SavedMask",
+    "Sink",
+    "SinkMask",
+    "Window",
     "load",
     "load_config",
+    "load_mask",
     "load_tokenizer",
     "measure_sinks",
     "model_digest",
+    "save_mask",
     "save_orbax",
     "save_safetensors",
     "tokenizer_digest",
