@@ -1,0 +1,317 @@
+"""What a compiled executable does, read from its own optimized HLO.
+
+XLA's `cost_analysis` gives totals, counts a loop's body once however often it runs, and is silent
+on some platforms. Here every instruction is counted where it stands: by the `jax.named_scope` that
+it came from, and as often as its loop runs, so that the work of one layer or one path can be told
+from the rest, on every platform alike.
+
+Counted is what HLO's semantics ask for. A loop whose number of turns the compiler does not know
+counts once; a conditional counts its largest branch.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
+_CALLERS = frozenset({"call", "fusion", "while", "conditional", "async-start", "custom-call"})
+_GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
+_ARITHMETIC = frozenset(
+    {
+        *("add", "subtract", "multiply", "divide", "remainder", "power", "maximum", "minimum"),
+        *("negate", "abs", "sign", "floor", "ceil", "round-nearest-even", "sqrt", "rsqrt", "cbrt"),
+        *("exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "erf"),
+        *("tanh", "sine", "cosine", "tan", "atan2"),
+    }
+)
+_FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
+_MATMUL_SOURCE = "dot_general"  # the JAX primitive, whatever XLA made of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one instruction computes each time the executable runs.
+
+    Attributes:
+      scope: where it came from, as `jit(f)/layer_0/attention/...`; empty where XLA does not say.
+      operations: floating-point operations; a multiply and an add are two.
+      is_matmul: whether they belong to a matrix product, as XLA calls it or as JAX did.
+    """
+
+    scope: str
+    operations: int
+    is_matmul: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One array that the executable is given.
+
+    Attributes:
+      name: the path within the arguments of the jitted function, as `state['norm']['scale'].value`.
+      shape: its axes.
+      size: bytes of its elements, without a platform's padding.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Type:
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    types: tuple[_Type, ...]  # of the result; several for a tuple
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+
+    @functools.cached_property
+    def scope(self) -> str:
+        found = _OP_NAME.search(self.attributes)
+        return found[1].replace("\\'", "'") if found else ""
+
+
+class Module:
+    """The optimized HLO of one executable.
+
+    Attributes:
+      arguments: what it is given, in order.
+      uncounted: custom calls whose operations cannot be known, by target. None, in a whole account.
+    """
+
+    def __init__(self, text: str):
+        """Args: text, of a compiled executable: `jax.stages.Compiled.as_text()`."""
+        self._computations: dict[str, list[_Instruction]] = {}
+        self._entry = ""
+        self._read(text)
+        self.arguments = tuple(self._arguments())
+        self.uncounted: collections.Counter[str] = collections.Counter()
+        self.work = tuple(self._work(self._entry, 1, ""))
+
+    def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
+        """Operations of all instructions whose scope matches a regular expression anywhere."""
+        pattern = re.compile(scope)
+        return sum(
+            item.operations
+            for item in self.work
+            if pattern.search(item.scope) and (item.is_matmul or not matmul_only)
+        )
+
+    def _read(self, text: str) -> None:
+        block: list[_Instruction] = []
+        for line in text.splitlines():
+            if (head := _COMPUTATION.match(line)) is not None:
+                block = self._computations[head[2]] = []
+                self._entry = head[2] if head[1] else self._entry
+            elif (start := _INSTRUCTION.match(line)) is not None:
+                block.append(_parse(start[1], line[start.end() :]))
+
+    def _arguments(self) -> Iterator[Argument]:
+        parameters = (i for i in self._computations[self._entry] if i.opcode == "parameter")
+        for parameter in sorted(parameters, key=lambda i: int(i.operands[0])):
+            (array,) = parameter.types
+            yield Argument(parameter.scope, array.shape, array.elements * _bytes(array.dtype))
+
+    def _work(self, computation: str, times: int, caller: str) -> Iterator[Work]:
+        """What one computation does, run so often, called from a scope."""
+        block = self._computations[computation]
+        types = {instruction.name: instruction.types for instruction in block}
+        scopes = _scopes(block, caller)
+        for instruction in block:
+            scope = scopes[instruction.name]
+            called = _called(instruction) if instruction.opcode in _CALLERS else []
+            if instruction.opcode == "conditional":
+                branches = [list(self._work(name, times, scope)) for name in called]
+                yield from max(branches, key=lambda work: sum(item.operations for item in work))
+                continue
+            turns = times
+            if instruction.opcode == "while" and (known := _TRIPS.search(instruction.attributes)):
+                turns = times * int(known[1])
+            for name in called:
+                yield from self._work(name, turns, scope)
+            operations, is_matmul = self._count(instruction, types)
+            if operations:
+                yield Work(scope, operations * times, is_matmul)
+
+    def _count(
+        self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
+    ) -> tuple[int, bool]:
+        """Operations of one instruction, once, and whether they are a matrix product's."""
+        result = instruction.types[0]
+        if instruction.opcode == "dot":
+            contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
+            shape = types[instruction.operands[0]][0].shape
+            return 2 * result.elements * math.prod(shape[axis] for axis in contracted), True
+        if instruction.opcode == "convolution":
+            shapes = [types[operand][0].shape for operand in instruction.operands[:2]]
+            return _convolution(instruction, *shapes), True
+        if instruction.opcode == "custom-call":
+            return self._count_custom_call(instruction, types), True
+        if result.dtype not in _FLOATS:
+            return 0, False
+        is_matmul = instruction.scope.rpartition("/")[2] == _MATMUL_SOURCE
+        if instruction.opcode in _ARITHMETIC:
+            return result.elements, is_matmul
+        if instruction.opcode in ("reduce", "reduce-window"):
+            return types[instruction.operands[0]][0].elements, is_matmul
+        return 0, False
+
+    def _count_custom_call(
+        self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
+    ) -> int:
+        found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+        target = found[1] if found else ""
+        if not target.startswith(_GEMMS):
+            if not _moves_data(target):
+                self.uncounted[target] += 1
+            return 0
+        listed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+        shape = types[instruction.operands[0]][0].shape
+        contracted = [int(axis) for axis in re.findall(r"\d+", listed[1])]
+        return 2 * instruction.types[0].elements * math.prod(shape[axis] for axis in contracted)
+
+
+def _moves_data(target: str) -> bool:
+    """Whether a custom call computes nothing: buffers, layouts, sorting, annotations."""
+    return bool(
+        re.search(
+            r"(?i)bitcast|alloc|sharding|gatherindices|topk|sort|annotate|custom-barrier", target
+        )
+    )
+
+
+def _parse(name: str, rest: str) -> _Instruction:
+    """An instruction from what follows its `name = `: type, opcode, operands, attributes."""
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    types = tuple(
+        _Type(dtype, tuple(int(n) for n in axes.split(",") if n))
+        for dtype, axes in _ARRAY.findall(rest[:end])
+    )
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    opcode = rest[end:opening].strip()
+    inside = rest[opening + 1 : closing]
+    operands = (inside,) if opcode == "parameter" else tuple(_NAME.findall(inside))
+    return _Instruction(name, types, opcode, operands, rest[closing + 1 :])
+
+
+def _scopes(block: list[_Instruction], caller: str) -> dict[str, str]:
+    """The scope of each instruction of a computation.
+
+    Passes of XLA that rewrite an instruction may drop where it came from. Such a one belongs where
+    its result is used, failing that where its operands come from, failing that to the caller.
+    """
+    scopes = {instruction.name: instruction.scope for instruction in block}
+    for instruction in reversed(block):
+        for operand in instruction.operands:
+            if operand in scopes and not scopes[operand]:
+                scopes[operand] = scopes[instruction.name]
+    for instruction in block:
+        if not scopes[instruction.name]:
+            sources = (scopes.get(operand, "") for operand in instruction.operands)
+            scopes[instruction.name] = next(filter(None, sources), caller)
+    return scopes
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis that opens at `opening` closes."""
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    raise ValueError(f"a parenthesis does not close: {text[:80]}")
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """Computations that an instruction runs, each once a turn."""
+    names = []
+    for one, several in _CALLED.findall(instruction.attributes):
+        names += [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
+    return names
+
+
+def _numbers(attributes: str, key: str) -> list[int]:
+    found = re.search(rf"{key}={{([\d,]*)}}", attributes)
+    return [int(number) for number in found[1].split(",") if number] if found else []
+
+
+def _bytes(dtype: str) -> int:
+    """Bytes of an element: `pred` has one, `bf16` two."""
+    bits = re.search(r"\d+", dtype)
+    return max(1, int(bits[0]) // 8) if bits else 1
+
+
+def _convolution(instruction: _Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
+    """Operations of a convolution, without those that fall on padding or dilation.
+
+    XLA's TPU compiler writes matrix products this way, batch axes as spatial ones, so that most of
+    a window's positions fall on nothing.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    fields = dict(item.split("=") for item in window[1].split()) if window else {}
+    result = instruction.types[0].shape
+    total = 2
+    for axis, label in enumerate(labels[3]):
+        if label.isalpha():
+            total *= result[axis]
+    total *= rhs[labels[2].index("i")]
+    for number in range(sum(label.isdigit() for label in labels[3])):
+        label = str(number)
+
+        def field(key: str, default: str, number: int = number) -> str:
+            return fields[key].split("x")[number] if key in fields else default
+
+        padding = int(field("pad", "0_0").split("_")[0])
+        total *= _positions(
+            inputs=lhs[labels[1].index(label)],
+            kernel=rhs[labels[2].index(label)],
+            outputs=result[labels[3].index(label)],
+            stride=int(field("stride", "1")),
+            padding=padding,
+            lhs_dilation=int(field("lhs_dilate", "1")),
+            rhs_dilation=int(field("rhs_dilate", "1")),
+        )
+    return total
+
+
+def _positions(
+    *,
+    inputs: int,
+    kernel: int,
+    outputs: int,
+    stride: int,
+    padding: int,
+    lhs_dilation: int,
+    rhs_dilation: int,
+) -> int:
+    """Pairs of output and kernel positions along one axis that meet an input."""
+    return sum(
+        place % lhs_dilation == 0 and 0 <= place // lhs_dilation < inputs
+        for out in range(outputs)
+        for place in (out * stride - padding + k * rhs_dilation for k in range(kernel))
+    )

@@ -1,0 +1,142 @@
+"""The account of a compiled executable, against operations counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sinkjax.program.hlo import Module
+
+
+def _module(function, *arguments) -> Module:
+    return Module(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_a_matrix_product_is_two_operations_an_element_and_contracted_index():
+    module = _module(lambda a, b: a @ b, _array(7, 33), _array(33, 11))
+    assert module.operations() == module.operations(matmul_only=True) == 2 * 7 * 33 * 11
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("equation", "shapes", "operations"),
+    [
+        ("btd,dnh->btnh", [(2, 5, 12), (12, 3, 8)], 2 * 2 * 5 * 12 * 24),
+        ("btnh,nhd->btd", [(2, 5, 3, 8), (3, 8, 12)], 2 * 2 * 5 * 12 * 24),
+        ("bkth,bksh->bkts", [(2, 3, 9, 8), (2, 3, 7, 8)], 2 * 2 * 3 * 9 * 7 * 8),
+    ],
+)
+def test_einsums_of_the_model_count_the_same_in_every_dtype(dtype, equation, shapes, operations):
+    arrays = [_array(*shape, dtype=dtype) for shape in shapes]
+    module = _module(lambda a, b: jnp.einsum(equation, a, b), *arrays)
+    assert module.operations(matmul_only=True) == operations
+
+
+def test_a_loop_counts_as_often_as_it_turns_also_inside_another():
+    def function(x, w):
+        def inner(_, x):
+            return jnp.tanh(x @ w)
+
+        def outer(x, _):
+            return jax.lax.fori_loop(0, 3, inner, x), None
+
+        return jax.lax.scan(outer, x, length=5)[0]
+
+    module = _module(function, _array(4, 16), _array(16, 16))
+    assert module.operations(matmul_only=True) == 5 * 3 * 2 * 4 * 16 * 16
+
+
+def test_a_loop_that_may_stop_at_any_turn_counts_once():
+    def function(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
+
+    module = _module(function, _array(4, 16), _array(16, 16))
+    assert module.operations(matmul_only=True) == 2 * 4 * 16 * 16
+
+
+def test_a_conditional_counts_its_largest_branch():
+    def function(choice, x, w):
+        return jax.lax.switch(choice, [lambda x: x, lambda x: x @ w, lambda x: (x @ w) @ w], x)
+
+    module = _module(function, _array(dtype=jnp.int32), _array(4, 16), _array(16, 16))
+    assert module.operations(matmul_only=True) == 2 * 2 * 4 * 16 * 16
+
+
+def test_work_is_told_apart_by_named_scope():
+    def function(x, w):
+        with jax.named_scope("first"):
+            x = x @ w
+        for index in range(2):
+            with jax.named_scope(f"second_{index}"):
+                x = jnp.exp(x) @ w
+        return x
+
+    module = _module(function, _array(4, 16), _array(16, 16))
+    product = 2 * 4 * 16 * 16
+    assert module.operations("first", matmul_only=True) == product
+    assert module.operations("second_1") == product + 4 * 16
+    assert module.operations("second", matmul_only=True) == 2 * product
+    assert module.operations("third") == 0
+
+
+def test_batched_products_keep_their_scope():
+    """On a CPU, XLA rewrites these and forgets where they came from."""
+
+    def function(q, k, v):
+        with jax.named_scope("attention"):
+            scores = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+            return jnp.einsum("bkts,bksh->bkth", weights, v)
+
+    heads = _array(1, 3, 64, 32, dtype=jnp.bfloat16)
+    module = _module(function, heads, heads, heads)
+    assert module.operations("attention", matmul_only=True) == 2 * (2 * 3 * 64 * 64 * 32)
+
+
+def test_arguments_are_named_by_their_place_and_dead_ones_are_gone():
+    def function(state, x):
+        return x @ state["layer"][1]
+
+    state = {"layer": [_array(8, 8), _array(8, 3, dtype=jnp.bfloat16)], "unused": _array(4)}
+    module = _module(function, state, _array(2, 8, dtype=jnp.bfloat16))
+    assert [(a.name, a.shape, a.size) for a in module.arguments] == [
+        ("state['layer'][1]", (8, 3), 48),
+        ("x", (2, 8), 32),
+    ]
+
+
+def test_elementwise_and_reductions_are_counted_but_are_no_matrix_product():
+    module = _module(lambda x: (x * x).sum(), _array(10, 10))
+    assert module.operations() == 200
+    assert module.operations(matmul_only=True) == 0
+
+
+def test_what_cannot_be_counted_is_named():
+    text = """\
+HloModule jit_f
+ENTRY %main (x: f32[4,4]) -> f32[4,4] {
+  %x = f32[4,4]{1,0} parameter(0), metadata={op_name="x"}
+  ROOT %y = f32[4,4]{1,0} custom-call(%x), custom_call_target="mystery"
+}
+"""
+    module = Module(text)
+    assert dict(module.uncounted) == {"mystery": 1}
+    assert module.operations() == 0
+
+
+def test_a_cublas_product_is_counted_from_its_own_description():
+    text = """\
+HloModule jit_f
+ENTRY %main (a: bf16[5,32], b: bf16[32,7]) -> bf16[5,7] {
+  %a = bf16[5,32]{1,0} parameter(0), metadata={op_name="a"}
+  %b = bf16[32,7]{1,0} parameter(1), metadata={op_name="b"}
+  %c = (bf16[5,7]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", \
+metadata={op_name="jit(f)/mlp/dot_general"}, backend_config={"gemm_backend_config":\
+{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %d = bf16[5,7]{1,0} get-tuple-element(%c), index=0
+}
+"""
+    assert Module(text).operations("mlp", matmul_only=True) == 2 * 5 * 32 * 7
