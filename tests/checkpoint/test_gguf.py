@@ -523,7 +523,8 @@ def test_a_damaged_header_is_refused_or_read(small_file, data):
     except InputError as error:
         assert str(damaged) in str(error)
     else:
-        source.read("model.norm.weight" if "model.norm.weight" in source.shapes else "cls")
+        for name in list(source.shapes)[:1]:
+            source.read(name)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,7 @@ def test_damaged_names_are_refused(small_file, tmp_path, old, new, mentions):
 
 def test_a_repeated_key_is_refused(writer, model):
     add_llama(writer, model)
-    writer.add_string("llama.block_coumt", "")
+    writer.add_string("llama.block_coumt", "3")
     path = finish(writer)
     path.write_bytes(path.read_bytes().replace(b"llama.block_coumt", b"llama.block_count"))
     assert_refused(path, "llama.block_count is there twice")
