@@ -10,8 +10,8 @@ from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
 from sinkjax.model import Llama
 
 __all__ = [
-    "Copy",
     "DEFINITIONS",
+    "Copy",
     "Full",
     "HeadStats",
     "InputError",
