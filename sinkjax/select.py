@@ -73,7 +73,7 @@ def consistent(
     by_length = [_with_prompts(scores) for scores in scores_by_length]
     if len({scores.shape[1:] for scores in by_length}) != 1:
         shapes = [scores.shape for scores in by_length]
-        raise ValueError(f"scores have shapes {shapes}; one layers and heads for all is needed")
+        raise ValueError(f"scores have shapes {shapes}; one or more of equal L and N are needed")
     shares = [is_sink(scores, definition, threshold).mean(axis=0) for scores in by_length]
     return _held_by(np.min(shares, axis=0), path, min_share, num_kv_heads)
 

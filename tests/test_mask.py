@@ -1,0 +1,656 @@
+"""Masks and their files: what is refused, set operations against sets, damaged files."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masks import masks
+from safetensors.numpy import save_file
+
+import sinkjax
+from sinkjax import Copy, Full, InputError, Provenance, Sink, SinkMask, Window
+from sinkjax.mask import KINDS
+from sinkjax.mask_file import SCHEMA
+
+L, N, K, H = 4, 6, 2, 5
+CONFIG = sinkjax.LlamaConfig(
+    vocab_size=11,
+    num_layers=L,
+    num_heads=N,
+    num_kv_heads=K,
+    head_dim=H,
+    embed_dim=7,
+    mlp_dim=13,
+    max_length=32,
+    norm_eps=1e-5,
+)
+PATHS = [
+    Full(),
+    Copy(0, 1),
+    Window(0, 1),
+    Window(4, 128),
+    Sink("first"),
+    Sink("zero"),
+    Sink("mean"),
+]
+
+several = settings(deadline=None, max_examples=50)
+drawn = masks(L, N, K)
+
+
+@st.composite
+def parts(draw):
+    """Two masks that agree, each a part of one mask."""
+    whole = draw(drawn)
+    kept = st.lists(st.booleans(), min_size=L * N, max_size=L * N)
+    return tuple(
+        whole - SinkMask.where(np.array(draw(kept)).reshape(L, N), Sink()) for _ in range(2)
+    )
+
+
+pairs = st.one_of(st.tuples(drawn, drawn), parts())
+
+
+def off_full(mask):
+    """{(layer, head): path} off `full`: what the set operations are about."""
+    return {
+        (layer, head): path
+        for layer, heads in enumerate(mask.heads)
+        for head, path in enumerate(heads)
+        if path != Full()
+    }
+
+
+def problems_of(function, *args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    return caught.value.problems
+
+
+# Values
+
+
+@several
+@given(drawn)
+def test_equal_masks_are_one_static_value_and_one_digest(mask):
+    twin = SinkMask([list(layer) for layer in copy.deepcopy(mask.heads)])
+    assert twin == mask
+    assert hash(twin) == hash(mask)
+    assert twin.digest == mask.digest
+    assert pickle.loads(pickle.dumps(mask)) == mask
+
+
+@several
+@given(pairs)
+def test_different_masks_differ_in_digest_and_text(pair):
+    one, two = pair
+    assert (one == two) == (one.digest == two.digest) == (str(one) == str(two))
+
+
+def test_a_mask_cannot_be_changed():
+    mask = SinkMask.full(CONFIG)
+    with pytest.raises(AttributeError):
+        mask.heads = ()
+    with pytest.raises(AttributeError):
+        mask.heads[0][0].kind = "sink"
+
+
+def test_equal_masks_share_one_compiled_program():
+    traces = []
+
+    def traced(mask, x):
+        traces.append(mask)
+        return x * sum(mask.counts().values())
+
+    function = jax.jit(traced, static_argnums=0)
+    function(SinkMask.from_text("L0: f s(first)"), jnp.ones(3))
+    function(SinkMask([[Full(), Sink()]]), jnp.ones(3))
+    assert len(traces) == 1
+    function(SinkMask([[Full(), Sink("zero")]]), jnp.ones(3))
+    assert len(traces) == 2
+
+
+def test_numbers_of_any_integer_type_are_the_same_path():
+    path = Copy(np.int64(0), np.int32(1))
+    assert path == Copy(0, 1)
+    assert str(path) == "copy(0,1)"
+    assert type(path.layer) is int
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "said"),
+    [
+        (Window, (-1, 4), "sinks of window is -1; it has to be at least 0"),
+        (Window, (2, 0), "recent of window is 0; it has to be at least 1"),
+        (Copy, (-1, 0), "layer of copy is -1"),
+        (Copy, (0, -2), "head of copy is -2"),
+        (Sink, ("median",), "fill is 'median'; it has to be one of first, zero, mean"),
+    ],
+)
+def test_impossible_paths_are_refused(path, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        path(*arguments)
+
+
+def test_numbers_that_are_not_whole_are_refused():
+    with pytest.raises(TypeError):
+        Window(1.0, 4)
+
+
+# What no model can do
+
+
+def test_everything_impossible_is_listed_at_once():
+    heads = [
+        [Full(), Sink("zero"), Window(1, 2)],
+        [Copy(0, 0), Copy(0, 1), Copy(0, 2)],
+        [Copy(1, 0), Copy(2, 0), Copy(0, 3)],
+        [Copy(7, 0), Full(), Full()],
+    ]
+    problems = problems_of(SinkMask, heads)
+    assert [problem.split(":")[0] for problem in problems] == [
+        "layer 1, head 1 copies layer 0, head 1, which is itself sink(zero)",
+        "layer 2, head 0 copies layer 1, head 0, which is itself copy(0,0)",
+        "layer 2, head 1 copies layer 2, head 0",
+        "layer 2, head 2 copies layer 0, head 3",
+        "layer 3, head 0 copies layer 7, head 0",
+    ]
+    assert "earlier" in problems[2]
+    assert "heads are 0 to 2" in problems[3]
+
+
+def test_what_is_no_path_and_ragged_layers_are_listed():
+    problems = problems_of(SinkMask, [[Full(), "sink"], [Full()], [Full(), None]])
+    assert len(problems) == 3
+    assert "layer 0, head 1 is 'sink'" in problems[0]
+    assert problems[1] == "layer 1 has 1 heads and layer 0 has 2"
+
+
+@pytest.mark.parametrize("heads", [(), ((),), ((), ())])
+def test_a_mask_without_heads_is_refused(heads):
+    assert "at least one" in problems_of(SinkMask, heads)[0]
+
+
+def test_another_models_shape_is_refused_with_both_shapes():
+    SinkMask.full(CONFIG).check(CONFIG)
+    (problem,) = problems_of(SinkMask([[Full()] * N] * (L + 1)).check, CONFIG)
+    assert f"{L + 1} layers of {N} heads" in problem
+    assert f"{L} layers of {N}" in problem
+    problems_of(SinkMask([[Full()] * (N + 1)] * L).check, CONFIG)
+
+
+# Making
+
+
+@several
+@given(st.data(), st.sampled_from(PATHS))
+def test_where_puts_the_path_on_the_chosen_heads_alone(data, path):
+    bits = data.draw(st.lists(st.booleans(), min_size=L * N, max_size=L * N))
+    chosen = np.array(bits).reshape(L, N)
+    if isinstance(path, Copy) and (chosen[0].any()):
+        problems_of(SinkMask.where, chosen, path)
+        return
+    mask = SinkMask.where(chosen, path)
+    np.testing.assert_array_equal(mask.off_full, chosen & (path != Full()))
+    assert set(off_full(mask).values()) <= {path}
+
+
+def test_copying_the_first_layer_leaves_it_full_and_keeps_each_heads_index():
+    chosen = np.ones((L, N), bool)
+    chosen[2, 3] = False
+    mask = SinkMask.copy_first_layer(chosen)
+    assert off_full(mask) == {
+        (layer, head): Copy(0, head)
+        for layer in range(1, L)
+        for head in range(N)
+        if (layer, head) != (2, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    "chosen", [np.ones(3, bool), np.ones((2, 2)), np.ones((1, 2, 2), bool), np.zeros((2, 2), int)]
+)
+def test_choices_that_are_no_bools_by_layer_and_head_are_refused(chosen):
+    for make in (lambda: SinkMask.where(chosen, Sink()), lambda: SinkMask.copy_first_layer(chosen)):
+        with pytest.raises(ValueError, match=r"bool \[L, N\] is needed"):
+            make()
+
+
+# Text
+
+
+@several
+@given(drawn)
+def test_text_reads_back(mask):
+    assert SinkMask.from_text(str(mask)) == mask
+    assert eval(repr(mask)) == mask
+
+
+@several
+@given(st.sampled_from(PATHS[2:]), st.integers(1, 40), st.integers(1, 40))
+def test_a_uniform_mask_is_one_run(path, num_layers, num_heads):
+    text = str(SinkMask([[path] * num_heads] * num_layers))
+    assert len(text) < len("L0-39: 40w(4,128)") + 1
+    assert SinkMask.from_text(text).heads == ((path,) * num_heads,) * num_layers
+
+
+def test_the_text_form_is_the_documented_one():
+    text = "L0-1: 9f | L2: 4s(first) 5w(4,128) | L3: 7f c(0,7) s(mean)"
+    mask = SinkMask.from_text(text)
+    assert str(mask) == text
+    assert mask.heads[0] == mask.heads[1] == (Full(),) * 9
+    assert mask.heads[2] == (Sink(),) * 4 + (Window(4, 128),) * 5
+    assert mask.heads[3][7:] == (Copy(0, 7), Sink("mean"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'' is no layer's heads"),
+        ("9f", "'9f' is no layer's heads"),
+        ("L0: ", "is no layer's heads"),
+        ("L1: 2f", "comes where L0 has to begin"),
+        ("L0: 2f | L2: 2f", "comes where L1 has to begin"),
+        ("L0: 2f | L0: 2f", "comes where L1 has to begin"),
+        ("L0: 2f | L2-1: 2f", "comes where L1 has to begin"),
+        ("L0: 2x", "'2x' is no run of heads"),
+        ("L0: 0f", "'0f' is no run of heads"),
+        ("L0: f(1)", "'f(1)' is no run of heads"),
+        ("L0: 2f s", "'s' is no run of heads"),
+        ("L0: w(4)", "'w(4)' is no run of heads"),
+        ("L0: w(4,x)", "'w(4,x)' is no run of heads"),
+        ("L0: w(4,0)", "recent of window is 0"),
+        ("L0: s(max)", "fill is 'max'"),
+        ("L0: 2f | L1: 3f", "layer 1 has 3 heads and layer 0 has 2"),
+        ("L0: f c(0,0)", "only heads of earlier layers"),
+    ],
+)
+def test_text_that_is_no_mask_is_refused(text, said):
+    assert said in "\n".join(problems_of(SinkMask.from_text, text))
+
+
+def test_all_that_is_wrong_with_a_text_is_listed():
+    assert len(problems_of(SinkMask.from_text, "L0: 2x w(4,0) s(max) f | L1 | L1: c(0)")) == 5
+
+
+# Sets
+
+
+@several
+@given(pairs)
+def test_union_and_intersection_are_those_of_sets_where_the_paths_agree(pair):
+    one, two = pair
+    a, b = off_full(one), off_full(two)
+    conflicts = [head for head in a if head in b and a[head] != b[head]]
+    if conflicts:
+        for operation in (one.union, one.intersection):
+            problems = problems_of(operation, two)
+            assert [p.split(" is ")[0] for p in problems] == [
+                f"layer {layer}, head {head}" for layer, head in conflicts
+            ]
+        return
+    assert off_full(one & two) == dict(a.items() & b.items())
+    if any(isinstance((a | b).get(copied), Copy | Sink) for copied in copied_by(a | b)):
+        problems_of(one.union, two)
+    else:
+        assert off_full(one | two) == a | b
+        assert one | two == two | one
+
+
+def copied_by(paths):
+    return [(path.layer, path.head) for path in paths.values() if isinstance(path, Copy)]
+
+
+def test_a_union_that_takes_off_full_what_is_copied_is_refused():
+    one = SinkMask.from_text("L0: 2f | L1: c(0,1) f")
+    assert (
+        "itself sink(first)"
+        in problems_of(one.union, SinkMask.from_text("L0: f s(first) | L1: 2f"))[0]
+    )
+    assert str(one | SinkMask.from_text("L0: f w(0,1) | L1: 2f")) == "L0: f w(0,1) | L1: c(0,1) f"
+
+
+@several
+@given(pairs)
+def test_difference_is_that_of_heads_whatever_the_others_paths(pair):
+    one, two = pair
+    a, b = off_full(one), off_full(two)
+    assert off_full(one - two) == {head: path for head, path in a.items() if head not in b}
+
+
+@several
+@given(drawn, st.sets(st.integers(0, L - 1)))
+def test_a_mask_is_the_union_of_its_restrictions(mask, layers):
+    inside = mask.restrict(layers)
+    assert off_full(inside) == {at: path for at, path in off_full(mask).items() if at[0] in layers}
+    assert inside | (mask - inside) == mask
+    assert inside & mask == inside
+    assert mask - mask == SinkMask.full(CONFIG)
+    assert mask | mask == mask
+
+
+def test_sink_heads_can_be_cut_out_of_a_window_mask():
+    window = SinkMask([[Window(1, 4)] * N] * L)
+    sink = SinkMask.where(np.eye(L, N, dtype=bool), Sink())
+    problems_of(window.union, sink)
+    both = window - sink | sink
+    assert both.counts() == {"full": 0, "copy": 0, "window": L * N - L, "sink": L}
+
+
+def test_masks_of_different_shapes_are_not_joined():
+    one, two = SinkMask([[Full()] * 2] * 3), SinkMask([[Full()] * 3] * 2)
+    for operation in (one.union, one.intersection, one.difference):
+        assert "3 layers of 2 heads" in problems_of(operation, two)[0]
+
+
+def test_layers_that_do_not_exist_are_named():
+    (problem,) = problems_of(SinkMask.full(CONFIG).restrict, [0, L, -1])
+    assert "-1, 4" in problem
+    assert f"0 to {L - 1}" in problem
+
+
+# Counts
+
+
+@several
+@given(drawn)
+def test_counts_add_up(mask):
+    counts = mask.counts()
+    assert list(counts) == list(KINDS)
+    assert sum(counts.values()) == L * N
+    assert L * N - counts["full"] == mask.off_full.sum() == len(off_full(mask))
+    per_layer = mask.counts_per_layer()
+    assert {kind: sum(layer[kind] for layer in per_layer) for kind in KINDS} == counts
+    assert mask.group_counts(N) == {**counts, "mixed": 0}
+    groups = mask.group_counts(K)
+    assert sum(groups.values()) == L * K
+    size = N // K
+    for kind in KINDS:
+        whole = [
+            all(path.kind == kind for path in layer[size * k : size * (k + 1)])
+            for layer in mask.heads
+            for k in range(K)
+        ]
+        assert groups[kind] == sum(whole)
+
+
+@pytest.mark.parametrize("num_kv_heads", [0, 4, 7])
+def test_groups_need_key_value_heads_that_divide_the_query_heads(num_kv_heads):
+    with pytest.raises(ValueError, match="do not divide"):
+        SinkMask.full(CONFIG).group_counts(num_kv_heads)
+
+
+# Files
+
+
+PROVENANCE = Provenance(
+    model="tiny",
+    model_digest="a" * 64,
+    tokenizer_digest="b" * 64,
+    bos="always",
+    text="prose",
+    text_sha256="c" * 64,
+    lengths=(8, 64),
+    definition="mean",
+    threshold=0.9,
+    selection={"kind": "consistent", "min_share": 0.9},
+)
+QUALITY = {"kl": {"value": 0.1 + 0.2, "low": 0.25}, "lengths": [24, 256], "note": "§ 3"}
+MEAN_MASK = SinkMask.from_text("L0: 6f | L1: 2s(mean) 4f | L2: 6s(zero) | L3: 5f s(mean)")
+NEEDED = ([1, 1, 3], [0, 1, 5])
+
+
+def some_fills():
+    return np.random.default_rng(0).normal(size=(L, N, H)).astype(np.float32)
+
+
+def saved(folder, mask=MEAN_MASK, **more):
+    options = {"provenance": PROVENANCE, "quality": QUALITY, "fills": some_fills(), **more}
+    return sinkjax.save_mask(folder / "mask.json", mask, **options)
+
+
+def edit(folder, sign=False, **changes):
+    """Changes keys of the JSON; None deletes. With `sign` the digest is made to fit."""
+    path = folder / "mask.json"
+    fields = {**json.loads(path.read_text()), **changes}
+    fields = {key: value for key, value in fields.items() if value is not ...}
+    if sign:
+        rest = {key: fields[key] for key in fields if key != "digest"}
+        canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+        fields["digest"] = hashlib.sha256(canonical.encode()).hexdigest()
+    path.write_text(json.dumps(fields))
+
+
+def refusal(folder):
+    problems = problems_of(sinkjax.load_mask, folder / "mask.json")
+    assert all(str(folder) in problem for problem in problems)
+    return "\n".join(problems)
+
+
+@several
+@given(drawn)
+def test_files_read_back(tmp_path_factory, mask):
+    folder = tmp_path_factory.mktemp("masks")
+    digest = saved(folder, mask)
+    loaded = sinkjax.load_mask(folder / "mask.json")
+    assert loaded.mask == mask
+    assert loaded.provenance == PROVENANCE
+    assert loaded.quality == QUALITY
+    assert loaded.digest == digest
+    means = np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
+    assert (loaded.fills is not None) == means.any() == (len(list(folder.iterdir())) == 2)
+    if means.any():
+        assert loaded.fills.dtype == np.float32
+        np.testing.assert_array_equal(
+            loaded.fills, np.where(means[..., None], some_fills(), np.float32(0))
+        )
+
+
+def test_equal_contents_are_equal_bytes_and_fills_of_other_heads_do_not_count(tmp_path):
+    other = np.full((L, N, H), np.nan, np.float32)
+    other[NEEDED] = some_fills()[NEEDED]
+    for name, fills in (("one", some_fills()), ("two", jnp.asarray(other))):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, fills=fills)
+    for file in ("mask.json", "mask.fills.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_file_is_written_for_people(tmp_path):
+    saved(tmp_path)
+    text = (tmp_path / "mask.json").read_text()
+    fields = json.loads(text)
+    assert fields["schema"] == SCHEMA
+    assert fields["mask_digest"] == MEAN_MASK.digest
+    assert fields["heads"] == str(MEAN_MASK).split(" | ")
+    assert len(text.splitlines()) < 50
+
+
+def test_saving_again_replaces_both_files(tmp_path):
+    saved(tmp_path)
+    baseline = SinkMask.full(CONFIG)
+    saved(tmp_path, baseline)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
+    assert sinkjax.load_mask(tmp_path / "mask.json").mask == baseline
+
+
+def test_a_save_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
+    saved(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": float("nan")})
+    with pytest.raises(TypeError):
+        saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": object()})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    assert "No space left" in problems_of(saved, tmp_path, quality={})[0]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_paths_that_cannot_hold_a_mask_are_refused(tmp_path):
+    baseline = SinkMask.full(CONFIG)
+    assert "end in .json" in problems_of(sinkjax.save_mask, tmp_path / "mask", baseline)[0]
+    (tmp_path / "file").touch()
+    problems_of(sinkjax.save_mask, tmp_path / "file" / "mask.json", baseline)
+    sinkjax.save_mask(tmp_path / "new" / "folder" / "mask.json", baseline)
+    assert sinkjax.load_mask(tmp_path / "new" / "folder" / "mask.json").provenance == Provenance()
+
+
+@pytest.mark.parametrize(
+    ("fills", "said"),
+    [
+        (None, "3 heads are sink\\(mean\\): their fills are needed"),
+        (some_fills()[:-1], r"float32 \[4, 6, H\] is needed"),
+        (some_fills()[..., 0], r"float32 \[4, 6, H\] is needed"),
+        (some_fills().astype(np.float64), "float64"),
+        (np.full((L, N, H), np.inf, np.float32), "not all finite"),
+    ],
+)
+def test_fills_that_do_not_fit_are_not_saved(tmp_path, fills, said):
+    with pytest.raises(ValueError, match=said):
+        saved(tmp_path, fills=fills)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": ["L0-3: 6f"]}, "was changed after it was written"),
+        ({"quality": {"kl": 0}}, "was changed after it was written"),
+        ({"provenance": {}}, "was changed after it was written"),
+        ({"digest": "0" * 64}, "its digest is 000"),
+        ({"fills_sha256": "0" * 64}, "was changed after it was written"),
+        ({"schema": SCHEMA + 1}, f"has schema {SCHEMA + 1}, and this version of sinkjax reads"),
+        ({"schema": ...}, "has no 'schema'"),
+        ({"heads": ...}, "'heads' is missing"),
+        ({"digest": ...}, "'digest' is missing"),
+        ({"head": []}, "'head' is unknown"),
+    ],
+)
+def test_a_tampered_file_is_refused(tmp_path, changes, said):
+    saved(tmp_path)
+    edit(tmp_path, **changes)
+    assert said in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": "L0-3: 6f"}, "'heads' is no list of layers"),
+        ({"heads": ["L0: 6f", "L2: 6f"]}, "comes where L1 has to begin"),
+        ({"heads": ["L0: 6f", "L1: 5f"]}, "layer 1 has 5 heads"),
+        ({"heads": ["L0: 6s(zero)", "L1: 6c(0,0)"]}, "only `full` and `window` can be copied"),
+        ({"heads": ["L0-3: 6f"]}, "though no head is sink(mean)"),
+        ({"heads": ["L0-3: 6f"], "fills_sha256": None}, "'mask_digest' is not that of its heads"),
+        ({"fills_sha256": None}, "though 3 heads are sink(mean)"),
+        ({"provenance": {"modle": "x"}}, "'provenance.modle' is unknown"),
+        ({"provenance": []}, "'provenance' is no object"),
+        ({"provenance": {"lengths": 3}}, "'provenance.lengths' is no list"),
+        ({"quality": []}, "'quality' is no object"),
+    ],
+)
+def test_what_is_wrong_is_said_where_the_digest_fits(tmp_path, changes, said):
+    saved(tmp_path)
+    edit(tmp_path, sign=True, **changes)
+    problems = refusal(tmp_path)
+    assert said in problems
+    assert "was changed" not in problems
+
+
+def test_all_that_is_wrong_with_a_file_is_listed(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "mask.fills.safetensors").unlink()
+    edit(tmp_path, extra=1, quality=[], provenance={"modle": ""})
+    assert len(refusal(tmp_path).splitlines()) == 5
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "mask.json"
+    content = path.read_bytes()
+    for size in range(len(content) - 1):  # the last byte is the newline
+        path.write_bytes(content[:size])
+        assert "is no JSON" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"schema": 1, "schema": 1}',
+        b'{"schema": NaN}',
+        b"1e999",
+    ],
+)
+def test_what_is_no_mask_is_refused(tmp_path, content):
+    (tmp_path / "mask.json").write_bytes(content)
+    refusal(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "No such file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "swapped"])
+def test_fills_that_are_not_the_masks_own_are_refused(tmp_path, damage):
+    saved(tmp_path)
+    path = tmp_path / "mask.fills.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        (tmp_path / "other").mkdir()
+        saved(tmp_path / "other", fills=-some_fills())
+        shutil.copy(tmp_path / "other" / path.name, path)
+    problem = refusal(tmp_path)
+    assert str(path) in problem
+    assert (
+        "keep the two files together" if damage == "missing" else "holds other fills"
+    ) in problem
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"mean": np.zeros((3, H), np.float32)},
+        {"means": np.zeros((2, H), np.float32)},
+        {"means": np.zeros((3, H), np.float64)},
+        {"means": np.zeros(3, np.float32)},
+    ],
+)
+def test_fills_of_another_shape_are_refused_where_their_sha256_fits(tmp_path, tensors):
+    saved(tmp_path)
+    path = tmp_path / "mask.fills.safetensors"
+    save_file(tensors, path)
+    edit(tmp_path, sign=True, fills_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert "does not hold float32 means of 3 heads" in refusal(tmp_path)
+
+
+def test_a_saved_mask_of_another_models_shape_is_refused(tmp_path):
+    saved(tmp_path)
+    loaded = sinkjax.load_mask(tmp_path / "mask.json")
+    loaded.check(CONFIG)
+    wider = dataclasses.replace(CONFIG, head_dim=2 * H)
+    assert f"size {H}" in problems_of(loaded.check, wider)[0]
+    deeper = dataclasses.replace(CONFIG, num_layers=L + 1)
+    assert f"{L + 1} layers" in problems_of(loaded.check, deeper)[0]
