@@ -14,6 +14,8 @@ prompt), report.html and figures/. A sweep that was stopped goes on where it was
 command is given again.
 """
 
+from typing import Any
+
 import rich.console
 from absl import flags
 from tqdm import tqdm
@@ -93,8 +95,12 @@ def main() -> None:
         terminal.print_table(console, _planned(series, settings))
         return
     _run(series, settings)
-    for table in report.summary_tables(*read_records(_OUTPUT.value)):
+    specification, records = read_records(_OUTPUT.value)
+    for table in report.summary_tables(specification, _shown(records, settings)):
         terminal.print_table(console, table)
+    rules = len(settings.definitions) * len(settings.thresholds)
+    if rules > 1:
+        console.print(f"Shown is the first of {rules} rules of what a sink is; the report has all.")
     console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
 
 
@@ -140,6 +146,12 @@ def _run(series: list[Series], settings: Settings) -> None:
             records.update(progress.records)
 
         run_sweep(series, settings, _OUTPUT.value, show)
+
+
+def _shown(records: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """What a terminal has room for: the study's prompts, and the first definition and threshold."""
+    first = {"definition": settings.definitions[0], "threshold": settings.thresholds[0]}
+    return [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
 
 
 def _planned(series: list[Series], settings: Settings) -> report.Table:

@@ -4,7 +4,9 @@ import time
 
 import jax
 import jax.numpy as jnp
+import rich.box
 import rich.console
+import rich.markup
 import rich.table
 
 from sinkjax.report import Table
@@ -12,11 +14,12 @@ from sinkjax.report import Table
 
 def print_table(console: rich.console.Console, table: Table) -> None:
     """Prints a table with its notes under it."""
-    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(rich.markup.escape, row))
+    console.print(table.title, style="bold", markup=False)
     console.print(shown)
     for note in table.notes:
         console.print(note, style="dim", markup=False)

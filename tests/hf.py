@@ -15,8 +15,8 @@ TINY: dict[str, Any] = dict(
     num_attention_heads=6,
     num_key_value_heads=2,
     max_position_embeddings=64,
-    # Large enough that attention is far from uniform, small enough that float32 itself is worth 1e-5
-    # in the logits (at 0.3, transformers in float32 is 5e-5 from transformers in float64).
+    # Large enough that attention is far from uniform, small enough that float32 itself is worth
+    # 1e-5 in the logits (at 0.3, transformers in float32 is 5e-5 from transformers in float64).
     initializer_range=0.2,
 )
 
@@ -37,9 +37,18 @@ def save_llama(
     folder: pathlib.Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> transformers.LlamaForCausalLM:
     """Writes a random Llama to a folder in several shards; returns it in float32."""
-    model = make_llama(seed, **changes).to(dtype)
+    model = make_llama(seed, **changes)
+    for parameter in model.parameters():  # model.to(dtype) rounds the rotary frequencies, too
+        parameter.data = parameter.data.to(dtype)
     model.save_pretrained(folder, max_shard_size="40KB")
     return model.float()
+
+
+def load_llama(folder: pathlib.Path) -> transformers.LlamaForCausalLM:
+    """Reads a folder that `save_llama` wrote, in float32."""
+    return transformers.LlamaForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
 
 
 def logits(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
@@ -51,9 +60,7 @@ def logits(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarr
 def attentions(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
     """Every attention map: float32 [L, B, N, T, T]."""
     with torch.no_grad():
-        out = model(
-            torch.as_tensor(np.asarray(tokens), dtype=torch.long), output_attentions=True
-        )
+        out = model(torch.as_tensor(np.asarray(tokens), dtype=torch.long), output_attentions=True)
     return np.stack([a.float().numpy() for a in out.attentions])
 
 

@@ -1,0 +1,45 @@
+"""Runs the experiments' scripts: in this process, each with flags of its own, or in a new one."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+from types import ModuleType
+
+from absl import flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def load_script(name: str) -> ModuleType:
+    """Imports a script anew; the flags of scripts imported before it are forgotten."""
+    by_module = flags.FLAGS.flags_by_module_dict().items()
+    scripts = [own for module, own in by_module if module.startswith(("experiments", "benchmarks"))]
+    for name_of_flag in {flag.name for own in scripts for flag in own}:
+        delattr(flags.FLAGS, name_of_flag)
+    flags.FLAGS.unparse_flags()
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+def run_main(name: str, *arguments: str) -> None:
+    """Parses the arguments as the script's flags and calls its `main`, whose errors get through."""
+    script = load_script(name)
+    unknown = flags.FLAGS([name, *arguments])[1:]
+    assert not unknown, unknown
+    try:
+        script.main()
+    finally:
+        flags.FLAGS.unparse_flags()
+
+
+def start(name: str, *arguments: str, **options) -> subprocess.Popen:
+    """Starts a script as a user does, from the checkout."""
+    return subprocess.Popen(
+        [sys.executable, "-m", name, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )

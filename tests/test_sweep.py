@@ -1,0 +1,274 @@
+"""The sweep from its flags to its records: against transformers, through kills and bad input."""
+
+import os
+import re
+import signal
+import time
+
+import hf
+import numpy as np
+import pytest
+from absl import flags
+from scripts import ROOT, load_script, run_main, start
+
+import sinkjax
+from sinkjax import report
+from sinkjax.errors import InputError
+from sinkjax.results import read_records
+from sinkjax.sweep import Series, Subject, count_operations
+
+SWEEP = "experiments.sweep"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of three layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(folder, vocab_size=len(smollm2_tokenizer), initializer_range=0.5)
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    words = "the sea was calm and the old man looked out over it for a long while"
+    rows = [" ".join(np.random.default_rng(i).permutation(words.split())) for i in range(6)]
+    file.write_text("# six prompts\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def arguments(model, prompts, folder, /, **more):
+    flags = {
+        "model": model,
+        "prompts": prompts,
+        "lengths": "2,4,9",
+        "definitions": "mean,last",
+        "thresholds": "0.3,0.5",
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def cells_of(folder, **fields):
+    _, records = read_records(folder)
+    return [r for r in records if r["kind"] == "cell" and fields.items() <= r.items()]
+
+
+def test_cells_are_what_transformers_attention_says(tiny, prompts, tmp_path, smollm2_tokenizer):
+    run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out"), "--nostudy")
+    oracle = hf.load_llama(tiny)
+    texts = prompts.read_text().splitlines()[1:]
+    for length in (2, 4, 9):
+        tokens = np.array([smollm2_tokenizer(text)["input_ids"][:length] for text in texts])
+        on_first = hf.attentions(oracle, tokens)[..., 0]  # [L, P, N, T]
+        scores = {"mean": on_first.mean(axis=-1), "last": on_first[..., -1]}
+        for definition, by_head in scores.items():
+            for threshold in (0.3, 0.5):
+                (cell,) = cells_of(
+                    tmp_path / "out", length=length, definition=definition, threshold=threshold
+                )
+                sinks = by_head > threshold  # [L, P, N]
+                result = cell["result"]
+                assert cell["num_prompts"] == len(texts)
+                assert not cell["bos_added"]
+                np.testing.assert_allclose(result["per_head"], sinks.mean(axis=1), atol=1e-12)
+                assert result["sinks"]["count"]["value"] == sinks.sum() / len(texts)
+                pairs = sinks[0][None] & sinks[1:]
+                given = result["conditional"][0]["given_sink"]
+                if sinks[0].any():
+                    expected = pairs.sum() / (sinks[0].sum() * 2)
+                    np.testing.assert_allclose(given["value"], expected)
+                else:
+                    assert given["value"] is None
+                    assert "no sink head" in given["undefined"]
+
+
+def test_the_studys_short_prompt_on_the_real_model(tmp_path, hf_smollm2, smollm2_tokenizer):
+    flags = ("--lengths=2", "--num_prompts=2", "--definitions=mean,mean_excl_first")
+    run_main(SWEEP, *flags, f"--output_dir={tmp_path}")
+    tokens = np.array([smollm2_tokenizer("Hello world")["input_ids"]])
+    assert tokens.shape == (1, 2)
+    second = hf.attentions(hf_smollm2, tokens)[:, 0, :, 1, 0]  # the first query's is 1
+    for definition, scores in {"mean": (1 + second) / 2, "mean_excl_first": second}.items():
+        (cell,) = cells_of(tmp_path, definition=definition, length=2, bos="never")
+        assert cell["source"]["role"] == "study"
+        assert cell["result"]["sinks"]["count"]["value"] == (scores > 0.9).sum()
+
+
+def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = {"thresholds": "0.1,0.2,0.3,0.4,0.5,0.6", "bos": "never,always"}
+    run_main(SWEEP, *arguments(tiny, prompts, whole, **more))
+    total = len(read_records(whole)[1])
+
+    seen = {}
+    for part in (0.0, 0.3, 0.6):
+        process = start(SWEEP, *arguments(tiny, prompts, killed, **more))
+        while process.poll() is None and lines_in(killed) <= part * total:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+        before = state_of(killed)
+        assert seen.items() <= before.items(), "something was lost or measured again"
+        seen = before
+    with (killed / "records.jsonl").open("ab") as file:
+        file.write(b'{"id": "torn')
+    run_main(SWEEP, *arguments(tiny, prompts, killed, **more))
+
+    assert seen.items() <= state_of(killed).items()
+    assert read_records(killed) == read_records(whole)
+    assert (killed / "report.html").read_bytes() == (whole / "report.html").read_bytes()
+    figures = sorted(path.name for path in (whole / "figures").iterdir())
+    assert figures == sorted(path.name for path in (killed / "figures").iterdir())
+    for name in figures:
+        assert (killed / "figures" / name).read_bytes() == (whole / "figures" / name).read_bytes()
+
+
+def lines_in(folder):
+    path = folder / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def state_of(folder):
+    """Every whole record's line, and when each measured file was written."""
+    lines = (folder / "records.jsonl").read_bytes().split(b"\n")[:-1]
+    files = (folder / "measured").glob("*.npz")
+    return {line: None for line in lines} | {f.name: f.stat().st_mtime_ns for f in files}
+
+
+def test_the_terminal_shows_what_the_records_say_and_where_the_report_is(
+    tiny, prompts, tmp_path, capsys
+):
+    run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out"))
+    captured = capsys.readouterr()
+    assert "measuring: 100%" in captured.err
+    assert "records: 100%" in captured.err
+    last = captured.out.strip().splitlines()[-1]
+    assert last == f"report: {tmp_path / 'out' / 'report.html'}"
+    specification, records = read_records(tmp_path / "out")
+    first = {"definition": "mean", "threshold": 0.3}
+    shown = [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
+    printed = re.sub(r"\s+", "", captured.out)
+    for table in report.summary_tables(specification, shown):
+        assert re.sub(r"\s+", "", table.title) in printed
+    (cell,) = cells_of(tmp_path / "out", length=9, **first)
+    assert f"{100 * cell['result']['sinks']['share']['value']:.1f}%" in printed
+
+
+def test_dry_run_prints_every_cell_and_touches_nothing(tiny, prompts, tmp_path, capsys):
+    run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out"), "--dry_run")
+    out = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert "20 cells, nothing run" in out  # 3 lengths and 2 study prompts, 4 rules each
+    assert re.search(r"about [\d.]+ (s|min|h)", out)
+
+
+def test_operations_are_those_that_xla_counts(tiny):
+    """Within what the formula leaves out: norms, rotations, softmax, activations, masked scores."""
+    import jax
+    import jax.numpy as jnp
+
+    model = sinkjax.load(tiny)
+    tokens = jnp.zeros((2, 64), jnp.int32)
+    counted = jax.jit(lambda m, x: m.hidden(x)).lower(model, tokens).compile().cost_analysis()
+    subject = Subject("tiny", model.config, None, None)
+    series = Series(subject, None, "never", False, {64: np.zeros((2, 64))})
+    assert 0.6 < count_operations(series) / counted["flops"] < 1.0
+
+
+BAD_FLAGS = {
+    "model": ("smollm3", ["--model=smollm3", "smollm2-135m"]),
+    "lengths": ("1,500", ["--lengths=1", "at least 2"]),
+    "definitions": ("median", ["--definitions=median", "mean_excl_first"]),
+    "thresholds": ("0,0.5,1.5", ["--thresholds=0.0", "--thresholds=1.5", "between 0 and 1"]),
+    "bos": ("maybe", ["--bos=maybe", "never"]),
+    "key_position": ("9", ["--key_position=9", "0 to 7"]),
+    "num_prompts": ("0", ["--num_prompts=0"]),
+    "min_share": ("0", ["--min_share=0"]),
+    "prompts": ("/nowhere.txt", ["--prompts=/nowhere.txt", "No such file"]),
+}
+
+
+@pytest.mark.parametrize("flag", BAD_FLAGS)
+def test_bad_flags_are_refused_before_any_work(flag, tiny, prompts, tmp_path):
+    value, mentions = BAD_FLAGS[flag]
+    with pytest.raises(InputError) as error:
+        run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", **{flag: value}))
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lengths_beyond_the_context_or_the_prompts_are_named_together(tiny, prompts, tmp_path):
+    with pytest.raises(InputError) as error:
+        run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="40"))
+    assert sum("too few for --lengths=40" in problem for problem in error.value.problems) == 6
+    with pytest.raises(InputError, match=r"context of --model=.* is 64 tokens"):
+        run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="4,65"))
+
+
+def test_another_sweeps_folder_is_refused(tiny, prompts, tmp_path):
+    run_main(SWEEP, *arguments(tiny, prompts, tmp_path))
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with pytest.raises(InputError) as error:
+        run_main(SWEEP, *arguments(tiny, prompts, tmp_path, thresholds="0.4"))
+    assert "another sweep" in str(error.value)
+    assert "thresholds" in str(error.value)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not_json", "no_weights"])
+def test_a_damaged_folder_is_refused(damage, tiny, prompts, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in tiny.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    if damage == "not_json":
+        (folder / "config.json").write_text("{")
+    for file in folder.glob("*.safetensors"):
+        if damage == "truncated":
+            file.write_bytes(file.read_bytes()[:-100])
+        elif damage == "no_weights":
+            file.unlink()
+    with pytest.raises(InputError) as error:
+        run_main(SWEEP, *arguments(folder, prompts, tmp_path / "out"))
+    assert str(folder) in str(error.value)
+
+
+def test_a_user_sees_one_line_a_problem_and_no_traceback(prompts, tmp_path):
+    process = start(
+        SWEEP, "--thresholds=2", "--bos=maybe", f"--prompts={prompts}", f"--output_dir={tmp_path}"
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert out == ""
+    assert [line for line in err.splitlines() if line.startswith("error: --")] == err.splitlines()
+    assert len(err.splitlines()) == 2
+
+
+def test_help_teaches():
+    process = start(SWEEP, "--help")
+    out, err = process.communicate(timeout=120)
+    text = out + err
+    for word in (
+        "--flagfile=configs/quickstart.flags",
+        "--lengths",
+        "--dry_run",
+        "--model",
+        "language reference",
+    ):
+        assert word.removeprefix("--") in text, word
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.flags")), ids=lambda f: f.name)
+def test_every_shipped_config_is_its_scripts(file):
+    """Each names its script in a comment, and every flag in it is that script's."""
+    script = re.search(r"python -m (\S+) --flagfile=configs/" + file.name, file.read_text())
+    assert script, "its comment says how it is used"
+    loaded = load_script(script[1])
+    assert callable(loaded.main)
+    assert flags.FLAGS([script[1], f"--flagfile={file}"])[1:] == []
+    flags.FLAGS.unparse_flags()
