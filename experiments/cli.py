@@ -120,32 +120,6 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(guarded)
 
 
-def each(values: Iterable[T], make: Callable[[T], U]) -> list[U]:
-    """`make` of every value, or one InputError with what is wrong with all of them."""
-    made, problems = [], []
-    for value in values:
-        try:
-            made.append(make(value))
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    return made
-
-
-def numbers(flag: flags.FlagHolder, kind: type[int] | type[float]) -> tuple[int | float, ...]:
-    """A list flag's values as numbers."""
-
-    def number(text: str) -> int | float:
-        try:
-            return kind(text)
-        except ValueError:
-            wanted = "whole numbers" if kind is int else "numbers"
-            raise InputError(f"--{flag.name}={text}: give {wanted}, with commas between") from None
-
-    return tuple(each(flag.value, number))
-
-
 def _show_log() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
