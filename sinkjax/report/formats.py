@@ -1,0 +1,131 @@
+"""How the report writes numbers. Nothing else in it turns a number into text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+UNDEFINED = "undefined"
+
+
+class Footnotes:
+    """What the marks in a table's cells stand for: each text once, in the order of first use."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """`(a)` for the first text, `(b)` for the second, after `(z)` `(aa)`."""
+        if text not in self._texts:
+            self._texts.append(text)
+        return _letters(self._texts.index(text))
+
+    def lines(self) -> tuple[str, ...]:
+        """One line for each mark."""
+        return tuple(f"{_letters(index)} {text}" for index, text in enumerate(self._texts))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`47.3%`; what would be rounded to none, but is some, is `<0.1%`."""
+    text = f"{100 * share:.{digits}f}%"
+    return f"<{10**-digits:g}%" if share > 0 and float(text[:-1]) == 0 else text
+
+
+def points(change: float) -> str:
+    """A difference of two shares in percentage points: `-25.1 pp`."""
+    return f"{100 * change:+.1f} pp"
+
+
+def ratio(value: float) -> str:
+    """A lift or a correlation: `1.02`."""
+    return f"{value:.2f}"
+
+
+def score(value: float) -> str:
+    """A sink score, or a mean of such: `0.157`."""
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of two lifts: `+0.31`."""
+    return f"{value:+.2f}"
+
+
+def count(value: float) -> str:
+    """A number of things: `1,024`."""
+    return f"{value:,.0f}"
+
+
+def mean_count(value: float) -> str:
+    """A number of things, averaged over prompts: `128.3`."""
+    return f"{value:,.1f}"
+
+
+def head(layer: int, number: int) -> str:
+    """`L3H5`: head 5 of layer 3, both from 0."""
+    return f"L{layer}H{number}"
+
+
+def lengths(values: Sequence[int]) -> str:
+    """`2 to 64 tokens, 6 lengths`."""
+    if len(values) == 1:
+        return f"{count(values[0])} tokens only"
+    return f"{count(values[0])} to {count(values[-1])} tokens, {len(values)} lengths"
+
+
+def bos(policy: str, added: bool) -> str:
+    """`BOS never`; `BOS tokenizer (none)` where the policy alone does not say whether one is."""
+    return f"BOS {policy}" + (f" ({'added' if added else 'none'})" if policy == "tokenizer" else "")
+
+
+def criterion(definition: str, threshold: float) -> str:
+    """When a head is a sink: `mean > 0.9`."""
+    if definition == "log_odds":
+        return f"log_odds > logit {threshold:g}"
+    return f"{definition} > {threshold:g}"
+
+
+def unit(definition: str) -> str:
+    """What a definition's scores are measured in."""
+    units = {"log_odds": "nats", "excess": "attention share above uniform"}
+    return units.get(definition, "attention share")
+
+
+def key(position: int) -> str:
+    """The token that the scores are about."""
+    return f"token {position}" if position else "the first token"
+
+
+def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
+    """A value of a record with its interval: `47.3% [45.1, 49.5]`.
+
+    Args:
+      value: as records hold it: a value with or without an interval, or None with the reason.
+      show: writes one number.
+      notes: takes the reason why the value, or its interval, is not there.
+    """
+    if value["value"] is None:
+        return f"{UNDEFINED} {notes.mark(value['undefined'])}"
+    text = show(value["value"])
+    if value.get("low") is not None:
+        return f"{text} [{_bare(show(value['low']))}, {_bare(show(value['high']))}]"
+    return f"{text} {notes.mark(value['note'])}" if value.get("note") else text
+
+
+def point(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
+    """The value of a record alone, without its interval."""
+    if value["value"] is None:
+        return f"{UNDEFINED} {notes.mark(value['undefined'])}"
+    return show(value["value"])
+
+
+def _bare(number: str) -> str:
+    """A number without its unit, which stands before the interval already."""
+    return number.removesuffix("%").removesuffix(" pp")
+
+
+def _letters(index: int) -> str:
+    letters = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return f"({letters})"

@@ -1,0 +1,252 @@
+"""The report as one HTML file: figures and tables in the order in which to read them."""
+
+import base64
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import jinja2
+
+from sinkjax.report import appendix, curves, formats, heads, layers, tables, uniform
+from sinkjax.report.canvas import Picture
+from sinkjax.report.findings import opening
+from sinkjax.report.records import Curve, Group, Sweep
+from sinkjax.report.tables import Table
+from sinkjax.statistics import RESAMPLES
+from sinkjax.statistics.conditional import SHUFFLES
+
+_SIDE_BY_SIDE = 3  # sources that one figure holds
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What the reader opens when wanted.
+
+    Attributes:
+      summary: what is inside.
+      blocks: pictures, tables and more of these.
+    """
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+Block = Picture | Table | Folded
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One model under one BOS policy.
+
+    Attributes:
+      number: from 1.
+      name: of the model and the policy.
+      criterion: the main one.
+      folded: whether there are others, folded.
+      openings: by source, the first sentences to read.
+      sections: blocks by the name that the template gives their place.
+    """
+
+    number: int
+    name: str
+    criterion: str
+    folded: bool
+    openings: dict[str, list[str]]
+    sections: dict[str, list[Block]]
+
+
+def render(sweep: Sweep) -> tuple[str, list[Picture]]:
+    """The report's HTML, and every figure in it under a name of its own."""
+    names = _Names()
+    chapters = [_chapter(sweep, group, n, names) for n, group in enumerate(sweep.groups, start=1)]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sinkjax.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    html = environment.get_template("report.html.jinja").render(
+        models=list(dict.fromkeys(group.model_name for group in sweep.groups))
+        or [model["name"] for model in sweep.specification["models"]],
+        chapters=chapters,
+        study=[tables.study_table(sweep)] if sweep.study else [],
+        run=[
+            appendix.models_table(sweep),
+            appendix.sources_table(sweep),
+            appendix.settings_table(sweep),
+            appendix.environments_table(sweep),
+        ],
+        num_records=formats.count(sweep.num_records),
+        level=sweep.level,
+        resamples=formats.count(RESAMPLES),
+        shuffles=formats.count(SHUFFLES),
+        key_position=sweep.specification["key_position"],
+        the_key=formats.key(sweep.specification["key_position"]),
+        tail=sweep.specification["tail"],
+    )
+    return html, names.pictures
+
+
+class _Names:
+    """Gives every picture a name of its own, and keeps them."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+        self._taken: set[str] = set()
+
+    def __call__(self, picture: Picture) -> Picture:
+        candidates = (f"{picture.name}-{n}" for n in itertools.count(2))
+        name = next(n for n in itertools.chain([picture.name], candidates) if n not in self._taken)
+        self._taken.add(name)
+        self.pictures.append(replace(picture, name=name))
+        return self.pictures[-1]
+
+
+def _chapter(sweep: Sweep, group: Group, number: int, keep: _Names) -> Chapter:
+    main = group.under(*group.criteria[0])
+    deep = group.model["num_layers"] > 1
+    return Chapter(
+        number=number,
+        name=group.name,
+        criterion=main[0].criterion,
+        folded=len(group.criteria) > 1,
+        openings={curve.source_name: opening(curve) for curve in main},
+        sections={
+            "share": [
+                *(keep(curves.share_figure(group, some)) for some in _batches(group.curves)),
+                *_by_criterion(
+                    group,
+                    lambda shown: [tables.sinks_table(c, group, sweep.level) for c in shown],
+                ),
+            ],
+            "definitions": _definitions(sweep, group, keep),
+            "layer_0": _by_criterion(
+                group,
+                lambda shown: [
+                    *(keep(curves.conditional_figure(group, some)) for some in _batches(shown)),
+                    *(tables.conditional_table(c, group, sweep.level) for c in shown),
+                ],
+            ),
+            "sources": _by_criterion(group, lambda shown: _sources(sweep, group, shown, keep))
+            if deep
+            else [],
+            "layers": _by_criterion(
+                group,
+                lambda shown: [keep(layers.layer_figure(group, some)) for some in _batches(shown)],
+            ),
+            "heads": [
+                *_by_criterion(
+                    group, lambda shown: [keep(heads.head_share_figure(group, c)) for c in shown]
+                ),
+                *_scores(group, keep),
+            ],
+            "lengths": [
+                *_by_criterion(group, lambda shown: _consistent(group, shown, keep)),
+                *tables.over_lengths_tables(group, sweep.level),
+            ],
+            "data": list(_data(sweep, group)),
+        },
+    )
+
+
+def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Sequence[Block]]) -> list[Block]:
+    """Blocks of the main definition and threshold, then those of the others, folded."""
+    first, *others = group.criteria
+    folded = (
+        Folded(formats.criterion(*criterion), list(blocks(group.under(*criterion))))
+        for criterion in others
+    )
+    return [*blocks(group.under(*first)), *(one for one in folded if one.blocks)]
+
+
+def _definitions(sweep: Sweep, group: Group, keep: _Names) -> list[Block]:
+    key_position, tail = sweep.specification["key_position"], sweep.specification["tail"]
+    sources = _distinct(group.curves, lambda curve: curve.source_name)
+    first, *others = (
+        keep(
+            curves.definition_figure(
+                group,
+                [c for c in group.curves if c.source_name == source.source_name],
+                key_position,
+                tail,
+            )
+        )
+        for source in sources
+    )
+    blocks: list[Block] = [first]
+    for source, picture in zip(sources[1:], others, strict=True):
+        blocks.append(Folded(source.source_name, [picture]))
+    if key_position == 0:
+        lengths = sorted({length for curve in group.curves for length in curve.lengths})
+        for curve in _distinct(group.curves, lambda curve: curve.threshold):
+            blocks.append(uniform.demands_table(lengths, curve.threshold))
+    return blocks
+
+
+def _sources(sweep: Sweep, group: Group, shown: list[Curve], keep: _Names) -> list[Block]:
+    blocks: list[Block] = [
+        keep(layers.source_layer_figure(group, some)) for some in _batches(shown)
+    ]
+    blocks += [tables.best_source_table(curve, group, sweep.level) for curve in shown]
+    if shown[0].criterion == group.curves[0].criterion:  # of the others the numbers are enough
+        lines = [keep(layers.source_lines_figure(group, curve)) for curve in shown]
+        blocks.append(Folded("every source layer, length by length", lines))
+    return blocks
+
+
+def _scores(group: Group, keep: _Names) -> list[Block]:
+    """Scores once a definition and output norms once a source: neither knows of thresholds."""
+    shown = _distinct(group.curves, lambda curve: (curve.definition, curve.source_name))
+    scores = [
+        Folded(f"scores by {name}", [keep(heads.score_figure(group, curve)) for curve in of_one])
+        for name, of_one in itertools.groupby(shown, lambda curve: curve.definition)
+    ]
+    sources = _distinct(group.curves, lambda curve: curve.source_name)
+    norms = [keep(heads.norm_figure(group, curve)) for curve in sources]
+    return [*scores, Folded("output norms", norms)]
+
+
+def _consistent(group: Group, shown: list[Curve], keep: _Names) -> list[Block]:
+    shown = [curve for curve in shown if curve.over_lengths]
+    return [keep(heads.consistent_figure(group, some)) for some in _batches(shown, 2)]
+
+
+def _data(sweep: Sweep, group: Group) -> list[Block]:
+    """Every number of every layer and head."""
+    blocks = [
+        Folded(
+            f"{curve.source_name}, {curve.criterion}",
+            [
+                appendix.layers_table(curve),
+                appendix.source_layers_table(curve, sweep.level),
+                appendix.head_shares_table(curve),
+            ],
+        )
+        for curve in group.curves
+    ]
+    by_definition = _distinct(group.curves, lambda curve: (curve.definition, curve.source_name))
+    by_source = _distinct(group.curves, lambda curve: curve.source_name)
+    return [
+        *blocks,
+        Folded("scores", [appendix.head_scores_table(curve) for curve in by_definition]),
+        Folded("output norms", [appendix.output_norms_table(curve) for curve in by_source]),
+    ]
+
+
+def _distinct(shown: Iterable[Curve], key: Callable[[Curve], Hashable]) -> list[Curve]:
+    """The first curve of each key."""
+    found: dict[Hashable, Curve] = {}
+    for curve in shown:
+        found.setdefault(key(curve), curve)
+    return list(found.values())
+
+
+def _batches(shown: Sequence[Curve], most: int = _SIDE_BY_SIDE) -> list[list[Curve]]:
+    """Curves in order, at most so many sources together."""
+    names = list(dict.fromkeys(curve.source_name for curve in shown))
+    return [
+        [curve for curve in shown if curve.source_name in names[start : start + most]]
+        for start in range(0, len(names), most)
+    ]

@@ -1,0 +1,180 @@
+"""Sweeps as the report reads them: drawn scores, and the real statistics of them."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sinkjax.results import identity
+from sinkjax.statistics import summarize_cell, summarize_lengths
+
+ENVIRONMENT = {
+    "sinkjax": "0.1.0",
+    "jax": "0.10.2",
+    "python": "3.11.7",
+    "platform": "cpu",
+    "device": "Some processor",
+    "num_devices": 1,
+    "cpu_count": 2,
+    "xla_flags": "",
+}
+STUDY = (("study: Hello world", 2), ("study: complex sentence (stand-in)", 24))
+
+
+def describe_model(name="tiny", num_layers=6, num_heads=8, num_kv_heads=2, digest="a"):
+    return {
+        "name": name,
+        "model_digest": digest * 64,
+        "tokenizer_digest": "b" * 64,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "max_length": 4096,
+        "dtype": "float32",
+    }
+
+
+def describe_source(name, lengths, role="prompts", digest="c"):
+    return {"name": name, "sha256": digest * 64, "role": role, "lengths": list(lengths)}
+
+
+def draw_scores(seed, num_prompts, length, model):
+    """Scores by definition, float32 [P, L, N], of heads of which every query gives the same share.
+
+    Deeper heads are stronger sinks, longer prompts weaken all, layer 0 has no sink at two tokens.
+    """
+    rng = np.random.default_rng(seed)
+    L, N = model["num_layers"], model["num_heads"]
+    strength = (
+        np.random.default_rng(7).normal(0.0, 2.0, (L, N)) + np.linspace(-1.0, 3.0, L)[:, None]
+    )
+    drawn = rng.normal(0.0, 0.7, (num_prompts, L, N))
+    log_odds = strength + drawn + 3.0 - 0.8 * math.log2(length)
+    if length == 2:
+        log_odds[:, 0] = np.minimum(log_odds[:, 0], 0.0)
+    share = 1 / (1 + np.exp(-log_odds))
+    uniform = sum(1 / (i + 1) for i in range(1, length)) / (length - 1)
+    scores = {
+        "mean": (1 + (length - 1) * share) / length,
+        "mean_excl_first": share,
+        "last": share,
+        "tail": share,
+        "min": share,
+        "log_odds": log_odds,
+        "excess": share - uniform,
+    }
+    return {name: value.astype(np.float32) for name, value in scores.items()}
+
+
+def build_sweep(
+    models=None,
+    sources=None,
+    bos=("never",),
+    definitions=("mean", "mean_excl_first"),
+    thresholds=(0.9,),
+    num_prompts=12,
+    study=True,
+):
+    """(specification, records) of a sweep that ran to its end."""
+    models = models or [describe_model()]
+    sources = sources or [
+        describe_source("short", (2, 4, 8, 24)),
+        describe_source("prose", (8, 64, 512), role="text", digest="d"),
+    ]
+    of_study = [
+        describe_source(name, [length], role="study", digest=str(index))
+        for index, (name, length) in enumerate(STUDY)
+    ]
+    specification = {
+        "models": models,
+        "sources": [*(of_study if study else ()), *sources],
+        "lengths": sorted({length for source in sources for length in source["lengths"]}),
+        "bos": list(bos),
+        "definitions": list(definitions),
+        "thresholds": list(thresholds),
+        "key_position": 0,
+        "tail": 16,
+        "num_prompts": num_prompts,
+        "max_tokens": 131072,
+        "min_share": 0.9,
+        "seed": 0,
+    }
+    records = []
+    for model, source in itertools.product(models, specification["sources"]):
+        for policy in ("never",) if source["role"] == "study" else bos:
+            records += _series(specification, model, source, policy)
+    return specification, records
+
+
+def _series(specification, model, source, policy):
+    """The records of one model on one source under one BOS policy."""
+    is_study = source["role"] == "study"
+    lengths = source["lengths"]
+    counts = {
+        length: 1 if is_study else max(1, min(specification["num_prompts"], 2048 // length))
+        for length in lengths
+    }
+    scores = {length: draw_scores(length, counts[length], length, model) for length in lengths}
+    common = {
+        "model": {key: value for key, value in model.items() if key != "max_length"},
+        "source": {key: source[key] for key in ("name", "sha256", "role")},
+        "bos": policy,
+        "bos_added": policy == "always",
+        "key_position": 0,
+        "tail": 16,
+        "seed": 0,
+    }
+
+    def record(kind, what, result):
+        fields = {"kind": kind, **common, **what}
+        return {"id": identity(fields), **fields, "result": result, "environment": ENVIRONMENT}
+
+    for definition, threshold in itertools.product(
+        specification["definitions"], specification["thresholds"]
+    ):
+        under = {"definition": definition, "threshold": threshold}
+        for length in lengths:
+            values = scores[length][definition]
+            norms = np.exp(-values - values.mean()).astype(np.float32)
+            result = summarize_cell(values, norms, definition, threshold, 0)
+            what = {"length": length, "num_prompts": counts[length], **under}
+            yield record("cell", what, result)
+        if not is_study:
+            result = summarize_lengths(
+                lengths,
+                [scores[length][definition] for length in lengths],
+                [counts[length] for length in lengths],
+                definition,
+                threshold,
+                0,
+                specification["min_share"],
+            )
+            what = {"lengths": lengths, "num_prompts": list(counts.values()), **under}
+            yield record("lengths", what, result)
+
+
+def write_sweep(folder, specification, records):
+    """A sweep's output folder with these records, in this order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"specification": specification}))
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+    (folder / "records.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_sweep():
+    return build_sweep
+
+
+@pytest.fixture(scope="session")
+def save_sweep():
+    return write_sweep
+
+
+@pytest.fixture(scope="session")
+def sweep(make_sweep):
+    """One model, two sources, two definitions, and the study's prompts."""
+    return make_sweep()
