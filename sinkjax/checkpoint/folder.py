@@ -34,7 +34,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       InputError: if there is none, or it is not a JSON object.
     """
     return _read_json(
-        folder / CONFIG, "give a folder as the Hub has it, with config.json and safetensors"
+        folder / CONFIG,
+        "give a folder as the Hub has it, with config.json and safetensors, or one that "
+        "experiments.convert wrote to its end (it writes sinkjax.json last)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Downloads what a Llama needs from the Hugging Face Hub, with huggingface-hub's cache and token."""
+"""Downloads what a Llama needs from the Hub, through huggingface-hub's cache and token."""
 
 import pathlib
 from collections.abc import Sequence
@@ -70,13 +70,9 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
             f"{named}: the repository has neither {WEIGHTS} nor {INDEX}, or not all the files that "
             "the index names; only safetensors are read. Choose a repository that has them"
         ) from error
-    except (
-        errors.HTTPError,
-        OSError,
-        ValueError,
-    ) as error:  # HTTPError: of the HTTP library in use
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (errors.HTTPError, OSError, ValueError) as error:  # HTTPError: the HTTP library's own
         raise InputError(
             f"{named} cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "run the command again, which goes on from what is there"

@@ -33,7 +33,7 @@ def load(
 
     Args:
       model: a name of the registry (`smollm2-135m`), a folder with `config.json` and safetensors,
-        a `.gguf` file, an Orbax folder written by `sinkjax.save`, or a Hub id (`owner/name`).
+        a `.gguf` file, an Orbax folder written by `sinkjax.save_orbax`, or a Hub id (`owner/name`).
         What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
@@ -67,7 +67,7 @@ def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> Ll
 def load_tokenizer(
     model: str | pathlib.Path, *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer that belongs to a model; no network but for a Hub id. Arguments as for `load`."""
+    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`."""
     kind, path = _locate(model, revision, weights=False)
     if kind == "gguf":
         return gguf_tokenizer.load_gguf_tokenizer(path)

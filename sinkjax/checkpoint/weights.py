@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -23,7 +24,11 @@ _SHARD_BYTES = 4 * 2**30
 
 def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=dtype))
+    key = jax.random.key(0)
+    # Tracing the counter of nnx.Rngs from parameter to parameter takes time quadratic in their
+    # number: for 30 layers, longer than it takes to read the weights.
+    one_key = types.SimpleNamespace(params=lambda: key)
+    return nnx.eval_shape(lambda: Llama(config, rngs=one_key, dtype=dtype))
 
 
 def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:

@@ -1,0 +1,211 @@
+"""The project's own checkpoints: on one device and over meshes, damaged, and their speed."""
+
+import dataclasses
+import json
+import os
+import time
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+import sinkjax
+from sinkjax.checkpoint.orbax import MANIFEST
+from sinkjax.sharding import parameter_shardings, shard
+
+# The shape of each device's part, of two. 101 tokens do not divide, so the embedding stays whole.
+HALVES = {
+    ("embedding",): (101, 48),
+    ("layers", 0, "attention", "q"): (48, 3, 8),
+    ("layers", 1, "attention", "k"): (48, 1, 8),
+    ("layers", 2, "attention", "o"): (3, 8, 48),
+    ("layers", 0, "mlp", "down"): (40, 48),
+}
+
+
+def make_mesh(num_devices: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((num_devices,), ("model",), axis_types=(AxisType.Auto,))
+
+
+def parameters(model) -> dict:
+    return {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def assert_same_parameters(actual, desired) -> None:
+    actual, desired = parameters(actual), parameters(desired)
+    assert actual.keys() == desired.keys()
+    for path, value in desired.items():
+        np.testing.assert_array_equal(np.asarray(actual[path]), np.asarray(value), strict=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    hf.save_llama(folder, attention_bias=True, mlp_bias=True)
+    return sinkjax.load(folder)
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    sinkjax.save_orbax(model, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_what_is_restored_is_what_was_saved(model, saved):
+    restored = sinkjax.load(saved)
+    assert restored.config == model.config == sinkjax.load_config(saved)
+    assert_same_parameters(restored, model)
+    assert sinkjax.model_digest(restored) == sinkjax.model_digest(model)
+    tokens = jnp.asarray(hf.random_tokens((2, 9)))
+    np.testing.assert_array_equal(restored(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("saved_over", [1, 2])
+@pytest.mark.parametrize("restored_over", [1, 2])
+def test_restored_over_a_mesh_each_device_holds_its_part(
+    model, tmp_path, saved_over, restored_over
+):
+    sinkjax.save_orbax(shard(model, make_mesh(saved_over)), tmp_path / "saved")
+    mesh = make_mesh(restored_over)
+    restored = sinkjax.load(tmp_path / "saved", mesh=mesh)
+    assert_same_parameters(restored, model)
+    shardings = parameter_shardings(model, mesh)
+    values = parameters(restored)
+    assert {path: value.sharding for path, value in values.items()} == shardings
+    for path, half in HALVES.items() if restored_over == 2 else ():
+        parts = values[path].addressable_shards
+        assert [part.data.shape for part in parts] == [half, half]
+    tokens = jnp.asarray(hf.random_tokens((2, 9)))
+    np.testing.assert_allclose(
+        jax.jit(lambda m, x: m(x))(restored, tokens), model(tokens), rtol=0, atol=1e-4
+    )
+
+
+def test_saved_over_a_mesh_it_is_restored_on_the_default_device(model, tmp_path):
+    sinkjax.save_orbax(shard(model, make_mesh(2)), tmp_path / "saved")
+    with jax.default_device(jax.devices()[1]):
+        restored = sinkjax.load(tmp_path / "saved")
+    assert_same_parameters(restored, model)
+    assert all(value.devices() == {jax.devices()[1]} for value in parameters(restored).values())
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
+def test_any_dtype_is_restored_in_any(model, tmp_path, stored, asked):
+    hf_folder, saved = tmp_path / "source", tmp_path / "saved"
+    sinkjax.save_safetensors(model, hf_folder)
+    sinkjax.save_orbax(sinkjax.load(hf_folder, dtype=stored), saved)
+    expected = jax.tree.map(lambda x: x.astype(stored).astype(asked), nnx.state(model, nnx.Param))
+    restored = nnx.state(sinkjax.load(saved, dtype=asked), nnx.Param)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True),
+        restored,
+        expected,
+    )
+
+
+def test_orbax_itself_restores_it(model, saved):
+    """Written here and read by Orbax: the reader here is not a format of its own."""
+    tree = ocp.PyTreeCheckpointer().restore(saved / "weights")
+    assert tree.keys() == {".".join(map(str, path)) for path in parameters(model)}
+    for path, value in parameters(model).items():
+        np.testing.assert_array_equal(tree[".".join(map(str, path))], value, strict=True)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        sinkjax.RopeConfig("yarn", 1e4, factor=4.0, original_max_length=16, truncate=False),
+        sinkjax.RopeConfig(freq_factors=(1.0, 2.0, 3.5, 4.0)),
+    ],
+)
+def test_every_config_comes_back(model, tmp_path, rope):
+    config = dataclasses.replace(model.config, rope=rope, eos_token_ids=(2, 5), pad_token_id=3)
+    graph, state = nnx.split(model)
+    changed = nnx.merge(graph, state)
+    changed.config = config
+    sinkjax.save_orbax(changed, tmp_path / "saved")
+    assert sinkjax.load_config(tmp_path / "saved") == config
+    assert sinkjax.load(tmp_path / "saved").config == config
+
+
+def test_a_folder_that_holds_a_checkpoint_is_not_overwritten(model, saved):
+    before = (saved / MANIFEST).stat().st_mtime_ns
+    with pytest.raises(sinkjax.InputError, match="holds a checkpoint already"):
+        sinkjax.save_orbax(model, saved)
+    assert (saved / MANIFEST).stat().st_mtime_ns == before
+
+
+# Damage.
+
+
+def refused(folder) -> sinkjax.InputError:
+    with pytest.raises(sinkjax.InputError) as caught:
+        sinkjax.load(folder)
+    assert all(str(folder) in problem for problem in caught.value.problems)
+    assert all("experiments.convert" in problem for problem in caught.value.problems)
+    return caught.value
+
+
+def test_every_weight_that_is_cut_off_is_named(model, saved):
+    biggest = max(saved.rglob("d/*"), key=lambda path: path.stat().st_size)
+    os.truncate(biggest, 1)
+    problems = refused(saved).problems
+    assert 1 < len(problems) <= len(parameters(model))
+    assert all("cannot be read" in problem for problem in problems)
+
+
+def test_missing_weights_are_refused(saved):
+    (saved / "weights").rename(saved / "elsewhere")
+    assert "weights is missing" in str(refused(saved))
+
+
+def test_weights_of_another_shape_are_named_with_both_shapes(model, saved):
+    manifest = json.loads((saved / MANIFEST).read_text())
+    manifest["config"]["mlp_dim"] = 81
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    problems = refused(saved).problems
+    assert len(problems) == 5 * model.config.num_layers  # three weights, two biases
+    assert any("(48, 80)" in problem and "(48, 81)" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [
+        ('{"format": 1, "config"', "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"format": 2}', "has format 2; this version reads 1"),
+        ('{"format": 1}', "KeyError"),
+        ('{"format": 1, "config": {"rope": {}, "eos_token_ids": [], "colour": 1}}', "TypeError"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(saved, content, mention):
+    (saved / MANIFEST).write_text(content)
+    assert mention in str(refused(saved))
+
+
+def test_a_save_that_was_cut_off_is_no_checkpoint(saved):
+    (saved / MANIFEST).unlink()
+    with pytest.raises(sinkjax.InputError, match=MANIFEST):
+        sinkjax.load(saved)
+
+
+def test_it_is_restored_faster_than_its_sources_are_converted(smollm2, tmp_path):
+    """Medians of interleaved loads, of the real model: neither page cache nor neighbours decide."""
+    sinkjax.save_orbax(smollm2, tmp_path / "orbax")
+    sinkjax.save_safetensors(smollm2, tmp_path / "safetensors")
+    seconds = {"orbax": [], "safetensors": [], "smollm2-135m": []}
+    for _ in range(3):
+        for source, times in seconds.items():
+            path = source if source == "smollm2-135m" else tmp_path / source
+            start = time.perf_counter()
+            jax.block_until_ready(jax.tree.leaves(sinkjax.load(path)))
+            times.append(time.perf_counter() - start)
+    medians = {source: float(np.median(times)) for source, times in seconds.items()}
+    assert medians["orbax"] < 0.75 * medians["smollm2-135m"], medians
+    assert medians["orbax"] < medians["safetensors"], medians
