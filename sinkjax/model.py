@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sinkjax.attention.full import causal_attention
+from sinkjax.attention.context import Context
+from sinkjax.attention.full import cached_attention, causal_attention
+from sinkjax.cache import (
+    Cache,
+    LayerCache,
+    check_capacity,
+    store_keys,
+    store_values,
+    write_keys,
+    write_values,
+)
 from sinkjax.config import LlamaConfig
 from sinkjax.rope import rotary_tables, rotate
 
@@ -102,9 +112,25 @@ class Attention(nnx.Module):
         """Head outputs [B, T, N, H] -> [B, T, D]."""
         return _add_bias(jnp.einsum("btnh,nhd->btd", outputs, self.o[...]), self.o_bias)
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D], every head `full`."""
-        return self.merge(causal_attention(*self.project(x, cos, sin)))
+    def __call__(
+        self, x: jax.Array, context: Context, capacity: int | None
+    ) -> tuple[jax.Array, Context, LayerCache | None]:
+        """A prompt, every head `full`: as `Layer.__call__`, less the residual."""
+        q, k, v = self.project(x, context.cos, context.sin)
+        cache = None
+        if capacity is not None:
+            cache = LayerCache((store_keys(k, capacity),), (store_values(v, capacity),))
+        return self.merge(causal_attention(q, k, v)), context, cache
+
+    def decode(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """One token a row: as `Layer.decode`, less the residual."""
+        q, k, v = self.project(x, context.cos, context.sin)
+        keys = write_keys(cache.keys[0], k, context.lengths)
+        values = write_values(cache.values[0], v, context.lengths)
+        outputs = cached_attention(q, keys, values, context.lengths)
+        return self.merge(outputs), context, LayerCache((keys,), (values,))
 
 
 class MLP(nnx.Module):
@@ -138,10 +164,32 @@ class Layer(nnx.Module):
         self.mlp_norm = RMSNorm(config, make)
         self.mlp = MLP(config, make)
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        """Residual [B, T, D] -> [B, T, D]."""
+    def __call__(
+        self, x: jax.Array, context: Context, capacity: int | None = None
+    ) -> tuple[jax.Array, Context, LayerCache | None]:
+        """A whole prompt.
+
+        Args:
+          x: residual [B, T, D].
+          context: of the prompt.
+          capacity: tokens that the cache is to hold; None for no cache.
+
+        Returns:
+          residual [B, T, D]; the context for the next layer; the cache, where one is asked for.
+        """
         with jax.named_scope("attention"):
-            x = x + self.attention(self.attention_norm(x), cos, sin)
+            out, context, cache = self.attention(self.attention_norm(x), context, capacity)
+        return self._feed_forward(x + out), context, cache
+
+    def decode(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """One token a row: residual [B, 1, D], context for the next layer, cache with the token."""
+        with jax.named_scope("attention"):
+            out, context, cache = self.attention.decode(self.attention_norm(x), context, cache)
+        return self._feed_forward(x + out), context, cache
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("mlp"):
             return x + self.mlp(self.mlp_norm(x))
 
@@ -179,26 +227,79 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
         """The residual stream after the last layer, before its norm: [B, T, D]."""
-        cos, sin = self.rotary(tokens, lengths)
-        x = self.embed(tokens)
+        return self._run_prompt(tokens, lengths, capacity=None)[0]
+
+    def prefill(
+        self, tokens: jax.Array, *, lengths: jax.Array | None = None, max_length: int
+    ) -> tuple[jax.Array, Cache]:
+        """Next-token logits of each row's last token alone, and the cache to go on from.
+
+        Args:
+          tokens: int [B, T], right-padded with any id where rows are shorter than T.
+          lengths: int [B], tokens in each row, at least 1; None where every row is full.
+          max_length: tokens that the cache is to hold, static: prompt and generated ones.
+
+        Returns:
+          logits: float32 [B, V]. cache: for `decode`.
+
+        Raises:
+          InputError: if T is beyond max_length.
+        """
+        check_capacity(tokens.shape[1], max_length)
+        lengths = self._row_lengths(tokens, lengths)
+        x, layers = self._run_prompt(tokens, lengths, max_length)
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self.logits(last)[:, 0], Cache(lengths, layers)
+
+    def decode(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Next-token logits after one more token a row, each at its row's own next position.
+
+        Keys stay rotated as they were when their token came, as in transformers' cached generation:
+        under dynamic rope a new query meets older keys that were rotated for a shorter length.
+
+        Args:
+          token: int [B].
+          cache: from `prefill` or `decode`, with room left in every row: beyond `max_length` the
+            logits mean nothing. Donate it, and it is updated in place.
+
+        Returns:
+          logits: float32 [B, V]. cache: one token longer.
+        """
+        positions = cache.lengths
+        cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
+        context, x = Context(cos, sin, positions), self.embed(token[:, None])
+        layers = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
-                x = layer(x, cos, sin)
-        return x
+                x, context, layer_cache = layer.decode(x, context, cache.layers[index])
+            layers.append(layer_cache)
+        return self.logits(x)[:, 0], Cache(positions + 1, tuple(layers))
+
+    def _run_prompt(
+        self, tokens: jax.Array, lengths: jax.Array | None, capacity: int | None
+    ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
+        """The residual stream after the last layer, [B, T, D], and every layer's cache."""
+        lengths = self._row_lengths(tokens, lengths)
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+        cos, sin = rotary_tables(self.config, positions, lengths)
+        context, x = Context(cos, sin, lengths), self.embed(tokens)
+        caches = []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                x, context, cache = layer(x, context, capacity)
+            caches.append(cache)
+        return x, tuple(caches)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [B, T] -> [B, T, D]."""
         return jnp.take(self.embedding[...], tokens, axis=0)
 
-    def rotary(
-        self, tokens: jax.Array, lengths: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The rotary tables of a prompt that starts at position 0: float32 [B or 1, T, H/2]."""
-        batch, length = tokens.shape
+    @staticmethod
+    def _row_lengths(tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """int32 [B]."""
         if lengths is None:
-            lengths = jnp.full((batch,), length, jnp.int32)
-        positions = jnp.arange(length, dtype=jnp.int32)[None, :]
-        return rotary_tables(self.config, positions, lengths)
+            return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+        return jnp.asarray(lengths, jnp.int32)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Residual [B, T, D] -> float32 [B, T, V]."""

@@ -6,11 +6,14 @@ log-odds of the attention on a few early keys, summed by the same matrix product
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from sinkjax.cache import slot_scores, sum_slots
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
@@ -51,6 +54,31 @@ def observed_causal_attention(
     return _attend(q, k, v, observed=tuple(key_positions))
 
 
+def cached_attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """`causal_attention` of one query a row against stores that hold its own key too.
+
+    Args:
+      q: [B, 1, N, H], rotated.
+      keys, values: stores [B, K, H, S] and [B, K, S, H] of `sinkjax.cache`, slot s for position s.
+      positions: int32 [B], of the queries.
+
+    Returns:
+      [B, 1, N, H] in the values' dtype.
+    """
+    batch, _, num_heads, head_dim = q.shape
+    capacity = values.shape[-2]
+    kv_heads = values.size // (batch * capacity * head_dim)
+    grouped = _scale(q).reshape(batch, kv_heads, num_heads // kv_heads, head_dim)
+    visible = jnp.arange(capacity)[None, :] <= positions[:, None]
+    scores = jnp.where(visible[:, None, None], slot_scores(grouped, keys), -jnp.inf)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    sums = sum_slots(weights.astype(values.dtype), values)
+    outputs = sums / weights.sum(axis=-1, keepdims=True)
+    return outputs.astype(values.dtype).reshape(q.shape)
+
+
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, observed: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
@@ -58,8 +86,7 @@ def _attend(
     q_shape = batch, length, num_heads, head_dim = q.shape
     kv_heads = k.shape[2]
     group = num_heads // kv_heads
-    # Scaling the queries touches T·H numbers a head, scaling the scores T².
-    q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
+    q = _scale(q)
     # [B, K, G, T, H]: the queries of one key/value head lie together, so that each product below is
     # one matrix product a key/value head instead of one a query head.
     q = q.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
@@ -80,6 +107,11 @@ def _attend(
     output = output / weights.sum(axis=-1, keepdims=True)
     output = output.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(q_shape)
     return output, _log_odds(weights, observed).reshape(batch, num_heads, length, len(observed))
+
+
+def _scale(q: jax.Array) -> jax.Array:
+    """q / sqrt(H), once a query: scaling the scores would touch T² numbers a head, not T·H."""
+    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
 
 
 def _with_counters(v: jax.Array, early: int) -> jax.Array:
@@ -112,7 +144,7 @@ def _spans(length: int) -> list[tuple[int, int, int]]:
     whole = length // BLOCK
     blocks_a_span = max(1, math.ceil(whole / MAX_SPANS))
     edges = [*range(0, whole, blocks_a_span), whole]
-    spans = [(a * BLOCK, b * BLOCK, BLOCK) for a, b in zip(edges, edges[1:], strict=False)]
+    spans = [(a * BLOCK, b * BLOCK, BLOCK) for a, b in itertools.pairwise(edges)]
     rest = length - whole * BLOCK
     return spans + ([(length - rest, length, rest)] if rest else [])
 

@@ -1,4 +1,4 @@
-"""The dense oracle: every attention pattern written out as [B, N, T, S]. For tests, never for speed."""
+"""The dense oracle: every attention pattern as explicit [B, N, T, S]. Right, not fast."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,120 @@
+"""Prefill and decode of the baseline, against transformers' cached generation."""
+
+import re
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from test_parity import KINDS
+
+import sinkjax
+from sinkjax.cache import Cache
+
+TOLERANCE = 1e-4
+DECODED = [kind for kind in KINDS if "rope" in kind or "kv" in kind or "attention" in kind]
+
+
+def cached_logits(oracle, tokens: np.ndarray, prompt: int) -> np.ndarray:
+    """transformers' logits from the prompt's last token on, one step a token: [B, steps, V]."""
+    tokens = torch.as_tensor(tokens, dtype=torch.long)
+    out, cache = [], None
+    with torch.no_grad():
+        for begin, end in [(0, prompt), *((t, t + 1) for t in range(prompt, tokens.shape[1]))]:
+            step = oracle(tokens[:, begin:end], past_key_values=cache, use_cache=True)
+            cache = step.past_key_values
+            out.append(step.logits[:, -1].float().numpy())
+    return np.stack(out, axis=1)
+
+
+def decoded_logits(model, tokens, lengths, steps, max_length) -> np.ndarray:
+    """Ours: row b's prompt has lengths[b] tokens, its next ones are fed one by one."""
+    tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32)
+    padded = int(lengths.max())
+    logits, cache = jax.jit(lambda m, x, n: m.prefill(x, lengths=n, max_length=max_length))(
+        model, tokens[:, :padded], lengths
+    )
+    decode = jax.jit(lambda m, x, c: m.decode(x, c), donate_argnums=2)
+    out = [logits]
+    for step in range(steps):
+        token = jnp.take_along_axis(tokens, (lengths + step)[:, None], axis=1)[:, 0]
+        logits, cache = decode(model, token, cache)
+        out.append(logits)
+    np.testing.assert_array_equal(cache.lengths, lengths + steps)
+    return np.stack(out, axis=1)
+
+
+@pytest.mark.parametrize("kind", DECODED)
+def test_decoding_equals_transformers_cached_generation(kind, tmp_path):
+    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    tokens = hf.random_tokens((2, 72))  # across the 64 positions that the models are made for
+    ours = decoded_logits(sinkjax.load(tmp_path), tokens, [60, 60], 12, max_length=80)
+    wanted = cached_logits(oracle, tokens, 60)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("rope", ["rope_default", "rope_dynamic"])
+@pytest.mark.parametrize("kind", ["one_kv_head", "all_kv_heads"])
+def test_ragged_rows_decode_as_the_rows_alone(rope, kind, tmp_path):
+    oracle = hf.save_llama(tmp_path, **KINDS[rope], **KINDS[kind])
+    tokens, lengths, steps = hf.random_tokens((3, 76)), [1, 30, 66], 9
+    ours = decoded_logits(sinkjax.load(tmp_path), tokens, lengths, steps, max_length=75)
+    for row, length in enumerate(lengths):
+        # A fresh oracle: transformers keeps the frequencies of the longest row it has seen.
+        fresh = hf.make_llama(**KINDS[rope], **KINDS[kind])
+        fresh.load_state_dict(oracle.state_dict())
+        wanted = cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
+        np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=TOLERANCE)
+
+
+def test_a_prompt_beyond_max_length_is_refused(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path)
+    with pytest.raises(sinkjax.InputError, match="max_length is 8, but the prompt has 9 tokens"):
+        model.prefill(jnp.zeros((1, 9), jnp.int32), max_length=8)
+
+
+def test_bfloat16_decodes(tmp_path):
+    hf.save_llama(tmp_path)
+    tokens = hf.random_tokens((2, 40))
+    wanted = decoded_logits(sinkjax.load(tmp_path), tokens, [30, 20], 5, max_length=48)
+    model = sinkjax.load(tmp_path, dtype="bfloat16")
+    ours = decoded_logits(model, tokens, [30, 20], 5, max_length=48)
+    assert ours.dtype == np.float32
+    assert np.abs(ours - wanted).mean() < 0.05 * np.abs(wanted).mean()
+
+
+def copies_of_stores(text: str, cache: Cache) -> list[str]:
+    """Instructions of a compiled program that make another array as large as a store."""
+    sizes = {store.size for store in jax.tree.leaves(cache.layers)}
+    found = []
+    for shape, instruction in re.findall(r"= \w+\[([\d,]*)\]\S* (copy\([^)]*\))", text):
+        if int(np.prod([int(axis) for axis in shape.split(",") if axis])) in sizes:
+            found.append(f"[{shape}] {instruction}")
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kind", ["one_kv_head", "two_kv_heads", "all_kv_heads"])
+def test_a_donated_cache_is_updated_in_place(batch, kind, tmp_path):
+    hf.save_llama(tmp_path, **KINDS[kind], head_dim=64)  # so that stores dwarf scores
+    model, tokens = sinkjax.load(tmp_path), jnp.asarray(hf.random_tokens((batch, 8)))
+    _, cache = model.prefill(tokens, max_length=1024)
+    decode = jax.jit(lambda m, x, c: m.decode(x, c), donate_argnums=2)
+    compiled = decode.lower(model, tokens[:, 0], cache).compile()
+    assert copies_of_stores(compiled.as_text(), cache) == []
+    memory = compiled.memory_analysis()
+    cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes == cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / 4
+
+
+def test_the_real_model_decodes_as_transformers(smollm2, smollm2_tokenizer, hf_smollm2):
+    text = "In 1969, after eight years of work, two people walked on the Moon while a third"
+    tokens = np.array([smollm2_tokenizer(text)["input_ids"]], np.int32)
+    prompt = tokens.shape[1] - 6
+    ours = decoded_logits(smollm2, tokens, [prompt], 6, max_length=32)
+    np.testing.assert_allclose(ours, cached_logits(hf_smollm2, tokens, prompt), atol=2e-4)
