@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 import sinkjax
 from sinkjax.checkpoint import DTYPES
@@ -103,8 +104,8 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main()` and exits with the status that it returns.
 
-    What the user can mend ends as a message with one line a problem and exit status 1. The
-    library's log goes to stderr.
+    What the user can mend ends as a message with one line a problem and exit status 1. Of logs,
+    stderr shows the library's, and other packages' warnings; --verbosity=0 shows all.
     """
 
     def guarded(arguments: list[str]) -> int | None:
@@ -121,6 +122,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _show_log() -> None:
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)  # absl's own is all that Orbax and JAX say
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("sinkjax")
