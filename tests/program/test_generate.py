@@ -1,0 +1,238 @@
+"""Generated tokens: against transformers, and against themselves however they are computed."""
+
+import dataclasses
+from pathlib import Path
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import sinkjax
+from sinkjax.checkpoint.weights import abstract_model
+from sinkjax.program.compile import Program, compile
+from sinkjax.program.generate import MAX_STOP_TOKENS, decode_steps
+from sinkjax.sampling import make_sampler
+from sinkjax.sharding import shard
+
+NEW = 13
+SAMPLING = {"temperature": 1.3, "top_k": 40, "top_p": 0.95}
+PROMPTS = Path(__file__).parents[2] / "configs" / "prompts.txt"
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[np.ndarray]:
+    """Ragged, on both sides of the smaller bucket, one more than fits two calls of two rows."""
+    return [hf.random_tokens((n,), seed=n) for n in (7, 1, 33, 16, 17)]
+
+
+@pytest.fixture(scope="module")
+def program(tiny) -> Program:
+    """Two rows; a number of steps that divides nothing."""
+    return compile(tiny[0], batch_size=2, prefill_lengths=(40, 16), max_length=56, steps_per_call=5)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny) -> Program:
+    """One row, one bucket, one step a call: the plainest program that there is."""
+    return compile(tiny[0], prefill_lengths=(40,), max_length=60, steps_per_call=1)
+
+
+def _greedy(oracle, tokens: np.ndarray, count: int) -> np.ndarray:
+    """transformers' own generation with its cache."""
+    inputs = torch.as_tensor(tokens[None], dtype=torch.long)
+    options = dict(do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+    with torch.no_grad():
+        out = oracle.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, **options
+        )
+    return out[0, len(tokens) :].numpy()
+
+
+def test_greedy_tokens_of_ragged_prompts_equal_transformers(tiny, program, prompts):
+    new = program.generate(prompts, max_new_tokens=NEW)
+    for tokens, ours in zip(prompts, new, strict=True):
+        assert ours.dtype == np.int32
+        np.testing.assert_array_equal(ours, _greedy(tiny[1], tokens, NEW))
+
+
+def test_greedy_tokens_of_the_real_model_equal_transformers(smollm2, smollm2_tokenizer, hf_smollm2):
+    lines = [line for line in PROMPTS.read_text().splitlines() if line and line[0] != "#"]
+    texts = [" ".join(line.split()[: 3 + 3 * i]) for i, line in enumerate(lines[::10][:10])]
+    rows = [smollm2_tokenizer(text)["input_ids"] for text in texts]
+    assert len({len(row) for row in rows}) > 3
+    program = compile(smollm2, batch_size=10, prefill_lengths=(64,), max_length=128)
+    ours = program.generate(rows, max_new_tokens=64)
+
+    width = max(map(len, rows))
+    inputs = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    visible = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    options = dict(do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+    with torch.no_grad():
+        theirs = hf_smollm2.generate(inputs, attention_mask=visible, max_new_tokens=64, **options)[
+            :, width:
+        ]
+    np.testing.assert_array_equal(np.stack(ours), theirs.numpy())
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}, SAMPLING])
+def test_tokens_do_not_depend_on_batch_bucket_or_steps_a_call(program, alone, prompts, sampling):
+    together = program.generate(prompts, max_new_tokens=NEW, seed=11, **sampling)
+    for index, tokens in enumerate(prompts):
+        single = alone.generate(tokens, max_new_tokens=NEW, seed=11 + index, **sampling)
+        np.testing.assert_array_equal(together[index], single)
+
+
+def test_seeds_can_be_given_one_by_one(program, prompts):
+    first = program.generate(prompts, max_new_tokens=4, seed=[5, 5, 9, 5, 5], **SAMPLING)
+    again = program.generate(prompts[::-1], max_new_tokens=4, seed=[5, 5, 9, 5, 5], **SAMPLING)
+    for one, other in zip(first, again[::-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = program.generate(prompts, max_new_tokens=4, seed=[6, 6, 8, 6, 6], **SAMPLING)
+    assert any((one != two).any() for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("place", [0, 1, 5, NEW - 1])
+def test_a_row_ends_with_its_stop_token_and_the_others_go_on(program, prompts, place):
+    whole = program.generate(prompts, max_new_tokens=NEW)
+    stop = int(whole[2][place])
+    for full, cut in zip(
+        whole, program.generate(prompts, max_new_tokens=NEW, stop_tokens=[stop, 100]), strict=True
+    ):
+        ends = np.flatnonzero(np.isin(full, [stop, 100]))
+        np.testing.assert_array_equal(cut, full[: ends[0] + 1] if ends.size else full)
+
+
+def test_tokens_are_streamed_as_they_come_the_first_one_alone(program, prompts):
+    calls: list[tuple[int, list[int]]] = []
+    new = program.generate(
+        prompts, max_new_tokens=NEW, on_tokens=lambda row, tokens: calls.append((row, tokens))
+    )
+    for index, tokens in enumerate(new):
+        own = [piece for row, piece in calls if row == index]
+        assert [token for piece in own for token in piece] == tokens.tolist()
+        assert list(map(len, own)) == [1, 5, 5, 2]
+
+
+def test_prompts_may_be_arrays_lists_one_or_many(program):
+    tokens = hf.random_tokens((2, 9))
+    rows = program.generate(tokens, max_new_tokens=3)
+    for form in (tokens.tolist(), list(tokens), jnp.asarray(tokens)):
+        np.testing.assert_array_equal(program.generate(form, max_new_tokens=3), rows)
+    for form in (tokens[0], tokens[0].tolist(), jnp.asarray(tokens[0])):
+        np.testing.assert_array_equal(program.generate(form, max_new_tokens=3), rows[0])
+    assert program.generate(tokens[0], max_new_tokens=1).tolist() == rows[0][:1].tolist()
+    assert program.generate([], max_new_tokens=1) == []
+
+
+def test_a_prompt_may_fill_all_the_room_there_is(tiny, program):
+    tokens = hf.random_tokens((40,))
+    ours = program.generate(tokens, max_new_tokens=16)
+    np.testing.assert_array_equal(ours, _greedy(tiny[1], tokens, 16))
+
+
+def test_everything_that_is_wrong_with_a_request_is_named(program):
+    bad = [[], [3, 101], hf.random_tokens((41,)).tolist(), hf.random_tokens((40,)).tolist()]
+    with pytest.raises(sinkjax.InputError) as error:
+        program.generate(
+            bad, max_new_tokens=17, top_k=0, temperature=0.5, stop_tokens=range(9), seed=[1]
+        )
+    text = str(error.value)
+    for part in (
+        "prompt 0 is empty",
+        "prompt 1 holds token 101",
+        "prompt 2 has 41 tokens, more than the longest bucket; the buckets are 16, 40",
+        "prompt 3 has 40 tokens, which with max_new_tokens 17 is more than max_length, 56",
+        "9 stop tokens",
+        "1 seeds for 4 prompts",
+        "top_k is 0",
+    ):
+        assert part in text
+    with pytest.raises(sinkjax.InputError, match="max_new_tokens is 0"):
+        program.generate([1, 2], max_new_tokens=0)
+
+
+def test_everything_that_cannot_be_compiled_is_named(tiny):
+    with pytest.raises(sinkjax.InputError) as error:
+        compile(tiny[0], batch_size=0, prefill_lengths=(8, 99), max_length=70, steps_per_call=0)
+    for part in ("batch_size is 0", "steps_per_call is 0", "has 99", "made for 64 tokens"):
+        assert part in str(error.value)
+    with pytest.raises(sinkjax.InputError, match="prefill_lengths is empty"):
+        compile(tiny[0], prefill_lengths=(), max_length=64)
+
+
+def test_the_device_stops_by_itself_when_every_row_is_done():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Count:
+        lengths: jax.Array
+
+    def decode(token, cache):
+        """The successor of each token is the likeliest next one."""
+        return jax.nn.one_hot(token + 1, 50), Count(cache.lengths + 1)
+
+    stops = jnp.asarray([9] + [-1] * (MAX_STOP_TOKENS - 1), jnp.int32)
+    steps = decode_steps(
+        decode,
+        20,
+        jnp.asarray([3, 5, 40], jnp.int32),
+        Count(jnp.zeros(3, jnp.int32)),
+        jnp.asarray([10, 2, 0], jnp.int32),
+        make_sampler([0, 0, 0]),
+        stops,
+    )
+    assert steps.cache.lengths.tolist() == [6, 6, 6]  # 3 went to 9, and nobody went further
+    assert steps.drawn.tolist() == [6, 2, 0]
+    assert steps.remaining.tolist() == [0, 0, 0]
+    assert steps.tokens[0, :6].tolist() == [4, 5, 6, 7, 8, 9]
+    assert steps.tokens[1, :2].tolist() == [6, 7]
+
+
+def test_weights_are_arguments_and_the_cache_is_updated_in_place(tiny, program):
+    size = sum(array.nbytes for array in program.parameters.values())
+    config = tiny[0].config
+    cache = 2 * 4 * 2 * config.num_layers * config.num_kv_heads * config.head_dim * 56
+    assert program.decode.memory.aliased >= cache
+    for executable in program.executables:
+        assert executable.memory.arguments >= size
+        assert executable.memory.temporary < size
+    for name, array in program.parameters.items():
+        path = name.split(".")
+        assert any(f"parameters['{name}']" in a.name for a in program.decode.module.arguments), path
+        assert array.unsafe_buffer_pointer() in {
+            leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tiny[0])
+        }
+
+
+def test_what_compiling_took_is_kept(program):
+    assert [e.name for e in program.executables] == ["prefill 16", "prefill 40", "decode"]
+    for executable in program.executables:
+        assert executable.lowering_seconds > 0
+        assert executable.compile_seconds > 0
+        assert executable.from_cold
+        assert executable.operations > 0
+        assert executable.bytes_accessed > 0
+    total = sum(e.lowering_seconds + e.compile_seconds for e in program.executables)
+    assert program.compile_seconds == total
+
+
+def test_a_model_laid_over_a_mesh_generates_the_same(tiny, program, prompts):
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = compile(shard(tiny[0], mesh), batch_size=2, prefill_lengths=(16, 40), max_length=56)
+    for sampling in ({}, SAMPLING):
+        for one, other in zip(
+            spread.generate(prompts, max_new_tokens=NEW, **sampling),
+            program.generate(prompts, max_new_tokens=NEW, **sampling),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_program_without_weights_can_be_read_but_not_run(tiny, program):
+    abstract = abstract_model(tiny[0].config, jnp.dtype("float32"))
+    reading = compile(abstract, batch_size=2, prefill_lengths=(16,), max_length=56)
+    assert reading.decode.operations == program.decode.operations
+    with pytest.raises(ValueError, match="to be read"):
+        reading.generate([1, 2, 3], max_new_tokens=4)
