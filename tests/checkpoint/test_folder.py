@@ -1,0 +1,297 @@
+"""Folders as the Hub has them: what is read, and everything that is refused at once."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import hf
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import sinkjax
+from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, open_folder
+from sinkjax.errors import InputError
+
+DTYPES = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+}
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A tied Llama in several shards."""
+    hf.save_llama(tmp_path / "sharded", tie_word_embeddings=True)
+    return tmp_path / "sharded"
+
+
+@pytest.fixture
+def single(sharded, tmp_path):
+    """The same in one file."""
+    return rewrite(sharded, tmp_path / "single", lambda tensors: None)
+
+
+def rewrite(source: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
+    """The same model in one file, its tensors changed by `change(tensors)`."""
+    tensors = {}
+    for shard in source.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    change(tensors)
+    folder.mkdir()
+    shutil.copy(source / CONFIG, folder)
+    save_file(tensors, folder / WEIGHTS)
+    return folder
+
+
+def problems(folder: pathlib.Path) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        sinkjax.load(folder)
+    assert all(str(folder) in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shards", ["40KB", "1GB"])
+def test_tensors_are_read_as_they_are_stored(tmp_path, dtype, shards):
+    model = hf.make_llama().to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (tmp_path / INDEX).exists() == (shards == "40KB")
+    source = open_folder(tmp_path)
+    assert source.shapes == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name, value in model.state_dict().items():
+        expected = value.float().numpy().astype(DTYPES[dtype])
+        np.testing.assert_array_equal(source.read(name), expected, strict=True)
+
+
+def test_opening_reads_no_tensor(single):
+    """A file of a terabyte, most of it a hole, opens like any other."""
+    config = json.loads((single / CONFIG).read_text())
+    config["vocab_size"] = 2**40 // 48 // 4
+    size = config["vocab_size"] * 48 * 4
+    tensor = {
+        "dtype": "F32",
+        "shape": [config["vocab_size"], 48],
+        "data_offsets": [0, size],
+    }
+    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    with (single / WEIGHTS).open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        try:
+            file.truncate(8 + len(header) + size)
+        except OSError:
+            pytest.skip("this file system has no files of a terabyte")
+    assert open_folder(single).shapes == {"model.embed_tokens.weight": tuple(tensor["shape"])}
+    os.truncate(single / WEIGHTS, 0)
+
+
+def test_what_is_read_outlives_the_file(single):
+    source = open_folder(single)
+    read = source.read(Q)
+    before = read.copy()
+    with (single / WEIGHTS).open("r+b") as file:
+        file.write(bytes((single / WEIGHTS).stat().st_size))
+    np.testing.assert_array_equal(read, before)
+
+
+def test_derived_frequencies_and_a_tied_head_are_consumed(single, tmp_path):
+    def add(tensors):
+        tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    changed = sinkjax.load(rewrite(single, tmp_path / "changed", add))
+    assert sinkjax.model_digest(changed) == sinkjax.model_digest(sinkjax.load(single))
+
+
+# Refusals.
+
+
+def test_every_tensor_that_does_not_fit_is_listed_at_once(single, tmp_path):
+    def spoil(tensors):
+        tensors["model.layers.0.self_attn.sinks"] = np.ones(6, np.float32)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(1)
+        tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((80, 48), np.float32)
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.mlp.down_proj.weight"]
+        tensors[Q] = tensors[Q][:, :40].copy()
+
+    found = problems(rewrite(single, tmp_path / "spoilt", spoil))
+    assert len(found) == 6
+    for name, mention in [
+        ("model.layers.0.self_attn.sinks", "unknown"),
+        ("lm_head.weight", "differs from model.embed_tokens.weight"),
+        ("model.layers.3.mlp.up_proj.weight", "unknown"),
+        ("model.norm.weight", "missing"),
+        ("model.layers.1.mlp.down_proj.weight", "missing"),
+        (Q, "has shape (48, 40); its config asks for (48, 48)"),
+    ]:
+        assert any(f"tensor {name} " in problem and mention in problem for problem in found)
+
+
+def test_every_disagreement_of_index_and_shards_is_listed_at_once(sharded):
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
+    missing, cut, here, there = sorted(set(places.values()))[:4]
+    (sharded / missing).unlink()
+    os.truncate(sharded / cut, (sharded / cut).stat().st_size - 1)
+    unlisted, moved, twice = [name for name, file in places.items() if file == here][:3]
+    for file, extra in [(here, ("quantized", np.int8)), (there, (twice, np.float32))]:
+        name, dtype = extra
+        save_file(load_file(sharded / file) | {name: np.ones(3, dtype)}, sharded / file)
+    del places[unlisted]
+    places |= {moved: there, "absent": there, "quantized": here}
+    (sharded / INDEX).write_text(json.dumps({"weight_map": places}))
+    found = problems(sharded)
+    for mention in [
+        f"{missing} is missing, though {INDEX} names it",
+        f"{cut} is truncated or damaged",
+        f"tensor {unlisted} is in {sharded / here}, but not in {INDEX}",
+        f"tensor {moved} is not in {sharded / there}, though {INDEX} says so",
+        f"tensor {twice} is in both {sharded / here} and {sharded / there}",
+        f"tensor absent is not in {sharded / there}",
+        f"tensor quantized in {sharded / here} is of dtype I8; F32, F16, BF16 are read",
+    ]:
+        assert any(mention in problem for problem in found), mention
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "no weight_map"),
+        ('{"weight_map": []}', "no weight_map"),
+        ('{"weight_map": {"a": 1}}', "no weight_map"),
+        ('{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors is missing"),
+    ],
+)
+def test_a_damaged_index_is_refused(sharded, content, mention):
+    (sharded / INDEX).write_text(content)
+    assert mention in problems(sharded)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [(None, "No such file"), ("{", "not JSON"), ("3", "not a JSON object"), (b"\xff", "not JSON")],
+)
+def test_a_folder_without_a_config_is_refused(single, content, mention):
+    if content is None:
+        (single / CONFIG).unlink()
+    else:
+        (single / CONFIG).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (problem,) = problems(single)
+    assert CONFIG in problem
+    assert mention in problem
+    with pytest.raises(InputError, match=mention):
+        sinkjax.load_config(single)
+
+
+def test_a_folder_with_pytorchs_files_alone_is_told_how_to_convert_them(single):
+    (single / WEIGHTS).rename(single / "pytorch_model.bin")
+    (problem,) = problems(single)
+    assert "only pytorch_model.bin" in problem
+    assert "save_pretrained" in problem
+
+
+def test_an_empty_folder_and_a_missing_path_are_refused(tmp_path):
+    assert CONFIG in problems(tmp_path)[0]
+    with pytest.raises(InputError, match=r"no file or folder here.*smollm2-135m"):
+        sinkjax.load(tmp_path / "missing")
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(InputError, match=r"does not end in \.gguf"):
+        sinkjax.load(tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"float64.*float32, bfloat16, float16"):
+        sinkjax.load(tmp_path, dtype="float64")
+    with pytest.raises(InputError, match=r"--revision is 'v1'.*not a Hub id"):
+        sinkjax.load(tmp_path, revision="v1")
+
+
+@hypothesis.given(share=st.floats(0, 1, exclude_max=True))
+@hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_a_truncated_file_is_refused_wherever_it_ends(single, share):
+    whole = single.parent / "whole"
+    if not whole.exists():
+        (single / WEIGHTS).rename(whole)
+    content = whole.read_bytes()
+    (single / WEIGHTS).write_bytes(content[: int(share * len(content))])
+    assert "truncated or damaged" in problems(single)[0]
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_a_damaged_header_is_refused_or_read(single, data):
+    """Whatever one byte becomes: no other exception."""
+    whole = single.parent / "whole"
+    if not whole.exists():
+        (single / WEIGHTS).rename(whole)
+    content = bytearray(whole.read_bytes())
+    header_size = 8 + int.from_bytes(content[:8], "little")
+    content[data.draw(st.integers(0, header_size - 1))] = data.draw(st.integers(0, 255))
+    (single / WEIGHTS).write_bytes(content)
+    try:
+        source = open_folder(single)
+    except InputError as error:
+        hypothesis.note(str(error))
+    else:
+        for name in source.shapes:
+            source.read(name)
+
+
+# Tokenizers.
+
+
+@pytest.fixture
+def tokenizer():
+    model = tokenizers.models.BPE({"<s>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model), bos_token="<s>", add_bos_token=True
+    )
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_the_tokenizer_beside_the_weights_is_loaded(single, tokenizer, with_config):
+    if not with_config:
+        (single / CONFIG).unlink()
+    tokenizer.save_pretrained(single)
+    loaded = sinkjax.load_tokenizer(single)
+    assert loaded("abba")["input_ids"] == tokenizer("abba")["input_ids"]
+    assert sinkjax.tokenizer_digest(loaded) == sinkjax.tokenizer_digest(tokenizer)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(single):
+    with pytest.raises(InputError, match=r"holds no tokenizer \(tokenizer\.json"):
+        sinkjax.load_tokenizer(single)
+
+
+def test_a_damaged_tokenizer_is_refused(single, tokenizer):
+    tokenizer.save_pretrained(single)
+    path = single / "tokenizer.json"
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(InputError, match="transformers cannot read its tokenizer"):
+        sinkjax.load_tokenizer(single)
+
+
+def test_no_code_of_a_checkpoint_is_run(single, tokenizer):
+    tokenizer.save_pretrained(single)
+    path = single / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps(config))
+    (single / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
+    with pytest.raises(InputError):
+        sinkjax.load_tokenizer(single)
+    assert not pathlib.Path("ran").exists()
