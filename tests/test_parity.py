@@ -1,5 +1,8 @@
 """Logits against transformers: tiny random Llamas of every kind, and the real one."""
 
+import functools
+import operator
+
 import hf
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 import sinkjax
+from sinkjax.checkpoint import weights
 
 TOLERANCE = 1e-4
 LONG = 100  # beyond the 64 positions that the tiny models are made for
@@ -66,13 +70,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", [1, 17, LONG])
-def test_logits_equal_transformers(kind, length, tmp_path):
+def test_logits_equal_transformers(kind, tmp_path):
     oracle = hf.save_llama(tmp_path, **KINDS[kind])
-    tokens = hf.random_tokens((2, length))
-    ours = sinkjax.load(tmp_path)(jnp.asarray(tokens))
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, hf.logits(oracle, tokens), rtol=0, atol=TOLERANCE)
+    model = sinkjax.load(tmp_path)
+    for length in (1, 17, LONG):
+        tokens = hf.random_tokens((2, length))
+        ours = model(jnp.asarray(tokens))
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, hf.logits(oracle, tokens), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -104,12 +109,25 @@ def test_padded_rows_equal_the_rows_alone(rope, tmp_path):
         np.testing.assert_allclose(together[row, :length], alone[0], rtol=0, atol=1e-5)
 
 
-def test_saved_to_safetensors_transformers_gives_the_same_logits(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "shard_bytes"),
+    [
+        (("rope_llama3", "attention_bias"), weights._SHARD_BYTES),
+        (("rope_dynamic", "tied", "all_kv_heads"), 50_000),
+        (("rope_yarn_mscale", "mlp_bias", "explicit_head_dim", "large_eps"), 50_000),
+    ],
+)
+def test_saved_to_safetensors_transformers_gives_the_same_logits(
+    names, shard_bytes, tmp_path, monkeypatch
+):
     import transformers
 
-    kind = {**KINDS["rope_llama3"], "tie_word_embeddings": False, "attention_bias": True}
-    oracle = hf.save_llama(tmp_path / "theirs", **kind)
+    monkeypatch.setattr(weights, "_SHARD_BYTES", shard_bytes)
+    oracle = hf.save_llama(
+        tmp_path / "theirs", **functools.reduce(operator.or_, (KINDS[name] for name in names))
+    )
     sinkjax.save_safetensors(sinkjax.load(tmp_path / "theirs"), tmp_path / "ours")
+    assert (len(list((tmp_path / "ours").glob("*.safetensors"))) > 1) == (shard_bytes == 50_000)
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     ).eval()
