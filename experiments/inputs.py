@@ -72,7 +72,7 @@ def study_prompts() -> tuple[PromptList, ...]:
 def default_text(count: int, seed: int) -> TextWindows:
     """Windows of the long text that is always at hand: Python's own language reference."""
     text = pydoc_prose()
-    name = f"pydoc_data.topics ({platform.python_implementation()} {platform.python_version()})"
+    name = f"Python {platform.python_version()} topics"
     return TextWindows(name, _sha256(text.encode()), text, count, seed)
 
 

@@ -16,7 +16,6 @@ command is given again.
 
 from typing import Any
 
-import rich.console
 from absl import flags
 from tqdm import tqdm
 
@@ -90,7 +89,7 @@ def main() -> None:
         seed=_SEED.value,
     )
     series = plan_sweep(_subjects(), _sources(settings), settings)
-    console = rich.console.Console()
+    console = terminal.console()
     if _DRY_RUN.value:
         terminal.print_table(console, _planned(series, settings))
         return

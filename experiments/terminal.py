@@ -11,6 +11,14 @@ import rich.table
 
 from sinkjax.report import Table
 
+_WIDTH = 110
+
+
+def console() -> rich.console.Console:
+    """Standard output: as wide as the terminal, or wide enough for a table where there is none."""
+    shown = rich.console.Console()
+    return shown if shown.is_terminal else rich.console.Console(width=_WIDTH)
+
 
 def print_table(console: rich.console.Console, table: Table) -> None:
     """Prints a table with its notes under it."""
