@@ -56,10 +56,11 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
             "commits, or leave --revision out for the main branch"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        said = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
         reason = (
             "HF_HUB_OFFLINE is set; unset it"
             if huggingface_hub.constants.HF_HUB_OFFLINE
-            else "the Hub cannot be reached; check the network"
+            else f"the Hub cannot be reached{said}; check the network"
         )
         raise InputError(
             f"{named} is not, or not wholly, in the cache {huggingface_hub.constants.HF_HUB_CACHE},"
@@ -74,10 +75,14 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
         raise
     except (errors.HTTPError, OSError, ValueError) as error:  # HTTPError: the HTTP library's own
         raise InputError(
-            f"{named} cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{named} cannot be downloaded ({type(error).__name__}: {_first_line(error)}); "
             "run the command again, which goes on from what is there"
         ) from error
     return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _snapshot(repo_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
