@@ -586,20 +586,20 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        b"\xff\xfe",
-        b"[]",
-        b"{}",
-        b"null",
-        b'{"schema": 1, "schema": 1}',
-        b'{"schema": NaN}',
-        b"1e999",
+        (b"\xff\xfe", "is no JSON"),
+        (b"[]", "is no mask"),
+        (b"{}", "is no mask"),
+        (b"null", "is no mask"),
+        (b'{"schema": 1, "schema": 1}', "a key is there twice"),
+        (b'{"schema": 1, "quality": {"kl": NaN}}', "is no JSON"),
+        (b'{"schema": 1, "quality": {"kl": 1e999}}', "is no JSON"),
     ],
 )
-def test_what_is_no_mask_is_refused(tmp_path, content):
+def test_what_is_no_mask_is_refused(tmp_path, content, said):
     (tmp_path / "mask.json").write_bytes(content)
-    refusal(tmp_path)
+    assert said in refusal(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
