@@ -1,11 +1,33 @@
-"""Masks for property tests: every path, mixed inside key/value groups and not, windows and copies.
+"""Masks for tests: every path, mixed inside key/value groups and not, windows and copies.
 
 A drawn mask shrinks towards the baseline.
 """
 
+import pytest
 from hypothesis import strategies as st
 
+from sinkjax import InputError, LlamaConfig
 from sinkjax.mask import FILLS, Copy, Full, Path, Sink, SinkMask, Window
+
+CONFIG = LlamaConfig(
+    vocab_size=11,
+    num_layers=4,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=5,
+    embed_dim=7,
+    mlp_dim=13,
+    max_length=32,
+    norm_eps=1e-5,
+)
+"""A shape for which masks are made where any will do."""
+
+
+def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
+    """The problems that a call is refused for."""
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    return caught.value.problems
 
 
 def windows(max_sinks: int = 3, max_recent: int = 6) -> st.SearchStrategy[Window]:

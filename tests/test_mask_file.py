@@ -1,0 +1,284 @@
+"""Masks' files: read back, and refused after every kind of damage."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from masks import CONFIG, masks, problems_of
+from safetensors.numpy import save_file
+
+import sinkjax
+from sinkjax import Provenance, Sink, SinkMask
+from sinkjax.mask_file import SCHEMA
+
+L, N, K, H = CONFIG.num_layers, CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
+several = settings(deadline=None, max_examples=50)
+drawn = masks(L, N, K)
+
+PROVENANCE = Provenance(
+    model="tiny",
+    model_digest="a" * 64,
+    tokenizer_digest="b" * 64,
+    bos="always",
+    text="prose",
+    text_sha256="c" * 64,
+    lengths=(8, 64),
+    definition="mean",
+    threshold=0.9,
+    selection={"kind": "consistent", "min_share": 0.9},
+)
+QUALITY = {"kl": {"value": 0.1 + 0.2, "low": 0.25}, "lengths": [24, 256], "note": "§ 3"}
+MEAN_MASK = SinkMask.from_text("L0: 6f | L1: 2s(mean) 4f | L2: 6s(zero) | L3: 5f s(mean)")
+NEEDED = ([1, 1, 3], [0, 1, 5])
+
+
+def some_fills():
+    return np.random.default_rng(0).normal(size=(L, N, H)).astype(np.float32)
+
+
+def saved(folder, mask=MEAN_MASK, **more):
+    options = {"provenance": PROVENANCE, "quality": QUALITY, "fills": some_fills(), **more}
+    return sinkjax.save_mask(folder / "mask.json", mask, **options)
+
+
+def edit(folder, sign=False, **changes):
+    """Changes keys of the JSON; `...` deletes. With `sign` the digest is made to fit."""
+    path = folder / "mask.json"
+    fields = {**json.loads(path.read_text()), **changes}
+    fields = {key: value for key, value in fields.items() if value is not ...}
+    if sign:
+        rest = {key: fields[key] for key in fields if key != "digest"}
+        canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+        fields["digest"] = hashlib.sha256(canonical.encode()).hexdigest()
+    path.write_text(json.dumps(fields))
+
+
+def refusal(folder):
+    problems = problems_of(sinkjax.load_mask, folder / "mask.json")
+    assert all(str(folder) in problem for problem in problems)
+    return "\n".join(problems)
+
+
+@several
+@given(drawn)
+def test_files_read_back(tmp_path_factory, mask):
+    folder = tmp_path_factory.mktemp("masks")
+    digest = saved(folder, mask)
+    loaded = sinkjax.load_mask(folder / "mask.json")
+    assert loaded.mask == mask
+    assert loaded.provenance == PROVENANCE
+    assert loaded.quality == QUALITY
+    assert loaded.digest == digest
+    means = np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
+    assert (loaded.fills is not None) == means.any() == (len(list(folder.iterdir())) == 2)
+    if means.any():
+        assert loaded.fills.dtype == np.float32
+        np.testing.assert_array_equal(
+            loaded.fills, np.where(means[..., None], some_fills(), np.float32(0))
+        )
+
+
+def test_equal_contents_are_equal_bytes_and_fills_of_other_heads_do_not_count(tmp_path):
+    other = np.full((L, N, H), np.nan, np.float32)
+    other[NEEDED] = some_fills()[NEEDED]
+    for name, fills in (("one", some_fills()), ("two", jnp.asarray(other))):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, fills=fills)
+    for file in ("mask.json", "mask.fills.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_file_is_written_for_people(tmp_path):
+    saved(tmp_path)
+    text = (tmp_path / "mask.json").read_text()
+    fields = json.loads(text)
+    assert fields["schema"] == SCHEMA
+    assert fields["mask_digest"] == MEAN_MASK.digest
+    assert fields["heads"] == str(MEAN_MASK).split(" | ")
+    assert len(text.splitlines()) < 50
+
+
+def test_saving_again_replaces_both_files(tmp_path):
+    saved(tmp_path)
+    baseline = SinkMask.full(CONFIG)
+    saved(tmp_path, baseline)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
+    assert sinkjax.load_mask(tmp_path / "mask.json").mask == baseline
+
+
+def test_a_save_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
+    saved(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": float("nan")})
+    with pytest.raises(TypeError):
+        saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": object()})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    assert "No space left" in problems_of(saved, tmp_path, quality={})[0]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_paths_that_cannot_hold_a_mask_are_refused(tmp_path):
+    baseline = SinkMask.full(CONFIG)
+    assert "end in .json" in problems_of(sinkjax.save_mask, tmp_path / "mask", baseline)[0]
+    (tmp_path / "file").touch()
+    problems_of(sinkjax.save_mask, tmp_path / "file" / "mask.json", baseline)
+    sinkjax.save_mask(tmp_path / "new" / "folder" / "mask.json", baseline)
+    assert sinkjax.load_mask(tmp_path / "new" / "folder" / "mask.json").provenance == Provenance()
+
+
+@pytest.mark.parametrize(
+    ("fills", "said"),
+    [
+        (None, "3 heads are sink\\(mean\\): their fills are needed"),
+        (some_fills()[:-1], r"float32 \[4, 6, H\] is needed"),
+        (some_fills()[..., 0], r"float32 \[4, 6, H\] is needed"),
+        (some_fills().astype(np.float64), "float64"),
+        (np.full((L, N, H), np.inf, np.float32), "not all finite"),
+    ],
+)
+def test_fills_that_do_not_fit_are_not_saved(tmp_path, fills, said):
+    with pytest.raises(ValueError, match=said):
+        saved(tmp_path, fills=fills)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": ["L0-3: 6f"]}, "was changed after it was written"),
+        ({"quality": {"kl": 0}}, "was changed after it was written"),
+        ({"provenance": {}}, "was changed after it was written"),
+        ({"digest": "0" * 64}, "its digest is 000"),
+        ({"fills_sha256": "0" * 64}, "was changed after it was written"),
+        ({"schema": SCHEMA + 1}, f"has schema {SCHEMA + 1}, and this version of sinkjax reads"),
+        ({"schema": ...}, "has no 'schema'"),
+        ({"heads": ...}, "'heads' is missing"),
+        ({"digest": ...}, "'digest' is missing"),
+        ({"head": []}, "'head' is unknown"),
+    ],
+)
+def test_a_tampered_file_is_refused(tmp_path, changes, said):
+    saved(tmp_path)
+    edit(tmp_path, **changes)
+    assert said in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": "L0-3: 6f"}, "'heads' is no list of layers"),
+        ({"heads": ["L0: 6f", "L2: 6f"]}, "comes where L1 has to begin"),
+        ({"heads": ["L0: 6f", "L1: 5f"]}, "layer 1 has 5 heads"),
+        ({"heads": ["L0: 6s(zero)", "L1: 6c(0,0)"]}, "only `full` and `window` can be copied"),
+        ({"heads": ["L0-3: 6f"]}, "though no head is sink(mean)"),
+        ({"heads": ["L0-3: 6f"], "fills_sha256": None}, "'mask_digest' is not that of its heads"),
+        ({"fills_sha256": None}, "though 3 heads are sink(mean)"),
+        ({"provenance": {"modle": "x"}}, "'provenance.modle' is unknown"),
+        ({"provenance": []}, "'provenance' is no object"),
+        ({"provenance": {"lengths": 3}}, "'provenance.lengths' is no list"),
+        ({"quality": []}, "'quality' is no object"),
+    ],
+)
+def test_what_is_wrong_is_said_where_the_digest_fits(tmp_path, changes, said):
+    saved(tmp_path)
+    edit(tmp_path, sign=True, **changes)
+    problems = refusal(tmp_path)
+    assert said in problems
+    assert "was changed" not in problems
+
+
+def test_all_that_is_wrong_with_a_file_is_listed(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "mask.fills.safetensors").unlink()
+    edit(tmp_path, extra=1, quality=[], provenance={"modle": ""})
+    assert len(refusal(tmp_path).splitlines()) == 5
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "mask.json"
+    content = path.read_bytes()
+    for size in range(len(content) - 1):  # the last byte is the newline
+        path.write_bytes(content[:size])
+        assert "is no JSON" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "is no JSON"),
+        (b"[]", "is no mask"),
+        (b"{}", "is no mask"),
+        (b"null", "is no mask"),
+        (b'{"schema": 1, "schema": 1}', "a key is there twice"),
+        (b'{"schema": 1, "quality": {"kl": NaN}}', "is no JSON"),
+        (b'{"schema": 1, "quality": {"kl": 1e999}}', "is no JSON"),
+    ],
+)
+def test_what_is_no_mask_is_refused(tmp_path, content, said):
+    (tmp_path / "mask.json").write_bytes(content)
+    assert said in refusal(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "No such file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "swapped"])
+def test_fills_that_are_not_the_masks_own_are_refused(tmp_path, damage):
+    saved(tmp_path)
+    path = tmp_path / "mask.fills.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        (tmp_path / "other").mkdir()
+        saved(tmp_path / "other", fills=-some_fills())
+        shutil.copy(tmp_path / "other" / path.name, path)
+    problem = refusal(tmp_path)
+    assert str(path) in problem
+    assert (
+        "keep the two files together" if damage == "missing" else "holds other fills"
+    ) in problem
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"mean": np.zeros((3, H), np.float32)},
+        {"means": np.zeros((2, H), np.float32)},
+        {"means": np.zeros((3, H), np.float64)},
+        {"means": np.zeros(3, np.float32)},
+    ],
+)
+def test_fills_of_another_shape_are_refused_where_their_sha256_fits(tmp_path, tensors):
+    saved(tmp_path)
+    path = tmp_path / "mask.fills.safetensors"
+    save_file(tensors, path)
+    edit(tmp_path, sign=True, fills_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert "does not hold float32 means of 3 heads" in refusal(tmp_path)
+
+
+def test_a_saved_mask_of_another_models_shape_is_refused(tmp_path):
+    saved(tmp_path)
+    loaded = sinkjax.load_mask(tmp_path / "mask.json")
+    loaded.check(CONFIG)
+    wider = dataclasses.replace(CONFIG, head_dim=2 * H)
+    assert f"size {H}" in problems_of(loaded.check, wider)[0]
+    deeper = dataclasses.replace(CONFIG, num_layers=L + 1)
+    assert f"{L + 1} layers" in problems_of(loaded.check, deeper)[0]
