@@ -33,7 +33,8 @@ from matplotlib.ticker import (
 )
 from PIL import Image
 
-from sinkjax.report.records import Curve, Group
+from sinkjax.report import formats
+from sinkjax.report.records import Group
 
 DPI = 150
 WIDTH = 10.0  # inches of every figure
@@ -52,6 +53,7 @@ DASHES = (0, (4, 2))
 _SIX_BITS = [round(round(value * 63 / 255) * 255 / 63) for value in range(256)]
 _STEPS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100)
 _FONT = "DejaVu Sans"  # comes with matplotlib
+_BOLD_CHARACTER = 0.093  # inches that one takes in a panel's title
 _TITLE_LINE, _TEXT_LINE = 0.24, 0.19  # inches
 
 
@@ -160,25 +162,20 @@ class Sheet:
         return Picture(name, content.getvalue(), pixels.size, alt, caption)
 
 
-def panel_title(axes: Axes, text: str, detail: str = "") -> None:
-    """What a panel is of, above it; the detail in a lighter second line."""
-    style = {"family": _FONT, "parse_math": False, "va": "bottom", "transform": axes.transAxes}
-    shift = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    del style["transform"]
-    axes.annotate(
-        drawable(text),
-        (0, 1),
-        xytext=(0, 17 if detail else 5),
-        size=TEXT,
-        weight="bold",
-        color=INK,
-        **shift,
-        **style,
-    )
+def panel_title(axes: Axes, text: str, inches: float, detail: str = "") -> None:
+    """What a panel is of, above it and no wider; the detail in a lighter second line."""
+    style = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "family": _FONT,
+        "parse_math": False,
+        "va": "bottom",
+    }
+    text = drawable(formats.shortened(text, max(8, int(inches / _BOLD_CHARACTER))))
+    height = 17 if detail else 5
+    axes.annotate(text, (0, 1), (0, height), size=TEXT, weight="bold", color=INK, **style)
     if detail:
-        axes.annotate(
-            drawable(detail), (0, 1), xytext=(0, 5), size=SMALL, color=SOFT, **shift, **style
-        )
+        axes.annotate(drawable(detail), (0, 1), (0, 5), size=SMALL, color=SOFT, **style)
 
 
 def label(axes: Axes, x: str = "", y: str = "") -> None:
@@ -245,9 +242,7 @@ def steps(count: int, inches: float, room: float) -> range:
 @functools.cache
 def colour_map(name: str) -> Colormap:
     """A colour map of matplotlib's whose missing values are blank."""
-    colours = matplotlib.colormaps[name].copy()
-    colours.set_bad("white", alpha=0)
-    return colours
+    return matplotlib.colormaps[name].with_extremes(bad=(1, 1, 1, 0))
 
 
 def file_name(kind: str, group: Group, *parts: str) -> str:
@@ -257,23 +252,10 @@ def file_name(kind: str, group: Group, *parts: str) -> str:
     return "-".join(slug for slug in slugs if slug)
 
 
-def whose(curve: Curve, among: Sequence[Curve]) -> str:
-    """What to add to a headline that is true of one curve of several."""
-    if len(among) == 1:
-        return ""
-    return f" ({shortened(curve.source_name, 36)}, {curve.criterion})"
-
-
 def drawable(text: str) -> str:
     """Text of characters that the font has, none of which breaks a line unasked."""
     characters = _characters()
     return "".join(c if c == "\n" or ord(c) in characters else "□" for c in text)
-
-
-def shortened(name: str, most: int = 44) -> str:
-    """A name that fits above a panel: its middle goes first."""
-    name = " ".join(name.split())
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
 
 
 @functools.cache

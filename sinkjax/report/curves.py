@@ -28,19 +28,19 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     definitions = list(dict.fromkeys(curve.definition for curve in curves))
     width, height, gap = _columns(len(sources)), 2.7, 0.95
     sheet = Sheet(
-        findings.share_headline(curves[0]) + canvas.whose(curves[0], curves),
+        findings.share_headline(curves[0]) + findings.whose(curves[0], curves),
         f"{group.name}. Share of all {curves[0].num_heads} heads whose score is above the "
         "threshold; bands are intervals from resampling prompts",
         body=len(thresholds) * (height + gap) + 0.05,
         key=0.28,
     )
     handles = [_line(definition) for definition in definitions]
-    # In one panel only: the first source's, at the study's own threshold.
+    # In one panel only: that of the group's first source, at the study's own threshold.
     lengths = [
         length
         for curve in curves
         for length in curve.lengths
-        if (curve.source_name, curve.threshold) == (sources[0], 0.9)
+        if (curve.source_name, curve.threshold) == (group.curves[0].source_name, 0.9)
     ]
     marks = [mark for mark in _FOUNDING if lengths and min(lengths) <= mark[0] <= max(lengths)]
     if marks:
@@ -61,7 +61,7 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
             canvas.share_axis(axes)
             canvas.token_axis(axes, lengths, width)
             canvas.label(axes, "tokens in the prompt", "share of heads" if column == 0 else "")
-            canvas.panel_title(axes, canvas.shortened(source), f"sinks above {threshold:g}")
+            canvas.panel_title(axes, source, width, f"sinks above {threshold:g}")
     return sheet.picture(
         canvas.file_name("share", group),
         f"Lines of the share of sink heads against prompt length, for {group.name}.",
@@ -105,7 +105,7 @@ def conditional_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         canvas.token_axis(axes, curve.lengths, width)
         axes.xaxis.set_major_formatter(lambda *_: "")
         canvas.label(axes, y="probability" if column == 0 else "")
-        canvas.panel_title(axes, canvas.shortened(curve.source_name))
+        canvas.panel_title(axes, curve.source_name, width)
         axes = sheet.axes(left, top + upper + gap, width, lower)
         _lifts(axes, curve)
         canvas.token_axis(axes, curve.lengths, width)
@@ -145,8 +145,10 @@ def definition_figure(
     if columns == 1:
         width /= 2
     sheet = Sheet(
-        "The same threshold asks for more as prompts grow: uniform attention scores less and less",
-        f"{group.name}; {canvas.shortened(curves[0].source_name)}. Scores of all "
+        "The same threshold asks for more as prompts grow: uniform attention scores less and less"
+        if set(by_definition) != {"excess"}
+        else "How much more attention than uniform heads give, by prompt length",
+        f"{group.name}; {formats.shortened(curves[0].source_name)}. Scores of all "
         f"{curves[0].num_heads} heads, each averaged over prompts",
         body=rows * (height + gap) - 0.1,
         key=0.28,
@@ -184,7 +186,7 @@ def definition_figure(
         canvas.token_axis(axes, curve.lengths, width)
         canvas.label(axes, "tokens in the prompt", formats.unit(definition))
         derived = "" if definition in by_definition else f"computed from {curve.definition}"
-        canvas.panel_title(axes, definition, derived or _DETAILS[definition])
+        canvas.panel_title(axes, definition, width, derived or _DETAILS[definition])
     return sheet.picture(
         canvas.file_name("definitions", group, curves[0].source_name),
         f"Scores of all heads under each definition against prompt length, for {group.name}.",

@@ -1,12 +1,11 @@
 """What the records say, as sentences: titles of figures, and the report's opening."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sinkjax.report import formats
 from sinkjax.report.records import Curve
-from sinkjax.report.tables import layer_0
+from sinkjax.report.tables import beyond_chance, layer_0
 
 
 def share_of(curve: Curve) -> str:
@@ -39,13 +38,6 @@ def share_headline(curve: Curve) -> str:
     )
 
 
-def beyond_chance(lift: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool | None:
-    """Whether a lift lies above the interval of its shuffled control; None where undefined."""
-    if lift["value"] is None or shuffled["value"] is None:
-        return None
-    return lift["value"] > shuffled["high"]
-
-
 def layer_0_headline(curves: Sequence[Curve]) -> str:
     """Whether layer 0 tells which later heads are sinks, over all lengths of some curves."""
     conditionals = [layer_0(cell) for curve in curves for cell in curve.cells]
@@ -74,6 +66,13 @@ def best_source_headline(curves: Sequence[Curve]) -> str:
     )
 
 
+def whose(curve: Curve, among: Sequence[Curve]) -> str:
+    """What to add to a headline that is true of one curve of several."""
+    if len(among) == 1:
+        return ""
+    return f" ({formats.shortened(curve.source_name, 36)}, {curve.criterion})"
+
+
 def layers_headline(curve: Curve) -> str:
     """Which layer has the largest share of sinks at the longest length."""
     shares = curve.results[-1]["per_layer"]
@@ -92,8 +91,9 @@ def consistent_headline(curves: Sequence[Curve]) -> str:
     texts = []
     for curve in curves:
         result = curve.over_lengths["result"]["consistent"]
-        number = f"{len(result['heads'])} of {curve.num_heads}"
-        texts.append(f"{number} on {curve.source_name}" if len(curves) > 1 else number)
+        number = f"{len(result['heads'])} of {formats.count(curve.num_heads)}"
+        name = formats.shortened(curve.source_name, 36)
+        texts.append(f"{number} on {name}" if len(curves) > 1 else number)
     return f"Heads that are sinks at every length: {', '.join(texts)}"
 
 
@@ -109,7 +109,7 @@ def opening(curve: Curve) -> list[str]:
             sentences.append(
                 f"It changes most between {formats.count(change['from'])} and "
                 f"{formats.count(change['to'])} tokens "
-                f"({formats.points(change['change']['value'])}){sure}."
+                f"({formats.points(change['change']['value'])} pp){sure}."
             )
         share = formats.percent(result["consistent"]["min_share"], 0)
         number = f"{len(heads)} of {curve.num_heads} heads" if heads else "No head"

@@ -30,13 +30,13 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def points(change: float) -> str:
-    """A difference of two shares in percentage points: `-25.1 pp`."""
-    return f"{100 * change:+.1f} pp"
+    """A difference of two shares in percentage points: `-25.1`."""
+    return f"{100 * change:+.1f}"
 
 
 def ratio(value: float) -> str:
     """A lift or a correlation: `1.02`."""
-    return f"{value:.2f}"
+    return f"{value:.2f}" if abs(value) >= 0.005 else "0.00"  # never -0.00
 
 
 def score(value: float) -> str:
@@ -64,11 +64,17 @@ def head(layer: int, number: int) -> str:
     return f"L{layer}H{number}"
 
 
+def shortened(name: str, most: int = 44) -> str:
+    """A name that fits where it stands, on one line: its middle goes first."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
+
+
 def lengths(values: Sequence[int]) -> str:
-    """`2 to 64 tokens, 6 lengths`."""
+    """`6 from 2 to 64`."""
     if len(values) == 1:
-        return f"{count(values[0])} tokens only"
-    return f"{count(values[0])} to {count(values[-1])} tokens, {len(values)} lengths"
+        return f"{count(values[0])} only"
+    return f"{len(values)} from {count(values[0])} to {count(values[-1])}"
 
 
 def bos(policy: str, added: bool) -> str:
@@ -110,6 +116,13 @@ def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Foot
     return f"{text} {notes.mark(value['note'])}" if value.get("note") else text
 
 
+def spread(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
+    """The interval of a record's value alone: `[0.94, 1.06]`."""
+    if value["value"] is None:
+        return f"{UNDEFINED} {notes.mark(value['undefined'])}"
+    return f"[{show(value['low'])}, {show(value['high'])}]"
+
+
 def point(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
     """The value of a record alone, without its interval."""
     if value["value"] is None:
@@ -119,7 +132,7 @@ def point(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnot
 
 def _bare(number: str) -> str:
     """A number without its unit, which stands before the interval already."""
-    return number.removesuffix("%").removesuffix(" pp")
+    return number.removesuffix("%")
 
 
 def _letters(index: int) -> str:

@@ -112,9 +112,7 @@ def columns_by_length(
         if each < 0.42:
             axes.tick_params(axis="x", labelsize=7)
         canvas.label(axes, "tokens in the prompt", side if index == 0 else "")
-        canvas.panel_title(
-            axes, canvas.shortened(curve.source_name, max(12, int(each * count * 9)))
-        )
+        canvas.panel_title(axes, curve.source_name, each * count)
         left += each * count + gap
 
 

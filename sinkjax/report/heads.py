@@ -22,7 +22,7 @@ def head_share_figure(group: Group, curve: Curve) -> Picture:
         curve,
         panels,
         title=f"Which heads are sinks: {findings.share_of(curve)}",
-        subtitle=f"{group.name}; {canvas.shortened(curve.source_name)}; sinks: {curve.criterion}",
+        subtitle=f"{group.name}; {formats.shortened(curve.source_name)}; sinks: {curve.criterion}",
         label="share of prompts in which the head is a sink",
         colours=grids.SHARE_COLOURS,
         norm=Normalize(0, 1),
@@ -52,7 +52,7 @@ def score_figure(group: Group, curve: Curve) -> Picture:
         curve,
         panels,
         title=f"How much attention each head gives {key}, by {curve.definition}",
-        subtitle=f"{group.name}; {canvas.shortened(curve.source_name)}; mean over prompts",
+        subtitle=f"{group.name}; {formats.shortened(curve.source_name)}; mean over prompts",
         label=f"mean score ({formats.unit(curve.definition)})",
         colours=colours,
         norm=norm,
@@ -72,7 +72,7 @@ def norm_figure(group: Group, curve: Curve) -> Picture:
         curve,
         panels,
         title="How large each head's output is, relative to the mean of its layer",
-        subtitle=f"{group.name}; {canvas.shortened(curve.source_name)}; mean over prompts",
+        subtitle=f"{group.name}; {formats.shortened(curve.source_name)}; mean over prompts",
         label="output norm (ratio to the layer's mean, logarithmic)",
         colours=grids.SIGNED_COLOURS,
         norm=LogNorm(1 / 4, 4),
@@ -121,7 +121,7 @@ def consistent_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         canvas.numbered(axes.yaxis, L, height, 0.15)
         canvas.numbered(axes.xaxis, N, map_width, 0.2)
         canvas.label(axes, "head", "" if column else "layer")
-        canvas.panel_title(axes, canvas.shortened(curve.source_name, int(each * 9)))
+        canvas.panel_title(axes, curve.source_name, each - 0.6)
         width = each - map_width - 1.5
         axes = sheet.axes(left + map_width + 0.7, top, width, height)
         lengths = curve.over_lengths["lengths"]

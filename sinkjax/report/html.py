@@ -71,7 +71,7 @@ def render(sweep: Sweep) -> tuple[str, list[Picture]]:
         models=list(dict.fromkeys(group.model_name for group in sweep.groups))
         or [model["name"] for model in sweep.specification["models"]],
         chapters=chapters,
-        study=[tables.study_table(sweep)] if sweep.study else [],
+        study=tables.study_tables(sweep),
         run=[
             appendix.models_table(sweep),
             appendix.sources_table(sweep),

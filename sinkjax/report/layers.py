@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullFormatter
 
-from sinkjax.report import canvas, findings, formats, grids
+from sinkjax.report import canvas, findings, formats, grids, tables
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.records import Curve, Group, Record, numbers
 
@@ -22,7 +22,7 @@ def layer_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     """The share of sinks in each layer, against length: a panel a source."""
     first = curves[0]
     sheet = Sheet(
-        findings.layers_headline(first) + canvas.whose(first, curves),
+        findings.layers_headline(first) + findings.whose(first, curves),
         f"{group.name}; sinks: {first.criterion}. Share of a layer's {first.model['num_heads']} "
         "heads, mean over prompts",
         body=0.4 + grids.layer_height(first) + 0.55,
@@ -82,7 +82,7 @@ def source_layer_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         for column, result in enumerate(curve.results):
             best = result["best_source"]
             if best["layer"] is not None:
-                beyond = findings.beyond_chance(best["lift"], best["shuffled_best_lift"])
+                beyond = tables.beyond_chance(best["lift"], best["shuffled_best_lift"])
                 axes.plot(column + 0.5, best["layer"] + 0.5, **_dot(beyond))
 
     grids.columns_by_length(sheet, curves, draw, "source layer", num_sources)
@@ -104,7 +104,7 @@ def source_lines_figure(group: Group, curve: Curve) -> Picture:
     width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - 3 * gap_x) / 4
     sheet = Sheet(
         "What a sink in each source layer tells of the same head in later layers",
-        f"{group.name}; {canvas.shortened(curve.source_name)}; sinks: {curve.criterion}",
+        f"{group.name}; {formats.shortened(curve.source_name)}; sinks: {curve.criterion}",
         body=rows * (height + gap_y) + 0.5,
         key=0.28,
     )
@@ -131,7 +131,7 @@ def source_lines_figure(group: Group, curve: Curve) -> Picture:
                 axes.yaxis.set_major_formatter(NullFormatter())
             bottom = row * columns + column + columns >= len(curve.cells)
             canvas.label(axes, "source layer" if bottom else "", "" if column else "probability")
-            canvas.panel_title(axes, f"{formats.count(cell['length'])} tokens")
+            canvas.panel_title(axes, f"{formats.count(cell['length'])} tokens", width)
     return sheet.picture(
         canvas.file_name(
             "source-lines",

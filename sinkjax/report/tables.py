@@ -8,11 +8,11 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Curve, Group, Record, Sweep, arrange
 
-# The founding study's own numbers, of Llama-3.2-1B: prompt, tokens, sink heads, P(later | layer 0).
-_STUDY = (
-    ("Hello world", 2, "366/512 (71.48%)", "74.04%"),
-    ("complex sentence", 24, "117/512 (22.85%)", "26.67%"),
-)
+# The founding study's own numbers: tokens, sink heads, P(later | layer 0).
+_STUDY = {
+    "Hello world": ("2", "366/512 (71.48%)", "74.04%"),
+    "complex sentence": ("24", "117/512 (22.85%)", "26.67%"),
+}
 _SHOWN_HEADS = 12  # of a list of heads in a table
 
 
@@ -22,7 +22,7 @@ class Table:
 
     Attributes:
       title: what it is of.
-      columns: their headings.
+      columns: their headings, with line breaks where they may be broken.
       rows: as many texts each.
       notes: what the numbers mean, and the reasons of what is undefined.
       labels: how many columns, from the left, say what a row is of; the others hold values.
@@ -47,7 +47,7 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
       over all lengths. None of what the sweep has no records for.
     """
     sweep = arrange(specification, records)
-    tables = [study_table(sweep)] if sweep.study else []
+    tables = study_tables(sweep)
     for group in sweep.groups:
         for curve in group.curves:
             tables += [
@@ -58,44 +58,49 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
     return tables
 
 
-def study_table(sweep: Sweep) -> Table:
-    """The founding study's own table, its numbers beside the sweep's."""
-    notes = Footnotes()
-    rows = []
+def study_tables(sweep: Sweep) -> list[Table]:
+    """The founding study's own table, one for each of its prompts, this sweep's numbers in it."""
     cells = list(sweep.study)
-    for prompt, tokens, sink_heads, given_sink in _STUDY:
-        rows.append(
-            (prompt, str(tokens), "Llama-3.2-1B, the study", "> 0.9", sink_heads, given_sink)
-            + ("not given",) * 3
+    prompts: dict[str, list[Record]] = {}
+    for cell in cells:
+        prompts.setdefault(cell["source"]["name"].removeprefix("study: "), []).append(cell)
+    return [_study_table(sweep, prompt, of_prompt) for prompt, of_prompt in prompts.items()]
+
+
+def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    theirs = [
+        ("Llama-3.2-1B", "> 0.9 (the study)", *numbers, "-", "-", "-")
+        for name, numbers in _STUDY.items()
+        if prompt.startswith(name)
+    ]
+    explanations = [
+        "P(later | layer 0): how often a head of a later layer is a sink where the head of the "
+        "same index in layer 0 is one. Base rate: how often a head of a later layer is one. Lift: "
+        "the first by the second; at 1, layer 0 tells nothing. n: sink heads of layer 0, on which "
+        "all of it rests. One prompt, so no interval."
+    ]
+    if theirs:
+        explanations.append("-: the study does not say.")
+    if "stand-in" in prompt:
+        explanations.append(
+            "The study's own sentence is not published: another of 24 tokens stands in for it."
         )
-        ours = [cell for cell in cells if prompt in cell["source"]["name"]]
-        cells = [cell for cell in cells if cell not in ours]
-        rows += [_study_row(sweep, cell, notes) for cell in ours]
-    rows += [_study_row(sweep, cell, notes) for cell in cells]
     return Table(
-        title="The founding study's two prompts, without BOS",
+        title=f"The founding study's prompt, without BOS: {prompt}",
         columns=(
-            "prompt",
-            "tokens",
             "model",
             "sink if",
+            "tokens",
             "sink heads",
-            "P(later | layer 0)",
-            "base rate",
+            "P(later |\nlayer 0)",
+            "base\nrate",
             "lift",
             "n",
         ),
-        rows=tuple(rows),
-        notes=(
-            "P(later | layer 0): how often a head of a later layer is a sink where the head of the "
-            "same index in layer 0 is one. Base rate: how often a head of a later layer is one. "
-            "Lift: the first by the second; at 1, layer 0 tells nothing. n: sink heads of layer 0, "
-            "on which all of it rests.",
-            "One prompt each, so there is no interval. The study's complex sentence is not "
-            "published: another of 24 tokens stands in for it.",
-            *notes.lines(),
-        ),
-        labels=4,
+        rows=(*theirs, *(_study_row(sweep, cell, notes) for cell in cells)),
+        notes=(*explanations, *notes.lines()),
+        labels=2,
     )
 
 
@@ -103,15 +108,14 @@ def _study_row(sweep: Sweep, cell: Record, notes: Footnotes) -> tuple[str, ...]:
     sinks, model = cell["result"]["sinks"], cell["model"]
     total = model["num_layers"] * model["num_heads"]
     conditional = layer_0(cell)
+    share = lambda value: formats.percent(value, 2)  # noqa: E731
     return (
-        cell["source"]["name"].removeprefix("study: "),
-        formats.count(cell["length"]),
         sweep.model_name(model),
         formats.criterion(cell["definition"], cell["threshold"]),
-        f"{formats.count(sinks['count']['value'])}/{total} "
-        f"({formats.percent(sinks['share']['value'], 2)})",
-        formats.point(conditional["given_sink"], lambda share: formats.percent(share, 2), notes),
-        formats.point(conditional["base_rate"], lambda share: formats.percent(share, 2), notes),
+        formats.count(cell["length"]),
+        f"{formats.count(sinks['count']['value'])}/{total} ({share(sinks['share']['value'])})",
+        formats.point(conditional["given_sink"], share, notes),
+        formats.point(conditional["base_rate"], share, notes),
         formats.point(conditional["lift"], formats.ratio, notes),
         formats.count(conditional["n"]),
     )
@@ -123,25 +127,32 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
     holding = curve.over_lengths and curve.over_lengths["result"]["consistent"]["count_up_to"]
     rows = []
     for index, cell in enumerate(curve.cells):
-        sinks = cell["result"]["sinks"]
+        sinks, best = cell["result"]["sinks"], cell["result"]["best_source"]
+        lift = formats.point(best["lift"], formats.ratio, notes)
+        by_chance = beyond_chance(best["lift"], best["shuffled_best_lift"]) is False
+        doubt = f" {notes.mark('no more than the best of shuffled layers')}" if by_chance else ""
         row = (
             formats.count(cell["length"]),
             formats.count(cell["num_prompts"]),
             formats.estimate(sinks["count"], formats.mean_count, notes),
             formats.estimate(sinks["share"], formats.percent, notes),
+            lift if best["layer"] is None else f"layer {best['layer']}: {lift}{doubt}",
         )
         rows.append((*row, formats.count(holding[index])) if holding else row)
     columns = [
         "tokens",
         "prompts",
-        f"sink heads of {curve.num_heads} [{level}]",
+        f"sink heads\nof {curve.num_heads} [{level}]",
         f"share [{level}]",
+        "best source\nlayer: lift",
     ]
     explanations = [
-        "Sink heads: mean over prompts. In brackets: the interval from resampling prompts."
+        "Sink heads: mean over prompts. In brackets: the interval from resampling prompts. Best "
+        "source layer: the one whose sinks raise the share of sinks in the same heads of later "
+        "layers most."
     ]
     if holding:
-        columns.append("hold up to here")
+        columns.append("hold up\nto here")
         share = curve.over_lengths["result"]["consistent"]["min_share"]
         explanations.append(
             f"Hold up to here: heads that are sinks in at least {formats.percent(share, 0)} of the "
@@ -160,8 +171,7 @@ def conditional_table(curve: Curve, group: Group, level: str) -> Table:
     notes = Footnotes()
     rows = []
     for cell in curve.cells:
-        conditional, best = layer_0(cell), cell["result"]["best_source"]
-        lift = formats.point(best["lift"], formats.ratio, notes)
+        conditional = layer_0(cell)
         rows.append(
             (
                 formats.count(cell["length"]),
@@ -170,9 +180,8 @@ def conditional_table(curve: Curve, group: Group, level: str) -> Table:
                 formats.point(conditional["base_rate"], formats.percent, notes),
                 formats.point(conditional["given_not"], formats.percent, notes),
                 formats.estimate(conditional["lift"], formats.ratio, notes),
-                formats.estimate(conditional["shuffled"]["lift"], formats.ratio, notes),
+                formats.spread(conditional["shuffled"]["lift"], formats.ratio, notes),
                 formats.point(conditional["phi"], formats.ratio, notes),
-                lift if best["layer"] is None else f"{lift} L{best['layer']}",
             )
         )
     return Table(
@@ -180,19 +189,17 @@ def conditional_table(curve: Curve, group: Group, level: str) -> Table:
         columns=(
             "tokens",
             "n",
-            "P(later | layer 0)",
-            "base rate",
-            "P(later | not)",
+            "P(later |\nlayer 0)",
+            "base\nrate",
+            "P(later |\nnot)",
             f"lift [{level}]",
-            f"shuffled lift [{level}]",
+            f"shuffled\nlift [{level}]",
             "phi",
-            "best lift",
         ),
         rows=tuple(rows),
         notes=(
-            "n: sinks in layer 0 over all prompts. Shuffled: the same with the heads of layer 0 "
-            "renumbered; a lift inside its interval is no news. Best lift: of any source layer, "
-            "and which.",
+            "n: sinks in layer 0 over all prompts. Shuffled: the lift with the heads of layer 0 "
+            "renumbered; a lift within is no news.",
             *notes.lines(),
         ),
     )
@@ -218,7 +225,7 @@ def best_source_table(curve: Curve, group: Group, level: str) -> Table:
             "tokens",
             "source layer",
             f"its lift [{level}]",
-            f"best lift of shuffled layers [{level}]",
+            f"best lift of\nshuffled layers [{level}]",
         ),
         rows=tuple(rows),
         notes=(
@@ -255,7 +262,7 @@ def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
     least = " or ".join(formats.percent(share, 0) for share in shares)
     return Table(
         title=f"{group.name}: heads that are sinks at every length",
-        columns=("text", "sink if", "at", "heads", "which"),
+        columns=("text", "sink if", "lengths", "heads", "which"),
         rows=tuple(rows),
         notes=(
             f"In at least {least} of the prompts at each of the lengths. L3H5: layer 3, head 5, "
@@ -268,15 +275,16 @@ def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
 def change_table(group: Group, curves: Sequence[Curve], level: str) -> Table:
     """The lengths between which share and lift change most."""
     notes = Footnotes()
+    units = {"share": "share, pp", "lift": "lift"}
     rows = []
     for curve in curves:
         result = curve.over_lengths["result"]
         for name, show in (("share", formats.points), ("lift", formats.signed)):
             change = result[f"{name}_change"]
-            label = (curve.source_name, curve.criterion, name)
+            label = (curve.source_name, curve.criterion, units[name])
             if "undefined" in change:
                 mark = f"{formats.UNDEFINED} {notes.mark(change['undefined'])}"
-                rows.append((*label, mark, mark, mark, mark))
+                rows.append((*label, mark, "-", "-", "-"))
                 continue
             support = change["support"]
             rows.append(
@@ -296,20 +304,27 @@ def change_table(group: Group, curves: Sequence[Curve], level: str) -> Table:
             "text",
             "sink if",
             "what",
-            "between tokens",
+            "between\ntokens",
             f"change [{level}]",
             "a doubling",
             "support",
         ),
         rows=tuple(rows),
         notes=(
-            "Between neighbouring lengths of the sweep. A doubling: the change by each doubling of "
-            "the length between the two. Support: how many resamples of the prompts agree that it "
-            "is this step that changes most.",
+            "Between neighbouring lengths of the sweep; pp: percentage points. A doubling: the "
+            "change by each doubling of the length between the two. Support: how many resamples of "
+            "the prompts agree that it is this step that changes most.",
             *notes.lines(),
         ),
         labels=3,
     )
+
+
+def beyond_chance(lift: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool | None:
+    """Whether a lift lies above the interval of its shuffled control; None where undefined."""
+    if lift["value"] is None or shuffled["value"] is None:
+        return None
+    return lift["value"] > shuffled["high"]
 
 
 def layer_0(cell: Record) -> Mapping[str, Any]:

@@ -32,10 +32,10 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{folder} holds no records yet: run the sweep with --output_dir={folder} first"
         )
-    html, pictures = render(sweep)
     report, figures = folder / "report.html", folder / "figures"
     try:
         figures.mkdir(exist_ok=True)
+        html, pictures = render(sweep)
         for picture in pictures:
             _replace(figures / f"{picture.name}.png", picture.png)
         names = {f"{picture.name}.png" for picture in pictures}

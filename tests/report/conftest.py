@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
 
+from sinkjax.report import write_report
 from sinkjax.results import identity
 from sinkjax.statistics import summarize_cell, summarize_lengths
 
@@ -76,6 +78,7 @@ def build_sweep(
     thresholds=(0.9,),
     num_prompts=12,
     study=True,
+    key_position=0,
 ):
     """(specification, records) of a sweep that ran to its end."""
     models = models or [describe_model()]
@@ -94,7 +97,7 @@ def build_sweep(
         "bos": list(bos),
         "definitions": list(definitions),
         "thresholds": list(thresholds),
-        "key_position": 0,
+        "key_position": key_position,
         "tail": 16,
         "num_prompts": num_prompts,
         "max_tokens": 131072,
@@ -122,7 +125,7 @@ def _series(specification, model, source, policy):
         "source": {key: source[key] for key in ("name", "sha256", "role")},
         "bos": policy,
         "bos_added": policy == "always",
-        "key_position": 0,
+        "key_position": specification["key_position"],
         "tail": 16,
         "seed": 0,
     }
@@ -165,6 +168,12 @@ def write_sweep(folder, specification, records):
 
 
 @pytest.fixture(scope="session")
+def describe():
+    """Makes what specifications hold: `model`, `source`; and `scores` of a model."""
+    return types.SimpleNamespace(model=describe_model, source=describe_source, scores=draw_scores)
+
+
+@pytest.fixture(scope="session")
 def make_sweep():
     return build_sweep
 
@@ -178,3 +187,9 @@ def save_sweep():
 def sweep(make_sweep):
     """One model, two sources, two definitions, and the study's prompts."""
     return make_sweep()
+
+
+@pytest.fixture(scope="session")
+def report(sweep, save_sweep, tmp_path_factory):
+    """The path of the report of `sweep`, written once."""
+    return write_report(save_sweep(tmp_path_factory.mktemp("sweep"), *sweep))
