@@ -110,7 +110,8 @@ class Attention(nnx.Module):
 
     def merge(self, outputs: jax.Array) -> jax.Array:
         """Head outputs [B, T, N, H] -> [B, T, D]."""
-        return _add_bias(jnp.einsum("btnh,nhd->btd", outputs, self.o[...]), self.o_bias)
+        # An einsum contracts in alphabetical order, h before n: XLA would transpose o at every call.
+        return _add_bias(jnp.tensordot(outputs, self.o[...], axes=2), self.o_bias)
 
     def __call__(
         self, x: jax.Array, context: Context, capacity: int | None
