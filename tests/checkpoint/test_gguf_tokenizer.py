@@ -1,0 +1,335 @@
+"""Tokenizers built from GGUF metadata, against other implementations of what they stand for.
+
+The real one: transformers' reading of the same file. Byte-level ones of other kinds: a naive
+reference in Python. SentencePiece ones: SentencePiece, with a model that is trained here.
+"""
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable
+
+import gguf
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import regex
+import sentencepiece
+import tokenizers
+import transformers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+import sinkjax
+from experiments.inputs import pydoc_prose
+from sinkjax.checkpoint.gguf_file import open_gguf_file
+from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
+from sinkjax.errors import InputError
+
+# What byte-pair encodings trip over: runs of spaces and line ends, digits of every kind,
+# contractions in every case, accents that combine, joined emoji, control characters.
+PIECES = (
+    *("a", "The", "the", "SmolLM", "é", "ß", "漢字", "ひ", "ж", "Ω", "ا", "ǅ", "ʰ", "ª", "\u0301"),
+    *("'s", "'S", "'ll", "'LL", "'t", "don't", "DON'T", "’t", "'", "''"),
+    *("1", "12", "123", "4567", "x1", "²", "½", "٣", "１", "ⅷ"),
+    *(" ", "  ", "    ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u2003", "\u200b", "\u2028"),
+    *(".", "...", "!?", "$", "+=", "|", "/", "\\", "@", "“q”", "_", "-"),
+    *("🎉", "👨‍👩‍👧", "\x00", "\x7f", "\U0010ffff"),
+)
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+PROSE = pydoc_prose()[:200_000]
+texts = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
+    st.text(max_size=30),
+    st.integers(0, len(PROSE)).map(lambda start: PROSE[start : start + 80]),
+)
+texts_with_special = texts | st.lists(st.sampled_from(PIECES + SPECIAL), max_size=8).map("".join)
+tries = hypothesis.settings(deadline=None, max_examples=300)
+
+
+def write(
+    path: pathlib.Path, model: str | None, tokens: list[str], types: list[int], **more
+) -> pathlib.Path:
+    """A GGUF file that holds a tokenizer and nothing else; `more` are keys of its metadata."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if model is not None:
+        writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in more.items():
+        add[type(value)](f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# The real one.
+
+
+@pytest.fixture(scope="module")
+def published(smollm2_gguf):
+    """transformers' reading of the file, split as SmolLM2's own tokenizer.json splits.
+
+    transformers does not read from a GGUF file how the text is split; it takes GPT-2's way.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def known_bytes(smollm2_tokenizer):
+    """The bytes that are tokens: not all of them are."""
+    vocabulary = smollm2_tokenizer.get_vocab()
+    return {byte for byte, letter in bytes_to_unicode().items() if letter in vocabulary}
+
+
+@hypothesis.given(text=texts_with_special)
+@tries
+def test_the_real_tokenizer_is_the_published_one(smollm2_tokenizer, published, known_bytes, text):
+    ids = smollm2_tokenizer(text)["input_ids"]
+    assert ids == published(text)["input_ids"]
+    if known_bytes.issuperset(text.encode()):
+        assert smollm2_tokenizer.decode(ids) == text
+
+
+def test_the_real_special_tokens_are_the_published_ones(smollm2_tokenizer, published):
+    assert len(smollm2_tokenizer) == 49152
+    assert smollm2_tokenizer.bos_token == "<|im_start|>"
+    assert smollm2_tokenizer.eos_token == smollm2_tokenizer.pad_token == "<|im_end|>"
+    chat = [{"role": "user", "content": "Hello"}]
+    ours, theirs = (
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        for tokenizer in (smollm2_tokenizer, published)
+    )
+    assert ours == theirs
+    assert smollm2_tokenizer.decode(ours).endswith("<|im_start|>assistant\n")
+
+
+# Byte-level tokenizers of the other kinds.
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def naive_byte_level(
+    vocabulary: dict[str, int], merges: list[str], pattern: str, whole_tokens: bool
+) -> Callable[[str], list[int]]:
+    """Byte-pair encoding as its definition reads: the best-ranked pair first, one at a time.
+
+    Bytes that are no token are left out.
+    """
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
+    letters = bytes_to_unicode()
+
+    @functools.cache
+    def encode(piece: str) -> list[int]:
+        word = "".join(letters[byte] for byte in piece.encode())
+        if whole_tokens and word in vocabulary:
+            return [vocabulary[word]]
+        parts = list(word)
+        while len(parts) > 1:
+            rank, at = min(
+                (ranks.get(pair, len(ranks)), at)
+                for at, pair in enumerate(itertools.pairwise(parts))
+            )
+            if rank == len(ranks):
+                break
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return [vocabulary[part] for part in parts if part in vocabulary]
+
+    return lambda text: [i for piece in regex.findall(pattern, text) for i in encode(piece)]
+
+
+@pytest.fixture(scope="module", params=[("llama-bpe", LLAMA3, True), ("gpt-2", GPT2, False)])
+def other_kind(request, smollm2_gguf, tmp_path_factory):
+    """SmolLM2's vocabulary under another split, with a token that no merges make."""
+    pre, pattern, whole_tokens = request.param
+    metadata = open_gguf_file(smollm2_gguf).metadata
+    tokens = [*metadata["tokenizer.ggml.tokens"], "Theß".replace("ß", "ÃŁ")]
+    types = [*metadata["tokenizer.ggml.token_type"], 1]
+    merges = metadata["tokenizer.ggml.merges"]
+    path = tmp_path_factory.mktemp("kind") / "model.gguf"
+    write(path, "gpt2", tokens, types, pre=pre, merges=merges, bos_token_id=1, eos_token_id=2)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    naive = naive_byte_level(vocabulary, merges, pattern, whole_tokens)
+    return load_gguf_tokenizer(path), naive
+
+
+@hypothesis.given(text=texts)
+@tries
+def test_other_splits_are_those_of_the_naive_reference(other_kind, text):
+    tokenizer, naive = other_kind
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == naive(text)
+
+
+def test_a_piece_that_is_a_token_is_taken_whole_where_the_kind_says_so(other_kind):
+    tokenizer, naive = other_kind
+    ids = tokenizer("Theß", add_special_tokens=False)["input_ids"]
+    assert ids == naive("Theß")
+    assert (ids == [49152]) == (tokenizer("a")["input_ids"][0] == 1)  # both of Llama 3's kind
+
+
+# SentencePiece.
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["space_prefix", "no_space_prefix"])
+def pieces(request, tmp_path_factory):
+    """A SentencePiece model of Llama's kind, and the tokenizer of a GGUF file made of it."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE.split("\n")),
+        model_prefix=str(folder / "model"),
+        vocab_size=1000,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=request.param,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "model.model"))
+    ids = range(model.get_piece_size())
+    kinds = [(model.is_unknown, 2), (model.is_control, 3), (model.is_byte, 6)]
+    types = [next((type_ for test, type_ in kinds if test(i)), 1) for i in ids]
+    path = write(
+        folder / "model.gguf",
+        "llama",
+        [model.id_to_piece(i) for i in ids],
+        types,
+        scores=[model.get_score(i) for i in ids],
+        add_space_prefix=request.param,
+    )
+    return model, load_gguf_tokenizer(path)
+
+
+@hypothesis.given(text=texts)
+@tries
+def test_sentencepiece_is_sentencepiece(pieces, text):
+    model, tokenizer = pieces
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == model.encode(text)
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_sentencepiece_tokenizer_adds_bos_and_knows_control_tokens(pieces):
+    model, tokenizer = pieces
+    assert tokenizer("a")["input_ids"] == [1, *model.encode("a")]
+    assert tokenizer("</s>")["input_ids"][-1] == 2
+    assert tokenizer.unk_token_id == 0
+
+
+# What the file asks for.
+
+BYTE_TOKENS = sorted(bytes_to_unicode().values())
+SMALL = {
+    "tokens": ["<s>", "</s>", *BYTE_TOKENS, "ab", "<user>"],
+    "types": [3, 3, *[1] * 257, 4],
+    "merges": ["a b"],
+    "pre": "gpt-2",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def small(path: pathlib.Path, model: str | None = "gpt2", without=(), **changes) -> pathlib.Path:
+    options = {key: value for key, value in {**SMALL, **changes}.items() if key not in without}
+    return write(path, model, options.pop("tokens"), options.pop("types"), **options)
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_the_file_says_which_tokens_are_added(tmp_path, add_bos, add_eos):
+    path = small(tmp_path / "model.gguf", add_bos_token=add_bos, add_eos_token=add_eos)
+    tokenizer = load_gguf_tokenizer(path)
+    text = [SMALL["tokens"].index("ab")]
+    assert tokenizer("ab")["input_ids"] == [0] * add_bos + text + [1] * add_eos
+    assert tokenizer("ab", add_special_tokens=False)["input_ids"] == text
+
+
+def test_control_tokens_are_special_and_user_defined_ones_are_not(tmp_path):
+    tokenizer = load_gguf_tokenizer(small(tmp_path / "model.gguf"))
+    ids = tokenizer("</s><user>ab", add_special_tokens=False)["input_ids"]
+    assert ids == [1, 259, 258]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "<user>ab"
+
+
+@pytest.mark.parametrize("kind", ["real", "small", "llama-bpe"])
+def test_saved_beside_a_checkpoint_it_is_the_same(kind, tmp_path, smollm2_tokenizer):
+    if kind == "real":
+        tokenizer = smollm2_tokenizer
+    else:
+        pre = {"pre": "gpt-2" if kind == "small" else kind}
+        path = small(tmp_path / "model.gguf", **pre, add_eos_token=kind == "small")
+        tokenizer = load_gguf_tokenizer(path)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = sinkjax.load_tokenizer(tmp_path / "saved")
+    assert sinkjax.tokenizer_digest(loaded) == sinkjax.tokenizer_digest(tokenizer)
+    for text in ("The  capital 123", "</s>ab<user>", ""):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.chat_template == tokenizer.chat_template
+
+
+def test_a_sentencepiece_tokenizer_saved_beside_a_checkpoint_is_the_same(pieces, tmp_path):
+    model, tokenizer = pieces
+    tokenizer.save_pretrained(tmp_path)
+    loaded = sinkjax.load_tokenizer(tmp_path)
+    assert sinkjax.tokenizer_digest(loaded) == sinkjax.tokenizer_digest(tokenizer)
+    assert loaded(" The  capital\n")["input_ids"] == [1, *model.encode(" The  capital\n")]
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"model": None}, ["tokenizer.ggml.model is None; 'gpt2' and 'llama' are read"]),
+        ({"model": "bert"}, ["tokenizer.ggml.model is 'bert'"]),
+        (
+            {"pre": "qwen2", "merges": ["a b", "a ü", "x yz"], "bos_token_id": 999},
+            ["pre is 'qwen2'", "2 merge(s)", "('x', 'yz')", "bos_token_id is 999; the ids are 0"],
+        ),
+        (
+            {"without": ("merges", "eos_token_id"), "add_eos_token": True},
+            ["merges is missing", "eos_token_id is missing, and the tokenizer adds"],
+        ),
+        (
+            {"tokens": [*SMALL["tokens"][:-1], "ab"], "types": [1, 1]},
+            ["1 token(s) more than once, 'ab'", "token_type has 2 entries for 260 tokens"],
+        ),
+        (
+            {"pre": 3, "add_bos_token": "yes"},
+            ["pre must be of type str", "add_bos_token must be of type bool"],
+        ),
+        ({"model": "llama"}, ["scores is missing"]),
+    ],
+)
+def test_everything_that_is_wrong_is_listed_at_once(tmp_path, changes, mentions):
+    path = small(tmp_path / "model.gguf", **changes)
+    with pytest.raises(InputError) as caught:
+        load_gguf_tokenizer(path)
+    assert len(caught.value.problems) == len([m for m in mentions if not m.startswith("(")])
+    for mention in mentions:
+        assert mention in str(caught.value)
+    assert all(str(path) in problem for problem in caught.value.problems)
+    assert all("tokenizer.json instead" in problem for problem in caught.value.problems)
