@@ -13,13 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sinkjax.attention.context import Context
-from sinkjax.attention.full import cached_attention, causal_attention
+from sinkjax.attention.full import cached_weights, causal_attention
+from sinkjax.attention.projection import add_bias, from_heads, to_heads
 from sinkjax.cache import (
     Cache,
     LayerCache,
+    Whole,
     check_capacity,
     store_keys,
     store_values,
+    sum_slots,
     write_keys,
     write_values,
 )
@@ -103,35 +106,37 @@ class Attention(nnx.Module):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries [B, T, N, H], rotated keys [B, T, K, H], values [B, T, K, H]."""
-        q = _add_bias(jnp.einsum("btd,dnh->btnh", x, self.q[...]), self.q_bias)
-        k = _add_bias(jnp.einsum("btd,dkh->btkh", x, self.k[...]), self.k_bias)
-        v = _add_bias(jnp.einsum("btd,dkh->btkh", x, self.v[...]), self.v_bias)
+        q = to_heads(x, self.q, self.q_bias)
+        k = to_heads(x, self.k, self.k_bias)
+        v = to_heads(x, self.v, self.v_bias)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def merge(self, outputs: jax.Array) -> jax.Array:
         """Head outputs [B, T, N, H] -> [B, T, D]."""
-        # An einsum contracts in alphabetical order, h before n: XLA would transpose o at every call.
-        return _add_bias(jnp.tensordot(outputs, self.o[...], axes=2), self.o_bias)
+        return from_heads(outputs, self.o, self.o_bias)
 
     def __call__(
-        self, x: jax.Array, context: Context, capacity: int | None
+        self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Context, LayerCache | None]:
-        """A prompt, every head `full`: as `Layer.__call__`, less the residual."""
+        """A prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
         q, k, v = self.project(x, context.cos, context.sin)
         cache = None
-        if capacity is not None:
-            cache = LayerCache((store_keys(k, capacity),), (store_values(v, capacity),))
+        if context.max_length is not None:
+            whole = Whole(context.max_length)
+            keys = store_keys(k, whole, context.lengths)
+            cache = LayerCache((keys,), (store_values(v, whole, context.lengths),))
         return self.merge(causal_attention(q, k, v)), context, cache
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
-        """One token a row: as `Layer.decode`, less the residual."""
+        """One token a row: as `Layer.decode`, without norm and residual."""
+        whole, t = Whole(context.max_length), context.lengths
         q, k, v = self.project(x, context.cos, context.sin)
-        keys = write_keys(cache.keys[0], k, context.lengths)
-        values = write_values(cache.values[0], v, context.lengths)
-        outputs = cached_attention(q, keys, values, context.lengths)
-        return self.merge(outputs), context, LayerCache((keys,), (values,))
+        keys = write_keys(cache.keys[0], k, whole, t)
+        values = write_values(cache.values[0], v, whole, t)
+        outputs = sum_slots(cached_weights(q, keys, k.shape[2], whole.positions(t), t), values)
+        return self.merge(outputs.reshape(q.shape)), context, LayerCache((keys,), (values,))
 
 
 class MLP(nnx.Module):
@@ -150,10 +155,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        gate = _add_bias(x @ self.gate[...], self.gate_bias)
-        up = _add_bias(x @ self.up[...], self.up_bias)
+        gate = add_bias(x @ self.gate[...], self.gate_bias)
+        up = add_bias(x @ self.up[...], self.up_bias)
         hidden = _ACTIVATIONS[self.activation](gate) * up
-        return _add_bias(hidden @ self.down[...], self.down_bias)
+        return add_bias(hidden @ self.down[...], self.down_bias)
 
 
 class Layer(nnx.Module):
@@ -166,20 +171,14 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, make)
 
     def __call__(
-        self, x: jax.Array, context: Context, capacity: int | None = None
+        self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Context, LayerCache | None]:
-        """A whole prompt.
+        """A prompt: residual [B, T, D] to [B, T, D], the context for the next layer, the cache.
 
-        Args:
-          x: residual [B, T, D].
-          context: of the prompt.
-          capacity: tokens that the cache is to hold; None for no cache.
-
-        Returns:
-          residual [B, T, D]; the context for the next layer; the cache, where one is asked for.
+        There is a cache where the context says how many tokens it is to hold.
         """
         with jax.named_scope("attention"):
-            out, context, cache = self.attention(self.attention_norm(x), context, capacity)
+            out, context, cache = self.attention(self.attention_norm(x), context)
         return self._feed_forward(x + out), context, cache
 
     def decode(
@@ -228,7 +227,7 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
         """The residual stream after the last layer, before its norm: [B, T, D]."""
-        return self._run_prompt(tokens, lengths, capacity=None)[0]
+        return self._run_prompt(tokens, lengths, max_length=None)[0]
 
     def prefill(
         self, tokens: jax.Array, *, lengths: jax.Array | None = None, max_length: int
@@ -250,7 +249,7 @@ class Llama(nnx.Module):
         lengths = self._row_lengths(tokens, lengths)
         x, layers = self._run_prompt(tokens, lengths, max_length)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self.logits(last)[:, 0], Cache(lengths, layers)
+        return self.logits(last)[:, 0], Cache(lengths, layers, max_length)
 
     def decode(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Next-token logits after one more token a row, each at its row's own next position.
@@ -268,26 +267,27 @@ class Llama(nnx.Module):
         """
         positions = cache.lengths
         cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
-        context, x = Context(cos, sin, positions), self.embed(token[:, None])
+        context = Context(cos, sin, positions, cache.max_length)
+        x = self.embed(token[:, None])
         layers = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
                 x, context, layer_cache = layer.decode(x, context, cache.layers[index])
             layers.append(layer_cache)
-        return self.logits(x)[:, 0], Cache(positions + 1, tuple(layers))
+        return self.logits(x)[:, 0], Cache(positions + 1, tuple(layers), cache.max_length)
 
     def _run_prompt(
-        self, tokens: jax.Array, lengths: jax.Array | None, capacity: int | None
+        self, tokens: jax.Array, lengths: jax.Array | None, max_length: int | None
     ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
         """The residual stream after the last layer, [B, T, D], and every layer's cache."""
         lengths = self._row_lengths(tokens, lengths)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
         cos, sin = rotary_tables(self.config, positions, lengths)
-        context, x = Context(cos, sin, lengths), self.embed(tokens)
+        context, x = Context(cos, sin, lengths, max_length), self.embed(tokens)
         caches = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
-                x, context, cache = layer(x, context, capacity)
+                x, context, cache = layer(x, context)
             caches.append(cache)
         return x, tuple(caches)
 
@@ -311,8 +311,3 @@ class Llama(nnx.Module):
             else:
                 equation, weight = "btd,dv->btv", self.head[...]
             return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32)
-
-
-def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    """Adds a bias [...] to x [B, T, ...]; x itself where there is none."""
-    return x if bias is None else x + bias[...][None, None]
