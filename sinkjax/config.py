@@ -5,6 +5,7 @@ that changes nothing. What is not understood is never ignored; all of it is repo
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,8 @@ class LlamaConfig:
       mlp_bias: whether gate, up and down projections have biases.
       tie_embeddings: whether the output head is the embedding's transpose.
       initializer_range: standard deviation of random weights.
-      bos_token_id, eos_token_ids, pad_token_id: as the checkpoint names them; not used by the model.
+      bos_token_id, eos_token_ids, pad_token_id: as the checkpoint names them; the model does not
+        use them.
     """
 
     vocab_size: int
@@ -264,15 +266,17 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         shape[ours] = default if value is None else value
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
-    if shape["head_dim"] is None:
-        shape["head_dim"] = shape["embed_dim"] // max(1, shape["num_heads"])
-
-    for ours, theirs, _ in _SHAPE:
-        value = shape[ours]
-        if ours.startswith(("num_", "embed", "mlp_dim", "vocab", "max", "head_dim")) and (
-            not isinstance(value, int) or value < 1
-        ):
-            problems.append(f"{theirs} is {value!r}; a whole number of at least 1 is needed")
+    for ours, theirs, default in _SHAPE:
+        problem = _problem_with(shape[ours], default)
+        if problem and not (ours == "head_dim" and shape[ours] is None):
+            problems.append(f"{theirs} is {shape[ours]!r}; {problem}")
+    if not problems and shape["head_dim"] is None:
+        shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
+        if left:
+            problems.append(
+                f"hidden_size is {shape['embed_dim']}, which num_attention_heads, "
+                f"{shape['num_heads']}, does not divide; head_dim is needed"
+            )
     if not problems and shape["num_heads"] % shape["num_kv_heads"]:
         problems.append(
             f"num_key_value_heads is {shape['num_kv_heads']}; "
@@ -286,9 +290,10 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         )
 
     rope = _rope_from_hf(attributes, shape["max_length"], problems)
-    if rope.freq_factors is not None and len(rope.freq_factors) * 2 != shape["head_dim"]:
+    divisors = rope.freq_factors
+    if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
         problems.append(
-            f"freq_factors has {len(rope.freq_factors)} values; head_dim {shape['head_dim']} "
+            f"freq_factors has {len(divisors)} values; head_dim {shape['head_dim']} "
             f"needs {shape['head_dim'] // 2}"
         )
 
@@ -303,6 +308,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
     eos = attributes.get("eos_token_id")
+    shape["norm_eps"] = float(shape["norm_eps"])
     return LlamaConfig(
         **shape,
         rope=rope,
@@ -346,6 +352,22 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     }
 
 
+def _problem_with(value: Any, default: Any) -> str | None:
+    """What is wrong with a value of an attribute that has this default; None is a number's."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false is needed"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "a name is needed"
+    if isinstance(default, float):
+        return None if _is_positive(value) else "a positive number is needed"
+    whole = type(value) is int and value > 0
+    return None if whole else "a whole number of at least 1 is needed"
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
 def _says_nothing(value: Any) -> bool:
     """Whether an unknown attribute is switched off, so that ignoring it loses nothing."""
     return value is None or value is False or value == {} or value == []
@@ -365,34 +387,60 @@ def _rope_from_hf(
         problems.append(f"{where} differs by layer type; a Llama has one for all layers")
         return RopeConfig()
 
+    parameters.pop("finetuned", None)  # how the weights came about
     old_name = parameters.pop("type", "default")
     rope_type = parameters.pop("rope_type", old_name)
-    theta = parameters.pop("rope_theta", attributes.get("rope_theta") or 10_000.0)
+    parameters.setdefault("rope_theta", attributes.get("rope_theta") or 10_000.0)
     partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         problems.append(f"partial_rotary_factor is {partial}; a Llama rotates whole heads (1.0)")
     # A value beside the rope parameters wins over one inside them, as in transformers.
     original = attributes.get("original_max_position_embeddings")
-    original = original or parameters.pop("original_max_position_embeddings", None) or max_length
-    parameters.pop("original_max_position_embeddings", None)
-    if rope_type not in ROPE_TYPES:
-        problems.append(f"{where}: rope_type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}")
+    original = original or parameters.get("original_max_position_embeddings") or max_length
+    parameters["original_max_position_embeddings"] = original
+    found = _rope_problems(rope_type, parameters)
+    problems += [f"{where}: {problem}" for problem in found]
+    if found:
         return RopeConfig()
 
-    required, optional = _ROPE_KEYS[rope_type]
-    for key in sorted(required - set(parameters)):
-        problems.append(f"{where}: rope_type {rope_type} needs {key}")
-    for key in sorted(set(parameters) - required - optional):
-        if any(key in keys for kinds in _ROPE_KEYS.values() for keys in kinds):
-            continue  # transformers, too, leaves out what another type would read
-        problems.append(f"{where}: unknown key {key} = {parameters.pop(key)!r}")
-    fields = {key: parameters[key] for key in (required | optional) & set(parameters)}
-    if "freq_factors" in fields:
-        fields["freq_factors"] = tuple(fields["freq_factors"])
-    if rope_type in ("yarn", "llama3"):
-        fields["original_max_length"] = original
+    # As floats, so that equal configs have equal JSON.
+    fields = {
+        key: tuple(map(float, value)) if key == "freq_factors" else float(value)
+        for key, value in parameters.items()
+        if key in frozenset.union(*_ROPE_KEYS[rope_type])
+    }
+    theta = float(parameters["rope_theta"])
     if rope_type == "yarn":
         fields.setdefault("factor", max_length / original)
-        for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-            fields[key] = fields.get(key) or default
-    return RopeConfig(type=rope_type, theta=float(theta), **fields)
+        fields["truncate"] = parameters.get("truncate", True)
+    if rope_type in ("yarn", "llama3"):
+        fields["original_max_length"] = original
+    return RopeConfig(type=rope_type, theta=theta, **fields)
+
+
+def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with the parameters of a rope type."""
+    if rope_type not in ROPE_TYPES:
+        return [f"rope_type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}"]
+    required, _ = _ROPE_KEYS[rope_type]
+    problems = [f"rope_type {rope_type} needs {key}" for key in sorted(required - set(parameters))]
+    # transformers, too, leaves out what only another type would read.
+    numbers = {"rope_theta"}.union(*(keys for kinds in _ROPE_KEYS.values() for keys in kinds))
+    for key, value in parameters.items():
+        if key == "freq_factors":
+            good = isinstance(value, (list, tuple)) and all(map(_is_positive, value))
+            wanted = "a list of positive numbers is needed"
+        elif key == "truncate":
+            good, wanted = isinstance(value, bool), "true or false is needed"
+        elif key == "original_max_position_embeddings":
+            good, wanted = type(value) is int and value > 0, "a positive whole number is needed"
+        else:
+            good = key in numbers and _is_positive(value)
+            wanted = "a positive number is needed" if key in numbers else "the key is unknown"
+        if not good:
+            problems.append(f"{key} is {value!r}; {wanted}")
+    if rope_type == "llama3" and not problems:
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        if low >= high:
+            problems.append(f"low_freq_factor is {low}; below high_freq_factor, {high}, is needed")
+    return problems

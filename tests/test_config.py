@@ -1,0 +1,427 @@
+"""Configs against transformers' LlamaConfig: what it knows is kept, what is unknown is refused."""
+
+import dataclasses
+import json
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from sinkjax.checkpoint.names import name_table
+from sinkjax.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
+from sinkjax.errors import InputError
+from sinkjax.rope import attention_factor, inverse_frequencies, rotary_tables
+
+LLAMA_3_2_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+LLAMA_2_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+SMOLLM2_135M = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+
+
+def problems(attributes: dict) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        from_hf_config(attributes, "the/model")
+    assert all(problem.startswith("the/model: ") for problem in caught.value.problems)
+    return caught.value.problems
+
+
+# Published configs.
+
+
+@pytest.mark.parametrize(
+    ("attributes", "count"),
+    [(LLAMA_3_2_1B, 1_235_814_400), (LLAMA_2_7B, 6_738_415_616), (SMOLLM2_135M, 134_515_008)],
+    ids=["llama-3.2-1b", "llama-2-7b", "smollm2-135m"],
+)
+def test_published_models_have_their_published_number_of_parameters(attributes, count):
+    config = from_hf_config(attributes)
+    assert sum(math.prod(entry.shape) for entry in name_table(config)) == count
+
+
+def test_a_published_config_is_read_whole():
+    assert from_hf_config(LLAMA_3_2_1B) == LlamaConfig(
+        vocab_size=128256,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        embed_dim=2048,
+        mlp_dim=8192,
+        max_length=131072,
+        norm_eps=1e-5,
+        rope=RopeConfig(
+            type="llama3",
+            theta=5e5,
+            factor=32.0,
+            original_max_length=8192,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+        ),
+        tie_embeddings=True,
+        bos_token_id=128000,
+        eos_token_ids=(128001,),
+    )
+    several = from_hf_config(LLAMA_3_2_1B | {"eos_token_id": [128001, 128008]})
+    assert several.eos_token_ids == (128001, 128008)
+
+
+# The closed world.
+
+# Attributes of transformers' LlamaConfig at other values than the default. What of ours each of
+# them changes; None where it changes no logit.
+CHANGES = {
+    "vocab_size": (11, "vocab_size"),
+    "hidden_size": (64, "embed_dim"),
+    "intermediate_size": (12, "mlp_dim"),
+    "num_hidden_layers": (3, "num_layers"),
+    "num_attention_heads": (64, "num_heads"),
+    "num_key_value_heads": (8, "num_kv_heads"),
+    "hidden_act": ("gelu", "activation"),
+    "max_position_embeddings": (99, "max_length"),
+    "initializer_range": (0.5, "initializer_range"),
+    "rms_norm_eps": (1e-3, "norm_eps"),
+    "tie_word_embeddings": (True, "tie_embeddings"),
+    "rope_parameters": ({"rope_type": "default", "rope_theta": 7.0}, "rope"),
+    "attention_bias": (True, "attention_bias"),
+    "mlp_bias": (True, "mlp_bias"),
+    "head_dim": (6, "head_dim"),
+    "bos_token_id": (5, "bos_token_id"),
+    "eos_token_id": (6, "eos_token_ids"),
+    "pad_token_id": (7, "pad_token_id"),
+    "attention_dropout": (0.5, None),
+    "pretraining_tp": (2, None),
+    "use_cache": (False, None),
+    "output_attentions": (True, None),
+    "output_hidden_states": (True, None),
+    "return_dict": (False, None),
+    "dtype": ("bfloat16", None),
+    "architectures": (["LlamaForCausalLM"], None),
+    "chunk_size_feed_forward": (4, None),
+    "id2label": ({"0": "a"}, None),
+    "label2id": ({"a": 0}, None),
+    "problem_type": ("regression", None),
+    "transformers_version": ("5.0", None),
+    "_name_or_path": ("x", None),
+}
+REFUSED = {"is_encoder_decoder": True, "model_type": "mistral"}
+
+
+def test_every_attribute_of_transformers_config_is_accounted_for():
+    assert set(transformers.LlamaConfig().to_dict()) == CHANGES.keys() | REFUSED.keys()
+
+
+def test_transformers_defaults_are_ours():
+    theirs = transformers.LlamaConfig().to_dict()
+    read = from_hf_config(theirs)
+    tokens = {"bos_token_id": 1, "eos_token_ids": (2,)}
+    assert read == dataclasses.replace(from_hf_config({}), **tokens)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_attribute_changes_what_it_should(name):
+    value, ours = CHANGES[name]
+    before = from_hf_config({"num_attention_heads": 16, "head_dim": 2})
+    after = from_hf_config({"num_attention_heads": 16, "head_dim": 2, name: value})
+    changed = {
+        field.name
+        for field in dataclasses.fields(LlamaConfig)
+        if getattr(before, field.name) != getattr(after, field.name)
+    }
+    consequences = {"num_heads": {"num_kv_heads"}}.get(ours, set())
+    assert changed == ({ours} | consequences if ours else set())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_llama_is_refused(name):
+    assert name in problems({name: REFUSED[name]})[0]
+
+
+def test_everything_unknown_is_listed_at_once():
+    found = problems(
+        SMOLLM2_135M
+        | {
+            "rope_interleaved": True,
+            "sliding_window": 4096,
+            "quantization_config": {"bits": 4},
+            "no_rope_layers": [0, 1],
+            "hidden_act": "swiglu",
+            "num_key_value_heads": 4,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "colour": "red"},
+        }
+    )
+    assert len(found) == 7
+    for mention in (
+        "rope_interleaved = True",
+        "sliding_window = 4096",
+        "quantization_config = {'bits': 4}",
+        "no_rope_layers = [0, 1]",
+        "hidden_act is 'swiglu'; known are silu",
+        "num_key_value_heads is 4; it has to divide num_attention_heads, 9",
+        "rope_scaling: colour is 'red'; the key is unknown",
+    ):
+        assert any(mention in problem for problem in found), mention
+
+
+@pytest.mark.parametrize("value", [None, False, {}, []])
+def test_what_is_switched_off_is_no_problem(value):
+    assert from_hf_config(SMOLLM2_135M | {"sliding_window": value}) == from_hf_config(SMOLLM2_135M)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0; a whole number of at least 1"]),
+        ({"vocab_size": 3.5, "hidden_size": True}, ["vocab_size is 3.5", "hidden_size is True"]),
+        ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps is '1e-5'; a positive number"]),
+        ({"rms_norm_eps": math.nan}, ["rms_norm_eps is nan"]),
+        ({"attention_bias": "no", "mlp_bias": 1}, ["attention_bias is 'no'", "mlp_bias is 1"]),
+        ({"hidden_act": ["silu"]}, ["hidden_act is ['silu']; a name", "hidden_act is"]),
+        ({"hidden_size": 577}, ["hidden_size is 577, which num_attention_heads, 9, does not"]),
+        ({"head_dim": 63}, ["head_dim is 63; rotary embeddings need an even number"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
+        ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'; a JSON object"]),
+        ({"rope_scaling": {"rope_type": "longrope"}}, ["rope_type is 'longrope'; known are"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},
+            ["needs high_freq_factor", "factor is -2; a positive", "low_freq_factor is '1'"],
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 2,
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 4,
+                }
+            },
+            ["low_freq_factor is 4; below high_freq_factor, 4"],
+        ),
+        ({"rope_theta": "big"}, ["rope_theta is 'big'"]),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}},
+            ["truncate is 1; true or false"],
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+            ["rope_parameters differs by layer type"],
+        ),
+        (
+            {"rope_parameters": {"freq_factors": [1.0, 0.0]}},
+            ["freq_factors is [1.0, 0.0]; a list of positive numbers"],
+        ),
+        ({"rope_parameters": {"freq_factors": [1.0, 2.0]}}, ["2 values; head_dim 64 needs 32"]),
+    ],
+)
+def test_impossible_values_are_named(changes, mentions):
+    found = problems(SMOLLM2_135M | changes)
+    assert len(found) == len(mentions)
+    for mention in mentions:
+        assert any(mention in problem for problem in found), mention
+
+
+# Rotary embeddings: every type, in both forms.
+
+factors = st.floats(1, 50) | st.integers(1, 50)
+PARAMETERS = {
+    "default": st.fixed_dictionaries({}),
+    "linear": st.fixed_dictionaries({"factor": factors}),
+    "dynamic": st.fixed_dictionaries({"factor": factors}),
+    "yarn": st.fixed_dictionaries(
+        {"factor": factors},
+        optional={
+            "original_max_position_embeddings": st.integers(1, 4096),
+            "attention_factor": st.floats(0.1, 3),
+            "beta_fast": st.floats(2, 64),
+            "beta_slow": st.floats(0.25, 2),
+            "mscale": st.floats(0.1, 3),
+            "mscale_all_dim": st.floats(0.1, 3),
+            "truncate": st.booleans(),
+        },
+    ),
+    "llama3": st.fixed_dictionaries(
+        {
+            "factor": factors,
+            "low_freq_factor": st.floats(0.5, 2),
+            "high_freq_factor": st.floats(2.5, 8),
+        },
+        optional={"original_max_position_embeddings": st.integers(1, 16384)},
+    ),
+}
+thetas = st.floats(100, 1e6) | st.integers(100, 1_000_000)
+kinds = st.sampled_from(ROPE_TYPES).flatmap(
+    lambda kind: PARAMETERS[kind].map(lambda parameters: {"rope_type": kind, **parameters})
+)
+SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64}
+
+
+@hypothesis.given(theta=thetas, rope=kinds, old_name=st.booleans())
+@hypothesis.settings(deadline=None)
+def test_the_old_and_the_new_form_say_the_same(theta, rope, old_name):
+    new = from_hf_config(SHAPE | {"rope_parameters": {"rope_theta": theta, **rope}})
+    if old_name:
+        rope = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
+    assert from_hf_config(SHAPE | {"rope_theta": theta, "rope_scaling": rope}) == new
+    both = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": rope}
+    assert from_hf_config(SHAPE | {"rope_theta": theta} | both) == new
+
+
+@hypothesis.given(theta=thetas, rope=kinds, head_dim=st.sampled_from([None, 8, 64, 128]))
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_frequencies_are_those_of_transformers(theta, rope, head_dim):
+    attributes = SHAPE | {"head_dim": head_dim, "rope_parameters": {"rope_theta": theta, **rope}}
+    ours = from_hf_config(attributes)
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
+    np.testing.assert_allclose(
+        inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy(), rtol=1e-6
+    )
+    assert math.isclose(attention_factor(ours.rope), theirs.attention_scaling, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("length", [7, 64, 65, 200])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_tables_are_those_of_transformers_beyond_the_models_length_too(rope, length):
+    attributes = SHAPE | {"rope_parameters": {"rope_theta": 1e4, **rope}}
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
+    positions = np.arange(length, dtype=np.int32)[None]
+    expected = theirs(torch.zeros(1), torch.as_tensor(positions, dtype=torch.long))
+    config = from_hf_config(attributes)
+    tables = rotary_tables(config, jnp.asarray(positions), jnp.asarray([length], jnp.int32))
+    for table, wanted in zip(tables, expected, strict=True):
+        assert table.dtype == jnp.float32
+        np.testing.assert_allclose(table, wanted[..., : config.head_dim // 2], atol=2e-5, rtol=0)
+
+
+# There and back.
+
+
+@hypothesis.given(theta=thetas, rope=kinds, eos=st.sampled_from([None, 2, [2, 5]]))
+@hypothesis.settings(deadline=None)
+def test_written_for_transformers_and_read_again_it_is_the_same(theta, rope, eos):
+    attributes = SHAPE | {"rope_parameters": {"rope_theta": theta, **rope}, "eos_token_id": eos}
+    config = from_hf_config(attributes | {"num_key_value_heads": 2, "mlp_bias": True})
+    written = json.loads(json.dumps(to_hf_config(config)))
+    assert from_hf_config(written) == config
+    through_transformers = transformers.LlamaConfig(**written).to_dict()
+    assert from_hf_config(through_transformers) == config
+    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_divisors_have_no_form_in_transformers_but_in_ours():
+    rope = {"rope_type": "default", "freq_factors": [1.0, 2.0, 3.0, 8.0]}
+    config = from_hf_config(SHAPE | {"head_dim": 8, "rope_parameters": rope})
+    np.testing.assert_allclose(
+        inverse_frequencies(config.rope, 8),
+        inverse_frequencies(RopeConfig(), 8) / np.array([1, 2, 3, 8]),
+        rtol=1e-6,
+    )
+    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(InputError, match="Orbax"):
+        to_hf_config(config)
+
+
+def test_whole_numbers_and_floats_give_equal_configs():
+    whole = {"rope_type": "linear", "factor": 2, "rope_theta": 10_000}
+    floats = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    one, other = (
+        json.dumps(from_hf_config(SHAPE | {"rope_parameters": rope, "rms_norm_eps": eps}).to_dict())
+        for rope, eps in [(whole, 1), (floats, 1.0)]
+    )
+    assert one == other
