@@ -22,7 +22,6 @@ from sinkjax.program.generate import (
     OnTokens,
     Prompts,
     Request,
-    Row,
     Steps,
     decode_steps,
     run,
@@ -108,12 +107,9 @@ class Program:
             stop_tokens=stop_tokens,
             seed=seed,
         )
-        rows = [
-            Row(index, tokens, request.max_new_tokens, seed)
-            for index, (tokens, seed) in enumerate(zip(request.prompts, request.seeds, strict=True))
-        ]
+        rows = request.rows()
         run(self, rows, request, on_tokens)
-        return request.result([row.new for row in rows])
+        return request.result(rows)
 
 
 def compile(

@@ -106,9 +106,17 @@ class Request:
             seeds=seeds,
         )
 
-    def result(self, new: list[list[int]]) -> np.ndarray | list[np.ndarray]:
+    def rows(self) -> list[Row]:
+        """The prompts at their start."""
+        pairs = zip(self.prompts, self.seeds, strict=True)
+        return [
+            Row(index, prompt, self.max_new_tokens, seed)
+            for index, (prompt, seed) in enumerate(pairs)
+        ]
+
+    def result(self, rows: list[Row]) -> np.ndarray | list[np.ndarray]:
         """The new tokens in the form in which the prompts were given."""
-        arrays = [np.asarray(tokens, np.int32) for tokens in new]
+        arrays = [np.asarray(row.new, np.int32) for row in rows]
         return arrays[0] if self.single else arrays
 
 
@@ -119,7 +127,7 @@ class Row:
     Attributes:
       index: of the prompt.
       prompt: int32 [T].
-      budget: new tokens that it may still get.
+      budget: new tokens that it may still get; 0 once it has drawn a stop token.
       seed: of its draws.
       new: those it has got.
     """
@@ -206,71 +214,103 @@ def decode_steps(
 
 def run(
     program: Program,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     request: Request,
     on_tokens: OnTokens | None,
+    *,
+    up_to: int | None = None,
 ) -> None:
     """Generates for rows of any number and lengths; each gets its new tokens in `new`.
 
     Rows of like length go together, so that short prompts do not pay for a long one's bucket.
+
+    Args:
+      program: whose executables run.
+      rows: each with a budget and a bucket that it fits into.
+      request: their sampling and stop tokens.
+      on_tokens: called with a row's index and its new tokens as they come.
+      up_to: no token is drawn after more tokens than these; None for no such end.
     """
     if program.parameters is None:
         raise ValueError("the program was compiled to be read: without weights, or for a device")
     order = sorted(rows, key=lambda row: row.length)
     for start in range(0, len(order), program.batch_size):
-        _run_batch(program, order[start : start + program.batch_size], request, on_tokens)
+        batch = order[start : start + program.batch_size]
+        _Batch(program, batch, request, on_tokens, up_to).run()
 
 
-def _run_batch(
-    program: Program, rows: Sequence[Row], request: Request, on_tokens: OnTokens | None
-) -> None:
-    """As `run`, for at most as many rows as the executables have."""
-    idle = program.batch_size - len(rows)
-    lengths = [row.length for row in rows] + [1] * idle
-    bucket = min(b for b in program.prefill if b >= max(lengths))
-    tokens = np.zeros((program.batch_size, bucket), np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : row.length] = [*row.prompt, *row.new]
-    sampler = make_sampler([row.seed for row in rows] + [0] * idle, **request.sampling)
-    parameters = program.parameters
+class _Batch:
+    """At most as many rows as the executables have, from prefill to the last token."""
 
-    def deliver(tokens: np.ndarray, drawn: Sequence[int]) -> None:
-        for row, new, count in zip(rows, tokens.tolist(), drawn, strict=False):
-            if count:
-                row.new += new[:count]
-                row.budget -= int(count)
-                if on_tokens is not None:
-                    on_tokens(row.index, new[:count])
+    def __init__(
+        self,
+        program: Program,
+        rows: Sequence[Row],
+        request: Request,
+        on_tokens: OnTokens | None,
+        up_to: int | None,
+    ):
+        self._program, self._rows, self._request = program, rows, request
+        self._on_tokens, self._up_to = on_tokens, up_to
+        self._idle = program.batch_size - len(rows)
+        seeds = [row.seed for row in rows] + [0] * self._idle
+        self._sampler = make_sampler(seeds, **request.sampling)
 
-    lengths = np.asarray(lengths, np.int32)
-    token, cache = program.prefill[bucket].compiled(parameters, tokens, lengths, sampler)
-    first = np.asarray(token)
-    deliver(first[:, None], [1] * len(rows))
-    stopped = np.isin(first, request.stop_tokens)
-    budgets = [row.budget for row in rows] + [0] * idle
-    remaining = np.where(stopped, 0, np.asarray(budgets, np.int32))
-    calls = -(-int(remaining.max()) // program.steps_per_call)
-    unread = None
-    for _ in range(calls):
-        steps = program.decode.compiled(
-            parameters, token, cache, remaining, sampler, request.stop_tokens
-        )
-        token, cache, remaining = steps.token, steps.cache, steps.remaining
+    def run(self) -> None:
+        program = self._program
+        token, cache = self._prefill()
+        self._deliver(np.asarray(token)[:, None], [1] * len(self._rows))
+        remaining = np.asarray([*map(self._remaining, self._rows)] + [0] * self._idle, np.int32)
+        unread = None
+        for _ in range(-(-int(remaining.max()) // program.steps_per_call)):
+            steps = program.decode.compiled(
+                program.parameters,
+                token,
+                cache,
+                remaining,
+                self._sampler,
+                self._request.stop_tokens,
+            )
+            token, cache, remaining = steps.token, steps.cache, steps.remaining
+            if unread is not None and self._read(unread):
+                return  # the call just made had nothing to do
+            unread = steps
         if unread is not None:
-            done = _read(unread, deliver)
-            unread = None
-            if done:
-                break
-        unread = steps
-    if unread is not None:
-        _read(unread, deliver)
+            self._read(unread)
 
+    def _prefill(self) -> tuple[jax.Array, Any]:
+        """The first new token, int32 [B], and the cache."""
+        program = self._program
+        lengths = [row.length for row in self._rows] + [1] * self._idle
+        bucket = min(b for b in program.prefill if b >= max(lengths))
+        tokens = np.zeros((program.batch_size, bucket), np.int32)
+        for index, row in enumerate(self._rows):
+            tokens[index, : row.length] = [*row.prompt, *row.new]
+        return program.prefill[bucket].compiled(
+            program.parameters, tokens, np.asarray(lengths, np.int32), self._sampler
+        )
 
-def _read(steps: Steps, deliver: Callable[[np.ndarray, Sequence[int]], None]) -> bool:
-    """Waits for a call and delivers what it drew; whether all rows are done."""
-    tokens, drawn, remaining = jax.device_get((steps.tokens, steps.drawn, steps.remaining))
-    deliver(tokens, drawn.tolist())
-    return not remaining.any()
+    def _remaining(self, row: Row) -> int:
+        """Tokens that a row may still draw here."""
+        if self._up_to is None:
+            return row.budget
+        return min(row.budget, max(0, self._up_to - row.length + 1))
+
+    def _read(self, steps: Steps) -> bool:
+        """Waits for a call and delivers what it drew; whether all rows are done."""
+        tokens, drawn, remaining = jax.device_get((steps.tokens, steps.drawn, steps.remaining))
+        self._deliver(tokens, drawn.tolist())
+        return not remaining.any()
+
+    def _deliver(self, tokens: np.ndarray, drawn: Sequence[int]) -> None:
+        for row, drawn_tokens, count in zip(self._rows, tokens.tolist(), drawn, strict=False):
+            if not count:
+                continue
+            new = drawn_tokens[:count]
+            row.new += new
+            row.budget = 0 if new[-1] in self._request.stop_tokens else row.budget - count
+            if self._on_tokens is not None:
+                self._on_tokens(row.index, new)
 
 
 def _is_single(prompts: Prompts) -> bool:
