@@ -5,13 +5,19 @@ A store is one array of keys or values with an axis of slots, one token a slot: 
 (keys as [S, H] took a third longer). The axes B and K are left out where they are 1: XLA would
 drop them from the product alone, and the reshape between would cost a copy of the whole store at
 every step. A donated store is updated in place.
+
+Which position lies in which slot is a layout. Wherever t is passed, it is int32 [B], the position
+of each row's newest token.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from sinkjax.errors import InputError
+from sinkjax.mask import Full, Window
 
 
 @struct.dataclass
@@ -19,12 +25,14 @@ class LayerCache:
     """What one layer keeps.
 
     Attributes:
-      keys: stores [B, K, H, S], rotated.
-      values: stores [B, K, S, H].
+      keys: a store [B, K, H, S] a block of groups, rotated; None where no head needs keys.
+      values: a store [B, K, S, H] a block.
+      bias: [B, D], what the `sink` heads add at every position but the first; None without any.
     """
 
-    keys: tuple[jax.Array, ...]
+    keys: tuple[jax.Array | None, ...]
     values: tuple[jax.Array, ...]
+    bias: jax.Array | None = None
 
 
 @struct.dataclass
@@ -34,32 +42,127 @@ class Cache:
     Attributes:
       lengths: int32 [B], tokens of each row so far, which is the position of its next one.
       layers: one for each layer.
+      max_length: tokens of a row that there is room for, static.
     """
 
     lengths: jax.Array
     layers: tuple[LayerCache, ...]
+    max_length: int = struct.field(pytree_node=False)
 
 
-def store_keys(k: jax.Array, capacity: int) -> jax.Array:
-    """Keys [B, T, K, H] of a prompt as a store of `capacity` slots, slot s for position s."""
-    k = k.transpose(0, 2, 3, 1)
-    return _drop_units(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, capacity - k.shape[3]))))
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Every position in the slot of its own number."""
+
+    size: int
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """int32 [B, S], the position in each slot; beyond t where the slot is empty."""
+        slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
+        return jnp.broadcast_to(slots, (t.shape[0], self.size))
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """int32 [B, P], the slots of positions [B, P], which the layout holds at time t."""
+        return positions
 
 
-def store_values(v: jax.Array, capacity: int) -> jax.Array:
-    """Values [B, T, K, H] of a prompt as a store of `capacity` slots, slot s for position s."""
-    v = v.transpose(0, 2, 1, 3)
-    return _drop_units(jnp.pad(v, ((0, 0), (0, 0), (0, capacity - v.shape[2]), (0, 0))))
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """The first `sinks` positions, then the last ones in turn, each overwriting the oldest."""
+
+    sinks: int
+    size: int
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        slots, t = jnp.arange(self.size, dtype=jnp.int32)[None, :], t[:, None]
+        newest = t - (t - slots) % (self.size - self.sinks)
+        return jnp.where((slots < self.sinks) | (slots > t), slots, newest)
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        turns = (positions - self.sinks) % (self.size - self.sinks)
+        return jnp.where(positions < self.sinks, positions, self.sinks + turns)
 
 
-def write_keys(store: jax.Array, k: jax.Array, slots: jax.Array) -> jax.Array:
-    """Puts one key a row, [B, 1, K, H], into each row's own slot, int32 [B]."""
-    return _write(store, k[:, 0, :, :, None], slots, axis=-1)
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The first `sinks` positions, then the last ones in order: a window cut from a whole store."""
+
+    sinks: int
+    size: int
+
+    def start(self, t: jax.Array) -> jax.Array:
+        """int32 [B], the position after the sinks."""
+        return jnp.maximum(t + 1 - (self.size - self.sinks), self.sinks)
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
+        return jnp.where(slots < self.sinks, slots, slots - self.sinks + self.start(t)[:, None])
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        shifted = positions - self.start(t)[:, None] + self.sinks
+        return jnp.where(positions < self.sinks, positions, shifted)
 
 
-def write_values(store: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
-    """Puts one value a row, [B, 1, K, H], into each row's own slot, int32 [B]."""
-    return _write(store, v[:, 0, :, None, :], slots, axis=-2)
+Layout = Whole | Ring | Band
+
+
+def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
+    """How a store lies that holds what `full` heads or one window see."""
+    if isinstance(span, Window) and span.sinks + span.recent < max_length:
+        return Ring(span.sinks, span.sinks + span.recent)
+    return Whole(max_length)
+
+
+def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layout:
+    """How what a window sees lies, taken out of a store at the least cost."""
+    alone = layout_of(window, max_length)
+    if alone == store or isinstance(store, Ring):
+        return alone
+    return Band(alone.sinks, alone.size)
+
+
+def store_keys(k: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """Keys [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
+    return _fill(_laid_out(k, layout, lengths).transpose(0, 2, 3, 1), layout.size, axis=3)
+
+
+def store_values(v: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """Values [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
+    return _fill(_laid_out(v, layout, lengths).transpose(0, 2, 1, 3), layout.size, axis=2)
+
+
+def write_keys(store: jax.Array, k: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
+    """The store with one key a row, [B, 1, K, H], at position t."""
+    return _write(store, k[:, 0, :, :, None], layout.slots(t[:, None], t)[:, 0], axis=-1)
+
+
+def write_values(store: jax.Array, v: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
+    """The store with one value a row, [B, 1, K, H], at position t."""
+    return _write(store, v[:, 0, :, None, :], layout.slots(t[:, None], t)[:, 0], axis=-2)
+
+
+def view_keys(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """What another layout holds of a store of keys."""
+    return _view(store, layout, view, t, axis=-1)
+
+
+def view_values(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """What another layout holds of a store of values."""
+    return _view(store, layout, view, t, axis=-2)
+
+
+def view_weights(weights: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """Weights [B, N, S] on the slots of one layout as those on the slots of another."""
+    if layout == view:
+        return weights
+    positions = view.positions(t)
+    slots = layout.slots(positions, t)[:, None, :]
+    taken = jnp.take_along_axis(weights, slots, axis=2, mode="clip")
+    return jnp.where((positions <= t[:, None])[:, None, :], taken, jnp.zeros_like(taken))
 
 
 def slot_scores(q: jax.Array, keys: jax.Array) -> jax.Array:
@@ -74,14 +177,14 @@ def slot_scores(q: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def sum_slots(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """Σ_s weights_s v_s over all slots: [B, K, G, S] in v's dtype -> float32 [B, K, G, H]."""
+    """Σ_s weights_s v_s over all slots: float32 [B, K, G, S] -> [B, K, G, H] in v's dtype."""
     sums = jnp.einsum(
         "...gs,...sh->...gh",
-        weights.reshape(*values.shape[:-2], *weights.shape[-2:]),
+        weights.astype(values.dtype).reshape(*values.shape[:-2], *weights.shape[-2:]),
         values,
         preferred_element_type=jnp.float32,
     )
-    return sums.reshape(*weights.shape[:-1], values.shape[-1])
+    return sums.astype(values.dtype).reshape(*weights.shape[:-1], values.shape[-1])
 
 
 def check_capacity(length: int, max_length: int) -> None:
@@ -91,6 +194,24 @@ def check_capacity(length: int, max_length: int) -> None:
             f"max_length is {max_length}, but the prompt has {length} tokens with its padding; "
             f"give at least {length}, and room for the tokens to be generated"
         )
+
+
+def _laid_out(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """A prompt's [B, T, K, H] in the order of slots, as many of them as T has filled."""
+    length = x.shape[1]
+    if length <= layout.size:
+        return x
+    positions = jnp.minimum(layout.positions(lengths - 1), length - 1)
+    return jnp.take_along_axis(x, positions[:, :, None, None], axis=1, mode="clip")
+
+
+def _fill(store: jax.Array, size: int, axis: int) -> jax.Array:
+    """A store [B, K, ., .] padded to so many slots, without those of B and K that are 1."""
+    padding = [(0, 0)] * store.ndim
+    padding[axis] = (0, size - store.shape[axis])
+    store = jnp.pad(store, padding)
+    lead = tuple(size for size in store.shape[:2] if size > 1)
+    return store.reshape(*lead, *store.shape[2:])
 
 
 def _write(store: jax.Array, new: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
@@ -108,7 +229,23 @@ def _write(store: jax.Array, new: jax.Array, slots: jax.Array, axis: int) -> jax
     )(store, new, slots)
 
 
-def _drop_units(store: jax.Array) -> jax.Array:
-    """A store [B, K, ., .] without those of the axes B and K that are 1."""
-    lead = tuple(size for size in store.shape[:2] if size > 1)
-    return store.reshape(*lead, *store.shape[2:])
+def _view(store: jax.Array, layout: Layout, view: Layout, t: jax.Array, axis: int) -> jax.Array:
+    """The slots of `view` out of a store."""
+    if layout == view:
+        return store
+    if isinstance(view, Band):  # slices: on a CPU half the time of a gather
+        positions = view.start(t)
+
+        def cut(row: jax.Array, start: jax.Array) -> jax.Array:
+            sinks = jax.lax.slice_in_dim(row, 0, view.sinks, axis=axis)
+            recent = jax.lax.dynamic_slice_in_dim(row, start, view.size - view.sinks, axis)
+            return jnp.concatenate([sinks, recent], axis=axis)
+    else:
+        positions = layout.slots(view.positions(t), t)
+
+        def cut(row: jax.Array, slots: jax.Array) -> jax.Array:
+            return jnp.take(row, slots, axis=axis, mode="clip")
+
+    if t.shape[0] == 1:
+        return cut(store, positions[0])
+    return jax.vmap(cut)(store, positions)

@@ -1,7 +1,12 @@
 """What a layer's attention needs beside the residual stream."""
 
+from typing import Any
+
 import jax
 from flax import struct
+
+PartName = tuple[int, int, int]
+"""(layer, block, part): the heads that are computed together. See `sinkjax.specialize.plan`."""
 
 
 @struct.dataclass
@@ -12,8 +17,13 @@ class Context:
       cos, sin: float32 [B or 1, T, H/2], of the positions at hand.
       lengths: int32 [B]; of a prompt the tokens in each row, in decoding those before the one at
         hand, which is its position.
+      max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
+      patterns: how heads that later layers copy attend, by their part: what the path's file makes
+        of it for a prompt, `sinkjax.attention.copy.SlotWeights` in decoding.
     """
 
     cos: jax.Array
     sin: jax.Array
     lengths: jax.Array
+    max_length: int | None = struct.field(pytree_node=False, default=None)
+    patterns: dict[PartName, Any] = struct.field(default_factory=dict)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sinkjax.cache import slot_scores, sum_slots
+from sinkjax.cache import slot_scores
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
@@ -54,29 +54,26 @@ def observed_causal_attention(
     return _attend(q, k, v, observed=tuple(key_positions))
 
 
-def cached_attention(
-    q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
+def cached_weights(
+    q: jax.Array, keys: jax.Array, kv_heads: int, positions: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """`causal_attention` of one query a row against stores that hold its own key too.
+    """How one query a row attends to what a store holds, its own token included.
 
     Args:
       q: [B, 1, N, H], rotated.
-      keys, values: stores [B, K, H, S] and [B, K, S, H] of `sinkjax.cache`, slot s for position s.
-      positions: int32 [B], of the queries.
+      keys: a store [B, K, H, S], or a view of one.
+      kv_heads: K.
+      positions: int32 [B, S], of the slots' tokens; beyond t where a slot is empty.
+      t: int32 [B], of the queries.
 
     Returns:
-      [B, 1, N, H] in the values' dtype.
+      float32 [B, K, G, S]; rows sum to 1.
     """
     batch, _, num_heads, head_dim = q.shape
-    capacity = values.shape[-2]
-    kv_heads = values.size // (batch * capacity * head_dim)
-    grouped = _scale(q).reshape(batch, kv_heads, num_heads // kv_heads, head_dim)
-    visible = jnp.arange(capacity)[None, :] <= positions[:, None]
-    scores = jnp.where(visible[:, None, None], slot_scores(grouped, keys), -jnp.inf)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    sums = sum_slots(weights.astype(values.dtype), values)
-    outputs = sums / weights.sum(axis=-1, keepdims=True)
-    return outputs.astype(values.dtype).reshape(q.shape)
+    q = _scale(q).reshape(batch, kv_heads, num_heads // kv_heads, head_dim)
+    visible = positions <= t[:, None]
+    scores = jnp.where(visible[:, None, None], slot_scores(q, keys), -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def _attend(
