@@ -22,9 +22,10 @@ def console() -> rich.console.Console:
 
 def print_table(console: rich.console.Console, table: Table) -> None:
     """Prints a table with its notes under it."""
-    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        side = "left" if index < table.labels else "right"
+        shown.add_column(rich.markup.escape(column), justify=side, overflow="fold")
     for row in table.rows:
         shown.add_row(*map(rich.markup.escape, row))
     console.print(table.title, style="bold", markup=False)

@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from sinkjax.config import LlamaConfig
 from sinkjax.errors import InputError
+from sinkjax.files import replace_file
 from sinkjax.mask import Sink, SinkMask
 
 SCHEMA = 1
@@ -157,8 +158,8 @@ def save_mask(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if packed is not None:
-            _replace(fills_path, packed)
-        _replace(path, f"{text}\n".encode())
+            replace_file(fills_path, packed)
+        replace_file(path, f"{text}\n".encode())
         if packed is None:
             fills_path.unlink(missing_ok=True)
     except OSError as error:
@@ -334,16 +335,3 @@ def _digest(fields: Mapping[str, Any]) -> str:
 
 def _fills_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".fills.safetensors")
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file such that its name holds the old content or the new, never a part."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.sinkjax-partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

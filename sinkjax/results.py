@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import InputError
+from sinkjax.files import PARTIAL, replace_file, sync_folder
 
-_PARTIAL = ".sinkjax-partial"  # suffix of a file on its way, which nothing trusts
 _MISSING = object()
 
 _logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Results:
                 self._records.touch()  # before the specification: where that is, both are
                 self._bind(specification)
                 self._file = resources.enter_context(open(self._records, "r+b", buffering=0))
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 self._load()
             self._resources = resources.pop_all()
 
@@ -203,7 +203,7 @@ class Results:
         Raises:
           InputError: where they cannot.
         """
-        path = self.folder / f"reserve{_PARTIAL}"
+        path = self.folder / f"reserve{PARTIAL}"
         with self._failing(f"take the {size} bytes that this run may need"):
             try:
                 with path.open("wb") as file:
@@ -224,7 +224,7 @@ class Results:
 
     def _remove_partial_files(self) -> None:
         for folder in (self.folder, self._measured):
-            for path in folder.glob(f"*{_PARTIAL}"):
+            for path in folder.glob(f"*{PARTIAL}"):
                 path.unlink()
 
     def _bind(self, specification: Mapping[str, Any]) -> None:
@@ -278,19 +278,8 @@ class Results:
         return self._measured / f"{name}.npz"
 
     def _replace(self, path: Path, content: bytes | memoryview) -> None:
-        """Writes a file such that its name holds the old content or the new, never a part."""
-        partial = path.with_name(path.name + _PARTIAL)
         with self._failing(f"take {len(content)} bytes more in {path.relative_to(self.folder)}"):
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(path)
-                _sync_folder(path.parent)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
+            replace_file(path, content)
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
@@ -402,12 +391,3 @@ def _allocate(file: int, size: int) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power cut, as fsync does a file's content."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 from sinkjax.errors import InputError
+from sinkjax.files import replace_file
 from sinkjax.report.html import render
 from sinkjax.report.records import arrange
 from sinkjax.results import read_records
-
-_PARTIAL = ".sinkjax-partial"  # what opening the results removes, left by a kill
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -37,12 +36,12 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         figures.mkdir(exist_ok=True)
         html, pictures = render(sweep)
         for picture in pictures:
-            _replace(figures / f"{picture.name}.png", picture.png)
+            replace_file(figures / f"{picture.name}.png", picture.png)
         names = {f"{picture.name}.png" for picture in pictures}
         for path in figures.glob("*.png"):
             if path.name not in names:
                 path.unlink()
-        _replace(report, html.encode())
+        replace_file(report, html.encode())
     except OSError as error:
         raise InputError(
             f"--output_dir: the report cannot be written to {folder}: {error.strerror or error}. "
@@ -50,14 +49,3 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
             "are there."
         ) from error
     return report
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file such that its name holds the old content or the new, never a part."""
-    partial = path.with_name(path.name + _PARTIAL)
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

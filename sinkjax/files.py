@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all, through a kill or a power cut."""
+
+import os
+from pathlib import Path
+
+PARTIAL = ".sinkjax-partial"
+"""Suffix of a file on its way, which nothing trusts and a later run may delete."""
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file such that its name holds the old content or the new, never a part.
+
+    Raises:
+      OSError: where it cannot be written; its name then holds what it held before.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last through a power cut, as fsync does a file's content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
