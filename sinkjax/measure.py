@@ -89,7 +89,8 @@ def measure_sinks(
     Args:
       model: whose heads are all `full`.
       tokens: int [P, T], right-padded where prompts are shorter than T.
-      lengths: int [P], tokens in each prompt; None where every one has T.
+      lengths: int [P], tokens in each prompt; None where every one has T. May be traced, and is
+        then taken on trust: what would be an empty mean is NaN.
       key_positions: the keys to measure, static; all within the first eight tokens.
       tail: queries that the definition `tail` averages over; all there are where there are fewer.
 
@@ -97,12 +98,14 @@ def measure_sinks(
       HeadStats over P prompts.
 
     Raises:
+      TypeError: for tokens that are not whole numbers.
       ValueError: for key positions outside the first eight, a tail below 1, tokens that are not
-        [P, T], or a prompt without any query after a measured key, for which all definitions but
-        `mean` and `last` would be empty means.
+        [P, T] or not in the vocabulary, or a prompt without any query after a measured key, for
+        which all definitions but `mean` and `last` would be empty means.
     """
+    tokens = jnp.asarray(tokens)
     key_positions = tuple(int(c) for c in key_positions)
-    _check(tokens, lengths, key_positions, tail)
+    _check(model.config.vocab_size, tokens, lengths, key_positions, tail)
     if lengths is None:
         lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
     lengths = jnp.asarray(lengths, jnp.int32)
@@ -133,14 +136,24 @@ def measure_sinks(
 
 
 def _check(
+    vocab_size: int,
     tokens: jax.Array,
     lengths: jax.Array | None,
     key_positions: tuple[int, ...],
     tail: int,
 ) -> None:
-    """Raises ValueError for what cannot be measured; traced lengths are taken on trust."""
-    if tokens.ndim != 2:
+    """Raises for what cannot be measured; traced tokens and lengths are taken on trust."""
+    if tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"tokens have shape {tokens.shape}; [prompts, length] is needed")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens are {tokens.dtype}; whole numbers are needed")
+    if not isinstance(tokens, jax.core.Tracer):
+        ids = np.asarray(tokens)
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(
+                f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
+                f"{vocab_size - 1}, has to hold all of them, padding too"
+            )
     if not key_positions or not all(0 <= c < MAX_KEY_POSITIONS for c in key_positions):
         raise ValueError(
             f"key_positions are {key_positions}; one or more of 0 to {MAX_KEY_POSITIONS - 1}"
@@ -199,23 +212,20 @@ def _attend(
     """
     q, k, v = attention.project(norm(x), cos, sin)
     outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
-    scores = jnp.stack(
-        [
-            _reduce(log_odds[..., index], lengths, position, tail)
-            for index, position in enumerate(key_positions)
-        ],
-        axis=1,
-    )
+    scores = _reduce(log_odds, lengths, key_positions, tail)
     norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)  # [P, T, N]
     inside = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]
     norms = jnp.sum(norms, axis=1, where=inside) / lengths[:, None].astype(jnp.float32)
     return x + attention.merge(outputs), scores, norms / norms.mean(axis=-1, keepdims=True)
 
 
-def _reduce(log_odds: jax.Array, lengths: jax.Array, position: int, tail: int) -> jax.Array:
-    """log-odds float32 [P, N, T] on one key to scores float32 [definition, P, N]."""
-    query = jnp.arange(log_odds.shape[2], dtype=jnp.int32)[None, None, :]
-    length = lengths[:, None, None]
+def _reduce(
+    log_odds: jax.Array, lengths: jax.Array, key_positions: tuple[int, ...], tail: int
+) -> jax.Array:
+    """log-odds float32 [P, N, T, C] on each key to scores float32 [definition, C, P, N]."""
+    query = jnp.arange(log_odds.shape[2], dtype=jnp.int32)[None, None, :, None]
+    position = jnp.asarray(key_positions, jnp.int32)[None, None, None, :]
+    length = lengths[:, None, None, None]
     share = jax.nn.sigmoid(log_odds)
     later = (query > position) & (query < length)
     from_key = (query >= position) & (query < length)
@@ -223,16 +233,18 @@ def _reduce(log_odds: jax.Array, lengths: jax.Array, position: int, tail: int) -
     uniform = 1.0 / (query + 1).astype(jnp.float32)
 
     def mean(values: jax.Array, where: jax.Array) -> jax.Array:
-        return jnp.mean(values, axis=-1, where=jnp.broadcast_to(where, values.shape))
+        return jnp.mean(values, axis=2, where=jnp.broadcast_to(where, values.shape))
 
-    last = jnp.take_along_axis(share, jnp.broadcast_to(length - 1, (*share.shape[:2], 1)), axis=2)
+    least = jnp.min(share, axis=2, initial=1.0, where=jnp.broadcast_to(later, share.shape))
+    at_last = jnp.broadcast_to(length - 1, (*share.shape[:2], 1, share.shape[3]))
     by_name = {
         "mean": mean(share, from_key),
         "mean_excl_first": mean(share, later),
-        "last": last[..., 0],
+        "last": jnp.take_along_axis(share, at_last, axis=2)[:, :, 0],
         "tail": mean(share, in_tail),
-        "min": jnp.min(share, axis=-1, initial=1.0, where=jnp.broadcast_to(later, share.shape)),
+        "min": jnp.where(later.any(axis=2), least, jnp.nan),
         "log_odds": mean(log_odds, later),
         "excess": mean(share - uniform, later),
     }
-    return jnp.stack([by_name[definition] for definition in DEFINITIONS])
+    scores = jnp.stack([by_name[definition] for definition in DEFINITIONS])  # [..., P, N, C]
+    return jnp.moveaxis(scores, -1, 1)
