@@ -22,6 +22,7 @@ from absl import flags
 import sinkjax
 from experiments import cli
 from sinkjax.checkpoint.names import name_table
+from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
 
 cli.define_model_flags()
@@ -38,17 +39,13 @@ def main() -> None:
     print(f"reading {name}", flush=True)
     model = cli.load_model(name)
     print(f"writing {output}, read after {time.perf_counter() - start:.1f} s", flush=True)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if tokenizer is not None:
+    if tokenizer is not None:
+        try:
             tokenizer.save_pretrained(output)
-        save = {"orbax": sinkjax.save_orbax, "safetensors": sinkjax.save_safetensors}
-        save[_FORMAT.value](model, output)
-    except OSError as error:
-        raise InputError(
-            f"--output={output} cannot be written ({error.strerror or error}); remove what is "
-            "there, and name a folder that can be written and has the space"
-        ) from error
+        except Exception as error:  # for a full disk, tokenizers raises this class itself
+            raise unwritable(output, error) from error
+    save = {"orbax": sinkjax.save_orbax, "safetensors": sinkjax.save_safetensors}
+    save[_FORMAT.value](model, output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     config = model.config
     print(

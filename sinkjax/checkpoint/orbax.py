@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
 
-from sinkjax.checkpoint.weights import abstract_model, fill_model
+from sinkjax.checkpoint.weights import abstract_model, fill_model, unwritable
 from sinkjax.config import LlamaConfig
 from sinkjax.errors import InputError
 from sinkjax.model import Llama
@@ -42,24 +42,27 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
       folder: new or empty, but for tokenizer files.
 
     Raises:
-      InputError: if the folder holds a checkpoint already.
+      InputError: if the folder holds a checkpoint already, or cannot be written.
     """
     folder = pathlib.Path(folder).absolute()
     if (folder / MANIFEST).exists() or (folder / _WEIGHTS).exists():
         raise InputError(
             f"{folder} holds a checkpoint already; name another folder or remove this one first"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    # Uncompressed: float weights shrink by a tenth and take twice as long to read back.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
-        checkpointer.save(folder / _WEIGHTS, {_key(path): leaf[...] for path, leaf in state})
     manifest = {
         "format": _FORMAT,
         "config": model.config.to_dict(),
         "dtype": model.embedding[...].dtype.name,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Uncompressed: float weights shrink by a tenth and take twice as long to read back.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+            checkpointer.save(folder / _WEIGHTS, {_key(path): leaf[...] for path, leaf in state})
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    except (OSError, ValueError) as error:  # ValueError: what TensorStore makes of the system's
+        raise unwritable(folder, error) from error
 
 
 def restore_orbax(folder: pathlib.Path, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:

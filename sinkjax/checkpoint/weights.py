@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safetensors cannot write it)
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
 from sinkjax.checkpoint.source import Source
 from sinkjax.config import LlamaConfig, from_hf_config, to_hf_config
@@ -102,27 +103,45 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
 
     Args:
       model: to write, in its parameters' dtype.
-      folder: made if it is not there; files of the same names are overwritten.
+      folder: made if it is not there; a model that it holds is overwritten.
 
     Raises:
-      InputError: if the model's rotary frequencies have no form in a Hugging Face config.
+      InputError: if the model's rotary frequencies have no form in a Hugging Face config, or the
+        folder cannot be written.
     """
     folder = pathlib.Path(folder)
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(name_table(model.config), dtype.itemsize))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, WEIGHTS, INDEX):  # so that nothing is read with another model's file
+            (folder / name).unlink(missing_ok=True)
+        _write_shards(model, folder, dtype.itemsize)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(folder: pathlib.Path, error: Exception) -> InputError:
+    """What a user is told where a checkpoint cannot be written."""
+    return InputError(
+        f"{folder} cannot be written ({str(error).splitlines()[0]}); remove what was written there "
+        "so far, and name a folder that can be written, on a disk with the space"
+    )
+
+
+def _write_shards(model: Llama, folder: pathlib.Path, itemsize: int) -> None:
+    shards = list(_shards(name_table(model.config), itemsize))
     tensors = stored_tensors(model)
     index = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = file if len(shards) > 1 else "model.safetensors"
+        file = file if len(shards) > 1 else WEIGHTS
         save_file({name: tensors[name]() for name in names}, folder / file, {"format": "pt"})
         index.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
-        (folder / "model.safetensors.index.json").write_text(text)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / INDEX).write_text(text)
 
 
 def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:

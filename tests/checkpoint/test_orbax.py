@@ -109,6 +109,7 @@ def test_any_dtype_is_restored_in_any(model, tmp_path, stored, asked):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_orbax_itself_restores_it(model, saved):
     """Written here and read by Orbax: the reader here is not a format of its own."""
     tree = ocp.PyTreeCheckpointer().restore(saved / "weights")
