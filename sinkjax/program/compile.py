@@ -30,6 +30,7 @@ from sinkjax.program.scan import scanned
 from sinkjax.sampling import Sampler, draw
 
 DEFAULT_STEPS_PER_CALL = 16
+"""Of 1, 4, 16 and 64 the fastest for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
 
 Layers = Literal["unrolled", "scanned"]
 LAYERS: tuple[str, ...] = get_args(Layers)
