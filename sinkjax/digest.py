@@ -1,4 +1,4 @@
-"""Content hashes by which records name the model and the tokenizer that they came from."""
+"""Content hashes by which records name the model, the tokenizer and the tokens they came from."""
 
 import hashlib
 import json
@@ -37,3 +37,9 @@ def tokenizer_digest(tokenizer) -> str:
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+
+
+def tokens_digest(tokens: np.ndarray) -> str:
+    """sha256 over the shape and the ids of int [P, T]."""
+    header = f"int32 {tokens.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(tokens, np.int32).tobytes()).hexdigest()

@@ -11,7 +11,6 @@ time, and one that goes on makes the same records as one that was never stopped.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.config import LlamaConfig
-from sinkjax.digest import model_digest, tokenizer_digest
+from sinkjax.digest import model_digest, tokenizer_digest, tokens_digest
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.measure import DEFINITIONS, MAX_KEY_POSITIONS, measure_sinks
@@ -195,7 +194,7 @@ def run_sweep(
     for subject in by_subject:
         models.clear()  # one model at a time, however many there are
         models[subject] = subject.load()
-        described[subject] = _describe_model(subject, models[subject])
+        described[subject] = describe_model(subject, models[subject])
         on_progress(Progress("model", f"loaded {subject.name}"))
     specification = _specification(series, settings, described)
     with Results(folder, specification) as results:
@@ -229,6 +228,30 @@ def count_operations(series: Series) -> float:
         rows.size * config.num_layers * (2 * projections + 2 * heads * length)
         for length, rows in series.tokens.items()
     )
+
+
+def describe_model(subject: Subject, model: Llama) -> dict[str, Any]:
+    """The "model" of a specification; reads all parameters once."""
+    config = subject.config
+    return {
+        "name": subject.name,
+        "model_digest": model_digest(model),
+        "tokenizer_digest": tokenizer_digest(subject.tokenizer),
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "max_length": config.max_length,
+        "dtype": model.embedding[...].dtype.name,
+    }
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """The "source" of a record."""
+    return {
+        "name": source.prompts.name,
+        "sha256": source.prompts.sha256,
+        "role": source.role,
+    }
 
 
 def _check_settings(settings: Settings) -> None:
@@ -307,7 +330,7 @@ def _specification(
     """All that defines the sweep's cells, of JSON values."""
     sources: dict[tuple[str, str], dict[str, Any]] = {}
     for one in series:
-        entry = {**_describe_source(one.source), "lengths": sorted(one.tokens)}
+        entry = {**describe_source(one.source), "lengths": sorted(one.tokens)}
         sources.setdefault((entry["name"], entry["sha256"]), entry)
     fields = dataclasses.asdict(settings)
     return {
@@ -316,28 +339,6 @@ def _specification(
         **{
             key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
         },
-    }
-
-
-def _describe_model(subject: Subject, model: Llama) -> dict[str, Any]:
-    config = subject.config
-    return {
-        "name": subject.name,
-        "model_digest": model_digest(model),
-        "tokenizer_digest": tokenizer_digest(subject.tokenizer),
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "max_length": config.max_length,
-        "dtype": model.embedding[...].dtype.name,
-    }
-
-
-def _describe_source(source: Source) -> dict[str, Any]:
-    return {
-        "name": source.prompts.name,
-        "sha256": source.prompts.sha256,
-        "role": source.role,
     }
 
 
@@ -365,7 +366,7 @@ def _run_series(
     """Measures one series and appends its records."""
     common = {
         "model": {key: value for key, value in described.items() if key != "max_length"},
-        "source": _describe_source(series.source),
+        "source": describe_source(series.source),
         "bos": series.bos,
         "bos_added": series.bos_added,
         "key_position": settings.key_position,
@@ -387,7 +388,7 @@ def _run_series(
         on_progress(Progress("record", f"{kind} of {series.source.prompts.name}", records=1))
 
     lengths = sorted(series.tokens)
-    hashes = {length: _tokens_sha256(series.tokens[length]) for length in lengths}
+    hashes = {length: tokens_digest(series.tokens[length]) for length in lengths}
     counts = {length: len(series.tokens[length]) for length in lengths}
     for definition, threshold in itertools.product(settings.definitions, settings.thresholds):
         index = DEFINITIONS.index(definition)
@@ -452,7 +453,7 @@ def _measured(
         name = identity(
             {
                 "model_digest": described["model_digest"],
-                "tokens_sha256": _tokens_sha256(chunk),
+                "tokens_sha256": tokens_digest(chunk),
                 "key_position": settings.key_position,
                 "tail": settings.tail,
             }
@@ -474,8 +475,3 @@ def _measured(
             results.put_arrays(name, **arrays)
         on_progress(Progress("measured", f"{length} tokens", tokens=chunk.size))
         yield arrays
-
-
-def _tokens_sha256(tokens: np.ndarray) -> str:
-    header = f"int32 {tokens.shape}".encode()
-    return hashlib.sha256(header + np.ascontiguousarray(tokens, np.int32).tobytes()).hexdigest()
