@@ -8,6 +8,7 @@ from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
 from sinkjax.mask_file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
 from sinkjax.model import Llama
+from sinkjax.specialize import SpecializedLlama, specialize
 
 __all__ = [
     "DEFINITIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "SavedMask",
     "Sink",
     "SinkMask",
+    "SpecializedLlama",
     "Window",
     "load",
     "load_config",
@@ -32,5 +34,6 @@ __all__ = [
     "save_mask",
     "save_orbax",
     "save_safetensors",
+    "specialize",
     "tokenizer_digest",
 ]

@@ -13,6 +13,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sinkjax.attention.blocks import (
+    group_keys,
+    group_queries,
+    map_blocks,
+    scores,
+    ungroup,
+    unnormalized,
+    weighted_sums,
+)
 from sinkjax.cache import slot_scores
 
 BLOCK = 128
@@ -54,6 +63,31 @@ def observed_causal_attention(
     return _attend(q, k, v, observed=tuple(key_positions))
 
 
+Pattern = tuple[jax.Array, ...]
+"""Weights [B, N, T, S] of runs of queries, one array a run, whose last query is S - 1."""
+
+
+def causal_pattern(q: jax.Array, k: jax.Array, dtype: jnp.dtype) -> Pattern:
+    """The attention of `causal_attention` itself, in `dtype`, in memory that grows with T²."""
+    queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
+    for start, stop, _ in _spans(q.shape[1]):
+        visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        found = scores(queries[:, :, :, start:stop], keys[:, :, :stop])
+        weights = jax.nn.softmax(jnp.where(visible, found, -jnp.inf), axis=-1).astype(dtype)
+        runs.append(weights.reshape(q.shape[0], q.shape[2], stop - start, stop))
+    return tuple(runs)
+
+
+def apply_causal_pattern(pattern: Pattern, v: jax.Array) -> jax.Array:
+    """A pattern of N heads on values [B, T, K, H] -> [B, T, N, H] in v's dtype."""
+    values, sums = group_keys(v), []
+    for weights in pattern:
+        stop = weights.shape[-1]
+        grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
+        sums.append(weighted_sums(grouped, values[:, :, :stop]))
+    return ungroup(jnp.concatenate(sums, axis=3)).astype(v.dtype)
+
+
 def cached_weights(
     q: jax.Array, keys: jax.Array, kv_heads: int, positions: jax.Array, t: jax.Array
 ) -> jax.Array:
@@ -69,49 +103,32 @@ def cached_weights(
     Returns:
       float32 [B, K, G, S]; rows sum to 1.
     """
-    batch, _, num_heads, head_dim = q.shape
-    q = _scale(q).reshape(batch, kv_heads, num_heads // kv_heads, head_dim)
     visible = positions <= t[:, None]
-    scores = jnp.where(visible[:, None, None], slot_scores(q, keys), -jnp.inf)
-    return jax.nn.softmax(scores, axis=-1)
+    found = slot_scores(group_queries(q, kv_heads)[:, :, :, 0], keys)
+    return jax.nn.softmax(jnp.where(visible[:, None, None], found, -jnp.inf), axis=-1)
 
 
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, observed: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs [B, T, N, H] and log-odds [B, N, T, C]."""
-    q_shape = batch, length, num_heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    group = num_heads // kv_heads
-    q = _scale(q)
-    # [B, K, G, T, H]: the queries of one key/value head lie together, so that each product below is
-    # one matrix product a key/value head instead of one a query head.
-    q = q.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, S, H]
     early = max(observed, default=-1) + 1
-    values = _with_counters(v, early)
-
+    queries, keys = group_queries(q, k.shape[2]), group_keys(k)
+    values = with_counters(group_keys(v), early)
     sums = []
-    for start, stop, block in _spans(length):
-        attend = functools.partial(_attend_block, q, k[:, :, :stop], values[:, :, :stop], block)
-        if stop - start == block:
-            sums.append(attend(start))
-        else:
-            blocks = jax.lax.map(attend, jnp.arange(start, stop, block))
-            sums.append(_join_blocks(blocks))
+    for start, stop, block in _spans(q.shape[1]):
+        attend = functools.partial(
+            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], block
+        )
+        sums.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(sums, axis=3)
-    output, weights = sums[..., :head_dim], sums[..., head_dim:]
-    output = output / weights.sum(axis=-1, keepdims=True)
-    output = output.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(q_shape)
-    return output, _log_odds(weights, observed).reshape(batch, num_heads, length, len(observed))
+    outputs, weights = sums[..., : v.shape[-1]], sums[..., v.shape[-1] :]
+    outputs = ungroup((outputs / weights.sum(axis=-1, keepdims=True)).astype(v.dtype))
+    log_odds = _log_odds(weights, observed)
+    return outputs, log_odds.reshape(q.shape[0], q.shape[2], q.shape[1], len(observed))
 
 
-def _scale(q: jax.Array) -> jax.Array:
-    """q / sqrt(H), once a query: scaling the scores would touch T² numbers a head, not T·H."""
-    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
-
-
-def _with_counters(v: jax.Array, early: int) -> jax.Array:
+def with_counters(v: jax.Array, early: int) -> jax.Array:
     """Values with columns that make the matrix product sum attention weights as it sums values.
 
     One column for each of the first `early` keys, which picks that key's weight, and one for the
@@ -163,21 +180,8 @@ def _attend_block(
       largest score.
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    batch, kv_heads, group, _, head_dim = q.shape
-    rows = (batch, kv_heads, group * block)
-    scores = jnp.einsum(
-        "bkth,bksh->bkts", q.reshape(*rows, head_dim), k, preferred_element_type=jnp.float32
-    ).reshape(batch, kv_heads, group, block, k.shape[2])
     visible = begin + jnp.arange(block)[:, None] >= jnp.arange(k.shape[2])[None, :]
-    scores = jnp.where(visible, scores, -jnp.inf)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)).astype(values.dtype)
-    sums = jnp.einsum(
-        "bkts,bksm->bktm",
-        weights.reshape(*rows, k.shape[2]),
-        values,
-        preferred_element_type=jnp.float32,
-    )
-    return sums.reshape(batch, kv_heads, group, block, values.shape[-1])
+    return weighted_sums(unnormalized(scores(q, k), visible), values)
 
 
 def _log_odds(weights: jax.Array, observed: tuple[int, ...]) -> jax.Array:
@@ -203,9 +207,3 @@ def _log_odds(weights: jax.Array, observed: tuple[int, ...]) -> jax.Array:
         odds = jnp.where((position == 0) & (c == 0), jnp.inf, odds)
         columns.append(odds[..., None])
     return jnp.concatenate(columns, axis=-1)
-
-
-def _join_blocks(x: jax.Array) -> jax.Array:
-    """[blocks, B, K, G, T, ...] to [B, K, G, blocks · T, ...]."""
-    x = jnp.moveaxis(x, 0, 3)
-    return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4], *x.shape[5:])

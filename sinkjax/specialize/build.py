@@ -1,0 +1,138 @@
+"""(model, mask) to the specialized model."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sinkjax.errors import InputError
+from sinkjax.mask import Sink, SinkMask
+from sinkjax.model import Attention, Layer, Llama
+from sinkjax.specialize.attention import SpecializedAttention
+from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class SpecializedLlama(Llama):
+    """A Llama whose heads take the paths of a mask; called, prefilled and decoded as a `Llama`.
+
+    Attributes:
+      mask: static.
+    """
+
+    def __init__(self, model: Llama, mask: SinkMask, layers: Sequence[Layer]):
+        """Takes everything but the layers from `model`, whose arrays it shares."""
+        self.mask = mask
+        self.config = model.config
+        self.embedding = _shared(model.embedding)
+        self.layers = nnx.List(layers)
+        self.norm = _shared(model.norm)
+        self.head = _shared(model.head)
+
+
+def specialize(model: Llama, mask: SinkMask, *, fills: jax.Array | None = None) -> SpecializedLlama:
+    """A model in which every head takes its path, and no work is left of what the mask removes.
+
+    Weights that the mask leaves alone are shared with `model`, not copied; a slice or a new order
+    of heads is a new array. With every head `full` it is the baseline's own program.
+
+    Args:
+      model: the baseline. Its parameters may be abstract (`jax.ShapeDtypeStruct`), and then so are
+        the result's.
+      mask: static, for a model of this shape.
+      fills: float32 [L, N, H], mean outputs of heads before `o_proj` over t >= 1; read where the
+        mask says `sink(mean)`.
+
+    Raises:
+      InputError: for a mask of another shape, or without fills where the mask needs them.
+      ValueError: for fills of another shape. TypeError: for a model that is specialized already.
+    """
+    if isinstance(model, SpecializedLlama):
+        raise TypeError("the model is specialized already: specialize the baseline")
+    mask.check(model.config)
+    _check_fills(model, mask, fills)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+        return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
+    return _build(model, mask, fills)
+
+
+def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
+    config = model.config
+    shape = (config.num_layers, config.num_heads, config.head_dim)
+    if fills is not None and fills.shape != shape:
+        raise ValueError(f"fills have shape {fills.shape}; [L, N, H] is {shape}")
+    if fills is None and any(path == Sink("mean") for paths in mask.heads for path in paths):
+        raise InputError(
+            "the mask has sink(mean) heads, which need calibrated means: pass fills, float32 "
+            f"[L, N, H] = {shape}, or choose the fill `first` or `zero`"
+        )
+
+
+def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> SpecializedLlama:
+    plans = plan_layers(mask, model.config.num_heads // model.config.num_kv_heads)
+    layers = []
+    for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
+        layer = _shared(layer)
+        if planned is not None:
+            means = None if fills is None else jnp.asarray(fills[index], jnp.float32)
+            layer.attention = _specialized(layer.attention, *planned, means)
+        layers.append(layer)
+    return SpecializedLlama(model, mask, layers)
+
+
+def _specialized(
+    attention: Attention, plan: LayerPlan, order: HeadOrder, means: jax.Array | None
+) -> SpecializedAttention:
+    """One layer's attention. means: float32 [N, H]."""
+    new = {
+        "q": _heads(attention.q, order.q, axis=1),
+        "q_bias": _heads(attention.q_bias, order.q, axis=0),
+        "o": _heads(attention.o, order.o, axis=0),
+        "o_bias": attention.o_bias,
+        "first_o": _summed(attention.o, order.first),
+        "other_o": _summed(attention.o, order.other),
+        "mean_bias": _mean_bias(attention.o, order.mean, means),
+    }
+    for name, groups in (("k", order.k), ("v", order.v), ("sink_v", order.sink_v)):
+        source = name.removeprefix("sink_")
+        new[name] = _heads(getattr(attention, source), groups, axis=1)
+        new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups, axis=0)
+    return SpecializedAttention(plan, new)
+
+
+def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int) -> nnx.Param | None:
+    """These heads of a parameter, the parameter itself where they are all of it as it lies."""
+    if parameter is None or not heads:
+        return None
+    if list(heads) == list(range(parameter.shape[axis])):
+        return parameter
+    return parameter.replace(jnp.take(parameter[...], np.array(heads), axis=axis))
+
+
+def _summed(o: nnx.Param, groups: Sequence[Sequence[int]]) -> nnx.Param | None:
+    """o [N, H, D] summed over the heads of each group: [groups, H, D]."""
+    if not groups:
+        return None
+    wide = o[...].astype(jnp.float32)
+    sums = jnp.stack([wide[np.array(heads)].sum(axis=0) for heads in groups])
+    axes = ("kv_heads", *o.out_sharding[1:])
+    return nnx.Param(sums.astype(o.dtype), out_sharding=axes, eager_sharding=False)
+
+
+def _mean_bias(o: nnx.Param, heads: Sequence[int], means: jax.Array | None) -> nnx.Param | None:
+    """Σ_n m_n o_n: o [N, H, D] and means float32 [N, H] -> [D]."""
+    if not heads:
+        return None
+    index = np.array(heads)
+    wide = o[...][index].astype(jnp.float32)
+    bias = jnp.einsum("nh,nhd->d", means[index], wide, precision="highest").astype(o.dtype)
+    return nnx.Param(bias, out_sharding=o.out_sharding[2:], eager_sharding=False)
+
+
+def _shared(module: M) -> M:
+    """A module of its own over the same arrays, so that updating one leaves the other alone."""
+    return None if module is None else nnx.clone(module)

@@ -1,0 +1,241 @@
+"""How a layer's heads are ordered into dense work: static, worked out from the mask alone.
+
+A head is computed (`full`, `window`), copied (`copy`) or gone (`sink`). Groups whose heads take the
+same paths form a block: in it every path has the same number of heads in each group, so that each
+of its products is dense and reads the block's own keys and values as they lie. Groups whose heads
+are all `sink` are in no block.
+
+  layer   blocks, in the order of their first group
+  block   groups of equal make-up; one store of keys and one of values in the cache
+  part    the heads of one path in a block, by group; of those that later layers copy, one apart
+
+Heads lie in the order of parts, wherever they are an axis: q has the computed parts, o all parts,
+k the blocks that need keys, v all blocks.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+
+from sinkjax.attention.context import PartName
+from sinkjax.attention.copy import Source
+from sinkjax.mask import Copy, Full, Path, Sink, SinkMask, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """Heads that attend by their own queries and keys.
+
+    Attributes:
+      path: theirs.
+      heads: in each group.
+      name: under which later layers find their pattern; None where none of them is copied.
+    """
+
+    path: Full | Window
+    heads: int
+    name: PartName | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """Heads that attend as earlier heads do.
+
+    Attributes:
+      path: of the earlier heads.
+      heads: in each group.
+      sources: one for each head of each group, in order.
+    """
+
+    path: Full | Window
+    heads: int
+    sources: tuple[Source, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Groups of equal make-up.
+
+    Attributes:
+      groups: how many.
+      computed, copied: its parts.
+    """
+
+    groups: int
+    computed: tuple[Computed, ...]
+    copied: tuple[Copied, ...]
+
+    @property
+    def keys(self) -> Full | Window | None:
+        """What of the past a store of keys has to hold; None for no keys."""
+        return _span(part.path for part in self.computed) if self.computed else None
+
+    @property
+    def values(self) -> Full | Window:
+        """What of the past a store of values has to hold."""
+        return _span(part.path for part in (*self.computed, *self.copied))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """A layer: its blocks, and which groups have `sink` heads.
+
+    Attributes:
+      blocks: all groups with other than `sink` heads.
+      sink_groups: how many groups have only `sink` heads.
+      first, other: groups with heads that are `sink(first)`, and `sink` with another fill: places
+        in the order of v, those with only `sink` heads last.
+      mean: whether a head is `sink(mean)`.
+    """
+
+    blocks: tuple[Block, ...]
+    sink_groups: int
+    first: tuple[int, ...]
+    other: tuple[int, ...]
+    mean: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOrder:
+    """Which heads of the original lie where: what weights are sliced by.
+
+    Attributes:
+      q, o: query heads. k, v: groups. sink_v: groups with only `sink` heads.
+      first, other: the query heads whose o is summed, a tuple for each of the plan's groups.
+      mean: the query heads that are `sink(mean)`.
+    """
+
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    o: tuple[int, ...]
+    sink_v: tuple[int, ...]
+    first: tuple[tuple[int, ...], ...]
+    other: tuple[tuple[int, ...], ...]
+    mean: tuple[int, ...]
+
+
+def plan_layers(mask: SinkMask, group: int) -> list[tuple[LayerPlan, HeadOrder] | None]:
+    """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
+
+    Args:
+      mask: valid.
+      group: G, query heads a group.
+    """
+    copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
+    sources: dict[tuple[int, int], Source] = {}
+    plans = []
+    for layer, paths in enumerate(mask.heads):
+        kept = frozenset(head for source, head in copied if source == layer)
+        if kept or any(path != Full() for path in paths):
+            plans.append(_plan_layer(layer, mask, group, kept, sources))
+        else:
+            plans.append(None)
+    return plans
+
+
+def _plan_layer(
+    layer: int,
+    mask: SinkMask,
+    group: int,
+    kept: frozenset[int],
+    sources: dict[tuple[int, int], Source],
+) -> tuple[LayerPlan, HeadOrder]:
+    """One layer's plan; adds its kept heads to `sources`, which has those of earlier layers."""
+    paths = mask.heads[layer]
+    groups = range(len(paths) // group)
+    by_part = [_parts(mask, layer, range(k * group, (k + 1) * group), kept) for k in groups]
+    alike = collections.defaultdict(list)
+    for k, parts in enumerate(by_part):
+        alike[tuple((key, len(heads)) for key, heads in parts.items())].append(k)
+    sink_v = tuple(alike.pop((), ()))
+
+    blocks, q, k_order, v, o = [], [], [], [], []
+    for number, (make_up, members) in enumerate(alike.items()):
+        computed, copied = [], []
+        for key, count in make_up:
+            heads = [head for k in members for head in by_part[k][key]]
+            o += heads
+            if key.is_copied:
+                found = tuple(sources[paths[n].layer, paths[n].head] for n in heads)
+                copied.append(Copied(key.path, count, found))
+                continue
+            q += heads
+            name = (layer, number, len(computed)) if key.is_kept else None
+            computed.append(Computed(key.path, count, name))
+            if name is not None:
+                sources.update({(layer, n): (name, place) for place, n in enumerate(heads)})
+        blocks.append(Block(len(members), tuple(computed), tuple(copied)))
+        v += members
+        if computed:
+            k_order += members
+
+    places = {k: place for place, k in enumerate((*v, *sink_v))}
+    sinks = [n for n, path in enumerate(paths) if isinstance(path, Sink)]
+    first = _by_place([n for n in sinks if paths[n].fill == "first"], group, places)
+    other = _by_place([n for n in sinks if paths[n].fill != "first"], group, places)
+    mean = tuple(n for n in sinks if paths[n].fill == "mean")
+    plan = LayerPlan(tuple(blocks), len(sink_v), tuple(first), tuple(other), bool(mean))
+    return plan, HeadOrder(
+        q=tuple(q),
+        k=tuple(k_order),
+        v=tuple(v),
+        o=tuple(o),
+        sink_v=sink_v,
+        first=tuple(first.values()),
+        other=tuple(other.values()),
+        mean=mean,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PartKey:
+    """What the heads of one part have in common."""
+
+    is_copied: bool
+    is_kept: bool
+    path: Full | Window
+
+    @property
+    def rank(self) -> tuple:
+        """Computed before copied, `full` before windows."""
+        window = (self.path.sinks, self.path.recent) if isinstance(self.path, Window) else ()
+        return self.is_copied, window, self.is_kept
+
+
+def _parts(
+    mask: SinkMask, layer: int, heads: Iterable[int], kept: frozenset[int]
+) -> dict[_PartKey, list[int]]:
+    """The heads of one group by part, in the order of parts; without its `sink` heads."""
+    parts = collections.defaultdict(list)
+    for head in heads:
+        path: Path = mask.heads[layer][head]
+        if isinstance(path, Sink):
+            continue
+        is_copied = isinstance(path, Copy)
+        if is_copied:
+            path = mask.heads[path.layer][path.head]
+        parts[_PartKey(is_copied, head in kept, path)].append(head)
+    return dict(sorted(parts.items(), key=lambda item: item[0].rank))
+
+
+def _by_place(
+    heads: Iterable[int], group: int, places: Mapping[int, int]
+) -> dict[int, tuple[int, ...]]:
+    """Query heads by their group's place in the order of v, ascending."""
+    found = collections.defaultdict(tuple)
+    for head in heads:
+        found[places[head // group]] += (head,)
+    return dict(sorted(found.items()))
+
+
+def _span(paths: Iterable[Full | Window]) -> Full | Window:
+    """What heads on all these paths see between them."""
+
+    def join(one: Full | Window, two: Full | Window) -> Full | Window:
+        if Full() in (one, two):
+            return Full()
+        return Window(max(one.sinks, two.sinks), max(one.recent, two.recent))
+
+    return functools.reduce(join, paths)

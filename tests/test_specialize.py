@@ -1,0 +1,224 @@
+"""Specialized models against the dense oracle, and what is gone from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masks import masks
+
+import sinkjax
+from sinkjax.attention.reference import reference_logits
+from sinkjax.config import RopeConfig
+from sinkjax.mask import Sink, SinkMask, Window
+from sinkjax.model import Layer
+from sinkjax.specialize import specialize
+
+TOLERANCE = 1e-5
+
+# Six heads a layer, with one, two or six key/value heads: every path mixed inside groups, copies of
+# `full` and of `window`, by heads in groups with keys and without, and groups that are all `sink`.
+MIXED = SinkMask.from_text(
+    "L0: 2f w(2,5) s(first) w(1,4) w(2,5) | "
+    "L1: c(0,0) s(mean) w(3,70) c(0,2) s(zero) w(1,4) | "
+    "L2: 2s(first) s(mean) c(1,2) c(0,1) c(0,4)"
+)
+ROPES = {
+    "default": RopeConfig(theta=5000.0),
+    "linear": RopeConfig("linear", factor=2.5),
+    "dynamic": RopeConfig("dynamic", factor=3.0),
+    "yarn": RopeConfig("yarn", factor=4.0, original_max_length=8),
+    "llama3": tiny.LLAMA3,
+}
+
+
+def assert_equals_oracle(model, mask, tokens, prompts, max_length, fills=None, steps=None):
+    """A ragged batch at once, then each row's first tokens at once and the next ones one by one."""
+    fast = specialize(model, mask, fills=fills)
+    lengths = np.arange(tokens.shape[0]) + tokens.shape[1] - tokens.shape[0] + 1
+    wanted = reference_logits(model, mask, tokens, lengths=jnp.asarray(lengths), fills=fills)
+    found = tiny.call(fast, tokens, jnp.asarray(lengths))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            found[row, :length], wanted[row, :length], rtol=0, atol=TOLERANCE
+        )
+    prompts = np.array(prompts)
+    wanted = reference_logits(model, mask, tokens, prompt_lengths=prompts, fills=fills)
+    found = tiny.decoded(fast, tokens, prompts, max_length, steps)
+    wanted = tiny.after(wanted, prompts, steps)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_mask_equals_the_oracle(data):
+    kv_heads = data.draw(st.sampled_from([1, 2, 3, 6]))
+    mask = data.draw(masks(num_layers=2, num_heads=6, num_kv_heads=kv_heads))
+    model = tiny.make(num_layers=2, num_kv_heads=kv_heads, attention_bias=data.draw(st.booleans()))
+    prompts = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=2))
+    max_length = data.draw(st.integers(14, 20))
+    tokens, fills = tiny.tokens_of(model, (2, 14)), tiny.make_fills(model)
+    assert_equals_oracle(model, mask, tokens, prompts, max_length, fills, steps=5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_every_path_mixed_equals_the_oracle_beyond_a_block_of_queries(kv_heads):
+    model = tiny.make(num_kv_heads=kv_heads, attention_bias=True, mlp_bias=True, max_length=512)
+    tokens = tiny.tokens_of(model, (3, 205))
+    assert_equals_oracle(model, MIXED, tokens, [1, 77, 200], 210, tiny.make_fills(model), 5)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_rope_equals_the_oracle_beyond_its_length(rope):
+    model = tiny.make(rope=ROPES[rope], max_length=16)
+    tokens = tiny.tokens_of(model, (2, 24))
+    assert_equals_oracle(model, MIXED, tokens, [14, 20], 24, tiny.make_fills(model))
+
+
+def test_windows_alone_decode_without_end():
+    model = tiny.make(num_layers=2)
+    mask = SinkMask(((Window(2, 5),) * 6, (Window(1, 6), Sink("first"), Window(2, 5)) * 2))
+    tokens = tiny.tokens_of(model, (2, 40))
+    assert_equals_oracle(model, mask, tokens, [5, 9], max_length=9)
+
+
+@pytest.mark.parametrize("text", ["f", "w(2,5)", "w(0,1)", "s(first)", "s(zero)", "s(mean)"])
+def test_a_prompt_of_one_token(text):
+    model = tiny.make()
+    mask = SinkMask.from_text(f"L0-2: 6{text}")
+    assert_equals_oracle(model, mask, tiny.tokens_of(model, (1, 4)), [1], 4, tiny.make_fills(model))
+
+
+@pytest.mark.parametrize("text", [MIXED, "L0-2: 6s(first)", "L0-2: 6s(zero)", "L0-2: 6s(mean)"])
+def test_the_first_residual_is_the_same_under_every_mask(text):
+    model = tiny.make(attention_bias=True)
+    tokens = tiny.tokens_of(model, (2, 9))
+    fast = specialize(model, SinkMask.from_text(str(text)), fills=tiny.make_fills(model))
+    baseline, found = model.hidden(tokens), fast.hidden(tokens)
+    scale = np.abs(baseline[:, 0]).max()
+    np.testing.assert_allclose(found[:, 0], baseline[:, 0], rtol=0, atol=1e-6 * scale)
+    assert np.abs(found[:, 1:] - baseline[:, 1:]).max() > 0.01
+
+
+def test_all_full_is_the_baselines_own_program():
+    model = tiny.make()
+    fast = specialize(model, SinkMask.full(model.config))
+    tokens = tiny.tokens_of(model, (2, 9))
+    _, cache = model.prefill(tokens, max_length=12)
+    calls = (
+        lambda m: jax.jit(lambda m, x: m(x)).lower(m, tokens),
+        lambda m: jax.jit(lambda m, x: m.prefill(x, max_length=12)).lower(m, tokens),
+        lambda m: jax.jit(lambda m, x, c: m.decode(x, c)).lower(m, tokens[:, 0], cache),
+    )
+    for lower in calls:
+        assert lower(fast).as_text() == lower(model).as_text()
+
+
+def arrays(model) -> dict[tuple, jax.Array]:
+    return {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def test_what_the_mask_leaves_alone_is_shared_and_what_it_removes_is_gone():
+    model = tiny.make(attention_bias=True)
+    mask = SinkMask.from_text("L0: 6f | L1: 6w(1,4) | L2: 3s(first) f 2s(zero)")
+    fast = specialize(model, mask)
+    ours, new = arrays(model), arrays(fast)
+    changed = {path for path, array in new.items() if ours.get(path) is not array}
+    assert changed == {
+        ("layers", 2, "attention", name)
+        for name in (
+            *("q", "k", "v", "o", "q_bias", "k_bias", "v_bias"),
+            *("sink_v", "sink_v_bias", "first_o", "other_o"),
+        )
+    }
+    for path, array in ours.items():
+        if path not in changed:
+            assert new[path].unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
+    last = fast.layers[2].attention
+    assert last.q.shape == (40, 1, 8)
+    assert last.o.shape == (1, 8, 40)
+    assert last.k.shape == last.v.shape == last.sink_v.shape == (40, 1, 8)
+    assert last.first_o.shape == last.other_o.shape == (1, 8, 40)
+    assert all(isinstance(layer, Layer) for layer in fast.layers)
+
+
+def test_training_a_specialized_model_leaves_the_original_alone():
+    model = tiny.make()
+    before = arrays(model)
+    fast = specialize(model, SinkMask.from_text("L0-2: 5f s(first)"))
+    for _, parameter in nnx.to_flat_state(nnx.state(fast, nnx.Param)):
+        parameter.set_value(parameter[...] + 1)
+    for path, array in arrays(model).items():
+        np.testing.assert_array_equal(array, before[path])
+
+
+def test_equal_masks_are_one_program_and_others_are_not():
+    model = tiny.make()
+
+    def structure(text):
+        return nnx.split(specialize(model, SinkMask.from_text(text)))[0]
+
+    one, same, other = map(structure, ("L0-2: 6w(1,4)", "L0-2: 6w(1,4)", "L0-2: 6w(1,5)"))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+
+
+def test_abstract_models_give_abstract_ones():
+    model = tiny.make()
+    abstract = nnx.eval_shape(lambda: tiny.make())
+    fast = specialize(abstract, MIXED, fills=tiny.make_fills(model))
+    wanted = specialize(model, MIXED, fills=tiny.make_fills(model))
+    leaves = jax.tree.leaves(nnx.state(fast))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert [leaf.shape for leaf in leaves] == [
+        leaf.shape for leaf in jax.tree.leaves(nnx.state(wanted))
+    ]
+
+
+def test_bfloat16_parameters_run():
+    model = tiny.make()
+    half = tiny.make(dtype=jnp.bfloat16)
+    tokens, fills = tiny.tokens_of(model, (2, 80)), tiny.make_fills(model)
+    fast = specialize(half, MIXED, fills=fills)
+    wanted = reference_logits(model, MIXED, tokens, fills=fills)
+    prompts = np.array([70, 75])
+    found = tiny.decoded(fast, tokens, prompts, 80)
+    assert found.dtype == np.float32
+    wanted = tiny.after(wanted, prompts)
+    assert np.abs(found - wanted).mean() < 0.05 * np.abs(wanted).mean()
+
+
+def test_refusals():
+    model = tiny.make()
+    mean = SinkMask.from_text("L0-2: 5f s(mean)")
+    with pytest.raises(sinkjax.InputError, match=r"pass fills, float32 \[L, N, H\] = \(3, 6, 8\)"):
+        specialize(model, mean)
+    with pytest.raises(ValueError, match=r"fills have shape \(3, 6, 4\)"):
+        specialize(model, mean, fills=jnp.zeros((3, 6, 4)))
+    with pytest.raises(sinkjax.InputError, match="the mask is for 2 layers"):
+        specialize(model, SinkMask.from_text("L0-1: 6f"))
+    with pytest.raises(TypeError, match="specialized already"):
+        specialize(specialize(model, SinkMask.full(model.config)), SinkMask.full(model.config))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "L0-9: 9f | L10-19: 3w(4,16) 2f s(first) 3s(first) | L20-29: 3w(2,30) 3c(3,0) 3w(4,16)",
+        "L0-29: f w(4,24) s(first) 3s(zero) 3w(4,24)",
+    ],
+)
+def test_the_real_model_equals_the_oracle(mask, smollm2, smollm2_tokenizer):
+    text = "In 1969, after eight years of work, two people walked on the Moon while a third waited."
+    tokens = jnp.asarray([smollm2_tokenizer(text * 5)["input_ids"][:80]], jnp.int32)
+    mask = SinkMask.from_text(mask)
+    fast = specialize(smollm2, mask)
+    wanted = reference_logits(smollm2, mask, tokens)
+    np.testing.assert_allclose(fast(tokens), wanted, rtol=0, atol=1e-4)
+    prompts = np.array([76])
+    found = tiny.decoded(fast, tokens, prompts, 96)
+    np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=1e-4)
