@@ -1,0 +1,137 @@
+"""What the experiments read: files of prompts, long texts, and the defaults of both."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from experiments import inputs
+from sinkjax.errors import InputError
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_text_prompts_are_lines_as_they_stand(tmp_path):
+    content = "# a comment\n  two spaces in front\n\n \nü and \t tab \n#also a comment\nlast # kept"
+    read = inputs.read_prompts(write(tmp_path / "mine.txt", content))
+    assert read.name == "mine.txt"
+    assert read.texts == ("  two spaces in front", "ü and \t tab ", "last # kept")
+    assert read.sha256 == hashlib.sha256(content.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_marks_are_no_part_of_prompts(end, mark, tmp_path):
+    read = inputs.read_prompts(write(tmp_path / "mine.txt", mark + end.join(["one", "two", ""])))
+    assert read.texts == ("one", "two")
+    read = inputs.read_text(write(tmp_path / "book", mark + end.join(["one", "two", ""])), 1, 0)
+    assert read.text == "one\ntwo\n"
+
+
+def test_json_prompts(tmp_path):
+    lines = ["a\nb", {"prompt": "from prompt", "text": "x"}, {"text": "from text", "id": 3}, "ü😀"]
+    content = "\n\n".join(json.dumps(line) for line in lines)
+    read = inputs.read_prompts(write(tmp_path / "mine.jsonl", content))
+    assert read.texts == ("a\nb", "from prompt", "from text", "ü😀")
+
+
+def test_json_lines_that_hold_no_prompt_are_all_named(tmp_path):
+    content = '"good"\n{oops\n3\n{"prompt": ""}\n{"prompt": 4, "text": "x"}\n[]\nnull\n"\\ud83d"\n'
+    path = write(tmp_path / "mine.jsonl", content)
+    with pytest.raises(InputError) as caught:
+        inputs.read_prompts(path)
+    problems = caught.value.problems
+    assert [problem.split(" ")[1:3] for problem in problems] == [
+        ["line", str(number)] for number in range(2, 9)
+    ]
+    assert all(problem.startswith(f"--prompts={path}, line ") for problem in problems)
+    assert "is not JSON" in problems[0]
+    assert all("holds no prompt: write a JSON string" in problem for problem in problems[1:-1])
+    assert "half a surrogate pair" in problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.txt", "# nothing\n\n", "holds no prompts: give at least one"),
+        ("mine.jsonl", "\n", "holds no prompts: give at least one"),
+        ("mine.csv", "a", r"its name has to end in \.txt .* or \.jsonl .*; rename it"),
+        ("mine", "a", r"its name has to end in \.txt"),
+        ("mine.txt", b"ok\nbad \xff here\n", "line 2 is not UTF-8 .*: save the file as UTF-8"),
+    ],
+)
+def test_prompt_files_that_cannot_be_used_are_refused(name, content, message, tmp_path):
+    path = write(tmp_path / name, content)
+    with pytest.raises(
+        InputError, match=rf"--prompts={path},? {message}|--prompts={path}: {message}"
+    ):
+        inputs.read_prompts(path)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--prompts=.*: No such file or directory; give the path"):
+        inputs.read_prompts(tmp_path / "none.txt")
+    os.mkdir(tmp_path / "folder.txt")
+    with pytest.raises(InputError, match="--prompts=.*: Is a directory; give the path"):
+        inputs.read_prompts(tmp_path / "folder.txt")
+    with pytest.raises(InputError, match="--text=.*: No such file or directory"):
+        inputs.read_text(tmp_path / "none.txt", 1, 0)
+    with pytest.raises(InputError, match="--text=.* is empty: give a file of prose"):
+        inputs.read_text(write(tmp_path / "blank.txt", " \n\n"), 1, 0)
+    with pytest.raises(InputError, match="--text=.*, line 3 is not UTF-8"):
+        inputs.read_text(write(tmp_path / "bad.txt", b"a\nb\n\xe9\n"), 1, 0)
+
+
+def test_a_text_keeps_what_its_windows_are_cut_by(tmp_path):
+    content = b"Some prose.\nMore of it.\n"
+    read = inputs.read_text(write(tmp_path / "book.txt", content), 5, 3)
+    assert (read.name, read.text) == ("book.txt", content.decode())
+    assert (read.count, read.seed) == (5, 3)
+    assert read.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_the_default_prompts_are_long_enough_and_begin_apart(smollm2_tokenizer):
+    """Sinks fall on the first token, so it has to vary."""
+    prompts = inputs.default_prompts()
+    assert prompts.name == "short"
+    assert len(prompts.texts) >= 100
+    assert len(set(prompts.texts)) == len(prompts.texts)
+    rows = prompts.at_length(smollm2_tokenizer, "never", 70)
+    assert rows.shape == (len(prompts.texts), 70)
+    assert len({tuple(text.split()[:2]) for text in prompts.texts}) == len(prompts.texts)
+    assert len(set(rows[:, 0].tolist())) > 60
+    assert len({tuple(row) for row in rows[:, :2].tolist()}) == len(rows)
+
+
+def test_the_founding_studys_prompts_have_its_numbers_of_tokens(smollm2_tokenizer):
+    short, long = inputs.study_prompts()
+    assert short.texts == ("Hello world",)
+    assert [len(row) for row in short.whole(smollm2_tokenizer, "never")] == [2]
+    assert [len(row) for row in long.whole(smollm2_tokenizer, "never")] == [24]
+    assert short.name != long.name
+    assert short.sha256 != long.sha256
+    assert "stand-in" in long.name  # the study does not say which sentence it was
+
+
+def test_the_default_text_has_room_for_many_windows_of_every_length(smollm2_tokenizer):
+    text = inputs.default_text(100, seed=0)
+    text.check(smollm2_tokenizer, "tokenizer", {2: 100, 512: 100, 2048: 16, 8192: 4})
+    assert text.sha256 == inputs.default_text(7, seed=1).sha256
+    assert text.sha256 == hashlib.sha256(text.text.encode()).hexdigest()
+    rows = text.at_length(smollm2_tokenizer, "tokenizer", 8)
+    assert len(np.unique(rows[:, 0])) > 30
+
+
+def test_the_default_text_is_prose_without_repeats_or_drawn_tables():
+    prose = inputs.pydoc_prose()
+    paragraphs = prose.strip("\n").split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert sum(paragraph.count(" ") for paragraph in paragraphs if paragraph[0] != " ") > 30_000
+    flat = [paragraph for paragraph in paragraphs if not paragraph.startswith((" ", ">>>"))]
+    assert not any("\n" in paragraph for paragraph in flat)
+    assert not any(paragraph.startswith(("+--", "====", "****")) for paragraph in flat)
