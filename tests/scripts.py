@@ -43,3 +43,11 @@ def start(name: str, *arguments: str, **options) -> subprocess.Popen:
         text=True,
         **options,
     )
+
+
+def finish(name: str, *arguments: str, **options) -> str:
+    """Runs a script as a user does; what it printed, once it has ended well."""
+    process = start(name, *arguments, **options)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out

@@ -1,5 +1,6 @@
 """The sweep from its flags to its records: against transformers, through kills and bad input."""
 
+import hashlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import hf
 import numpy as np
 import pytest
 from absl import flags
-from scripts import ROOT, load_script, run_main, start
+from scripts import ROOT, finish, load_script, run_main, start
 
 import sinkjax
 from sinkjax import report
@@ -85,6 +86,34 @@ def test_cells_are_what_transformers_attention_says(tiny, prompts, tmp_path, smo
                     assert "no sink head" in given["undefined"]
 
 
+def test_several_models_each_have_the_cells_that_they_have_alone(
+    tiny, prompts, tmp_path, smollm2_tokenizer
+):
+    other = tmp_path / "other"
+    hf.save_llama(other, seed=1, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2)
+    smollm2_tokenizer.save_pretrained(other)
+    for name, models in {"both": f"{tiny},{other}", "first": tiny, "second": other}.items():
+        folder = tmp_path / name
+        run_main(SWEEP, *arguments(models, prompts, folder, lengths="4", definitions="mean"))
+    _, both = read_records(tmp_path / "both")
+    alone = [r for name in ("first", "second") for r in read_records(tmp_path / name)[1]]
+    assert both == alone
+    assert {r["model"]["num_layers"] for r in both} == {2, 3}
+
+
+def test_a_text_is_cut_into_windows_and_named_in_every_record(tiny, tmp_path):
+    text = ROOT / "BUILD.md"
+    flags = {"lengths": "3,12", "num_prompts": 5, "bos": "always", "max_tokens": 24}
+    flags |= {"model": tiny, "text": text, "output_dir": tmp_path}
+    run_main(SWEEP, *(f"--{name}={value}" for name, value in flags.items()), "--nostudy")
+    cells = cells_of(tmp_path)
+    assert [(c["length"], c["num_prompts"]) for c in cells] == [(3, 5), (12, 2)]
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    for cell in cells:
+        assert cell["source"] == {"name": "BUILD.md", "sha256": digest, "role": "text"}
+        assert cell["bos_added"]
+
+
 def test_the_studys_short_prompt_on_the_real_model(tmp_path, hf_smollm2, smollm2_tokenizer):
     flags = ("--lengths=2", "--num_prompts=2", "--definitions=mean,mean_excl_first")
     run_main(SWEEP, *flags, f"--output_dir={tmp_path}")
@@ -99,9 +128,8 @@ def test_the_studys_short_prompt_on_the_real_model(tmp_path, hf_smollm2, smollm2
 
 def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = {"thresholds": "0.2,0.3,0.4,0.5"}
-    process = start(SWEEP, *arguments(tiny, prompts, whole, **more))
-    assert process.communicate(timeout=300) and process.returncode == 0
+    more = {"definitions": "mean"}
+    finish(SWEEP, *arguments(tiny, prompts, whole, **more))
     total = len(read_records(whole)[1])
 
     seen = {}
@@ -117,8 +145,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_
         seen = before
     with (killed / "records.jsonl").open("ab") as file:
         file.write(b'{"id": "torn')
-    process = start(SWEEP, *arguments(tiny, prompts, killed, **more))
-    assert process.communicate(timeout=300) and process.returncode == 0
+    finish(SWEEP, *arguments(tiny, prompts, killed, **more))
 
     assert seen.items() <= state_of(killed).items()
     assert read_records(killed) == read_records(whole)
