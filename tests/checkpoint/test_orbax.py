@@ -196,17 +196,15 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(saved):
         sinkjax.load(saved)
 
 
-def test_it_is_restored_faster_than_its_sources_are_converted(smollm2, tmp_path):
-    """Medians of interleaved loads, of the real model: neither page cache nor neighbours decide."""
+def test_it_is_restored_faster_than_its_source_is_converted(smollm2, tmp_path):
+    """Medians of interleaved loads of the real model; seen: 0.33 to 0.45 of the GGUF file's."""
     sinkjax.save_orbax(smollm2, tmp_path / "orbax")
-    sinkjax.save_safetensors(smollm2, tmp_path / "safetensors")
-    seconds = {"orbax": [], "safetensors": [], "smollm2-135m": []}
-    for _ in range(3):
+    os.sync()  # so that no load competes with what is still being written
+    seconds = {tmp_path / "orbax": [], "smollm2-135m": []}
+    for _ in range(6):
         for source, times in seconds.items():
-            path = source if source == "smollm2-135m" else tmp_path / source
             start = time.perf_counter()
-            jax.block_until_ready(jax.tree.leaves(sinkjax.load(path)))
+            jax.block_until_ready(jax.tree.leaves(sinkjax.load(source)))
             times.append(time.perf_counter() - start)
-    medians = {source: float(np.median(times)) for source, times in seconds.items()}
-    assert medians["orbax"] < 0.75 * medians["smollm2-135m"], medians
-    assert medians["orbax"] < medians["safetensors"], medians
+    restored, converted = (np.median(times[1:]) for times in seconds.values())
+    assert restored < 0.8 * converted, seconds
