@@ -100,8 +100,13 @@ def _keep_to_processors(threads: int) -> None:
 
 def _transformers_model(model: sinkjax.Llama) -> Callable[[np.ndarray], Any]:
     """transformers without its output head, on the same weights: tokens to attention maps."""
-    import torch
-    import transformers
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "PyTorch is needed to run transformers: install what tests need, pip install '.[test]'"
+        ) from error
 
     torch.set_num_threads(_THREADS.value)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,8 +32,10 @@ def tokenizer_digest(tokenizer) -> str:
     Args:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
     """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
     definition = {
-        "backend": json.loads(tokenizer.backend_tokenizer.to_str()),
+        # These two are what the last call asked for, not what the tokenizer is.
+        "backend": {**backend, "truncation": None, "padding": None},
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()

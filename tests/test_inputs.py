@@ -67,23 +67,22 @@ def test_json_lines_that_hold_no_prompt_are_all_named(tmp_path):
 )
 def test_prompt_files_that_cannot_be_used_are_refused(name, content, message, tmp_path):
     path = write(tmp_path / name, content)
-    with pytest.raises(
-        InputError, match=rf"--prompts={path},? {message}|--prompts={path}: {message}"
-    ):
+    with pytest.raises(InputError, match=message) as caught:
         inputs.read_prompts(path)
+    assert str(caught.value).startswith(f"--prompts={path}")
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--prompts=.*: No such file or directory; give the path"):
+    with pytest.raises(InputError, match=r"--prompts=.*: No such file or directory; give the path"):
         inputs.read_prompts(tmp_path / "none.txt")
     os.mkdir(tmp_path / "folder.txt")
-    with pytest.raises(InputError, match="--prompts=.*: Is a directory; give the path"):
+    with pytest.raises(InputError, match=r"--prompts=.*: Is a directory; give the path"):
         inputs.read_prompts(tmp_path / "folder.txt")
-    with pytest.raises(InputError, match="--text=.*: No such file or directory"):
+    with pytest.raises(InputError, match=r"--text=.*: No such file or directory"):
         inputs.read_text(tmp_path / "none.txt", 1, 0)
-    with pytest.raises(InputError, match="--text=.* is empty: give a file of prose"):
+    with pytest.raises(InputError, match=r"--text=.* is empty: give a file of prose"):
         inputs.read_text(write(tmp_path / "blank.txt", " \n\n"), 1, 0)
-    with pytest.raises(InputError, match="--text=.*, line 3 is not UTF-8"):
+    with pytest.raises(InputError, match=r"--text=.*, line 3 is not UTF-8"):
         inputs.read_text(write(tmp_path / "bad.txt", b"a\nb\n\xe9\n"), 1, 0)
 
 
@@ -131,7 +130,7 @@ def test_the_default_text_is_prose_without_repeats_or_drawn_tables():
     prose = inputs.pydoc_prose()
     paragraphs = prose.strip("\n").split("\n\n")
     assert len(set(paragraphs)) == len(paragraphs)
-    assert sum(paragraph.count(" ") for paragraph in paragraphs if paragraph[0] != " ") > 30_000
     flat = [paragraph for paragraph in paragraphs if not paragraph.startswith((" ", ">>>"))]
+    assert sum(paragraph.count(" ") for paragraph in flat) > 30_000
     assert not any("\n" in paragraph for paragraph in flat)
     assert not any(paragraph.startswith(("+--", "====", "****")) for paragraph in flat)
