@@ -49,6 +49,26 @@ def signed(value: float) -> str:
     return f"{value:+.2f}"
 
 
+def nats(value: float) -> str:
+    """A KL or an NLL: `0.0123`; what would be rounded to none, but is some, is `<0.0001`."""
+    return "<0.0001" if 0 < value < 0.00005 else f"{value:.4f}"
+
+
+def signed_nats(value: float) -> str:
+    """A difference of two NLLs: `+0.0123`."""
+    return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
+
+
+def relative(value: float) -> str:
+    """By how much of itself something changed: `+1.25%`."""
+    return f"{round(100 * value, 2) + 0.0:+.2f}%"
+
+
+def positions(first: int, last: int) -> str:
+    """`128 to 255`."""
+    return count(first) if first == last else f"{count(first)} to {count(last)}"
+
+
 def count(value: float) -> str:
     """A number of things: `1,024`."""
     return f"{value:,.0f}"

@@ -1,0 +1,369 @@
+"""Quality against float64 on whole logits, slow counting, the dense oracle and transformers."""
+
+import json
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import sinkjax
+from sinkjax import InputError, SinkMask
+from sinkjax.attention.reference import reference_logits
+from sinkjax.program import compile
+from sinkjax.quality import (
+    QualityStats,
+    compare,
+    compare_tokens,
+    first_differences,
+    hide_passkeys,
+    measured_quality,
+    residuals,
+    score_tokens,
+    summarize_continuation,
+    summarize_passkeys,
+    summarize_quality,
+)
+from sinkjax.specialize import specialize
+from sinkjax.statistics import resample_counts
+
+MASK = SinkMask.from_text("L0: 4f 2w(1,3) | L1: 3s(first) 3w(2,9) | L2: c(0,0) 2f s(zero) 2s(mean)")
+VOCAB = 211
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make(vocab_size=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return tiny.make(seed=7, vocab_size=VOCAB, tie_embeddings=False)
+
+
+def windows_of(model, count=3, length=64):
+    """3 x 64 positions: more than one block of them, and no whole number of blocks."""
+    return np.asarray(tiny.tokens_of(model, (count, length)))
+
+
+def log_probabilities(logits):
+    wide = np.asarray(logits).astype(np.float64)
+    return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+
+
+def kl_of(logits, other):
+    """float64 [B, T]."""
+    p, q = log_probabilities(logits), log_probabilities(other)
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def nll_of(logits, tokens):
+    """float64 [B, T - 1]."""
+    chosen = np.take_along_axis(log_probabilities(logits)[:, :-1], tokens[:, 1:, None], axis=-1)
+    return -chosen[..., 0]
+
+
+@pytest.mark.parametrize("score_from", [0, 5])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_stats_are_what_whole_logits_say(model, other, score_from, batch_size):
+    tokens = windows_of(model)
+    stats = compare(model, other, tokens, score_from=score_from, batch_size=batch_size)
+    ours, theirs = model(jnp.asarray(tokens)), other(jnp.asarray(tokens))
+    np.testing.assert_array_equal(stats.positions, np.arange(score_from, 64))
+    np.testing.assert_allclose(stats.kl, kl_of(ours, theirs)[:, score_from:], rtol=1e-5)
+    order = [np.argsort(-np.asarray(logits), axis=-1) for logits in (ours, theirs)]
+    np.testing.assert_array_equal(
+        stats.top1, (order[0][..., 0] == order[1][..., 0])[:, score_from:]
+    )
+    shared = [
+        [len(set(x[:5]) & set(y[:5])) / 5 for x, y in zip(row, its, strict=True)]
+        for row, its in zip(*order, strict=True)
+    ]
+    assert len(np.unique(shared)) > 1
+    np.testing.assert_allclose(stats.top5, np.array(shared)[:, score_from:], atol=1e-7)
+    for name, logits in (("baseline", ours), ("candidate", theirs)):
+        nll, correct = getattr(stats, f"{name}_nll"), getattr(stats, f"{name}_correct")
+        np.testing.assert_allclose(nll, nll_of(logits, tokens)[:, score_from:], rtol=1e-5)
+        likeliest = np.asarray(logits).argmax(axis=-1)[:, score_from:-1]
+        np.testing.assert_array_equal(correct, likeliest == tokens[:, score_from + 1 :])
+
+
+def test_a_mask_is_compared_as_the_dense_oracle_says(model):
+    tokens, fills = windows_of(model), tiny.make_fills(model)
+    stats = compare(model, specialize(model, MASK, fills=fills), tokens)
+    wanted = reference_logits(model, MASK, jnp.asarray(tokens), fills=fills)
+    np.testing.assert_allclose(
+        stats.kl, kl_of(model(jnp.asarray(tokens)), wanted)[:, 1:], rtol=1e-3, atol=1e-7
+    )
+    assert stats.kl.mean() > 0.01
+    np.testing.assert_allclose(stats.candidate_nll, nll_of(wanted, tokens)[:, 1:], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_program_against_itself_costs_exactly_nothing(dtype):
+    model = tiny.make(dtype=dtype, vocab_size=VOCAB)
+    for candidate in (model, specialize(model, SinkMask.full(model.config))):
+        stats = compare(model, candidate, windows_of(model), score_from=0)
+        assert not stats.kl.any()
+        assert stats.top1.all()
+        assert (stats.top5 == 1).all()
+        np.testing.assert_array_equal(stats.baseline_nll, stats.candidate_nll)
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-2, 0.3])
+def test_small_divergences_keep_their_digits_and_none_is_negative(model, noise):
+    """KL goes with the square of the change, far below the rounding of a logit."""
+    other = nnx.clone(model)
+    other.embedding.set_value(
+        model.embedding[...] + noise * tiny.make(5, vocab_size=VOCAB).embedding[...]
+    )
+    tokens = jnp.asarray(windows_of(model))
+    x = residuals(model, tokens)
+    compared = compare_tokens(model, other, x, x, tokens)
+    assert (np.asarray(compared.kl) >= 0).all()
+    wanted = kl_of(model.logits(x), other.logits(x))
+    np.testing.assert_allclose(compared.kl.mean(), wanted.mean(), rtol=max(1e-5, 1e-6 / noise))
+
+
+def test_far_apart_models_have_a_finite_divergence(model):
+    sharp = nnx.clone(model)
+    sharp.norm.scale.set_value(model.norm.scale[...] * 100)
+    flipped = nnx.clone(model)
+    flipped.norm.scale.set_value(model.norm.scale[...] * -100)
+    tokens = windows_of(model, 1)
+    stats = compare(sharp, flipped, tokens, score_from=0)
+    wanted = kl_of(sharp(jnp.asarray(tokens)), flipped(jnp.asarray(tokens)))
+    assert stats.kl.mean() > 100
+    np.testing.assert_allclose(stats.kl, wanted, rtol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_logits_of_a_text():
+    model = tiny.make(vocab_size=20_011)
+
+    def temporary(positions):
+        x = jax.ShapeDtypeStruct((1, positions, model.config.embed_dim), jnp.float32)
+        tokens = jax.ShapeDtypeStruct((1, positions), jnp.int32)
+        compiled = jax.jit(compare_tokens).lower(model, model, x, x, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(256), temporary(2048)
+    logits_of_a_position = 4 * model.config.vocab_size
+    assert short > 128 * logits_of_a_position
+    assert long - short < 16 * logits_of_a_position  # 1792 positions more
+
+
+def test_one_models_scores_are_its_half_of_a_comparison(model, other):
+    tokens = jnp.asarray(windows_of(model))
+    x, y = residuals(model, tokens), residuals(other, tokens)
+    both, alone = compare_tokens(model, other, x, y, tokens), score_tokens(other, y, tokens)
+    np.testing.assert_allclose(alone.nll, both.candidate.nll, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(alone.correct, both.candidate.correct)
+
+
+def test_what_cannot_be_compared_is_refused(model):
+    tokens = windows_of(model)
+    for bad in (tokens[0], tokens[:0], tokens - VOCAB, tokens + VOCAB):
+        with pytest.raises(ValueError, match=r"windows have shape|tokens lie between"):
+            compare(model, model, bad)
+    with pytest.raises(TypeError, match="whole numbers"):
+        compare(model, model, tokens.astype(np.float32))
+    with pytest.raises(ValueError, match="score_from is 64; the windows have positions 0 to 63"):
+        compare(model, model, tokens, score_from=64)
+    with pytest.raises(ValueError, match="vocabularies have 211 and 61"):
+        compare(model, tiny.make(), tokens)
+    broken = nnx.clone(model)
+    broken.norm.scale.set_value(model.norm.scale[...] * jnp.inf)
+    with pytest.raises(InputError, match="not finite at position 1 of window 0"):
+        compare(model, broken, tokens)
+
+
+def stats_of(kl, seed=0):
+    """Statistics with this KL, float32 [W, P], and all else drawn."""
+    rng = np.random.default_rng(seed)
+    count, size = kl.shape
+    return QualityStats(
+        positions=np.arange(1, size + 1, dtype=np.int32),
+        kl=kl,
+        top1=rng.random(kl.shape) < 0.5,
+        top5=rng.random(kl.shape).astype(np.float32),
+        baseline_nll=rng.random((count, size - 1)).astype(np.float32),
+        candidate_nll=rng.random((count, size - 1)).astype(np.float32),
+        baseline_correct=rng.random((count, size - 1)) < 0.5,
+        candidate_correct=rng.random((count, size - 1)) < 0.5,
+    )
+
+
+def resampled(function, *arrays, seed=0):
+    """The interval of a function of whole windows drawn again, one resample after another."""
+    counts = resample_counts(len(arrays[0]), seed).astype(int)
+    values = [function(*(np.repeat(a, row, axis=0) for a in arrays)) for row in counts]
+    return np.quantile(values, [0.025, 0.975])
+
+
+def assert_estimates(found, function, *arrays):
+    np.testing.assert_allclose(found["value"], function(*arrays), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        [found["low"], found["high"]], resampled(function, *arrays), rtol=1e-6, atol=1e-9
+    )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(2, 5), st.integers(2, 9)),
+        elements=st.floats(0, 8, width=16),
+    )
+)
+def test_summaries_equal_slow_resampling(kl):
+    stats = stats_of(kl)
+    found = summarize_quality(stats, seed=0)
+    json.dumps(found, allow_nan=False)
+    mean = lambda x: x.mean(dtype=np.float64)  # noqa: E731
+    assert found["tokens"] == kl.size
+    assert found["kl"]["max"] == kl.max()
+    assert_estimates(found["kl"]["mean"], mean, kl)
+    for percent in (95, 99):
+        percentile = lambda x, q=percent: np.percentile(x, q, method="inverted_cdf")  # noqa: E731
+        assert_estimates(found["kl"][f"p{percent}"], percentile, kl)
+    assert_estimates(found["agreement"]["top1"], mean, stats.top1)
+    assert_estimates(found["agreement"]["top5"], mean, stats.top5)
+    both = stats.baseline_nll, stats.candidate_nll
+    change = lambda one, other: mean(other) - mean(one)  # noqa: E731
+    assert_estimates(found["nll"]["candidate"], mean, both[1])
+    assert_estimates(found["nll"]["change"], change, *both)
+    assert_estimates(found["perplexity"]["baseline"], lambda x: np.exp(mean(x)), both[0])
+    assert_estimates(
+        found["perplexity"]["change"],
+        lambda one, other: np.exp(mean(other)) / np.exp(mean(one)) - 1,
+        *both,
+    )
+
+
+def test_positions_are_summed_up_in_spans_that_double():
+    kl = np.arange(20, dtype=np.float32)[None, :] * np.ones((3, 1), np.float32)
+    spans = summarize_quality(stats_of(kl), seed=0)["kl_by_position"]
+    assert [(span["first"], span["last"]) for span in spans] == [
+        (1, 1),
+        (2, 3),
+        (4, 7),
+        (8, 15),
+        (16, 20),
+    ]
+    for span in spans:  # kl is position - 1
+        assert span["kl"]["value"] == (span["first"] + span["last"]) / 2 - 1
+
+
+def test_two_tokens_have_a_divergence_and_no_next_token():
+    found = summarize_quality(stats_of(np.array([[0.5]], np.float32)), seed=0)
+    assert found["kl"]["mean"]["value"] == 0.5
+    assert found["kl"]["mean"]["low"] is None
+    assert "one prompt" in found["kl"]["mean"]["note"]
+    for measure in ("nll", "perplexity"):
+        for name in ("baseline", "candidate", "change"):
+            assert found[measure][name]["value"] is None
+            assert "no scored position has a next token" in found[measure][name]["undefined"]
+
+
+def test_first_differences_count_equal_tokens_from_the_front():
+    baseline = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    candidate = np.array([[1, 2, 3], [9, 2, 3], [1, 9, 3], [1, 2, 9]])
+    agreeing = first_differences(baseline, candidate)
+    assert agreeing.tolist() == [3, 0, 1, 2]
+    found = summarize_continuation(agreeing, 3, seed=0)
+    assert_estimates(found["agreeing"], np.mean, agreeing)
+    assert_estimates(found["identical"], np.mean, agreeing == 3)
+
+
+def test_numbers_are_hidden_at_their_depth_and_asked_for_at_the_end(smollm2_tokenizer):
+    windows = np.random.default_rng(0).integers(100, 200, (4, 300)).astype(np.int32)
+    numbers, room = {}, None
+    for depth in (1.0, 0.5, 0.0):
+        found = hide_passkeys(smollm2_tokenizer, windows, depth, seed=3)
+        assert found.tokens.shape == windows.shape
+        assert found.tokens.dtype == np.int32
+        assert found.score_from == 299 - found.answer_tokens.max()
+        kept = (found.tokens == windows).cumprod(axis=1).sum(axis=1)  # text before the number
+        room = kept if room is None else room
+        assert (room > 200).all()
+        np.testing.assert_array_equal(kept, np.maximum(1, np.round(depth * room)))
+        numbers[depth] = []
+        for row, size in zip(found.tokens, found.answer_tokens, strict=True):
+            text, number = (smollm2_tokenizer.decode(x) for x in (row, row[-size:]))
+            numbers[depth].append(number.strip())
+            assert text.count(number.strip()) == 3
+            assert text.endswith(f"The secret number is {number.strip()}")
+    assert len(set(numbers[0.0])) == 4
+    assert numbers[0.0] == numbers[0.5] == numbers[1.0]
+    with pytest.raises(InputError, match="give --lengths of at least"):
+        hide_passkeys(smollm2_tokenizer, windows[:, :30], 0.5, seed=3)
+    with pytest.raises(InputError, match=r"--passkey=1\.5"):
+        hide_passkeys(smollm2_tokenizer, windows, 1.5, seed=3)
+
+
+def test_a_number_is_retrieved_exactly_if_greedy_decoding_says_it(model, other):
+    """Windows end in what greedy decoding says, but for one token in some of them."""
+    prompts = windows_of(model, 5, 20)
+    said = compile(model, batch_size=5, prefill_lengths=[20], max_length=30).generate(
+        prompts, max_new_tokens=6
+    )
+    windows = np.concatenate([prompts, np.stack(said)], axis=1)
+    answer_tokens = np.array([6, 4, 6, 2, 6])
+    windows[0, 20] = (windows[0, 20] + 1) % VOCAB  # within the answer
+    windows[3, 24] = (windows[3, 24] + 1) % VOCAB  # within the answer, its first token
+    stats = compare(model, other, windows, score_from=windows.shape[1] - 1 - 6)
+    found = summarize_passkeys(stats, answer_tokens, seed=0)
+    assert found["retrieved"]["baseline"]["value"] == 3 / 5
+    assert found["retrieved"]["candidate"]["value"] == 0
+    assert found["retrieved"]["change"]["value"] == -3 / 5
+    nll = nll_of(model(jnp.asarray(windows)), windows)
+    whole = [row[-size:].sum() for row, size in zip(nll, answer_tokens, strict=True)]
+    np.testing.assert_allclose(found["nll"]["baseline"]["value"], np.mean(whole), rtol=1e-5)
+    with pytest.raises(ValueError, match="6 tokens are scored; keys have up to 7"):
+        summarize_passkeys(stats, answer_tokens + 1, seed=0)
+
+
+def test_measured_quality_goes_into_a_masks_file(tmp_path):
+    record = {
+        "id": "ab",
+        "kind": "quality",
+        "model": {"name": "m", "model_digest": "cd"},
+        "candidate": {"name": "mask.json"},
+        "source": {"name": "text", "sha256": "ef", "role": "text"},
+        "bos": "never",
+        "length": 24,
+        "num_windows": 3,
+        "score_from": 1,
+        "seed": 0,
+        "result": summarize_quality(stats_of(np.ones((3, 23), np.float32)), seed=0),
+    }
+    quality = measured_quality([record])
+    sinkjax.save_mask(tmp_path / "mask.json", MASK - MASK, quality=quality)
+    (measured,) = sinkjax.load_mask(tmp_path / "mask.json").quality["quality"]
+    assert measured["kl"] == record["result"]["kl"]
+    assert measured["length"] == 24
+    assert measured["text"] == "text"
+    assert measured["record"] == "ab"
+    assert "kl_by_position" not in measured
+    with pytest.raises(ValueError, match="several candidates: a"):
+        measured_quality([record, {**record, "candidate": {"name": "a.json"}}])
+
+
+def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_tokenizer, hf_smollm2):
+    """The first four chunks of 512 tokens of a text, the second half of each scored."""
+    from experiments.inputs import pydoc_prose
+
+    tokens = smollm2_tokenizer(pydoc_prose()[:20_000])["input_ids"][: 4 * 512]
+    windows = np.array(tokens, np.int32).reshape(4, 512)
+    stats = compare(smollm2, smollm2, windows, score_from=256)
+    assert not stats.kl.any()
+    found = summarize_quality(stats, seed=0)["perplexity"]["baseline"]["value"]
+    nll = [nll_of(hf.logits(hf_smollm2, row[None])[:, 256:], row[None, 256:]) for row in windows]
+    assert np.shape(nll) == (4, 1, 255)
+    np.testing.assert_allclose(found, np.exp(np.mean(nll)), rtol=1e-3)
