@@ -8,23 +8,30 @@ from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
 from sinkjax.mask_file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
 from sinkjax.model import Llama
+from sinkjax.program import Dispatcher, Plan, Program, Stage, compile, compile_plan
 from sinkjax.specialize import SpecializedLlama, specialize
 
 __all__ = [
     "DEFINITIONS",
     "Copy",
+    "Dispatcher",
     "Full",
     "HeadStats",
     "InputError",
     "Llama",
     "LlamaConfig",
+    "Plan",
+    "Program",
     "Provenance",
     "RopeConfig",
     "SavedMask",
     "Sink",
     "SinkMask",
     "SpecializedLlama",
+    "Stage",
     "Window",
+    "compile",
+    "compile_plan",
     "load",
     "load_config",
     "load_mask",
