@@ -99,13 +99,14 @@ def measure_sinks(
 
     Raises:
       TypeError: for tokens that are not whole numbers.
-      ValueError: for key positions outside the first eight, a tail below 1, tokens that are not
-        [P, T] or not in the vocabulary, or a prompt without any query after a measured key, for
-        which all definitions but `mean` and `last` would be empty means.
+      ValueError: for a model with other heads than `full` ones, key positions outside the first
+        eight, a tail below 1, tokens that are not [P, T] or not in the vocabulary, or a prompt
+        without any query after a measured key, for which all definitions but `mean` and `last`
+        would be empty means.
     """
     tokens = jnp.asarray(tokens)
     key_positions = tuple(int(c) for c in key_positions)
-    _check(model.config.vocab_size, tokens, lengths, key_positions, tail)
+    _check(model, tokens, lengths, key_positions, tail)
     if lengths is None:
         lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
     lengths = jnp.asarray(lengths, jnp.int32)
@@ -136,23 +137,33 @@ def measure_sinks(
 
 
 def _check(
-    vocab_size: int,
+    model: Llama,
     tokens: jax.Array,
     lengths: jax.Array | None,
     key_positions: tuple[int, ...],
     tail: int,
 ) -> None:
     """Raises for what cannot be measured; traced tokens and lengths are taken on trust."""
+    other = [
+        index
+        for index, layer in enumerate(model.layers)
+        if not isinstance(layer.attention, Attention)
+    ]
+    if other:
+        raise ValueError(
+            f"layers {other} have heads that are not full; measure the model from which this one "
+            "was specialized"
+        )
     if tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"tokens have shape {tokens.shape}; [prompts, length] is needed")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens are {tokens.dtype}; whole numbers are needed")
     if not isinstance(tokens, jax.core.Tracer):
         ids = np.asarray(tokens)
-        if ids.min() < 0 or ids.max() >= vocab_size:
+        if ids.min() < 0 or ids.max() >= model.config.vocab_size:
             raise ValueError(
                 f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
-                f"{vocab_size - 1}, has to hold all of them, padding too"
+                f"{model.config.vocab_size - 1}, has to hold all of them, padding too"
             )
     if not key_positions or not all(0 <= c < MAX_KEY_POSITIONS for c in key_positions):
         raise ValueError(

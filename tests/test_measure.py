@@ -158,7 +158,7 @@ def test_scores_equal_transformers_at_the_edges_of_blocks(length, tiny):
     assert_equal_to_transformers(stats, [Oracle(oracle, tokens[0])])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_any_batch_equals_transformers_row_by_row(data, tiny):
     oracle, model = tiny
@@ -350,6 +350,18 @@ def test_what_cannot_be_measured_is_refused(options, message, tiny):
     options = {"tokens": hf.random_tokens((2, 9)), **options}
     with pytest.raises(ValueError, match=message):
         measure_sinks(model, **options)
+
+
+def test_a_model_without_all_of_its_attention_is_refused(tiny):
+    _, model = tiny
+    heads = [
+        [sinkjax.Full()] * 6,
+        [sinkjax.Full()] * 5 + [sinkjax.Sink("zero")],
+        [sinkjax.Full()] * 6,
+    ]
+    fast = sinkjax.specialize(model, sinkjax.SinkMask(tuple(map(tuple, heads))))
+    with pytest.raises(ValueError, match=r"layers \[1\] have heads that are not full"):
+        measure_sinks(fast, hf.random_tokens((2, 9)))
 
 
 def test_tokens_that_are_not_whole_numbers_are_refused(tiny):
