@@ -218,8 +218,14 @@ def _write(store: jax.Array, new: jax.Array, slots: jax.Array, axis: int) -> jax
     """`new`, [B, K, ...] with a unit axis of slots, into the slots [B] of a store."""
     batch = slots.shape[0]
     if batch == 1:
-        return jax.lax.dynamic_update_slice_in_dim(
-            store, new.reshape(*store.shape[:-2], *new.shape[-2:]), slots[0], axis
+        new = new.reshape(*store.shape[:-2], *new.shape[-2:])
+        # In a branch XLA leaves the write alone. Outside it may join it with a view that follows,
+        # and then writes twice, into copies of the whole store.
+        return jax.lax.cond(
+            slots[0] < store.shape[axis],
+            lambda store: jax.lax.dynamic_update_slice_in_dim(store, new, slots[0], axis),
+            lambda store: store,
+            store,
         )
     # A row a batch: on a CPU as fast as an unrolled loop over the rows, which compiles four times
     # as long at 32 rows.
