@@ -184,10 +184,10 @@ def compile(
             f"prefill {bucket}",
             prefill,
             (weights, tokens, row, sampler),
-            out_shardings=None if cache is None else (None, placement.shardings(cache)),
+            out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
         )
         if cache is None:
-            cache = placement.like_output(executables[bucket].compiled, 1)
+            cache = placement.output(executables[bucket].compiled, 1)
     return Program(
         model=model,
         batch_size=batch_size,
@@ -199,7 +199,7 @@ def compile(
             decode,
             (weights, row, cache, row, sampler, stop_tokens),
             donate=(2,),
-            out_shardings=Steps(placement.shardings(cache), None, None, None, None),
+            out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
         ),
         parameters=parameters if placement.runs_here else None,
     )
@@ -213,11 +213,15 @@ class _Placement:
         self._device = device
         concrete = all(isinstance(array, jax.Array) for array in parameters.values())
         self.runs_here = concrete and device is None
+        self._mesh = None
         self._small = None if device is None else SingleDeviceSharding(device)
         if self.runs_here:
             sharding = next(iter(parameters.values())).sharding
-            mesh = getattr(sharding, "mesh", None)
-            self._small = sharding if mesh is None else NamedSharding(mesh, PartitionSpec())
+            self._mesh = getattr(sharding, "mesh", None)
+            if self._mesh is None:
+                self._small = sharding
+            else:
+                self._small = NamedSharding(self._mesh, PartitionSpec())
 
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """A small argument; on a mesh, every device has all of it."""
@@ -232,20 +236,28 @@ class _Placement:
             for name, array in self._parameters.items()
         }
 
-    @staticmethod
-    def like_output(compiled: jax.stages.Compiled, index: int) -> Any:
-        """One output of an executable as an argument of the next."""
+    def output(self, compiled: jax.stages.Compiled, index: int) -> Any:
+        """One output of an executable as an argument of the next: over a mesh, where XLA laid it.
+
+        On one device nothing is left open; asking there would make what is compiled next depend on
+        whether this executable came from the persistent cache.
+        """
+        arrays = compiled.out_info[index]
+        if self._mesh is None:
+            shardings = jax.tree.map(lambda _: self._small, arrays)
+        else:
+            shardings = compiled.output_shardings[index]
         return jax.tree.map(
             lambda array, sharding: jax.ShapeDtypeStruct(
                 array.shape, array.dtype, sharding=sharding
             ),
-            compiled.out_info[index],
-            compiled.output_shardings[index],
+            arrays,
+            shardings,
         )
 
-    @staticmethod
-    def shardings(arrays: Any) -> Any:
-        return jax.tree.map(lambda array: array.sharding, arrays)
+    def output_shardings(self, arrays: Any) -> Any:
+        """For `jax.jit`, of outputs that have to lie as these arguments do."""
+        return None if self._mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
 
 
 def _check(

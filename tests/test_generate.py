@@ -1,0 +1,135 @@
+"""Text from the command line: against the library, and what a user sees when something is wrong."""
+
+import json
+import stat
+
+import hf
+import numpy as np
+import pytest
+from scripts import finish, run_main
+
+import sinkjax
+from sinkjax.mask import Sink, SinkMask
+
+GENERATE = "experiments.generate"
+PROMPTS = ["The capital of France is", "One, two, three, four, five, six, seven"]
+NEW = 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of three layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    hf.save_llama(folder, vocab_size=len(smollm2_tokenizer), initializer_range=0.5)
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory):
+    """A mask with calibrated means, in a file."""
+    path = tmp_path_factory.mktemp("masks") / "mask.json"
+    mask = SinkMask.where(np.eye(3, 6, dtype=bool), Sink("mean"))
+    fills = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
+    sinkjax.save_mask(path, mask, fills=fills)
+    return path
+
+
+def _text(folder, tokenizer, prompt: str, model=None, **settings) -> str:
+    """The continuation by the library, step by step."""
+    model = model or sinkjax.load(folder)
+    program = sinkjax.compile(model, prefill_lengths=(16,), max_length=32)
+    tokens = tokenizer(prompt)["input_ids"]
+    return tokenizer.decode([*tokens, *program.generate(tokens, max_new_tokens=NEW, **settings)])
+
+
+def _arguments(folder, *prompts: str) -> list[str]:
+    return [f"--model={folder}", f"--max_new_tokens={NEW}", *(f"--prompt={p}" for p in prompts)]
+
+
+def test_the_text_is_the_librarys(folder, smollm2_tokenizer, capsys):
+    run_main(GENERATE, *_arguments(folder, *PROMPTS))
+    out = capsys.readouterr().out
+    for index, prompt in enumerate(PROMPTS):
+        assert _text(folder, smollm2_tokenizer, prompt, seed=index) in out
+    assert "tokens/s" in out
+
+
+def test_a_mask_is_shown_beside_the_baseline(folder, mask, smollm2_tokenizer, capsys):
+    sampling = ["--temperature=0.7", "--top_p=0.9", "--seed=5"]
+    run_main(GENERATE, *_arguments(folder, PROMPTS[0]), f"--mask={mask}", "--compare", *sampling)
+    out = capsys.readouterr().out
+    saved = sinkjax.load_mask(mask)
+    masked = sinkjax.specialize(sinkjax.load(folder), saved.mask, fills=saved.fills)
+    texts = [
+        _text(folder, smollm2_tokenizer, PROMPTS[0], model, temperature=0.7, top_p=0.9, seed=5)
+        for model in (None, masked)
+    ]
+    assert texts[0] != texts[1]
+    assert out.index(texts[0]) < out.index(texts[1])
+
+
+def test_the_hybrid_and_its_plan_file_agree(folder, mask, smollm2_tokenizer, capsys):
+    plan = mask.parent / "plan.json"
+    stages = [{"up_to": 7, "mask": mask.name}, {"up_to": None, "mask": "L0-2: 6f"}]
+    plan.write_text(json.dumps({"crossing": "prefill", "stages": stages}))
+    arguments = _arguments(folder, PROMPTS[0])
+    run_main(GENERATE, *arguments, f"--mask={mask}", "--up_to=7", "--crossing=prefill")
+    hybrid = capsys.readouterr().out.splitlines()
+    run_main(GENERATE, *arguments, f"--plan={plan}")
+    planned = capsys.readouterr().out.splitlines()
+    ends = [lines.index("on cpu") for lines in (hybrid, planned)]
+    assert hybrid[1 : ends[0]] == planned[1 : ends[1]]
+
+
+def test_a_chat_prompt_goes_through_the_template(folder, smollm2_tokenizer, capsys):
+    run_main(GENERATE, *_arguments(folder, "Hi"), "--chat")
+    out = capsys.readouterr().out
+    assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" in out
+
+
+def test_a_new_process_takes_executables_from_a_private_cache(folder, tmp_path):
+    cache = tmp_path / "cache"
+    arguments = [*_arguments(folder, PROMPTS[0]), f"--compilation_cache={cache}"]
+    first = finish(GENERATE, *arguments)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    kept = {path.name for path in cache.iterdir()}
+    assert any("prefill" in name for name in kept)
+    assert any("decode" in name for name in kept)
+    second = finish(GENERATE, *arguments)
+    assert first.splitlines()[:2] == second.splitlines()[:2]
+    assert {path.name for path in cache.iterdir() if path.name.endswith("-cache")} == {
+        name for name in kept if name.endswith("-cache")
+    }
+
+
+def test_a_cache_that_is_open_to_others_is_refused(folder, tmp_path):
+    tmp_path.chmod(0o755)
+    with pytest.raises(sinkjax.InputError, match="is open to others"):
+        run_main(GENERATE, *_arguments(folder, "a"), f"--compilation_cache={tmp_path}")
+
+
+def test_all_that_is_wrong_is_said_before_the_model_is_loaded(folder, tmp_path):
+    with pytest.raises(sinkjax.InputError) as error:
+        run_main(
+            GENERATE,
+            f"--model={folder}",
+            "--mask=a.json",
+            "--plan=b.json",
+            "--top_k=3",
+            "--max_new_tokens=0",
+        )
+    text = str(error.value)
+    for part in ("--prompt is missing", "--mask and --plan", "top_k", "--max_new_tokens=0"):
+        assert part in text
+    with pytest.raises(sinkjax.InputError, match="--up_to"):
+        run_main(GENERATE, *_arguments(folder, "a"), "--up_to=3")
+    with pytest.raises(sinkjax.InputError, match="cannot be read"):
+        run_main(GENERATE, *_arguments(folder, "a"), f"--mask={tmp_path / 'none.json'}")
+    with pytest.raises(sinkjax.InputError, match="2 layers of 6 heads"):
+        run_main(GENERATE, *_arguments(folder, "a"), "--mask=L0-1: 6f")
+
+
+def test_a_prompt_beyond_the_models_context_is_refused(folder):
+    with pytest.raises(sinkjax.InputError, match="made for 64 tokens"):
+        run_main(GENERATE, *_arguments(folder, "word " * 80))
