@@ -74,7 +74,8 @@ class SpecializedAttention(nnx.Module):
             if context.max_length is not None:
                 keys.append(None if k is None else _store(store_keys, k, block.keys, context))
                 values.append(_store(store_values, v, block.values, context))
-        at_first, later = self._sink_biases(x, all_values)
+        with jax.named_scope("sink"):
+            at_first, later = self._sink_biases(x, all_values)
         out = self._merge(x, outputs)
         if at_first is not None or later is not None:
             nothing = jnp.zeros_like(x[:, 0])
@@ -117,9 +118,12 @@ class SpecializedAttention(nnx.Module):
             return
         q = k = None
         if self.q is not None:
-            q = rotate(to_heads(x, self.q, self.q_bias), context.cos, context.sin)
-            k = rotate(to_heads(x, self.k, self.k_bias), context.cos, context.sin)
-        v = to_heads(x, self.v, self.v_bias)
+            with jax.named_scope("q"):
+                q = rotate(to_heads(x, self.q, self.q_bias), context.cos, context.sin)
+            with jax.named_scope("k"):
+                k = rotate(to_heads(x, self.k, self.k_bias), context.cos, context.sin)
+        with jax.named_scope("v"):
+            v = to_heads(x, self.v, self.v_bias)
         q_at = k_at = v_at = 0
         for block in self.plan.blocks:
             queries, keys = [], None
@@ -137,7 +141,8 @@ class SpecializedAttention(nnx.Module):
         """Outputs of all parts, [B, T, N, H] each, -> [B, T, D]; x gives the shape without any."""
         if not outputs:
             return add_bias(jnp.zeros_like(x), self.o_bias)
-        return from_heads(_concatenate(outputs, axis=2), self.o, self.o_bias)
+        with jax.named_scope("o"):
+            return from_heads(_concatenate(outputs, axis=2), self.o, self.o_bias)
 
     def _sink_biases(
         self, x: jax.Array, values: list[jax.Array]
@@ -165,16 +170,18 @@ def _attend(
     """Outputs [B, T, N, H] of a block's parts over a prompt; adds the kept patterns."""
     outputs = []
     for part, q in zip(block.computed, queries, strict=True):
-        if part.name is not None:
-            patterns[part.name] = keep_pattern(q, k, part.path, v.dtype)
-            outputs.append(apply_pattern(patterns[part.name], v, part.path))
-        elif isinstance(part.path, Window):
-            outputs.append(window_attention(q, k, v, part.path))
-        else:
-            outputs.append(causal_attention(q, k, v))
+        with jax.named_scope(part.path.kind):
+            if part.name is not None:
+                patterns[part.name] = keep_pattern(q, k, part.path, v.dtype)
+                outputs.append(apply_pattern(patterns[part.name], v, part.path))
+            elif isinstance(part.path, Window):
+                outputs.append(window_attention(q, k, v, part.path))
+            else:
+                outputs.append(causal_attention(q, k, v))
     for part in block.copied:
-        pattern = copied_pattern(patterns, part.sources)
-        outputs.append(apply_pattern(pattern, v, part.path))
+        with jax.named_scope("copy"):
+            pattern = copied_pattern(patterns, part.sources)
+            outputs.append(apply_pattern(pattern, v, part.path))
     return outputs
 
 
@@ -198,18 +205,20 @@ def _attend_stores(
         return sums.reshape(sums.shape[0], 1, -1, sums.shape[-1])
 
     for part, q in zip(block.computed, queries, strict=True):
-        key_layout = layout_of(block.keys, context.max_length)
-        view = _view_layout(part.path, key_layout, context.max_length)
-        key_view = view_keys(keys, key_layout, view, t)
-        weights = cached_weights(q, key_view, block.groups, view.positions(t), t)
-        weights = weights.reshape(q.shape[0], q.shape[2], -1)
-        if part.name is not None:
-            patterns[part.name] = SlotWeights(weights, view)
-        outputs.append(output(part.path, weights, view))
+        with jax.named_scope(part.path.kind):
+            key_layout = layout_of(block.keys, context.max_length)
+            view = _view_layout(part.path, key_layout, context.max_length)
+            key_view = view_keys(keys, key_layout, view, t)
+            weights = cached_weights(q, key_view, block.groups, view.positions(t), t)
+            weights = weights.reshape(q.shape[0], q.shape[2], -1)
+            if part.name is not None:
+                patterns[part.name] = SlotWeights(weights, view)
+            outputs.append(output(part.path, weights, view))
     for part in block.copied:
-        view = _view_layout(part.path, value_layout, context.max_length)
-        weights = copied_weights(patterns, part.sources, view, t)
-        outputs.append(output(part.path, weights, view))
+        with jax.named_scope("copy"):
+            view = _view_layout(part.path, value_layout, context.max_length)
+            weights = copied_weights(patterns, part.sources, view, t)
+            outputs.append(output(part.path, weights, view))
     return outputs
 
 
