@@ -9,6 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import masks
+from test_parity import TEXTS
 
 import sinkjax
 from sinkjax.attention.reference import reference_logits
@@ -205,20 +206,22 @@ def test_refusals():
         specialize(specialize(model, SinkMask.full(model.config)), SinkMask.full(model.config))
 
 
+# Masks that leave the model sane. Where one breaks it, float32 itself is worth 2e-3 in the logits:
+# so much the oracle compiled differs from the oracle not compiled.
 @pytest.mark.parametrize(
     "mask",
     [
-        "L0-9: 9f | L10-19: 3w(4,16) 2f s(first) 3s(first) | L20-29: 3w(2,30) 3c(3,0) 3w(4,16)",
-        "L0-29: f w(4,24) s(first) 3s(zero) 3w(4,24)",
+        "L0-29: 3f 6w(4,24)",
+        "L0-9: 9f | L10-19: 3w(4,16) 6f | L20-29: 3w(2,30) f s(first) s(zero) c(19,6) 2w(4,16)",
     ],
 )
 def test_the_real_model_equals_the_oracle(mask, smollm2, smollm2_tokenizer):
-    text = "In 1969, after eight years of work, two people walked on the Moon while a third waited."
-    tokens = jnp.asarray([smollm2_tokenizer(text * 5)["input_ids"][:80]], jnp.int32)
+    tokens = jnp.asarray([smollm2_tokenizer(TEXTS[2])["input_ids"]], jnp.int32)
     mask = SinkMask.from_text(mask)
     fast = specialize(smollm2, mask)
     wanted = reference_logits(smollm2, mask, tokens)
-    np.testing.assert_allclose(fast(tokens), wanted, rtol=0, atol=1e-4)
-    prompts = np.array([76])
-    found = tiny.decoded(fast, tokens, prompts, 96)
+    found = tiny.call(fast, tokens, jnp.asarray([tokens.shape[1]]))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    prompts = np.array([tokens.shape[1] - 4])
+    found = tiny.decoded(fast, tokens, prompts, 64)
     np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=1e-4)

@@ -61,7 +61,7 @@ def tokens_of(model: Llama, shape: tuple[int, int], seed: int = 3) -> jax.Array:
 
 def call(model: Llama, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """`model(tokens, lengths=lengths)`, compiled in little time."""
-    return _jit(lambda model, *args: model(args[0], lengths=args[1]))(model, tokens, lengths)
+    return quick_jit(lambda model, *args: model(args[0], lengths=args[1]))(model, tokens, lengths)
 
 
 def decoded(
@@ -92,12 +92,12 @@ def decoded(
         return jnp.concatenate([logits[None], later]), cache.lengths
 
     prompt = tokens[:, : tokens.shape[1] - steps]
-    logits, found = _jit(run)(model, prompt, lengths, jnp.stack(following)[:, :, 0])
+    logits, found = quick_jit(run)(model, prompt, lengths, jnp.stack(following)[:, :, 0])
     np.testing.assert_array_equal(found, lengths + steps)
     return np.asarray(logits.swapaxes(0, 1))
 
 
-def _jit(function):
+def quick_jit(function):
     """Compiles fast and runs slowly."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
