@@ -158,6 +158,15 @@ def test_memory_does_not_grow_with_the_logits_of_a_text():
     assert long - short < 16 * logits_of_a_position  # 1792 positions more
 
 
+def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model):
+    x, tokens = residuals(model, jnp.asarray(windows_of(model))), jnp.asarray(windows_of(model))
+    for function, *arguments in (
+        (compare_tokens, model, model, x, x, tokens),
+        (score_tokens, model, x, tokens),
+    ):
+        assert " sort(" not in jax.jit(function).lower(*arguments).compile().as_text()
+
+
 def test_one_models_scores_are_its_half_of_a_comparison(model, other):
     tokens = jnp.asarray(windows_of(model))
     x, y = residuals(model, tokens), residuals(other, tokens)

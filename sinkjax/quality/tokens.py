@@ -62,9 +62,9 @@ class _Head(nnx.Module):
 
 
 @jax.jit
-def residuals(model: Llama, tokens: jax.Array) -> jax.Array:
-    """`model.hidden` of int [B, T], compiled: [B, T, D]."""
-    return model.hidden(tokens)
+def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    """`model.hidden` of int [B, T] and int [B], compiled: [B, T, D]."""
+    return model.hidden(tokens, lengths=lengths)
 
 
 def score_tokens(model: Llama, residual: jax.Array, next_tokens: jax.Array) -> Scores:
@@ -102,8 +102,7 @@ def compare_tokens(
 def _score(head: _Head, residual: jax.Array, next_tokens: jax.Array) -> Scores:
     def block(x: jax.Array, targets: jax.Array) -> Scores:
         logits = head.logits(x[None])
-        likeliest = jax.lax.top_k(logits, 1)[1][0, :, 0]  # on a CPU ten times as fast as argmax
-        return Scores(_nll(logits, targets)[0], likeliest == targets)
+        return Scores(_nll(logits, targets)[0], _likeliest(logits, 1)[0, :, 0] == targets)
 
     return _by_blocks(block, residual, next_tokens)
 
@@ -119,7 +118,7 @@ def _compare(
     def block(x: jax.Array, y: jax.Array, targets: jax.Array) -> Comparison:
         # In one array, so that one reduction serves both, with the same bits for the same logits.
         logits = jnp.concatenate([baseline.logits(x[None]), candidate.logits(y[None])])
-        top = jax.lax.top_k(logits, TOP)[1]  # [2, C, TOP]
+        top = _likeliest(logits, TOP)
         shared = (top[0][:, :, None] == top[1][:, None, :]).sum(axis=(1, 2))
         nll, correct = _nll(logits, targets), top[:, :, 0] == targets[None]
         return Comparison(
@@ -153,6 +152,13 @@ def _nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
     index = jnp.broadcast_to(targets[None, :, None], (*logits.shape[:2], 1))
     chosen = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def _likeliest(logits: jax.Array, count: int) -> jax.Array:
+    """float32 [M, C, V] to int32 [M, C, count], the likeliest token first."""
+    # XLA on a CPU selects only where it sees top_k itself: with a slice of it merged in, it sorts
+    # the whole vocabulary, which took 40 times as long.
+    return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
 
 
 def _by_blocks(block: Callable[..., NamedTuple], *arrays: jax.Array) -> NamedTuple:

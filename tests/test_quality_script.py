@@ -1,0 +1,223 @@
+"""Quality from its flags to its records: against the dense oracle, through stops and bad input."""
+
+import itertools
+import json
+
+import hf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scripts import run_main
+from test_quality import kl_of
+
+import sinkjax
+from experiments import inputs
+from sinkjax import InputError, SinkMask, load_mask, save_mask
+from sinkjax.attention.reference import reference_logits
+from sinkjax.quality import Candidate, QualitySettings, plan_quality, run_quality
+from sinkjax.results import read_records
+from sinkjax.sweep import Settings, Source, Subject, plan_sweep
+
+QUALITY = "experiments.quality"
+FULL = "L0-1: 6f"
+SINKS = "L0: 2s(mean) 4f | L1: 3s(first) 3w(1,4)"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder,
+        vocab_size=len(smollm2_tokenizer),
+        num_hidden_layers=2,
+        initializer_range=0.5,
+        max_position_embeddings=128,
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mask_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("masks") / "sinks.json"
+    fills = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+    save_mask(path, SinkMask.from_text(SINKS), fills=fills)
+    return path
+
+
+def arguments(model, folder, /, **more):
+    flags = {
+        "model": model,
+        "lengths": "2,40",
+        "num_windows": 3,
+        "continuation_tokens": 0,
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def records_of(folder, **fields):
+    _, records = read_records(folder)
+    return [r for r in records if fields.items() <= r.items()]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, mask_file, tmp_path_factory):
+    """A run's folder: a mask's file and the text form of the baseline's, of every kind."""
+    folder = tmp_path_factory.mktemp("out") / "quality"
+    more = {"continuation_tokens": 4, "passkey": "0.5", "lengths": "2,90", "num_windows": 2}
+    run_main(QUALITY, *arguments(tiny, folder, **more), f"--mask={mask_file}", f"--mask={FULL}")
+    return folder
+
+
+def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, smollm2_tokenizer):
+    model, saved = sinkjax.load(tiny), load_mask(mask_file)
+    for length in (2, 90):
+        windows = inputs.default_text(2, 0).at_length(smollm2_tokenizer, "tokenizer", length)
+        tokens = jnp.asarray(windows)
+        logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
+        kl = kl_of(model(tokens), logits)[:, 1:]
+        (record,) = [
+            r
+            for r in records_of(measured, kind="quality", length=length)
+            if r["candidate"]["name"] == str(mask_file)
+        ]
+        assert record["num_windows"] == 2
+        assert record["candidate"]["mask_digest"] == saved.mask.digest
+        assert record["candidate"]["heads"] == {"full": 4, "copy": 0, "window": 3, "sink": 5}
+        found = record["result"]["kl"]
+        np.testing.assert_allclose(found["mean"]["value"], kl.mean(), rtol=1e-3)
+        np.testing.assert_allclose(found["max"], kl.max(), rtol=1e-3)
+
+
+def test_the_baselines_own_mask_costs_exactly_nothing(measured):
+    own = [r for r in records_of(measured) if r["candidate"]["name"] == FULL]
+    assert [(r["kind"], r["length"]) for r in own] == [
+        ("quality", 2),
+        ("quality", 90),
+        ("passkey", 90),
+        ("continuation", 2),
+        ("continuation", 90),
+    ]
+    for record in own:
+        result = record["result"]
+        if record["kind"] == "quality":
+            assert result["kl"]["max"] == 0
+            assert result["agreement"]["top5"]["value"] == 1
+        elif record["kind"] == "passkey":
+            assert result["nll"]["change"]["value"] == 0
+            assert result["nll"]["baseline"]["value"] > 0
+        else:
+            assert result["per_window"] == [4, 4]
+            assert result["identical"]["value"] == 1
+
+
+def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, capsys):
+    """The same command again: everything is there."""
+    before = {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
+    more = {"continuation_tokens": 4, "passkey": "0.5", "lengths": "2,90", "num_windows": 2}
+    run_main(QUALITY, *arguments(tiny, measured, **more), f"--mask={mask_file}", f"--mask={FULL}")
+    assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
+    out = capsys.readouterr().out
+    for title in ("KL to the baseline", "perplexity", "KL by position", "greedy", "hidden number"):
+        assert title in out
+    for record in records_of(measured, kind="quality"):
+        assert f"{record['result']['kl']['mean']['value']:.4f}" in out
+    assert "8/12" in out
+    assert "No number is hidden in 2 tokens" in out
+    assert out.splitlines()[-1] == f"records: {measured}/records.jsonl"
+
+
+def test_a_plan_is_measured_with_its_mask_for_each_length(tiny, mask_file, tmp_path):
+    stages = [{"up_to": 10, "mask": "../sinks.json"}, {"up_to": None, "mask": FULL}]
+    file = mask_file.parent / "plans" / "plan.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"crossing": "stay", "stages": stages}))
+    run_main(QUALITY, *arguments(tiny, tmp_path / "out"), f"--plan={file}")
+    short, long = records_of(tmp_path / "out")
+    assert (short["length"], long["length"]) == (2, 40)
+    assert short["candidate"]["mask_digest"] == SinkMask.from_text(SINKS).digest
+    assert short["result"]["kl"]["max"] > 0
+    assert long["candidate"]["mask_digest"] == SinkMask.from_text(FULL).digest
+    assert long["result"]["kl"]["max"] == 0
+
+
+def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
+    more = {"lengths": "40", "scored": "second_half"}
+    run_main(QUALITY, *arguments(tiny, tmp_path, **more), "--mask=L0-1: 6s(zero)")
+    (record,) = records_of(tmp_path)
+    assert record["score_from"] == 20
+    assert record["result"]["tokens"] == 3 * 20
+    assert record["result"]["kl_by_position"][0]["first"] == 20
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, smollm2_tokenizer):
+    config, text = sinkjax.load_config(tiny), inputs.default_text(4, 0)
+    subject = Subject("tiny", config, smollm2_tokenizer, lambda: sinkjax.load(tiny))
+    source = Source(text, "text", (8,))
+    series = plan_sweep([subject], [source], Settings((8,), num_prompts=4))
+    sinks = SinkMask.from_text("L0: 6f | L1: 6s(first)")
+    candidates = [
+        Candidate("a", {8: sinks}),
+        Candidate("b", {8: SinkMask.from_text(FULL)}),
+        Candidate("a again", {8: sinks}),
+    ]
+    settings = QualitySettings(continuation_tokens=3)
+    cells = plan_quality(series, candidates, settings)
+    run_quality(cells, settings, str(tmp_path / "whole"))
+
+    def stopping(step):
+        steps = itertools.count()
+
+        def stop(progress):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for step in (1, 3, 5):  # the first one before any record
+        with pytest.raises(KeyboardInterrupt):
+            run_quality(cells, settings, str(tmp_path / "stopped"), stopping(step))
+    kept = len(list((tmp_path / "stopped" / "measured").iterdir()))
+    assert kept >= 2
+    run_quality(cells, settings, str(tmp_path / "stopped"))
+    assert read_records(tmp_path / "stopped") == read_records(tmp_path / "whole")
+    first, again = (
+        [r["result"] for r in records_of(tmp_path / "whole") if r["candidate"]["name"] == name]
+        for name in ("a", "a again")
+    )
+    assert first == again
+    # One comparison and one continuation a mask, and the baseline's continuation.
+    assert len(list((tmp_path / "whole" / "measured").iterdir())) == 5
+
+
+BAD = {
+    "no mask": ([], {}, ["--mask is missing"]),
+    "no file": (["nowhere.json"], {}, ["--mask=nowhere.json", "No such file"]),
+    "no text": (["L0: 6q"], {}, ["--mask=L0: 6q"]),
+    "no means": (["L0-1: 6s(mean)"], {}, ["calibrated means"]),
+    "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
+    "depth": ([FULL], {"passkey": "0.5,2"}, ["--passkey=2", "between 0 and 1"]),
+    "no room": ([FULL], {"passkey": "0.5"}, ["--passkey: windows of 40 tokens", "at least"]),
+    "context": ([FULL], {"continuation_tokens": 100}, ["--lengths=40", "context of 128"]),
+    "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
+    "windows": ([FULL], {"num_windows": 0}, ["--num_windows=0"]),
+    "length": ([FULL], {"lengths": "1,40"}, ["--lengths=1"]),
+    "text": ([FULL], {"text": "/nowhere.txt"}, ["--text=/nowhere.txt"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused_before_any_work(what, tiny, tmp_path):
+    masks, more, mentions = BAD[what]
+    with pytest.raises(InputError) as error:
+        run_main(
+            QUALITY,
+            *arguments(tiny, tmp_path / "out", **more),
+            *(f"--mask={mask}" for mask in masks),
+        )
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()
