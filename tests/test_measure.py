@@ -371,7 +371,7 @@ def test_tokens_that_are_not_whole_numbers_are_refused(tiny):
 
 
 MEASURE_LONG = """
-import json, resource, sys
+import json, pathlib, sys
 import jax, numpy as np
 import sinkjax
 
@@ -379,7 +379,9 @@ model = sinkjax.load(sys.argv[1])
 tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 8192))
 stats = sinkjax.measure_sinks(model, tokens)
 finite = bool(np.isfinite(stats.scores).all())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: its peak is inherited from the process that started this one.
+status = pathlib.Path("/proc/self/status").read_text().splitlines()
+peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
 print(json.dumps({"layers": stats.scores.shape[3], "finite": finite, "peak_bytes": peak}))
 """
 
