@@ -42,6 +42,7 @@ class Program:
 
     Attributes:
       model: what was compiled; its arrays are shared, not copied.
+      structure: as it was compiled, with runs of like layers where they are scanned.
       batch_size: B, rows of every call.
       max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
       steps_per_call: decode steps of one call at most.
@@ -52,6 +53,7 @@ class Program:
     """
 
     model: nnx.Module
+    structure: nnx.Module
     batch_size: int
     max_length: int
     steps_per_call: int
@@ -151,7 +153,8 @@ def compile(
     """
     buckets = sorted(set(prefill_lengths))
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
-    graph, state = nnx.split(scanned(model) if layers == "scanned" else model)
+    structure = scanned(model) if layers == "scanned" else model
+    graph, state = nnx.split(structure)
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
     parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
     placement = _Placement(parameters, device)
@@ -190,6 +193,7 @@ def compile(
             cache = placement.output(executables[bucket].compiled, 1)
     return Program(
         model=model,
+        structure=structure,
         batch_size=batch_size,
         max_length=max_length,
         steps_per_call=steps_per_call,

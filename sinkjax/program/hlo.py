@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -27,6 +27,7 @@ _CALLED = re.compile(
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _CALLERS = frozenset({"call", "fusion", "while", "conditional", "async-start", "custom-call"})
+_BUNDLES = frozenset({"tuple", "get-tuple-element"})  # of values that have nothing in common
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
 _ARITHMETIC = frozenset(
     {
@@ -40,17 +41,21 @@ _FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
 _MATMUL_SOURCE = "dot_general"  # the JAX primitive, whatever XLA made of it
 
 
+Scopes = tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What one instruction computes each time the executable runs.
 
     Attributes:
-      scope: where it came from, as `jit(f)/layer_0/attention/...`; empty where XLA does not say.
+      scopes: where it came from, as `jit(f)/layer_0/attention/...`. Passes that rewrite an
+        instruction may forget it: then where its operands came from, and where its result goes.
       operations: floating-point operations; a multiply and an add are two.
       is_matmul: whether they belong to a matrix product, as XLA calls it or as JAX did.
     """
 
-    scope: str
+    scopes: Scopes
     operations: int
     is_matmul: bool
 
@@ -109,15 +114,16 @@ class Module:
         self._read(text)
         self.arguments = tuple(self._arguments())
         self.uncounted: collections.Counter[str] = collections.Counter()
-        self.work = tuple(self._work(self._entry, 1, ""))
+        self.work = tuple(self._work(self._entry, 1, [], ()))
 
     def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
-        """Operations of all instructions whose scope matches a regular expression anywhere."""
+        """Operations of all instructions that came from a scope: a regular expression, anywhere."""
         pattern = re.compile(scope)
         return sum(
             item.operations
             for item in self.work
-            if pattern.search(item.scope) and (item.is_matmul or not matmul_only)
+            if any(map(pattern.search, item.scopes or ("",)))
+            and (item.is_matmul or not matmul_only)
         )
 
     def _read(self, text: str) -> None:
@@ -135,26 +141,30 @@ class Module:
             (array,) = parameter.types
             yield Argument(parameter.scope, array.shape, array.elements * _bytes(array.dtype))
 
-    def _work(self, computation: str, times: int, caller: str) -> Iterator[Work]:
-        """What one computation does, run so often, called from a scope."""
+    def _work(
+        self, computation: str, times: int, passed: Sequence[Scopes], caller: Scopes
+    ) -> Iterator[Work]:
+        """What one computation does, run so often; the rest as of `_scopes`."""
         block = self._computations[computation]
         types = {instruction.name: instruction.types for instruction in block}
-        scopes = _scopes(block, caller)
+        sources, uses = _scopes(block, passed, caller)
         for instruction in block:
-            scope = scopes[instruction.name]
+            own = (instruction.scope,) if instruction.scope else ()
+            scopes = own or _joined([sources[instruction.name], uses[instruction.name]])
             called = _called(instruction) if instruction.opcode in _CALLERS else []
+            inside = [sources.get(operand, ()) for operand in instruction.operands], scopes
             if instruction.opcode == "conditional":
-                branches = [list(self._work(name, times, scope)) for name in called]
+                branches = [list(self._work(name, times, *inside)) for name in called]
                 yield from max(branches, key=lambda work: sum(item.operations for item in work))
                 continue
             turns = times
             if instruction.opcode == "while" and (known := _TRIPS.search(instruction.attributes)):
                 turns = times * int(known[1])
             for name in called:
-                yield from self._work(name, turns, scope)
+                yield from self._work(name, turns, *inside)
             operations, is_matmul = self._count(instruction, types)
             if operations:
-                yield Work(scope, operations * times, is_matmul)
+                yield Work(scopes, operations * times, is_matmul)
 
     def _count(
         self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
@@ -218,22 +228,42 @@ def _parse(name: str, rest: str) -> _Instruction:
     return _Instruction(name, types, opcode, operands, rest[closing + 1 :])
 
 
-def _scopes(block: list[_Instruction], caller: str) -> dict[str, str]:
-    """The scope of each instruction of a computation.
+def _scopes(
+    block: list[_Instruction], passed: Sequence[Scopes], caller: Scopes
+) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
+    """Where each instruction of a computation came from, and where its result goes.
 
-    Passes of XLA that rewrite an instruction may drop where it came from. Such a one belongs where
-    its result is used, failing that where its operands come from, failing that to the caller.
+    Args:
+      block: in order of execution.
+      passed: where what the caller passes in came from.
+      caller: where the caller came from, and where its result goes.
     """
-    scopes = {instruction.name: instruction.scope for instruction in block}
-    for instruction in reversed(block):
-        for operand in instruction.operands:
-            if operand in scopes and not scopes[operand]:
-                scopes[operand] = scopes[instruction.name]
+    sources: dict[str, Scopes] = {}
     for instruction in block:
-        if not scopes[instruction.name]:
-            sources = (scopes.get(operand, "") for operand in instruction.operands)
-            scopes[instruction.name] = next(filter(None, sources), caller)
-    return scopes
+        found: Scopes = ()
+        if instruction.scope:
+            found = (instruction.scope,)
+        elif instruction.opcode == "parameter":
+            number = int(instruction.operands[0])
+            found = passed[number] if number < len(passed) else ()
+        elif instruction.opcode not in _BUNDLES:
+            found = _joined(sources.get(operand, ()) for operand in instruction.operands)
+        sources[instruction.name] = found
+    uses: dict[str, list[Scopes]] = collections.defaultdict(list)
+    for instruction in reversed(block):
+        if instruction.opcode in _BUNDLES:
+            continue
+        own = (instruction.scope,) if instruction.scope else _joined(uses[instruction.name])
+        for operand in instruction.operands:
+            uses[operand].append(own)
+    return sources, {
+        instruction.name: _joined(uses[instruction.name]) or caller for instruction in block
+    }
+
+
+def _joined(scopes: Iterable[Scopes]) -> Scopes:
+    """All of them, each once, in order."""
+    return tuple(dict.fromkeys(scope for several in scopes for scope in several))
 
 
 def _closing(text: str, opening: int) -> int:
