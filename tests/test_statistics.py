@@ -1,15 +1,21 @@
-"""Statistics against slow oracles in plain Python, and against data whose truth is known."""
+"""One cell's statistics against slow counting, and against data whose truth is known."""
 
 import itertools
-import json
 import math
-import statistics
 
 import numpy as np
 import pytest
+from counting import (
+    THRESHOLD,
+    cell,
+    pairs_of,
+    sink_arrays,
+    slow_interval,
+    slow_rates,
+    slow_resampled,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from sinkjax.statistics import (
     LEVEL,
@@ -20,85 +26,7 @@ from sinkjax.statistics import (
     summarize_lengths,
 )
 
-THRESHOLD = 0.9
 RATES = ("given_sink", "given_not", "base_rate", "lift", "phi")
-
-shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
-
-
-@st.composite
-def sink_arrays(draw, shape=shapes):
-    """bool [P, L, N], the corners (no sink, all sinks, whole layers of either) among them."""
-    sinks = draw(hnp.arrays(bool, shape))
-    layers = st.lists(st.integers(0, sinks.shape[1] - 1), unique=True)
-    sinks[:, draw(layers)] = False
-    sinks[:, draw(layers)] = True
-    return sinks
-
-
-def scores_of(sinks):
-    """Scores under which exactly these heads are sinks."""
-    return np.where(sinks, np.float32(0.95), np.float32(0.9))
-
-
-def cell(sinks, seed=0):
-    result = summarize_cell(
-        scores_of(sinks), np.ones(sinks.shape, np.float32), "mean", THRESHOLD, seed
-    )
-    json.dumps(result, allow_nan=False)
-    return result
-
-
-def lengths_of(sinks_by_length, keys=None, lengths=None, min_share=0.9, seed=0):
-    count = len(sinks_by_length)
-    result = summarize_lengths(
-        lengths or [2**exponent for exponent in range(1, count + 1)],
-        [scores_of(sinks) for sinks in sinks_by_length],
-        keys or ["same"] * count,
-        "mean",
-        THRESHOLD,
-        seed,
-        min_share,
-    )
-    json.dumps(result, allow_nan=False)
-    return result
-
-
-def pairs_of(sinks, layer):
-    """(source is a sink, later is a sink) of every prompt, later layer and head."""
-    num_prompts, num_layers, num_heads = sinks.shape
-    return [
-        (bool(sinks[prompt, layer, head]), bool(sinks[prompt, later, head]))
-        for prompt in range(num_prompts)
-        for later in range(layer + 1, num_layers)
-        for head in range(num_heads)
-    ]
-
-
-def slow_rates(sinks, layer):
-    """The conditional's rates by counting; None where undefined."""
-    pairs = pairs_of(sinks, layer)
-    given = [later for source, later in pairs if source]
-    given_not = [later for source, later in pairs if not source]
-    base = sum(later for _, later in pairs) / len(pairs)
-    rates = {
-        "given_sink": sum(given) / len(given) if given else None,
-        "given_not": sum(given_not) / len(given_not) if given_not else None,
-        "base_rate": base,
-        "lift": sum(given) / len(given) / base if given and base else None,
-        "phi": None,
-    }
-    if given and given_not and 0 < base < 1:
-        source, later = np.array(pairs, float).T
-        rates["phi"] = np.corrcoef(source, later)[0, 1]
-    return rates
-
-
-def slow_interval(values):
-    """The interval from resampled values, None where undefined, by other means than numpy's."""
-    values = sorted(value for value in values if value is not None)
-    cuts = statistics.quantiles(values, n=40, method="inclusive")
-    return cuts[0], cuts[-1]
 
 
 def assert_estimate(estimate, value, resampled, num_prompts):
@@ -115,26 +43,6 @@ def assert_estimate(estimate, value, resampled, num_prompts):
     else:
         assert (estimate["low"], estimate["high"]) == pytest.approx(slow_interval(resampled))
         assert estimate["level"] == LEVEL
-
-
-def resamples_of(sinks, weights):
-    """The resampled arrays themselves, each distinct one built once."""
-    cache = {}
-    for row in weights.astype(int):
-        if row.tobytes() not in cache:
-            cache[row.tobytes()] = np.repeat(sinks, row, axis=0)
-        yield row.tobytes(), cache[row.tobytes()]
-
-
-def slow_resampled(sinks, weights, function):
-    """`function` of every resample of the prompts."""
-    known = {}
-    values = []
-    for key, resample in resamples_of(sinks, weights):
-        if key not in known:
-            known[key] = function(resample)
-        values.append(known[key])
-    return values
 
 
 @pytest.mark.parametrize(
@@ -463,183 +371,3 @@ def test_best_source_is_judged_against_the_best_of_as_many():
         best += value > result["best_source"]["shuffled_best_lift"]["high"]
     assert best <= 6
     assert single > best
-
-
-@settings(deadline=None, max_examples=40)
-@given(data=st.data(), count=st.integers(1, 4), min_share=st.sampled_from([0.3, 0.5, 0.9, 1.0]))
-def test_lengths_equal_counting(data, count, min_share):
-    shape = data.draw(st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(1, 3)))
-    by_length = [data.draw(sink_arrays(st.just(shape))) for _ in range(count)]
-    result = lengths_of(by_length, min_share=min_share)
-    num_prompts, num_layers, num_heads = shape
-
-    least = [
-        [
-            [
-                min(z[:, layer, head].mean() for z in by_length[: upto + 1])
-                for head in range(shape[2])
-            ]
-            for layer in range(shape[1])
-        ]
-        for upto in range(count)
-    ]
-    consistent = result["consistent"]
-    assert consistent["min_share"] == min_share
-    assert consistent["min_share_per_head"] == least[-1]
-    assert consistent["heads"] == [
-        [layer, head]
-        for layer in range(num_layers)
-        for head in range(num_heads)
-        if least[-1][layer][head] >= min_share
-    ]
-    assert consistent["count_up_to"] == [
-        sum(share >= min_share for row in shares for share in row) for shares in least
-    ]
-
-    weights = resample_counts(num_prompts, 0)
-    series = {"share_change": lambda z: z.mean()}
-    if num_layers > 1:
-        series["lift_change"] = lambda z: slow_rates(z, 0)["lift"]
-    else:
-        assert "undefined" in result["lift_change"]
-    for name, function in series.items():
-        values = [function(z) for z in by_length]
-        resampled = [slow_resampled(z, weights, function) for z in by_length]
-        assert_change(result[name], values, list(zip(*resampled, strict=True)))
-
-
-def assert_change(change, values, resampled):
-    """A Change against one from values at lengths 2, 4, 8, ... and their resamples [R][length]."""
-
-    def steps_of(row):
-        return [
-            None if a is None or b is None else round(float(b - a), 12)
-            for a, b in itertools.pairwise(row)
-        ]
-
-    steps = steps_of(values)
-    kept = [index for index, step in enumerate(steps) if step is not None]
-    if not any(steps[index] for index in kept):
-        assert set(change) == {"undefined"}
-        return
-    by_resample = [steps_of(row) for row in resampled]
-    votes = [
-        max(kept, key=lambda index, row=row: abs(row[index] or 0))
-        for row in by_resample
-        if any(row[index] for index in kept)
-    ]
-    assert [(step["from"], step["to"]) for step in change["steps"]] == [
-        (2 ** (index + 1), 2 ** (index + 2)) for index in kept
-    ]
-    for step, index in zip(change["steps"], kept, strict=True):
-        assert step["change"]["value"] == pytest.approx(steps[index], abs=1e-9)
-        assert step["support"] == pytest.approx(votes.count(index) / RESAMPLES)
-        column = [row[index] for row in by_resample]
-        if column.count(None) <= RESAMPLES / 2:
-            interval = step["change"]["low"], step["change"]["high"]
-            assert interval == pytest.approx(slow_interval(column), abs=1e-9)
-        else:
-            assert step["change"]["low"] is None
-    largest = max(kept, key=lambda index: abs(steps[index]))
-    assert change["from"] == 2 ** (largest + 1)
-    assert change["to"] == 2 * change["from"]
-    assert change["change"]["value"] == pytest.approx(steps[largest], abs=1e-9)
-    assert change["per_doubling"] == change["change"]["value"]
-
-
-def test_support_says_how_sure_the_largest_step_is():
-    rng = np.random.default_rng(5)
-    clear = [rng.random((50, 4, 8)) < chance for chance in (0.7, 0.65, 0.2, 0.15)]
-    keys = list("abcd")
-    change = lengths_of(clear, keys=keys)["share_change"]
-    assert (change["from"], change["to"]) == (4, 8)
-    assert change["support"] > 0.999
-    assert change["change"]["high"] < -0.3
-    flat = [rng.random((50, 4, 8)) < 0.4 for _ in range(4)]
-    change = lengths_of(flat, keys=keys)["share_change"]
-    assert change["support"] < 0.95
-    assert sum(step["support"] for step in change["steps"]) == pytest.approx(1)
-
-
-def test_change_per_doubling():
-    by_length = [np.ones((3, 2, 2), bool), np.zeros((3, 2, 2), bool)]
-    change = lengths_of(by_length, lengths=[8, 64])["share_change"]
-    assert (change["from"], change["to"]) == (8, 64)
-    assert change["change"]["value"] == -1
-    assert change["per_doubling"] == pytest.approx(-1 / 3)
-
-
-def test_lengths_of_the_same_prompts_are_resampled_together():
-    """The share varies much between prompts and falls by 1/8 in each of them."""
-    rng = np.random.default_rng(6)
-    counts = rng.integers(1, 9, size=40)
-    before = np.arange(8) < counts[:, None, None]
-    after = np.arange(8) < counts[:, None, None] - 1
-    together = lengths_of([before, after])["share_change"]["change"]
-    assert together["low"] == pytest.approx(-1 / 8)
-    assert together["high"] == pytest.approx(-1 / 8)
-    apart = lengths_of([before, after], keys=["one", "other"])["share_change"]["change"]
-    assert apart["value"] == together["value"]
-    assert apart["high"] - apart["low"] > 0.1
-
-
-def test_cells_and_lengths_of_the_same_prompts_share_their_resamples():
-    """From all sinks, the same in every resample, to others: the change varies as the cell does."""
-    sinks = np.random.default_rng(7).random((30, 3, 4)) < 0.4
-    share = cell(sinks)["sinks"]["share"]
-    change = lengths_of([np.ones_like(sinks), sinks])["share_change"]["change"]
-    assert change["low"] == pytest.approx(share["low"] - 1)
-    assert change["high"] == pytest.approx(share["high"] - 1)
-
-
-def test_lift_steps_without_a_lift_are_left_out():
-    some = np.random.default_rng(8).random((10, 3, 4)) < 0.5
-    other = np.random.default_rng(9).random((10, 3, 4)) < 0.5
-    none = some.copy()
-    none[:, 0] = False
-    change = lengths_of([some, none, other, some])["lift_change"]
-    assert [(step["from"], step["to"]) for step in change["steps"]] == [(8, 16)]
-    assert change["support"] > 0.99
-    reason = lengths_of([some, none, other])["lift_change"]["undefined"]
-    assert reason.endswith("at 4 tokens layer 0 has no sink head in any of the 10 prompts")
-
-
-def test_changes_that_do_not_exist():
-    sinks = np.random.default_rng(10).random((10, 3, 4)) < 0.5
-    one = lengths_of([sinks])
-    for name in ("share_change", "lift_change"):
-        assert one[name] == {"undefined": "one length only (2 tokens): there is no step"}
-    same = lengths_of([sinks, sinks])
-    assert same["share_change"] == {
-        "undefined": "the share of sinks is the same at all of these lengths"
-    }
-
-
-def test_one_prompt_at_a_length_gives_neither_interval_nor_support():
-    rng = np.random.default_rng(11)
-    by_length = [rng.random((count, 3, 4)) < 0.5 for count in (9, 9, 1)]
-    change = lengths_of(by_length, keys=["a", "a", "b"])["share_change"]
-    assert [step["support"] for step in change["steps"]] == [None, None]
-    assert change["steps"][0]["change"]["low"] is not None
-    assert change["steps"][1]["change"]["low"] is None
-    assert "one prompt" in change["steps"][1]["change"]["note"]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "shapes", "keys", "message"),
-    [
-        ([4, 2], [(2, 3, 4)] * 2, "aa", "increase"),
-        ([2, 2], [(2, 3, 4)] * 2, "aa", "increase"),
-        ([2], [(2, 3, 4)] * 2, "aa", "one of each"),
-        ([2, 4], [(2, 3, 4)] * 2, "a", "one of each"),
-        ([], [], "", "one of each"),
-        ([2, 4], [(2, 3, 4), (2, 4, 4)], "ab", "the same"),
-        ([2, 4], [(2, 3, 4), (3, 3, 4)], "aa", "equal numbers"),
-        ([2], [(3, 4)], "a", "prompts, layers, heads"),
-        ([2], [(0, 3, 4)], "a", "prompts, layers, heads"),
-    ],
-)
-def test_lengths_that_do_not_fit_are_refused(lengths, shapes, keys, message):
-    scores = [np.ones(shape, np.float32) for shape in shapes]
-    with pytest.raises(ValueError, match=message):
-        summarize_lengths(lengths, scores, list(keys), "mean", 0.9, 0, 0.9)
