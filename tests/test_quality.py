@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 import sinkjax
 from sinkjax import InputError, SinkMask
 from sinkjax.attention.reference import reference_logits
+from sinkjax.config import RopeConfig
 from sinkjax.program import compile
 from sinkjax.quality import (
     QualityStats,
@@ -30,6 +31,7 @@ from sinkjax.quality import (
     summarize_passkeys,
     summarize_quality,
 )
+from sinkjax.quality import tokens as tokens_module
 from sinkjax.specialize import specialize
 from sinkjax.statistics import resample_counts
 
@@ -173,6 +175,32 @@ def test_one_models_scores_are_its_half_of_a_comparison(model, other):
     both, alone = compare_tokens(model, other, x, y, tokens), score_tokens(other, y, tokens)
     np.testing.assert_allclose(alone.nll, both.candidate.nll, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(alone.correct, both.candidate.correct)
+
+
+@pytest.mark.parametrize("rope", [RopeConfig(), RopeConfig("dynamic", factor=3.0)])
+def test_residuals_are_those_of_the_whole_model(rope):
+    """Also of layers that copy earlier ones' attention, in rows of different lengths."""
+    model = tiny.make(rope=rope, max_length=16)
+    fast = specialize(model, MASK, fills=tiny.make_fills(model))
+    tokens, lengths = tiny.tokens_of(model, (3, 24)), jnp.array([24, 5, 17], jnp.int32)
+    for one in (model, fast):
+        found = residuals(one, tokens, lengths)
+        wanted = jax.jit(lambda m, x, n: m.hidden(x, lengths=n))(one, tokens, lengths)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(
+                found[row, :length], wanted[row, :length], rtol=1e-5, atol=1e-5
+            )
+
+
+def test_layers_alike_are_compiled_once():
+    model = tiny.make(num_layers=4, vocab_size=VOCAB)
+    tokens = tiny.tokens_of(model, (2, 37))  # a shape that no other test has
+    before = tokens_module._pass._cache_size()
+    residuals(model, tokens)
+    assert tokens_module._pass._cache_size() == before + 1
+    sinks = SinkMask.from_text("L0-1: 6f | L2-3: 2s(first) 4f")
+    residuals(specialize(model, sinks), tokens)
+    assert tokens_module._pass._cache_size() == before + 2
 
 
 def test_what_cannot_be_compared_is_refused(model):

@@ -6,6 +6,7 @@ however long the text is.
 Axes: B batch, P scored positions, D model size, V vocabulary, C positions of a block.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sinkjax.model import Llama
+from sinkjax.attention.context import Context
+from sinkjax.config import LlamaConfig
+from sinkjax.model import Layer, Llama
+from sinkjax.rope import rotary_tables
 
 TOP = 5
 """How many of the likeliest tokens are held against each other."""
@@ -61,10 +65,26 @@ class _Head(nnx.Module):
         self.embedding = model.embedding if model.head is None else None
 
 
-@jax.jit
 def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    """`model.hidden` of int [B, T] and int [B], compiled: [B, T, D]."""
-    return model.hidden(tokens, lengths=lengths)
+    """What `model.hidden` gives, compiled a layer at a time.
+
+    Layers of one structure share what is compiled for them, in one model or in several: a mask
+    that differs from another in few layers costs the compile time of those.
+
+    Args:
+      model: a `Llama`, or what `sinkjax.specialize` makes of one.
+      tokens: int [B, T], right-padded where rows are shorter than T.
+      lengths: int [B], tokens in each row; None where every row is full.
+
+    Returns:
+      [B, T, D].
+    """
+    if lengths is None:
+        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+    x, context = _enter(model.config, model.embedding, tokens, lengths)
+    for layer in model.layers:
+        x, context = _pass(layer, x, context)
+    return x
 
 
 def score_tokens(model: Llama, residual: jax.Array, next_tokens: jax.Array) -> Scores:
@@ -96,6 +116,23 @@ def compare_tokens(
     """
     heads = _Head(baseline), _Head(candidate)
     return _compare(*heads, baseline_residual, candidate_residual, next_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _enter(
+    config: LlamaConfig, embedding: nnx.Param, tokens: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, Context]:
+    """The stream before the first layer, and what its attention needs."""
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    cos, sin = rotary_tables(config, positions, lengths)
+    return jnp.take(embedding[...], tokens, axis=0), Context(cos, sin, lengths)
+
+
+@jax.jit
+def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+    """The stream after a layer, and the context for the next one."""
+    x, context, _ = layer(x, context)
+    return x, context
 
 
 @jax.jit
