@@ -5,7 +5,7 @@ T·(c + w)), from their layer to the last that copies them. In decoding it is on
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ def _heads(arrays: Pattern, heads: list[int]) -> Pattern:
     return tuple(array[:, jnp.array(heads)] for array in arrays)
 
 
-def _join(arrays) -> jax.Array:
+def _join(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Heads of several arrays [B, N, ...], one after the other."""
     arrays = list(arrays)
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=1)

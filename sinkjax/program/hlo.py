@@ -38,7 +38,7 @@ _ARITHMETIC = frozenset(
     }
 )
 _FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
-_MATMUL_SOURCE = "dot_general"  # the JAX primitive, whatever XLA made of it
+_MATMUL_SOURCE = "/dot_general"  # the JAX primitive, whatever XLA made of it
 
 
 Scopes = tuple[str, ...]
@@ -162,14 +162,21 @@ class Module:
                 turns = times * int(known[1])
             for name in called:
                 yield from self._work(name, turns, *inside)
-            operations, is_matmul = self._count(instruction, types)
+            operations, is_matmul = self._count(instruction, types, own or uses[instruction.name])
             if operations:
                 yield Work(scopes, operations * times, is_matmul)
 
     def _count(
-        self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
+        self,
+        instruction: _Instruction,
+        types: Mapping[str, tuple[_Type, ...]],
+        scopes: Scopes,
     ) -> tuple[int, bool]:
-        """Operations of one instruction, once, and whether they are a matrix product's."""
+        """Operations of one instruction, once, and whether they are a matrix product's.
+
+        XLA's TPU compiler makes products of one row a multiplication and a reduction: they count as
+        the product that they are, at the reduction.
+        """
         result = instruction.types[0]
         if instruction.opcode == "dot":
             contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
@@ -182,12 +189,14 @@ class Module:
             return self._count_custom_call(instruction, types), True
         if result.dtype not in _FLOATS:
             return 0, False
-        is_matmul = instruction.scope.rpartition("/")[2] == _MATMUL_SOURCE
-        if instruction.opcode in _ARITHMETIC:
-            return result.elements, is_matmul
+        is_matmul = bool(scopes) and all(scope.endswith(_MATMUL_SOURCE) for scope in scopes)
         if instruction.opcode in ("reduce", "reduce-window"):
-            return types[instruction.operands[0]][0].elements, is_matmul
-        return 0, False
+            return (1 + is_matmul) * types[instruction.operands[0]][0].elements, is_matmul
+        if instruction.opcode not in _ARITHMETIC or (
+            is_matmul and instruction.opcode == "multiply"
+        ):
+            return 0, False
+        return result.elements, False
 
     def _count_custom_call(
         self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]

@@ -1,6 +1,6 @@
 """Attention of a layer whose heads take different paths."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +229,10 @@ def _view_layout(path: Full | Window, store: Layout, max_length: int) -> Layout:
     return Whole(max_length)
 
 
-def _store(store, x: jax.Array, span: Full | Window, context: Context) -> jax.Array:
+def _store(
+    store: Callable[..., jax.Array], x: jax.Array, span: Full | Window, context: Context
+) -> jax.Array:
+    """A prompt's keys or values as `store_keys` or `store_values` keep them."""
     return store(x, layout_of(span, context.max_length), context.lengths)
 
 
