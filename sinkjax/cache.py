@@ -1,10 +1,9 @@
-"""What decoding keeps of earlier tokens, and the products that read it.
+"""What decoding keeps of earlier tokens.
 
-A store is one array of keys or values with an axis of slots, one token a slot: keys lie as
-[B, K, H, S] and values as [B, K, S, H], each as the product that reads it runs fastest on a CPU
-(keys as [S, H] took a third longer). The axes B and K are left out where they are 1: XLA would
-drop them from the product alone, and the reshape between would cost a copy of the whole store at
-every step. A donated store is updated in place.
+A store is one array of keys or values, [B, K, S, H], with an axis of slots, one token a slot. The
+axes B and K are left out where they are 1: XLA would drop them from the product alone, and the
+reshape between would cost a copy of the whole store at every step. A donated store is updated in
+place.
 
 Which position lies in which slot is a layout. Wherever t is passed, it is int32 [B], the position
 of each row's newest token.
@@ -25,8 +24,8 @@ class LayerCache:
     """What one layer keeps.
 
     Attributes:
-      keys: a store [B, K, H, S] a block of groups, rotated; None where no head needs keys.
-      values: a store [B, K, S, H] a block.
+      keys: a store a block of groups, rotated; None where no head needs keys.
+      values: a store a block.
       bias: [B, D], what the `sink` heads add at every position but the first; None without any.
     """
 
@@ -125,34 +124,49 @@ def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layou
     return Band(alone.sinks, alone.size)
 
 
-def store_keys(k: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
-    """Keys [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
-    return _fill(_laid_out(k, layout, lengths).transpose(0, 2, 3, 1), layout.size, axis=3)
+def new_store(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """Keys or values [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
+    filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)
+    padding = [(0, 0), (0, 0), (0, layout.size - filled.shape[2]), (0, 0)]
+    padded = jnp.pad(filled, padding)
+    lead = tuple(size for size in padded.shape[:2] if size > 1)
+    return padded.reshape(*lead, *padded.shape[2:])
 
 
-def store_values(v: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
-    """Values [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
-    return _fill(_laid_out(v, layout, lengths).transpose(0, 2, 1, 3), layout.size, axis=2)
+def write_store(store: jax.Array, new: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
+    """The store with one key or value a row, [B, 1, K, H], at position t."""
+    slots = layout.slots(t[:, None], t)[:, 0]
+    if t.shape[0] == 1:
+        new = new.reshape(*store.shape[:-2], 1, store.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(store, new, slots[0], -2)
+    # A row a batch: on a CPU as fast as an unrolled loop over the rows, which compiles four times
+    # as long at 32 rows.
+    new = new.reshape(t.shape[0], *store.shape[1:-2], 1, store.shape[-1])
+    return jax.vmap(
+        lambda row, entry, slot: jax.lax.dynamic_update_slice_in_dim(row, entry, slot, -2)
+    )(store, new, slots)
 
 
-def write_keys(store: jax.Array, k: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
-    """The store with one key a row, [B, 1, K, H], at position t."""
-    return _write(store, k[:, 0, :, :, None], layout.slots(t[:, None], t)[:, 0], axis=-1)
+def view_store(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """What another layout holds of a store."""
+    if layout == view:
+        return store
+    if isinstance(view, Band):  # slices: on a CPU half the time of a gather
+        positions = view.start(t)
 
+        def cut(row: jax.Array, start: jax.Array) -> jax.Array:
+            sinks = jax.lax.slice_in_dim(row, 0, view.sinks, axis=-2)
+            recent = jax.lax.dynamic_slice_in_dim(row, start, view.size - view.sinks, -2)
+            return jnp.concatenate([sinks, recent], axis=-2)
+    else:
+        positions = layout.slots(view.positions(t), t)
 
-def write_values(store: jax.Array, v: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
-    """The store with one value a row, [B, 1, K, H], at position t."""
-    return _write(store, v[:, 0, :, None, :], layout.slots(t[:, None], t)[:, 0], axis=-2)
+        def cut(row: jax.Array, slots: jax.Array) -> jax.Array:
+            return jnp.take(row, slots, axis=-2, mode="clip")
 
-
-def view_keys(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
-    """What another layout holds of a store of keys."""
-    return _view(store, layout, view, t, axis=-1)
-
-
-def view_values(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
-    """What another layout holds of a store of values."""
-    return _view(store, layout, view, t, axis=-2)
+    if t.shape[0] == 1:
+        return cut(store, positions[0])
+    return jax.vmap(cut)(store, positions)
 
 
 def view_weights(weights: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
@@ -163,28 +177,6 @@ def view_weights(weights: jax.Array, layout: Layout, view: Layout, t: jax.Array)
     slots = layout.slots(positions, t)[:, None, :]
     taken = jnp.take_along_axis(weights, slots, axis=2, mode="clip")
     return jnp.where((positions <= t[:, None])[:, None, :], taken, jnp.zeros_like(taken))
-
-
-def slot_scores(q: jax.Array, keys: jax.Array) -> jax.Array:
-    """q . k of every slot: q [B, K, G, H] -> float32 [B, K, G, S]."""
-    scores = jnp.einsum(
-        "...gh,...hs->...gs",
-        q.reshape(*keys.shape[:-2], *q.shape[-2:]),
-        keys,
-        preferred_element_type=jnp.float32,
-    )
-    return scores.reshape(*q.shape[:-1], keys.shape[-1])
-
-
-def sum_slots(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """Σ_s weights_s v_s over all slots: float32 [B, K, G, S] -> [B, K, G, H] in v's dtype."""
-    sums = jnp.einsum(
-        "...gs,...sh->...gh",
-        weights.astype(values.dtype).reshape(*values.shape[:-2], *weights.shape[-2:]),
-        values,
-        preferred_element_type=jnp.float32,
-    )
-    return sums.astype(values.dtype).reshape(*weights.shape[:-1], values.shape[-1])
 
 
 def check_capacity(length: int, max_length: int) -> None:
@@ -203,55 +195,3 @@ def _laid_out(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Arr
         return x
     positions = jnp.minimum(layout.positions(lengths - 1), length - 1)
     return jnp.take_along_axis(x, positions[:, :, None, None], axis=1, mode="clip")
-
-
-def _fill(store: jax.Array, size: int, axis: int) -> jax.Array:
-    """A store [B, K, ., .] padded to so many slots, without those of B and K that are 1."""
-    padding = [(0, 0)] * store.ndim
-    padding[axis] = (0, size - store.shape[axis])
-    store = jnp.pad(store, padding)
-    lead = tuple(size for size in store.shape[:2] if size > 1)
-    return store.reshape(*lead, *store.shape[2:])
-
-
-def _write(store: jax.Array, new: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
-    """`new`, [B, K, ...] with a unit axis of slots, into the slots [B] of a store."""
-    batch = slots.shape[0]
-    if batch == 1:
-        new = new.reshape(*store.shape[:-2], *new.shape[-2:])
-        # In a branch XLA leaves the write alone. Outside it may join it with a view that follows,
-        # and then writes twice, into copies of the whole store.
-        return jax.lax.cond(
-            slots[0] < store.shape[axis],
-            lambda store: jax.lax.dynamic_update_slice_in_dim(store, new, slots[0], axis),
-            lambda store: store,
-            store,
-        )
-    # A row a batch: on a CPU as fast as an unrolled loop over the rows, which compiles four times
-    # as long at 32 rows.
-    new = new.reshape(batch, *store.shape[1:-2], *new.shape[-2:])
-    return jax.vmap(
-        lambda row, entry, slot: jax.lax.dynamic_update_slice_in_dim(row, entry, slot, axis)
-    )(store, new, slots)
-
-
-def _view(store: jax.Array, layout: Layout, view: Layout, t: jax.Array, axis: int) -> jax.Array:
-    """The slots of `view` out of a store."""
-    if layout == view:
-        return store
-    if isinstance(view, Band):  # slices: on a CPU half the time of a gather
-        positions = view.start(t)
-
-        def cut(row: jax.Array, start: jax.Array) -> jax.Array:
-            sinks = jax.lax.slice_in_dim(row, 0, view.sinks, axis=axis)
-            recent = jax.lax.dynamic_slice_in_dim(row, start, view.size - view.sinks, axis)
-            return jnp.concatenate([sinks, recent], axis=axis)
-    else:
-        positions = layout.slots(view.positions(t), t)
-
-        def cut(row: jax.Array, slots: jax.Array) -> jax.Array:
-            return jnp.take(row, slots, axis=axis, mode="clip")
-
-    if t.shape[0] == 1:
-        return cut(store, positions[0])
-    return jax.vmap(cut)(store, positions)

@@ -1,9 +1,10 @@
 """A Llama in Flax NNX, every head `full`.
 
 Axes: B batch, T query length, N query heads, K key/value heads, H head size, D model size,
-F feed-forward size, V vocabulary, L layers. Parameters lie as [in..., out...], heads as an axis of
+F feed-forward size, V vocabulary, L layers. Parameters lie as [out..., in...], heads as an axis of
 their own, so that a head is a slice. Each parameter names its logical axes in `out_sharding`;
-`sinkjax.sharding` lays them over a mesh.
+`sinkjax.sharding` lays them over a mesh. How products are written is passed in, by whoever knows
+what the model is compiled for (`sinkjax.products`).
 """
 
 import functools
@@ -14,19 +15,16 @@ from flax import nnx
 
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import cached_weights, causal_attention
-from sinkjax.attention.projection import add_bias, from_heads, to_heads
 from sinkjax.cache import (
     Cache,
     LayerCache,
     Whole,
     check_capacity,
-    store_keys,
-    store_values,
-    sum_slots,
-    write_keys,
-    write_values,
+    new_store,
+    write_store,
 )
 from sinkjax.config import LlamaConfig
+from sinkjax.products import PLAIN, Products, add_bias
 from sinkjax.rope import rotary_tables, rotate
 
 _ACTIVATIONS = {
@@ -85,17 +83,17 @@ class Attention(nnx.Module):
     """Projections around attention; which attention is the caller's matter.
 
     Attributes:
-      q: [D, N, H]; k, v: [D, K, H]; o: [N, H, D].
+      q: [N, H, D]; k, v: [K, H, D]; o: [D, N, H].
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
     """
 
     def __init__(self, config: LlamaConfig, make: _Maker):
         embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
         heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
-        self.q = make.weight(embed, heads, head_dim)
-        self.k = make.weight(embed, kv_heads, head_dim)
-        self.v = make.weight(embed, kv_heads, head_dim)
-        self.o = make.weight(heads, head_dim, embed)
+        self.q = make.weight(heads, head_dim, embed)
+        self.k = make.weight(kv_heads, head_dim, embed)
+        self.v = make.weight(kv_heads, head_dim, embed)
+        self.o = make.weight(embed, heads, head_dim)
         biased = config.attention_bias
         self.q_bias = make.bias(heads, head_dim) if biased else None
         self.k_bias = make.bias(kv_heads, head_dim) if biased else None
@@ -103,62 +101,67 @@ class Attention(nnx.Module):
         self.o_bias = make.bias(embed) if biased else None
 
     def project(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, products: Products = PLAIN
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries [B, T, N, H], rotated keys [B, T, K, H], values [B, T, K, H]."""
-        q = to_heads(x, self.q, self.q_bias)
-        k = to_heads(x, self.k, self.k_bias)
-        v = to_heads(x, self.v, self.v_bias)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
+        q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
+        return rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
 
-    def merge(self, outputs: jax.Array) -> jax.Array:
+    def merge(self, outputs: jax.Array, products: Products = PLAIN) -> jax.Array:
         """Head outputs [B, T, N, H] -> [B, T, D]."""
-        return from_heads(outputs, self.o, self.o_bias)
+        (out,) = products.project(outputs, self.o[...])
+        return add_bias(out, self.o_bias)
 
     def __call__(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Context, LayerCache | None]:
         """A prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
-        q, k, v = self.project(x, context.cos, context.sin)
+        q, k, v = self.project(x, context.cos, context.sin, context.products)
         cache = None
         if context.max_length is not None:
             whole = Whole(context.max_length)
-            keys = store_keys(k, whole, context.lengths)
-            cache = LayerCache((keys,), (store_values(v, whole, context.lengths),))
-        return self.merge(causal_attention(q, k, v)), context, cache
+            keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
+            cache = LayerCache((keys,), (values,))
+        return (
+            self.merge(causal_attention(q, k, v, context.products), context.products),
+            context,
+            cache,
+        )
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
         """One token a row: as `Layer.decode`, without norm and residual."""
-        whole, t = Whole(context.max_length), context.lengths
-        q, k, v = self.project(x, context.cos, context.sin)
-        keys = write_keys(cache.keys[0], k, whole, t)
-        values = write_values(cache.values[0], v, whole, t)
-        outputs = sum_slots(cached_weights(q, keys, k.shape[2], whole.positions(t), t), values)
-        return self.merge(outputs.reshape(q.shape)), context, LayerCache((keys,), (values,))
+        whole, t, products = Whole(context.max_length), context.lengths, context.products
+        q, k, v = self.project(x, context.cos, context.sin, products)
+        keys = products.settle(write_store(cache.keys[0], k, whole, t))
+        values = products.settle(write_store(cache.values[0], v, whole, t))
+        weights = cached_weights(q, keys, k.shape[2], whole.positions(t), t, products)
+        outputs = products.sum_slots(weights, values).reshape(q.shape)
+        return self.merge(outputs, products), context, LayerCache((keys,), (values,))
 
 
 class MLP(nnx.Module):
-    """down(activation(gate(x)) · up(x)); gate, up: [D, F], down: [F, D]."""
+    """down(activation(gate(x)) · up(x)); gate, up: [F, D], down: [D, F]."""
 
     def __init__(self, config: LlamaConfig, make: _Maker):
         embed, mlp = ("embed", config.embed_dim), ("mlp", config.mlp_dim)
         self.activation = config.activation
-        self.gate = make.weight(embed, mlp)
-        self.up = make.weight(embed, mlp)
-        self.down = make.weight(mlp, embed)
+        self.gate = make.weight(mlp, embed)
+        self.up = make.weight(mlp, embed)
+        self.down = make.weight(embed, mlp)
         biased = config.mlp_bias
         self.gate_bias = make.bias(mlp) if biased else None
         self.up_bias = make.bias(mlp) if biased else None
         self.down_bias = make.bias(embed) if biased else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        gate = add_bias(x @ self.gate[...], self.gate_bias)
-        up = add_bias(x @ self.up[...], self.up_bias)
-        hidden = _ACTIVATIONS[self.activation](gate) * up
-        return add_bias(hidden @ self.down[...], self.down_bias)
+        gate, up = products.project(x, self.gate[...], self.up[...])
+        gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
+        (out,) = products.project(_ACTIVATIONS[self.activation](gate) * up, self.down[...])
+        return add_bias(out, self.down_bias)
 
 
 class Layer(nnx.Module):
@@ -179,7 +182,7 @@ class Layer(nnx.Module):
         """
         with jax.named_scope("attention"):
             out, context, cache = self.attention(self.attention_norm(x), context)
-        return self._feed_forward(x + out), context, cache
+        return self._feed_forward(x + out, context.products), context, cache
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
@@ -187,11 +190,12 @@ class Layer(nnx.Module):
         """One token a row: residual [B, 1, D], context for the next layer, cache with the token."""
         with jax.named_scope("attention"):
             out, context, cache = self.attention.decode(self.attention_norm(x), context, cache)
-        return self._feed_forward(x + out), context, cache
+        return self._feed_forward(x + out, context.products), context, cache
 
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
+    def _feed_forward(self, x: jax.Array, products: Products) -> jax.Array:
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.mlp_norm(x))
+            x = products.settle(x)
+            return products.settle(x + self.mlp(self.mlp_norm(x), products))
 
 
 class Llama(nnx.Module):
@@ -199,7 +203,7 @@ class Llama(nnx.Module):
 
     Attributes:
       config: its shape.
-      embedding: [V, D]. head: [D, V], or None where the head is the embedding's transpose.
+      embedding: [V, D]. head: [V, D], or None where the head is the embedding.
       layers: L layers. norm: the last one.
     """
 
@@ -211,7 +215,7 @@ class Llama(nnx.Module):
         self.embedding = make.weight(vocab, embed)
         self.layers = nnx.List([Layer(config, make) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config, make)
-        self.head = None if config.tie_embeddings else make.weight(embed, vocab)
+        self.head = None if config.tie_embeddings else make.weight(vocab, embed)
 
     def __call__(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
         """Next-token logits.
@@ -230,7 +234,12 @@ class Llama(nnx.Module):
         return self._run_prompt(tokens, lengths, max_length=None)[0]
 
     def prefill(
-        self, tokens: jax.Array, *, lengths: jax.Array | None = None, max_length: int
+        self,
+        tokens: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        max_length: int,
+        products: Products = PLAIN,
     ) -> tuple[jax.Array, Cache]:
         """Next-token logits of each row's last token alone, and the cache to go on from.
 
@@ -238,6 +247,7 @@ class Llama(nnx.Module):
           tokens: int [B, T], right-padded with any id where rows are shorter than T.
           lengths: int [B], tokens in each row, at least 1; None where every row is full.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
+          products: how they are written, static; as `sinkjax.compile` chooses.
 
         Returns:
           logits: float32 [B, V]. cache: for `decode`.
@@ -247,11 +257,13 @@ class Llama(nnx.Module):
         """
         check_capacity(tokens.shape[1], max_length)
         lengths = self._row_lengths(tokens, lengths)
-        x, layers = self._run_prompt(tokens, lengths, max_length)
+        x, layers = self._run_prompt(tokens, lengths, max_length, products)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self.logits(last)[:, 0], Cache(lengths, layers, max_length)
+        return self.logits(last, products)[:, 0], Cache(lengths, layers, max_length)
 
-    def decode(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, token: jax.Array, cache: Cache, *, products: Products = PLAIN
+    ) -> tuple[jax.Array, Cache]:
         """Next-token logits after one more token a row, each at its row's own next position.
 
         Keys stay rotated as they were when their token came, as in transformers' cached generation:
@@ -261,29 +273,36 @@ class Llama(nnx.Module):
           token: int [B].
           cache: from `prefill` or `decode`, with room left in every row: beyond `max_length` the
             logits mean nothing. Donate it, and it is updated in place.
+          products: as of `prefill`.
 
         Returns:
           logits: float32 [B, V]. cache: one token longer.
         """
         positions = cache.lengths
         cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
-        context = Context(cos, sin, positions, cache.max_length)
+        cos, sin = products.settle(cos), products.settle(sin)
+        context = Context(cos, sin, positions, cache.max_length, products)
         x = self.embed(token[:, None])
         layers = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
                 x, context, layer_cache = layer.decode(x, context, cache.layers[index])
             layers.append(layer_cache)
-        return self.logits(x)[:, 0], Cache(positions + 1, tuple(layers), cache.max_length)
+        return self.logits(x, products)[:, 0], Cache(positions + 1, tuple(layers), cache.max_length)
 
     def _run_prompt(
-        self, tokens: jax.Array, lengths: jax.Array | None, max_length: int | None
+        self,
+        tokens: jax.Array,
+        lengths: jax.Array | None,
+        max_length: int | None,
+        products: Products = PLAIN,
     ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
         """The residual stream after the last layer, [B, T, D], and every layer's cache."""
         lengths = self._row_lengths(tokens, lengths)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
         cos, sin = rotary_tables(self.config, positions, lengths)
-        context, x = Context(cos, sin, lengths, max_length), self.embed(tokens)
+        cos, sin = products.settle(cos), products.settle(sin)
+        context, x = Context(cos, sin, lengths, max_length, products), self.embed(tokens)
         caches = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
@@ -302,12 +321,8 @@ class Llama(nnx.Module):
             return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
         return jnp.asarray(lengths, jnp.int32)
 
-    def logits(self, x: jax.Array) -> jax.Array:
+    def logits(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
         """Residual [B, T, D] -> float32 [B, T, V]."""
         with jax.named_scope("head"):
-            x = self.norm(x)
-            if self.head is None:
-                equation, weight = "btd,vd->btv", self.embedding[...]
-            else:
-                equation, weight = "btd,dv->btv", self.head[...]
-            return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32)
+            head = self.embedding if self.head is None else self.head
+            return products.project(self.norm(x), head[...], dtype=jnp.float32)[0]

@@ -44,25 +44,20 @@ def test_every_view_of_every_store_has_just_what_its_window_sees(data):
     prompt = jnp.asarray(everything[:, :8], jnp.float32)
     layout = layout_of(span, max_length)
     view = window_layout(head, layout, max_length)
-    keys = caches.store_keys(prompt, layout, jnp.asarray(lengths))
-    values = caches.store_values(prompt, layout, jnp.asarray(lengths))
+    store = caches.new_store(prompt, layout, jnp.asarray(lengths))
     for step in range(steps):
         t = lengths + step
         new = np.take_along_axis(everything, t[:, None, None, None], axis=1).astype(np.float32)
         at = jnp.asarray(t, jnp.int32)
-        keys = caches.write_keys(keys, jnp.asarray(new), layout, at)
-        values = caches.write_values(values, jnp.asarray(new), layout, at)
-        key_view = caches.view_keys(keys, layout, view, at)
-        value_view = caches.view_values(values, layout, view, at)
-        key_view = np.asarray(key_view).reshape(len(t), K, H, view.size)
-        value_view = np.asarray(value_view).reshape(len(t), K, view.size, H)
-        np.testing.assert_array_equal(key_view, value_view.swapaxes(2, 3))
+        store = caches.write_store(store, jnp.asarray(new), layout, at)
+        found = np.asarray(caches.view_store(store, layout, view, at))
+        found = found.reshape(len(t), K, view.size, H)
         positions = np.asarray(view.positions(at))
         for row, now in enumerate(t):
             filled = positions[row] <= now
             assert sorted(positions[row][filled]) == seen(head, now)
             wanted = 100 * row + positions[row][filled]
-            for place in key_view[row].reshape(K * H, view.size):
+            for place in found[row].swapaxes(1, 2).reshape(K * H, view.size):
                 np.testing.assert_array_equal(place[filled], wanted)
 
 
@@ -100,20 +95,20 @@ def store_shapes(text: str, batch: int = 2, max_length: int = 32):
 @pytest.mark.parametrize(
     ("layer", "keys", "values", "bias"),
     [
-        ("6f", [(2, 2, 8, 32)], [(2, 2, 32, 8)], None),
-        ("6w(2,5)", [(2, 2, 8, 7)], [(2, 2, 7, 8)], None),
-        ("6w(2,30)", [(2, 2, 8, 32)], [(2, 2, 32, 8)], None),
-        ("3f 3w(2,5)", [(2, 8, 32), (2, 8, 7)], [(2, 32, 8), (2, 7, 8)], None),
-        ("2f 4w(2,5)", [(2, 8, 32), (2, 8, 7)], [(2, 32, 8), (2, 7, 8)], None),
-        ("w(1,9) w(2,5) s(zero) 3s(zero)", [(2, 8, 11)], [(2, 11, 8)], None),
-        ("3f 3s(first)", [(2, 8, 32)], [(2, 32, 8)], (2, 40)),
+        ("6f", [(2, 2, 32, 8)], [(2, 2, 32, 8)], None),
+        ("6w(2,5)", [(2, 2, 7, 8)], [(2, 2, 7, 8)], None),
+        ("6w(2,30)", [(2, 2, 32, 8)], [(2, 2, 32, 8)], None),
+        ("3f 3w(2,5)", [(2, 32, 8), (2, 7, 8)], [(2, 32, 8), (2, 7, 8)], None),
+        ("2f 4w(2,5)", [(2, 32, 8), (2, 7, 8)], [(2, 32, 8), (2, 7, 8)], None),
+        ("w(1,9) w(2,5) s(zero) 3s(zero)", [(2, 11, 8)], [(2, 11, 8)], None),
+        ("3f 3s(first)", [(2, 32, 8)], [(2, 32, 8)], (2, 40)),
         ("6s(first)", [], [], (2, 40)),
         ("6s(mean)", [], [], (2, 40)),
         ("6s(zero)", [], [], None),
         ("6c(0,0)", [None], [(2, 2, 32, 8)], None),
         ("6c(0,1)", [None], [(2, 2, 5, 8)], None),
-        ("2c(0,0) f 3c(0,1)", [(2, 8, 32), None], [(2, 32, 8), (2, 5, 8)], None),
-        ("2c(0,0) w(1,2) 3f", [(2, 8, 3), (2, 8, 32)], [(2, 32, 8), (2, 32, 8)], None),
+        ("2c(0,0) f 3c(0,1)", [(2, 32, 8), None], [(2, 32, 8), (2, 5, 8)], None),
+        ("2c(0,0) w(1,2) 3f", [(2, 3, 8), (2, 32, 8)], [(2, 32, 8), (2, 32, 8)], None),
     ],
 )
 def test_the_cache_holds_what_the_mask_needs_and_no_more(layer, keys, values, bias):

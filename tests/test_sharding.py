@@ -30,15 +30,15 @@ def test_heads_neurons_and_words_are_divided(mesh):
     found = specs(model, mesh)
     wanted = {
         "embedding": P("model", None),
-        "head": P(None, "model"),
+        "head": P("model", None),
         "norm.scale": P(None),
-        "layers.1.attention.q": P(None, "model", None),
-        "layers.1.attention.k": P(None, "model", None),
-        "layers.1.attention.o": P("model", None, None),
+        "layers.1.attention.q": P("model", None, None),
+        "layers.1.attention.k": P("model", None, None),
+        "layers.1.attention.o": P(None, "model", None),
         "layers.1.attention.v_bias": P("model", None),
         "layers.1.attention.o_bias": P(None),
-        "layers.1.mlp.gate": P(None, "model"),
-        "layers.1.mlp.down": P("model", None),
+        "layers.1.mlp.gate": P("model", None),
+        "layers.1.mlp.down": P(None, "model"),
         "layers.1.mlp.up_bias": P("model"),
         "layers.1.mlp_norm.scale": P(None),
     }
@@ -51,21 +51,21 @@ def test_what_the_mesh_does_not_divide_is_whole_on_every_device(mesh):
     found = specs(tiny.make(num_kv_heads=3), mesh)
     assert found["embedding"] == P(None, None)
     assert found["layers.0.attention.k"] == P(None, None, None)
-    assert found["layers.0.attention.q"] == P(None, "model", None)
+    assert found["layers.0.attention.q"] == P("model", None, None)
 
 
 def test_axes_that_the_mesh_lacks_are_whole():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     assert all(not any(spec) for spec in specs(tiny.make(), mesh).values())
     found = specs(tiny.make(), mesh, embed="data")
-    assert found["layers.0.attention.q"] == P("data", None, None)
+    assert found["layers.0.attention.q"] == P(None, None, "data")
 
 
 def test_abstract_parameters_have_the_same_shardings(mesh):
     model = tiny.make()
     abstract = abstract_model(model.config, jnp.float32)
     assert parameter_shardings(abstract, mesh) == parameter_shardings(model, mesh)
-    assert named_sharding(abstract.layers[0].mlp.up, mesh).spec == P(None, "model")
+    assert named_sharding(abstract.layers[0].mlp.up, mesh).spec == P("model", None)
 
 
 def test_an_axis_without_a_rule_is_an_error(mesh):
@@ -77,10 +77,10 @@ def test_shards_are_halves_and_the_original_stays_where_it_was(mesh):
     model = tiny.make()
     laid = shard(model, mesh)
     q = laid.layers[0].attention.q[...]
-    assert {piece.data.shape for piece in q.addressable_shards} == {(40, 3, 8)}
+    assert {piece.data.shape for piece in q.addressable_shards} == {(3, 8, 40)}
     assert len(model.layers[0].attention.q[...].sharding.device_set) == 1
     assert laid.config == model.config
-    assert laid.layers[0].attention.q.out_sharding == ("embed", "heads", "head_dim")
+    assert laid.layers[0].attention.q.out_sharding == ("heads", "head_dim", "embed")
     for ours, theirs in zip(jax.tree.leaves(laid), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -148,10 +148,10 @@ def test_what_the_mask_leaves_alone_is_shared_and_what_it_removes_is_gone():
         if path not in changed:
             assert new[path].unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
     last = fast.layers[2].attention
-    assert last.q.shape == (40, 1, 8)
-    assert last.o.shape == (1, 8, 40)
-    assert last.k.shape == last.v.shape == last.sink_v.shape == (40, 1, 8)
-    assert last.first_o.shape == last.other_o.shape == (1, 8, 40)
+    assert last.q.shape == (1, 8, 40)
+    assert last.o.shape == (40, 1, 8)
+    assert last.k.shape == last.v.shape == last.sink_v.shape == (1, 8, 40)
+    assert last.first_o.shape == last.other_o.shape == (40, 1, 8)
     assert all(isinstance(layer, Layer) for layer in fast.layers)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sinkjax.products import Products
+
 
 def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
     """[B, T, N, H] -> [B, K, G, T, H], scaled by 1 / sqrt(H).
@@ -46,10 +48,10 @@ def weighted_sums(weights: jax.Array, values: jax.Array) -> jax.Array:
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
 
 
-def unnormalized(scores: jax.Array, visible: jax.Array) -> jax.Array:
+def unnormalized(scores: jax.Array, visible: jax.Array, products: Products) -> jax.Array:
     """exp(score - the row's largest) where [T, S] is visible, 0 elsewhere: [B, K, G, T, S]."""
     scores = jnp.where(visible, scores, -jnp.inf)
-    return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return products.settle(jnp.exp(scores - products.row_max(scores)))
 
 
 def map_blocks(

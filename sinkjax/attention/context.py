@@ -5,6 +5,8 @@ from typing import Any
 import jax
 from flax import struct
 
+from sinkjax.products import PLAIN, Products
+
 PartName = tuple[int, int, int]
 """(layer, block, part): the heads that are computed together. See `sinkjax.specialize.plan`."""
 
@@ -18,6 +20,7 @@ class Context:
       lengths: int32 [B]; of a prompt the tokens in each row, in decoding those before the one at
         hand, which is its position.
       max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
+      products: how products are written, static.
       patterns: how heads that later layers copy attend, by their part: what the path's file makes
         of it for a prompt, `sinkjax.attention.copy.SlotWeights` in decoding.
     """
@@ -26,4 +29,5 @@ class Context:
     sin: jax.Array
     lengths: jax.Array
     max_length: int | None = struct.field(pytree_node=False, default=None)
+    products: Products = struct.field(pytree_node=False, default=PLAIN)
     patterns: dict[PartName, Any] = struct.field(default_factory=dict)

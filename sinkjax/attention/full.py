@@ -22,7 +22,7 @@ from sinkjax.attention.blocks import (
     unnormalized,
     weighted_sums,
 )
-from sinkjax.cache import slot_scores
+from sinkjax.products import PLAIN, Products
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
@@ -31,18 +31,21 @@ MAX_SPANS = 8
 """Unrolled steps of growing key length: the compile time's bound, at 1/16 of the scores wasted."""
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, products: Products = PLAIN
+) -> jax.Array:
     """Σ_{s<=t} softmax(q_t . k_s / sqrt(H)) v_s for every head.
 
     Args:
       q: [B, T, N, H], rotated.
       k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
       v: [B, T, K, H].
+      products: how they are written.
 
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
-    return _attend(q, k, v, observed=())[0]
+    return _attend(q, k, v, (), products)[0]
 
 
 def observed_causal_attention(
@@ -60,7 +63,7 @@ def observed_causal_attention(
         where 1 - a would round to 0, until a or 1 - a is below 1e-38, where it stays at ±87; +inf
         where the key is all that the query sees, -inf where the query does not see the key.
     """
-    return _attend(q, k, v, observed=tuple(key_positions))
+    return _attend(q, k, v, tuple(key_positions), PLAIN)
 
 
 Pattern = tuple[jax.Array, ...]
@@ -89,36 +92,46 @@ def apply_causal_pattern(pattern: Pattern, v: jax.Array) -> jax.Array:
 
 
 def cached_weights(
-    q: jax.Array, keys: jax.Array, kv_heads: int, positions: jax.Array, t: jax.Array
+    q: jax.Array,
+    keys: jax.Array,
+    kv_heads: int,
+    positions: jax.Array,
+    t: jax.Array,
+    products: Products,
 ) -> jax.Array:
     """How one query a row attends to what a store holds, its own token included.
 
     Args:
       q: [B, 1, N, H], rotated.
-      keys: a store [B, K, H, S], or a view of one.
+      keys: a store [B, K, S, H], or a view of one.
       kv_heads: K.
       positions: int32 [B, S], of the slots' tokens; beyond t where a slot is empty.
       t: int32 [B], of the queries.
+      products: how they are written.
 
     Returns:
       float32 [B, K, G, S]; rows sum to 1.
     """
-    visible = positions <= t[:, None]
-    found = slot_scores(group_queries(q, kv_heads)[:, :, :, 0], keys)
-    return jax.nn.softmax(jnp.where(visible[:, None, None], found, -jnp.inf), axis=-1)
+    visible = (positions <= t[:, None])[:, None, None]
+    queries = products.settle(group_queries(q, kv_heads)[:, :, :, 0])
+    found = products.slot_scores(queries, keys)
+    found = products.settle(jnp.where(visible, found, -jnp.inf))
+    weights = products.settle(jnp.exp(found - products.row_max(found)))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, observed: tuple[int, ...]
+    q: jax.Array, k: jax.Array, v: jax.Array, observed: tuple[int, ...], products: Products
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs [B, T, N, H] and log-odds [B, N, T, C]."""
     early = max(observed, default=-1) + 1
-    queries, keys = group_queries(q, k.shape[2]), group_keys(k)
-    values = with_counters(group_keys(v), early)
+    queries = products.settle(group_queries(q, k.shape[2]))
+    keys = products.settle(group_keys(k))
+    values = products.settle(with_counters(group_keys(v), early))
     sums = []
     for start, stop, block in _spans(q.shape[1]):
         attend = functools.partial(
-            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], block
+            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], products, block
         )
         sums.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(sums, axis=3)
@@ -164,7 +177,12 @@ def _spans(length: int) -> list[tuple[int, int, int]]:
 
 
 def _attend_block(
-    q: jax.Array, k: jax.Array, values: jax.Array, block: int, begin: jax.Array | int
+    q: jax.Array,
+    k: jax.Array,
+    values: jax.Array,
+    products: Products,
+    block: int,
+    begin: jax.Array | int,
 ) -> jax.Array:
     """One block of queries, from `begin` on, against keys 0..S-1.
 
@@ -172,6 +190,7 @@ def _attend_block(
       q: [B, K, G, T, H], scaled; all queries.
       k: [B, K, S, H].
       values: [B, K, S, M], any columns.
+      products: how they are written.
       block: queries in the block.
       begin: position of its first query.
 
@@ -181,7 +200,7 @@ def _attend_block(
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     visible = begin + jnp.arange(block)[:, None] >= jnp.arange(k.shape[2])[None, :]
-    return weighted_sums(unnormalized(scores(q, k), visible), values)
+    return weighted_sums(unnormalized(scores(q, k), visible, products), values)
 
 
 def _log_odds(weights: jax.Array, observed: tuple[int, ...]) -> jax.Array:

@@ -4,8 +4,8 @@ At the first position every head attends to itself, so that a sink head's output
 ones it is the fill: `first` v_0, `zero` 0, `mean` the calibrated mean m_n. Summed over the sink
 heads of a layer and multiplied by o this is two vectors of size D a sequence,
 
-  at first  Σ_n v_0 o_n
-  later     Σ_{n first} v_0 o_n + Σ_{n mean} m_n o_n
+  at first  Σ_n o_n v_0
+  later     Σ_{n first} o_n v_0 + Σ_{n mean} o_n m_n
 
 and as the heads of a group share v_0, the sum over n is taken of the o_n beforehand, once a group.
 """
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 
 def first_token_term(v0: jax.Array, o: jax.Array) -> jax.Array:
-    """Σ_k v_0 (Σ_n o_n): the groups' first values [B, K, H], their o sums [K, H, D] -> [B, D]."""
-    term = jnp.einsum("bkh,khd->bd", v0, o, preferred_element_type=jnp.float32)
+    """Σ_k (Σ_n o_n) v_0: the groups' first values [B, K, H], their o sums [D, K, H] -> [B, D]."""
+    term = jnp.einsum("bkh,dkh->bd", v0, o, preferred_element_type=jnp.float32)
     return term.astype(v0.dtype)
 
 

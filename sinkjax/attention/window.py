@@ -25,12 +25,15 @@ from sinkjax.attention.full import (
     with_counters,
 )
 from sinkjax.mask import Window
+from sinkjax.products import PLAIN, Products
 
 BLOCK = 64
 """Queries a block."""
 
 
-def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> jax.Array:
+def window_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, products: Products = PLAIN
+) -> jax.Array:
     """Attention to s < c and t - w < s <= t alone.
 
     Args:
@@ -38,19 +41,21 @@ def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -
       k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
       v: [B, T, K, H].
       window: c and w.
+      products: how they are written.
 
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
     if _covers(window, q.shape[1]):
-        return causal_attention(q, k, v)
-    queries, keys = group_queries(q, k.shape[2]), group_keys(k)
-    values, sums = with_counters(group_keys(v), 0), []
+        return causal_attention(q, k, v, products)
+    queries = products.settle(group_queries(q, k.shape[2]))
+    keys = products.settle(group_keys(k))
+    values, sums = products.settle(with_counters(group_keys(v), 0)), []
     for start, stop, block in _runs(q.shape[1]):
 
         def attend(begin: jax.Array | int, block: int = block) -> jax.Array:
             found, visible = _block_scores(queries, keys, window, begin, block)
-            weights = unnormalized(found, visible)
+            weights = unnormalized(found, visible, products)
             return weighted_sums(weights, _cut(values, window, begin, block))
 
         sums.append(map_blocks(attend, start, stop, block))

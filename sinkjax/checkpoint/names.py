@@ -1,15 +1,10 @@
 """The one table between Hugging Face tensor names and the model's parameters.
 
-Hugging Face stores a projection as [out, in]; here it lies as [in..., out...] with heads as axes of
-their own. Both directions are derived from one entry a parameter.
+Both lay a weight out as [out, in]; here heads are axes of their own.
 """
 
 import dataclasses
-import math
 import re
-from typing import Literal
-
-import numpy as np
 
 from sinkjax.config import LlamaConfig
 
@@ -27,35 +22,13 @@ class Entry:
       name: of the tensor in a Hugging Face checkpoint.
       path: of the parameter inside `sinkjax.model.Llama`.
       shape: of the parameter.
-      kind: `linear` is stored transposed and flattened to two axes, `vector` flattened to one,
-        `table` as it is.
-      inputs: how many leading axes of a linear parameter are input axes.
+      stored_shape: the tensor's shape in a Hugging Face checkpoint.
     """
 
     name: str
     path: Path
     shape: tuple[int, ...]
-    kind: Literal["linear", "vector", "table"]
-    inputs: int = 1
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The tensor's shape in a Hugging Face checkpoint."""
-        if self.kind == "table":
-            return self.shape
-        if self.kind == "vector":
-            return (math.prod(self.shape),)
-        return (math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs]))
-
-    def from_stored(self, tensor: np.ndarray) -> np.ndarray:
-        """A tensor of `stored_shape` as a parameter of `shape`."""
-        return (tensor.T if self.kind == "linear" else tensor).reshape(self.shape)
-
-    def to_stored(self, parameter: np.ndarray) -> np.ndarray:
-        """The inverse of `from_stored`."""
-        if self.kind == "linear":
-            return np.ascontiguousarray(parameter.reshape(self.stored_shape[::-1]).T)
-        return parameter.reshape(self.stored_shape)
+    stored_shape: tuple[int, ...]
 
 
 def name_table(config: LlamaConfig) -> list[Entry]:
@@ -63,33 +36,33 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     vocab, embed, mlp = config.vocab_size, config.embed_dim, config.mlp_dim
     heads = (config.num_heads, config.head_dim)
     kv_heads = (config.num_kv_heads, config.head_dim)
-    table = [Entry("model.embed_tokens.weight", ("embedding",), (vocab, embed), "table")]
+    width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    table = []
+
+    def add(name: str, path: Path, shape: tuple[int, ...], stored: tuple[int, ...] | None = None):
+        table.append(Entry(name, path, shape, shape if stored is None else stored))
+
+    add("model.embed_tokens.weight", ("embedding",), (vocab, embed))
     for index in range(config.num_layers):
         prefix, at = f"model.layers.{index}", ("layers", index)
-        attention, feed = f"{prefix}.self_attn", f"{prefix}.mlp"
-        norms = (("input_layernorm", "attention_norm"), ("post_attention_layernorm", "mlp_norm"))
-        for theirs, ours in norms:
-            table.append(
-                Entry(f"{prefix}.{theirs}.weight", (*at, ours, "scale"), (embed,), "vector")
-            )
-        for letter, out in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            name, path = f"{attention}.{letter}_proj", (*at, "attention", letter)
-            table.append(Entry(f"{name}.weight", path, (embed, *out), "linear"))
+        add(f"{prefix}.input_layernorm.weight", (*at, "attention_norm", "scale"), (embed,))
+        add(f"{prefix}.post_attention_layernorm.weight", (*at, "mlp_norm", "scale"), (embed,))
+        inputs = (("q", heads, width), ("k", kv_heads, kv_width), ("v", kv_heads, kv_width))
+        for letter, out, flat in inputs:
+            name, path = f"{prefix}.self_attn.{letter}_proj", (*at, "attention", letter)
+            add(f"{name}.weight", path, (*out, embed), (flat, embed))
             if config.attention_bias:
-                biased = (*at, "attention", f"{letter}_bias")
-                table.append(Entry(f"{name}.bias", biased, out, "vector"))
-        path = (*at, "attention", "o")
-        table.append(Entry(f"{attention}.o_proj.weight", path, (*heads, embed), "linear", inputs=2))
+                add(f"{name}.bias", (*at, "attention", f"{letter}_bias"), out, (flat,))
+        name, path = f"{prefix}.self_attn.o_proj", (*at, "attention", "o")
+        add(f"{name}.weight", path, (embed, *heads), (embed, width))
         if config.attention_bias:
-            path = (*at, "attention", "o_bias")
-            table.append(Entry(f"{attention}.o_proj.bias", path, (embed,), "vector"))
-        for part, shape in (("gate", (embed, mlp)), ("up", (embed, mlp)), ("down", (mlp, embed))):
-            path = (*at, "mlp", part)
-            table.append(Entry(f"{feed}.{part}_proj.weight", path, shape, "linear"))
+            add(f"{name}.bias", (*at, "attention", "o_bias"), (embed,))
+        for part, shape in (("gate", (mlp, embed)), ("up", (mlp, embed)), ("down", (embed, mlp))):
+            name, path = f"{prefix}.mlp.{part}_proj", (*at, "mlp", part)
+            add(f"{name}.weight", path, shape)
             if config.mlp_bias:
-                path = (*at, "mlp", f"{part}_bias")
-                table.append(Entry(f"{feed}.{part}_proj.bias", path, shape[1:], "vector"))
-    table.append(Entry("model.norm.weight", ("norm", "scale"), (embed,), "vector"))
+                add(f"{name}.bias", (*at, "mlp", f"{part}_bias"), shape[:1])
+    add("model.norm.weight", ("norm", "scale"), (embed,))
     if not config.tie_embeddings:
-        table.append(Entry("lm_head.weight", ("head",), (embed, vocab), "linear"))
+        add("lm_head.weight", ("head",), (vocab, embed))
     return table

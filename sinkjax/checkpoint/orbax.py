@@ -30,7 +30,7 @@ from sinkjax.sharding import parameter_shardings
 
 MANIFEST = "sinkjax.json"
 _WEIGHTS = "weights"
-_FORMAT = 1
+_FORMAT = 2  # 1 had weights as [in..., out...]
 _ADVICE = "write the checkpoint again with python -m experiments.convert"
 
 

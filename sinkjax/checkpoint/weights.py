@@ -59,7 +59,7 @@ def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
 
     def parameter(path: Path) -> jax.Array:
         entry = entries[path]
-        value = entry.from_stored(source.read(entry.name)).astype(dtype, order="C", copy=False)
+        value = source.read(entry.name).reshape(entry.shape).astype(dtype, order="C", copy=False)
         return jax.device_put(value, shardings.get(path))
 
     return fill_model(abstract, parameter)
@@ -93,7 +93,7 @@ def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:
     parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
 
     def tensor(entry: Entry) -> Callable[[], np.ndarray]:
-        return lambda: entry.to_stored(np.asarray(parameters[entry.path][...]))
+        return lambda: np.asarray(parameters[entry.path][...]).reshape(entry.stored_shape)
 
     return {entry.name: tensor(entry) for entry in name_table(model.config)}
 

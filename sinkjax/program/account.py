@@ -23,7 +23,7 @@ from sinkjax.program.hlo import Scopes
 from sinkjax.specialize.plan import Block, LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
-_SCOPE = re.compile(r"/attention/(?:.*/)?(q|k|v|o|full|window|copy|sink)/")
+_SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|o|full|window|copy|sink)/")
 _PARAMETER = re.compile(r"parameters\['layers\.(\d+)\.(?:layer\.)?attention\.(\w+)'\]")
 _CACHE = re.compile(r"cache\.layers\[(\d+)\]\.(keys|values|bias)(?:\[(\d+)\])?")
 
@@ -132,13 +132,13 @@ class _LayerShares:
             keys.append({key_row: Fraction(1)})
             values.append({value_row: Fraction(1)})
         o += q
-        products = {
-            name: _shares(counts) for name, counts in zip("qkvo", (q, k, v, o), strict=True)
-        }
+        by_name = dict(q=q, k=k, v=v, o=o)
+        heads = {name: _shares(counts) for name, counts in by_name.items()}
+        products = {"qkv": _shares(q + k + v), "o": heads["o"]}
         sink = {"sink": Fraction(1)}
         parameters = {
-            **products,
-            **{f"{name}_bias": products[name] for name in "qkv"},
+            **heads,
+            **{f"{name}_bias": heads[name] for name in "qkv"},
             "o_bias": _REST,
             **dict.fromkeys(("sink_v", "sink_v_bias", "first_o", "other_o", "mean_bias"), sink),
         }

@@ -5,6 +5,7 @@ the models that share arrays with it, read the same buffers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,7 @@ from sinkjax.program.generate import (
     decode_steps,
     run,
 )
+from sinkjax.program.options import choose
 from sinkjax.program.scan import scanned
 from sinkjax.sampling import Sampler, draw
 
@@ -158,20 +160,21 @@ def compile(
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
     parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
     placement = _Placement(parameters, device)
+    choice = choose(placement.platform, placement.devices)
 
     def merged(arrays: Mapping[str, jax.Array]) -> nnx.Module:
         flat = [(path, v.replace(arrays[name])) for name, (path, v) in variables.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     def prefill(parameters, tokens, lengths, sampler):
-        logits, cache = merged(parameters).prefill(tokens, lengths=lengths, max_length=max_length)
+        logits, cache = merged(parameters).prefill(
+            tokens, lengths=lengths, max_length=max_length, products=choice.products
+        )
         return draw(logits, sampler, lengths), cache
 
     def decode(parameters, token, cache, remaining, sampler, stop_tokens):
-        model = merged(parameters)
-        return decode_steps(
-            model.decode, steps_per_call, token, cache, remaining, sampler, stop_tokens
-        )
+        step = functools.partial(merged(parameters).decode, products=choice.products)
+        return decode_steps(step, steps_per_call, token, cache, remaining, sampler, stop_tokens)
 
     weights = placement.weights()
     row, seed = placement.array((batch_size,)), placement.array((batch_size,), jnp.uint32)
@@ -188,6 +191,7 @@ def compile(
             prefill,
             (weights, tokens, row, sampler),
             out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
+            compiler_options=choice.compiler_options,
         )
         if cache is None:
             cache = placement.output(executables[bucket].compiled, 1)
@@ -204,6 +208,7 @@ def compile(
             (weights, row, cache, row, sampler, stop_tokens),
             donate=(2,),
             out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
+            compiler_options=choice.compiler_options,
         ),
         parameters=parameters if placement.runs_here else None,
     )
@@ -226,6 +231,8 @@ class _Placement:
                 self._small = sharding
             else:
                 self._small = NamedSharding(self._mesh, PartitionSpec())
+        on = [jax.devices()[0]] if self._small is None else list(self._small.device_set)
+        self.platform, self.devices = on[0].platform, len(on)
 
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """A small argument; on a mesh, every device has all of it."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -72,6 +72,7 @@ def build(
     *,
     donate: tuple[int, ...] = (),
     out_shardings: Any = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Executable:
     """Lowers and compiles a function, timing both.
 
@@ -81,13 +82,14 @@ def build(
       arguments: pytrees of `jax.ShapeDtypeStruct`.
       donate: positions of the arguments whose memory the outputs may take.
       out_shardings: as for `jax.jit`; None leaves them to XLA.
+      compiler_options: XLA's, for this compile alone.
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     jitted = jax.jit(function, donate_argnums=donate, **options)
     start = time.perf_counter()
     lowered = jitted.lower(*arguments)
     lowered_at = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
     compiled_at = time.perf_counter()
     stats = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}

@@ -38,7 +38,8 @@ _ARITHMETIC = frozenset(
     }
 )
 _FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
-_MATMUL_SOURCE = "/dot_general"  # the JAX primitive, whatever XLA made of it
+# The JAX primitive, whatever XLA made of it, or what `sinkjax.products` writes in its place.
+_MATMUL_SOURCE = re.compile(r"/dot_general(/(mul|reduce|reduce_sum))?$")
 
 
 Scopes = tuple[str, ...]
@@ -174,8 +175,9 @@ class Module:
     ) -> tuple[int, bool]:
         """Operations of one instruction, once, and whether they are a matrix product's.
 
-        XLA's TPU compiler makes products of one row a multiplication and a reduction: they count as
-        the product that they are, at the reduction.
+        XLA's TPU compiler, and on a CPU `sinkjax.products`, make products of few rows a
+        multiplication and a reduction, of several products at once where they share a row: they
+        count as the products that they are, at the reduction.
         """
         result = instruction.types[0]
         if instruction.opcode == "dot":
@@ -189,9 +191,11 @@ class Module:
             return self._count_custom_call(instruction, types), True
         if result.dtype not in _FLOATS:
             return 0, False
-        is_matmul = bool(scopes) and all(scope.endswith(_MATMUL_SOURCE) for scope in scopes)
+        is_matmul = bool(scopes) and all(map(_MATMUL_SOURCE.search, scopes))
         if instruction.opcode in ("reduce", "reduce-window"):
-            return (1 + is_matmul) * types[instruction.operands[0]][0].elements, is_matmul
+            reduced = instruction.operands[: len(instruction.operands) // 2]
+            elements = sum(types[name][0].elements for name in reduced)
+            return (1 + is_matmul) * elements, is_matmul
         if instruction.opcode not in _ARITHMETIC or (
             is_matmul and instruction.opcode == "multiply"
         ):

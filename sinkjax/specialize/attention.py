@@ -1,6 +1,6 @@
 """Attention of a layer whose heads take different paths."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from sinkjax.attention.copy import (
     keep_pattern,
 )
 from sinkjax.attention.full import cached_weights, causal_attention
-from sinkjax.attention.projection import add_bias, from_heads, to_heads
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.attention.window import window_attention
 from sinkjax.cache import (
@@ -23,17 +22,14 @@ from sinkjax.cache import (
     Layout,
     Whole,
     layout_of,
-    store_keys,
-    store_values,
-    sum_slots,
-    view_keys,
-    view_values,
+    new_store,
+    view_store,
     view_weights,
     window_layout,
-    write_keys,
-    write_values,
+    write_store,
 )
 from sinkjax.mask import Full, Window
+from sinkjax.products import PLAIN, Products, add_bias
 from sinkjax.rope import rotate
 from sinkjax.specialize.plan import Block, LayerPlan
 
@@ -43,10 +39,10 @@ class SpecializedAttention(nnx.Module):
 
     Attributes:
       plan: which heads lie where, static. Of the axes below, heads in the plan's order.
-      q: [D, computed heads, H]; k, v: [D, groups, H]; o: [computed and copied heads, H, D].
+      q: [computed heads, H, D]; k, v: [groups, H, D]; o: [D, computed and copied heads, H].
       q_bias, k_bias, v_bias: their biases; o_bias: [D].
-      sink_v: [D, groups with only `sink` heads, H], applied to the first token alone; sink_v_bias.
-      first_o: [groups, H, D], o summed over the `sink(first)` heads of each group that has any.
+      sink_v: [groups with only `sink` heads, H, D], applied to the first token alone; sink_v_bias.
+      first_o: [D, groups, H], o summed over the `sink(first)` heads of each group that has any.
       other_o: the same of all other `sink` heads.
       mean_bias: [D], the calibrated means of the `sink(mean)` heads through their o.
       Each is None where there is nothing of it.
@@ -70,13 +66,13 @@ class SpecializedAttention(nnx.Module):
         all_values = []
         for block, q, k, v in self._blocks(x, context):
             all_values.append(v)
-            outputs += _attend(block, q, k, v, patterns)
+            outputs += _attend(block, q, k, v, patterns, context.products)
             if context.max_length is not None:
-                keys.append(None if k is None else _store(store_keys, k, block.keys, context))
-                values.append(_store(store_values, v, block.values, context))
+                keys.append(None if k is None else _store(k, block.keys, context))
+                values.append(_store(v, block.values, context))
         with jax.named_scope("sink"):
             at_first, later = self._sink_biases(x, all_values)
-        out = self._merge(x, outputs)
+        out = self._merge(x, outputs, context.products)
         if at_first is not None or later is not None:
             nothing = jnp.zeros_like(x[:, 0])
             at_first, bias = (nothing if term is None else term for term in (at_first, later))
@@ -91,17 +87,18 @@ class SpecializedAttention(nnx.Module):
     ) -> tuple[jax.Array, Context, LayerCache]:
         """One token a row: as `sinkjax.model.Attention.decode`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
+        settle = context.products.settle
         stores = zip(self._blocks(x, context), cache.keys, cache.values, strict=True)
         for (block, q, k, v), key_store, value_store in stores:
             if k is not None:
                 layout = layout_of(block.keys, context.max_length)
-                key_store = write_keys(key_store, k, layout, context.lengths)
+                key_store = settle(write_store(key_store, k, layout, context.lengths))
             layout = layout_of(block.values, context.max_length)
-            value_store = write_values(value_store, v, layout, context.lengths)
+            value_store = settle(write_store(value_store, v, layout, context.lengths))
             outputs += _attend_stores(block, q, key_store, value_store, context, patterns)
             keys.append(key_store)
             values.append(value_store)
-        out = self._merge(x, outputs)
+        out = self._merge(x, outputs, context.products)
         if cache.bias is not None:
             out = out + cache.bias[:, None]
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
@@ -116,14 +113,16 @@ class SpecializedAttention(nnx.Module):
         """
         if not self.plan.blocks:
             return
-        q = k = None
-        if self.q is not None:
-            with jax.named_scope("q"):
-                q = rotate(to_heads(x, self.q, self.q_bias), context.cos, context.sin)
-            with jax.named_scope("k"):
-                k = rotate(to_heads(x, self.k, self.k_bias), context.cos, context.sin)
-        with jax.named_scope("v"):
-            v = to_heads(x, self.v, self.v_bias)
+        weights = [w[...] for w in (self.q, self.k, self.v) if w is not None]
+        with jax.named_scope("qkv"):
+            *q_and_k, v = context.products.project(x, *weights)
+            v = add_bias(v, self.v_bias)
+            q = k = None
+            if q_and_k:
+                q, k = (
+                    rotate(add_bias(heads, bias), context.cos, context.sin)
+                    for heads, bias in zip(q_and_k, (self.q_bias, self.k_bias), strict=True)
+                )
         q_at = k_at = v_at = 0
         for block in self.plan.blocks:
             queries, keys = [], None
@@ -137,12 +136,13 @@ class SpecializedAttention(nnx.Module):
             v_at += block.groups
             yield block, queries, keys, values
 
-    def _merge(self, x: jax.Array, outputs: list[jax.Array]) -> jax.Array:
+    def _merge(self, x: jax.Array, outputs: list[jax.Array], products: Products) -> jax.Array:
         """Outputs of all parts, [B, T, N, H] each, -> [B, T, D]; x gives the shape without any."""
         if not outputs:
             return add_bias(jnp.zeros_like(x), self.o_bias)
         with jax.named_scope("o"):
-            return from_heads(_concatenate(outputs, axis=2), self.o, self.o_bias)
+            (out,) = products.project(_concatenate(outputs, axis=2), self.o[...])
+            return add_bias(out, self.o_bias)
 
     def _sink_biases(
         self, x: jax.Array, values: list[jax.Array]
@@ -150,7 +150,8 @@ class SpecializedAttention(nnx.Module):
         """What the `sink` heads add, [B, D], at the first position and at all later ones."""
         v0 = [v[:, 0] for v in values]
         if self.sink_v is not None:
-            v0.append(to_heads(x[:, :1], self.sink_v, self.sink_v_bias)[:, 0])
+            (first,) = PLAIN.project(x[:, :1], self.sink_v[...])
+            v0.append(add_bias(first, self.sink_v_bias)[:, 0])
         v0 = _concatenate(v0, axis=1)
         at_first = later = None
         if self.first_o is not None:
@@ -165,7 +166,12 @@ class SpecializedAttention(nnx.Module):
 
 
 def _attend(
-    block: Block, queries: list[jax.Array], k: jax.Array | None, v: jax.Array, patterns: dict
+    block: Block,
+    queries: list[jax.Array],
+    k: jax.Array | None,
+    v: jax.Array,
+    patterns: dict,
+    products: Products,
 ) -> list[jax.Array]:
     """Outputs [B, T, N, H] of a block's parts over a prompt; adds the kept patterns."""
     outputs = []
@@ -175,9 +181,9 @@ def _attend(
                 patterns[part.name] = keep_pattern(q, k, part.path, v.dtype)
                 outputs.append(apply_pattern(patterns[part.name], v, part.path))
             elif isinstance(part.path, Window):
-                outputs.append(window_attention(q, k, v, part.path))
+                outputs.append(window_attention(q, k, v, part.path, products))
             else:
-                outputs.append(causal_attention(q, k, v))
+                outputs.append(causal_attention(q, k, v, products))
     for part in block.copied:
         with jax.named_scope("copy"):
             pattern = copied_pattern(patterns, part.sources)
@@ -194,22 +200,22 @@ def _attend_stores(
     patterns: dict,
 ) -> list[jax.Array]:
     """Outputs [B, 1, N, H] of a block's parts for one token a row; adds the kept weights."""
-    t, outputs = context.lengths, []
+    t, products, outputs = context.lengths, context.products, []
     value_layout = layout_of(block.values, context.max_length)
 
     def output(path: Full | Window, weights: jax.Array, layout: Layout) -> jax.Array:
         view = _view_layout(path, value_layout, context.max_length)
         weights = view_weights(weights, layout, view, t)
         grouped = weights.reshape(weights.shape[0], block.groups, -1, weights.shape[-1])
-        sums = sum_slots(grouped, view_values(values, value_layout, view, t))
+        sums = products.sum_slots(grouped, view_store(values, value_layout, view, t))
         return sums.reshape(sums.shape[0], 1, -1, sums.shape[-1])
 
     for part, q in zip(block.computed, queries, strict=True):
         with jax.named_scope(part.path.kind):
             key_layout = layout_of(block.keys, context.max_length)
             view = _view_layout(part.path, key_layout, context.max_length)
-            key_view = view_keys(keys, key_layout, view, t)
-            weights = cached_weights(q, key_view, block.groups, view.positions(t), t)
+            key_view = view_store(keys, key_layout, view, t)
+            weights = cached_weights(q, key_view, block.groups, view.positions(t), t, products)
             weights = weights.reshape(q.shape[0], q.shape[2], -1)
             if part.name is not None:
                 patterns[part.name] = SlotWeights(weights, view)
@@ -229,11 +235,9 @@ def _view_layout(path: Full | Window, store: Layout, max_length: int) -> Layout:
     return Whole(max_length)
 
 
-def _store(
-    store: Callable[..., jax.Array], x: jax.Array, span: Full | Window, context: Context
-) -> jax.Array:
-    """A prompt's keys or values as `store_keys` or `store_values` keep them."""
-    return store(x, layout_of(span, context.max_length), context.lengths)
+def _store(x: jax.Array, span: Full | Window, context: Context) -> jax.Array:
+    """A prompt's keys or values [B, T, K, H] as a store."""
+    return new_store(x, layout_of(span, context.max_length), context.lengths)
 
 
 def _slice(x: jax.Array, start: int, size: int) -> jax.Array:

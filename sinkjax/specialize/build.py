@@ -89,9 +89,9 @@ def _specialized(
 ) -> SpecializedAttention:
     """One layer's attention. means: float32 [N, H]."""
     new = {
-        "q": _heads(attention.q, order.q, axis=1),
-        "q_bias": _heads(attention.q_bias, order.q, axis=0),
-        "o": _heads(attention.o, order.o, axis=0),
+        "q": _heads(attention.q, order.q),
+        "q_bias": _heads(attention.q_bias, order.q),
+        "o": _heads(attention.o, order.o, axis=1),
         "o_bias": attention.o_bias,
         "first_o": _summed(attention.o, order.first),
         "other_o": _summed(attention.o, order.other),
@@ -99,12 +99,12 @@ def _specialized(
     }
     for name, groups in (("k", order.k), ("v", order.v), ("sink_v", order.sink_v)):
         source = name.removeprefix("sink_")
-        new[name] = _heads(getattr(attention, source), groups, axis=1)
-        new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups, axis=0)
+        new[name] = _heads(getattr(attention, source), groups)
+        new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
     return SpecializedAttention(plan, new)
 
 
-def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int) -> nnx.Param | None:
+def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:
     """These heads of a parameter, the parameter itself where they are all of it as it lies."""
     if parameter is None or not heads:
         return None
@@ -114,23 +114,23 @@ def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int) -> nnx.
 
 
 def _summed(o: nnx.Param, groups: Sequence[Sequence[int]]) -> nnx.Param | None:
-    """o [N, H, D] summed over the heads of each group: [groups, H, D]."""
+    """o [D, N, H] summed over the heads of each group: [D, groups, H]."""
     if not groups:
         return None
     wide = o[...].astype(jnp.float32)
-    sums = jnp.stack([wide[np.array(heads)].sum(axis=0) for heads in groups])
-    axes = ("kv_heads", *o.out_sharding[1:])
+    sums = jnp.stack([wide[:, np.array(heads)].sum(axis=1) for heads in groups], axis=1)
+    axes = (o.out_sharding[0], "kv_heads", o.out_sharding[2])
     return nnx.Param(sums.astype(o.dtype), out_sharding=axes, eager_sharding=False)
 
 
 def _mean_bias(o: nnx.Param, heads: Sequence[int], means: jax.Array | None) -> nnx.Param | None:
-    """Σ_n m_n o_n: o [N, H, D] and means float32 [N, H] -> [D]."""
+    """Σ_n o_n m_n: o [D, N, H] and means float32 [N, H] -> [D]."""
     if not heads:
         return None
     index = np.array(heads)
-    wide = o[...][index].astype(jnp.float32)
-    bias = jnp.einsum("nh,nhd->d", means[index], wide, precision="highest").astype(o.dtype)
-    return nnx.Param(bias, out_sharding=o.out_sharding[2:], eager_sharding=False)
+    wide = o[...][:, index].astype(jnp.float32)
+    bias = jnp.einsum("nh,dnh->d", means[index], wide, precision="highest").astype(o.dtype)
+    return nnx.Param(bias, out_sharding=o.out_sharding[:1], eager_sharding=False)
 
 
 def _shared(module: M) -> M:

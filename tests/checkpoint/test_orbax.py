@@ -21,10 +21,10 @@ from sinkjax.sharding import parameter_shardings, shard
 # The shape of each device's part, of two. 101 tokens do not divide, so the embedding stays whole.
 HALVES = {
     ("embedding",): (101, 48),
-    ("layers", 0, "attention", "q"): (48, 3, 8),
-    ("layers", 1, "attention", "k"): (48, 1, 8),
-    ("layers", 2, "attention", "o"): (3, 8, 48),
-    ("layers", 0, "mlp", "down"): (40, 48),
+    ("layers", 0, "attention", "q"): (3, 8, 48),
+    ("layers", 1, "attention", "k"): (1, 8, 48),
+    ("layers", 2, "attention", "o"): (48, 3, 8),
+    ("layers", 0, "mlp", "down"): (48, 40),
 }
 
 
@@ -172,17 +172,17 @@ def test_weights_of_another_shape_are_named_with_both_shapes(model, saved):
     (saved / MANIFEST).write_text(json.dumps(manifest))
     problems = refused(saved).problems
     assert len(problems) == 5 * model.config.num_layers  # three weights, two biases
-    assert any("(48, 80)" in problem and "(48, 81)" in problem for problem in problems)
+    assert any("(80, 48)" in problem and "(81, 48)" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
     ("content", "mention"),
     [
-        ('{"format": 1, "config"', "JSONDecodeError"),
+        ('{"format": 2, "config"', "JSONDecodeError"),
         ("[]", "TypeError"),
-        ('{"format": 2}', "has format 2; this version reads 1"),
-        ('{"format": 1}', "KeyError"),
-        ('{"format": 1, "config": {"rope": {}, "eos_token_ids": [], "colour": 1}}', "TypeError"),
+        ('{"format": 1}', "has format 1; this version reads 2"),
+        ('{"format": 2}', "KeyError"),
+        ('{"format": 2, "config": {"rope": {}, "eos_token_ids": [], "colour": 1}}', "TypeError"),
     ],
 )
 def test_a_damaged_manifest_is_refused(saved, content, mention):
