@@ -59,6 +59,16 @@ def signed_nats(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
 
 
+def brier(value: float) -> str:
+    """A Brier score: `0.0472`."""
+    return f"{value:.4f}"
+
+
+def signed_brier(value: float) -> str:
+    """A difference of two Brier scores: `-0.0021`."""
+    return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
+
+
 def relative(value: float) -> str:
     """By how much of itself something changed: `+1.25%`."""
     return f"{round(100 * value, 2) + 0.0:+.2f}%"
