@@ -15,6 +15,7 @@ import sinkjax
 from sinkjax.checkpoint import DTYPES
 from sinkjax.config import from_hf_config
 from sinkjax.errors import InputError
+from sinkjax.program.targets import WITHOUT_TPU
 from sinkjax.shapes import SHAPES, random_model
 
 Item = TypeVar("Item")
@@ -147,6 +148,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     def guarded(arguments: list[str]) -> int | None:
         _show_log()
+        if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
+            os.environ.update({**WITHOUT_TPU, **os.environ})
         try:
             if arguments[1:]:
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
