@@ -127,8 +127,8 @@ WITHOUT_TPU = {
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
-"""For the environment of a process on a machine that has no TPU: libtpu, where it is installed, asks
-for one at length, and is told this in place of an answer. Whatever is compiled for, it is the same.
+"""For the environment of a process on a machine that has no TPU: libtpu, where it is installed,
+asks around for one, and is told this in place of an answer. What is compiled for does not matter.
 """
 
 
