@@ -89,6 +89,21 @@ def mean_count(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def scaled(value: float) -> str:
+    """A large number of things, to four digits: `134.5 M`."""
+    return _scaled(value, ("", " k", " M", " G", " T", " P"))
+
+
+def size(value: float) -> str:
+    """A number of bytes, to four digits: `538.1 MB`."""
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def seconds(value: float) -> str:
+    """A duration: `4.6 s`."""
+    return f"{value:.1f} s"
+
+
 def head(layer: int, number: int) -> str:
     """`L3H5`: head 5 of layer 3, both from 0."""
     return f"L{layer}H{number}"
@@ -158,6 +173,15 @@ def point(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnot
     if value["value"] is None:
         return f"{UNDEFINED} {notes.mark(value['undefined'])}"
     return show(value["value"])
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    """A number with the largest unit of which it has one at least."""
+    power = 0
+    while abs(value) >= 999.95 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    digits = 4 - len(str(int(abs(value)))) if power else 0
+    return f"{value:.{digits}f}{units[power]}"
 
 
 def _bare(number: str) -> str:
