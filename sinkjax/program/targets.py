@@ -122,13 +122,15 @@ TARGETS = (
 
 
 WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
-"""For the environment of a process on a machine that has no TPU: libtpu, where it is installed,
-asks around for one, and is told this in place of an answer. What is compiled for does not matter.
+"""For the environment of a process on a machine that has no TPU. libtpu, where it is installed, asks
+around for one, and is told this in place of an answer, whatever is then compiled for; and it does
+not keep other processes from compiling as well.
 """
 
 
