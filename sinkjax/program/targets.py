@@ -128,9 +128,9 @@ WITHOUT_TPU = {
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
-"""For the environment of a process on a machine that has no TPU. libtpu, where it is installed, asks
-around for one, and is told this in place of an answer, whatever is then compiled for; and it does
-not keep other processes from compiling as well.
+"""For the environment of a process on a machine that has no TPU. libtpu, where it is installed,
+asks around for one, and is told this in place of an answer, whatever is then compiled for; and it
+does not keep other processes from compiling as well.
 """
 
 
