@@ -97,7 +97,7 @@ class _Instruction:
     name: str
     types: tuple[_Type, ...]  # of the result; several for a tuple
     opcode: str
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # of a parameter its number, of a constant its value
     attributes: str
 
     @functools.cached_property
@@ -174,15 +174,32 @@ class Module:
                 branches = [list(self._work(name, times, *inside)) for name in called]
                 yield from max(branches, key=lambda work: sum(item.operations for item in work))
                 continue
-            turns = times
-            if instruction.opcode == "while" and (known := _TRIPS.search(instruction.attributes)):
-                turns = times * int(known[1])
+            turns = times * self._turns(instruction)
             for name in called:
                 yield from self._work(name, turns, *inside)
             came_from = own or uses[instruction.name]
             operations, is_matmul = self._count(instruction, types, sums, came_from)
             if operations:
                 yield Work(scopes, operations * times, is_matmul)
+
+    def _turns(self, instruction: _Instruction) -> int:
+        """How often a loop turns; 1 where that is not known, and for all else.
+
+        Where the compiler does not say, as for TPUs, the loop's condition may: JAX's loops of known
+        length count from 0, while below it.
+        """
+        if instruction.opcode != "while":
+            return 1
+        if known := _TRIPS.search(instruction.attributes):
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
+        block = {each.name: each for each in self._computations[condition]}
+        *_, root = block.values()
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            counter, bound = (block[operand] for operand in root.operands)
+            if (counter.opcode, bound.opcode) == ("get-tuple-element", "constant"):
+                return int(bound.operands[0])
+        return 1
 
     def _sums(self, computation: str, passed: Sequence[bool]) -> dict[str, bool]:
         """Which values of a computation are products summed already, of a part at least.
@@ -285,7 +302,7 @@ def _parse(name: str, rest: str) -> _Instruction:
     closing = _closing(rest, opening)
     opcode = rest[end:opening].strip()
     inside = rest[opening + 1 : closing]
-    operands = (inside,) if opcode == "parameter" else tuple(_NAME.findall(inside))
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
     return _Instruction(name, types, opcode, operands, rest[closing + 1 :])
 
 
