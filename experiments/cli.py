@@ -1,16 +1,23 @@
 """What the command lines of the experiments share: the model's flags, and errors as messages."""
 
+import json
 import logging
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import jax.numpy as jnp
 from absl import app, flags
 from absl import logging as absl_logging
 
 import sinkjax
 from sinkjax.checkpoint import DTYPES
+from sinkjax.config import from_hf_config
 from sinkjax.errors import InputError
+from sinkjax.program.targets import WITHOUT_TPU
+from sinkjax.shapes import SHAPES, random_model
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,12 +26,15 @@ T, U = TypeVar("T"), TypeVar("U")
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
+_SHAPE = "shape:"
 
-def define_model_flags(*, many: bool = False) -> None:
+
+def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
     """Defines --model, --revision and --dtype for the calling script.
 
     Args:
       many: whether --model takes several models, with commas between them.
+      shapes: whether it takes `shape:NAME`, which has no tokenizer and no trained weights.
     """
     (flags.DEFINE_list if many else flags.DEFINE_string)(
         "model",
@@ -32,7 +42,13 @@ def define_model_flags(*, many: bool = False) -> None:
         ("The models, with commas between them, each" if many else "The model:")
         + " smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf "
         "file, a folder written by experiments.convert, or a Hub id such as "
-        "meta-llama/Llama-3.2-1B.",
+        "meta-llama/Llama-3.2-1B."
+        + (
+            " Or, without weights to fetch, shape:NAME or shape:FOLDER, which has a config.json; "
+            f"names are {', '.join(SHAPES)}."
+            if shapes
+            else ""
+        ),
     )
     flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored.")
@@ -55,8 +71,31 @@ def revision() -> str | None:
     return flags.FLAGS.revision
 
 
-def load_model(name: str) -> sinkjax.Llama:
-    """A model as --revision and --dtype say."""
+def load_config(name: str) -> sinkjax.LlamaConfig:
+    """A model's config; of `shape:...`, from the table of shapes or a folder's config.json."""
+    if not name.startswith(_SHAPE):
+        return sinkjax.load_config(name, revision=revision())
+    shape = name.removeprefix(_SHAPE)
+    if revision() is not None:
+        raise InputError(f"--model={name} has no revisions; leave --revision out")
+    if shape in SHAPES:
+        return SHAPES[shape]
+    path = pathlib.Path(shape).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        attributes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--model={name} is no known shape, and {path} cannot be read as JSON ({error}); known "
+            f"are {', '.join(SHAPES)}, or give a folder with a config.json, or such a file"
+        ) from error
+    return from_hf_config(attributes, str(path))
+
+
+def load_model(name: str, *, seed: int = 0) -> sinkjax.Llama:
+    """A model as --revision and --dtype say; of `shape:...`, with random weights of this seed."""
+    if name.startswith(_SHAPE):
+        return random_model(load_config(name), dtype=jnp.dtype(flags.FLAGS.dtype), seed=seed)
     return sinkjax.load(name, revision=revision(), dtype=flags.FLAGS.dtype)
 
 
@@ -110,6 +149,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     def guarded(arguments: list[str]) -> int | None:
         _show_log()
+        if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
+            os.environ.update({**WITHOUT_TPU, **os.environ})
         try:
             if arguments[1:]:
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")

@@ -1,20 +1,21 @@
 """What masks cost: each one's predictions held against the baseline's on the same tokens.
 
-  python -m experiments.quality --mask=mask.json --lengths=24,512
+  python -m experiments.quality --flagfile=configs/quality.flags --mask=mask.json
   python -m experiments.quality --mask='L0: 9f | L1-29: 9w(4,128)' --text=book.txt
   python -m experiments.quality --mask=mask.json --lengths=512 --passkey=0.1,0.5,0.9
 
 --mask takes files that sinkjax.save_mask wrote, with commas between them, or a mask's text form,
-and may be repeated; --plan takes the JSON file of a plan, whose mask for each length is measured.
-Texts are as in experiments.sweep; without --text and --prompts, windows of Python's own language
+and may be repeated; --plan takes the JSON file of a plan, whose mask for each length is measured,
+and whose rule holds where a continuation grows from one mask's lengths into the next one's. Texts
+are as in experiments.sweep; without --text and --prompts, windows of Python's own language
 reference.
 
 Measured are the KL of each token, NLL and perplexity, the agreement of the likeliest tokens, how
 long greedy continuations stay the same (--continuation_tokens), and whether a number hidden in the
 text is given back (--passkey), each with an interval from resampling windows.
 
-Everything goes to --output_dir: records.jsonl and measured/. A run that was stopped goes on where
-it was when the same command is given again.
+Everything goes to --output_dir: records.jsonl, measured/ (what each window gave), report.html and
+figures/. A run that was stopped goes on where it was when the same command is given again.
 """
 
 import sys
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 import sinkjax
 from experiments import cli, inputs, masks, terminal
-from sinkjax import sweep
+from sinkjax import report, sweep
 from sinkjax.errors import InputError
 from sinkjax.prompts import BOS_POLICIES
 from sinkjax.quality import SCORED, Cell, QualitySettings, plan_quality, run_quality
@@ -47,7 +48,7 @@ _PASSKEY = flags.DEFINE_list(
     "passkey", [], "Depths, from 0 to 1, at which numbers are hidden; none for no retrieval."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of window places, hidden numbers and resamples.")
-_OUTPUT = flags.DEFINE_string("output_dir", "results/quality", "Folder for the records.")
+_OUTPUT = flags.DEFINE_string("output_dir", "results/quality", "Folder for records and report.")
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def main() -> None:
     short = sorted({cell.length for cell in cells} - hidden) if hidden else []
     if short:
         console.print(f"No number is hidden in {', '.join(map(str, short))} tokens: no room.")
-    console.print(f"records: {_OUTPUT.value}/records.jsonl", soft_wrap=True)
+    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
 
 
 def _series() -> list[sweep.Series]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,26 +58,28 @@ class Provenance:
     selection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], **selection: Any) -> "Provenance":
-        """Of a mask made from one record of a sweep.
+    def from_records(cls, records: Sequence[Mapping[str, Any]], **selection: Any) -> "Provenance":
+        """Of a mask made from records of a sweep.
 
         Args:
-          record: of kind "cell" or "lengths".
-          selection: how its heads were chosen; the record's id is added to it.
+          records: of kind "cell" or "lengths", of one model, source, BOS policy, definition and
+            threshold.
+          selection: how its heads were chosen; the records' ids are added to it.
         """
-        model, source = record["model"], record["source"]
-        lengths = record["lengths"] if record["kind"] == "lengths" else [record["length"]]
+        first = records[0]
+        model, source = first["model"], first["source"]
+        lengths = {n for r in records for n in r.get("lengths", [r.get("length")])}
         return cls(
             model=model["name"],
             model_digest=model["model_digest"],
             tokenizer_digest=model["tokenizer_digest"],
-            bos=record["bos"],
+            bos=first["bos"],
             text=source["name"],
             text_sha256=source["sha256"],
-            lengths=tuple(lengths),
-            definition=record["definition"],
-            threshold=record["threshold"],
-            selection={**selection, "record": record["id"]},
+            lengths=tuple(sorted(lengths)),
+            definition=first["definition"],
+            threshold=first["threshold"],
+            selection={**selection, "records": [record["id"] for record in records]},
         )
 
 

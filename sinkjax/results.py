@@ -1,6 +1,6 @@
-"""The records of a sweep in its output folder, such that it can be killed at any moment.
+"""The records of a run in its output folder, such that it can be killed at any moment.
 
-  sweep.json         what defines the sweep: its specification
+  run.json           what defines the run: its specification
   records.jsonl      one record a line
   measured/ID.npz    arrays that records are made from
   .lock              held by the process that writes
@@ -19,13 +19,14 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.files import PARTIAL, replace_file, sync_folder
 
@@ -50,35 +51,35 @@ def identity(fields: Mapping[str, Any]) -> str:
 
 
 def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads a sweep's folder and changes nothing in it, also while a sweep writes to it.
+    """Reads a run's folder and changes nothing in it, also while the run writes to it.
 
     Args:
-      folder: the sweep's --output_dir.
+      folder: the run's --output_dir.
 
     Returns:
-      the sweep's specification, and its records in the order in which they were made. A last line
+      the run's specification, and its records in the order in which they were made. A last line
       that is torn, or still being written, is no record.
 
     Raises:
-      InputError: where the folder holds no sweep's results or cannot be read, or a line of its
+      InputError: where the folder holds no run's results or cannot be read, or a line of its
         records other than the last is damaged.
     """
     folder = Path(folder)
-    specified, records = folder / "sweep.json", folder / "records.jsonl"
+    specified, records = folder / "run.json", folder / "records.jsonl"
     try:
         specification = _specification(specified)
         content = records.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"{folder} holds no sweep's results that can be read ({reason}): give the --output_dir "
-            "of a sweep that has begun"
+            f"{folder} holds no results that can be read ({reason}): give the --output_dir of a "
+            "run that has begun"
         ) from error
     index, _, problems = _index(content)
     if problems:
         raise InputError(
-            f"{records} has been damaged or edited. Delete the lines named here, and run the sweep "
-            "again with the same --output_dir: it measures their cells anew.",
+            f"{records} has been damaged or edited. Delete the lines named here, and give the "
+            "same command again: it measures their cells anew.",
             *(f"{records}: {problem}" for problem in problems),
         )
     return specification, [json.loads(content[at : at + size]) for at, size in index.values()]
@@ -95,11 +96,11 @@ class Results:
 
         Args:
           folder: for users, the value of --output_dir.
-          specification: all that defines the sweep's cells, of JSON values.
+          specification: all that defines the run's cells, of JSON values.
 
         Raises:
           InputError: where the folder cannot be made or written, another process writes to it, it
-            holds another sweep's results, or a line of its records other than the last is damaged.
+            holds another run's results, or a line of its records other than the last is damaged.
         """
         self.folder = Path(folder)
         self._records = self.folder / "records.jsonl"
@@ -173,6 +174,26 @@ class Results:
         self._index[record_id] = (self._end, len(line))
         self._end += len(line)
 
+    def record(self, fields: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> bool:
+        """Adds the record of what `fields` say, unless it is there.
+
+        Args:
+          fields: all that decides the result, of JSON values: the record's id is their identity.
+          measure: gives the "result".
+
+        Returns:
+          whether it was measured now.
+
+        Raises:
+          InputError: where it cannot be written. The folder holds what it held before.
+        """
+        record_id = identity(fields)
+        if record_id in self:
+            return False
+        record = {"id": record_id, **fields, "result": measure()}
+        self.append({**record, "environment": environment()})
+        return True
+
     def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
         """Keeps arrays under a name, in place of those that it has; all of them or none.
 
@@ -228,8 +249,8 @@ class Results:
                 path.unlink()
 
     def _bind(self, specification: Mapping[str, Any]) -> None:
-        """Makes the folder this sweep's, or raises InputError where it is another's."""
-        path = self.folder / "sweep.json"
+        """Makes the folder this run's, or raises InputError where it is another's."""
+        path = self.folder / "run.json"
         wanted = json.loads(_json(specification))
         used = _size(self._records) > 0 or any(self._measured.iterdir())
         advice = "Give another folder, or delete this one if its results are not needed."
@@ -238,20 +259,20 @@ class Results:
                 found = _specification(path)
             except ValueError as error:
                 raise InputError(
-                    f"--output_dir: {path} is no sweep's specification: it has been damaged, or is "
+                    f"--output_dir: {path} is no run's specification: it has been damaged, or is "
                     f"another program's. {advice}"
                 ) from error
             if found == wanted:
                 return
             if used:
                 raise InputError(
-                    f"--output_dir: {self.folder} holds the results of another sweep. {advice}",
+                    f"--output_dir: {self.folder} holds the results of another run. {advice}",
                     *_differences(found, wanted),
                 )
         elif used:
             raise InputError(
                 f"--output_dir: {self.folder} holds results without a {path.name} that says of "
-                f"what sweep. {advice}"
+                f"what run. {advice}"
             )
         self._replace(path, _json({"specification": wanted}, indent=2) + b"\n")
 
@@ -304,7 +325,7 @@ def _json(value: Any, **options: Any) -> bytes:
 
 
 def _specification(path: Path) -> dict[str, Any]:
-    """What `sweep.json` says; ValueError where it is not one."""
+    """What `run.json` says; ValueError where it is not one."""
     content = json.loads(path.read_bytes())
     specification = content.get("specification") if isinstance(content, dict) else None
     if not isinstance(specification, dict):
@@ -357,7 +378,7 @@ def _differences(found: Any, wanted: Any, field: str = "") -> Iterator[str]:
             name = f"{field}.{key}" if field else key
             yield from _differences(found.get(key, _MISSING), wanted.get(key, _MISSING), name)
     elif found != wanted:
-        yield f"{field or 'the sweep'} is {_shown(found)} there and {_shown(wanted)} here"
+        yield f"{field or 'the run'} is {_shown(found)} there and {_shown(wanted)} here"
 
 
 def _shown(value: Any) -> str:

@@ -111,6 +111,27 @@ def consistent_in_record(
     )
 
 
+def consistent_in_cells(
+    cells: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    min_share: float = 0.9,
+    num_kv_heads: int | None = None,
+) -> SinkMask:
+    """The consistent heads of some lengths of a sweep, from their records.
+
+    Args:
+      cells: records of kind "cell", one a length, of one definition and threshold.
+      path, min_share, num_kv_heads: as for `consistent`, whose mask this is.
+
+    Raises:
+      ValueError: for a min_share outside (0, 1] or K that does not divide N. Also InputError of
+        `SinkMask`.
+    """
+    shares = [record["result"]["per_head"] for record in cells]
+    return _held_by(np.min(shares, axis=0), path, min_share, num_kv_heads)
+
+
 def above_quantile(
     scores: np.ndarray, path: Path, *, quantile: float, num_kv_heads: int | None = None
 ) -> SinkMask:

@@ -1,6 +1,15 @@
-"""Shapes of well-known Llamas, for programs that are compiled and measured without any weights."""
+"""Shapes of well-known Llamas, for programs that are compiled and timed without their weights."""
 
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sinkjax.checkpoint.weights import abstract_model, fill_model
 from sinkjax.config import LlamaConfig, RopeConfig
+from sinkjax.model import Llama
 
 
 def _llama3_rope(factor: float) -> RopeConfig:
@@ -91,3 +100,28 @@ SHAPES: dict[str, LlamaConfig] = {
     ),
 }
 """By name, as each model's `config.json` has them, without the token ids that no program reads."""
+
+
+def random_model(config: LlamaConfig, *, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> Llama:
+    """A model of random weights, of which time and memory are those of trained ones.
+
+    Args:
+      config: its shape.
+      dtype: of the parameters.
+      seed: of the draws, uniform with the config's initializer_range as standard deviation, about 1
+        where they are a norm's scale.
+    """
+    abstract = abstract_model(config, dtype)
+    shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
+    width = np.float32(math.sqrt(12) * config.initializer_range)
+    # Not `Llama(config, rngs=...)`: jax.random's normal numbers take ten times as long on a CPU.
+    rng = np.random.Generator(np.random.SFC64(seed))
+
+    def draw(path: tuple) -> jax.Array:
+        values = rng.random(shapes[path], np.float32)
+        values -= np.float32(0.5)
+        values *= width
+        values += np.float32("scale" in path)
+        return jax.device_put(values.astype(dtype, copy=False))
+
+    return fill_model(abstract, draw)

@@ -20,7 +20,6 @@ import numpy as np
 
 from sinkjax.config import LlamaConfig
 from sinkjax.digest import model_digest, tokenizer_digest, tokens_digest
-from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.measure import DEFINITIONS, MAX_KEY_POSITIONS, measure_sinks
 from sinkjax.model import Llama
@@ -375,16 +374,12 @@ def _run_series(
     }
     scores, norms = {}, {}
     for length, tokens in series.tokens.items():
-        parts = list(_measured(tokens, settings, model, described, results, on_progress))
+        parts = list(measure_chunks(tokens, settings, model, described, results, on_progress))
         scores[length] = np.concatenate([part["scores"] for part in parts], axis=1)
         norms[length] = np.concatenate([part["output_norm"] for part in parts])
 
     def append(kind: str, what: dict[str, Any], summarize: Callable[[], dict[str, Any]]) -> None:
-        fields = {"kind": kind, **common, **what}
-        record_id = identity(fields)
-        if record_id not in results:
-            record = {"id": record_id, **fields, "result": summarize()}
-            results.append({**record, "environment": environment()})
+        results.record({"kind": kind, **common, **what}, summarize)
         on_progress(Progress("record", f"{kind} of {series.source.prompts.name}", records=1))
 
     lengths = sorted(series.tokens)
@@ -430,7 +425,7 @@ def _run_series(
             )
 
 
-def _measured(
+def measure_chunks(
     tokens: np.ndarray,
     settings: Settings,
     model: Llama,

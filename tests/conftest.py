@@ -1,11 +1,13 @@
 """Shared fixtures, and the strictest settings that JAX has, for every test.
 
-Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ranks.
+Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ranks. Compilers for
+devices that are not here are installed, and JAX is not to look for these devices.
 """
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""A sweep's folder through kills, torn and damaged files, full disks and a second writer."""
+"""A run's folder through kills, torn and damaged files, full disks and a second writer."""
 
 import contextlib
 import json
@@ -171,7 +171,7 @@ def test_another_sweeps_folder_is_refused_with_what_differs(folder):
     with pytest.raises(InputError) as caught:
         Results(folder, other)
     summary, *differences = caught.value.problems
-    assert summary.startswith(f"--output_dir: {folder} holds the results of another sweep.")
+    assert summary.startswith(f"--output_dir: {folder} holds the results of another run.")
     assert differences == [
         "lengths is [2, 4] there and [2, 8] here",
         "seed is missing there and 1 here",
@@ -184,13 +184,13 @@ def test_a_folder_without_results_takes_a_new_specification(tmp_path):
     Results(tmp_path, SPECIFICATION).close()
     with Results(tmp_path, {"other": 1}) as results:
         results.put_arrays("one", a=np.zeros(1))
-    with pytest.raises(InputError, match="another sweep"):
+    with pytest.raises(InputError, match="another run"):
         Results(tmp_path, SPECIFICATION)
 
 
 def test_results_without_a_specification_are_refused(folder):
-    (folder / "sweep.json").unlink()
-    with pytest.raises(InputError, match=r"without a sweep\.json"):
+    (folder / "run.json").unlink()
+    with pytest.raises(InputError, match=r"without a run\.json"):
         Results(folder, SPECIFICATION)
     with pytest.raises(InputError, match=r"No such file.*give the --output_dir"):
         read_records(folder)
@@ -198,10 +198,10 @@ def test_results_without_a_specification_are_refused(folder):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"specification": 3}', b"\xff"])
 def test_a_damaged_specification_is_refused(content, folder):
-    (folder / "sweep.json").write_bytes(content)
-    with pytest.raises(InputError, match="no sweep's specification"):
+    (folder / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match="no run's specification"):
         Results(folder, SPECIFICATION)
-    with pytest.raises(InputError, match="no sweep's results"):
+    with pytest.raises(InputError, match="holds no results"):
         read_records(folder)
 
 
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be opened: Not a directory.*give another"):
         Results(tmp_path / "file" / "sweep", SPECIFICATION)
-    with pytest.raises(InputError, match="no sweep's results"):
+    with pytest.raises(InputError, match="holds no results"):
         read_records(tmp_path / "nothing")
 
 
@@ -347,7 +347,7 @@ for trial in range(trials):
     appended, total = appended + new, total + new
     killed_early += not acknowledged
     kept = max([kept, *(int(line[:-1]) for line in acknowledged if line.endswith("a"))])
-    if not os.path.exists(f"{folder}/sweep.json"):
+    if not os.path.exists(f"{folder}/run.json"):
         continue
     size = os.path.getsize(f"{folder}/records.jsonl")
     _, read = read_records(folder)
@@ -367,7 +367,7 @@ for trial in range(trials):
         values = set(arrays["value"].tolist())
         assert len(values) == 1
         assert kept <= values.pop() <= appended - 1
-    assert set(os.listdir(folder)) == {".lock", "measured", "records.jsonl", "sweep.json"}
+    assert set(os.listdir(folder)) == {".lock", "measured", "records.jsonl", "run.json"}
     assert os.listdir(folder + "/measured") in ([], ["arrays.npz"])
 print(json.dumps({"appended": total, "torn": torn, "killed_early": killed_early}))
 """

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+from flax import nnx
 
 import sinkjax
-from sinkjax.shapes import SHAPES
+from sinkjax.shapes import SHAPES, random_model
 
 
 def test_the_table_agrees_with_the_real_model(smollm2_gguf):
@@ -33,3 +35,18 @@ def test_parameters_add_up_to_the_published_number(name, billions):
     tables = (1 if c.tie_embeddings else 2) * c.vocab_size * c.embed_dim
     total = c.num_layers * layer + tables + c.embed_dim
     assert total / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_random_weights_have_the_spread_and_the_seed_asked_for():
+    config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=1, vocab_size=256)
+    one, same, other = (random_model(config, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.embedding[...], same.embedding[...])
+    assert not np.array_equal(one.embedding[...], other.embedding[...])
+    wanted = sinkjax.Llama(config, rngs=nnx.Rngs(0))
+    for (path, found), (_, made) in zip(
+        nnx.to_flat_state(nnx.state(one)), nnx.to_flat_state(nnx.state(wanted)), strict=True
+    ):
+        assert (found.shape, found.dtype) == (made.shape, made.dtype), path
+        assert np.mean(found) == pytest.approx(float(np.mean(made)), abs=2e-3), path
+        if "scale" not in path:
+            assert np.std(found) == pytest.approx(config.initializer_range, rel=0.02), path

@@ -73,7 +73,7 @@ Pattern = tuple[jax.Array, ...]
 def causal_pattern(q: jax.Array, k: jax.Array, dtype: jnp.dtype) -> Pattern:
     """The attention of `causal_attention` itself, in `dtype`, in memory that grows with T²."""
     queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
-    for start, stop, _ in _spans(q.shape[1]):
+    for start, stop, _ in query_spans(q.shape[1]):
         visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
         found = scores(queries[:, :, :, start:stop], keys[:, :, :stop])
         weights = jax.nn.softmax(jnp.where(visible, found, -jnp.inf), axis=-1).astype(dtype)
@@ -129,7 +129,7 @@ def _attend(
     keys = products.settle(group_keys(k))
     values = products.settle(with_counters(group_keys(v), early))
     sums = []
-    for start, stop, block in _spans(q.shape[1]):
+    for start, stop, block in query_spans(q.shape[1]):
         attend = functools.partial(
             _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], products, block
         )
@@ -163,7 +163,7 @@ def with_counters(v: jax.Array, early: int) -> jax.Array:
     return jnp.concatenate([v.astype(dtype), counters.astype(dtype)], axis=-1)
 
 
-def _spans(length: int) -> list[tuple[int, int, int]]:
+def query_spans(length: int) -> list[tuple[int, int, int]]:
     """(start, stop, block) of runs of queries that share one key length, `stop`.
 
     Every run but the last is a whole number of blocks; what is left over is a block of its own.

@@ -66,12 +66,15 @@ class Sizes:
       length: T, the bucket of a prefill; None for a decode step.
       max_length: tokens that a row of the cache has room for.
       itemsize: bytes of a parameter and of a cached number.
+      blocked: whether pairs of a prompt come in blocks, as programs work on them. Without, a query
+        meets the keys that it sees, and no more: what attention's definition asks for.
     """
 
     batch_size: int
     length: int | None
     max_length: int
     itemsize: int
+    blocked: bool = True
 
 
 def predict(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> dict[str, Cost]:
@@ -184,7 +187,7 @@ def _strongest(heads: Sequence[_Head]) -> str:
 
 def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
     """Columns of the product of attention weights and values."""
-    if sizes.length is None or not head.has_queries or head.is_copied:
+    if sizes.length is None or not head.has_queries or head.is_copied or not sizes.blocked:
         return head_dim
     return head_dim + 1
 
@@ -193,6 +196,9 @@ def _pairs(span: Full | Window, sizes: Sizes) -> int:
     """P of one head and row."""
     if sizes.length is None:
         return _slots([span], sizes)
+    if not sizes.blocked:
+        seen = sizes.length if span == Full() else min(span.sinks + span.recent, sizes.length)
+        return seen * (seen + 1) // 2 + (sizes.length - seen) * seen
     if isinstance(span, Window) and span.sinks + span.recent < sizes.length:
         return _window_pairs(span, sizes.length)
     return _full_pairs(sizes.length)

@@ -29,6 +29,13 @@ _CALLED = re.compile(
 _CALLERS = frozenset({"call", "fusion", "while", "conditional", "async-start", "custom-call"})
 _BUNDLES = frozenset({"tuple", "get-tuple-element"})  # of values that have nothing in common
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
+_VIEWS = frozenset(
+    {
+        *("bitcast", "convert", "copy", "get-tuple-element", "pad", "reshape", "slice"),
+        *("transpose", "tuple"),
+    }
+)
+_SUMS = frozenset({"dot", "convolution", "reduce", "reduce-window"})
 _ARITHMETIC = frozenset(
     {
         *("add", "subtract", "multiply", "divide", "remainder", "power", "maximum", "minimum"),
@@ -91,7 +98,7 @@ class _Instruction:
     name: str
     types: tuple[_Type, ...]  # of the result; several for a tuple
     opcode: str
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # of a parameter its number, of a constant its value
     attributes: str
 
     @functools.cached_property
@@ -115,7 +122,7 @@ class Module:
         self._read(text)
         self.arguments = tuple(self._arguments())
         self.uncounted: collections.Counter[str] = collections.Counter()
-        self.work = tuple(self._work(self._entry, 1, [], ()))
+        self.work = tuple(self._work(self._entry, 1, [], (), []))
 
     def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
         """Operations of all instructions that came from a scope: a regular expression, anywhere."""
@@ -143,41 +150,93 @@ class Module:
             yield Argument(parameter.scope, array.shape, array.elements * _bytes(array.dtype))
 
     def _work(
-        self, computation: str, times: int, passed: Sequence[Scopes], caller: Scopes
+        self,
+        computation: str,
+        times: int,
+        passed: Sequence[Scopes],
+        caller: Scopes,
+        passed_sums: Sequence[bool],
     ) -> Iterator[Work]:
-        """What one computation does, run so often; the rest as of `_scopes`."""
+        """What one computation does, run so often; the rest as of `_scopes` and `_sums`."""
         block = self._computations[computation]
         types = {instruction.name: instruction.types for instruction in block}
         sources, uses = _scopes(block, passed, caller)
+        sums = self._sums(computation, passed_sums)
         for instruction in block:
             own = (instruction.scope,) if instruction.scope else ()
             scopes = own or _joined([sources[instruction.name], uses[instruction.name]])
             called = _called(instruction) if instruction.opcode in _CALLERS else []
-            inside = [sources.get(operand, ()) for operand in instruction.operands], scopes
+            inside = (
+                [sources.get(operand, ()) for operand in instruction.operands],
+                scopes,
+                [sums.get(operand, False) for operand in instruction.operands],
+            )
             if instruction.opcode == "conditional":
                 branches = [list(self._work(name, times, *inside)) for name in called]
                 yield from max(branches, key=lambda work: sum(item.operations for item in work))
                 continue
-            turns = times
-            if instruction.opcode == "while" and (known := _TRIPS.search(instruction.attributes)):
-                turns = times * int(known[1])
+            turns = times * self._turns(instruction)
             for name in called:
                 yield from self._work(name, turns, *inside)
-            operations, is_matmul = self._count(instruction, types, own or uses[instruction.name])
+            came_from = own or uses[instruction.name]
+            operations, is_matmul = self._count(instruction, types, sums, came_from)
             if operations:
                 yield Work(scopes, operations * times, is_matmul)
+
+    def _turns(self, instruction: _Instruction) -> int:
+        """How often a loop turns; 1 where that is not known, and for all else.
+
+        Where the compiler does not say, as for TPUs, the loop's condition may: JAX's loops of known
+        length count from 0, while below it.
+        """
+        if instruction.opcode != "while":
+            return 1
+        if known := _TRIPS.search(instruction.attributes):
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
+        block = {each.name: each for each in self._computations[condition]}
+        *_, root = block.values()
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            counter, bound = (block[operand] for operand in root.operands)
+            if (counter.opcode, bound.opcode) == ("get-tuple-element", "constant"):
+                return int(bound.operands[0])
+        return 1
+
+    def _sums(self, computation: str, passed: Sequence[bool]) -> dict[str, bool]:
+        """Which values of a computation are products summed already, of a part at least.
+
+        Args:
+          computation: its name.
+          passed: whether what the caller passes in is.
+        """
+        sums: dict[str, bool] = {}
+        for instruction in self._computations[computation]:
+            operands = [sums.get(operand, False) for operand in instruction.operands]
+            found = instruction.opcode in _SUMS or _is_gemm(instruction)
+            if instruction.opcode == "parameter":
+                number = int(instruction.operands[0])
+                found = number < len(passed) and passed[number]
+            elif instruction.opcode in _VIEWS:
+                found = any(operands)
+            elif instruction.opcode == "fusion":
+                (fused,) = _called(instruction)
+                found = list(self._sums(fused, operands).values())[-1]
+            sums[instruction.name] = found
+        return sums
 
     def _count(
         self,
         instruction: _Instruction,
         types: Mapping[str, tuple[_Type, ...]],
+        sums: Mapping[str, bool],
         scopes: Scopes,
     ) -> tuple[int, bool]:
         """Operations of one instruction, once, and whether they are a matrix product's.
 
-        XLA's TPU compiler, and on a CPU `sinkjax.products`, make products of few rows a
-        multiplication and a reduction, of several products at once where they share a row: they
-        count as the products that they are, at the reduction.
+        XLA, and on a CPU `sinkjax.products`, make products of few rows a multiplication and a
+        reduction, of several products at once where they share a row: they count as the products
+        that they are, at the reduction. One that adds up the parts of a product that was split
+        along its inner axis is no product again.
         """
         result = instruction.types[0]
         if instruction.opcode == "dot":
@@ -193,6 +252,7 @@ class Module:
             return 0, False
         is_matmul = bool(scopes) and all(map(_MATMUL_SOURCE.search, scopes))
         if instruction.opcode in ("reduce", "reduce-window"):
+            is_matmul = is_matmul and not sums.get(instruction.operands[0], False)
             reduced = instruction.operands[: len(instruction.operands) // 2]
             elements = sum(types[name][0].elements for name in reduced)
             return (1 + is_matmul) * elements, is_matmul
@@ -205,9 +265,8 @@ class Module:
     def _count_custom_call(
         self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
     ) -> int:
-        found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-        target = found[1] if found else ""
-        if not target.startswith(_GEMMS):
+        target = _target(instruction)
+        if not _is_gemm(instruction):
             if not _moves_data(target):
                 self.uncounted[target] += 1
             return 0
@@ -217,11 +276,21 @@ class Module:
         return 2 * instruction.types[0].elements * math.prod(shape[axis] for axis in contracted)
 
 
+def _target(instruction: _Instruction) -> str:
+    """Of a custom call."""
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def _is_gemm(instruction: _Instruction) -> bool:
+    return instruction.opcode == "custom-call" and _target(instruction).startswith(_GEMMS)
+
+
 def _moves_data(target: str) -> bool:
     """Whether a custom call computes nothing: buffers, layouts, sorting, annotations."""
     return bool(
         re.search(
-            r"(?i)bitcast|alloc|sharding|gatherindices|topk|sort|annotate|custom-barrier", target
+            r"(?i)bitcast|alloc|sharding|gather\w*indices|topk|sort|annotate|custom-barrier", target
         )
     )
 
@@ -237,7 +306,7 @@ def _parse(name: str, rest: str) -> _Instruction:
     closing = _closing(rest, opening)
     opcode = rest[end:opening].strip()
     inside = rest[opening + 1 : closing]
-    operands = (inside,) if opcode == "parameter" else tuple(_NAME.findall(inside))
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
     return _Instruction(name, types, opcode, operands, rest[closing + 1 :])
 
 

@@ -121,6 +121,19 @@ TARGETS = (
 """What `target_device` knows."""
 
 
+WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+}
+"""For the environment of a process on a machine that has no TPU. libtpu, where it is installed,
+asks around for one, and is told this in place of an answer, whatever is then compiled for; and it
+does not keep other processes from compiling as well.
+"""
+
+
 def target_device(target: str) -> jax.Device:
     """One device of a kind, to compile for.
 
@@ -166,5 +179,5 @@ def _cuda_device(target: str, gpu: _Gpu) -> jax.Device:
 def _missing(target: str, extra: str) -> str:
     return (
         f"--target={target} needs XLA's compiler for it, which is not installed: "
-        f"pip install 'sinkjax[targets-{extra}]'"
+        f"pip install -e '.[targets-{extra}]' in the checkout"
     )

@@ -8,7 +8,7 @@ Axes: B batch, P scored positions, D model size, V vocabulary, C positions of a 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,21 @@ def compare_tokens(
     return _compare(*heads, baseline_residual, candidate_residual, next_tokens)
 
 
+def token_divergences(
+    model: Llama, baseline_residual: jax.Array, candidate_residual: jax.Array
+) -> jax.Array:
+    """The KL of `compare_tokens` alone, of two residual streams of one model.
+
+    Args:
+      model: whose norm and head are used for both.
+      baseline_residual, candidate_residual: [B, P, D], streams after the last layer.
+
+    Returns:
+      float32 [B, P], KL(baseline ‖ candidate) in nats.
+    """
+    return _divergences(_Head(model), baseline_residual, candidate_residual)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _enter(
     config: LlamaConfig, embedding: nnx.Param, tokens: jax.Array, lengths: jax.Array
@@ -169,6 +184,16 @@ def _compare(
     return _by_blocks(block, baseline_residual, candidate_residual, next_tokens)
 
 
+@jax.jit
+def _divergences(
+    head: _Head, baseline_residual: jax.Array, candidate_residual: jax.Array
+) -> jax.Array:
+    def block(x: jax.Array, y: jax.Array) -> jax.Array:
+        return _kl(head.logits(jnp.stack([x, y])))
+
+    return _by_blocks(block, baseline_residual, candidate_residual)
+
+
 def _kl(logits: jax.Array) -> jax.Array:
     """KL(p ‖ q) of float32 [2, C, V]: float32 [C].
 
@@ -198,7 +223,7 @@ def _likeliest(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
 
 
-def _by_blocks(block: Callable[..., NamedTuple], *arrays: jax.Array) -> NamedTuple:
+def _by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
     """`block` of [C, ...] slices of [B, P, ...] arrays, one after another; its [B, P] results."""
     shape = arrays[0].shape[:2]
     count = shape[0] * shape[1]

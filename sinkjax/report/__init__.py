@@ -1,4 +1,4 @@
-"""The report of a sweep, from its records only: the same records give the same bytes."""
+"""Reports of runs, from their records only: the same records give the same bytes."""
 
 from sinkjax.report.tables import Table, summary_tables
 from sinkjax.report.write import write_report

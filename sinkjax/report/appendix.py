@@ -1,11 +1,11 @@
-"""Tables that only the report has: what was run, and the data of every layer and head."""
+"""Tables that only reports have: what was run, and the data of every layer and head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Curve, Sweep
+from sinkjax.report.records import Curve
 from sinkjax.report.tables import Table
 
 _ROLES = {
@@ -15,13 +15,12 @@ _ROLES = {
 }
 
 
-def models_table(sweep: Sweep) -> Table:
-    """What identifies each model: a column a model."""
-    models = sweep.specification["models"]
+def models_table(models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What identifies each model, as records describe it, by its name: a column a model."""
     return Table(
         title="Models",
-        columns=("", *map(sweep.model_name, models)),
-        rows=_properties(models, without=("name",)),
+        columns=("", *models),
+        rows=_properties(list(models.values()), without=("name",)),
         notes=(
             "model_digest: sha256 over the parameters and what of the configuration decides the "
             "logits. tokenizer_digest: over the tokenizer's whole definition.",
@@ -30,7 +29,7 @@ def models_table(sweep: Sweep) -> Table:
     )
 
 
-def sources_table(sweep: Sweep) -> Table:
+def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
     """Which texts were used, and at which lengths."""
     return Table(
         title="Texts",
@@ -42,32 +41,29 @@ def sources_table(sweep: Sweep) -> Table:
                 ", ".join(map(formats.count, source.get("lengths", ()))),
                 source["sha256"],
             )
-            for source in sweep.specification["sources"]
+            for source in sources
         ),
         labels=4,
     )
 
 
-def settings_table(sweep: Sweep) -> Table:
-    """Everything else that defines the sweep."""
-    settings = {
-        name: value
-        for name, value in sweep.specification.items()
-        if name not in ("models", "sources")
-    }
+def settings_table(specification: Mapping[str, Any]) -> Table:
+    """Everything else that defines the run."""
+    described = ("experiment", "model", "models", "sources", "candidates")
+    settings = {name: value for name, value in specification.items() if name not in described}
     return Table(
         title="Settings", columns=("setting", "value"), rows=_properties([settings]), labels=2
     )
 
 
-def environments_table(sweep: Sweep) -> Table:
+def environments_table(environments: Sequence[Mapping[str, Any]]) -> Table:
     """What the records were made with: a column for each environment."""
-    numbers = [f"environment {index}" for index in range(1, len(sweep.environments) + 1)]
+    numbers = [f"environment {index}" for index in range(1, len(environments) + 1)]
     return Table(
         title="Versions and device",
         columns=("", *(numbers if len(numbers) > 1 else ["all records"])),
-        rows=_properties(sweep.environments),
-        labels=1 + len(sweep.environments),
+        rows=_properties(environments),
+        labels=1 + len(environments),
     )
 
 

@@ -125,14 +125,14 @@ class Sheet:
         } | style
         self.figure.text(left / WIDTH, 1 - top / self.height, drawable(text), **style)
 
-    def legend(self, handles: Iterable[Line2D | Patch]) -> None:
-        """One row of keys under the headline."""
+    def legend(self, handles: Iterable[Line2D | Patch], columns: int | None = None) -> None:
+        """Keys under the headline, in one row or in as many as these columns need."""
         handles = list(handles)
         self.figure.legend(
             handles=handles,
             loc="upper left",
             bbox_to_anchor=(0.06 / WIDTH, 1 - (self.key_top - 0.05) / self.height),
-            ncols=len(handles),
+            ncols=columns or len(handles),
             fontsize=TEXT,
             frameon=False,
             handlelength=2.2,
@@ -247,7 +247,11 @@ def colour_map(name: str) -> Colormap:
 
 def file_name(kind: str, group: Group, *parts: str) -> str:
     """A figure's file name without its suffix, out of names that may hold anything."""
-    parts = (kind, group.model_name, "bos", group.bos, *parts)
+    return slug(kind, group.model_name, "bos", group.bos, *parts)
+
+
+def slug(*parts: str) -> str:
+    """A file's name out of names that may hold anything."""
     slugs = (re.sub(r"[^a-z0-9._]+", "-", part.lower()).strip("-.")[-40:] for part in parts)
     return "-".join(slug for slug in slugs if slug)
 

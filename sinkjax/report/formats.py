@@ -59,6 +59,16 @@ def signed_nats(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
 
 
+def brier(value: float) -> str:
+    """A Brier score: `0.0472`."""
+    return f"{value:.4f}"
+
+
+def signed_brier(value: float) -> str:
+    """A difference of two Brier scores: `-0.0021`."""
+    return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
+
+
 def relative(value: float) -> str:
     """By how much of itself something changed: `+1.25%`."""
     return f"{round(100 * value, 2) + 0.0:+.2f}%"
@@ -77,6 +87,21 @@ def count(value: float) -> str:
 def mean_count(value: float) -> str:
     """A number of things, averaged over prompts: `128.3`."""
     return f"{value:,.1f}"
+
+
+def scaled(value: float) -> str:
+    """A large number of things, to four digits: `134.5 M`."""
+    return _scaled(value, ("", " k", " M", " G", " T", " P"))
+
+
+def size(value: float) -> str:
+    """A number of bytes, to four digits: `538.1 MB`."""
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def seconds(value: float) -> str:
+    """A duration: `4.6 s`."""
+    return f"{value:.1f} s"
 
 
 def head(layer: int, number: int) -> str:
@@ -148,6 +173,15 @@ def point(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnot
     if value["value"] is None:
         return f"{UNDEFINED} {notes.mark(value['undefined'])}"
     return show(value["value"])
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    """A number with the largest unit of which it has one at least."""
+    power = 0
+    while abs(value) >= 999.95 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    digits = 4 - len(str(int(abs(value)))) if power else 0
+    return f"{value:.{digits}f}{units[power]}"
 
 
 def _bare(number: str) -> str:

@@ -1,37 +1,18 @@
-"""The report as one HTML file: figures and tables in the order in which to read them."""
+"""The report of a sweep as one HTML file: figures and tables in the order in which to read them."""
 
-import base64
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
-
-import jinja2
+from dataclasses import dataclass
 
 from sinkjax.report import appendix, curves, formats, heads, layers, tables, uniform
 from sinkjax.report.canvas import Picture
 from sinkjax.report.findings import opening
+from sinkjax.report.page import Block, Folded, Names, render_page
 from sinkjax.report.records import Curve, Group, Sweep
-from sinkjax.report.tables import Table
 from sinkjax.statistics import RESAMPLES
 from sinkjax.statistics.conditional import SHUFFLES
 
 _SIDE_BY_SIDE = 3  # sources that one figure holds
-
-
-@dataclass(frozen=True)
-class Folded:
-    """What the reader opens when wanted.
-
-    Attributes:
-      summary: what is inside.
-      blocks: pictures, tables and more of these.
-    """
-
-    summary: str
-    blocks: Sequence["Block"]
-
-
-Block = Picture | Table | Folded
 
 
 @dataclass(frozen=True)
@@ -57,26 +38,20 @@ class Chapter:
 
 def render(sweep: Sweep) -> tuple[str, list[Picture]]:
     """The report's HTML, and every figure in it under a name of its own."""
-    names = _Names()
+    names = Names()
     chapters = [_chapter(sweep, group, n, names) for n, group in enumerate(sweep.groups, start=1)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sinkjax.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
-    html = environment.get_template("report.html.jinja").render(
-        models=list(dict.fromkeys(group.model_name for group in sweep.groups))
-        or [model["name"] for model in sweep.specification["models"]],
+    models = sweep.specification["models"]
+    shown = list(dict.fromkeys(group.model_name for group in sweep.groups))
+    html = render_page(
+        "report.html.jinja",
+        title=f"Attention sinks of {', '.join(shown or [model['name'] for model in models])}",
         chapters=chapters,
         study=tables.study_tables(sweep),
         run=[
-            appendix.models_table(sweep),
-            appendix.sources_table(sweep),
-            appendix.settings_table(sweep),
-            appendix.environments_table(sweep),
+            appendix.models_table({sweep.model_name(model): model for model in models}),
+            appendix.sources_table(sweep.specification["sources"]),
+            appendix.settings_table(sweep.specification),
+            appendix.environments_table(sweep.environments),
         ],
         num_records=formats.count(sweep.num_records),
         level=sweep.level,
@@ -89,22 +64,7 @@ def render(sweep: Sweep) -> tuple[str, list[Picture]]:
     return html, names.pictures
 
 
-class _Names:
-    """Gives every picture a name of its own, and keeps them."""
-
-    def __init__(self) -> None:
-        self.pictures: list[Picture] = []
-        self._taken: set[str] = set()
-
-    def __call__(self, picture: Picture) -> Picture:
-        candidates = (f"{picture.name}-{n}" for n in itertools.count(2))
-        name = next(n for n in itertools.chain([picture.name], candidates) if n not in self._taken)
-        self._taken.add(name)
-        self.pictures.append(replace(picture, name=name))
-        return self.pictures[-1]
-
-
-def _chapter(sweep: Sweep, group: Group, number: int, keep: _Names) -> Chapter:
+def _chapter(sweep: Sweep, group: Group, number: int, keep: Names) -> Chapter:
     main = group.under(*group.criteria[0])
     deep = group.model["num_layers"] > 1
     return Chapter(
@@ -161,7 +121,7 @@ def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Sequence[Block]]
     return [*blocks(group.under(*first)), *(one for one in folded if one.blocks)]
 
 
-def _definitions(sweep: Sweep, group: Group, keep: _Names) -> list[Block]:
+def _definitions(sweep: Sweep, group: Group, keep: Names) -> list[Block]:
     key_position, tail = sweep.specification["key_position"], sweep.specification["tail"]
     sources = _distinct(group.curves, lambda curve: curve.source_name)
     first, *others = (
@@ -185,7 +145,7 @@ def _definitions(sweep: Sweep, group: Group, keep: _Names) -> list[Block]:
     return blocks
 
 
-def _sources(sweep: Sweep, group: Group, shown: list[Curve], keep: _Names) -> list[Block]:
+def _sources(sweep: Sweep, group: Group, shown: list[Curve], keep: Names) -> list[Block]:
     blocks: list[Block] = [
         keep(layers.source_layer_figure(group, some)) for some in _batches(shown)
     ]
@@ -196,7 +156,7 @@ def _sources(sweep: Sweep, group: Group, shown: list[Curve], keep: _Names) -> li
     return blocks
 
 
-def _scores(group: Group, keep: _Names) -> list[Block]:
+def _scores(group: Group, keep: Names) -> list[Block]:
     """Scores once a definition and output norms once a source: neither knows of thresholds."""
     shown = _distinct(group.curves, lambda curve: (curve.definition, curve.source_name))
     scores = [
@@ -208,7 +168,7 @@ def _scores(group: Group, keep: _Names) -> list[Block]:
     return [*scores, Folded("output norms", norms)]
 
 
-def _consistent(group: Group, shown: list[Curve], keep: _Names) -> list[Block]:
+def _consistent(group: Group, shown: list[Curve], keep: Names) -> list[Block]:
     shown = [curve for curve in shown if curve.over_lengths]
     return [keep(heads.consistent_figure(group, some)) for some in _batches(shown, 2)]
 

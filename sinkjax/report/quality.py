@@ -1,6 +1,5 @@
 """The tables of what masks cost, from the records of `sinkjax.quality.run_quality`."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,26 +24,28 @@ def quality_tables(records: Sequence[Record]) -> list[Table]:
       for each text and BOS policy the tables of KL and agreement, likelihood, KL by position,
       continuations and hidden numbers; none of what there are no records for.
     """
-    makers: dict[str, Sequence[Callable[[str, list[Record]], Table]]] = {
-        "quality": (_divergence_table, _likelihood_table, _position_table),
-        "continuation": (_continuation_table,),
-        "passkey": (_passkey_table,),
-    }
-    order = sorted(records, key=_text)
-    tables = []
-    for _, group in itertools.groupby(order, key=_text):
-        of_text = list(group)
-        for kind, of_kind in makers.items():
-            if found := sorted((r for r in of_text if r["kind"] == kind), key=_row_order):
-                tables += [make(_title(found[0]), found) for make in of_kind]
-    return tables
+    return [
+        make(of_kind)
+        for of_text in by_text(records)
+        for kind, makers in TABLES.items()
+        if (of_kind := of_text.get(kind))
+        for make in makers
+    ]
 
 
-def _divergence_table(title: str, records: list[Record]) -> Table:
+def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
+    """The records of each text and BOS policy by their kinds, by candidate, length and depth."""
+    groups: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    for record in sorted(records, key=lambda record: (_text(record), _row_order(record))):
+        groups.setdefault(_text(record), {}).setdefault(record["kind"], []).append(record)
+    return list(groups.values())
+
+
+def divergence_table(records: Sequence[Record]) -> Table:
     notes = Footnotes()
     rows = [
         (
-            *_label(record),
+            *label(record),
             _off_full(record),
             formats.estimate(record["result"]["kl"]["mean"], formats.nats, notes),
             formats.point(record["result"]["kl"]["p95"], formats.nats, notes),
@@ -55,12 +56,12 @@ def _divergence_table(title: str, records: list[Record]) -> Table:
         for record in records
     ]
     return Table(
-        title=f"{title}: KL to the baseline, and agreement with it",
+        title=f"{title(records[0])}: KL to the baseline, and agreement with it",
         columns=("mask", "tokens", "off\nfull", "mean KL", "p95", "p99", "top 1", "top 5"),
         rows=rows,
         notes=(
             "KL in nats a token, its mean and percentiles over the scored positions of "
-            f"{_windows(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
+            f"{windows(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
             "how many of the baseline's five likeliest are among the mask's.",
             *notes.lines(),
         ),
@@ -68,14 +69,14 @@ def _divergence_table(title: str, records: list[Record]) -> Table:
     )
 
 
-def _likelihood_table(title: str, records: list[Record]) -> Table:
+def likelihood_table(records: Sequence[Record]) -> Table:
     notes = Footnotes()
     rows = []
     for record in records:
         nll, perplexity = record["result"]["nll"], record["result"]["perplexity"]
         rows.append(
             (
-                *_label(record),
+                *label(record),
                 formats.point(nll["baseline"], formats.nats, notes),
                 formats.point(nll["candidate"], formats.nats, notes),
                 formats.estimate(nll["change"], formats.signed_nats, notes),
@@ -85,7 +86,7 @@ def _likelihood_table(title: str, records: list[Record]) -> Table:
             )
         )
     return Table(
-        title=f"{title}: negative log-likelihood and perplexity",
+        title=f"{title(records[0])}: negative log-likelihood and perplexity",
         columns=(
             "mask",
             "tokens",
@@ -102,7 +103,7 @@ def _likelihood_table(title: str, records: list[Record]) -> Table:
     )
 
 
-def _position_table(title: str, records: list[Record]) -> Table:
+def position_table(records: Sequence[Record]) -> Table:
     """Rows are positions of each mask, columns are lengths."""
     notes = Footnotes()
     by_cell: dict[str, dict[tuple[int, int], Any]] = {}
@@ -121,7 +122,7 @@ def _position_table(title: str, records: list[Record]) -> Table:
             ]
             rows.append((formats.shortened(name, _NAME), formats.positions(first, last), *values))
     return Table(
-        title=f"{title}: KL by position",
+        title=f"{title(records[0])}: KL by position",
         columns=("mask", "positions", *(f"{formats.count(n)} tokens" for n in lengths)),
         rows=rows,
         notes=("Mean KL in nats a token; positions from 0.", *notes.lines()),
@@ -129,38 +130,38 @@ def _position_table(title: str, records: list[Record]) -> Table:
     )
 
 
-def _continuation_table(title: str, records: list[Record]) -> Table:
+def continuation_table(records: Sequence[Record]) -> Table:
     notes = Footnotes()
     rows = [
         (
-            *_label(record),
-            formats.count(record["num_tokens"]),
+            *label(record),
+            _continued_by(record, notes),
             formats.estimate(record["result"]["agreeing"], formats.mean_count, notes),
             formats.estimate(record["result"]["identical"], formats.percent, notes),
         )
         for record in records
     ]
     return Table(
-        title=f"{title}: greedy continuations",
+        title=f"{title(records[0])}: greedy continuations",
         columns=("mask", "tokens", "continued by", "until they differ", "never differ"),
         rows=rows,
         notes=(
             f"Tokens until the first one that the baseline continues otherwise, the mean over "
-            f"{_windows(records)}; one that never differs counts whole. {_RESAMPLED}",
+            f"{windows(records)}; one that never differs counts whole. {_RESAMPLED}",
             *notes.lines(),
         ),
         labels=2,
     )
 
 
-def _passkey_table(title: str, records: list[Record]) -> Table:
+def passkey_table(records: Sequence[Record]) -> Table:
     notes = Footnotes()
     rows = []
     for record in records:
         retrieved, nll = record["result"]["retrieved"], record["result"]["nll"]
         rows.append(
             (
-                *_label(record),
+                *label(record),
                 formats.percent(record["depth"], 0),
                 formats.estimate(retrieved["baseline"], formats.percent, notes),
                 formats.estimate(retrieved["candidate"], formats.percent, notes),
@@ -169,7 +170,7 @@ def _passkey_table(title: str, records: list[Record]) -> Table:
             )
         )
     return Table(
-        title=f"{title}: a hidden number given back",
+        title=f"{title(records[0])}: a hidden number given back",
         columns=(
             "mask",
             "tokens",
@@ -181,7 +182,7 @@ def _passkey_table(title: str, records: list[Record]) -> Table:
         ),
         rows=rows,
         notes=(
-            f"The share of {_windows(records)} whose number of five digits greedy decoding gives "
+            f"The share of {windows(records)} whose number of five digits greedy decoding gives "
             f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
             f"in nats. {_RESAMPLED}",
             *notes.lines(),
@@ -199,14 +200,29 @@ def _row_order(record: Record) -> tuple[Any, ...]:
     return record["candidate"]["name"], record["length"], record.get("depth", 0)
 
 
-def _title(record: Record) -> str:
+def title(record: Record) -> str:
+    """The model, the BOS policy and the text of a record."""
     bos = formats.bos(record["bos"], record["bos_added"])
     names = (record["model"]["name"], record["source"]["name"])
     return f"{formats.shortened(names[0])}, {bos}; {formats.shortened(names[1])}"
 
 
-def _label(record: Record) -> tuple[str, str]:
+def label(record: Record) -> tuple[str, str]:
+    """A row's mask and tokens."""
     return formats.shortened(record["candidate"]["name"], _NAME), formats.count(record["length"])
+
+
+def _continued_by(record: Record, notes: Footnotes) -> str:
+    """`32`, marked where the text outgrows the lengths that its plan's mask serves."""
+    text, crossing = formats.count(record["num_tokens"]), record.get("crossing")
+    if crossing is None:
+        return text
+    beyond = " and ".join(map(formats.count, crossing["boundaries"]))
+    rule = {
+        "stay": "the prompt's mask stays",
+        "prefill": "all tokens are prefilled again with the next mask",
+    }[crossing["rule"]]
+    return f"{text} {notes.mark(f'beyond {beyond} tokens {rule}')}"
 
 
 def _off_full(record: Record) -> str:
@@ -216,8 +232,16 @@ def _off_full(record: Record) -> str:
     return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
 
 
-def _windows(records: Sequence[Record]) -> str:
+def windows(records: Sequence[Record]) -> str:
     """`16 windows`, or `4 to 16 windows` where not all lengths have as many."""
     counts = [record["num_windows"] for record in records]
     most = f"{formats.count(max(counts))} windows"
     return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
+
+
+TABLES: dict[str, Sequence[Callable[[Sequence[Record]], Table]]] = {
+    "quality": (divergence_table, likelihood_table, position_table),
+    "continuation": (continuation_table,),
+    "passkey": (passkey_table,),
+}
+"""By kind of record, what makes its tables of one text."""

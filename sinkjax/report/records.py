@@ -140,7 +140,6 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
     for key, of_curve in curves.items():
         curve = _curve(specification, of_curve, over_lengths.get(key))
         groups.setdefault((*_model_key(curve.model), curve.bos), []).append(curve)
-    environments = {str(sorted(r["environment"].items())): r["environment"] for r in records}
     return Sweep(
         specification=specification,
         groups=tuple(
@@ -154,9 +153,15 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
             for of_group in groups.values()
         ),
         study=tuple(cell for cell in cells if cell["source"]["role"] == "study"),
-        environments=tuple(environments[key] for key in sorted(environments)),
+        environments=environments(records),
         num_records=len(records),
     )
+
+
+def environments(records: Sequence[Record]) -> tuple[Mapping[str, Any], ...]:
+    """The different ones in which records were made."""
+    found = {str(sorted(r["environment"].items())): r["environment"] for r in records}
+    return tuple(found[key] for key in sorted(found))
 
 
 def _curve(

@@ -1,40 +1,61 @@
-"""Writes a sweep's report into its folder."""
+"""Writes a run's report into its folder."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
+from sinkjax.report.canvas import Picture
 from sinkjax.report.html import render
-from sinkjax.report.records import arrange
+from sinkjax.report.quality_page import render_quality
+from sinkjax.report.records import Record, arrange
 from sinkjax.results import read_records
 
 
+def _render_sweep(
+    specification: Mapping[str, Any], records: Sequence[Record]
+) -> tuple[str, list[Picture]]:
+    return render(arrange(specification, records))
+
+
+_RENDERERS = {"sweep": _render_sweep, "quality": render_quality}
+
+
 def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Makes report.html and figures/*.png out of a sweep's records, in place of those there.
+    """Makes report.html and figures/*.png out of a run's records, in place of those there.
 
     The same records give the same bytes, in whatever order they were made. Figures that an earlier
     report left and this one does not have are removed.
 
     Args:
-      folder: the sweep's --output_dir.
+      folder: the --output_dir of a sweep or a quality run.
 
     Returns:
       the path of report.html, which needs no other file.
 
     Raises:
-      InputError: where the folder holds no records, or the report cannot be written to it.
+      InputError: where the folder holds no records, or those of an experiment that has no report,
+        or the report cannot be written to it.
     """
     folder = Path(folder)
-    sweep = arrange(*read_records(folder))
-    if not sweep.num_records:
+    specification, records = read_records(folder)
+    experiment = specification.get("experiment", "sweep")
+    if experiment not in _RENDERERS:
         raise InputError(
-            f"{folder} holds no records yet: run the sweep with --output_dir={folder} first"
+            f"{folder} holds the records of experiments.{experiment}; reports are made of "
+            f"{' and '.join(f'experiments.{name}' for name in _RENDERERS)}"
+        )
+    if not records:
+        raise InputError(
+            f"{folder} holds no records yet: run experiments.{experiment} with "
+            f"--output_dir={folder} first"
         )
     report, figures = folder / "report.html", folder / "figures"
     try:
         figures.mkdir(exist_ok=True)
-        html, pictures = render(sweep)
+        html, pictures = _RENDERERS[experiment](specification, records)
         for picture in pictures:
             replace_file(figures / f"{picture.name}.png", picture.png)
         names = {f"{picture.name}.png" for picture in pictures}

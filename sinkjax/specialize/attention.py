@@ -127,12 +127,15 @@ class SpecializedAttention(nnx.Module):
         for block in self.plan.blocks:
             queries, keys = [], None
             for part in block.computed:
-                queries.append(_slice(q, q_at, block.groups * part.heads))
+                with jax.named_scope("q"):
+                    queries.append(_slice(q, q_at, block.groups * part.heads))
                 q_at += block.groups * part.heads
             if block.computed:
-                keys = _slice(k, k_at, block.groups)
+                with jax.named_scope("k"):
+                    keys = _slice(k, k_at, block.groups)
                 k_at += block.groups
-            values = _slice(v, v_at, block.groups)
+            with jax.named_scope("v"):
+                values = _slice(v, v_at, block.groups)
             v_at += block.groups
             yield block, queries, keys, values
 

@@ -140,3 +140,58 @@ metadata={op_name="jit(f)/mlp/dot_general"}, backend_config={"gemm_backend_confi
 }
 """
     assert Module(text).operations("mlp", matmul_only=True) == 2 * 5 * 32 * 7
+
+
+def test_a_product_of_one_row_as_multiply_and_reduce_counts_once():
+    """As XLA's TPU compiler writes it."""
+    text = """\
+HloModule jit_f
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+ENTRY %main (x: f32[32], w: f32[32,7]) -> f32[7] {
+  %x = f32[32]{0} parameter(0), metadata={op_name="x"}
+  %w = f32[32,7]{1,0} parameter(1), metadata={op_name="w"}
+  %zero = f32[] constant(0)
+  %wide = f32[32,7]{1,0} broadcast(%x), dimensions={0}
+  %m = f32[32,7]{1,0} multiply(%wide, %w), metadata={op_name="jit(f)/mlp/dot_general"}
+  ROOT %r = f32[7]{0} reduce(%m, %zero), dimensions={0}, to_apply=%add, \
+metadata={op_name="jit(f)/mlp/dot_general"}
+}
+"""
+    assert Module(text).operations("mlp", matmul_only=True) == 2 * 32 * 7
+
+
+def test_the_parts_of_a_split_product_are_added_up_without_being_a_product_again():
+    """As XLA's GPU compiler splits a long inner axis: the sum reads a fusion's result."""
+    text = """\
+HloModule jit_f
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+%gemm (x: f32[4,5,8], w: f32[4,8,7]) -> f32[4,5,7] {
+  %x = f32[4,5,8]{2,1,0} parameter(0)
+  %w = f32[4,8,7]{2,1,0} parameter(1)
+  ROOT %d = f32[4,5,7]{2,1,0} dot(%x, %w), lhs_batch_dims={0}, lhs_contracting_dims={2}, \
+rhs_batch_dims={0}, rhs_contracting_dims={1}, metadata={op_name="jit(f)/mlp/dot_general"}
+}
+%sum (p: f32[4,5,7]) -> f32[5,7] {
+  %p = f32[4,5,7]{2,1,0} parameter(0)
+  %zero = f32[] constant(0)
+  ROOT %r = f32[5,7]{1,0} reduce(%p, %zero), dimensions={0}, to_apply=%add, \
+metadata={op_name="jit(f)/mlp/dot_general"}
+}
+ENTRY %main (x: f32[4,5,8], w: f32[4,8,7]) -> f32[5,7] {
+  %x = f32[4,5,8]{2,1,0} parameter(0), metadata={op_name="x"}
+  %w = f32[4,8,7]{2,1,0} parameter(1), metadata={op_name="w"}
+  %parts = f32[4,5,7]{2,1,0} fusion(%x, %w), kind=kCustom, calls=%gemm
+  ROOT %y = f32[5,7]{1,0} fusion(%parts), kind=kLoop, calls=%sum
+}
+"""
+    module = Module(text)
+    assert module.operations("mlp", matmul_only=True) == 2 * 5 * 32 * 7
+    assert module.operations("mlp") == 2 * 5 * 32 * 7 + 4 * 5 * 7

@@ -161,7 +161,7 @@ def _series(specification, model, source, policy):
 def write_sweep(folder, specification, records):
     """A sweep's output folder with these records, in this order."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps({"specification": specification}))
+    (folder / "run.json").write_text(json.dumps({"specification": specification}))
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
     (folder / "records.jsonl").write_text("".join(lines))
     return folder

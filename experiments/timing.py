@@ -1,0 +1,126 @@
+"""Times the programs of masks beside the baseline's, prefill and decode apart.
+
+  python -m experiments.timing --masks=mask.json --prompt_lengths=512 --batch_sizes=1,8
+  python -m experiments.timing --model=shape:llama-3.2-1b --prompt_lengths=512 --generated=16
+  python -m experiments.timing --flagfile=configs/timing.flags
+
+--model=shape:NAME has random weights, which take as long as trained ones. --masks takes files that
+sinkjax.save_mask wrote, with commas between them, or a mask's text form, and may be repeated;
+--plan takes the JSON file of a plan, whose mask for each prompt length is timed. Without either,
+the baseline is timed alone.
+
+All programs of a cell, the baseline twice, and two measurements of what the machine can read and
+multiply are timed by turns in this one process. The time of a prefill is the time to the first
+token. Compiling is never in a time.
+
+Everything goes to --output_dir: records.jsonl, a line a cell with every raw sample. A run that was
+stopped goes on where it was when the same command is given again.
+"""
+
+import datetime
+import json
+import pathlib
+
+from absl import flags
+from tqdm import tqdm
+
+from experiments import cli, masks, terminal
+from sinkjax import timing
+from sinkjax.errors import InputError
+from sinkjax.files import replace_file
+from sinkjax.program import DEFAULT_STEPS_PER_CALL
+from sinkjax.results import read_records
+
+cli.define_model_flags(shapes=True)
+_MASKS = flags.DEFINE_multi_string("masks", [], "Mask files or a mask's text. May be repeated.")
+_PLAN = flags.DEFINE_multi_string("plan", [], "File of a plan. May be repeated.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["1"], "Rows.")
+_LENGTHS = flags.DEFINE_list("prompt_lengths", ["512"], "Tokens of every row's prompt.")
+_GENERATED = flags.DEFINE_list(
+    "generated", ["16"], "Tokens that are decoded after the prompt; 0 for prefill alone."
+)
+_STAGES = flags.DEFINE_list("stages", list(timing.STAGES), "What is timed, each by itself.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Samples of each program, in a cell.")
+_WARMUP = flags.DEFINE_integer("warmup", 2, "Runs of each program before them.")
+_STEPS = flags.DEFINE_integer("steps_per_call", DEFAULT_STEPS_PER_CALL, "Decode steps of a call.")
+_CLOCK = flags.DEFINE_enum(
+    "clock", "auto", timing.CLOCKS, "Whose; auto: the device's, by the profiler, but on a CPU."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of tokens, order, resamples and random weights.")
+_OUTPUT = flags.DEFINE_string("output_dir", "results/timing", "Folder for the records.")
+_GOOGLE = flags.DEFINE_string(
+    "google_benchmark", None, "File to write the same to, in the JSON of google-benchmark."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Folder for a trace of each cell that is timed, for XProf."
+)
+
+
+def main() -> None:
+    for flag, path in (("google_benchmark", _GOOGLE.value), ("profile", _PROFILE.value)):
+        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            raise InputError(f"--{flag}={path}: there is no such folder to put it into; make it")
+    settings = timing.TimingSettings(
+        stages=tuple(_STAGES.value),
+        rounds=_ROUNDS.value,
+        warmup=_WARMUP.value,
+        steps_per_call=_STEPS.value,
+        clock=_CLOCK.value,
+        seed=_SEED.value,
+    )
+    cells = _cells(settings)
+    model = cli.load_model(cli.model(), seed=_SEED.value)
+    with tqdm(total=len(cells) * settings.rounds, unit=" rounds", desc="timing") as bar:
+
+        def show(cell: timing.TimingCell, rounds: int) -> None:
+            bar.set_postfix_str(cell.slug, refresh=False)
+            bar.update(rounds)
+
+        timing.run_timing(
+            model,
+            cli.model(),
+            cells,
+            settings,
+            _OUTPUT.value,
+            profile=_PROFILE.value,
+            on_rounds=show,
+        )
+    records = read_records(_OUTPUT.value)[1]
+    console = terminal.console()
+    for table in timing.timing_tables(records):
+        terminal.print_table(console, table)
+    console.print(f"records: {_OUTPUT.value}/records.jsonl", soft_wrap=True)
+    if _GOOGLE.value is not None:
+        _write_google(records)
+
+
+def _cells(settings: timing.TimingSettings) -> list[timing.TimingCell]:
+    batches, lengths, generated = (
+        cli.numbers(flag.name, flag.value, int) for flag in (_BATCHES, _LENGTHS, _GENERATED)
+    )
+    config = cli.load_config(cli.model())
+    candidates = []
+    if _MASKS.value or _PLAN.value:
+        candidates = masks.candidates(_MASKS.value, _PLAN.value, config, lengths)
+    workloads = [
+        timing.Workload(batch, length, count)
+        for batch in batches
+        for length in lengths
+        for count in generated
+    ]
+    return timing.plan_timing(config, candidates, workloads, settings)
+
+
+def _write_google(records: list[dict]) -> None:
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    content = timing.google_benchmark(records, date=now, executable="experiments.timing")
+    try:
+        replace_file(pathlib.Path(_GOOGLE.value), json.dumps(content, indent=2).encode())
+    except OSError as error:
+        raise InputError(
+            f"--google_benchmark={_GOOGLE.value} cannot be written: {error.strerror}"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

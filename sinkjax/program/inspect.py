@@ -1,0 +1,67 @@
+"""What a program's executables cost, compiled beside by hand, as records of JSON values."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sinkjax.environment import environment
+from sinkjax.mask import SinkMask
+from sinkjax.program.account import account
+from sinkjax.program.compile import Program
+from sinkjax.program.cost import ROWS, Cost, Sizes, predict, total
+from sinkjax.program.executable import Executable
+
+_Rows = dict[str, dict[str, int]]
+
+
+def inspect_program(program: Program) -> list[dict[str, Any]]:
+    """Reads every executable of a program.
+
+    Returns:
+      one record of kind "executable" each, prefill by ascending bucket, then decode. Its `compiled`
+      is what was read from the executable and its `by_hand` what the mask's formulas say, both by
+      `sinkjax.program.cost.ROWS` and in "total"; the rest is as XLA and the clock have it.
+    """
+    common = {
+        "kind": "executable",
+        "config": program.model.config.to_dict(),
+        "mask": str(_mask(program)),
+        "mask_digest": _mask(program).digest,
+        "dtype": program.model.embedding.dtype.name,
+        "batch_size": program.batch_size,
+        "max_length": program.max_length,
+        "steps_per_call": program.steps_per_call,
+        "environment": environment(),
+    }
+    lengths = [*program.prefill, None]
+    return [
+        {**common, "name": executable.name, "length": length, **_read(program, executable, length)}
+        for executable, length in zip(program.executables, lengths, strict=True)
+    ]
+
+
+def _mask(program: Program) -> SinkMask:
+    """The mask of a specialized model, or the baseline's."""
+    return getattr(program.model, "mask", None) or SinkMask.full(program.model.config)
+
+
+def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
+    found = account(program, executable)
+    itemsize = program.model.embedding.dtype.itemsize
+    sizes = Sizes(program.batch_size, length, program.max_length, itemsize)
+    return {
+        "lowering_seconds": executable.lowering_seconds,
+        "compile_seconds": executable.compile_seconds,
+        "from_cold": executable.from_cold,
+        "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
+        "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
+        "all_operations": found.all_operations,
+        "uncounted": list(found.uncounted),
+        "compiled": _rows(found.rows),
+        "by_hand": _rows(predict(program.model.config, _mask(program), sizes)),
+    }
+
+
+def _rows(costs: Mapping[str, Cost]) -> _Rows:
+    whole = {**{row: costs[row] for row in ROWS}, "total": total(costs)}
+    return {row: dataclasses.asdict(cost) for row, cost in whole.items()}

@@ -1,0 +1,216 @@
+"""The search: rounds of predicting what moves cost, and of measuring how many of them fit.
+
+In each round the cost of every head on every path is predicted anew under the mask so far
+(`sensitivity`, or heads' own errors), moves are ranked by cost a saving, and the KL on held-back
+windows decides how many are made. Early rounds may spend a part of the budget only, so that most of
+it is spent with predictions for a mask that is near. The last round starts again from all `full`
+heads, so that moves that later ones made too dear are undone; it counts where it saves more.
+
+Nothing is random but the draws of labels, which are seeded: the same call finds the same mask.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sinkjax.mask import Full, Path, Sink, SinkMask
+from sinkjax.model import Llama
+from sinkjax.search.budget import Prediction, Step, rank_moves, spend
+from sinkjax.search.errors import mean_outputs, own_errors
+from sinkjax.search.judge import Judge
+from sinkjax.search.savings import Workload, path_savings
+from sinkjax.search.sensitivity import predict_moves
+from sinkjax.search.store import InMemory, Store
+
+RANKINGS = ("sensitivity", "error")
+OBJECTIVES = ("savings", "heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """What is searched for, and how.
+
+    Attributes:
+      paths: that heads may take beside `full`.
+      kl_budget: the most KL, nats a token, on the held-back windows.
+      workload: for which savings are counted.
+      by: units that move, each `head` or each key/value `group` as a whole.
+      objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
+        `full` whatever they save.
+      ranking: costs by `sensitivity`, or by heads' own `error` squared.
+      rounds: of growing, before the one that starts again.
+      tries: measured masks a round, at most.
+      samples: draws of labels for each window.
+      seed: of the draws.
+    """
+
+    paths: tuple[Path, ...]
+    kl_budget: float
+    workload: Workload
+    by: Literal["head", "group"] = "head"
+    objective: Literal["savings", "heads"] = "savings"
+    ranking: Literal["sensitivity", "error"] = "sensitivity"
+    rounds: int = 4
+    tries: int = 5
+    samples: int = 2
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "paths": list(map(str, self.paths))}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found.
+
+    Attributes:
+      mask: with the most savings, or heads, of those within the budget.
+      kl: its mean KL on the held-back windows.
+      fills: float32 [L, N, H], means of `sink(mean)`; None where no path asks for them.
+      savings: float64 [P], of a unit on each path.
+      errors: float64 [P, L, N], heads' own errors under the baseline.
+      rounds: each with the masks that it measured.
+    """
+
+    mask: SinkMask
+    kl: float
+    fills: np.ndarray | None
+    savings: np.ndarray
+    errors: np.ndarray
+    rounds: tuple[Step, ...]
+
+
+def search_mask(
+    model: Llama,
+    ranking_windows: np.ndarray,
+    held_windows: np.ndarray,
+    settings: SearchSettings,
+    store: Store | None = None,
+) -> Found:
+    """Finds a mask whose measured KL is within a budget.
+
+    Args:
+      model: every head `full`.
+      ranking_windows: int32 [W, T], on which costs are predicted and means taken.
+      held_windows: int32 [W, T], on which masks are measured; others than those.
+      settings: what is searched for.
+      store: of what is measured; None to keep nothing.
+    """
+    store = store or Store(InMemory(), "", lambda what, tokens: None)
+    config = model.config
+    kv_heads = config.num_kv_heads if settings.by == "group" else None
+    savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
+    # Of paths that are worth the same the one that saves more is better, by next to nothing.
+    worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
+    fills = None
+    if Sink("mean") in settings.paths:
+        fills = store(
+            "means", ranking_windows, lambda: {"fills": mean_outputs(model, ranking_windows)}
+        )["fills"]
+    measure = _measure(model, held_windows, fills, store)
+    predict = _predict(model, ranking_windows, fills, settings, store)
+    full = SinkMask.full(config)
+    best, kl, scale, rounds = full, 0.0, None, []
+    for number in range(settings.rounds + 1):
+        grows = number < settings.rounds
+        start, target = (best, settings.kl_budget) if grows else (full, settings.kl_budget)
+        target *= min(1.0, (number + 1) / settings.rounds)
+        moves = rank_moves(
+            start, settings.paths, predict(best, number), worth, num_kv_heads=kv_heads
+        )
+        step = spend(
+            start,
+            moves,
+            target,
+            measure,
+            kl=kl if grows else 0.0,
+            scale=scale,
+            num_kv_heads=kv_heads,
+            tries=settings.tries,
+        )
+        rounds.append(step)
+        scale = step.scale if step.scale is not None else scale
+        if grows or _worth(step.mask, settings.paths, worth) > _worth(best, settings.paths, worth):
+            best, kl = step.mask, step.kl
+    errors = _errors(model, ranking_windows, full, fills, settings, store)
+    return Found(best, kl, fills, savings, errors, tuple(rounds))
+
+
+def _measure(
+    model: Llama, windows: np.ndarray, fills: np.ndarray | None, store: Store
+) -> Callable[[SinkMask], float]:
+    judges: list[Judge] = []  # made where something is measured that is not kept
+
+    def measured(mask: SinkMask) -> dict[str, np.ndarray]:
+        if not judges:
+            judges.append(Judge(model, windows, fills=fills))
+        return {"kl": judges[0](mask)}
+
+    def measure(mask: SinkMask) -> float:
+        found = store("KL", windows, lambda: measured(mask), mask=mask, fills=fills)
+        return float(found["kl"].mean(dtype=np.float64))
+
+    return measure
+
+
+def _predict(
+    model: Llama,
+    windows: np.ndarray,
+    fills: np.ndarray | None,
+    settings: SearchSettings,
+    store: Store,
+) -> Callable[[SinkMask, int], Prediction]:
+    def by_sensitivity(mask: SinkMask, number: int) -> Prediction:
+        how = {"samples": settings.samples, "seed": settings.seed + number}
+
+        def predicted() -> dict[str, np.ndarray]:
+            found = predict_moves(model, windows, settings.paths, mask=mask, fills=fills, **how)
+            return {"linear": found.linear, "products": found.products}
+
+        arrays = store(
+            "sensitivity",
+            windows,
+            predicted,
+            mask=mask,
+            fills=fills,
+            passes=2 + 2 * settings.samples,
+            paths=list(map(str, settings.paths)),
+            **how,
+        )
+        return Prediction(mask, **arrays)
+
+    def by_error(mask: SinkMask, number: int) -> Prediction:
+        squares = np.square(_errors(model, windows, mask, fills, settings, store))
+        linear = np.concatenate([np.zeros_like(squares[:1]), squares])
+        return Prediction(mask, linear, np.zeros((0, *linear.shape)))
+
+    return by_sensitivity if settings.ranking == "sensitivity" else by_error
+
+
+def _errors(
+    model: Llama,
+    windows: np.ndarray,
+    mask: SinkMask,
+    fills: np.ndarray | None,
+    settings: SearchSettings,
+    store: Store,
+) -> np.ndarray:
+    arrays = store(
+        "errors",
+        windows,
+        lambda: {"errors": own_errors(model, windows, settings.paths, mask=mask, fills=fills)},
+        mask=mask,
+        fills=fills,
+        paths=list(map(str, settings.paths)),
+    )
+    return arrays["errors"]
+
+
+def _worth(mask: SinkMask, paths: Sequence[Path], worth: np.ndarray) -> float:
+    """Of all heads; that of groups counts for each of their heads."""
+    by_path: Mapping[Path, float] = {Full(): 0.0, **dict(zip(paths, worth.tolist(), strict=True))}
+    return sum(by_path[path] for layer in mask.heads for path in layer)

@@ -1,0 +1,87 @@
+"""What a path saves, from the formulas that compiled programs are held against.
+
+The work of one text is a prefill of `length` tokens and `generated` decode steps. Its price is one
+number: the bytes that the executables read and keep, and their operations at as many operations as
+the machine does in the time of a byte (its balance, from the roofline model of Williams, Waterman
+and Patterson 2009, with the two times added and not overlapped):
+
+  price = bytes + operations / operations_per_byte
+
+Formulas are those of `sinkjax.program.cost`, which tests hold equal to compiled executables.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from sinkjax.config import LlamaConfig
+from sinkjax.mask import Full, Path, SinkMask, group_size
+from sinkjax.program.cost import Cost, Sizes, predict, total
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a mask is to serve.
+
+    Attributes:
+      length: tokens of a prompt.
+      batch_size: rows.
+      generated: decode steps after it.
+      itemsize: bytes of a parameter and of a cached number.
+      operations_per_byte: of the machine; some ten for a CPU, hundreds for an accelerator.
+    """
+
+    length: int
+    batch_size: int = 1
+    generated: int = 64
+    itemsize: int = 4
+    operations_per_byte: float = 10.0
+
+    @property
+    def prefill(self) -> Sizes:
+        """Of the prompt's executable."""
+        return Sizes(self.batch_size, self.length, self.length + self.generated, self.itemsize)
+
+    @property
+    def decode(self) -> Sizes:
+        """Of one step's executable."""
+        return dataclasses.replace(self.prefill, length=None)
+
+    def price(self, config: LlamaConfig, mask: SinkMask) -> float:
+        """Of a text under a mask, rows together, in bytes and their equivalents."""
+        once, step = (total(predict(config, mask, sizes)) for sizes in (self.prefill, self.decode))
+        return self._price(once) + self.generated * self._price(step)
+
+    def _price(self, cost: Cost) -> float:
+        return cost.parameters + cost.cache + cost.operations / self.operations_per_byte
+
+
+def path_savings(
+    config: LlamaConfig, paths: Sequence[Path], workload: Workload, *, num_kv_heads: int | None
+) -> np.ndarray:
+    """How much of the price goes when a head, or a whole key/value group, takes each path.
+
+    A head of its own is credited with its own work and the G-th part of what its group shares,
+    which it frees only together with the others; a group with all that it frees.
+
+    Args:
+      config: of the model.
+      paths: P of `full`, `window` and `sink`.
+      workload: what is served.
+      num_kv_heads: K, for whole groups; None for heads.
+
+    Returns:
+      float64 [P], in shares of the price of the baseline's text.
+    """
+    layer = dataclasses.replace(config, num_layers=1)
+    size = group_size(config.num_heads, config.num_kv_heads)
+
+    def price(path: Path, heads: int) -> float:
+        row = (path,) * heads + (Full(),) * (config.num_heads - heads)
+        return workload.price(layer, SinkMask((row,)))
+
+    whole = workload.price(config, SinkMask.full(config))
+    base = price(Full(), 1)
+    of_group = np.array([base - price(path, size) for path in paths])
+    return of_group / whole if num_kv_heads is not None else of_group / whole / size

@@ -1,0 +1,49 @@
+"""What importing the library does to the process that imports it: nothing."""
+
+import json
+import subprocess
+import sys
+
+_IMPORT_ALL = """
+import importlib, json, logging, os, pkgutil, sys
+import jax
+from absl import flags
+import flax, matplotlib, numpy, optax, orbax.checkpoint  # define flags and settings of their own
+
+def state():
+    return {
+        "jax": {name: repr(value) for name, value in jax.config.values.items()},
+        "environment": dict(os.environ),
+        "logging": [logging.root.level, list(map(repr, logging.root.handlers))],
+        "matplotlib": repr(dict(matplotlib.rcParams)),
+        "numpy": [numpy.geterr(), repr(numpy.get_printoptions())],
+    }
+
+before = state()
+import sinkjax
+names = [module.name for module in pkgutil.walk_packages(sinkjax.__path__, "sinkjax.")]
+names.remove("sinkjax.harness")  # needs an extra
+for name in names:
+    importlib.import_module(name)
+after = state()
+print(json.dumps({
+    "changed": {key: [before[key], after[key]] for key in before if before[key] != after[key]},
+    "backends": list(jax._src.xla_bridge._backends),
+    "flags": [name for name in flags.FLAGS.flags_by_module_dict() if name.startswith("sinkjax")],
+    "parsed": flags.FLAGS.is_parsed(),
+    "modules": len(names),
+}))
+"""
+
+
+def test_importing_every_module_touches_nothing():
+    """No backend is started, no flag read or defined, no setting changed, of JAX or of others."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _IMPORT_ALL, "--no_such_flag"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(ran.stdout)
+    assert found.pop("modules") > 40
+    assert found == {"changed": {}, "backends": [], "flags": [], "parsed": False}

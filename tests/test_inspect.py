@@ -1,0 +1,167 @@
+"""inspect from flags to records: what is compiled is what was asked for, and nothing more."""
+
+import importlib.util
+import json
+
+import pytest
+from scripts import run_main
+
+import sinkjax
+from sinkjax import InputError, SinkMask
+from sinkjax.config import LlamaConfig, to_hf_config
+from sinkjax.program.targets import WITHOUT_TPU
+
+INSPECT = "experiments.inspect"
+CONFIG = LlamaConfig(
+    vocab_size=61,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=3,
+    head_dim=8,
+    embed_dim=40,
+    mlp_dim=48,
+    max_length=64,
+    norm_eps=1e-5,
+)
+MASK = "L0: 4f 2w(1,3) | L1: f c(0,1) 2s(zero) s(first) f"
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory):
+    """A model's shape, without weights."""
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(to_hf_config(CONFIG)))
+    return folder
+
+
+def inspect(shape, output, /, **more):
+    flags = {
+        "model": f"shape:{shape}",
+        "mask": MASK,
+        "prefill_lengths": 16,
+        "max_length": 24,
+        "output": output,
+        **more,
+    }
+    run_main(INSPECT, *(f"--{name}={value}" for name, value in flags.items()))
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return {(r["program"], r["name"]): r for r in records}
+
+
+@pytest.fixture(scope="module")
+def here(shape, tmp_path_factory):
+    """The records of the baseline and of the mask, compiled for this machine."""
+    return inspect(shape, tmp_path_factory.mktemp("out") / "here.jsonl")
+
+
+def check_agreement(records):
+    """Every executable by path and in total, compiled and by hand."""
+    assert list(records) == [
+        (program, name) for program in ("baseline", "mask") for name in ("prefill 16", "decode")
+    ]
+    for record in records.values():
+        assert record["uncounted"] == []
+        assert record["compiled"] == record["by_hand"]
+
+
+def test_compiled_costs_are_those_by_hand(here):
+    check_agreement(here)
+    for name in ("prefill 16", "decode"):
+        assert here["baseline", name]["mask"] == "L0-1: 6f"
+        assert here["mask", name]["mask_digest"] == SinkMask.from_text(MASK).digest
+        baseline, mask = (here[program, name]["compiled"] for program in ("baseline", "mask"))
+        assert all(mask[path]["cache"] for path in ("full", "window", "sink"))
+        assert not any(sum(baseline[path].values()) for path in ("window", "copy", "sink"))
+        for column in ("operations", "parameters", "cache"):
+            assert mask["total"][column] < baseline["total"][column]
+            assert mask["rest"][column] == baseline["rest"][column]
+
+
+def test_what_a_record_says_beside_the_costs(here):
+    for (program, _), record in here.items():
+        assert record["kind"] == "executable"
+        assert LlamaConfig.from_dict(record["config"]) == CONFIG
+        assert record["lowering_seconds"] > 0
+        assert record["compile_seconds"] > 0
+        assert record["from_cold"]
+        memory = record["memory"]
+        costs = record["compiled"]["total"]
+        assert memory["arguments"] >= costs["parameters"]
+        assert memory["peak"] >= costs["parameters"] + costs["cache"]
+        assert record["xla"]["operations"] > 0
+        assert program in ("baseline", "mask")
+
+
+def test_work_that_a_mask_should_have_removed_is_found_out(shape, tmp_path, monkeypatch, capsys):
+    """A program that computes one head more than its mask says does not pass for the mask's."""
+    honest = sinkjax.specialize
+    more = SinkMask.from_text("L0: 6f | L1: 2s(zero) 4f")
+
+    def one_head_left(model, mask, **options):
+        built = honest(model, more if mask != SinkMask.full(CONFIG) else mask, **options)
+        built.mask = mask
+        return built
+
+    monkeypatch.setattr(sinkjax, "specialize", one_head_left)
+    records = inspect(shape, tmp_path / "out.jsonl", mask="L0: 6f | L1: 3s(zero) 3f")
+    out = capsys.readouterr().out
+    for name in ("prefill 16", "decode"):
+        found, by_hand = (records["mask", name][how] for how in ("compiled", "by_hand"))
+        for row in ("full", "total"):
+            assert found[row]["operations"] > by_hand[row]["operations"]
+            assert found[row]["parameters"] > by_hand[row]["parameters"]
+        assert f"{name}, 1 x, float32, cache for 24 tokens" in out
+        for costs in (found["total"], by_hand["total"]):
+            assert f"{costs['operations'] / 1000:.2f}"[:5] in out
+    assert out.count("differ from those by hand") == 2
+    assert "4 executables for cpu" in out
+    assert f"records: {tmp_path}/out.jsonl" in out
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra targets-tpu")
+def test_programs_for_a_tpu_that_is_not_here_come_out_the_same(shape, tmp_path, monkeypatch):
+    for name, value in WITHOUT_TPU.items():
+        monkeypatch.setenv(name, value)
+    more = {"target": "tpu:v5e", "dtype": "bfloat16", "layers": "scanned"}
+    records = inspect(shape, tmp_path / "tpu.jsonl", **more)
+    check_agreement(records)
+    for record in records.values():
+        assert record["device"] == "TPU v5 lite"
+        assert record["dtype"] == "bfloat16"
+
+
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("jax_cuda12_plugin")), reason="the wheels are there"
+)
+def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
+    with pytest.raises(InputError) as error:
+        inspect(shape, tmp_path / "out.jsonl", target="cuda:h100")
+    (problem,) = error.value.problems
+    assert "--target=cuda:h100" in problem
+    assert "pip install -e '.[targets-cuda]'" in problem
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"target": "tpu:v99"}, ["--target", "'tpu:v99'", "tpu:v5e"]),
+        ({"mask": ""}, ["--mask is missing"]),
+        ({"mask": "L0: 6f"}, ["--mask=L0: 6f", "1 layers of 6 heads"]),
+        ({"model": "shape:none"}, ["--model=shape:none", "llama-3.2-1b"]),
+        ({"prefill_lengths": "16,x"}, ["--prefill_lengths", "'x'"]),
+        (
+            {"prefill_lengths": 30, "batch_size": 0, "max_length": 20},
+            ["--batch_size is 0", "--prefill_lengths has 30"],
+        ),
+    ],
+)
+def test_bad_flags_are_refused(more, said, shape, tmp_path):
+    with pytest.raises(InputError) as error:
+        inspect(shape, tmp_path / "out.jsonl", **more)
+    for part in said:
+        assert part in str(error.value)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(shape, tmp_path):
+    with pytest.raises(InputError, match="in a folder that exists"):
+        inspect(shape, tmp_path / "none" / "out.jsonl")

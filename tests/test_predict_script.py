@@ -1,0 +1,87 @@
+"""The predictor from its flags to its records and tables."""
+
+import hf
+import numpy as np
+import pytest
+from scripts import run_main
+
+from sinkjax import InputError, sweep
+from sinkjax.results import read_records
+
+PREDICT = "experiments.predict"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    words = ["the", "sea", "was", "calm", "and", "an", "old", "man", "looked", "out", "over", "it"]
+    rows = [" ".join(np.random.default_rng(i).permutation(words)) for i in range(12)]
+    file.write_text("\n".join(rows) + "\n")
+    return file
+
+
+def arguments(model, prompts, folder, /, **more):
+    flags = {
+        "model": model,
+        "prompts": prompts,
+        "lengths": "2,4,8",
+        "held_out_lengths": "4",
+        "thresholds": "0.6",
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys, monkeypatch):
+    run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out"))
+    out = capsys.readouterr().out
+    _, (record,) = read_records(tmp_path / "out")
+    assert record["kind"] == "prediction"
+    assert record["held_out_lengths"] == [4]
+    assert record["result"]["prompts"] == {"fitted": 7, "held_out": 5}
+    found = record["result"]["lengths_held_out"]["predictors"]
+    for name in ("all", "rate_at_length", "same_index"):
+        assert f"{found[name]['brier']['value']:.4f}" in out
+    assert "Good enough to act on: " in out
+    for title in ("held-out lengths", "calibration of", "by length", "acting on"):
+        assert title in out
+    # The same command again finds the record, and another folder's scores are not measured again.
+    run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out"))
+    assert read_records(tmp_path / "out")[1] == [record]
+    monkeypatch.setattr(sweep, "measure_sinks", None)
+    more = {"sweep_dir": tmp_path / "out"}
+    run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "again", **more))
+    assert read_records(tmp_path / "again")[1] == [record]
+
+
+BAD = {
+    "unknown": ({"held_out_lengths": "3"}, ["--held_out_lengths=3", "2,4,8"]),
+    "none": ({"held_out_lengths": ""}, ["--held_out_lengths is empty"]),
+    "all": ({"held_out_lengths": "2,4,8"}, ["leaves no length"]),
+    "share": ({"held_out_share": "1.5"}, ["--held_out_share=1.5"]),
+    "few": ({"held_out_share": "0.1"}, ["12 prompts", "1 are held out"]),
+    "seed": ({"seed": "-1"}, ["--seed=-1"]),
+    "threshold": ({"thresholds": "2"}, ["--thresholds=2"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused_before_any_work(what, tiny, prompts, tmp_path):
+    more, mentions = BAD[what]
+    with pytest.raises(InputError) as error:
+        run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out", **more))
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()

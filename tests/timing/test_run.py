@@ -1,0 +1,213 @@
+"""Tiny models timed for real: records, resuming, traces, tables, and google-benchmark's JSON."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from masks import problems_of
+
+import sinkjax
+from sinkjax import timing
+from sinkjax.quality import Candidate
+from sinkjax.results import read_records
+from sinkjax.timing import TimingSettings, Workload
+
+MASK = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3w(1,4) | L2: 3f 3s(first)")
+WORKLOAD = Workload(batch_size=2, prompt_length=16, generated=5)
+SETTINGS = TimingSettings(rounds=4, warmup=1, steps_per_call=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make()
+
+
+@pytest.fixture(scope="module")
+def cells(model):
+    candidate = Candidate("mine", {WORKLOAD.prompt_length: MASK})
+    return timing.plan_timing(model.config, [candidate], [WORKLOAD], SETTINGS)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(model, cells, tmp_path_factory):
+    """Killed in the second cell, and run again to the end; traces of what was timed."""
+    path = tmp_path_factory.mktemp("timing")
+
+    def kill(cell, rounds):
+        if cell.stage == "decode":
+            raise KilledError
+
+    options = dict(folder=str(path / "out"), profile=str(path / "traces"))
+    with pytest.raises(KilledError):
+        timing.run_timing(model, "tiny", cells, SETTINGS, **options, on_rounds=kill)
+    _, before = read_records(path / "out")
+    assert [record["stage"] for record in before] == ["prefill"]
+    done = []
+    timing.run_timing(
+        model, "tiny", cells, SETTINGS, **options, on_rounds=lambda *args: done.append(args)
+    )
+    assert [rounds for _, rounds in done] == [4, 1, 1, 1, 1]
+    assert read_records(path / "out")[1][0] == before[0]
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    return read_records(folder / "out")[1]
+
+
+def test_records_hold_every_sample_and_what_reproduces_them(records, model):
+    assert [record["stage"] for record in records] == ["prefill", "decode"]
+    for record in records:
+        assert record["kind"] == "timing"
+        assert record["model"]["model_digest"] == sinkjax.model_digest(model)
+        assert record["candidates"][0]["mask_digest"] == MASK.digest
+        assert record["environment"]["cpu_count"] >= 1
+        assert {"xla_flags", "device", "jax", "glibc_tunables"} <= set(record["environment"])
+        result = record["result"]
+        assert result["clock"] == "host"
+        assert np.shape(result["load_average"]) == (2, 3)
+        timed = {**result["programs"], "again": result["baseline_again"], **result["machine"]}
+        assert set(timed) == {"baseline", "mine", "again", "read", "multiply"}
+        for one in timed.values():
+            assert len(one["samples"]["seconds"]) == SETTINGS.rounds
+            assert len(one["samples"]["warmup"]) == SETTINGS.warmup
+            assert min(one["samples"]["seconds"]) > 0
+        for program in (*result["programs"].values(), result["baseline_again"]):
+            seconds = program["samples"]["seconds"]
+            assert program["seconds"]["median"] == pytest.approx(np.median(seconds))
+            tokens = 2 * (16 if record["stage"] == "prefill" else 5)
+            assert program["tokens_per_second"] == pytest.approx(tokens / np.median(seconds))
+            assert 0 < program["limit"]["share"]["value"] < 1
+        assert result["programs"]["baseline"]["ratio"] is None
+        ratios = np.divide(
+            result["programs"]["mine"]["samples"]["seconds"],
+            result["programs"]["baseline"]["samples"]["seconds"],
+        )
+        assert result["programs"]["mine"]["ratio"]["value"] == pytest.approx(np.median(ratios))
+
+
+def test_what_the_mask_removes_is_beside_its_time(records):
+    for record in records:
+        programs = record["result"]["programs"]
+        limit = programs["mine"]["limit"]
+        assert programs["baseline"]["limit"]["ratio"] == 1
+        assert limit["operations_ratio"] < 1
+        assert limit["bytes_ratio"] < 1
+        assert min(limit["operations_ratio"], limit["bytes_ratio"]) <= limit["ratio"] < 1
+        # Room for 21 tokens: a layer as it was, a window of five in one group, no cache in one.
+        slots = [programs[name]["memory"]["cache"] for name in ("baseline", "mine")]
+        a_slot, counts = 2 * 2 * 8 * 4, 2 * 4
+        assert slots[0] == 6 * 21 * a_slot + counts
+        assert slots[1] == (2 * 21 + 21 + 5 + 21) * a_slot + 2 * 40 * 4 + counts
+
+
+def test_memory_is_the_process_own(records):
+    for record in records:
+        for program in record["result"]["programs"].values():
+            assert program["memory"]["peak"] > program["memory"]["cache"]
+            rise = program["memory"]["resident_rise"]
+            assert rise is None or 0 <= rise < 100e6
+
+
+def test_other_settings_are_refused_in_the_same_folder(model, cells, folder):
+    other = TimingSettings(rounds=5, warmup=1, steps_per_call=2)
+    problems = problems_of(
+        timing.run_timing, model, "tiny", cells, other, folder=str(folder / "out")
+    )
+    assert any("rounds is 4 there and 5 here" in problem for problem in problems)
+
+
+def test_a_trace_of_every_cell_is_there_for_xprof(folder):
+    for cell in ("prefill-b2-t16", "decode-b2-t16-n5"):
+        (trace, *_) = (folder / "traces" / cell).glob("plugins/profile/*/*.xplane.pb")
+        names = {
+            event.name
+            for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+            for line in plane.lines
+            for event in line.events
+        }
+        assert {"sinkjax: baseline", "sinkjax: mine"} <= names
+
+
+def test_the_device_clock_decides_where_it_is_asked_for(model, tmp_path):
+    """JAX's profiler, as on an accelerator, for what XLA does on this CPU."""
+    settings = TimingSettings(stages=("decode",), rounds=2, warmup=1, clock="device")
+    cells = timing.plan_timing(model.config, [], [Workload(1, 8, 4)], settings)
+    timing.run_timing(model, "tiny", cells, settings, str(tmp_path / "out"))
+    (record,) = read_records(tmp_path / "out")[1]
+    result = record["result"]
+    assert result["clock"] == "device"
+    program = result["programs"]["baseline"]
+    device = program["samples"]["device_seconds"]
+    assert len(device) == len(program["samples"]["seconds"]) == settings.rounds
+    assert program["seconds"]["median"] == pytest.approx(np.median(device))
+
+
+def test_google_benchmark_json_has_its_shape(records):
+    found = timing.google_benchmark(records, date="2026-01-01T00:00:00+00:00", executable="x")
+    context = found["context"]
+    assert {"date", "executable", "num_cpus", "load_avg", "library_build_type"} <= set(context)
+    runs = [run for run in found["benchmarks"] if run["run_type"] == "iteration"]
+    aggregates = [run for run in found["benchmarks"] if run["run_type"] == "aggregate"]
+    assert len(runs) == 2 * 3 * SETTINGS.rounds
+    assert len(aggregates) == 2 * 3 * 4
+    for run in found["benchmarks"]:
+        assert {"name", "run_name", "iterations", "real_time", "cpu_time"} <= set(run)
+        assert run["time_unit"] == "ms"
+    first = [run for run in runs if run["run_name"] == "decode/b2/t16/n5/mine/process_time"]
+    assert [run["repetition_index"] for run in first] == [0, 1, 2, 3]
+    seconds = records[1]["result"]["programs"]["mine"]["samples"]["seconds"]
+    assert [run["real_time"] for run in first] == pytest.approx([1e3 * s for s in seconds])
+    median = next(run for run in aggregates if run["name"].endswith("n5/mine/process_time_median"))
+    assert median["real_time"] == pytest.approx(1e3 * np.median(seconds))
+
+
+def test_tables_tell_a_restless_machine(records):
+    machine, times, savings = timing.timing_tables(records)
+    assert [row[0] for row in machine.rows] == ["prefill 2 x 16", "decode 2 x 16 + 5"]
+    assert [row[1] for row in times.rows] == ["baseline", "mine"] * 2
+    assert [row[1] for row in savings.rows] == ["mine"] * 2
+    restless = [{**record, "result": dict(record["result"])} for record in records]
+    for record, (low, high) in zip(restless, ((0.9, 1.1), (1.01, 1.1)), strict=True):
+        again = record["result"]["baseline_again"]
+        ratio = {**again["ratio"], "low": low, "high": high}
+        record["result"]["baseline_again"] = {**again, "ratio": ratio}
+    machine = timing.timing_tables(restless)[0]
+    assert [row[-1] for row in machine.rows] == ["holds 1", "DOES NOT HOLD 1"]
+    assert any("NOT TO BE RELIED ON: decode 2 x 16 + 5" in note for note in machine.notes)
+
+
+def test_a_prompt_is_prefilled_once_however_much_follows(model):
+    workloads = [Workload(1, 8, 0), Workload(1, 8, 4), Workload(1, 8, 6), Workload(2, 8, 4)]
+    cells = timing.plan_timing(model.config, [], workloads, TimingSettings())
+    assert [cell.slug for cell in cells] == [
+        "prefill-b1-t8",
+        "decode-b1-t8-n4",
+        "decode-b1-t8-n6",
+        "prefill-b2-t8",
+        "decode-b2-t8-n4",
+    ]
+
+
+def test_all_that_is_wrong_is_said_at_once(model):
+    candidate = Candidate("baseline", {8: sinkjax.SinkMask.from_text("L0: 6f")})
+    settings = TimingSettings(stages=("prefil",), rounds=1, warmup=0, clock="sundial")
+    problems = problems_of(
+        timing.plan_timing, model.config, [candidate], [Workload(0, 60, 5)], settings
+    )
+    for part in (
+        "--rounds=1",
+        "--warmup=0",
+        "--stages=prefil: use prefill or decode",
+        "--clock=sundial",
+        "--batch_sizes=0",
+        "more than the model's context, 64 tokens",
+        "--mask=baseline: the name is taken",
+        "baseline: ",
+    ):
+        assert any(part in problem for problem in problems), part
