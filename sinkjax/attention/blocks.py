@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sinkjax.products import Products
+from sinkjax.products import PLAIN, Products
 
 
 def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -48,7 +48,7 @@ def weighted_sums(weights: jax.Array, values: jax.Array) -> jax.Array:
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
 
 
-def unnormalized(scores: jax.Array, visible: jax.Array, products: Products) -> jax.Array:
+def unnormalized(scores: jax.Array, visible: jax.Array, products: Products = PLAIN) -> jax.Array:
     """exp(score - the row's largest) where [T, S] is visible, 0 elsewhere: [B, K, G, T, S]."""
     scores = jnp.where(visible, scores, -jnp.inf)
     return products.settle(jnp.exp(scores - products.row_max(scores)))
