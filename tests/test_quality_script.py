@@ -4,6 +4,7 @@ import itertools
 import json
 
 import hf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,13 @@ import sinkjax
 from experiments import inputs
 from sinkjax import InputError, SinkMask, load_mask, save_mask
 from sinkjax.attention.reference import reference_logits
-from sinkjax.quality import Candidate, QualitySettings, plan_quality, run_quality
+from sinkjax.quality import (
+    Candidate,
+    QualitySettings,
+    first_differences,
+    plan_quality,
+    run_quality,
+)
 from sinkjax.results import read_records
 from sinkjax.sweep import Settings, Source, Subject, plan_sweep
 
@@ -127,21 +134,64 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out
     assert "No number is hidden in 2 tokens" in out
-    assert out.splitlines()[-1] == f"records: {measured}/records.jsonl"
+    assert out.splitlines()[-1] == f"report: {measured}/report.html"
+    page = (measured / "report.html").read_text()
+    for record in records_of(measured, kind="quality"):
+        assert f"{record['result']['kl']['mean']['value']:.4f}" in page
 
 
-def test_a_plan_is_measured_with_its_mask_for_each_length(tiny, mask_file, tmp_path):
-    stages = [{"up_to": 10, "mask": "../sinks.json"}, {"up_to": None, "mask": FULL}]
-    file = mask_file.parent / "plans" / "plan.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"crossing": "stay", "stages": stages}))
-    run_main(QUALITY, *arguments(tiny, tmp_path / "out"), f"--plan={file}")
-    short, long = records_of(tmp_path / "out")
-    assert (short["length"], long["length"]) == (2, 40)
-    assert short["candidate"]["mask_digest"] == SinkMask.from_text(SINKS).digest
-    assert short["result"]["kl"]["max"] > 0
-    assert long["candidate"]["mask_digest"] == SinkMask.from_text(FULL).digest
-    assert long["result"]["kl"]["max"] == 0
+@pytest.mark.parametrize("rule", ["stay", "prefill"])
+def test_a_plan_is_measured_on_both_sides_of_a_boundary_and_across_it(
+    rule, tiny, mask_file, smollm2_tokenizer, tmp_path
+):
+    """Held to the dense oracle: each token by the mask that the rule gives to those before it."""
+    room, saved, windowed = 20, load_mask(mask_file), SinkMask.from_text("L0: 6f | L1: 3f 3w(1,2)")
+    stages = [{"up_to": 10, "mask": "../sinks.json"}, {"up_to": None, "mask": str(windowed)}]
+    file = mask_file.parent / "plans" / f"{rule}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"crossing": rule, "stages": stages}))
+    out, more = tmp_path / "out", {"lengths": "8,14", "continuation_tokens": 6, "plan": file}
+    run_main(QUALITY, *arguments(tiny, out, **more))
+
+    def under(mask, fills=None):
+        call = jax.jit(lambda model, tokens: reference_logits(model, mask, tokens, fills=fills))
+        return lambda tokens: np.asarray(call(model, jnp.asarray(tokens)))
+
+    def continued(padded, length, logits_after):
+        tokens = padded.copy()
+        for size in range(length, length + 6):
+            tokens[:, size] = logits_after(size)(tokens)[:, size - 1].argmax(axis=-1)
+        return tokens[:, length : length + 6]
+
+    model = sinkjax.load(tiny)
+    full, below, beyond = (
+        under(SinkMask.from_text(FULL)),
+        under(saved.mask, jnp.asarray(saved.fills)),
+        under(windowed),
+    )
+    for length, own in ((8, below), (14, beyond)):
+        windows = inputs.default_text(3, 0).at_length(smollm2_tokenizer, "tokenizer", length)
+        padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
+        (forced,) = records_of(out, kind="quality", length=length)
+        kl = kl_of(full(padded), own(padded))[:, 1:length]
+        np.testing.assert_allclose(forced["result"]["kl"]["mean"]["value"], kl.mean(), rtol=1e-3)
+        (record,) = records_of(out, kind="continuation", length=length)
+        by_rule = {
+            "stay": lambda size, own=own: own,
+            "prefill": lambda size: below if size <= 10 else beyond,
+        }
+        wanted = first_differences(
+            continued(padded, length, lambda size: full),
+            continued(padded, length, by_rule[rule]),
+        )
+        assert record["result"]["per_window"] == wanted.tolist()
+        crossing = record.get("crossing")
+        assert (crossing is not None) == (length == 8)
+        if crossing:
+            later = [windowed.digest] if rule == "prefill" else []
+            assert crossing["rule"] == rule
+            assert crossing["boundaries"] == [10]
+            assert [mask["mask_digest"] for mask in crossing["masks"]] == later
 
 
 def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
