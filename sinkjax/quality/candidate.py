@@ -46,6 +46,15 @@ class Candidate:
         mask = self.masks[length]
         return {"name": self.name, **self._digests(mask), "heads": mask.counts()}
 
+    def specification(self) -> dict[str, Any]:
+        """Its entry in the specification of a run."""
+        return {
+            "name": self.name,
+            "masks": {str(length): str(mask) for length, mask in self.masks.items()},
+            "described": [self.describe(length) for length in self.masks],
+            **({} if self.plan is None else {"plan": self.plan.to_dict()}),
+        }
+
     def crossing(self, length: int, num_tokens: int) -> dict[str, Any] | None:
         """The "crossing" of a record of a continuation; None where it crosses no boundary.
 

@@ -248,8 +248,7 @@ class _Measure:
             if candidate is None:
                 full = SinkMask.full(self._model.config)
                 candidate = Candidate("baseline", dict.fromkeys(lengths, full))
-            self._made = None  # frees the weights that were its own, and other programs
-            self._compiled = {k: d for k, d in self._compiled.items() if k == "baseline"}
+            self._free()
             windows = max(len(cell.windows) for cell in self._continued_cells)
             self._compiled[key] = compile_continuations(
                 self._model, candidate, lengths, windows, num_tokens
@@ -273,9 +272,14 @@ class _Measure:
         mask = cell.candidate.masks[cell.length]
         key = identity(cell.candidate.describe(cell.length))
         if self._made is None or self._made[0] != key:
-            self._made = None  # frees the weights that were its own
+            self._free()
             self._made = key, specialize(self._model, mask, fills=cell.candidate.fills.get(mask))
         return self._made[1]
+
+    def _free(self) -> None:
+        """Lets the weights and the programs of the last mask go; the baseline's stay."""
+        self._made = None
+        self._compiled = {key: d for key, d in self._compiled.items() if key == "baseline"}
 
 
 def _rows(cell: Cell) -> int:
@@ -310,15 +314,7 @@ def _specification(
     return {
         "experiment": "quality",
         "model": dict(described),
-        "candidates": [
-            {
-                "name": candidate.name,
-                "masks": {str(length): str(mask) for length, mask in candidate.masks.items()},
-                "described": [candidate.describe(length) for length in candidate.masks],
-                **({} if candidate.plan is None else {"plan": candidate.plan.to_dict()}),
-            }
-            for candidate in candidates.values()
-        ],
+        "candidates": [candidate.specification() for candidate in candidates.values()],
         "sources": [
             {**describe_source(one.source), "bos": one.bos, "lengths": sorted(one.tokens)}
             for one in series
