@@ -31,6 +31,7 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
+from benchmarks.processors import keep_to_processors
 from experiments import cli, inputs, terminal
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
@@ -56,7 +57,7 @@ _TARGETS = {512: 1.0, 1024: 2.0}  # the least ratio that the project sets itself
 def main() -> int:
     lengths = cli.numbers("lengths", _LENGTHS.value, int)
     output = _new_file(_OUTPUT.value)
-    _keep_to_processors(_THREADS.value)
+    keep_to_processors(_THREADS.value)
     model = sinkjax.load(_MODEL.value)
     theirs = _transformers_model(model)
     tokenizer = sinkjax.load_tokenizer(_MODEL.value)
@@ -86,16 +87,6 @@ def _new_file(name: str | None) -> pathlib.Path | None:
             "can be written"
         ) from error
     return path
-
-
-def _keep_to_processors(threads: int) -> None:
-    """Keeps this process to some processors, of which XLA and PyTorch count their threads."""
-    if not hasattr(os, "sched_setaffinity"):
-        raise InputError(f"--threads={threads}: only Linux can keep XLA to so many processors")
-    available = sorted(os.sched_getaffinity(0))
-    if not 1 <= threads <= len(available):
-        raise InputError(f"--threads={threads}: from 1 to {len(available)} can be had here")
-    os.sched_setaffinity(0, available[:threads])
 
 
 def _transformers_model(model: sinkjax.Llama) -> Callable[[np.ndarray], Any]:

@@ -71,9 +71,14 @@ def revision() -> str | None:
     return flags.FLAGS.revision
 
 
+def is_shape(name: str) -> bool:
+    """Whether a model's name stands for a shape, without weights and tokenizer."""
+    return name.startswith(_SHAPE)
+
+
 def load_config(name: str) -> sinkjax.LlamaConfig:
     """A model's config; of `shape:...`, from the table of shapes or a folder's config.json."""
-    if not name.startswith(_SHAPE):
+    if not is_shape(name):
         return sinkjax.load_config(name, revision=revision())
     shape = name.removeprefix(_SHAPE)
     if revision() is not None:
@@ -94,7 +99,7 @@ def load_config(name: str) -> sinkjax.LlamaConfig:
 
 def load_model(name: str, *, seed: int = 0) -> sinkjax.Llama:
     """A model as --revision and --dtype say; of `shape:...`, with random weights of this seed."""
-    if name.startswith(_SHAPE):
+    if is_shape(name):
         return random_model(load_config(name), dtype=jnp.dtype(flags.FLAGS.dtype), seed=seed)
     return sinkjax.load(name, revision=revision(), dtype=flags.FLAGS.dtype)
 

@@ -116,10 +116,20 @@ def _check() -> None:
 
 def _curve() -> Curve:
     """The part of the sweep that the flags name."""
-    sweep = arrange(*read_records(_RESULTS.value))
-    curves = [curve for group in sweep.groups for curve in group.curves]
+    try:
+        specification, records = read_records(_RESULTS.value)
+    except InputError as error:
+        raise InputError(*(f"--results: {problem}" for problem in error.problems)) from error
+    cells = [record for record in records if record["kind"] == "cell"]
+    curves = []
+    if cells:
+        sweep = arrange(specification, cells)
+        curves = [curve for group in sweep.groups for curve in group.curves]
     if not curves:
-        raise InputError(f"--results={_RESULTS.value} has no cells of prompts or texts yet: sweep")
+        raise InputError(
+            f"--results={_RESULTS.value} holds no prompts' or texts' scores (yet): give the "
+            "--output_dir of experiments.sweep"
+        )
     for flag, of in (
         (_MODEL, lambda curve: sweep.model_name(curve.model)),
         (_SOURCE, lambda curve: curve.source_name),

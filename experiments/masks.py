@@ -42,7 +42,7 @@ def candidates(
     ]
     for name in plans:
         plan, fills = read_plan(name)
-        named.append(Candidate(name, {length: plan.mask(length) for length in lengths}, fills))
+        named.append(Candidate.of_plan(name, plan, lengths, fills))
     return named
 
 

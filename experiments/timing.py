@@ -1,10 +1,10 @@
 """Times the programs of masks beside the baseline's, prefill and decode apart.
 
-  python -m experiments.timing --masks=mask.json --prompt_lengths=512 --batch_sizes=1,8
+  python -m experiments.timing --mask=mask.json --prompt_lengths=512 --batch_sizes=1,8
   python -m experiments.timing --model=shape:llama-3.2-1b --prompt_lengths=512 --generated=16
   python -m experiments.timing --flagfile=configs/timing.flags
 
---model=shape:NAME has random weights, which take as long as trained ones. --masks takes files that
+--model=shape:NAME has random weights, which take as long as trained ones. --mask takes files that
 sinkjax.save_mask wrote, with commas between them, or a mask's text form, and may be repeated;
 --plan takes the JSON file of a plan, whose mask for each prompt length is timed. Without either,
 the baseline is timed alone.
@@ -32,7 +32,7 @@ from sinkjax.program import DEFAULT_STEPS_PER_CALL
 from sinkjax.results import read_records
 
 cli.define_model_flags(shapes=True)
-_MASKS = flags.DEFINE_multi_string("masks", [], "Mask files or a mask's text. May be repeated.")
+_MASK = flags.DEFINE_multi_string("mask", [], "Mask files or a mask's text. May be repeated.")
 _PLAN = flags.DEFINE_multi_string("plan", [], "File of a plan. May be repeated.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1"], "Rows.")
 _LENGTHS = flags.DEFINE_list("prompt_lengths", ["512"], "Tokens of every row's prompt.")
@@ -100,8 +100,8 @@ def _cells(settings: timing.TimingSettings) -> list[timing.TimingCell]:
     )
     config = cli.load_config(cli.model())
     candidates = []
-    if _MASKS.value or _PLAN.value:
-        candidates = masks.candidates(_MASKS.value, _PLAN.value, config, lengths)
+    if _MASK.value or _PLAN.value:
+        candidates = masks.candidates(_MASK.value, _PLAN.value, config, lengths)
     workloads = [
         timing.Workload(batch, length, count)
         for batch in batches

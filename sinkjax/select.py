@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.mask import Copy, Path, SinkMask, group_size
+from sinkjax.mask import Copy, Full, Path, SinkMask, group_size
 from sinkjax.statistics.cell import checked, is_sink
 
 _CONTROL = 2  # tells these draws from others of the same seed
@@ -150,14 +150,40 @@ def above_quantile(
     """
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile is {quantile}; it has to lie between 0 and 1")
+    scores = _with_prompts(scores)
+    num_layers, num_heads = scores.shape[1:]
+    size = 1 if num_kv_heads is None else group_size(num_heads, num_kv_heads)
+    count = round((1 - quantile) * (num_layers * num_heads // size))
+    return by_ranking(scores, [path] * count, num_kv_heads=num_kv_heads)
+
+
+def by_ranking(
+    scores: np.ndarray, paths: Sequence[Path], *, num_kv_heads: int | None = None
+) -> SinkMask:
+    """The heads of the highest scores, the i-th highest on the i-th path.
+
+    Args:
+      scores: float [P, L, N], of which the mean over prompts counts, or [L, N]. For heads' errors,
+        their negatives.
+      paths: at most as many as there are heads, or groups.
+      num_kv_heads: K, to choose whole groups, each by its lowest head; None for heads one by one.
+
+    Raises:
+      ValueError: for scores of another shape or not finite, more paths than heads, or K that does
+        not divide N. Also InputError of `SinkMask`.
+    """
     means = _with_prompts(scores).mean(axis=0, dtype=np.float64)
     num_layers, num_heads = means.shape
     size = 1 if num_kv_heads is None else group_size(num_heads, num_kv_heads)
     of_groups = means.reshape(num_layers, -1, size).min(axis=-1)
+    if len(paths) > of_groups.size:
+        raise ValueError(f"{len(paths)} paths are given for {of_groups.size} heads or groups")
     ranking = np.argsort(-of_groups, axis=None, kind="stable")
-    chosen = np.zeros(of_groups.size, bool)
-    chosen[ranking[: round((1 - quantile) * of_groups.size)]] = True
-    return SinkMask.where(np.repeat(chosen.reshape(of_groups.shape), size, axis=1), path)
+    units: list[Path] = [Full()] * of_groups.size
+    for unit, path in zip(ranking.tolist(), paths, strict=False):
+        units[unit] = path
+    heads = [path for path in units for _ in range(size)]
+    return SinkMask(tuple(tuple(heads[n : n + num_heads]) for n in range(0, len(heads), num_heads)))
 
 
 def random_control(mask: SinkMask, *, seed: int, num_kv_heads: int | None = None) -> SinkMask:

@@ -46,9 +46,10 @@ def test_gradients_of_each_row_are_its_slopes():
     np.testing.assert_allclose(slopes, norms, rtol=2e-3)
 
 
-def test_an_exported_file_runs_without_sinkjax():
+def test_an_exported_file_runs_without_sinkjax(capfd):
     """On this platform, in a process that would fail if it had imported sinkjax."""
     here, there = export.main()
+    assert "exported for cpu, tpu, cuda" in capfd.readouterr().out  # said by that process
     np.testing.assert_allclose(there["logits"], here["logits"], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(there["tokens"], here["tokens"])
     assert here["tokens"].shape == (export.ROWS, export.NEW)

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from scripts import run_main
 from test_quality import kl_of
+from tiny import quick_jit
 
 import sinkjax
 from experiments import inputs
 from sinkjax import InputError, SinkMask, load_mask, save_mask
 from sinkjax.attention.reference import reference_logits
-from sinkjax.quality import Candidate, QualitySettings, plan_quality, run_quality
+from sinkjax.quality import (
+    Candidate,
+    QualitySettings,
+    first_differences,
+    plan_quality,
+    run_quality,
+)
 from sinkjax.results import read_records
 from sinkjax.sweep import Settings, Source, Subject, plan_sweep
 
@@ -63,6 +70,10 @@ def records_of(folder, **fields):
     return [r for r in records if fields.items() <= r.items()]
 
 
+def names(record, candidate):
+    return record["candidate"]["name"] == str(candidate)
+
+
 @pytest.fixture(scope="module")
 def measured(tiny, mask_file, tmp_path_factory):
     """A run's folder: a mask's file and the text form of the baseline's, of every kind."""
@@ -79,11 +90,8 @@ def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, s
         tokens = jnp.asarray(windows)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
-        (record,) = [
-            r
-            for r in records_of(measured, kind="quality", length=length)
-            if r["candidate"]["name"] == str(mask_file)
-        ]
+        found = records_of(measured, kind="quality", length=length)
+        (record,) = [r for r in found if names(r, mask_file)]
         assert record["num_windows"] == 2
         assert record["candidate"]["mask_digest"] == saved.mask.digest
         assert record["candidate"]["heads"] == {"full": 4, "copy": 0, "window": 3, "sink": 5}
@@ -93,7 +101,7 @@ def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, s
 
 
 def test_the_baselines_own_mask_costs_exactly_nothing(measured):
-    own = [r for r in records_of(measured) if r["candidate"]["name"] == FULL]
+    own = [r for r in records_of(measured) if names(r, FULL)]
     assert [(r["kind"], r["length"]) for r in own] == [
         ("quality", 2),
         ("quality", 90),
@@ -127,21 +135,62 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out
     assert "No number is hidden in 2 tokens" in out
-    assert out.splitlines()[-1] == f"records: {measured}/records.jsonl"
+    assert out.splitlines()[-1] == f"report: {measured}/report.html"
+    page = (measured / "report.html").read_text()
+    for record in records_of(measured, kind="quality"):
+        assert f"{record['result']['kl']['mean']['value']:.4f}" in page
 
 
-def test_a_plan_is_measured_with_its_mask_for_each_length(tiny, mask_file, tmp_path):
-    stages = [{"up_to": 10, "mask": "../sinks.json"}, {"up_to": None, "mask": FULL}]
-    file = mask_file.parent / "plans" / "plan.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"crossing": "stay", "stages": stages}))
-    run_main(QUALITY, *arguments(tiny, tmp_path / "out"), f"--plan={file}")
-    short, long = records_of(tmp_path / "out")
-    assert (short["length"], long["length"]) == (2, 40)
-    assert short["candidate"]["mask_digest"] == SinkMask.from_text(SINKS).digest
-    assert short["result"]["kl"]["max"] > 0
-    assert long["candidate"]["mask_digest"] == SinkMask.from_text(FULL).digest
-    assert long["result"]["kl"]["max"] == 0
+def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
+    tiny, mask_file, smollm2_tokenizer, tmp_path
+):
+    """Held to the dense oracle: each token by the mask that the rule gives to those before it."""
+    room, saved, windowed = 20, load_mask(mask_file), SinkMask.from_text("L0: 6f | L1: 3f 3w(1,2)")
+    stages = [{"up_to": 10, "mask": "../sinks.json"}, {"up_to": None, "mask": str(windowed)}]
+    files = {rule: mask_file.parent / "plans" / f"{rule}.json" for rule in ("stay", "prefill")}
+    for rule, file in files.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"crossing": rule, "stages": stages}))
+    out, plans = tmp_path / "out", [f"--plan={file}" for file in files.values()]
+    run_main(QUALITY, *arguments(tiny, out, lengths="8,14", continuation_tokens=6), *plans)
+
+    def under(mask, fills=None):
+        call = quick_jit(lambda model, tokens: reference_logits(model, mask, tokens, fills=fills))
+        return lambda tokens: np.asarray(call(model, jnp.asarray(tokens)))
+
+    def continued(padded, length, logits_after):
+        tokens = padded.copy()
+        for size in range(length, length + 6):
+            tokens[:, size] = logits_after(size)(tokens)[:, size - 1].argmax(axis=-1)
+        return tokens[:, length : length + 6]
+
+    model = sinkjax.load(tiny)
+    full = under(SinkMask.from_text(FULL))
+    below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
+    for length, own in ((8, below), (14, beyond)):
+        windows = inputs.default_text(3, 0).at_length(smollm2_tokenizer, "tokenizer", length)
+        padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
+        kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
+        baseline = continued(padded, length, lambda size: full)
+        by_rule = {
+            "stay": lambda size, own=own: own,
+            "prefill": lambda size: below if size <= 10 else beyond,
+        }
+        for rule, file in files.items():
+            forced, record = (
+                next(r for r in records_of(out, kind=kind, length=length) if names(r, file))
+                for kind in ("quality", "continuation")
+            )
+            np.testing.assert_allclose(forced["result"]["kl"]["mean"]["value"], kl, rtol=1e-3)
+            wanted = first_differences(baseline, continued(padded, length, by_rule[rule]))
+            assert record["result"]["per_window"] == wanted.tolist()
+            crossing = record.get("crossing")
+            assert (crossing is not None) == (length == 8)
+            if crossing:
+                later = [windowed.digest] if rule == "prefill" else []
+                assert crossing["rule"] == rule
+                assert crossing["boundaries"] == [10]
+                assert [mask["mask_digest"] for mask in crossing["masks"]] == later
 
 
 def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
@@ -185,7 +234,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, smollm2
     run_quality(cells, settings, str(tmp_path / "stopped"))
     assert read_records(tmp_path / "stopped") == read_records(tmp_path / "whole")
     first, again = (
-        [r["result"] for r in records_of(tmp_path / "whole") if r["candidate"]["name"] == name]
+        [r["result"] for r in records_of(tmp_path / "whole") if names(r, name)]
         for name in ("a", "a again")
     )
     assert first == again

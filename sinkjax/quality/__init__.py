@@ -1,16 +1,10 @@
 """What a mask costs: each token's predictions held against the baseline's, and what comes of it."""
 
+from sinkjax.quality.candidate import Candidate
 from sinkjax.quality.compare import QualityStats, compare
+from sinkjax.quality.continuation import compile_continuations, first_differences
 from sinkjax.quality.passkey import Passkeys, hide_passkeys
-from sinkjax.quality.run import (
-    SCORED,
-    Candidate,
-    Cell,
-    QualitySettings,
-    first_differences,
-    plan_quality,
-    run_quality,
-)
+from sinkjax.quality.run import SCORED, Cell, QualitySettings, plan_quality, run_quality
 from sinkjax.quality.summary import (
     measured_quality,
     summarize_continuation,
@@ -28,6 +22,7 @@ __all__ = [
     "QualityStats",
     "compare",
     "compare_tokens",
+    "compile_continuations",
     "first_differences",
     "hide_passkeys",
     "measured_quality",

@@ -97,12 +97,12 @@ def compare(
             residuals(candidate, tokens)[:, score_from:],
             jnp.roll(tokens, -1, axis=1)[:, score_from:],
         )
-        parts.append(_stats(compared, score_from, len(chunk)))
+        parts.append(collect_stats(compared, score_from, len(chunk)))
         _check_finite(parts[-1], start)
     return QualityStats.join(parts)
 
 
-def _stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
+def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
     """The first `count` windows of a comparison, without next tokens that are not there."""
     kl, top1, top5 = (np.asarray(x)[:count] for x in (compared.kl, compared.top1, compared.top5))
     models = {"baseline": compared.baseline, "candidate": compared.candidate}

@@ -9,19 +9,20 @@ run that is killed loses at most one chunk's time, and masks that are named twic
 """
 
 import dataclasses
-import hashlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from sinkjax.digest import tokens_digest
-from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.mask import SinkMask
 from sinkjax.model import Llama
-from sinkjax.program import compile
+from sinkjax.program import Dispatcher
+from sinkjax.quality.candidate import Candidate
 from sinkjax.quality.compare import BATCH_TOKENS, QualityStats, compare
+from sinkjax.quality.continuation import compile_continuations, first_differences
 from sinkjax.quality.passkey import hide_passkeys, shortest_window
 from sinkjax.quality.summary import (
     summarize_continuation,
@@ -53,37 +54,6 @@ class QualitySettings:
     passkey_depths: tuple[float, ...] = ()
     continuation_tokens: int = 0
     seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Candidate:
-    """What is held against the baseline.
-
-    Attributes:
-      name: as the user gave it.
-      masks: by length T. At a length between, a plan has the mask that serves prompts of T tokens.
-      fills: float32 [L, N, H] of each mask that has `sink(mean)` heads.
-    """
-
-    name: str
-    masks: Mapping[int, SinkMask]
-    fills: Mapping[SinkMask, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def describe(self, length: int) -> dict[str, Any]:
-        """The "candidate" of a record."""
-        mask = self.masks[length]
-        return {
-            "name": self.name,
-            "mask_digest": mask.digest,
-            "fills_sha256": self._fills_sha256(mask),
-            "heads": mask.counts(),
-        }
-
-    def _fills_sha256(self, mask: SinkMask) -> str | None:
-        if mask not in self.fills:
-            return None
-        fills = np.ascontiguousarray(self.fills[mask], np.float32)
-        return hashlib.sha256(fills.tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,6 +134,8 @@ def plan_quality(
             )
         for one, length, windows in measured if settings.continuation_tokens else ():
             fields = {"num_tokens": settings.continuation_tokens}
+            crossing = candidate.crossing(length, settings.continuation_tokens)
+            fields |= {} if crossing is None else {"crossing": crossing}
             cells.append(Cell("continuation", candidate, one, length, windows, fields))
     return cells
 
@@ -195,32 +167,31 @@ def run_quality(
     specification = _specification(cells, settings, described)
     with Results(folder, specification) as results:
         results.reserve(sum(_RECORD_BYTES + _POSITION_BYTES * cell.num_tokens for cell in cells))
-        measure = _Measure(model, described["model_digest"], results, on_progress)
+        measure = _Measure(model, described["model_digest"], cells, results, on_progress)
         for cell in cells:
             fields = _fields(cell, settings, described)
-            record_id = identity(fields)
-            if record_id not in results:
-                record = {"id": record_id, **fields, "result": measure(cell, settings.seed)}
-                results.append({**record, "environment": environment()})
-            else:
+            if not results.record(fields, functools.partial(measure, cell, settings.seed)):
                 on_progress(Progress("measured", "found", tokens=cell.num_tokens))
             on_progress(Progress("record", f"{cell.kind} of {cell.candidate.name}", records=1))
     return specification
 
 
 class _Measure:
-    """Measures cells, keeping what each step gave; each mask's model is made where it is needed."""
+    """Measures cells, keeping what each step gave; what neighbouring cells share is made once."""
 
     def __init__(
         self,
         model: Llama,
         digest: str,
+        cells: Sequence[Cell],
         results: Results,
         on_progress: Callable[[Progress], None],
     ):
         self._model, self._digest = model, digest
         self._results, self._on_progress = results, on_progress
+        self._continued_cells = [cell for cell in cells if cell.kind == "continuation"]
         self._made: tuple[str, Llama] | None = None  # the last mask's digest with its fills'
+        self._compiled: dict[str, Dispatcher] = {}  # of the baseline, and of the last candidate
 
     def __call__(self, cell: Cell, seed: int) -> dict[str, Any]:
         """The "result" of a cell's record."""
@@ -256,19 +227,33 @@ class _Measure:
 
     def _continued(self, cell: Cell, num_tokens: int, candidate: Candidate | None) -> np.ndarray:
         """Greedy continuations of the windows, int32 [W, num_tokens]; None for the baseline's."""
-        name = self._name(cell, cell.windows, num_tokens=num_tokens, baseline=candidate is None)
+        crossing = cell.fields.get("crossing")
+        # Under `stay` the window's own mask gives every token: they are the same without a plan.
+        prefilled = candidate is not None and crossing and crossing["rule"] == "prefill"
+        how = {"num_tokens": num_tokens, **({"crossing": crossing} if prefilled else {})}
+        name = self._name(cell, cell.windows, baseline=candidate is None, **how)
         arrays = self._results.arrays(name)
         if arrays is None:
-            program = compile(
-                self._model if candidate is None else self._candidate(cell),
-                batch_size=_rows(cell),
-                prefill_lengths=[cell.length],
-                max_length=cell.length + num_tokens,
-            )
-            tokens = program.generate(cell.windows, max_new_tokens=num_tokens)
+            dispatcher = self._dispatcher(candidate, num_tokens)
+            tokens = dispatcher.generate(cell.windows, max_new_tokens=num_tokens)
             arrays = {"tokens": np.stack(tokens)}
             self._results.put_arrays(name, **arrays)
         return arrays["tokens"]
+
+    def _dispatcher(self, candidate: Candidate | None, num_tokens: int) -> Dispatcher:
+        """Programs for the windows of all lengths, of a candidate or the baseline."""
+        key = "baseline" if candidate is None else f"candidate {candidate.name}"
+        if key not in self._compiled:
+            lengths = sorted({cell.length for cell in self._continued_cells})
+            if candidate is None:
+                full = SinkMask.full(self._model.config)
+                candidate = Candidate("baseline", dict.fromkeys(lengths, full))
+            self._free()
+            windows = max(len(cell.windows) for cell in self._continued_cells)
+            self._compiled[key] = compile_continuations(
+                self._model, candidate, lengths, windows, num_tokens
+            )
+        return self._compiled[key]
 
     def _name(self, cell: Cell, tokens: np.ndarray, *, baseline: bool = False, **how: Any) -> str:
         """Of what was measured, whatever the candidate is called."""
@@ -287,15 +272,14 @@ class _Measure:
         mask = cell.candidate.masks[cell.length]
         key = identity(cell.candidate.describe(cell.length))
         if self._made is None or self._made[0] != key:
-            self._made = None  # frees the weights that were its own
+            self._free()
             self._made = key, specialize(self._model, mask, fills=cell.candidate.fills.get(mask))
         return self._made[1]
 
-
-def first_differences(baseline: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Tokens of each row before the first that differs: int [W, M] twice to int64 [W]."""
-    same = np.cumprod(baseline == candidate, axis=1)
-    return same.sum(axis=1)
+    def _free(self) -> None:
+        """Lets the weights and the programs of the last mask go; the baseline's stay."""
+        self._made = None
+        self._compiled = {key: d for key, d in self._compiled.items() if key == "baseline"}
 
 
 def _rows(cell: Cell) -> int:
@@ -330,14 +314,7 @@ def _specification(
     return {
         "experiment": "quality",
         "model": dict(described),
-        "candidates": [
-            {
-                "name": candidate.name,
-                "masks": {str(length): str(mask) for length, mask in candidate.masks.items()},
-                "described": [candidate.describe(length) for length in candidate.masks],
-            }
-            for candidate in candidates.values()
-        ],
+        "candidates": [candidate.specification() for candidate in candidates.values()],
         "sources": [
             {**describe_source(one.source), "bos": one.bos, "lengths": sorted(one.tokens)}
             for one in series
@@ -369,7 +346,8 @@ def _check(
         f"--mask: {name} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
     for candidate in candidates:
-        for mask in dict.fromkeys(candidate.masks.values()):
+        stages = () if candidate.plan is None else candidate.plan.stages
+        for mask in dict.fromkeys([*candidate.masks.values(), *(s.mask for s in stages)]):
             try:
                 mask.check(series[0].subject.config)
             except InputError as error:

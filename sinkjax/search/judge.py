@@ -9,8 +9,8 @@ import numpy as np
 from sinkjax.attention.selected import Selection
 from sinkjax.mask import SinkMask
 from sinkjax.model import Llama
-from sinkjax.quality.compare import BATCH_TOKENS
-from sinkjax.quality.tokens import token_divergences
+from sinkjax.quality.compare import BATCH_TOKENS, QualityStats, collect_stats
+from sinkjax.quality.tokens import compare_tokens, token_divergences
 from sinkjax.selector import select_paths, selected_residuals
 
 SCORE_FROM = 1
@@ -46,9 +46,20 @@ class Judge:
             parts.append(np.asarray(kl)[:count])
         return np.concatenate(parts)
 
-    def mean(self, mask: SinkMask) -> float:
-        """The mean over all scored positions of all windows."""
-        return float(self(mask).mean(dtype=np.float64))
+    def stats(self, mask: SinkMask) -> QualityStats:
+        """KL, likelihoods and agreement of each scored position, as of `sinkjax.quality`."""
+        selection = select_paths(mask, self._model.config, fills=self._fills)
+        parts = []
+        for (tokens, count), baseline in zip(self._batches(), self._baseline, strict=True):
+            compared = compare_tokens(
+                self._model,
+                self._model,
+                baseline,
+                self._residuals(tokens, selection),
+                jnp.roll(tokens, -1, axis=1)[:, SCORE_FROM:],
+            )
+            parts.append(collect_stats(compared, SCORE_FROM, count))
+        return QualityStats.join(parts)
 
     def _residuals(self, tokens: jax.Array, selection: Selection) -> jax.Array:
         return selected_residuals(self._model, tokens, selection)[:, SCORE_FROM:]

@@ -76,6 +76,18 @@ def estimate(
     return {"value": float(value), **interval(defined)}
 
 
+def estimate_mean(values: np.ndarray, seed: int) -> dict[str, Any]:
+    """The mean of values of any shape, an estimate.
+
+    Args:
+      values: [P, ...]; P are the prompts, or windows, that are resampled.
+      seed: not negative.
+    """
+    count = len(values)
+    each = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
+    return estimate(float(each.mean()), resample_counts(count, seed) @ each / count, count)
+
+
 def interval(values: np.ndarray) -> dict[str, float]:
     """The middle `LEVEL` of the values, [any number]."""
     low, high = np.quantile(values, _QUANTILES)

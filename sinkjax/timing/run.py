@@ -361,14 +361,7 @@ def _specification(
     return {
         "experiment": "timing",
         "model": dict(described),
-        "candidates": [
-            {
-                "name": candidate.name,
-                "masks": {str(length): str(mask) for length, mask in candidate.masks.items()},
-                "described": [candidate.describe(length) for length in candidate.masks],
-            }
-            for candidate in candidates.values()
-        ],
+        "candidates": [candidate.specification() for candidate in candidates.values()],
         "workloads": [
             dataclasses.asdict(workload)
             for workload in dict.fromkeys(cell.workload for cell in cells)

@@ -8,7 +8,7 @@ from sinkjax.timing.measured import BASELINE
 
 Record = Mapping[str, Any]
 
-_WIDTH = 26  # of a program's name
+_WIDTH = 22  # of a program's name
 
 
 def timing_tables(records: Sequence[Record]) -> list[Table]:
@@ -74,7 +74,6 @@ def _times_table(records: Sequence[Record]) -> Table:
         for index, (name, program) in enumerate(record["result"]["programs"].items()):
             label = "" if index else _cell(record)
             seconds, limit, memory = program["seconds"], program["limit"], program["memory"]
-            rise = memory["resident_rise"]
             rows.append(
                 (
                     label,
@@ -86,7 +85,6 @@ def _times_table(records: Sequence[Record]) -> Table:
                     _milliseconds(limit["seconds"]),
                     f"{limit['share']['value']:.0%}",
                     _megabytes(memory["peak"]),
-                    "-" if rise is None else _megabytes(rise),
                     _megabytes(memory["cache"]),
                 )
             )
@@ -102,7 +100,6 @@ def _times_table(records: Sequence[Record]) -> Table:
             "limit\nms",
             "limit to\nmedian",
             "peak\nMB",
-            "rise\nMB",
             "cache\nMB",
         ),
         rows=rows,
@@ -111,8 +108,7 @@ def _times_table(records: Sequence[Record]) -> Table:
             "token. Decode is all of its steps.",
             "Spread: the middle half over the median. Limit: the bytes and operations that the "
             "step needs at least, at the rates above, whichever takes longer.",
-            "Peak: all that XLA's buffers take at once, parameters included. Rise: of resident "
-            "memory while it runs.",
+            "Peak: all that XLA's buffers take at once, parameters included.",
         ),
         labels=2,
     )
@@ -130,8 +126,7 @@ def _savings_table(records: Sequence[Record]) -> Table:
                 (
                     _cell(record),
                     _short(name),
-                    _ratio(ratio),
-                    f"{1 / ratio['value']:.2f}",
+                    f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}]",
                     f"{saved:.1%} of {possible:.1%}",
                     f"{saved / possible:.0%}" if possible > 0 else "-",
                     f"{1 - limit['operations_ratio']:.1%}",
@@ -143,8 +138,7 @@ def _savings_table(records: Sequence[Record]) -> Table:
         columns=(
             "batch x tokens",
             "mask",
-            f"time to the baseline's [{_level(records)}]",
-            "times\nas fast",
+            f"times as fast\n[{_level(records)}]",
             "saved of\npossible",
             "realized",
             "operations\ngone",
@@ -152,8 +146,8 @@ def _savings_table(records: Sequence[Record]) -> Table:
         ),
         rows=rows,
         notes=(
-            "Ratios are medians over rounds, intervals from resampling rounds. Possible: by how "
-            "much the mask's limit is below the baseline's.",
+            "Times as fast as the baseline: the median over rounds, the interval from resampling "
+            "them. Possible: by how much the mask's limit is below the baseline's.",
         ),
         labels=2,
     )

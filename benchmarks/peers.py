@@ -1,0 +1,358 @@
+"""Times the baseline beside other engines, by turns in one process, on the same weights and tokens.
+
+  python -m benchmarks.peers
+  python -m benchmarks.peers --prompt_lengths=4096 --stages=prefill --rounds=3
+  python -m benchmarks.peers --model=shape:llama-3.2-1b --engines=sdpa,llama.cpp
+
+Needs the extra `peers`: pip install -e '.[peers]'. Engines are transformers with PyTorch's SDPA
+(`sdpa`) and eager attention (`eager`) in float32, both again in bfloat16 (`sdpa-bfloat16`,
+`eager-bfloat16`), and llama.cpp on a float32 GGUF file with its default cache of float16
+(`llama.cpp`). All use as many threads.
+
+First every engine continues the prompts greedily, and how many tokens are those of sinkjax is
+printed: all of them, where float32 allows; an engine in float32 that differs where sinkjax's two
+likeliest logits lie further apart than --tolerance fails the run.
+
+A prefill ends with the first new token on the host; a decode is all of its steps. Rates of the
+machine and the baseline against itself are as in experiments.timing.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+import sinkjax
+from benchmarks.engines import Engine, LlamaCpp, Sinkjax, Transformers
+from benchmarks.processors import keep_to_processors
+from experiments import cli, inputs, terminal
+from sinkjax.digest import model_digest, tokens_digest
+from sinkjax.environment import environment
+from sinkjax.errors import InputError
+from sinkjax.mask import SinkMask
+from sinkjax.report import Table
+from sinkjax.results import Results, identity, read_records
+from sinkjax.timing import AGAIN, BASELINE, STAGES, Limit, Machine, decode_limit, prefill_limit
+from sinkjax.timing.measured import Measured
+from sinkjax.timing.pairs import interleave
+
+cli.define_model_flags(shapes=True)
+_ENGINES = flags.DEFINE_list(
+    "engines",
+    ["sdpa", "eager", "sdpa-bfloat16", "eager-bfloat16", "llama.cpp"],
+    "What runs beside sinkjax.",
+)
+_STAGES = flags.DEFINE_list("stages", list(STAGES), "What is timed, each by itself.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["1"], "Rows.")
+_LENGTHS = flags.DEFINE_list("prompt_lengths", ["512"], "Tokens of every row's prompt.")
+_STEPS = flags.DEFINE_integer("generated", 16, "Tokens that a decode gives each row.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Samples of each engine, in a cell.", 2)
+_WARMUP = flags.DEFINE_integer("warmup", 1, "Runs of each engine before them.", 1)
+_THREADS = flags.DEFINE_integer("threads", 2, "Of every engine.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 0.05, "Of logits: what is closer may come out apart.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the text's places, order and resamples.", 0)
+_OUTPUT = flags.DEFINE_string("output_dir", "results/peers", "Folder for the records.")
+
+_SETTLE = 0.05  # seconds in which another engine's waiting threads go to sleep
+_TRANSFORMERS = {
+    "sdpa": ("sdpa", "float32"),
+    "eager": ("eager", "float32"),
+    "sdpa-bfloat16": ("sdpa", "bfloat16"),
+    "eager-bfloat16": ("eager", "bfloat16"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """One record: a stage at a batch size and a length, by every engine."""
+
+    stage: str
+    batch_size: int
+    prompt_length: int
+
+    @property
+    def count(self) -> int:
+        """New tokens of each row."""
+        return 1 if self.stage == "prefill" else _STEPS.value
+
+    @property
+    def label(self) -> str:
+        sizes = f"{self.stage} {self.batch_size} x {self.prompt_length}"
+        return sizes if self.stage == "prefill" else f"{sizes} + {self.count}"
+
+    def limit(self, config: sinkjax.LlamaConfig) -> Limit:
+        """In float32."""
+        mask, rows, length = SinkMask.full(config), self.batch_size, self.prompt_length
+        if self.stage == "prefill":
+            return prefill_limit(config, mask, rows, length, 4)
+        return decode_limit(config, mask, rows, length + (self.count + 1) // 2, 4) * self.count
+
+
+def main() -> int:
+    cells, tokens_of = _cells()
+    keep_to_processors(_THREADS.value)
+    with _engines() as (model, engines), Results(_OUTPUT.value, _specification(model)) as results:
+        machine = Machine.here()
+        with tqdm(total=len(cells) * _ROUNDS.value, unit=" rounds") as bar:
+            for cell in cells:
+                bar.set_postfix_str(cell.label, refresh=False)
+                tokens = tokens_of(cell)
+                fields = {**_specification(model), **dataclasses.asdict(cell)}
+                fields |= {"kind": "peers", "tokens_sha256": tokens_digest(tokens)}
+                record_id = identity(fields)
+                if record_id in results:
+                    bar.update(_ROUNDS.value)
+                    continue
+                found = _timed(cell, tokens, model.config, engines, machine, bar.update)
+                record = {"id": record_id, **fields, "result": found}
+                results.append({**record, "environment": _environment()})
+    records = read_records(_OUTPUT.value)[1]
+    console = terminal.console()
+    for table in (_times_table(records), _machine_table(records)):
+        terminal.print_table(console, table)
+    return int(any(_differences(record) for record in records))
+
+
+def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
+    """The cells, and where their prompts come from: text, or chance where there is no tokenizer."""
+    batches = cli.numbers("batch_sizes", _BATCHES.value, int)
+    lengths = cli.numbers("prompt_lengths", _LENGTHS.value, int)
+    problems = [
+        f"--engines={name}: known are {', '.join((*_TRANSFORMERS, 'llama.cpp'))}"
+        for name in _ENGINES.value
+        if name not in _TRANSFORMERS and name != "llama.cpp"
+    ]
+    problems += [
+        f"--stages={name}: use {' or '.join(STAGES)}"
+        for name in _STAGES.value
+        if name not in STAGES
+    ]
+    problems += [
+        f"--{flag.name}={value}: give 1 or more"
+        for flag, values in ((_BATCHES, batches), (_LENGTHS, lengths))
+        for value in values
+        if value < 1
+    ]
+    if flags.FLAGS.dtype != "float32":
+        problems.append(f"--dtype={flags.FLAGS.dtype}: sinkjax is held to float32 here")
+    if problems:
+        raise InputError(*problems)
+    cells = [
+        _Cell(stage, batch, length)
+        for stage in _STAGES.value
+        for length in lengths
+        for batch in batches
+    ]
+    config = cli.load_config(cli.model())
+
+    def by_chance(cell: _Cell) -> np.ndarray:
+        shape = (cell.batch_size, cell.prompt_length)
+        return np.random.default_rng(_SEED.value).integers(config.vocab_size, size=shape)
+
+    if cli.is_shape(cli.model()):
+        return cells, lambda cell: by_chance(cell).astype(np.int32)
+    tokenizer = sinkjax.load_tokenizer(cli.model(), revision=cli.revision())
+    text = inputs.default_text(max(batches), _SEED.value)
+    text.check(tokenizer, "never", dict.fromkeys(lengths, max(batches)))
+    return cells, lambda cell: text.at_length(
+        tokenizer, "never", cell.prompt_length, cell.batch_size
+    )
+
+
+@contextlib.contextmanager
+def _engines() -> Iterator[tuple[sinkjax.Llama, dict[str, Engine]]]:
+    """The model, and all that run it, by name; sinkjax as the baseline, first."""
+    model = cli.load_model(cli.model(), seed=_SEED.value)
+    engines: dict[str, Engine] = {BASELINE: Sinkjax(model)}
+    with tempfile.TemporaryDirectory() as folder:
+        if set(_ENGINES.value) & set(_TRANSFORMERS):
+            sinkjax.save_safetensors(model, folder)
+        for name in _ENGINES.value:
+            if name in _TRANSFORMERS:
+                attention, dtype = _TRANSFORMERS[name]
+                engine = Transformers(pathlib.Path(folder), attention, dtype, _THREADS.value)
+            else:
+                engine = LlamaCpp(model, _THREADS.value)
+            engines[name] = engine
+        yield model, engines
+
+
+def _specification(model: sinkjax.Llama) -> dict[str, Any]:
+    return {
+        "experiment": "peers",
+        "model": {"name": cli.model(), "model_digest": model_digest(model)},
+        "engines": list(_ENGINES.value),
+        "generated": _STEPS.value,
+        "rounds": _ROUNDS.value,
+        "warmup": _WARMUP.value,
+        "threads": _THREADS.value,
+        "seed": _SEED.value,
+    }
+
+
+def _timed(
+    cell: _Cell,
+    tokens: np.ndarray,
+    config: sinkjax.LlamaConfig,
+    engines: dict[str, Engine],
+    machine: Machine,
+    on_round: Callable[[], Any],
+) -> dict[str, Any]:
+    """The "result" of a cell's record."""
+    agreement = _agreement(tokens, cell.count, engines)
+    if cell.stage == "prefill":
+        calls = {name: engine.prefill(tokens) for name, engine in engines.items()}
+    else:
+        calls = {name: engine.decode(tokens, cell.count) for name, engine in engines.items()}
+    load = [os.getloadavg()]
+    samples = interleave(
+        {**calls, AGAIN: calls[BASELINE], **machine.calls},
+        rounds=_ROUNDS.value,
+        warmup=_WARMUP.value,
+        seed=_SEED.value,
+        settle=_SETTLE,
+        on_round=on_round,
+    )
+    load.append(os.getloadavg())
+    found = Measured(samples, None, machine.amounts, _SEED.value)
+    limit = cell.limit(config)
+    made = cell.batch_size * (cell.prompt_length if cell.stage == "prefill" else cell.count)
+    return {
+        "machine": found.machine(),
+        "load_average": [list(averages) for averages in load],
+        "engines": {
+            name: {
+                "name": engine.name,
+                "is_float32": engine.is_float32,
+                **found.program(name, limit, limit, made),
+                "agreement": agreement[name],
+            }
+            for name, engine in engines.items()
+        },
+        "baseline_again": found.program(AGAIN, limit, limit, made),
+    }
+
+
+def _agreement(tokens: np.ndarray, count: int, engines: dict[str, Engine]) -> dict[str, Any]:
+    """How many greedy tokens of each engine are those of sinkjax, up to each row's first other."""
+    ours = engines[BASELINE].greedy(tokens, count)
+    found = {}
+    for name, engine in engines.items():
+        same = np.cumprod(engine.greedy(tokens, count) == ours, axis=1).sum(axis=1)
+        margins = [
+            engines[BASELINE].margin(np.concatenate([tokens[row], ours[row, :first]]))
+            for row, first in enumerate(same)
+            if first < count and engine.is_float32
+        ]
+        found[name] = {"same": int(same.sum()), "of": ours.size, "margins": margins}
+    return found
+
+
+def _differences(record: dict[str, Any]) -> list[str]:
+    """Engines in float32 that differ where logits are not close."""
+    return [
+        engine["name"]
+        for engine in record["result"]["engines"].values()
+        if max(engine["agreement"]["margins"], default=0.0) > _TOLERANCE.value
+    ]
+
+
+def _environment() -> dict[str, Any]:
+    found = environment()
+    for package in ("torch", "cyllama"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return {**found, "glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")}
+
+
+def _times_table(records: list[dict[str, Any]]) -> Table:
+    rows, notes = [], []
+    for record in records:
+        for index, engine in enumerate(record["result"]["engines"].values()):
+            seconds, ratio, agreement = engine["seconds"], engine["ratio"], engine["agreement"]
+            share = f"{engine['limit']['share']['value']:.0%}" if engine["is_float32"] else "-"
+            shown = "1" if ratio is None else _ratio(ratio)
+            label = "" if index else _label(record)
+            rows.append(
+                (
+                    label,
+                    engine["name"],
+                    f"{1e3 * seconds['median']:.1f}",
+                    f"{1e3 * seconds['least']:.1f}",
+                    f"{engine['tokens_per_second']:.1f}",
+                    share,
+                    shown,
+                    f"{agreement['same']}/{agreement['of']}",
+                )
+            )
+        notes += [
+            f"{_label(record)}: {name} DIFFERS where logits are not close."
+            for name in _differences(record)
+        ]
+    return Table(
+        title=f"{records[0]['model']['name']}: sinkjax's baseline beside others, float32",
+        columns=(
+            "batch x tokens",
+            "engine",
+            "median\nms",
+            "least\nms",
+            "tokens\na second",
+            "limit to\nmedian",
+            "time to\nsinkjax's [95%]",
+            "same\ntokens",
+        ),
+        rows=rows,
+        notes=(
+            f"{records[0]['rounds']} rounds after {records[0]['warmup']} of warm-up, by turns, on "
+            f"{records[0]['threads']} threads each; PyTorch runs transformers' model. Limit: bytes "
+            "and operations of the step in float32 over the machine's rates. Same: greedy tokens "
+            "like sinkjax's, up to a row's first other one.",
+            *notes,
+        ),
+        labels=2,
+    )
+
+
+def _machine_table(records: list[dict[str, Any]]) -> Table:
+    rows = []
+    for record in records:
+        result = record["result"]
+        rates = {name: one["per_second"]["median"] for name, one in result["machine"].items()}
+        before, after = (averages[0] for averages in result["load_average"])
+        again = result["baseline_again"]["ratio"]
+        rows.append(
+            (
+                _label(record),
+                f"{rates['read'] / 1e9:.1f}",
+                f"{rates['multiply'] / 1e9:.0f}",
+                f"{before:.1f}, {after:.1f}",
+                _ratio(again),
+                "holds 1" if again["low"] <= 1 <= again["high"] else "DOES NOT HOLD 1",
+            )
+        )
+    columns = ("batch x tokens", "reads GB/s", "multiplies GFLOP/s", "load before, after")
+    return Table(
+        title="The machine, in the same rounds",
+        columns=(*columns, "sinkjax to itself [95%]", ""),
+        rows=rows,
+    )
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def _label(record: dict[str, Any]) -> str:
+    return _Cell(record["stage"], record["batch_size"], record["prompt_length"]).label
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,197 @@
+"""Sources of copied patterns: fits against the dense oracle, masks, and the script on a model."""
+
+import hf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripts import run_main
+
+from sinkjax import Copy, Full, InputError, SinkMask, Window
+from sinkjax.attention.reference import apply_pattern, attention_scores, reference_logits
+from sinkjax.copying import VARIANTS, copied_residuals, copy_mask, fit_sources, shuffled_copies
+from sinkjax.copying.patterns import source_numbers
+from sinkjax.results import read_records
+from sinkjax.rope import rotary_tables
+
+COPIES = "experiments.copies"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make()
+
+
+@pytest.fixture(scope="module")
+def windows(model):
+    return np.asarray(tiny.tokens_of(model, (4, 9)))
+
+
+def dense_sources(model, tokens):
+    """Patterns [L, N, B, T, T], values by query head [L, B, T, N, H], residuals [L, B, T, D]."""
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    lengths = jnp.full((len(tokens),), tokens.shape[1], jnp.int32)
+    cos, sin = rotary_tables(model.config, positions, lengths)
+    x, patterns, values, residuals = model.embed(tokens), [], [], []
+    for layer in model.layers:
+        residuals.append(x)
+        q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
+        scores = np.asarray(attention_scores(q, k), np.float64)
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        patterns.append(np.moveaxis(weights, 1, 0))
+        values.append(np.repeat(np.asarray(v, np.float64), q.shape[2] // v.shape[2], axis=2))
+        x = x + layer.attention.merge(apply_pattern(jnp.asarray(weights, jnp.float32), v))
+        x = x + layer.mlp(layer.mlp_norm(x))
+    return np.stack(patterns), np.stack(values), np.stack(residuals).astype(np.float64)
+
+
+def test_fits_are_what_the_dense_oracle_says(model, windows):
+    fit = fit_sources(model, windows)
+    patterns, values, residuals = dense_sources(model, jnp.asarray(windows))
+    norms = np.square(residuals).sum(axis=-1)[:, :, 1:]
+    for layer, head, from_layer, from_head in [(1, 0, 0, 3), (2, 5, 1, 5), (2, 1, 0, 0)]:
+        own, theirs = patterns[layer, head], patterns[from_layer, from_head]
+        distance = np.square(theirs - own).sum(axis=-1)[:, 1:]
+        found = fit.pattern[layer, head, from_layer, from_head]
+        np.testing.assert_allclose(found, np.sqrt(distance.mean()), rtol=1e-4)
+        o = np.asarray(model.layers[layer].attention.o[...], np.float64)[head]
+        change = (theirs - own) @ values[layer, :, :, head] @ o
+        squares = np.square(change).sum(axis=-1)[:, 1:] / norms[layer]
+        found = fit.output[layer, head, from_layer, from_head]
+        np.testing.assert_allclose(found, np.sqrt(squares.mean()), rtol=1e-4)
+        whole = np.square(own @ values[layer, :, :, head] @ o).sum(axis=-1)[:, 1:] / norms[layer]
+        np.testing.assert_allclose(fit.nothing[layer, head], np.sqrt(whole.mean()), rtol=1e-4)
+    layer, _, from_layer, _ = np.indices(fit.output.shape)
+    for array in (fit.output, fit.pattern):
+        np.testing.assert_array_equal(np.isinf(array), from_layer >= layer)
+
+
+def test_windows_in_several_batches_fit_as_one(model, windows, monkeypatch):
+    from sinkjax.copying import fit
+
+    whole = fit_sources(model, windows)
+    monkeypatch.setattr(fit, "BATCH_TOKENS", 18)
+    parts = fit_sources(model, windows)
+    np.testing.assert_allclose(parts.output, whole.output, rtol=1e-5)
+    np.testing.assert_allclose(parts.nothing, whole.nothing, rtol=1e-5)
+
+
+def test_copies_as_data_are_the_mask_that_the_oracle_defines(model, windows):
+    mask = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
+    tokens = jnp.asarray(windows)
+    logits = model.logits(copied_residuals(model, tokens, source_numbers(mask)))
+    np.testing.assert_allclose(logits, reference_logits(model, mask, tokens), atol=2e-5)
+
+
+def test_other_paths_are_no_copies():
+    mask = SinkMask.from_text("L0: 2f | L1: f w(1,4)")
+    with pytest.raises(InputError, match=r"layer 1, head 1 is window\(1,4\)"):
+        source_numbers(mask)
+    assert Window(1, 4) in mask.heads[1]
+
+
+@given(seed=st.integers(0, 99), variant=st.sampled_from(VARIANTS), count=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_the_best_pairs_copy_first(seed, variant, count):
+    fit = np.random.default_rng(seed).random((3, 4, 3, 4))
+    mask = copy_mask(fit, variant, count)
+    assert mask.counts()["copy"] == count
+    for layer, paths in enumerate(mask.heads):
+        for head, path in enumerate(paths):
+            if isinstance(path, Copy):
+                assert path.layer < layer
+                if variant == "layer_0":
+                    assert (path.layer, path.head) == (0, head)
+                if variant == "adjacent":
+                    assert path.layer == layer - 1
+    # A smaller mask is a part of it: the pairs come in order.
+    smaller = copy_mask(fit, variant, count - 1) if count > 1 else SinkMask(((Full(),) * 4,) * 3)
+    assert mask & smaller == smaller
+
+
+def test_the_first_pair_is_the_best_of_all():
+    fit = np.random.default_rng(0).random((3, 4, 3, 4))
+    fit[2, 1, 1, 3] = -1.0
+    fit[1, 3, 0, 0] = -0.5  # of the source, which so may not copy itself
+    mask = copy_mask(fit, "output", 3)
+    assert mask.heads[2][1] == Copy(1, 3)
+    assert mask.heads[1][3] == Full()
+    assert copy_mask(fit, "layer_0", 3).heads[2][1] in (Full(), Copy(0, 1))
+
+
+def test_more_copies_than_there_can_be_are_refused():
+    fit = np.random.default_rng(0).random((2, 3, 2, 3))
+    with pytest.raises(InputError, match="4 heads are to copy, and 3 can"):
+        copy_mask(fit, "output", 4)
+    with pytest.raises(ValueError, match="variant"):
+        copy_mask(fit, "best", 1)
+
+
+def test_the_control_copies_with_the_same_heads():
+    mask = copy_mask(np.random.default_rng(0).random((4, 5, 4, 5)), "output", 6)
+    control = shuffled_copies(mask, seed=0)
+    np.testing.assert_array_equal(control.off_full, mask.off_full)
+    assert control != mask
+    assert control == shuffled_copies(mask, seed=0) != shuffled_copies(mask, seed=1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
+    flags = [
+        f"--model={small}",
+        "--lengths=8",
+        "--num_windows=3",
+        "--choose_windows=2",
+        "--shares=0.1,0.25",
+        f"--output_dir={tmp_path}",
+    ]
+    run_main(COPIES, *flags)
+    out = capsys.readouterr().out
+    _, records = read_records(tmp_path)
+    copies = [record for record in records if record["kind"] == "copies"]
+    assert len(copies) == 2 * 6
+    for record in copies:
+        mask = SinkMask.from_text(record["result"]["mask"])
+        assert mask.off_full.sum() == round(12 * record["share"])
+        assert record["chosen_on"]["tokens_sha256"] != record["source"]["tokens_sha256"]
+        assert f"{record['result']['kl']['value']:.4f}" in out
+    (sources,) = [record for record in records if record["kind"] == "sources"]
+    best = sources["result"]["best"]
+    assert best[0] == [None] * 6
+    assert all(layer == 0 for layer, _ in best[1])
+    assert "worse than nothing" in out
+    run_main(COPIES, *flags)
+    assert read_records(tmp_path)[1] == records
+
+
+BAD = {
+    "share": ({"shares": "0,0.1"}, ["--shares=0:"]),
+    "none": ({"shares": ""}, ["--shares is empty"]),
+    "many": ({"shares": "0.9"}, ["--shares: 11 heads are to copy"]),
+    "windows": ({"num_windows": "0"}, ["--num_windows=0"]),
+    "text": ({"text": "/nowhere.txt", "choose_text": "/nor.txt"}, ["/nowhere.txt", "/nor.txt"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused(what, small, tmp_path):
+    more, mentions = BAD[what]
+    flags = {"model": small, "lengths": "8", "num_windows": "2", "output_dir": tmp_path, **more}
+    with pytest.raises(InputError) as error:
+        run_main(COPIES, *(f"--{name}={value}" for name, value in flags.items()))
+    for mention in mentions:
+        assert mention in str(error.value)

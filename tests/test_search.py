@@ -1,0 +1,202 @@
+"""What a search rests on, against oracles: errors, predictions, savings, growth to a budget."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinkjax import SinkMask, specialize
+from sinkjax.attention.reference import apply_pattern, attention_scores, head_pattern
+from sinkjax.mask import Full, Sink, Window
+from sinkjax.program.cost import predict, total
+from sinkjax.quality import compare
+from sinkjax.rope import rotary_tables
+from sinkjax.search.budget import Prediction, make_moves, rank_moves, shrinkage, spend
+from sinkjax.search.errors import mean_outputs, own_errors
+from sinkjax.search.grow import SearchSettings, search_mask
+from sinkjax.search.judge import Judge
+from sinkjax.search.savings import Workload, path_savings
+from sinkjax.search.sensitivity import predict_moves
+
+PATHS = (Sink("mean"), Sink("first"), Window(1, 4), Window(0, 13))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make()
+
+
+@pytest.fixture(scope="module")
+def windows(model):
+    return np.asarray(tiny.tokens_of(model, (6, 16)))
+
+
+@pytest.fixture(scope="module")
+def fills(model, windows):
+    return mean_outputs(model, windows)
+
+
+@pytest.fixture(scope="module")
+def judge(model, windows, fills):
+    return Judge(model, windows, fills=fills)
+
+
+def dense_outputs(layer, x, config, path):
+    """Every head on one path, without means, by the dense oracle: [B, T, N, H]."""
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    lengths = jnp.full((x.shape[0],), x.shape[1], jnp.int32)
+    cos, sin = rotary_tables(config, positions, lengths)
+    q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
+    scores = attention_scores(q, k)
+    pattern = jnp.stack([head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])], axis=1)
+    return apply_pattern(pattern, v)
+
+
+def test_errors_and_means_are_those_of_dense_attention(model, windows, fills):
+    errors = own_errors(model, windows, PATHS, fills=fills)
+    x = model.embed(jnp.asarray(windows))
+    for index, layer in enumerate(model.layers):
+        full = dense_outputs(layer, x, model.config, Full())
+        means = np.asarray(full)[:, 1:].mean(axis=(0, 1))
+        np.testing.assert_allclose(fills[index], means, atol=1e-5)
+        for path, found in zip(PATHS, errors[:, index], strict=True):
+            changed = dense_outputs(layer, x, model.config, path)
+            if path == Sink("mean"):
+                changed = changed.at[:, 1:].set(fills[index])
+            added = np.einsum("btnh,nhd->btnd", changed - full, layer.attention.o[...])
+            relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
+            wanted = np.sqrt(np.square(relative[:, 1:]).mean(axis=(0, 1)))
+            np.testing.assert_allclose(found, wanted, rtol=1e-3)
+        x = x + layer.attention.merge(full)
+        x = x + layer.mlp(layer.mlp_norm(x))
+
+
+def test_errors_under_a_mask_are_those_of_its_inputs(model, windows, fills):
+    mask = SinkMask.from_text("L0: 6s(zero) | L1-2: 6f")
+    free = own_errors(model, windows, PATHS, fills=fills)
+    under = own_errors(model, windows, PATHS, mask=mask, fills=fills)
+    np.testing.assert_allclose(under[:, 0], free[:, 0], rtol=1e-5)
+    assert (np.abs(under[:, 1] / free[:, 1] - 1) > 0.01).all()
+
+
+def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, judge):
+    mask = SinkMask.from_text("L0: 3w(1,4) 3f | L1: 2s(mean) 4f | L2: 3f 3s(first)")
+    wanted = compare(model, specialize(model, mask, fills=jnp.asarray(fills)), windows)
+    np.testing.assert_allclose(judge(mask), wanted.kl, atol=1e-5, rtol=1e-3)
+    stats = judge.stats(mask)
+    np.testing.assert_allclose(stats.candidate_nll, wanted.candidate_nll, atol=1e-4)
+    np.testing.assert_array_equal(stats.baseline_correct, wanted.baseline_correct)
+    assert not judge(SinkMask.full(model.config)).any()
+
+
+@pytest.mark.parametrize("start", ["L0-2: 6f", "L0: 6f | L1: 6w(0,13) | L2: 2f 4w(0,13)"])
+def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start):
+    """Window(0, 13) of 16 tokens changes three positions: second order is all there is."""
+    mask, paths = SinkMask.from_text(start), PATHS[3:]
+    predicted = predict_moves(model, windows, paths, mask=mask, samples=64)
+    moves = rank_moves(mask, paths, predicted, np.ones(1))
+    assert len(moves) == mask.counts()["full"]
+    before = judge(mask).mean(dtype=np.float64)
+    alone, found = [], []
+    for move in moves[::3]:
+        moved = make_moves(mask, [move])
+        found.append(judge(moved).mean(dtype=np.float64) - before)
+        linear = predicted.linear[1, move.layer, move.unit]
+        products = predicted.products[:, 1, move.layer, move.unit]
+        alone.append(linear + np.square(products).mean() / 2)
+    np.testing.assert_allclose(alone, found, rtol=0.6, atol=2e-5)
+    assert np.corrcoef(alone, found)[0, 1] > 0.9
+
+
+def test_savings_are_differences_of_predicted_programs(model):
+    config = model.config
+    paths = (Sink("first"), Window(2, 4), Window(2, 16))
+    workload = Workload(32, batch_size=2, generated=3, operations_per_byte=7.0)
+    found = path_savings(config, paths, workload, num_kv_heads=config.num_kv_heads)
+
+    def price(mask):
+        costs = [
+            total(predict(config, mask, sizes)) for sizes in (workload.prefill, workload.decode)
+        ]
+        each = [c.parameters + c.cache + c.operations / 7 for c in costs]
+        return each[0] + 3 * each[1]
+
+    full = SinkMask.full(config)
+    for path, saving in zip(paths, found, strict=True):
+        one_group = SinkMask(((path,) * 3 + (Full(),) * 3, *full.heads[1:]))
+        np.testing.assert_allclose(saving, 1 - price(one_group) / price(full), rtol=1e-9)
+    assert found[0] > found[1] > found[2] > 0
+    heads = path_savings(config, paths, workload, num_kv_heads=None)
+    np.testing.assert_allclose(heads * 3, found)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), target=st.floats(0.01, 5), grouped=st.booleans())
+def test_growth_fits_the_budget_and_moves_go_from_cheap_to_dear(seed, target, grouped):
+    rng = np.random.default_rng(seed)
+    full = SinkMask(((Full(),) * 4,) * 3)
+    kv_heads, savings = (2 if grouped else None), np.array([1.0, 0.4, 0.2])
+    paths = PATHS[1:]
+    linear = np.concatenate([np.zeros((1, 3, 4)), rng.exponential(size=(3, 3, 4))])
+    predicted = Prediction(full, linear, np.zeros((0, 4, 3, 4)))
+    moves = rank_moves(full, paths, predicted, savings, num_kv_heads=kv_heads)
+    slopes = [move.cost / move.saving for move in moves]
+    assert slopes == sorted(slopes)
+    last = make_moves(full, moves, num_kv_heads=kv_heads)
+    assert all(path == paths[0] for layer in last.heads for path in layer)
+
+    def measure(mask):
+        by_path = dict(zip([Full(), *paths], linear, strict=True))
+        return 1.7 * sum(
+            by_path[path][layer, head]
+            for layer, heads in enumerate(mask.heads)
+            for head, path in enumerate(heads)
+        )
+
+    step = spend(full, moves, target, measure, kl=0.0, num_kv_heads=kv_heads, tries=12, close=1.0)
+    assert step.kl <= target
+    assert step.mask == make_moves(full, moves[: step.number], num_kv_heads=kv_heads)
+    if step.number < len(moves):
+        more = make_moves(full, moves[: step.number + 1], num_kv_heads=kv_heads)
+        assert measure(more) > target
+    assert len(step.tried) <= 6
+
+
+def test_moves_that_undo_each_other_are_found_together():
+    """Two heads whose changes cancel, and a third that costs less than either alone."""
+    full = SinkMask(((Full(),) * 3,))
+    change = np.array([[1.0, -1.0, 0.5]] * 64)
+    products = np.zeros((64, 2, 1, 3))
+    products[:, 1, 0] = change * np.where(np.arange(64) % 2, 1, -1)[:, None]
+    predicted = Prediction(full, np.zeros((2, 1, 3)), products)
+    moves = rank_moves(full, [Sink("zero")], predicted, np.ones(1))
+    assert moves[0].unit == 2
+    assert sum(move.cost for move in moves) < 0.2
+    alone = Prediction(full, np.zeros((2, 1, 3)), products[:1])
+    assert sum(m.cost for m in rank_moves(full, [Sink("zero")], alone, np.ones(1))) > 1
+
+
+def test_few_draws_are_trusted_little():
+    rng = np.random.default_rng(0)
+    independent = rng.normal(size=(40, 30))
+    together = rng.normal(size=(400, 1)) + 0.1 * rng.normal(size=(400, 30))
+    assert shrinkage(independent) > 0.8
+    assert shrinkage(together) < 0.05
+    assert shrinkage(independent[:1]) == 1
+
+
+def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, windows):
+    more = np.asarray(tiny.tokens_of(model, (6, 16), seed=9))
+    settings = SearchSettings(
+        (Window(1, 4), Window(1, 8)), 0.05, Workload(16), objective="heads", rounds=2, samples=4
+    )
+    found = search_mask(model, windows, more, settings)
+    size = int(found.mask.off_full.sum())
+    assert 0 < size < 18
+    assert found.kl <= 0.05
+    assert found.kl == pytest.approx(Judge(model, more)(found.mask).mean(dtype=np.float64))
+    again = search_mask(model, windows, more, settings)
+    assert again.mask == found.mask
+    assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]

@@ -1,0 +1,140 @@
+"""A search from its flags to its records: on windows apart, through stops and bad input."""
+
+import itertools
+import json
+
+import hf
+import numpy as np
+import pytest
+from scripts import run_main
+from test_quality import kl_of
+
+import sinkjax
+from experiments import inputs
+from sinkjax import InputError, load_mask, specialize
+from sinkjax.results import Results, read_records
+from sinkjax.search.run import CHOSEN, CONTROLS
+
+SEARCH = "experiments.search"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder,
+        vocab_size=len(smollm2_tokenizer),
+        num_hidden_layers=2,
+        initializer_range=0.5,
+        max_position_embeddings=128,
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    path.write_text("\n".join(f"Line {n} of a text, {n * n} steps from home." for n in range(400)))
+    return path
+
+
+def arguments(model, folder, text, **more):
+    flags = {
+        "model": model,
+        "length": 24,
+        "kl_budget": 0.3,
+        "paths": "sink(mean),window(1,4),window(1,12)",
+        "rank_windows": 2,
+        "hold_windows": 3,
+        "judge_windows": 4,
+        "rounds": 2,
+        "tries": 3,
+        "judge_text": text,
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.fixture(scope="module")
+def searched(tiny, other_text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "search"
+    run_main(SEARCH, *arguments(tiny, folder, other_text))
+    return folder
+
+
+def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, smollm2_tokenizer):
+    saved = load_mask(searched / "mask.json")
+    model = sinkjax.load(tiny)
+    assert saved.provenance.model_digest == sinkjax.model_digest(model)
+    windows = inputs.default_text(9, 0).at_length(smollm2_tokenizer, "tokenizer", 24)[5:]
+    fast = specialize(model, saved.mask, fills=saved.fills)
+    kl = kl_of(model(windows), fast(windows))[:, 1:]
+    own, other = saved.quality["quality"]
+    np.testing.assert_allclose(own["kl"]["mean"]["value"], kl.mean(), rtol=1e-3)
+    assert other["text"] == "other.txt"
+    assert set(saved.quality["controls"]) == set(CONTROLS)
+    assert saved.provenance.selection["held_kl"] <= 0.3 * 0.8
+
+
+def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):
+    _, records = read_records(searched)
+    quality = [record for record in records if record["kind"] == "quality"]
+    assert [r["candidate"]["name"] for r in quality] == [CHOSEN, *CONTROLS] * 2
+    sizes = {r["candidate"]["heads"]["full"] for r in quality}
+    assert len(sizes) == 1
+    assert sizes.pop() < 12
+    (found,) = (record for record in records if record["kind"] == "search")
+    used = {found["ranking_sha256"], found["held_sha256"], *(r["tokens_sha256"] for r in quality)}
+    assert len(used) == 4
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, other_text, searched, tmp_path):
+    steps = itertools.count()
+    put = Results.put_arrays
+
+    def stopping(self, name, /, **arrays):
+        put(self, name, **arrays)
+        if next(steps) in (3, 5):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Results, "put_arrays", stopping)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run_main(SEARCH, *arguments(tiny, tmp_path / "out", other_text))
+        run_main(SEARCH, *arguments(tiny, tmp_path / "out", other_text))
+    assert read_records(tmp_path / "out") == read_records(searched)
+    whole = (searched / "mask.json").read_bytes()
+    assert (tmp_path / "out" / "mask.json").read_bytes() == whole
+
+
+def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
+    more = {"by": "group", "ranking": "error", "kl_budget": 1, "judge_windows": 2}
+    run_main(SEARCH, *arguments(tiny, tmp_path, other_text, **more))
+    mask = load_mask(tmp_path / "mask.json").mask
+    assert mask.off_full.any()
+    groups = mask.group_counts(sinkjax.load_config(tiny).num_kv_heads)
+    assert groups["mixed"] == 0
+    assert "random control" in capsys.readouterr().out
+    assert json.loads((tmp_path / "sweep.json").read_text())["specification"]["settings"]["by"]
+
+
+BAD = {
+    "path": ({"paths": "sink(some),full"}, ["sink(some)", "full", "sink(fill)"]),
+    "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
+    "windows": ({"hold_windows": 0, "tries": 0}, ["--hold_windows=0", "--tries=0"]),
+    "text": ({"length": 120, "judge_windows": 100}, ["other.txt has", "100 are wanted"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused_before_any_work(what, tiny, other_text, tmp_path):
+    more, mentions = BAD[what]
+    with pytest.raises(InputError) as error:
+        run_main(SEARCH, *arguments(tiny, tmp_path / "out", other_text, **more))
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()
