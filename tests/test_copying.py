@@ -58,7 +58,7 @@ def test_fits_are_what_the_dense_oracle_says(model, windows):
         distance = np.square(theirs - own).sum(axis=-1)[:, 1:]
         found = fit.pattern[layer, head, from_layer, from_head]
         np.testing.assert_allclose(found, np.sqrt(distance.mean()), rtol=1e-4)
-        o = np.asarray(model.layers[layer].attention.o[...], np.float64)[head]
+        o = np.asarray(model.layers[layer].attention.o[...], np.float64)[:, head].T
         change = (theirs - own) @ values[layer, :, :, head] @ o
         squares = np.square(change).sum(axis=-1)[:, 1:] / norms[layer]
         found = fit.output[layer, head, from_layer, from_head]

@@ -132,8 +132,8 @@ def _weighed(layer: Layer, v: jax.Array) -> jax.Array:
     So ‖d C_n‖ = ‖d W_n‖ for every difference d of such values' sums.
     """
     o = layer.attention.o[...].astype(jnp.float32)
-    gram = jnp.einsum("nhd,ngd->nhg", o, o, precision="highest")
+    gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
     sizes, directions = jnp.linalg.eigh(gram)
     root = directions * jnp.sqrt(jnp.maximum(sizes, 0))[:, None, :]
-    repeated = jnp.repeat(v.astype(jnp.float32), o.shape[0] // v.shape[2], axis=2)
+    repeated = jnp.repeat(v.astype(jnp.float32), o.shape[1] // v.shape[2], axis=2)
     return jnp.einsum("btnh,nhg->btng", repeated, root)
