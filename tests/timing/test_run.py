@@ -9,6 +9,7 @@ from masks import problems_of
 import sinkjax
 from sinkjax import timing
 from sinkjax.quality import Candidate
+from sinkjax.report.timing import timing_tables
 from sinkjax.results import read_records
 from sinkjax.timing import TimingSettings, Workload
 
@@ -173,7 +174,7 @@ def test_google_benchmark_json_has_its_shape(records):
 
 
 def test_tables_tell_a_restless_machine(records):
-    machine, times, savings = timing.timing_tables(records)
+    machine, times, savings = timing_tables(records)
     assert [row[0] for row in machine.rows] == ["prefill 2 x 16", "decode 2 x 16 + 5"]
     assert [row[1] for row in times.rows] == ["baseline", "mine"] * 2
     assert [row[1] for row in savings.rows] == ["mine"] * 2
@@ -182,7 +183,7 @@ def test_tables_tell_a_restless_machine(records):
         again = record["result"]["baseline_again"]
         ratio = {**again["ratio"], "low": low, "high": high}
         record["result"]["baseline_again"] = {**again, "ratio": ratio}
-    machine = timing.timing_tables(restless)[0]
+    machine = timing_tables(restless)[0]
     assert [row[-1] for row in machine.rows] == ["holds 1", "DOES NOT HOLD 1"]
     assert any("NOT TO BE RELIED ON: decode 2 x 16 + 5" in note for note in machine.notes)
 
