@@ -63,6 +63,12 @@ _STEPS = flags.DEFINE_integer(
     sinkjax.program.DEFAULT_STEPS_PER_CALL,
     "Decode steps between two looks at the host.",
 )
+_LAYERS = flags.DEFINE_enum(
+    "layers",
+    "unrolled",
+    sinkjax.program.LAYERS,
+    "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _compile(
         prefill_lengths=buckets,
         max_length=room,
         steps_per_call=_STEPS.value,
+        layers=_LAYERS.value,
     )
 
 

@@ -29,6 +29,7 @@ from sinkjax import timing
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
 from sinkjax.program import DEFAULT_STEPS_PER_CALL
+from sinkjax.report.timing import timing_tables
 from sinkjax.results import read_records
 
 cli.define_model_flags(shapes=True)
@@ -87,7 +88,7 @@ def main() -> None:
         )
     records = read_records(_OUTPUT.value)[1]
     console = terminal.console()
-    for table in timing.timing_tables(records):
+    for table in timing_tables(records):
         terminal.print_table(console, table)
     console.print(f"records: {_OUTPUT.value}/records.jsonl", soft_wrap=True)
     if _GOOGLE.value is not None:

@@ -69,14 +69,14 @@ def test_a_mask_is_shown_beside_the_baseline(folder, mask, smollm2_tokenizer, ca
     assert out.index(texts[0]) < out.index(texts[1])
 
 
-def test_the_hybrid_and_its_plan_file_agree(folder, mask, smollm2_tokenizer, capsys):
+def test_the_hybrid_and_its_plan_file_agree_in_either_form(folder, mask, smollm2_tokenizer, capsys):
     plan = mask.parent / "plan.json"
     stages = [{"up_to": 7, "mask": mask.name}, {"up_to": None, "mask": "L0-2: 6f"}]
     plan.write_text(json.dumps({"crossing": "prefill", "stages": stages}))
     arguments = _arguments(folder, PROMPTS[0])
     run_main(GENERATE, *arguments, f"--mask={mask}", "--up_to=7", "--crossing=prefill")
     hybrid = capsys.readouterr().out.splitlines()
-    run_main(GENERATE, *arguments, f"--plan={plan}")
+    run_main(GENERATE, *arguments, f"--plan={plan}", "--layers=scanned")
     planned = capsys.readouterr().out.splitlines()
     ends = [lines.index("on cpu") for lines in (hybrid, planned)]
     assert hybrid[1 : ends[0]] == planned[1 : ends[1]]

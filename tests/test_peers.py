@@ -25,7 +25,7 @@ def engines():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.make(head_dim=8, embed_dim=48, vocab_size=64)
+    return tiny.make(num_layers=1, embed_dim=48, vocab_size=64)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -65,9 +65,9 @@ def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
         found[attention] = engines.Transformers(tmp_path, attention, "float32", 2)
     with contextlib.suppress(sinkjax.InputError):  # the extra `peers` is not installed
         found["llama.cpp"] = engines.LlamaCpp(model, 2)
-    wanted = found["sinkjax"].greedy(tokens, 5)
+    wanted = found["sinkjax"].greedy(tokens, 4)
     for name, engine in found.items():
-        np.testing.assert_array_equal(engine.greedy(tokens, 5), wanted, err_msg=name)
+        np.testing.assert_array_equal(engine.greedy(tokens, 4), wanted, err_msg=name)
         decode = engine.decode(tokens, 4)
         results = []
         for _ in range(2):
@@ -78,7 +78,7 @@ def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
         for result in results:
             new = np.asarray(result)
             new = new.T if name == "llama.cpp" else new
-            np.testing.assert_array_equal(new, wanted[:, 1:], err_msg=name)
+            np.testing.assert_array_equal(new[:, :3], wanted[:, 1:], err_msg=name)
 
 
 def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
         f"--model=shape:{tmp_path}",
         "--engines=sdpa,sdpa-bfloat16",
         "--prompt_lengths=6",
-        "--generated=2",
+        "--stages=prefill",
         "--rounds=2",
         f"--threads={len(os.sched_getaffinity(0))}",
         f"--output_dir={tmp_path / 'out'}",
@@ -97,7 +97,7 @@ def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "PyTorch sdpa bfloat16" in out
     records = read_records(tmp_path / "out")[1]
-    assert [record["stage"] for record in records] == ["prefill", "decode"]
+    assert [record["stage"] for record in records] == ["prefill"]
     for record in records:
         for engine in record["result"]["engines"].values():
             assert len(engine["samples"]["seconds"]) == 2

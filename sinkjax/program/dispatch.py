@@ -16,7 +16,7 @@ import numpy as np
 from sinkjax.errors import InputError
 from sinkjax.mask import Full, SinkMask
 from sinkjax.model import Llama
-from sinkjax.program.compile import DEFAULT_STEPS_PER_CALL, Program, compile
+from sinkjax.program.compile import DEFAULT_STEPS_PER_CALL, Layers, Program, compile
 from sinkjax.program.generate import OnTokens, Prompts, Request, run
 from sinkjax.specialize import specialize
 
@@ -173,6 +173,7 @@ def compile_plan(
     prefill_lengths: Iterable[int] = (64, 512),
     max_length: int = 1024,
     steps_per_call: int = DEFAULT_STEPS_PER_CALL,
+    layers: Layers = "unrolled",
 ) -> Dispatcher:
     """Compiles a program for each stage of a plan, with the buckets and the room that it needs.
 
@@ -180,7 +181,7 @@ def compile_plan(
       model: the baseline, whose arrays all stages share as far as their masks leave them whole.
       plan: masks for this model.
       fills: float32 [L, N, H] for each mask that has `sink(mean)` heads, as for `specialize`.
-      batch_size, prefill_lengths, max_length, steps_per_call: as for `compile`.
+      batch_size, prefill_lengths, max_length, steps_per_call, layers: as for `compile`.
 
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no bucket reaches.
@@ -202,6 +203,7 @@ def compile_plan(
                 prefill_lengths=share.buckets,
                 max_length=share.max_length,
                 steps_per_call=steps_per_call,
+                layers=layers,
             )
         )
     return Dispatcher(plan, tuple(programs), buckets, max_length)

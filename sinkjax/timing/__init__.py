@@ -14,7 +14,6 @@ from sinkjax.timing.run import (
     plan_timing,
     run_timing,
 )
-from sinkjax.timing.tables import timing_tables
 
 __all__ = [
     "AGAIN",
@@ -36,5 +35,4 @@ __all__ = [
     "ratio",
     "run_timing",
     "summary",
-    "timing_tables",
 ]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.profiler import ProfileData
 
 from sinkjax.timing.pairs import Call
@@ -67,12 +68,16 @@ def device_seconds(data: ProfileData) -> dict[str, list[float]]:
         if event.name.startswith(_PREFIX) and plane.name.startswith("/host:")
     )
     busy = _union(span for plane in _devices(planes) for span in _work(plane))
+    edges = np.array([edge for span in busy for edge in span] or [0.0])
+    lengths = np.diff(edges)
+    lengths[1::2] = 0  # between two spans
+    worked = np.concatenate([[0.0], np.cumsum(lengths)])  # up to each edge
     seconds: dict[str, list[float]] = {}
     for start, end, name in windows:
-        own = sum(max(0.0, min(end, b) - max(start, a)) for a, b in busy)
-        if not own:
+        before, after = np.interp([start, end], edges, worked)
+        if before == after:
             raise ValueError(f"the trace has no work of a device in a run of {name}")
-        seconds.setdefault(name, []).append(own / 1e9)
+        seconds.setdefault(name, []).append(float(after - before) / 1e9)
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""Sweeps as the report reads them: drawn scores, and the real statistics of them."""
+"""Runs as their reports read them: drawn numbers, and the real statistics of them."""
 
 import itertools
 import json
@@ -8,6 +8,12 @@ import types
 import numpy as np
 import pytest
 
+from sinkjax.quality import (
+    QualityStats,
+    summarize_continuation,
+    summarize_passkeys,
+    summarize_quality,
+)
 from sinkjax.report import write_report
 from sinkjax.results import identity
 from sinkjax.statistics import summarize_cell, summarize_lengths
@@ -167,6 +173,88 @@ def write_sweep(folder, specification, records):
     return folder
 
 
+QUALITY_LENGTHS, WINDOWS, NEW = (2, 24, 512), 6, 16
+HEADS = {"full": 20, "copy": 0, "window": 24, "sink": 4}
+CROSSING = {"rule": "prefill", "boundaries": [24], "masks": []}
+
+
+def draw_stats(cost, length, windows=WINDOWS, seed=0):
+    """A comparison whose KL grows with the position, `cost` nats at most."""
+    rng = np.random.default_rng(seed)
+    positions = np.arange(1, length)
+    kl = cost * rng.uniform(0.5, 1, (windows, length - 1)) * positions / length
+    nll = rng.uniform(2, 4, (windows, length - 2))
+    agree = rng.random(kl.shape) > cost / 2
+    return QualityStats(
+        positions=positions,
+        kl=kl.astype(np.float32),
+        top1=agree,
+        top5=agree.astype(np.float32),
+        baseline_nll=nll.astype(np.float32),
+        candidate_nll=(nll + kl[:, : length - 2]).astype(np.float32),
+        baseline_correct=nll < 3,
+        candidate_correct=nll < 2.8,
+    )
+
+
+def build_quality_run(costs, windows=WINDOWS):
+    """(specification, records): candidates by name with what each costs; the last is a plan's."""
+    model, source = describe_model(), describe_source("book.txt", QUALITY_LENGTHS, role="text")
+    plan = {"crossing": "prefill", "stages": []}
+    described = {name: {"name": name, "mask_digest": name, "heads": HEADS} for name in costs}
+    specification = {
+        "experiment": "quality",
+        "model": model,
+        "candidates": [
+            {
+                "name": name,
+                "masks": dict.fromkeys(map(str, QUALITY_LENGTHS), "text"),
+                "described": [described[name]] * len(QUALITY_LENGTHS),
+                **({"plan": plan} if name == list(costs)[-1] else {}),
+            }
+            for name in costs
+        ],
+        "sources": [source],
+        "scored": "all",
+        "seed": 0,
+    }
+    records = []
+
+    def add(kind, name, length, result, **fields):
+        fields = {
+            "kind": kind,
+            "model": model,
+            "candidate": described[name],
+            "source": {key: source[key] for key in ("name", "sha256", "role")},
+            "bos": "never",
+            "bos_added": False,
+            "length": length,
+            "num_windows": windows,
+            **fields,
+        }
+        record = {"id": identity(fields), **fields, "result": result, "environment": ENVIRONMENT}
+        records.append(record)
+
+    for name, cost in costs.items():
+        for length in QUALITY_LENGTHS:
+            stats = draw_stats(cost, length, windows)
+            add("quality", name, length, summarize_quality(stats, seed=0), score_from=1)
+            agreeing = np.minimum(NEW, np.arange(windows) + int(4 / (cost + 0.1)))
+            crosses = {"crossing": CROSSING} if (name, length) == (list(costs)[-1], 24) else {}
+            result = summarize_continuation(agreeing, NEW, seed=0)
+            add("continuation", name, length, result, num_tokens=NEW, **crosses)
+        answers = np.full(windows, 5)
+        add(
+            "passkey",
+            name,
+            512,
+            summarize_passkeys(stats, answers, seed=0),
+            depth=0.5,
+            score_from=500,
+        )
+    return specification, records
+
+
 @pytest.fixture(scope="session")
 def describe():
     """Makes what specifications hold: `model`, `source`; and `scores` of a model."""
@@ -193,3 +281,20 @@ def sweep(make_sweep):
 def report(sweep, save_sweep, tmp_path_factory):
     """The path of the report of `sweep`, written once."""
     return write_report(save_sweep(tmp_path_factory.mktemp("sweep"), *sweep))
+
+
+@pytest.fixture(scope="session")
+def make_quality_run():
+    return build_quality_run
+
+
+@pytest.fixture(scope="session")
+def quality_run(make_quality_run):
+    """Three candidates, one of which costs nothing and one of which is a plan."""
+    return make_quality_run({"none <b>.json": 0.0, "some.json": 0.05, "plan.json": 1.5})
+
+
+@pytest.fixture(scope="session")
+def quality_report(quality_run, save_sweep, tmp_path_factory):
+    """The path of the report of `quality_run`, written once."""
+    return write_report(save_sweep(tmp_path_factory.mktemp("quality"), *quality_run))

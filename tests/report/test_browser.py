@@ -103,17 +103,7 @@ def test_the_page_does_not_overflow(browser, resize, width, folded):
     browser.execute_script(
         "document.querySelectorAll('details').forEach(d => { d.open = !arguments[0] })", folded
     )
-    page = browser.execute_script(
-        "return [window.innerWidth, document.documentElement.scrollWidth]"
-    )
-    assert page == [width, width]
-    # What is wider, tables and figures, scrolls within its own frame.
-    beyond = browser.execute_script(
-        """return [...document.querySelectorAll("main *")].filter(
-          e => !e.closest(".scroll") && e.getBoundingClientRect().right > window.innerWidth + 1
-        ).map(e => e.outerHTML.slice(0, 200))"""
-    )
-    assert beyond == []
+    assert_fits(browser, width)
 
 
 def test_figures_are_as_wide_as_the_column_on_a_desk_and_legible_on_a_telephone(browser, resize):
@@ -151,6 +141,38 @@ def test_every_entry_of_the_contents_leads_somewhere(browser):
     assert len(targets) > 8
     for target in targets:
         assert browser.execute_script("return document.querySelector(arguments[0])", target)
+
+
+def test_the_page_of_a_quality_run_is_as_sound(browser, resize, quality_report):
+    """The last test: the browser leaves the sweep's page."""
+    browser.get(quality_report.as_uri())
+    assert browser.get_log("browser") == []
+    for width in (1280, 400):
+        resize(width)
+        assert_fits(browser, width)
+    shown = browser.execute_script(
+        "return [...document.images].map(i => i.complete && i.naturalWidth > 0)"
+    )
+    assert shown == [True] * 3
+    lead = browser.execute_script(
+        """return [...document.querySelectorAll("nav a")].map(
+          a => document.querySelector(a.getAttribute("href")) !== null)"""
+    )
+    assert lead == [True] * 7
+
+
+def assert_fits(browser, width):
+    """Nothing is wider than the page but what scrolls in a frame of its own: tables, figures."""
+    page = browser.execute_script(
+        "return [window.innerWidth, document.documentElement.scrollWidth]"
+    )
+    assert page == [width, width]
+    beyond = browser.execute_script(
+        """return [...document.querySelectorAll("main *")].filter(
+          e => !e.closest(".scroll") && e.getBoundingClientRect().right > window.innerWidth + 1
+        ).map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert beyond == []
 
 
 def luminance(colour):

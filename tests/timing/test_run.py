@@ -9,17 +9,18 @@ from masks import problems_of
 import sinkjax
 from sinkjax import timing
 from sinkjax.quality import Candidate
+from sinkjax.report.timing import timing_tables
 from sinkjax.results import read_records
 from sinkjax.timing import TimingSettings, Workload
 
-MASK = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3w(1,4) | L2: 3f 3s(first)")
+MASK = sinkjax.SinkMask.from_text("L0: 3f 3w(1,4) | L1: 3f 3s(first)")
 WORKLOAD = Workload(batch_size=2, prompt_length=16, generated=5)
 SETTINGS = TimingSettings(rounds=4, warmup=1, steps_per_call=2)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.make()
+    return tiny.make(num_layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +29,13 @@ def cells(model):
     return timing.plan_timing(model.config, [candidate], [WORKLOAD], SETTINGS)
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def folder(model, cells, tmp_path_factory):
-    """Killed in the second cell, and run again to the end; traces of what was timed."""
+    """What was timed in one go, with traces."""
     path = tmp_path_factory.mktemp("timing")
-
-    def kill(cell, rounds):
-        if cell.stage == "decode":
-            raise KilledError
-
-    options = dict(folder=str(path / "out"), profile=str(path / "traces"))
-    with pytest.raises(KilledError):
-        timing.run_timing(model, "tiny", cells, SETTINGS, **options, on_rounds=kill)
-    _, before = read_records(path / "out")
-    assert [record["stage"] for record in before] == ["prefill"]
-    done = []
     timing.run_timing(
-        model, "tiny", cells, SETTINGS, **options, on_rounds=lambda *args: done.append(args)
+        model, "tiny", cells, SETTINGS, str(path / "out"), profile=str(path / "traces")
     )
-    assert [rounds for _, rounds in done] == [4, 1, 1, 1, 1]
-    assert read_records(path / "out")[1][0] == before[0]
     return path
 
 
@@ -99,11 +83,11 @@ def test_what_the_mask_removes_is_beside_its_time(records):
         assert limit["operations_ratio"] < 1
         assert limit["bytes_ratio"] < 1
         assert min(limit["operations_ratio"], limit["bytes_ratio"]) <= limit["ratio"] < 1
-        # Room for 21 tokens: a layer as it was, a window of five in one group, no cache in one.
+        # Room for 21 tokens: a window of five in one group, no cache at all in another.
         slots = [programs[name]["memory"]["cache"] for name in ("baseline", "mine")]
         a_slot, counts = 2 * 2 * 8 * 4, 2 * 4
-        assert slots[0] == 6 * 21 * a_slot + counts
-        assert slots[1] == (2 * 21 + 21 + 5 + 21) * a_slot + 2 * 40 * 4 + counts
+        assert slots[0] == 4 * 21 * a_slot + counts
+        assert slots[1] == (21 + 5 + 21) * a_slot + 2 * 40 * 4 + counts
 
 
 def test_memory_is_the_process_own(records):
@@ -134,18 +118,40 @@ def test_a_trace_of_every_cell_is_there_for_xprof(folder):
         assert {"sinkjax: baseline", "sinkjax: mine"} <= names
 
 
-def test_the_device_clock_decides_where_it_is_asked_for(model, tmp_path):
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
     """JAX's profiler, as on an accelerator, for what XLA does on this CPU."""
-    settings = TimingSettings(stages=("decode",), rounds=2, warmup=1, clock="device")
+    model = tiny.make(num_layers=1)
+    settings = TimingSettings(rounds=2, warmup=1, clock="device")
     cells = timing.plan_timing(model.config, [], [Workload(1, 8, 4)], settings)
-    timing.run_timing(model, "tiny", cells, settings, str(tmp_path / "out"))
-    (record,) = read_records(tmp_path / "out")[1]
-    result = record["result"]
-    assert result["clock"] == "device"
-    program = result["programs"]["baseline"]
-    device = program["samples"]["device_seconds"]
-    assert len(device) == len(program["samples"]["seconds"]) == settings.rounds
-    assert program["seconds"]["median"] == pytest.approx(np.median(device))
+    out = str(tmp_path / "out")
+
+    def kill(cell, rounds):
+        if cell.stage == "decode":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        timing.run_timing(model, "tiny", cells, settings, out, on_rounds=kill)
+    _, before = read_records(out)
+    assert [record["stage"] for record in before] == ["prefill"]
+    done = []
+    timing.run_timing(
+        model, "tiny", cells, settings, out, on_rounds=lambda cell, rounds: done.append(rounds)
+    )
+    assert done == [2, 1, 1]
+    _, records = read_records(out)
+    assert [record["stage"] for record in records] == ["prefill", "decode"]
+    assert records[0] == before[0]
+    for record in records:
+        result = record["result"]
+        assert result["clock"] == "device"
+        program = result["programs"]["baseline"]
+        device = program["samples"]["device_seconds"]
+        assert len(device) == len(program["samples"]["seconds"]) == settings.rounds
+        assert program["seconds"]["median"] == pytest.approx(np.median(device))
 
 
 def test_google_benchmark_json_has_its_shape(records):
@@ -168,7 +174,7 @@ def test_google_benchmark_json_has_its_shape(records):
 
 
 def test_tables_tell_a_restless_machine(records):
-    machine, times, savings = timing.timing_tables(records)
+    machine, times, savings = timing_tables(records)
     assert [row[0] for row in machine.rows] == ["prefill 2 x 16", "decode 2 x 16 + 5"]
     assert [row[1] for row in times.rows] == ["baseline", "mine"] * 2
     assert [row[1] for row in savings.rows] == ["mine"] * 2
@@ -177,7 +183,7 @@ def test_tables_tell_a_restless_machine(records):
         again = record["result"]["baseline_again"]
         ratio = {**again["ratio"], "low": low, "high": high}
         record["result"]["baseline_again"] = {**again, "ratio": ratio}
-    machine = timing.timing_tables(restless)[0]
+    machine = timing_tables(restless)[0]
     assert [row[-1] for row in machine.rows] == ["holds 1", "DOES NOT HOLD 1"]
     assert any("NOT TO BE RELIED ON: decode 2 x 16 + 5" in note for note in machine.notes)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sinkjax.report import Table
+from sinkjax.report.tables import Table
 from sinkjax.timing.measured import BASELINE
 
 Record = Mapping[str, Any]
