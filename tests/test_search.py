@@ -93,20 +93,20 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
 
 @pytest.mark.parametrize("start", ["L0-2: 6f", "L0: 6f | L1: 6w(0,13) | L2: 2f 4w(0,13)"])
 def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start):
-    """Window(0, 13) of 16 tokens changes three positions: second order is all there is."""
+    """Window(0, 13) of 16 tokens changes three positions. Of large moves more orders count."""
     mask, paths = SinkMask.from_text(start), PATHS[3:]
     predicted = predict_moves(model, windows, paths, mask=mask, samples=64)
     moves = rank_moves(mask, paths, predicted, np.ones(1))
     assert len(moves) == mask.counts()["full"]
     before = judge(mask).mean(dtype=np.float64)
     alone, found = [], []
-    for move in moves[::3]:
+    for move in moves[:12:3]:
         moved = make_moves(mask, [move])
         found.append(judge(moved).mean(dtype=np.float64) - before)
         linear = predicted.linear[1, move.layer, move.unit]
         products = predicted.products[:, 1, move.layer, move.unit]
         alone.append(linear + np.square(products).mean() / 2)
-    np.testing.assert_allclose(alone, found, rtol=0.6, atol=2e-5)
+    np.testing.assert_allclose(alone, found, rtol=0.25, atol=1e-5)
     assert np.corrcoef(alone, found)[0, 1] > 0.9
 
 

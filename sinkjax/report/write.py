@@ -8,6 +8,7 @@ from typing import Any
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
 from sinkjax.report.canvas import Picture
+from sinkjax.report.frontier import render_frontier
 from sinkjax.report.html import render
 from sinkjax.report.quality_page import render_quality
 from sinkjax.report.records import Record, arrange
@@ -20,7 +21,7 @@ def _render_sweep(
     return render(arrange(specification, records))
 
 
-_RENDERERS = {"sweep": _render_sweep, "quality": render_quality}
+_RENDERERS = {"sweep": _render_sweep, "quality": render_quality, "frontier": render_frontier}
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -30,7 +31,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     report left and this one does not have are removed.
 
     Args:
-      folder: the --output_dir of a sweep or a quality run.
+      folder: the --output_dir of a sweep, a quality run or a frontier.
 
     Returns:
       the path of report.html, which needs no other file.

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from sinkjax.mask import Full, Path, Sink, SinkMask
+from sinkjax.measure import measure_sinks
 from sinkjax.model import Llama
 from sinkjax.search.budget import Prediction, Step, rank_moves, spend
 from sinkjax.search.errors import mean_outputs, own_errors
-from sinkjax.search.judge import Judge
+from sinkjax.search.judge import Judge, batches
 from sinkjax.search.savings import Workload, path_savings
 from sinkjax.search.sensitivity import predict_moves
 from sinkjax.search.store import InMemory, Store
@@ -138,6 +139,19 @@ def search_mask(
             best, kl = step.mask, step.kl
     errors = _errors(model, ranking_windows, full, fills, settings, store)
     return Found(best, kl, fills, savings, errors, tuple(rounds))
+
+
+def sink_scores(model: Llama, windows: np.ndarray, store: Store) -> np.ndarray:
+    """The score `mean` of each head, its mean over windows: float64 [L, N]."""
+
+    def measured() -> dict[str, np.ndarray]:
+        found = [
+            np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
+            for tokens, count in batches(windows)
+        ]
+        return {"scores": np.concatenate(found)}
+
+    return store("sink scores", windows, measured)["scores"].mean(axis=0, dtype=np.float64)
 
 
 def _measure(

@@ -24,12 +24,18 @@ from sinkjax.digest import tokens_digest
 from sinkjax.errors import InputError
 from sinkjax.mask import Copy, Full, SinkMask
 from sinkjax.mask_file import Provenance
-from sinkjax.measure import measure_sinks
 from sinkjax.model import Llama
 from sinkjax.quality import Candidate, QualityStats, measured_quality, summarize_quality
 from sinkjax.results import Results
-from sinkjax.search.grow import OBJECTIVES, RANKINGS, Found, SearchSettings, search_mask
-from sinkjax.search.judge import SCORE_FROM, Judge, batches
+from sinkjax.search.grow import (
+    OBJECTIVES,
+    RANKINGS,
+    Found,
+    SearchSettings,
+    search_mask,
+    sink_scores,
+)
+from sinkjax.search.judge import SCORE_FROM, Judge
 from sinkjax.search.store import Store
 from sinkjax.select import by_ranking, random_control
 from sinkjax.sweep import Progress, Series, describe_model, describe_source
@@ -167,7 +173,7 @@ def run_search(
 
         store = Store(results, described["model_digest"], keep_progress)
         found = search_mask(model, search.ranking, search.held, search.settings, store)
-        scores = _sink_scores(model, search.ranking, store)
+        scores = sink_scores(model, search.ranking, store)
         masks = {CHOSEN: found.mask, **control_masks(found, search.settings, model.config, scores)}
         common = _common(search, described)
         results.record({"kind": "search", **common}, lambda: _summary(found, masks))
@@ -284,19 +290,6 @@ def _judge(
         stats, seed = QualityStats(**arrays), common["settings"]["seed"]
         results.record(fields, lambda stats=stats, seed=seed: summarize_quality(stats, seed=seed))
         on_progress(Progress("record", name, records=1))
-
-
-def _sink_scores(model: Llama, windows: np.ndarray, store: Store) -> np.ndarray:
-    """The mean of `mean` over windows: float [L, N]."""
-
-    def measured() -> dict[str, np.ndarray]:
-        found = [
-            np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
-            for tokens, count in batches(windows)
-        ]
-        return {"scores": np.concatenate(found)}
-
-    return store("sink scores", windows, measured)["scores"].mean(axis=0, dtype=np.float64)
 
 
 def _summary(found: Found, masks: Mapping[str, SinkMask]) -> dict[str, Any]:

@@ -1,0 +1,355 @@
+"""What masks of growing size cost, by how they were chosen: methods × sizes × paths × lengths.
+
+Heads are ranked on some windows and every mask is judged on others, by one program for all masks.
+Methods that rank heads for one path:
+
+  sink score    the highest `mean` scores first
+  own error     the least own error under the path first
+  sensitivity   the least predicted KL a head first, beside those before it
+  random        the heads of `own error`, drawn anew within each layer: the control
+
+`budget search` are the masks that a search to a KL budget went through, of its own paths; records
+of copying (`sinkjax.copying`) are taken over as they are, with the windows that they were made on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.config import LlamaConfig
+from sinkjax.digest import tokens_digest
+from sinkjax.errors import InputError
+from sinkjax.mask import Path, SinkMask
+from sinkjax.model import Llama
+from sinkjax.program.cost import Cost, Sizes, predict, total
+from sinkjax.results import Results
+from sinkjax.search.budget import Prediction, make_moves, rank_moves
+from sinkjax.search.errors import mean_outputs, own_errors
+from sinkjax.search.grow import sink_scores
+from sinkjax.search.judge import Judge
+from sinkjax.search.savings import Workload
+from sinkjax.search.sensitivity import predict_moves
+from sinkjax.search.store import Store
+from sinkjax.select import by_ranking, random_control
+from sinkjax.statistics.resampling import estimate_mean
+from sinkjax.sweep import Progress, Series, describe_model, describe_source
+
+METHODS = ("sink score", "own error", "sensitivity", "random")
+SEARCHED = "budget search"
+COPIES = {"layer_0": "copy layer 0", "adjacent": "copy the layer before", "output": "copy the best"}
+"""Methods by the variants of `sinkjax.copying`."""
+
+_RECORD_BYTES = 8192  # an upper bound
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontierSettings:
+    """What is compared.
+
+    Attributes:
+      paths: by length, those for which heads are ranked.
+      shares: of all heads, within (0, 1].
+      samples: draws of labels for each window, for `sensitivity`.
+      generated: tokens after each prompt, for which the cache has room.
+      seed: of draws, controls and resamples.
+    """
+
+    paths: Mapping[int, tuple[Path, ...]]
+    shares: tuple[float, ...]
+    samples: int = 2
+    generated: int = 64
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What other experiments found.
+
+    Attributes:
+      searched: by length, the masks that searches went through.
+      copies: records of `sinkjax.copying.run_copies`.
+    """
+
+    searched: Mapping[int, Sequence[SinkMask]] = dataclasses.field(default_factory=dict)
+    copies: Sequence[Mapping[str, Any]] = ()
+
+    def copied(self, length: int) -> list[Mapping[str, Any]]:
+        """The records of copies at one length that have a place on the frontier."""
+        return [
+            record
+            for record in self.copies
+            if record["kind"] == "copies"
+            and record["variant"] in COPIES
+            and record["length"] == length
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One point of the frontier.
+
+    Attributes:
+      method, path: how it was chosen; the path of its heads, or what they may take.
+      mask: to be judged.
+    """
+
+    method: str
+    path: str
+    mask: SinkMask
+
+
+def run_frontier(
+    chosen_on: Series,
+    judged_on: Series,
+    settings: FrontierSettings,
+    found: Found,
+    folder: str,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Appends a record of kind "frontier" for every mask that a folder does not hold yet.
+
+    Args:
+      chosen_on, judged_on: windows of one model at the same lengths, of `plan_sweep`.
+      settings: what is compared.
+      found: what other experiments found.
+      folder: for the results; for users, the value of --output_dir.
+      on_progress: called after every step.
+
+    Raises:
+      InputError: for settings out of their range, masks of another shape, weights that cannot be
+        read, or a folder that cannot be used.
+    """
+    subject = judged_on.subject
+    check_frontier(subject.config, settings, found)
+    model = subject.load()
+    described = describe_model(subject, model)
+    on_progress(Progress("model", f"loaded {subject.name}"))
+    with Results(folder, _specification(chosen_on, judged_on, settings, found, described)) as out:
+        out.reserve(_RECORD_BYTES * count_masks(settings, found))
+        store = Store(
+            out,
+            described["model_digest"],
+            lambda what, tokens: on_progress(Progress("measured", what, tokens=tokens)),
+        )
+        for length in sorted(judged_on.tokens):
+            common = _common(chosen_on, judged_on, length, described, settings)
+            windows = chosen_on.tokens[length]
+            fills = store("means", windows, lambda w=windows: {"fills": mean_outputs(model, w)})
+            fills, judges = fills["fills"], []
+            for one in _candidates(model, windows, fills, length, settings, found, store):
+
+                def measured(mask=one.mask, fills=fills, length=length, judges=judges):
+                    if not judges:
+                        judges.append(Judge(model, judged_on.tokens[length], fills=fills))
+                    return {"kl": judges[0](mask)}
+
+                judged = judged_on.tokens[length]
+                kl = store("KL", judged, measured, mask=one.mask, fills=fills)["kl"]
+                fields = {
+                    "kind": "frontier",
+                    **common,
+                    "method": one.method,
+                    "path": one.path,
+                    "mask_digest": one.mask.digest,
+                }
+                out.record(
+                    fields,
+                    lambda one=one, kl=kl, length=length: {
+                        "mask": str(one.mask),
+                        "heads": one.mask.counts(),
+                        "kl": estimate_mean(kl, settings.seed),
+                        "saved": saved_shares(model.config, one.mask, length, settings.generated),
+                    },
+                )
+                on_progress(Progress("record", f"{one.method}, {one.path}", records=1))
+            for record in found.copied(length):
+                fields, result = _taken_over(record, model.config, settings)
+                out.record(fields, lambda result=result: result)
+                on_progress(Progress("record", fields["method"], records=1))
+
+
+def saved_shares(
+    config: LlamaConfig, mask: SinkMask, length: int, generated: int
+) -> dict[str, float]:
+    """What a mask takes away of a text of one row, in shares of what the baseline needs.
+
+    From the formulas that compiled executables are held to (`sinkjax.program.cost`): operations of
+    the prefill and of a decode step, bytes that a decode step reads (parameters and cache), and the
+    cache alone.
+    """
+    workload = Workload(length, generated=generated)
+    full = SinkMask.full(config)
+
+    def share(sizes: Sizes, of: Callable[[Cost], int]) -> float:
+        ours, its = (of(total(predict(config, m, sizes))) for m in (mask, full))
+        return 1 - ours / its
+
+    return {
+        "prefill_operations": share(workload.prefill, lambda cost: cost.operations),
+        "decode_operations": share(workload.decode, lambda cost: cost.operations),
+        "decode_bytes": share(workload.decode, lambda cost: cost.parameters + cost.cache),
+        "cache_bytes": share(workload.decode, lambda cost: cost.cache),
+    }
+
+
+def count_masks(settings: FrontierSettings, found: Found) -> int:
+    """How many masks are judged."""
+    ranked = sum(len(paths) for paths in settings.paths.values())
+    return ranked * len(settings.shares) * len(METHODS) + sum(
+        len(found.searched.get(length, ())) + len(found.copied(length)) for length in settings.paths
+    )
+
+
+def check_frontier(config: LlamaConfig, settings: FrontierSettings, found: Found) -> None:
+    """All that can be refused before any weight is read."""
+    problems = [
+        f"--shares={share:g}: give shares of all heads, above 0 and at most 1"
+        for share in settings.shares
+        if not 0 < share <= 1
+    ]
+    if not settings.shares:
+        problems.append("--shares is empty: give at least one, such as 0.5")
+    if settings.seed < 0:
+        problems.append(f"--seed={settings.seed}: give 0 or more")
+    problems += [
+        f"--searches: their masks are for {length} tokens, which --lengths does not have"
+        for length in sorted(set(found.searched) - set(settings.paths))
+    ]
+    for masks in found.searched.values():
+        for mask in masks:
+            try:
+                mask.check(config)
+            except InputError as error:
+                problems += error.problems
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+
+
+def _candidates(
+    model: Llama,
+    windows: np.ndarray,
+    fills: np.ndarray,
+    length: int,
+    settings: FrontierSettings,
+    found: Found,
+    store: Store,
+) -> Iterator[Candidate]:
+    """Every mask of one length, by method."""
+    paths, full = settings.paths[length], SinkMask.full(model.config)
+    named = list(map(str, paths))
+    scores = sink_scores(model, windows, store)
+    errors = store(
+        "errors",
+        windows,
+        lambda: {"errors": own_errors(model, windows, paths, fills=fills)},
+        fills=fills,
+        paths=named,
+    )["errors"]
+    how = {"samples": settings.samples, "seed": settings.seed}
+
+    def predicted() -> dict[str, np.ndarray]:
+        found = predict_moves(model, windows, paths, fills=fills, **how)
+        return {"linear": found.linear, "products": found.products}
+
+    costs = store(
+        "sensitivity",
+        windows,
+        predicted,
+        fills=fills,
+        passes=2 + 2 * settings.samples,
+        paths=named,
+        **how,
+    )
+    for index, path in enumerate(paths):
+        own = Prediction(
+            full, costs["linear"][[0, 1 + index]], costs["products"][:, [0, 1 + index]]
+        )
+        moves = rank_moves(full, [path], own, np.ones(1))
+        for share in settings.shares:
+            count = round(share * scores.size)
+            least = by_ranking(-errors[index], [path] * count)
+            masks = (
+                by_ranking(scores, [path] * count),
+                least,
+                make_moves(full, moves[:count]),
+                random_control(least, seed=settings.seed),
+            )
+            for method, mask in zip(METHODS, masks, strict=True):
+                yield Candidate(method, str(path), mask)
+    for mask in dict.fromkeys(found.searched.get(length, ())):
+        if mask != full:
+            yield Candidate(SEARCHED, "any", mask)
+
+
+def _taken_over(
+    record: Mapping[str, Any], config: LlamaConfig, settings: FrontierSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields and result of a record of copying, as a point of the frontier."""
+    kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
+    mask, result = SinkMask.from_text(record["result"]["mask"]), record["result"]
+    fields = {
+        "kind": "frontier",
+        **{name: record[name] for name in kept},
+        "generated": settings.generated,
+        "method": COPIES[record["variant"]],
+        "path": "copy",
+        "mask_digest": mask.digest,
+        "record": record["id"],
+    }
+    saved = saved_shares(config, mask, record["length"], settings.generated)
+    return fields, {**{k: result[k] for k in ("mask", "heads", "kl")}, "saved": saved}
+
+
+def _common(
+    chosen_on: Series,
+    judged_on: Series,
+    length: int,
+    described: Mapping[str, Any],
+    settings: FrontierSettings,
+) -> dict[str, Any]:
+    """What all records at a length say."""
+    texts = {"chosen_on": chosen_on, "source": judged_on}
+    return {
+        "model": {key: value for key, value in described.items() if key != "max_length"},
+        **{
+            name: {
+                **describe_source(series.source),
+                "num_windows": len(series.tokens[length]),
+                "tokens_sha256": tokens_digest(series.tokens[length]),
+            }
+            for name, series in texts.items()
+        },
+        "bos": judged_on.bos,
+        "bos_added": judged_on.bos_added,
+        "length": length,
+        "samples": settings.samples,
+        "generated": settings.generated,
+        "seed": settings.seed,
+    }
+
+
+def _specification(
+    chosen_on: Series,
+    judged_on: Series,
+    settings: FrontierSettings,
+    found: Found,
+    described: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that defines the records, of JSON values."""
+    return {
+        "experiment": "frontier",
+        "model": dict(described),
+        "sources": [
+            {**describe_source(one.source), "lengths": sorted(one.tokens)}
+            for one in (chosen_on, judged_on)
+        ],
+        "paths": {str(n): list(map(str, paths)) for n, paths in settings.paths.items()},
+        "shares": list(settings.shares),
+        "samples": settings.samples,
+        "generated": settings.generated,
+        "seed": settings.seed,
+        "searched": {str(n): [m.digest for m in masks] for n, masks in found.searched.items()},
+        "copies": [record["id"] for record in found.copies],
+    }
