@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sinkjax.attention.blocks import weighted_sums
+
 
 @dataclasses.dataclass(frozen=True)
 class Products:
@@ -47,7 +49,7 @@ class Products:
           float32 [B, K, G, S].
         """
         rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
-        found = jnp.einsum("...gh,...sh->...gs", rows, keys, preferred_element_type=jnp.float32)
+        found = jnp.einsum("...gh,...sh->...gs", rows, keys, preferred_element_type=_WIDE)
         return found.reshape(*q.shape[:-1], keys.shape[-2])
 
     def sum_slots(self, weights: jax.Array, values: jax.Array) -> jax.Array:
@@ -61,12 +63,37 @@ class Products:
           [B, K, G, H] in v's dtype.
         """
         rows = weights.astype(values.dtype).reshape(*values.shape[:-2], *weights.shape[-2:])
-        sums = jnp.einsum("...gs,...sh->...gh", rows, values, preferred_element_type=jnp.float32)
+        sums = jnp.einsum("...gs,...sh->...gh", rows, values, preferred_element_type=_WIDE)
         return sums.astype(values.dtype).reshape(*weights.shape[:-1], values.shape[-1])
 
-    def row_max(self, x: jax.Array) -> jax.Array:
-        """The largest of each row: [..., S] -> [..., 1]."""
-        return x.max(axis=-1, keepdims=True)
+    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
+        """exp(score - the row's largest) where visible, 0 elsewhere.
+
+        Args:
+          scores: float32 [..., T, S].
+          visible: bool, of axes that broadcast to those of scores.
+        """
+        scores = jnp.where(visible, scores, -jnp.inf)
+        return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+
+    def counted(self, values: jax.Array) -> jax.Array:
+        """Values [B, K, S, H] as `sum_counted` takes them: with a column of ones."""
+        return jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+
+    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        """Σ_s weights_ts values_s, and Σ_s weights_ts as one more column.
+
+        One product gives both. Reading the weights themselves would make XLA keep or compute them
+        twice: at 1,024 tokens that doubles a layer's attention time on a CPU.
+
+        Args:
+          weights: float32 [B, K, G, T, S].
+          values: of `counted`.
+
+        Returns:
+          float32 [B, K, G, T, H + 1].
+        """
+        return weighted_sums(weights, values)
 
     def settle(self, x: jax.Array) -> jax.Array:
         """x itself, as an array that is computed once. Here XLA decides what that is good for."""
@@ -106,11 +133,11 @@ class CpuProducts(Products):
             return [_reduced_pairs(x, weight) for weight in weights]
         if 1 < rows <= _LEFT_ROWS:
             return [self._left(x, weight) for weight in weights]
-        return [jnp.einsum("rd,md->rm", x, w, preferred_element_type=jnp.float32) for w in weights]
+        return [jnp.einsum("rd,md->rm", x, w, preferred_element_type=_WIDE) for w in weights]
 
     def _left(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """With the weight on the left, where the library reads it as it lies."""
-        product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=jnp.float32)
+        product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=_WIDE)
         return self.settle(product).T
 
     def slot_scores(self, q: jax.Array, keys: jax.Array) -> jax.Array:
@@ -124,20 +151,38 @@ class CpuProducts(Products):
         found = jnp.stack([self.settle(scores) for scores in found], axis=-2)
         return found.reshape(*q.shape[:-1], keys.shape[-2])
 
-    def row_max(self, x: jax.Array) -> jax.Array:
+    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
         """As of `Products`.
 
-        A row is folded first: XLA reduces it number by number, since one might be NaN, but takes
-        the larger of two arrays as many numbers at once as a core can.
+        A row is folded before its largest is found: XLA reduces a row number by number, since one
+        might be NaN, but takes the larger of two arrays as many numbers at once as a core can. Each
+        fold is masked by itself, so that masked scores are never written to memory.
         """
-        length = x.shape[-1]
+        length = scores.shape[-1]
         width = _FOLD * max(1, -(-length // _FOLD**2))
-        folds = [x[..., start : start + width] for start in range(0, length - width + 1, width)]
-        tops = [functools.reduce(jnp.maximum, folds)] if folds else []
-        tops += [x[..., len(folds) * width :]] if length % width else []
-        return self.settle(
-            functools.reduce(jnp.maximum, [top.max(axis=-1, keepdims=True) for top in tops])
-        )
+
+        def masked(start: int, stop: int) -> jax.Array:
+            return jnp.where(visible[..., start:stop], scores[..., start:stop], -jnp.inf)
+
+        whole = length - length % width
+        folds = [masked(start, start + width) for start in range(0, whole, width)]
+        rows = [functools.reduce(jnp.maximum, folds)] if folds else []
+        rows += [masked(whole, length)] if whole < length else []
+        tops = [row.max(axis=-1, keepdims=True) for row in rows]
+        top = self.settle(functools.reduce(jnp.maximum, tops))
+        return self.settle(jnp.exp(masked(0, length) - top))
+
+    def counted(self, values: jax.Array) -> jax.Array:
+        """As of `Products`: as they are."""
+        return values
+
+    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        """As of `Products`. The weights are in memory anyway, and 65 columns take a third longer
+        than 64.
+        """
+        with jax.named_scope("dot_general"):
+            totals = weights.sum(axis=-1, keepdims=True)
+        return jnp.concatenate([weighted_sums(weights, values), totals], axis=-1)
 
     def settle(self, x: jax.Array) -> jax.Array:
         """x behind a barrier, which the options keep until XLA has fused what it will.
@@ -153,6 +198,8 @@ def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     return x if bias is None else x + bias[...][None, None]
 
 
+_WIDE = jnp.float32
+"""What sums are taken in, whatever the weights are."""
 _FOLD = 64
 """Numbers, and folds of so many numbers, that a row is folded to at most."""
 _ROW_INPUTS = 4096
@@ -161,8 +208,9 @@ _FEW_ROWS = 8
 """Rows that multiplications and reductions still win at."""
 _PAIR_INPUTS = 1024
 """Of a pair of rows, at most: eight rows of so many inputs fit a core's first cache."""
+
 _LEFT_ROWS = 64
-"""Up to which the weight's own order decides, and not the rows'."""
+"""Up to which the library's time goes into packing the weight, unless it is on the left."""
 
 
 def _dot(x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
@@ -202,4 +250,4 @@ def _reduced(terms: list[jax.Array]) -> list[jax.Array]:
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
+    return x.astype(_WIDE)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sinkjax.products import PLAIN, Products
-
 
 def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
     """[B, T, N, H] -> [B, K, G, T, H], scaled by 1 / sqrt(H).
@@ -46,12 +44,6 @@ def weighted_sums(weights: jax.Array, values: jax.Array) -> jax.Array:
     rows = _rows(weights.astype(values.dtype))
     sums = jnp.einsum("bkts,bksm->bktm", rows, values, preferred_element_type=jnp.float32)
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
-
-
-def unnormalized(scores: jax.Array, visible: jax.Array, products: Products = PLAIN) -> jax.Array:
-    """exp(score - the row's largest) where [T, S] is visible, 0 elsewhere: [B, K, G, T, S]."""
-    scores = jnp.where(visible, scores, -jnp.inf)
-    return products.settle(jnp.exp(scores - products.row_max(scores)))
 
 
 def map_blocks(

@@ -19,7 +19,6 @@ from sinkjax.attention.blocks import (
     map_blocks,
     scores,
     ungroup,
-    unnormalized,
     weighted_sums,
 )
 from sinkjax.products import PLAIN, Products
@@ -115,8 +114,7 @@ def cached_weights(
     visible = (positions <= t[:, None])[:, None, None]
     queries = products.settle(group_queries(q, kv_heads)[:, :, :, 0])
     found = products.slot_scores(queries, keys)
-    found = products.settle(jnp.where(visible, found, -jnp.inf))
-    weights = products.settle(jnp.exp(found - products.row_max(found)))
+    weights = products.unnormalized(found, visible)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
@@ -127,7 +125,8 @@ def _attend(
     early = max(observed, default=-1) + 1
     queries = products.settle(group_queries(q, k.shape[2]))
     keys = products.settle(group_keys(k))
-    values = products.settle(with_counters(group_keys(v), early))
+    values = with_counters(group_keys(v), early) if early else products.counted(group_keys(v))
+    values = products.settle(values)
     sums = []
     for start, stop, block in query_spans(q.shape[1]):
         attend = functools.partial(
@@ -145,8 +144,7 @@ def with_counters(v: jax.Array, early: int) -> jax.Array:
     """Values with columns that make the matrix product sum attention weights as it sums values.
 
     One column for each of the first `early` keys, which picks that key's weight, and one for the
-    sum of all others. Reading the weights themselves would make XLA keep or compute them twice:
-    at 1,024 tokens that doubles a layer's attention time on a CPU.
+    sum of all others, as `Products.counted` has it alone.
 
     Args:
       v: [B, K, S, H].
@@ -189,7 +187,7 @@ def _attend_block(
     Args:
       q: [B, K, G, T, H], scaled; all queries.
       k: [B, K, S, H].
-      values: [B, K, S, M], any columns.
+      values: [B, K, S, M], any columns, as `products` counts them.
       products: how they are written.
       block: queries in the block.
       begin: position of its first query.
@@ -200,7 +198,7 @@ def _attend_block(
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     visible = begin + jnp.arange(block)[:, None] >= jnp.arange(k.shape[2])[None, :]
-    return weighted_sums(unnormalized(scores(q, k), visible, products), values)
+    return products.sum_counted(products.unnormalized(scores(q, k), visible), values)
 
 
 def _log_odds(weights: jax.Array, observed: tuple[int, ...]) -> jax.Array:

@@ -16,10 +16,10 @@ from sinkjax.attention.blocks import (
     map_blocks,
     scores,
     ungroup,
-    unnormalized,
     weighted_sums,
 )
 from sinkjax.attention.full import query_spans, with_counters
+from sinkjax.products import PLAIN
 
 
 @struct.dataclass
@@ -120,4 +120,4 @@ def _attend_block(
     t = (begin + jnp.arange(block, dtype=jnp.int32)).reshape(1, 1, 1, block, 1)
     s = jnp.arange(k.shape[2], dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
     visible = (s <= t) & ((s < sinks) | (s > t - recent))
-    return weighted_sums(unnormalized(scores(q, k), visible), values)
+    return weighted_sums(PLAIN.unnormalized(scores(q, k), visible), values)

@@ -14,7 +14,6 @@ from sinkjax.attention.blocks import (
     map_blocks,
     scores,
     ungroup,
-    unnormalized,
     weighted_sums,
 )
 from sinkjax.attention.full import (
@@ -22,7 +21,6 @@ from sinkjax.attention.full import (
     apply_causal_pattern,
     causal_attention,
     causal_pattern,
-    with_counters,
 )
 from sinkjax.mask import Window
 from sinkjax.products import PLAIN, Products
@@ -50,13 +48,13 @@ def window_attention(
         return causal_attention(q, k, v, products)
     queries = products.settle(group_queries(q, k.shape[2]))
     keys = products.settle(group_keys(k))
-    values, sums = products.settle(with_counters(group_keys(v), 0)), []
+    values, sums = products.settle(products.counted(group_keys(v))), []
     for start, stop, block in _runs(q.shape[1]):
 
         def attend(begin: jax.Array | int, block: int = block) -> jax.Array:
             found, visible = _block_scores(queries, keys, window, begin, block)
-            weights = unnormalized(found, visible, products)
-            return weighted_sums(weights, _cut(values, window, begin, block))
+            weights = products.unnormalized(found, visible)
+            return products.sum_counted(weights, _cut(values, window, begin, block))
 
         sums.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(sums, axis=3)
