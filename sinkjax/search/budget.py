@@ -97,7 +97,7 @@ def rank_moves(
     products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
     at = _options(start, options, size)
     every = np.arange(at.size)
-    shrunk = shrinkage(products[:, 1:].reshape(len(products), -1))
+    shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size * at.size))
     here = _options(predicted.mask, options, size)
     # The sum over units of where they are, against the mask that was predicted for.
     together = (products[:, at, every] - products[:, here, every]).sum(axis=1)

@@ -24,6 +24,7 @@ def arguments(model, folder, text, **more):
         "lengths": "8,24",
         "paths": "8:sink(first);24:sink(mean),window(1,6)",
         "shares": ",".join(map(str, SHARES)),
+        "choose_windows": 2,
         "num_windows": 3,
         "output_dir": folder,
         **more,
