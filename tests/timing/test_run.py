@@ -15,7 +15,7 @@ from sinkjax.timing import TimingSettings, Workload
 
 MASK = sinkjax.SinkMask.from_text("L0: 3f 3w(1,4) | L1: 3f 3s(first)")
 WORKLOAD = Workload(batch_size=2, prompt_length=16, generated=5)
-SETTINGS = TimingSettings(rounds=4, warmup=1, steps_per_call=2)
+SETTINGS = TimingSettings(rounds=3, warmup=1, steps_per_call=2)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_other_settings_are_refused_in_the_same_folder(model, cells, folder):
     problems = problems_of(
         timing.run_timing, model, "tiny", cells, other, folder=str(folder / "out")
     )
-    assert any("rounds is 4 there and 5 here" in problem for problem in problems)
+    assert any("rounds is 3 there and 5 here" in problem for problem in problems)
 
 
 def test_a_trace_of_every_cell_is_there_for_xprof(folder):
@@ -172,7 +172,7 @@ def test_google_benchmark_json_has_its_shape(records):
         assert {"name", "run_name", "iterations", "real_time", "cpu_time"} <= set(run)
         assert run["time_unit"] == "ms"
     first = [run for run in runs if run["run_name"] == "decode/b2/t16/n5/mine/process_time"]
-    assert [run["repetition_index"] for run in first] == [0, 1, 2, 3]
+    assert [run["repetition_index"] for run in first] == [0, 1, 2]
     seconds = records[1]["result"]["programs"]["mine"]["samples"]["seconds"]
     assert [run["real_time"] for run in first] == pytest.approx([1e3 * s for s in seconds])
     median = next(run for run in aggregates if run["name"].endswith("n5/mine/process_time_median"))
