@@ -20,7 +20,7 @@ SHARES = (0.25, 0.75)
 def arguments(model, folder, text, **more):
     flags = {
         "model": model,
-        "choose_text": text,
+        "text": text,
         "lengths": "8,24",
         "paths": "8:sink(first);24:sink(mean),window(1,6)",
         "shares": ",".join(map(str, SHARES)),
@@ -70,12 +70,13 @@ def test_every_method_is_judged_at_every_size(ran):
     assert control != own
 
 
-def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, smollm2_tokenizer):
+def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, smollm2_tokenizer):
     model = sinkjax.load(tiny)
     _, records = read_records(ran)
     (record, *_) = [r for r in records if (r["path"], r["method"]) == ("window(1,6)", "random")]
     mask = SinkMask.from_text(record["result"]["mask"])
-    windows = inputs.default_text(3, 0).at_length(smollm2_tokenizer, "tokenizer", 24)
+    text = inputs.read_text(other_text, 5, 0)
+    windows = text.at_length(smollm2_tokenizer, "tokenizer", 24)[:3]
     kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
     sizes = Workload(24).decode

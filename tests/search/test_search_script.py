@@ -1,7 +1,6 @@
 """A search from its flags to its records: on windows apart, through stops and bad input."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -96,7 +95,7 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     groups = mask.group_counts(sinkjax.load_config(tiny).num_kv_heads)
     assert groups["mixed"] == 0
     assert "random control" in capsys.readouterr().out
-    assert json.loads((tmp_path / "sweep.json").read_text())["specification"]["settings"]["by"]
+    assert read_records(tmp_path)[0]["settings"]["by"] == "group"
 
 
 BAD = {
