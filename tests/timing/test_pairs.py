@@ -123,9 +123,10 @@ def test_real_work_against_itself_and_against_twice_as_much():
         if again["low"] <= 1 <= again["high"]:
             break
     assert again["low"] <= 1 <= again["high"]
-    twice = ratio(seconds["twice"], seconds["baseline"])
-    assert 1 < twice["low"] <= twice["value"] <= twice["high"]
-    assert np.median(found["twice"].cpu_seconds) > np.median(found["baseline"].cpu_seconds)
+    assert ratio(seconds["twice"], seconds["baseline"])["value"] > 1
+    # Other work on the machine takes turns with this, but no part in its CPU time.
+    cpu = {name: one.cpu_seconds for name, one in found.items()}
+    assert 1 < ratio(cpu["twice"], cpu["baseline"])["low"] < 4
 
 
 def test_waiting_for_others_is_outside_of_the_clock():
