@@ -9,8 +9,9 @@ draws them down. Then, for each of --shares, the heads of the lowest gates leave
 that mask to the baseline is measured on --text, beside masks of as many heads by own error and at
 random.
 
-Everything goes to --output_dir: records.jsonl, masks/, figures/ with the loss, and checkpoints/. A
-run that was stopped goes on from its last checkpoint when the same command is given again.
+Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
+checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
+again.
 """
 
 from absl import flags
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from experiments import cli, held_out, terminal
 from experiments.paths import read_paths
+from sinkjax import report
 from sinkjax.distill import GateSettings, check_gates, run_gates
 from sinkjax.errors import InputError
 from sinkjax.report.training import training_tables
@@ -59,7 +61,7 @@ def main() -> None:
     console = terminal.console()
     for table in training_tables(records):
         terminal.print_table(console, table)
-    console.print(f"loss: {held_out.write_loss(_OUTPUT.value, records)}", soft_wrap=True)
+    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
     console.print(f"masks: {_OUTPUT.value}/masks", soft_wrap=True)
 
 

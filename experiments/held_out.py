@@ -4,10 +4,7 @@ No choice is judged where it was made.
 """
 
 import dataclasses
-import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
@@ -16,9 +13,7 @@ from experiments import cli, inputs
 from sinkjax import sweep
 from sinkjax.distill import TrainSettings
 from sinkjax.errors import InputError
-from sinkjax.files import replace_file
 from sinkjax.prompts import BOS_POLICIES
-from sinkjax.report.training import loss_figure
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
@@ -82,16 +77,6 @@ def count_tokens(
     ((length, rows),) = chosen_on.tokens.items()
     size = sum(windows.size for windows in judged_on.tokens.values())
     return train.steps * min(train.rows, len(rows)) * length + judged * size
-
-
-def write_loss(folder: str, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Draws the loss of the one training among records into the folder's figures/."""
-    (record,) = (record for record in records if record["kind"] == "training")
-    picture = loss_figure(record)
-    path = pathlib.Path(folder) / "figures" / f"{picture.name}.png"
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, picture.png)
-    return path
 
 
 def read_series() -> tuple[sweep.Series, sweep.Series]:

@@ -7,9 +7,10 @@ The mask's model is trained to say what the baseline says on --choose_text: of e
 mask changes, the output slices of its heads and the bias alone. The KL to the baseline is measured
 on --text, as it was and repaired.
 
-Everything goes to --output_dir: records.jsonl, figures/ with the loss, checkpoints/, and the
-repair, MASK.repair.safetensors: keep it beside the mask; sinkjax.distill.load_repair reads it. A
-run that was stopped goes on from its last checkpoint when the same command is given again.
+Everything goes to --output_dir: records.jsonl, report.html with the loss, figures/,
+checkpoints/, and the repair, MASK.repair.safetensors: keep it beside the mask;
+sinkjax.distill.load_repair reads it. A run that was stopped goes on from its last checkpoint when
+the same command is given again.
 """
 
 import pathlib
@@ -18,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import cli, held_out, masks, terminal
+from sinkjax import report
 from sinkjax.distill import run_repair
 from sinkjax.errors import InputError
 from sinkjax.report.training import training_tables
@@ -65,7 +67,7 @@ def main() -> None:
     console = terminal.console()
     for table in training_tables(records):
         terminal.print_table(console, table)
-    console.print(f"loss: {held_out.write_loss(_OUTPUT.value, records)}", soft_wrap=True)
+    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
     console.print(f"repair: {_OUTPUT.value}/{name}.repair.safetensors", soft_wrap=True)
 
 

@@ -228,6 +228,9 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
         assert f"{record['result']['kl']['value']:.4f}" in out
     (png,) = (tmp_path / "figures").iterdir()
     assert png.read_bytes().startswith(b"\x89PNG")
+    html = (tmp_path / "report.html").read_text()
+    assert f"{judged[0]['result']['kl']['value']:.4f}" in html
+    assert "data:image/png" in html
     saved = load_mask(tmp_path / "masks" / "gates-0.5.json")
     assert str(saved.mask) == judged[0]["result"]["mask"]
     assert saved.fills.any()

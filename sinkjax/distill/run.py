@@ -171,7 +171,8 @@ def run_repair(
     settings.check()
     model, common = _begin(chosen_on, judged_on, on_progress)
     fields = {**common, "mask": name, "mask_digest": mask.digest}
-    specification = {"experiment": "repair", **fields, **dataclasses.asdict(settings)}
+    fields |= {"train": dataclasses.asdict(settings)}
+    specification = {"experiment": "repair", **fields}
     judged = _windows(judged_on)
     repair = Repair(specialize(model, mask, fills=fills))
     with Results(folder, specification) as results:
@@ -191,7 +192,6 @@ def run_repair(
             mask_digest=mask.digest,
             model_digest=common["model"]["model_digest"],
         )
-        fields |= {"train": dataclasses.asdict(settings)}
         results.record({"kind": "training", **fields}, lambda: _history(trained))
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             results.record(

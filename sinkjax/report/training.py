@@ -1,18 +1,20 @@
-"""Loss curves, and the tables of gates and repairs, from the records of `sinkjax.distill`."""
+"""The report, loss curves and tables of gates and repairs, from records of `sinkjax.distill`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sinkjax.report import canvas, formats
+from sinkjax.report import appendix, canvas, formats
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
+from sinkjax.report.page import Names, render_page
+from sinkjax.report.records import Record, environments
 from sinkjax.report.tables import Table
-from sinkjax.statistics import LEVEL
+from sinkjax.statistics import LEVEL, RESAMPLES
 
 _METHODS = {
     "gates": "learned gates",
@@ -20,6 +22,42 @@ _METHODS = {
     "random": "random, as many a layer",
 }
 _SMOOTHED = 10  # steps that a curve is averaged over
+
+
+def render_training(
+    specification: Mapping[str, Any], records: Sequence[Record]
+) -> tuple[str, list[Picture]]:
+    """The report's HTML, and every figure in it.
+
+    Args:
+      specification, records: of `run_gates` or `run_repair`.
+    """
+    keep, model = Names(), specification["model"]
+    blocks = [keep(loss_figure(record)) for record in records if record["kind"] == "training"]
+    texts = [specification["chosen_on"], specification["source"]]
+    lengths = [specification["length"]]
+    settings = {
+        name: value
+        for name, value in {**specification, **specification["train"]}.items()
+        if name not in ("model", "chosen_on", "source", "train")
+    }
+    gates = specification["experiment"] == "gates"
+    subject = "gates learned on" if gates else "the repair of a mask of"
+    html = render_page(
+        "training.html.jinja",
+        title=f"What {subject} {model['name']} cost",
+        blocks=[*blocks, *training_tables(records)],
+        run=[
+            appendix.models_table({model["name"]: model}),
+            appendix.sources_table([{**text, "lengths": lengths} for text in texts]),
+            appendix.settings_table(settings),
+            appendix.environments_table(environments(records)),
+        ],
+        num_records=formats.count(len(records)),
+        level=formats.percent(LEVEL, 0),
+        resamples=formats.count(RESAMPLES),
+    )
+    return html, keep.pictures
 
 
 def training_tables(records: Sequence[Record]) -> list[Table]:
