@@ -39,6 +39,7 @@ from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.mask import SinkMask
 from sinkjax.report import Table
+from sinkjax.report.timing import cell_label, machine_table, show_ratio
 from sinkjax.results import Results, identity, read_records
 from sinkjax.timing import AGAIN, BASELINE, STAGES, Limit, Machine, decode_limit, prefill_limit
 from sinkjax.timing.measured import Measured
@@ -83,11 +84,6 @@ class _Cell:
         """New tokens of each row."""
         return 1 if self.stage == "prefill" else _STEPS.value
 
-    @property
-    def label(self) -> str:
-        sizes = f"{self.stage} {self.batch_size} x {self.prompt_length}"
-        return sizes if self.stage == "prefill" else f"{sizes} + {self.count}"
-
     def limit(self, config: sinkjax.LlamaConfig) -> Limit:
         """In float32."""
         mask, rows, length = SinkMask.full(config), self.batch_size, self.prompt_length
@@ -99,14 +95,16 @@ class _Cell:
 def main() -> int:
     cells, tokens_of = _cells()
     keep_to_processors(_THREADS.value)
-    with _engines() as (model, engines), Results(_OUTPUT.value, _specification(model)) as results:
+    with _engines() as (model, engines), contextlib.ExitStack() as resources:
+        specification = _specification(model)
+        results = resources.enter_context(Results(_OUTPUT.value, specification))
         machine = Machine.here()
         with tqdm(total=len(cells) * _ROUNDS.value, unit=" rounds") as bar:
             for cell in cells:
-                bar.set_postfix_str(cell.label, refresh=False)
                 tokens = tokens_of(cell)
-                fields = {**_specification(model), **dataclasses.asdict(cell)}
+                fields = {**specification, **dataclasses.asdict(cell)}
                 fields |= {"kind": "peers", "tokens_sha256": tokens_digest(tokens)}
+                bar.set_postfix_str(cell_label(fields), refresh=False)
                 record_id = identity(fields)
                 if record_id in results:
                     bar.update(_ROUNDS.value)
@@ -116,7 +114,7 @@ def main() -> int:
                 results.append({**record, "environment": _environment()})
     records = read_records(_OUTPUT.value)[1]
     console = terminal.console()
-    for table in (_times_table(records), _machine_table(records)):
+    for table in (_times_table(records), machine_table(records)):
         terminal.print_table(console, table)
     return int(any(_differences(record) for record in records))
 
@@ -226,6 +224,7 @@ def _timed(
     limit = cell.limit(config)
     made = cell.batch_size * (cell.prompt_length if cell.stage == "prefill" else cell.count)
     return {
+        "clock": "host",
         "machine": found.machine(),
         "load_average": [list(averages) for averages in load],
         "engines": {
@@ -279,8 +278,8 @@ def _times_table(records: list[dict[str, Any]]) -> Table:
         for index, engine in enumerate(record["result"]["engines"].values()):
             seconds, ratio, agreement = engine["seconds"], engine["ratio"], engine["agreement"]
             share = f"{engine['limit']['share']['value']:.0%}" if engine["is_float32"] else "-"
-            shown = "1" if ratio is None else _ratio(ratio)
-            label = "" if index else _label(record)
+            shown = "1" if ratio is None else show_ratio(ratio, 2)
+            label = "" if index else cell_label(record)
             rows.append(
                 (
                     label,
@@ -294,7 +293,7 @@ def _times_table(records: list[dict[str, Any]]) -> Table:
                 )
             )
         notes += [
-            f"{_label(record)}: {name} DIFFERS where logits are not close."
+            f"{cell_label(record)}: {name} DIFFERS where logits are not close."
             for name in _differences(record)
         ]
     return Table(
@@ -319,39 +318,6 @@ def _times_table(records: list[dict[str, Any]]) -> Table:
         ),
         labels=2,
     )
-
-
-def _machine_table(records: list[dict[str, Any]]) -> Table:
-    rows = []
-    for record in records:
-        result = record["result"]
-        rates = {name: one["per_second"]["median"] for name, one in result["machine"].items()}
-        before, after = (averages[0] for averages in result["load_average"])
-        again = result["baseline_again"]["ratio"]
-        rows.append(
-            (
-                _label(record),
-                f"{rates['read'] / 1e9:.1f}",
-                f"{rates['multiply'] / 1e9:.0f}",
-                f"{before:.1f}, {after:.1f}",
-                _ratio(again),
-                "holds 1" if again["low"] <= 1 <= again["high"] else "DOES NOT HOLD 1",
-            )
-        )
-    columns = ("batch x tokens", "reads GB/s", "multiplies GFLOP/s", "load before, after")
-    return Table(
-        title="The machine, in the same rounds",
-        columns=(*columns, "sinkjax to itself [95%]", ""),
-        rows=rows,
-    )
-
-
-def _ratio(ratio: dict[str, float]) -> str:
-    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-
-
-def _label(record: dict[str, Any]) -> str:
-    return _Cell(record["stage"], record["batch_size"], record["prompt_length"]).label
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from sinkjax.search.frontier import Found, FrontierSettings, count_masks, run_fr
 from sinkjax.sweep import Progress, Series
 
 cli.define_model_flags()
-held_out.define_window_flags(lengths=["24", "512"], num_windows=64, max_tokens=2048)
+held_out.define_window_flags(
+    lengths=["24", "512"], choose_windows=64, num_windows=64, max_tokens=2048
+)
 _PATHS = flags.DEFINE_string(
     "paths", "24:sink(mean);512:sink(mean),window(4,128)", "By length, those to rank heads for."
 )

@@ -1,4 +1,7 @@
-"""Windows to choose on and others to judge on, as flags: no choice is judged where it was made."""
+"""What the scripts that choose and train share: windows to choose on, others to judge on, training.
+
+No choice is judged where it was made.
+"""
 
 import dataclasses
 import sys
@@ -8,6 +11,7 @@ from absl import flags
 import sinkjax
 from experiments import cli, inputs
 from sinkjax import sweep
+from sinkjax.distill import TrainSettings
 from sinkjax.errors import InputError
 from sinkjax.prompts import BOS_POLICIES
 
@@ -38,6 +42,41 @@ def define_window_flags(
     )
     flags.DEFINE_enum("bos", "tokenizer", BOS_POLICIES, "As it is in a sweep.")
     flags.DEFINE_integer("seed", 0, "Of window places and of all that is drawn.")
+
+
+def define_training_flags(*, steps: int, learning_rate: float) -> None:
+    """Defines --steps, --learning_rate, --warmup, --rows and --save_every.
+
+    Args:
+      steps, learning_rate: the flags' defaults.
+    """
+    flags.DEFINE_integer("steps", steps, "Of the optimizer.")
+    flags.DEFINE_float("learning_rate", learning_rate, "Of Adam at its highest.")
+    flags.DEFINE_float("warmup", 0.1, "Share of the steps over which the learning rate rises.")
+    flags.DEFINE_integer("rows", 1, "Windows a step.")
+    flags.DEFINE_integer("save_every", 10, "Steps between checkpoints.")
+
+
+def training_settings() -> TrainSettings:
+    """What these flags say."""
+    values = flags.FLAGS
+    return TrainSettings(
+        steps=values.steps,
+        learning_rate=values.learning_rate,
+        rows=values.rows,
+        warmup=values.warmup,
+        save_every=values.save_every,
+        seed=values.seed,
+    )
+
+
+def count_tokens(
+    chosen_on: sweep.Series, judged_on: sweep.Series, train: TrainSettings, judged: int
+) -> int:
+    """Tokens that training takes, and judging so many models after it."""
+    ((length, rows),) = chosen_on.tokens.items()
+    size = sum(windows.size for windows in judged_on.tokens.values())
+    return train.steps * min(train.rows, len(rows)) * length + judged * size
 
 
 def read_series() -> tuple[sweep.Series, sweep.Series]:

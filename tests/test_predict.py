@@ -250,30 +250,32 @@ def test_nothing_of_held_out_prompts_or_lengths_enters_a_fit(predicted, monkeypa
         np.testing.assert_array_equal(one, other)
 
 
-def acting(wrong, static, high):
+def acting(wrong, static, high, masks):
     values = {"wrong": wrong, "static_wrong": static}
     return {
         "limit": 0.9,
         **{name: {"value": value} for name, value in values.items()},
         "change": {"value": None if wrong is None else wrong - static, "high": high},
+        "masks": masks,
     }
 
 
 @pytest.mark.parametrize(
-    ("wrong", "static", "high", "good"),
+    ("wrong", "static", "high", "masks", "accurate", "good"),
     [
-        (0.02, 0.3, -0.2, True),
-        (0.02, 0.02, 0.01, False),  # no better than what needs no prediction
-        (0.2, 0.4, -0.1, False),  # better, and wrong too often
-        (None, None, None, False),
+        (0.02, 0.3, -0.2, 0.05, True, True),
+        (0.02, 0.3, -0.2, 0.8, True, False),  # a program for nearly every prompt
+        (0.02, 0.02, 0.01, 0.05, False, False),  # no better than what needs no prediction
+        (0.2, 0.4, -0.1, 0.05, False, False),  # better, and wrong too often
+        (None, None, None, 0.05, False, False),
     ],
 )
 def test_a_prediction_is_acted_on_only_where_it_is_right_and_beats_a_static_mask(
-    wrong, static, high, good
+    wrong, static, high, masks, accurate, good
 ):
-    text = verdict({"lengths_held_out": {"acting": [acting(wrong, static, high)]}})
-    assert text.startswith(f"Good enough to act on: {'yes' if good else 'no'}")
-    assert "static mask" in text
+    text = verdict({"lengths_held_out": {"acting": [acting(wrong, static, high, masks)]}})
+    assert f"Good enough to act on: {'yes' if good else 'no'}." in text
+    assert ("Accurate enough: no" in text) == (not accurate)
 
 
 @pytest.mark.parametrize("changes", [{"features": ()}, {"features": ("age",)}, {"penalty": 0.0}])

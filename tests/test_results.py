@@ -34,7 +34,7 @@ def numbers(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sweep's folder with three records."""
+    """A run's folder with three records."""
     with Results(tmp_path / "sweep", SPECIFICATION) as results:
         for number in range(3):
             results.append(record(number))
@@ -165,7 +165,7 @@ def test_damage_in_the_middle_is_refused_with_every_line_named(folder):
     assert sorted(numbers(folder)) == [0, 1, 2]
 
 
-def test_another_sweeps_folder_is_refused_with_what_differs(folder):
+def test_another_runs_folder_is_refused_with_what_differs(folder):
     before = (folder / "records.jsonl").read_bytes()
     other = {"models": ["tiny"], "lengths": [2, 8], "thresholds": [0.9], "seed": 1}
     with pytest.raises(InputError) as caught:

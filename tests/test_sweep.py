@@ -239,12 +239,12 @@ def test_lengths_beyond_the_context_or_the_prompts_are_named_together(tiny, prom
         run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="4,65"))
 
 
-def test_another_sweeps_folder_is_refused(tiny, prompts, tmp_path):
+def test_another_runs_folder_is_refused(tiny, prompts, tmp_path):
     run_main(SWEEP, *arguments(tiny, prompts, tmp_path))
     before = (tmp_path / "records.jsonl").read_bytes()
     with pytest.raises(InputError) as error:
         run_main(SWEEP, *arguments(tiny, prompts, tmp_path, thresholds="0.4"))
-    assert "another sweep" in str(error.value)
+    assert "the results of another run" in str(error.value)
     assert "thresholds" in str(error.value)
     assert (tmp_path / "records.jsonl").read_bytes() == before
 

@@ -12,6 +12,9 @@ from sinkjax.statistics import LEVEL
 MOST_WRONG = 0.05
 """Of the heads that a prediction takes out, the share of no sinks that acting on it may have."""
 
+MOST_MASKS = 0.1
+"""Different masks at a length, as a share of the prompts, that there may be programs for."""
+
 _NAMES = {
     "all": "logistic, all features",
     "no_scores": "logistic, without scores",
@@ -48,10 +51,11 @@ def prediction_tables(records: Sequence[Record]) -> list[Table]:
 def verdict(result: Mapping[str, Any]) -> str:
     """Whether a prediction is good enough to act on, and why, in words.
 
-    It is if, at held-out lengths and prompts and at some limit, no more than `MOST_WRONG` of the
-    heads that it takes out are no sinks, and significantly fewer than of as many that a static mask
-    takes out: one that is not better has nothing to offer, for a static mask needs no prediction.
+    Judged at held-out lengths and prompts, at each limit: it has to be wrong in at most
+    `MOST_WRONG` of the heads that it takes out, and in clearly fewer than a static mask of as many,
+    which needs no prediction. And prompts have to share masks, for each mask is a program.
     """
+    accurate = ""
     reasons = []
     for acting in result["lengths_held_out"]["acting"]:
         at = f"from a probability of {acting['limit']:g} on"
@@ -59,22 +63,27 @@ def verdict(result: Mapping[str, Any]) -> str:
         if wrong["value"] is None:
             reasons.append(f"{at}, no head is taken out")
             continue
-        clearly = change.get("high") is not None and change["high"] < 0
-        if wrong["value"] <= MOST_WRONG and clearly:
-            return (
-                f"Good enough to act on: yes, {at}: {formats.percent(wrong['value'])} of the heads "
-                f"taken out are no sinks, against {formats.percent(static['value'])} of as many "
-                "that a static mask takes out. It needs layer 0's scores, and a program of its own "
-                "for each choice, which a static mask does not."
-            )
-        reasons.append(
+        found = (
             f"{at}, {formats.percent(wrong['value'])} of the heads taken out are no sinks, against "
             f"{formats.percent(static['value'])} of as many that a static mask takes out"
         )
+        clearly = change.get("high") is not None and change["high"] < 0
+        if wrong["value"] > MOST_WRONG or not clearly:
+            reasons.append(found)
+            continue
+        if acting["masks"] <= MOST_MASKS:
+            return f"Good enough to act on: yes. {found}, and prompts share their masks."
+        accurate = (
+            f"{found}. But {formats.percent(acting['masks'], 0)} of the prompts ask for a mask of "
+            "their own, and each mask is a program to compile; a static mask needs neither "
+            "prediction nor layer 0's scores when a program runs"
+        )
+    if accurate:
+        return f"Accurate enough: yes, {accurate}. Good enough to act on: no."
     return (
-        f"Good enough to act on: no. {'; '.join(reasons)}. Wanted: at most "
+        f"Accurate enough: no. {'; '.join(reasons)}. Wanted: at most "
         f"{formats.percent(MOST_WRONG, 0)} wrong, and clearly fewer than the static mask, which "
-        "needs no prediction when a program runs."
+        "needs no prediction when a program runs. Good enough to act on: no."
     )
 
 

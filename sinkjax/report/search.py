@@ -29,11 +29,10 @@ def _rounds_table(found: Record) -> Table:
     rounds = found["result"]["rounds"]
     rows = []
     for number, step in enumerate(rounds, start=1):
-        again = number == len(rounds)
         tried = ", ".join(f"{moves}: {formats.nats(kl)}" for moves, kl in step["tried"])
         rows.append(
             (
-                "again from full" if again else formats.count(number),
+                formats.count(number),
                 tried or "-",
                 formats.count(step["moves"]),
                 formats.nats(step["kl"]),

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sinkjax.report import formats
 from sinkjax.report.tables import Table
 from sinkjax.timing.measured import BASELINE
 
 Record = Mapping[str, Any]
 
-_WIDTH = 22  # of a program's name
+_NAME = 22  # characters of a program's name
 
 
 def timing_tables(records: Sequence[Record]) -> list[Table]:
@@ -17,27 +18,28 @@ def timing_tables(records: Sequence[Record]) -> list[Table]:
     Args:
       records: of kind `timing`, at least one, in the order in which to show them.
     """
-    tables = [_machine_table(records), _times_table(records)]
+    tables = [machine_table(records), _times_table(records)]
     if any(len(record["result"]["programs"]) > 1 for record in records):
         tables.append(_savings_table(records))
     return tables
 
 
-def _machine_table(records: Sequence[Record]) -> Table:
+def machine_table(records: Sequence[Record]) -> Table:
+    """What the machine could do in each record's rounds, and the baseline beside itself."""
     rows, restless = [], []
     for record in records:
         result = record["result"]
         again = result["baseline_again"]["ratio"]
         holds = again["low"] <= 1 <= again["high"]
-        restless += [] if holds else [_cell(record)]
+        restless += [] if holds else [cell_label(record)]
         before, after = (averages[0] for averages in result["load_average"])
         rows.append(
             (
-                _cell(record),
+                cell_label(record),
                 _rate(result["machine"]["read"]["per_second"], 1e9),
                 _rate(result["machine"]["multiply"]["per_second"], 1e9),
                 f"{before:.1f}, {after:.1f}",
-                _ratio(again),
+                show_ratio(again),
                 "holds 1" if holds else "DOES NOT HOLD 1",
             )
         )
@@ -72,12 +74,12 @@ def _times_table(records: Sequence[Record]) -> Table:
     rows = []
     for record in records:
         for index, (name, program) in enumerate(record["result"]["programs"].items()):
-            label = "" if index else _cell(record)
+            label = "" if index else cell_label(record)
             seconds, limit, memory = program["seconds"], program["limit"], program["memory"]
             rows.append(
                 (
                     label,
-                    _short(name),
+                    formats.shortened(name, _NAME),
                     _milliseconds(seconds["median"]),
                     _milliseconds(seconds["least"]),
                     f"{seconds['spread']:.0%}",
@@ -124,8 +126,8 @@ def _savings_table(records: Sequence[Record]) -> Table:
             saved, possible = 1 - ratio["value"], 1 - limit["ratio"]
             rows.append(
                 (
-                    _cell(record),
-                    _short(name),
+                    cell_label(record),
+                    formats.shortened(name, _NAME),
                     f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}]",
                     f"{saved:.1%} of {possible:.1%}",
                     f"{saved / possible:.0%}" if possible > 0 else "-",
@@ -153,19 +155,16 @@ def _savings_table(records: Sequence[Record]) -> Table:
     )
 
 
-def _cell(record: Record) -> str:
-    """`decode 1 x 512 + 16`."""
+def cell_label(record: Record) -> str:
+    """`decode 1 x 512 + 16`: 16 steps for a row of 512 tokens."""
     sizes = f"{record['stage']} {record['batch_size']} x {record['prompt_length']}"
     return sizes if record["stage"] == "prefill" else f"{sizes} + {record['generated']}"
 
 
-def _short(name: str) -> str:
-    """A file's name, or a mask's text, as far as there is room."""
-    return name if len(name) <= _WIDTH else f"{name[: _WIDTH // 2]}…{name[-(_WIDTH // 2 - 1) :]}"
-
-
-def _ratio(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+def show_ratio(ratio: Mapping[str, float], digits: int = 3) -> str:
+    """A ratio with its interval: `1.002 [0.990, 1.013]`."""
+    low, value, high = (f"{ratio[key]:.{digits}f}" for key in ("low", "value", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _level(records: Sequence[Record]) -> str:

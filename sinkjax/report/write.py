@@ -12,6 +12,7 @@ from sinkjax.report.frontier import render_frontier
 from sinkjax.report.html import render
 from sinkjax.report.quality_page import render_quality
 from sinkjax.report.records import Record, arrange
+from sinkjax.report.training import render_training
 from sinkjax.results import read_records
 
 
@@ -21,7 +22,13 @@ def _render_sweep(
     return render(arrange(specification, records))
 
 
-_RENDERERS = {"sweep": _render_sweep, "quality": render_quality, "frontier": render_frontier}
+_RENDERERS = {
+    "sweep": _render_sweep,
+    "quality": render_quality,
+    "frontier": render_frontier,
+    "gates": render_training,
+    "repair": render_training,
+}
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -31,7 +38,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     report left and this one does not have are removed.
 
     Args:
-      folder: the --output_dir of a sweep, a quality run or a frontier.
+      folder: the --output_dir of a sweep, a quality run, a frontier, gates or a repair.
 
     Returns:
       the path of report.html, which needs no other file.

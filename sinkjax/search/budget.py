@@ -97,7 +97,7 @@ def rank_moves(
     products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
     at = _options(start, options, size)
     every = np.arange(at.size)
-    shrunk = shrinkage(products[:, 1:].reshape(len(products), -1))
+    shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size * at.size))
     here = _options(predicted.mask, options, size)
     # The sum over units of where they are, against the mask that was predicted for.
     together = (products[:, at, every] - products[:, here, every]).sum(axis=1)
@@ -195,14 +195,18 @@ def spend(
     cumulative = np.maximum.accumulate(cumulative)
     fits, too_many = 0, len(moves) + 1  # numbers of moves known to fit, and known not to
     best, found_at_fits, tried = start, kl, []
+    failed = False
     while len(tried) < tries and too_many - fits > 1 and found_at_fits < close * target:
         number = _next(cumulative, fits, too_many, found_at_fits, target, scale)
+        if failed:  # predictions that were wrong there may be wrong again
+            number = min(number, (fits + too_many) // 2)
         candidate = make_moves(start, moves[:number], num_kv_heads=num_kv_heads)
         found = measure(candidate)
         tried.append((number, found))
         if cumulative[number] > 0 and found > kl:
             scale = (found - kl) / float(cumulative[number])
-        if found <= target:
+        failed = found > target
+        if not failed:
             fits, best, found_at_fits = number, candidate, found
         else:
             too_many = number

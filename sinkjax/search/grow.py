@@ -3,14 +3,17 @@
 In each round the cost of every head on every path is predicted anew under the mask so far
 (`sensitivity`, or heads' own errors), moves are ranked by cost a saving, and the KL on held-back
 windows decides how many are made. Early rounds may spend a part of the budget only, so that most of
-it is spent with predictions for a mask that is near. The last round starts again from all `full`
-heads, so that moves that later ones made too dear are undone; it counts where it saves more.
+it is spent with predictions for a mask that is near.
+
+Sensitivities rest on few draws, and of many noisy costs the least are those that noise made small.
+So each is drawn towards what the layer's own errors say, as if those were worth `_PRIOR` draws; and
+what only seems to lower the KL, by cancelling earlier moves, is not counted on.
 
 Nothing is random but the draws of labels, which are seeded: the same call finds the same mask.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +31,8 @@ from sinkjax.search.store import InMemory, Store
 RANKINGS = ("sensitivity", "error")
 OBJECTIVES = ("savings", "heads")
 
+_PRIOR = 8  # draws
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
@@ -41,7 +46,7 @@ class SearchSettings:
       objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
         `full` whatever they save.
       ranking: costs by `sensitivity`, or by heads' own `error` squared.
-      rounds: of growing, before the one that starts again.
+      rounds: of growing.
       tries: measured masks a round, at most.
       samples: draws of labels for each window.
       seed: of the draws.
@@ -116,27 +121,22 @@ def search_mask(
     predict = _predict(model, ranking_windows, fills, settings, store)
     full = SinkMask.full(config)
     best, kl, scale, rounds = full, 0.0, None, []
-    for number in range(settings.rounds + 1):
-        grows = number < settings.rounds
-        start, target = (best, settings.kl_budget) if grows else (full, settings.kl_budget)
-        target *= min(1.0, (number + 1) / settings.rounds)
+    for number in range(settings.rounds):
         moves = rank_moves(
-            start, settings.paths, predict(best, number), worth, num_kv_heads=kv_heads
+            best, settings.paths, predict(best, number), worth, num_kv_heads=kv_heads
         )
         step = spend(
-            start,
+            best,
             moves,
-            target,
+            settings.kl_budget * (number + 1) / settings.rounds,
             measure,
-            kl=kl if grows else 0.0,
+            kl=kl,
             scale=scale,
             num_kv_heads=kv_heads,
             tries=settings.tries,
         )
         rounds.append(step)
-        scale = step.scale if step.scale is not None else scale
-        if grows or _worth(step.mask, settings.paths, worth) > _worth(best, settings.paths, worth):
-            best, kl = step.mask, step.kl
+        best, kl, scale = step.mask, step.kl, step.scale
     errors = _errors(model, ranking_windows, full, fills, settings, store)
     return Found(best, kl, fills, savings, errors, tuple(rounds))
 
@@ -195,7 +195,8 @@ def _predict(
             paths=list(map(str, settings.paths)),
             **how,
         )
-        return Prediction(mask, **arrays)
+        errors = _errors(model, windows, mask, fills, settings, store)
+        return _steadied(Prediction(mask, **arrays), errors, settings.paths)
 
     def by_error(mask: SinkMask, number: int) -> Prediction:
         squares = np.square(_errors(model, windows, mask, fills, settings, store))
@@ -224,7 +225,15 @@ def _errors(
     return arrays["errors"]
 
 
-def _worth(mask: SinkMask, paths: Sequence[Path], worth: np.ndarray) -> float:
-    """Of all heads; that of groups counts for each of their heads."""
-    by_path: Mapping[Path, float] = {Full(): 0.0, **dict(zip(paths, worth.tolist(), strict=True))}
-    return sum(by_path[path] for layer in mask.heads for path in layer)
+def _steadied(predicted: Prediction, errors: np.ndarray, paths: Sequence[Path]) -> Prediction:
+    """Predictions whose noise is held down by own errors, float [P, L, N], under the same mask."""
+    options = [Full(), *paths]
+    squares = np.concatenate([np.zeros_like(errors[:1]), np.square(errors)])  # [1 + P, L, N]
+    here = np.array([[options.index(path) for path in layer] for layer in predicted.mask.heads])
+    squares = squares - np.take_along_axis(squares, here[None], axis=0)
+    own = np.square(predicted.products).mean(axis=0) / 2
+    per_square = own.sum(axis=(0, 2)) / np.abs(squares).sum(axis=(0, 2))  # [L]
+    draws = len(predicted.products)
+    trusted = draws / (draws + _PRIOR)
+    linear = np.maximum(predicted.linear, 0) + (1 - trusted) * per_square[:, None] * squares
+    return Prediction(predicted.mask, linear, predicted.products * trusted**0.5)

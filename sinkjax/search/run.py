@@ -81,8 +81,8 @@ class Search:
         """Tokens that go through the model, at most."""
         settings = self.settings
         passes = 2 + 2 * settings.samples if settings.ranking == "sensitivity" else 1
-        ranked = self.ranking.size * ((1 + settings.rounds) * passes + 3)
-        measured = self.held.size * (1 + settings.rounds) * settings.tries
+        ranked = self.ranking.size * (settings.rounds * (1 + passes) + 3)
+        measured = self.held.size * settings.rounds * settings.tries
         return ranked + measured + (1 + len(CONTROLS)) * sum(j.windows.size for j in self.judged)
 
 

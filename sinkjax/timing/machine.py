@@ -21,14 +21,17 @@ _READ_BYTES = {"cpu": 512 << 20}
 _MATRIX_SIZE = {"cpu": 2048}
 _ACCELERATOR_READ_BYTES = 2 << 30
 _ACCELERATOR_MATRIX_SIZE = 8192
+_TIMES = (
+    3  # in a round; the best counts, since an interruption hits a short call whole or not at all
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Machine:
-    """Two calls, and what they do each time.
+    """Calls to be timed beside others, and what they do each time.
 
     Attributes:
-      calls: `read` and `multiply`, to be timed beside others.
+      calls: `read` and `multiply`, each several times, as `read 0`, `read 1`, ...
       amounts: bytes of `read`, floating-point operations of `multiply`.
     """
 
@@ -47,8 +50,9 @@ class Machine:
         read_bytes = _READ_BYTES.get(device.platform, _ACCELERATOR_READ_BYTES)
         size = _MATRIX_SIZE.get(device.platform, _ACCELERATOR_MATRIX_SIZE)
         read = _reading_device if by_jax or device.platform != "cpu" else _reading_cpu
+        own = {"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))}
         return cls(
-            calls={"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))},
+            calls={f"{name} {i}": call for name, call in own.items() for i in range(_TIMES)},
             amounts={"read": float(read_bytes), "multiply": 2.0 * size**3},
         )
 

@@ -18,7 +18,7 @@ class Measured:
     """The samples of one cell.
 
     Attributes:
-      samples: of all programs, the baseline twice, and of `amounts`.
+      samples: of all programs, the baseline twice, and of the machine.
       device: seconds by the device's clock, which then are what counts; None for the host's.
       amounts: bytes of each `read` and operations of each `multiply`.
       seed: of the resamples.
@@ -64,10 +64,10 @@ class Measured:
         }
 
     def machine(self) -> dict[str, Any]:
-        """The machine's part: bytes read and operations done a second."""
+        """The machine's part: bytes read and operations done a second, in each round's best."""
         return {
             name: {
-                "samples": self._raw(name),
+                "samples": [self._raw(one) for one in self._names(name)],
                 "amount": self.amounts[name],
                 "per_second": summary(rates),
             }
@@ -77,9 +77,17 @@ class Measured:
     def _seconds(self, name: str) -> Sequence[float]:
         return self.samples[name].seconds if self.device is None else self.device[name]
 
+    def _names(self, name: str) -> list[str]:
+        """Under which a measurement of the machine was timed, several times a round."""
+        return [one for one in self.samples if one.rpartition(" ")[0] == name]
+
     def _rates(self) -> dict[str, list[float]]:
+        """Of each round the best."""
         return {
-            name: [amount / seconds for seconds in self._seconds(name)]
+            name: [
+                amount / min(seconds)
+                for seconds in zip(*map(self._seconds, self._names(name)), strict=True)
+            ]
             for name, amount in self.amounts.items()
         }
 

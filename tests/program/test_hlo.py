@@ -57,6 +57,36 @@ def test_a_loop_that_may_stop_at_any_turn_counts_once():
     assert module.operations(matmul_only=True) == 2 * 4 * 16 * 16
 
 
+@pytest.mark.parametrize(("direction", "turns"), [("LT", 5), ("NE", 1)])
+def test_turns_that_only_a_loops_condition_tells_are_counted(direction, turns):
+    """As XLA's TPU compiler leaves a scan."""
+    text = f"""\
+HloModule jit_f
+%body (s: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {{
+  %s = (s32[], f32[4,4]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[4,4]{{1,0}} get-tuple-element(%s), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %y = f32[4,4]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %t = (s32[], f32[4,4]{{1,0}}) tuple(%next, %y)
+}}
+%condition (s: (s32[], f32[4,4])) -> pred[] {{
+  %s = (s32[], f32[4,4]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[] constant(5)
+  ROOT %c = pred[] compare(%i, %n), direction={direction}
+}}
+ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {{
+  %x = f32[4,4]{{1,0}} parameter(0), metadata={{op_name="x"}}
+  %zero = s32[] constant(0)
+  %t = (s32[], f32[4,4]{{1,0}}) tuple(%zero, %x)
+  ROOT %w = (s32[], f32[4,4]{{1,0}}) while(%t), condition=%condition, body=%body
+}}
+"""
+    assert Module(text).operations(matmul_only=True) == turns * 2 * 4 * 4 * 4
+
+
 def test_a_conditional_counts_its_largest_branch():
     def function(choice, x, w):
         return jax.lax.switch(choice, [lambda x: x, lambda x: x @ w, lambda x: (x @ w) @ w], x)

@@ -86,16 +86,17 @@ def test_resampled_medians_are_those_of_the_resamples(values):
     np.testing.assert_allclose(found[::50], wanted, rtol=1e-12)
 
 
-def test_the_same_twice_has_an_interval_with_1_as_often_as_it_says():
+@pytest.mark.parametrize("rounds", [5, 7, 15, 30])
+def test_the_same_twice_has_an_interval_with_1_as_often_as_it_says(rounds):
     """Samples with drift and long tails, as those of a shared machine."""
     rng = np.random.default_rng(0)
-    held, tries, rounds = 0, 200, 15
+    held, tries = 0, 200
     for _ in range(tries):
         speed = np.exp(np.cumsum(rng.normal(0, 0.05, rounds)))
         noise = 1 + rng.pareto(3, (2, rounds)) / 10
         found = ratio(*(speed * noise))
         held += found["low"] <= 1 <= found["high"]
-    assert held / tries > 0.92
+    assert held / tries > (0.92 if rounds > 5 else 0.9)  # of five, the whole range has 0.94
 
 
 def test_what_is_no_pair_is_refused():
@@ -122,9 +123,10 @@ def test_real_work_against_itself_and_against_twice_as_much():
         if again["low"] <= 1 <= again["high"]:
             break
     assert again["low"] <= 1 <= again["high"]
-    twice = ratio(seconds["twice"], seconds["baseline"])
-    assert 1 < twice["low"] <= twice["value"] <= twice["high"]
-    assert np.median(found["twice"].cpu_seconds) > np.median(found["baseline"].cpu_seconds)
+    assert ratio(seconds["twice"], seconds["baseline"])["value"] > 1
+    # Other work on the machine takes turns with this, but no part in its CPU time.
+    cpu = {name: one.cpu_seconds for name, one in found.items()}
+    assert 1 < ratio(cpu["twice"], cpu["baseline"])["low"] < 4
 
 
 def test_waiting_for_others_is_outside_of_the_clock():

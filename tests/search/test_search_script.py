@@ -1,9 +1,7 @@
 """A search from its flags to its records: on windows apart, through stops and bad input."""
 
 import itertools
-import json
 
-import hf
 import numpy as np
 import pytest
 from scripts import run_main
@@ -16,28 +14,6 @@ from sinkjax.results import Results, read_records
 from sinkjax.search.run import CHOSEN, CONTROLS
 
 SEARCH = "experiments.search"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder,
-        vocab_size=len(smollm2_tokenizer),
-        num_hidden_layers=2,
-        initializer_range=0.5,
-        max_position_embeddings=128,
-    )
-    smollm2_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def other_text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "other.txt"
-    path.write_text("\n".join(f"Line {n} of a text, {n * n} steps from home." for n in range(400)))
-    return path
 
 
 def arguments(model, folder, text, **more):
@@ -119,7 +95,7 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     groups = mask.group_counts(sinkjax.load_config(tiny).num_kv_heads)
     assert groups["mixed"] == 0
     assert "random control" in capsys.readouterr().out
-    assert json.loads((tmp_path / "sweep.json").read_text())["specification"]["settings"]["by"]
+    assert read_records(tmp_path)[0]["settings"]["by"] == "group"
 
 
 BAD = {

@@ -1,0 +1,111 @@
+"""The frontier from its flags to its page: every mask judged as what it is, at its own size."""
+
+import numpy as np
+import pytest
+from scripts import run_main
+from test_quality import kl_of
+
+import sinkjax
+from experiments import inputs
+from sinkjax import InputError, SinkMask, specialize
+from sinkjax.program.cost import predict, total
+from sinkjax.results import Results, identity, read_records
+from sinkjax.search.frontier import METHODS
+from sinkjax.search.savings import Workload
+
+FRONTIER = "experiments.frontier"
+SHARES = (0.25, 0.75)
+
+
+def arguments(model, folder, text, **more):
+    flags = {
+        "model": model,
+        "text": text,
+        "lengths": "8,24",
+        "paths": "8:sink(first);24:sink(mean),window(1,6)",
+        "shares": ",".join(map(str, SHARES)),
+        "choose_windows": 2,
+        "num_windows": 3,
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """What a search at 24 tokens leaves behind."""
+    folder = tmp_path_factory.mktemp("search")
+    masks = ("L0: 3w(1,6) 3f | L1: 6f", "L0: 3w(1,6) 3f | L1: 5f s(mean)")
+    with Results(folder, {"experiment": "search"}) as results:
+        rounds = [{"mask": mask} for mask in masks]
+        record = {"kind": "search", "length": 24, "result": {"rounds": rounds, "mask": masks[1]}}
+        results.append({"id": identity(record), **record})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, other_text, searched, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "frontier"
+    run_main(FRONTIER, *arguments(tiny, folder, other_text, searches=searched))
+    return folder
+
+
+def test_every_method_is_judged_at_every_size(ran):
+    _, records = read_records(ran)
+    ranked = [record for record in records if record["method"] in METHODS]
+    assert len(ranked) == 3 * len(SHARES) * len(METHODS)
+    for record in ranked:
+        mask = SinkMask.from_text(record["result"]["mask"])
+        assert int(mask.off_full.sum()) in (3, 9)
+        paths = {str(path) for layer in mask.heads for path in layer}
+        assert paths == {record["path"], "full"}
+    found = [record for record in records if record["method"] == "budget search"]
+    assert [record["length"] for record in found] == [24, 24]
+    control, own = (
+        [SinkMask.from_text(r["result"]["mask"]) for r in ranked if r["method"] == method]
+        for method in ("random", "own error")
+    )
+    assert [m.counts_per_layer() for m in control] == [m.counts_per_layer() for m in own]
+    assert control != own
+
+
+def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, smollm2_tokenizer):
+    model = sinkjax.load(tiny)
+    _, records = read_records(ran)
+    (record, *_) = [r for r in records if (r["path"], r["method"]) == ("window(1,6)", "random")]
+    mask = SinkMask.from_text(record["result"]["mask"])
+    text = inputs.read_text(other_text, 5, 0)
+    windows = text.at_length(smollm2_tokenizer, "tokenizer", 24)[:3]
+    kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
+    np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
+    sizes = Workload(24).decode
+    ours, its = (
+        total(predict(model.config, m, sizes)) for m in (mask, SinkMask.full(model.config))
+    )
+    saved = record["result"]["saved"]
+    assert saved["cache_bytes"] == pytest.approx(1 - ours.cache / its.cache)
+    assert saved["decode_operations"] == pytest.approx(1 - ours.operations / its.operations)
+
+
+def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
+    ran, tiny, other_text, searched, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in (ran / "measured").iterdir()}
+    run_main(FRONTIER, *arguments(tiny, ran, other_text, searches=searched))
+    assert before == {path: path.stat().st_mtime_ns for path in (ran / "measured").iterdir()}
+    html = (ran / "report.html").read_text()
+    assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 3
+    for text in ("8 tokens", "24 tokens", "budget search", "sink score", "random"):
+        assert text in html
+    assert "budget search" in capsys.readouterr().out
+
+
+def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, tmp_path):
+    more = {"lengths": "8", "shares": "0,0.5", "searches": searched}
+    with pytest.raises(InputError) as error:
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
+    assert "24 tokens" in str(error.value)
+    assert "--shares=0:" in str(error.value)
+    with pytest.raises(InputError, match="512:window"):
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, paths="window(1,6)"))

@@ -1,0 +1,39 @@
+"""The masks in configs/masks/: whole, for the model that they name, and with what they cost."""
+
+import pathlib
+
+import pytest
+
+import sinkjax
+from sinkjax import load_mask
+from sinkjax.search.run import CONTROLS
+
+MASKS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def digests(smollm2, smollm2_tokenizer):
+    return sinkjax.model_digest(smollm2), sinkjax.tokenizer_digest(smollm2_tokenizer)
+
+
+@pytest.mark.parametrize("path", MASKS, ids=lambda path: path.stem)
+def test_a_shipped_mask_is_for_its_model_and_costs_less_than_its_controls(path, smollm2, digests):
+    saved = load_mask(path)  # which refuses a file whose digest is not that of what it says
+    saved.check(smollm2.config)
+    made_for = saved.provenance.model_digest, saved.provenance.tokenizer_digest
+    assert made_for == digests
+    assert saved.mask.off_full.any()
+    measured = saved.quality["quality"]
+    assert len({entry["text_sha256"] for entry in measured}) == 2
+    for number, entry in enumerate(measured):
+        assert entry["length"] in saved.provenance.lengths
+        kl = entry["kl"]["mean"]
+        assert kl["low"] <= kl["value"] <= kl["high"]
+        for name in CONTROLS[:3]:
+            control = saved.quality["controls"][name][number]
+            assert control["text"] == entry["text"]
+            assert kl["value"] < control["kl"]["value"]
+
+
+def test_there_are_shipped_masks():
+    assert MASKS

@@ -1,0 +1,275 @@
+"""Distillation: gradients against the dense oracle, gates, repairs, stops, and the two scripts."""
+
+import dataclasses
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from scripts import run_main
+
+from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
+from sinkjax.attention.reference import reference_logits
+from sinkjax.distill import (
+    GatedModel,
+    Repair,
+    TrainSettings,
+    distil,
+    gates_of,
+    load_repair,
+    mask_of_gates,
+    save_repair,
+    start_gates,
+)
+from sinkjax.distill.train import mean_divergence
+from sinkjax.quality.tokens import residuals
+from sinkjax.results import read_records
+
+PATH = Window(1, 4)
+TRAIN = TrainSettings(steps=8, learning_rate=0.1, rows=2, save_every=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make()
+
+
+@pytest.fixture(scope="module")
+def windows(model):
+    return np.asarray(tiny.tokens_of(model, (5, 12)))
+
+
+@pytest.fixture(scope="module")
+def gated(model):
+    return GatedModel(model, PATH)
+
+
+def test_gates_at_their_ends_are_masks(model, gated, windows):
+    tokens = jnp.asarray(windows)
+    chosen = np.random.default_rng(0).random((3, 6)) < 0.5
+    logits = jnp.where(jnp.asarray(chosen), -50.0, 50.0).astype(jnp.float32)
+    found = model.logits(gated.residuals(logits, tokens))
+    expected = reference_logits(model, SinkMask.where(chosen, PATH), tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated, windows):
+    tokens = jnp.asarray(windows)
+    logits = start_gates(3, 2) * jnp.asarray([[0.1, 0.5], [-0.2, 0.3], [0.2, -0.4]])
+
+    def whole(logits):
+        ours = jax.nn.log_softmax(model.logits(gated.residuals(logits, tokens))[:, 1:])
+        theirs = jax.nn.log_softmax(model(tokens)[:, 1:])
+        return (jnp.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()
+
+    expected, gradient = jax.value_and_grad(whole)(logits)
+    found, back = jax.vjp(lambda p: gated.residuals(p, tokens)[:, 1:], logits)
+    kl, of_found = mean_divergence(model, residuals(model, tokens)[:, 1:], found)
+    np.testing.assert_allclose(kl, expected, rtol=1e-4)
+    np.testing.assert_allclose(back(of_found)[0], gradient, atol=1e-6)
+    assert np.abs(gradient).min() > 1e-5
+
+
+def train(model, gated, windows, folder, settings=TRAIN, **more):
+    price = lambda logits: 0.3 * gates_of(logits).mean()  # noqa: E731
+    start = start_gates(3, 6)
+    return distil(model, gated.residuals, start, windows, settings, folder, price=price, **more)
+
+
+@pytest.fixture(scope="module")
+def trained(model, gated, windows, tmp_path_factory):
+    return train(model, gated, windows, tmp_path_factory.mktemp("whole") / "checkpoints")
+
+
+def test_a_price_draws_gates_down_and_needed_ones_least(trained):
+    assert trained.history["loss"].shape == (8,)
+    np.testing.assert_allclose(
+        trained.history["loss"], trained.history["kl"] + trained.history["price"]
+    )
+    assert (np.diff(trained.history["price"][1:]) < 0).all()
+    gates = np.asarray(gates_of(trained.parameters))
+    assert gates.max() < gates_of(start_gates(1, 1)).item()
+    assert np.ptp(gates) > 1e-4
+
+
+def test_training_that_was_stopped_ends_as_if_it_had_not_been(
+    trained, model, gated, windows, tmp_path
+):
+    steps = []
+
+    def stop(tokens):
+        steps.append(tokens)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, gated, windows, tmp_path, on_step=stop)
+    counted = []
+    again = train(model, gated, windows, tmp_path, on_step=counted.append)
+    assert counted == [3 * 24, 24, 24, 24, 24, 24]  # from the checkpoint after three steps
+    np.testing.assert_array_equal(again.parameters, trained.parameters)
+    for name, array in again.history.items():
+        np.testing.assert_array_equal(array, trained.history[name])
+
+
+def test_the_lowest_gates_leave_full_the_first_of_equals_first():
+    gates = np.array([[0.5, 0.1], [0.1, 0.0]])
+    mask = mask_of_gates(gates, PATH, 2, num_heads=4)
+    assert mask == SinkMask.from_text("L0: 2f 2w(1,4) | L1: 2f 2w(1,4)")
+    assert mask_of_gates(gates, Sink("zero"), 1, num_heads=2).off_full.tolist() == [
+        [False, False],
+        [False, True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"steps": 0, "rows": 0}, ["--steps=0", "--rows=0"]),
+        ({"learning_rate": 0.0}, ["--learning_rate=0"]),
+        ({"warmup": 2.0}, ["--warmup=2"]),
+        ({"seed": -1}, ["--seed=-1"]),
+    ],
+)
+def test_impossible_training_is_refused(changes, mentions):
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(TRAIN, **changes).check()
+    for mention in mentions:
+        assert mention in str(error.value)
+
+
+MASK = SinkMask.from_text("L0: 6f | L1: 2s(first) f 3w(1,4) | L2: 3s(zero) c(1,2) 2f")
+
+
+@pytest.fixture(scope="module")
+def repair(model):
+    return Repair(specialize(model, MASK))
+
+
+def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows):
+    assert sorted(repair.start) == [
+        "layers.1.attention.first_o",
+        "layers.1.attention.mean_bias",
+        "layers.1.attention.o",
+        "layers.2.attention.mean_bias",
+        "layers.2.attention.o",
+        "layers.2.attention.other_o",
+    ]
+    tokens = jnp.asarray(windows)
+    expected = model.logits(residuals(specialize(model, MASK), tokens))
+    found = model.logits(repair.residuals(repair.start, tokens))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    bias = jnp.arange(40, dtype=jnp.float32)
+    moved = repair.residuals({**repair.start, "layers.2.attention.mean_bias": bias}, tokens)
+    np.testing.assert_array_equal(moved[:, 0], repair.residuals(repair.start, tokens)[:, 0])
+    assert np.abs(moved - repair.residuals(repair.start, tokens)).max() > 1
+
+
+def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
+    settings = dataclasses.replace(TRAIN, learning_rate=0.02, steps=12, rows=5)
+    trained = distil(model, repair.residuals, dict(repair.start), windows, settings, tmp_path / "c")
+    assert trained.history["kl"][-1] < 0.7 * trained.history["kl"][0]
+    file, digests = tmp_path / "mask.json", {"mask_digest": MASK.digest, "model_digest": "m"}
+    save_repair(file, trained.parameters, **digests)
+    loaded = load_repair(file, **digests)
+    for name, value in trained.parameters.items():
+        np.testing.assert_array_equal(loaded[name], value)
+    with pytest.raises(InputError, match="another mask"):
+        load_repair(file, mask_digest="other", model_digest="m")
+    (tmp_path / "mask.repair.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"experiments\.repair"):
+        load_repair(file, **digests)
+    with pytest.raises(InputError, match=r"layers\.1\.attention\.o"):
+        repair.model({k: v for k, v in loaded.items() if k != "layers.1.attention.o"})
+
+
+def test_there_is_nothing_to_repair_where_all_heads_are_full(model):
+    with pytest.raises(InputError, match="nothing to repair"):
+        Repair(specialize(model, SinkMask.full(model.config)))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, smollm2_tokenizer):
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def arguments(model, folder, /, **more):
+    flags = {
+        "model": model,
+        "lengths": "12",
+        "choose_windows": 2,
+        "num_windows": 2,
+        "steps": 2,
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
+    flags = arguments(small, tmp_path, path="sink(mean)", units="group", shares="0.5")
+    run_main("experiments.gates", *flags)
+    out = capsys.readouterr().out
+    _, records = read_records(tmp_path)
+    assert [record["kind"] for record in records] == ["training", "gates", "gates", "gates"]
+    training, *judged = records
+    assert np.shape(training["result"]["gates"]) == (2, 2)
+    assert len(training["result"]["loss"]) == 2
+    for record in judged:
+        assert record["result"]["heads"]["sink"] == 6
+        assert f"{record['result']['kl']['value']:.4f}" in out
+    (png,) = (tmp_path / "figures").iterdir()
+    assert png.read_bytes().startswith(b"\x89PNG")
+    html = (tmp_path / "report.html").read_text()
+    assert f"{judged[0]['result']['kl']['value']:.4f}" in html
+    assert "data:image/png" in html
+    saved = load_mask(tmp_path / "masks" / "gates-0.5.json")
+    assert str(saved.mask) == judged[0]["result"]["mask"]
+    assert saved.fills.any()
+    assert saved.provenance.selection["method"] == "learned gates"
+    run_main("experiments.gates", *flags)
+    assert read_records(tmp_path)[1] == records
+
+    repaired = arguments(small, tmp_path / "repair")
+    run_main("experiments.repair", f"--mask={tmp_path / 'masks' / 'gates-0.5.json'}", *repaired)
+    _, (_, before, after) = read_records(tmp_path / "repair")
+    assert not before["repaired"]
+    assert after["repaired"]
+    # Both judge the same windows: by the selection above, by the specialized model here.
+    found = before["result"]["kl"]["value"]
+    np.testing.assert_allclose(found, judged[0]["result"]["kl"]["value"], rtol=1e-3)
+    changes = load_repair(
+        tmp_path / "repair" / "gates-0.5.json",
+        mask_digest=saved.mask.digest,
+        model_digest=saved.provenance.model_digest,
+    )
+    assert any(name.endswith("mean_bias") for name in changes)
+
+
+BAD = {
+    "path": ("gates", {"path": "full"}, ["--path"]),
+    "paths": ("gates", {"path": "sink(zero),sink(first)"}, ["give one path"]),
+    "share": ("gates", {"shares": "1.5", "price": "-1"}, ["--shares=1.5", "--price=-1"]),
+    "lengths": ("gates", {"lengths": "8,12"}, ["--lengths=8,12"]),
+    "steps": ("gates", {"steps": "0"}, ["--steps=0"]),
+    "no mask": ("repair", {}, ["--mask is missing"]),
+    "lengths of repair": ("repair", {"mask": "L0-1: 6w(1,4)", "lengths": "8,12"}, ["--lengths"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused_before_any_work(what, small, tmp_path):
+    script, more, mentions = BAD[what]
+    with pytest.raises(InputError) as error:
+        run_main(f"experiments.{script}", *arguments(small, tmp_path / "out", **more))
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()
