@@ -7,12 +7,12 @@ A decode step reads every weight once for a few rows, so its time is that of rea
 form of each product decides how near to it the program comes. Every form multiplies `--rows` rows
 by many weights of one shape, together larger than the caches, in one program; forms are timed in
 turns, so that all see the same machine. Shown is the median rate of each, in GB/s of weights, and
-its ratio to `x @ w`.
+its ratio to `x @ w`. The last form is what `sinkjax.compile` chooses, under its options.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from absl import flags
 
 from experiments import cli, terminal
 from sinkjax.errors import InputError
+from sinkjax.products import CpuProducts
+from sinkjax.program.options import CPU_OPTIONS
 from sinkjax.report import Table
 
 _ROWS = flags.DEFINE_integer("rows", 1, "Rows that are multiplied: the batch of a decode step.")
@@ -31,22 +33,12 @@ _SHAPES = flags.DEFINE_list(
 _SAMPLES = flags.DEFINE_integer("samples", 15, "Times that each form is timed.")
 _BYTES = flags.DEFINE_integer("bytes", 150_000_000, "Of weights in one program, at least.")
 
-# Without these a multiply-and-reduce is handed to a library, or its product is written to memory.
-_REDUCE = {
-    "xla_cpu_experimental_ynn_fusion_type": "",
-    "xla_disable_hlo_passes": "tree_reduction_rewriter",
-    "xla_cpu_enable_fast_math": True,
-}
-
 # name: (whether the weight is stored [out, in], product, XLA's options)
-_FORMS: dict[str, tuple[bool, Callable[[jax.Array, jax.Array], jax.Array], dict | None]] = {
+_FORMS: dict[str, tuple[bool, Callable[[jax.Array, jax.Array], jax.Array], Mapping | None]] = {
     "x @ w [in, out]": (False, lambda x, w: x @ w, None),
     "bd,fd->bf [out, in]": (True, lambda x, w: jnp.einsum("bd,fd->bf", x, w), None),
-    "multiply, reduce [out, in]": (
-        True,
-        lambda x, w: (w[:, None, :] * x[None]).sum(axis=-1).T,
-        _REDUCE,
-    ),
+    "fd,bd->fb [out, in]": (True, lambda x, w: jnp.einsum("fd,bd->fb", w, x).T, None),
+    "as programs do": (True, lambda x, w: CpuProducts().project(x[None], w)[0][0], CPU_OPTIONS),
 }
 
 
@@ -105,7 +97,7 @@ def _program(name: str, inputs: int, outputs: int, count: int) -> Callable[[], j
             y = product(x + 1e-30 * y[:, :1], w)
         return y
 
-    compiled = jax.jit(chain).lower(x, weights).compile(compiler_options=options)
+    compiled = jax.jit(chain).lower(x, weights).compile(compiler_options=options and dict(options))
     compiled(x, weights).block_until_ready()
     return lambda: compiled(x, weights)
 
