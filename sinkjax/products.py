@@ -49,8 +49,9 @@ class Products:
           float32 [B, K, G, S].
         """
         rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
-        found = jnp.einsum("...gh,...sh->...gs", rows, keys, preferred_element_type=_WIDE)
-        return found.reshape(*q.shape[:-1], keys.shape[-2])
+        # With the keys on the left: on the right, XLA on a CPU copies them in another order first.
+        found = jnp.einsum("...sh,...gh->...sg", keys, rows, preferred_element_type=_WIDE)
+        return found.swapaxes(-1, -2).reshape(*q.shape[:-1], keys.shape[-2])
 
     def sum_slots(self, weights: jax.Array, values: jax.Array) -> jax.Array:
         """Σ_s weights_s v_s over all slots of a store.
@@ -215,9 +216,12 @@ _LEFT_ROWS = 64
 
 def _dot(x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
     """[B, T, in...] by [out..., in...]: [B, T, out...]."""
-    count = x.ndim - 2
-    axes = (range(2, x.ndim), range(weight.ndim - count, weight.ndim))
-    return jax.lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=dtype)
+    outputs = weight.shape[: weight.ndim - (x.ndim - 2)]
+    rows = x.reshape(*x.shape[:2], -1)
+    # Of more than two axes, XLA on a CPU would copy a weight in another order at every call.
+    flat = weight.reshape(-1, rows.shape[2])
+    product = jnp.einsum("bti,oi->bto", rows, flat, preferred_element_type=dtype)
+    return product.reshape(*x.shape[:2], *outputs)
 
 
 def _reduced_row(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
