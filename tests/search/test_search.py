@@ -19,6 +19,7 @@ from sinkjax.search.grow import SearchSettings, search_mask
 from sinkjax.search.judge import Judge
 from sinkjax.search.savings import Workload, path_savings
 from sinkjax.search.sensitivity import predict_moves
+from sinkjax.select import by_ranking
 
 PATHS = (Sink("mean"), Sink("first"), Window(1, 4), Window(0, 15))
 
@@ -177,6 +178,16 @@ def test_moves_that_undo_each_other_are_found_together():
     assert sum(move.cost for move in moves) < 0.2
     alone = Prediction(full, np.zeros((2, 1, 3)), products[:1])
     assert sum(m.cost for m in rank_moves(full, [Sink("zero")], alone, np.ones(1))) > 1
+
+
+def test_a_ranking_gives_the_first_paths_to_the_highest_scores():
+    scores = np.array([[0.1, 0.9, 0.4, 0.3], [0.8, 0.7, 0.2, 0.6]])
+    paths = [Sink("zero"), Window(1, 4), Window(1, 8)]
+    assert str(by_ranking(scores, paths)) == "L0: f s(zero) 2f | L1: w(1,4) w(1,8) 2f"
+    grouped = by_ranking(scores, paths, num_kv_heads=2)
+    assert str(grouped) == "L0: 2f 2w(1,4) | L1: 2s(zero) 2w(1,8)"
+    with pytest.raises(ValueError, match="5 paths"):
+        by_ranking(scores, [Sink("zero")] * 5, num_kv_heads=2)
 
 
 def test_few_draws_are_trusted_little():
