@@ -253,6 +253,31 @@ def describe_source(source: Source) -> dict[str, Any]:
     }
 
 
+def describe_texts(
+    chosen_on: Series, judged_on: Series, length: int, described: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of a record at one length, what was chosen on one text and judged on another.
+
+    Args:
+      described: of `describe_model`.
+    """
+    texts = {"chosen_on": chosen_on, "source": judged_on}
+    return {
+        "model": {key: value for key, value in described.items() if key != "max_length"},
+        **{
+            name: {
+                **describe_source(series.source),
+                "num_windows": len(series.tokens[length]),
+                "tokens_sha256": tokens_digest(series.tokens[length]),
+            }
+            for name, series in texts.items()
+        },
+        "bos": judged_on.bos,
+        "bos_added": judged_on.bos_added,
+        "length": length,
+    }
+
+
 def _check_settings(settings: Settings) -> None:
     problems = []
     shortest = settings.key_position + 2

@@ -21,7 +21,7 @@ from sinkjax.results import Results, identity
 from sinkjax.search.errors import own_errors
 from sinkjax.selector import select_paths, selected_residuals
 from sinkjax.statistics.resampling import estimate_mean
-from sinkjax.sweep import Progress, Series, describe_model, describe_source
+from sinkjax.sweep import Progress, Series, describe_model, describe_source, describe_texts
 
 CONTROLS = ("shuffled", "sink")
 """The heads of `output` copying earlier heads drawn at random; as many heads on `sink(first)`,
@@ -82,7 +82,10 @@ def run_copies(
     with Results(folder, specification) as results:
         results.reserve(_RECORD_BYTES * len(lengths) * (1 + len(settings.shares) * 6))
         for length in lengths:
-            common = _fields(chosen_on, judged_on, length, described, settings)
+            common = {
+                **describe_texts(chosen_on, judged_on, length, described),
+                "seed": settings.seed,
+            }
             fit = _fitted(model, chosen_on.tokens[length], described, results, on_progress)
             results.record({"kind": "sources", **common}, lambda fit=fit: summarize_sources(fit))
             judge = _Judge(model, judged_on.tokens[length])
@@ -243,29 +246,3 @@ def _result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
 def _described(series: Series) -> dict[str, Any]:
     lengths = sorted(series.tokens)
     return {**describe_source(series.source), "bos": series.bos, "lengths": lengths}
-
-
-def _fields(
-    chosen_on: Series,
-    judged_on: Series,
-    length: int,
-    described: Mapping[str, Any],
-    settings: CopySettings,
-) -> dict[str, Any]:
-    """What all records at a length say."""
-    windows = {"chosen_on": chosen_on, "source": judged_on}
-    return {
-        "model": {key: value for key, value in described.items() if key != "max_length"},
-        **{
-            name: {
-                **describe_source(series.source),
-                "num_windows": len(series.tokens[length]),
-                "tokens_sha256": tokens_digest(series.tokens[length]),
-            }
-            for name, series in windows.items()
-        },
-        "bos": judged_on.bos,
-        "bos_added": judged_on.bos_added,
-        "length": length,
-        "seed": settings.seed,
-    }

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sinkjax.digest import tokens_digest
 from sinkjax.distill.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.distill.repair import Changes, Repair, save_repair
 from sinkjax.distill.train import Trained, TrainSettings, distil
@@ -28,7 +27,7 @@ from sinkjax.search.judge import Judge, batches
 from sinkjax.select import random_control
 from sinkjax.specialize import specialize
 from sinkjax.statistics.resampling import estimate_mean
-from sinkjax.sweep import Progress, Series, describe_model, describe_source
+from sinkjax.sweep import Progress, Series, describe_model, describe_texts
 
 METHODS = ("gates", "own_error", "random")
 """How masks of one size are chosen: by learned gates; by each head's own error under the path; at
@@ -237,22 +236,8 @@ def _begin(
     model = subject.load()
     described = describe_model(subject, model)
     on_progress(Progress("model", f"loaded {subject.name}"))
-    named = {"chosen_on": chosen_on, "source": judged_on}
-    common = {
-        "model": {key: value for key, value in described.items() if key != "max_length"},
-        **{
-            name: {
-                **describe_source(series.source),
-                "num_windows": len(_windows(series)),
-                "tokens_sha256": tokens_digest(_windows(series)),
-            }
-            for name, series in named.items()
-        },
-        "bos": judged_on.bos,
-        "bos_added": judged_on.bos_added,
-        "length": _windows(judged_on).shape[1],
-    }
-    return model, common
+    (length,) = judged_on.tokens
+    return model, describe_texts(chosen_on, judged_on, length, described)
 
 
 def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | None) -> None:

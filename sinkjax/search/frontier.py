@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from sinkjax.config import LlamaConfig
-from sinkjax.digest import tokens_digest
 from sinkjax.errors import InputError
 from sinkjax.mask import Path, SinkMask
 from sinkjax.model import Llama
@@ -34,7 +33,7 @@ from sinkjax.search.sensitivity import predict_moves
 from sinkjax.search.store import Store
 from sinkjax.select import by_ranking, random_control
 from sinkjax.statistics.resampling import estimate_mean
-from sinkjax.sweep import Progress, Series, describe_model, describe_source
+from sinkjax.sweep import Progress, Series, describe_model, describe_source, describe_texts
 
 METHODS = ("sink score", "own error", "sensitivity", "random")
 SEARCHED = "budget search"
@@ -134,7 +133,12 @@ def run_frontier(
             lambda what, tokens: on_progress(Progress("measured", what, tokens=tokens)),
         )
         for length in sorted(judged_on.tokens):
-            common = _common(chosen_on, judged_on, length, described, settings)
+            common = {
+                **describe_texts(chosen_on, judged_on, length, described),
+                "samples": settings.samples,
+                "generated": settings.generated,
+                "seed": settings.seed,
+            }
             windows = chosen_on.tokens[length]
             fills = store("means", windows, lambda w=windows: {"fills": mean_outputs(model, w)})
             fills, judges = fills["fills"], []
@@ -300,34 +304,6 @@ def _taken_over(
     }
     saved = saved_shares(config, mask, record["length"], settings.generated)
     return fields, {**{k: result[k] for k in ("mask", "heads", "kl")}, "saved": saved}
-
-
-def _common(
-    chosen_on: Series,
-    judged_on: Series,
-    length: int,
-    described: Mapping[str, Any],
-    settings: FrontierSettings,
-) -> dict[str, Any]:
-    """What all records at a length say."""
-    texts = {"chosen_on": chosen_on, "source": judged_on}
-    return {
-        "model": {key: value for key, value in described.items() if key != "max_length"},
-        **{
-            name: {
-                **describe_source(series.source),
-                "num_windows": len(series.tokens[length]),
-                "tokens_sha256": tokens_digest(series.tokens[length]),
-            }
-            for name, series in texts.items()
-        },
-        "bos": judged_on.bos,
-        "bos_added": judged_on.bos_added,
-        "length": length,
-        "samples": settings.samples,
-        "generated": settings.generated,
-        "seed": settings.seed,
-    }
 
 
 def _specification(
