@@ -1,5 +1,6 @@
 """One serialized file that CPUs, TPUs and CUDA devices run, without sinkjax: `jax.export`.
 
+  pip install flatbuffers
   python -m examples.export
 
 On a tiny random model: the file holds the program and not the weights, which are arguments. What is
