@@ -156,7 +156,8 @@ class LlamaCpp(Engine):
             write_gguf(model, path)
             params = llama_cpp.LlamaModelParams()
             params.n_gpu_layers = 0
-            self._model = llama_cpp.LlamaModel(str(path), params)  # mapped: the file may go
+            params.use_mmap = False  # weights in memory, on large pages where the process has them
+            self._model = llama_cpp.LlamaModel(str(path), params)
         chain = llama_cpp.LlamaSamplerChainParams()
         self._sampler = llama_cpp.LlamaSampler(chain)
         self._sampler.add_greedy()
