@@ -88,6 +88,7 @@ def _times_table(records: Sequence[Record]) -> Table:
                     f"{limit['share']['value']:.0%}",
                     _megabytes(memory["peak"]),
                     _megabytes(memory["cache"]),
+                    _megabytes(kept) if (kept := memory["cache_resident"]) is not None else "-",
                 )
             )
     return Table(
@@ -103,6 +104,7 @@ def _times_table(records: Sequence[Record]) -> Table:
             "limit to\nmedian",
             "peak\nMB",
             "cache\nMB",
+            "resident\nMB",
         ),
         rows=rows,
         notes=(
@@ -110,7 +112,8 @@ def _times_table(records: Sequence[Record]) -> Table:
             "token. Decode is all of its steps.",
             "Spread: the middle half over the median. Limit: the bytes and operations that the "
             "step needs at least, at the rates above, whichever takes longer.",
-            "Peak: all that XLA's buffers take at once, parameters included.",
+            "Peak: all that XLA's buffers take at once, parameters included. Resident: by how much "
+            "the process's memory grew with a prompt's cache in it; decoding only.",
         ),
         labels=2,
     )

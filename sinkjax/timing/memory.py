@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 
@@ -10,6 +12,7 @@ from sinkjax.timing.pairs import Call
 
 _RESET = pathlib.Path("/proc/self/clear_refs")
 _STATUS = pathlib.Path("/proc/self/status")
+_Made = TypeVar("_Made")
 
 
 def resident_rise(call: Call) -> int | None:
@@ -18,8 +21,7 @@ def resident_rise(call: Call) -> int | None:
     None where the system has no peak that can be set back: elsewhere than on Linux.
     """
     call.prepare()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls gave back, the allocator keeps
+    _give_back()
     try:
         _RESET.write_text("5")  # the peak, back to what is resident now
         before = _status("VmRSS")
@@ -31,10 +33,31 @@ def resident_rise(call: Call) -> int | None:
     return max(0, peak - before)
 
 
+def resident_kept(make: Callable[[], _Made]) -> tuple[_Made, int | None]:
+    """What is made, and by how many bytes the process's resident memory is larger for holding it.
+
+    None where the system does not say: elsewhere than on Linux.
+    """
+    try:
+        _give_back()
+        before = _status("VmRSS")
+        made = make()
+        _give_back()
+        return made, _status("VmRSS") - before
+    except OSError:
+        return make(), None
+
+
 def device_memory() -> dict[str, int] | None:
     """What the device's allocator says of itself; None on a CPU, where there is none."""
     found = jax.devices()[0].memory_stats()
     return None if found is None else {name: int(value) for name, value in found.items()}
+
+
+def _give_back() -> None:
+    """To the system, what the allocator keeps of memory that nobody holds any more."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -33,7 +33,7 @@ from sinkjax.timing.device_time import device_seconds, trace
 from sinkjax.timing.limits import Limit, decode_limit, prefill_limit
 from sinkjax.timing.machine import Machine
 from sinkjax.timing.measured import AGAIN, BASELINE, Measured
-from sinkjax.timing.memory import device_memory, resident_rise
+from sinkjax.timing.memory import device_memory, resident_kept, resident_rise
 from sinkjax.timing.pairs import Call, interleave
 from sinkjax.timing.stages import cache_bytes, decode_call, prefill_call
 
@@ -199,7 +199,7 @@ class _Bench:
     def __call__(self, cell: TimingCell, on_round: Callable[[], None]) -> dict[str, Any]:
         """The "result" of a cell's record."""
         settings, programs = self._settings, self._compiled(cell)
-        calls = self._calls(cell, programs)
+        calls, kept = self._calls(cell, programs)
         timed = {**calls, AGAIN: calls[BASELINE], **self._machine.calls}
         load = [os.getloadavg()]
         samples = interleave(
@@ -218,6 +218,7 @@ class _Bench:
                 "compiled": dataclasses.asdict(_executable(program, cell).memory),
                 "resident_rise": resident_rise(calls[name]),
                 "cache": cache_bytes(program),
+                "cache_resident": kept.get(name),
             }
             for name, program in programs.items()
         }
@@ -269,18 +270,24 @@ class _Bench:
             self._models[key] = specialize(self._model, mask, fills=candidate.fills.get(mask))
         return self._models[key]
 
-    def _calls(self, cell: TimingCell, programs: Mapping[str, Program]) -> dict[str, Call]:
-        """What is timed of each program, all on the same tokens."""
+    def _calls(
+        self, cell: TimingCell, programs: Mapping[str, Program]
+    ) -> tuple[dict[str, Call], dict[str, int | None]]:
+        """What is timed of each program, all on the same tokens.
+
+        And of what decodes, the resident memory that holding a filled cache takes.
+        """
         workload = cell.workload
         shape = (workload.batch_size, workload.prompt_length)
         rng = np.random.default_rng(self._settings.seed)
         tokens = rng.integers(self._model.config.vocab_size, size=shape).astype(np.int32)
         if cell.stage == "prefill":
-            return {name: prefill_call(program, tokens) for name, program in programs.items()}
-        return {
-            name: decode_call(program, tokens, workload.generated)
-            for name, program in programs.items()
-        }
+            return {name: prefill_call(program, tokens) for name, program in programs.items()}, {}
+        calls, kept = {}, {}
+        for name, program in programs.items():
+            decode = functools.partial(decode_call, program, tokens, workload.generated)
+            calls[name], kept[name] = resident_kept(decode)
+        return calls, kept
 
     def _traced(self, cell: TimingCell, calls: Mapping[str, Call]) -> dict[str, list[float]] | None:
         """Seconds on the device, where they count; leaves a trace where one is wanted."""
