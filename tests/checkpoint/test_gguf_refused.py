@@ -1,0 +1,207 @@
+"""GGUF files that are refused: what is not understood, what is no such file, and damage."""
+
+import gguf
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from gguf_files import add_llama, assert_refused, finish
+
+from sinkjax.checkpoint.gguf import open_gguf
+from sinkjax.checkpoint.gguf_file import open_gguf_file
+from sinkjax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def small_file(model, tmp_path_factory):
+    """A whole file and the bytes it needs."""
+    writer = gguf.GGUFWriter(tmp_path_factory.mktemp("gguf") / "model.gguf", "llama")
+    add_llama(writer, model)
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([0.5, -1.0])
+    writer.add_array("general.tags", ["x"])
+    path = finish(writer)
+    last = max(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
+    return path, last.data_offset + last.n_bytes
+
+
+# Metadata that cannot be honoured.
+
+
+def test_all_that_is_not_understood_is_listed_at_once(writer, model):
+    add_llama(writer, model)
+    writer.add_expert_count(8)
+    writer.add_expert_used_count(2)
+    writer.add_final_logit_softcapping(30.0)
+    writer.add_sliding_window(0)
+    writer.add_causal_attention(True)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    writer.add_key_length(16)
+    writer.add_value_length(8)
+    path = finish(writer)
+    assert_refused(
+        path,
+        "llama.expert_count = 8, llama.expert_used_count = 2, llama.final_logit_softcapping = 30.0",
+        "llama.rope.scaling.type is 'longrope'",
+        "llama.attention.value_length is 8, llama.attention.key_length 16",
+    )
+    with pytest.raises(InputError) as caught:
+        open_gguf(path)
+    assert len(caught.value.problems) == 3
+    assert "sliding_window" not in str(caught.value)
+
+
+def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_embedding_length(64)
+    writer.add_head_count([4, 2])
+    writer.add_head_count_kv([2, 2])
+    writer.add_rope_dimension_count(15)
+    writer.add_key_length(16)
+    writer.add_layer_norm_rms_eps(float("nan"))
+    writer.add_rope_freq_base(0.0)
+    writer.add_uint32("llama.rope.scaling.type", 1)
+    writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
+    assert_refused(
+        finish(writer),
+        "llama.block_count is missing",
+        "llama.context_length is missing",
+        "llama.feed_forward_length is missing",
+        "llama.attention.head_count is [4, 2]",
+        "llama.attention.layer_norm_rms_epsilon is nan",
+        "llama.rope.freq_base is 0.0",
+        "llama.rope.scaling.type is 1",
+        "llama.rope.dimension_count is 15, the head size 16",
+    )
+
+
+def test_one_number_a_layer_is_read_where_all_agree(writer, model):
+    config = model.config
+    add_llama(writer, model)
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        value = writer.kv_data[0].pop(f"llama.{key}").value
+        writer.add_array(f"llama.{key}", [value] * config.num_hidden_layers)
+    read = open_gguf(finish(writer)).config
+    assert read["num_attention_heads"] == config.num_attention_heads
+    assert read["num_key_value_heads"] == config.num_key_value_heads
+    assert read["intermediate_size"] == config.intermediate_size
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "value", "mention"),
+    [
+        ("qwen2", "general.type", "model", "general.architecture is 'qwen2'; only 'llama'"),
+        ("llama", "general.type", "adapter", "general.type is 'adapter'"),
+        ("llama", "split.count", 3, "one of 3 parts"),
+    ],
+)
+def test_other_kinds_of_files_are_refused(tmp_path, model, architecture, key, value, mention):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    add_llama(writer, model)
+    writer.add_key_value(
+        key,
+        value,
+        gguf.GGUFValueType.STRING if key == "general.type" else gguf.GGUFValueType.UINT16,
+    )
+    assert_refused(finish(writer), mention)
+
+
+def test_types_that_cannot_be_dequantized_are_listed_at_once(writer, model):
+    add_llama(writer, model)
+    for index in range(10):
+        stored = np.zeros((2, gguf.GGML_QUANT_SIZES[Type.Q8_K][1]), np.uint8)
+        writer.add_tensor(f"blk.{index}.ffn_up.other", stored, raw_dtype=Type.Q8_K)
+    writer.add_tensor("positions", np.zeros(4, np.int32))
+    assert_refused(
+        finish(writer), "10 tensor(s) of type Q8_K", "blk.7.ffn_up.other and 2 more", "positions"
+    )
+
+
+# Damage.
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [
+        (b"", "is empty"),
+        (b"GG", "truncated"),
+        (b"PK\x03\x04 a zip file instead", "not a GGUF file"),
+        (b"GGUF\x01\0\0\0" + bytes(40), "version 1 is not read"),
+        (b"GGUF\0\0\0\x03" + bytes(40), "of the other byte order"),
+        (b"GGUF\x03\0\0\0" + b"\xff" * 16, "truncated"),
+    ],
+)
+def test_what_is_no_gguf_file_is_refused(tmp_path, content, mention):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert_refused(path, mention)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
+    assert_refused(tmp_path, "cannot be read")
+    assert_refused(tmp_path / "missing.gguf", "cannot be read")
+
+
+def test_a_big_endian_file_is_refused(tmp_path, model):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    add_llama(writer, model)
+    assert_refused(finish(writer), "of the other byte order")
+
+
+@hypothesis.given(share=st.floats(0, 1, exclude_max=True))
+@hypothesis.settings(deadline=None)
+def test_a_truncated_file_is_refused_wherever_it_ends(small_file, share):
+    path, needed = small_file
+    part = path.parent / "part.gguf"
+    part.write_bytes(path.read_bytes()[: int(share * needed)])
+    assert_refused(part, "Download")
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_a_damaged_header_is_refused_or_read(small_file, data):
+    """Whatever one byte becomes: no other exception, no hang, no memory without end."""
+    path, _ = small_file
+    content = bytearray(path.read_bytes())
+    header_size = min(tensor.offset for tensor in open_gguf_file(path).tensors.values())
+    place = data.draw(st.integers(0, header_size - 1))
+    content[place] = data.draw(st.integers(0, 255))
+    damaged = path.parent / "damaged.gguf"
+    damaged.write_bytes(content)
+    try:
+        source = open_gguf(damaged)
+    except InputError:
+        assert_refused(damaged)
+    else:
+        for name in list(source.shapes)[:1]:
+            source.read(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mentions"),
+    [
+        (
+            b"blk.1.attn_q.weight",
+            b"blk.0.attn_q.weight",
+            ["tensor blk.0.attn_q.weight is there tw"],
+        ),
+        (b"general.tags", b"general.ta\xff\xfe", ["metadata value", "not UTF-8"]),
+        (b"llama.block_count", b"llama.block_color", ["block_count is missing", "block_color = 3"]),
+    ],
+)
+def test_damaged_names_are_refused(small_file, tmp_path, old, new, mentions):
+    content = small_file[0].read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content.replace(old, new))
+    assert_refused(path, *mentions)
+
+
+def test_a_repeated_key_is_refused(writer, model):
+    add_llama(writer, model)
+    writer.add_string("llama.block_coumt", "3")
+    path = finish(writer)
+    path.write_bytes(path.read_bytes().replace(b"llama.block_coumt", b"llama.block_count"))
+    assert_refused(path, "llama.block_count is there twice")

@@ -1,0 +1,94 @@
+"""GGUF files of Hugging Face Llamas, as llama.cpp's converter writes them."""
+
+import pathlib
+
+import gguf
+import numpy as np
+import pytest
+import transformers
+from gguf import GGMLQuantizationType as Type
+
+from sinkjax.checkpoint.gguf import open_gguf
+from sinkjax.errors import InputError
+
+# Rows of 64 and 96, because blocks hold 32 elements.
+SHAPE = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.layers": "blk",
+}
+
+
+def permute(weights: np.ndarray, num_heads: int) -> np.ndarray:
+    """The order in which llama.cpp's converter writes the rows of q and k: its definition."""
+    rows = weights.shape[0]
+    return (
+        weights.reshape(num_heads, 2, rows // num_heads // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
+
+
+def weights_of(model: transformers.LlamaForCausalLM) -> dict[str, np.ndarray]:
+    tied = model.config.tie_word_embeddings
+    return {
+        name: value.numpy()
+        for name, value in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def add_llama(
+    writer: gguf.GGUFWriter, model: transformers.LlamaForCausalLM, type_: Type = Type.F32
+) -> None:
+    """What the converter writes of a Llama, its rotary scaling apart."""
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_pad_token_id(7)
+    for name, value in weights_of(model).items():
+        if "q_proj" in name:
+            value = permute(value, config.num_attention_heads)
+        if "k_proj" in name:
+            value = permute(value, config.num_key_value_heads)
+        for theirs, ours in GGUF_NAMES.items():
+            name = name.replace(theirs, ours)
+        stored = type_ if value.ndim > 1 else Type.F32  # as the converter does
+        writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
+
+
+def finish(writer: gguf.GGUFWriter) -> pathlib.Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return pathlib.Path(writer.path)
+
+
+def assert_refused(path: pathlib.Path, *mentions: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_gguf(path)
+    assert all(str(path) in problem for problem in caught.value.problems)
+    for mention in mentions:
+        assert mention in str(caught.value)
