@@ -5,6 +5,7 @@ stacked, which is a copy of them, and its cache is the layers' caches stacked.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,14 +48,24 @@ class LayerRun(nnx.Module):
     ) -> tuple[jax.Array, Context, LayerCache]:
         """As of one layer, with a cache of `__call__`."""
         graph, state = nnx.split(self.layer)
+        arrays, structure = jax.tree.flatten(state)
 
-        def step(x: jax.Array, inputs: tuple[Any, LayerCache]) -> tuple[jax.Array, LayerCache]:
-            state, cache = inputs
-            x, after, cache = nnx.merge(graph, state).decode(x, context, cache)
+        def step(
+            x: jax.Array, inputs: tuple[list[jax.Array | None], LayerCache]
+        ) -> tuple[jax.Array, LayerCache]:
+            own, cache = inputs
+            pairs = zip(arrays, own, strict=True)
+            leaves = [stacked if array is None else array for stacked, array in pairs]
+            layer = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+            x, after, cache = layer.decode(x, context, cache)
             _check_unchanged(context, after)
             return x, cache
 
-        x, caches = jax.lax.scan(step, x, (state, cache))
+        # All that a loop goes over is an argument of the program, read or not; and some weights are
+        # for prompts alone: those of `sink` heads, which leave their sum in the cache.
+        read = _read_by(lambda own, cache: step(x, (own, cache)), *_one_of((arrays, cache)))
+        own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
+        x, caches = jax.lax.scan(step, x, (own, cache))
         return x, context, caches
 
 
@@ -83,6 +94,19 @@ def _stack(*arrays: Any) -> Any:
     if isinstance(arrays[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(arrays), *arrays[0].shape), arrays[0].dtype)
     return jnp.stack(arrays)
+
+
+def _one_of(stacked: Any) -> Any:
+    """The shapes of one layer's part of arrays with an axis of layers."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), stacked)
+
+
+def _read_by(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Whether a function reads each array of its arguments, which may be shapes: bools in trees."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    read = {id(v) for v in (*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars))}
+    structure = jax.tree.structure(arguments)
+    return jax.tree.unflatten(structure, [id(v) in read for v in jaxpr.invars])
 
 
 def _check_unchanged(before: Context, after: Context) -> None:

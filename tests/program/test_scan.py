@@ -11,9 +11,13 @@ import pytest
 
 import sinkjax
 from sinkjax.checkpoint.weights import abstract_model
+from sinkjax.mask import SinkMask
+from sinkjax.program.account import account
 from sinkjax.program.compile import compile
+from sinkjax.program.cost import Sizes, predict
 from sinkjax.program.scan import LayerRun, scanned
 from sinkjax.shapes import SHAPES
+from sinkjax.specialize import specialize
 
 SIZES = dict(batch_size=2, prefill_lengths=(16,), max_length=32)
 
@@ -25,6 +29,25 @@ def test_scanned_layers_generate_the_same_tokens(tiny):
     for one, other in zip(program.generate(prompts, max_new_tokens=9), unrolled, strict=True):
         np.testing.assert_array_equal(one, other)
     assert any(isinstance(layer, LayerRun) for layer in scanned(tiny[0]).layers)
+
+
+def test_a_decode_step_is_given_no_weights_that_are_for_prompts_alone(tiny):
+    """Both a group of `sink` heads and one that has another, with every fill."""
+    config = dataclasses.replace(tiny[0].config, attention_bias=True)
+    mask = SinkMask.from_text("L0-2: 2s(first) s(zero) f s(mean) s(first)")
+    fills = np.zeros((config.num_layers, config.num_heads, config.head_dim), np.float32)
+    fast = specialize(abstract_model(config, jnp.dtype("float32")), mask, fills=fills)
+    program = compile(fast, layers="scanned", device=jax.devices()[0], **SIZES)
+    assert [type(layer) for layer in program.structure.layers] == [LayerRun]
+    for executable, length in zip(program.executables, (16, None), strict=True):
+        sizes = Sizes(SIZES["batch_size"], length, SIZES["max_length"], itemsize=4)
+        assert account(program, executable).rows == predict(config, mask, sizes)
+    for_prompts = [
+        {a.name for a in executable.module.arguments if "sink_v" in a.name or "first_o" in a.name}
+        for executable in program.executables
+    ]
+    assert len(for_prompts[0]) == 3
+    assert not for_prompts[1]
 
 
 def test_the_model_itself_is_left_as_it_was(tiny):
