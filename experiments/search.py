@@ -83,7 +83,7 @@ def main() -> None:
     for table in search_tables(records, num_kv_heads=search.series.subject.config.num_kv_heads):
         terminal.print_table(console, table)
     mask_file = _MASK.value or f"{_OUTPUT.value}/mask.json"
-    provenance, quality = saved_search(search, records)
+    provenance, quality = saved_search(records)
     sinkjax.save_mask(
         mask_file, found.mask, provenance=provenance, quality=quality, fills=found.fills
     )

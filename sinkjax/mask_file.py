@@ -58,16 +58,19 @@ class Provenance:
     selection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_records(cls, records: Sequence[Mapping[str, Any]], **selection: Any) -> "Provenance":
-        """Of a mask made from records of a sweep.
+    def from_records(
+        cls, records: Sequence[Mapping[str, Any]], *, text: str = "source", **selection: Any
+    ) -> "Provenance":
+        """Of a mask made from records.
 
         Args:
-          records: of kind "cell" or "lengths", of one model, source, BOS policy, definition and
+          records: of one model, text, BOS policy and, where they have such, definition and
             threshold.
+          text: the field that describes the text that the heads were chosen on.
           selection: how its heads were chosen; the records' ids are added to it.
         """
         first = records[0]
-        model, source = first["model"], first["source"]
+        model, source = first["model"], first[text]
         lengths = {n for r in records for n in r.get("lengths", [r.get("length")])}
         return cls(
             model=model["name"],
@@ -77,8 +80,8 @@ class Provenance:
             text=source["name"],
             text_sha256=source["sha256"],
             lengths=tuple(sorted(lengths)),
-            definition=first["definition"],
-            threshold=first["threshold"],
+            definition=first.get("definition"),
+            threshold=first.get("threshold"),
             selection={**selection, "records": [record["id"] for record in records]},
         )
 

@@ -243,24 +243,15 @@ def _begin(
 def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | None) -> None:
     """Writes a mask with what its record says: masks/gates-SHARE.json."""
     record = results.get(record_id)
-    model, chosen_on = record["model"], record["chosen_on"]
     how = ("path", "units", "price", "share", "train")
     save_mask(
         results.folder / "masks" / f"gates-{record['share']:g}.json",
         mask,
-        provenance=Provenance(
-            model=model["name"],
-            model_digest=model["model_digest"],
-            tokenizer_digest=model["tokenizer_digest"],
-            bos=record["bos"],
-            text=chosen_on["name"],
-            text_sha256=chosen_on["sha256"],
-            lengths=(record["length"],),
-            selection={
-                "method": "learned gates",
-                **{name: record[name] for name in how},
-                "record": record_id,
-            },
+        provenance=Provenance.from_records(
+            [record],
+            text="chosen_on",
+            method="learned gates",
+            **{name: record[name] for name in how},
         ),
         quality={
             "kl": [

@@ -211,14 +211,11 @@ def control_masks(
     return dict(zip(CONTROLS, masks, strict=True))
 
 
-def saved_search(
-    search: Search, records: Sequence[Mapping[str, Any]]
-) -> tuple[Provenance, dict[str, Any]]:
+def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
     """Provenance and quality of the chosen mask, for `sinkjax.save_mask`.
 
     Args:
-      search: that was run.
-      records: that it made.
+      records: of one search.
     """
     (outcome,) = (record for record in records if record["kind"] == "search")
     quality = [record for record in records if record["kind"] == "quality"]
@@ -226,21 +223,11 @@ def saved_search(
         name: [record for record in quality if record["candidate"]["name"] == name]
         for name in (CHOSEN, *CONTROLS)
     }
-    model, source = outcome["model"], outcome["source"]
-    provenance = Provenance(
-        model=model["name"],
-        model_digest=model["model_digest"],
-        tokenizer_digest=model["tokenizer_digest"],
-        bos=outcome["bos"],
-        text=source["name"],
-        text_sha256=source["sha256"],
-        lengths=(search.settings.workload.length,),
-        selection={
-            "method": "KL budget",
-            **outcome["settings"],
-            "held_kl": outcome["result"]["held_kl"],
-            "record": outcome["id"],
-        },
+    provenance = Provenance.from_records(
+        [outcome],
+        method="KL budget",
+        **outcome["settings"],
+        held_kl=outcome["result"]["held_kl"],
     )
     controls = {
         name: [
