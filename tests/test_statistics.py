@@ -210,7 +210,7 @@ def test_one_prompt_has_no_interval_but_a_shuffled_control():
         "value": 0.5,
         "low": None,
         "high": None,
-        "note": "one prompt: no interval",
+        "note": "a sample of one: no interval",
     }
     assert result["sinks"]["count"]["low"] is None
     assert conditional["shuffled"]["lift"]["low"] < conditional["shuffled"]["lift"]["high"]

@@ -67,7 +67,8 @@ def estimate(
     if np.isnan(value):
         return {"value": None, "undefined": undefined}
     if num_prompts == 1:
-        return {"value": float(value), "low": None, "high": None, "note": "one prompt: no interval"}
+        note = "a sample of one: no interval"
+        return {"value": float(value), "low": None, "high": None, "note": note}
     defined = resampled[~np.isnan(resampled)]
     if 2 * defined.size < resampled.size:
         missing = f"{resampled.size - defined.size} of {resampled.size}"

@@ -42,7 +42,7 @@ def test_many_masks_are_shown_some_a_figure_and_one_window_has_no_interval(
     report = write_report(save_sweep(tmp_path, specification, records))
     names = [path.name for path in (tmp_path / "figures").iterdir()]
     assert len([name for name in names if name.startswith("cost")]) == 2
-    assert "one prompt: no interval" in report.read_text()
+    assert "a sample of one: no interval" in report.read_text()
 
 
 def test_records_without_a_report_are_refused(quality_run, save_sweep, tmp_path):
