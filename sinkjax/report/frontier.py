@@ -129,8 +129,9 @@ def frontier_table(records: Sequence[Record]) -> Table:
         rows=rows,
         notes=(
             "Operations, bytes and cache: what is saved, in shares of the baseline's, by the "
-            "formulas that compiled programs are held to. KL in nats a token. In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling windows.",
+            "formulas to which tests hold compiled programs, to the operation and to the byte; "
+            "experiments.inspect reads a mask's own executables. KL in nats a token. In brackets: "
+            f"the {formats.percent(LEVEL, 0)} interval from resampling windows.",
             *notes.lines(),
         ),
         labels=2,
