@@ -43,6 +43,23 @@ def smollm2_tokenizer(smollm2_gguf):
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory, smollm2_tokenizer):
+    """A folder with a random Llama of two layers, and the real model's tokenizer."""
+    import hf
+
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder,
+        vocab_size=len(smollm2_tokenizer),
+        num_hidden_layers=2,
+        initializer_range=0.5,
+        max_position_embeddings=128,
+    )
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def hf_smollm2(smollm2_gguf):
     """transformers' reading of the same file: the oracle. Eager attention, float32."""
     import torch

@@ -1,6 +1,5 @@
 """The predictor from its flags to its records and tables."""
 
-import hf
 import numpy as np
 import pytest
 from scripts import run_main
@@ -9,17 +8,6 @@ from sinkjax import InputError, sweep
 from sinkjax.results import read_records
 
 PREDICT = "experiments.predict"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
-    )
-    smollm2_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

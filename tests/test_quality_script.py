@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import hf
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,21 +27,6 @@ from sinkjax.sweep import Settings, Source, Subject, plan_sweep
 QUALITY = "experiments.quality"
 FULL = "L0-1: 6f"
 SINKS = "L0: 2s(mean) 4f | L1: 3s(first) 3w(1,4)"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder,
-        vocab_size=len(smollm2_tokenizer),
-        num_hidden_layers=2,
-        initializer_range=0.5,
-        max_position_embeddings=128,
-    )
-    smollm2_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
