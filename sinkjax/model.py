@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sinkjax.attention.blocks import scale_queries
 from sinkjax.attention.context import Context
-from sinkjax.attention.full import cached_weights, causal_attention
+from sinkjax.attention.full import cached_scores, cached_weights, causal_attention
 from sinkjax.cache import (
     Cache,
     LayerCache,
@@ -137,7 +138,9 @@ class Attention(nnx.Module):
         q, k, v = self.project(x, context.cos, context.sin, products)
         keys = products.settle(write_store(cache.keys[0], k, whole, t))
         values = products.settle(write_store(cache.values[0], v, whole, t))
-        weights = cached_weights(q, keys, k.shape[2], whole.positions(t), t, products)
+        found = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
+        weights = cached_weights(found, whole.positions(t), t, products)
+        weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
         outputs = products.sum_slots(weights, values).reshape(q.shape)
         return self.merge(outputs, products), context, LayerCache((keys,), (values,))
 

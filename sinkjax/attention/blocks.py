@@ -17,9 +17,13 @@ def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
     Scaling the queries touches T·H numbers a head, scaling the scores T².
     """
     batch, length, num_heads, head_dim = q.shape
-    q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
-    q = q.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
+    q = scale_queries(q).reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
     return q.transpose(0, 2, 3, 1, 4)
+
+
+def scale_queries(q: jax.Array) -> jax.Array:
+    """q / sqrt(H), in q's dtype."""
+    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
 
 
 def group_keys(k: jax.Array) -> jax.Array:

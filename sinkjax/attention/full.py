@@ -90,31 +90,39 @@ def apply_causal_pattern(pattern: Pattern, v: jax.Array) -> jax.Array:
     return ungroup(jnp.concatenate(sums, axis=3)).astype(v.dtype)
 
 
-def cached_weights(
-    q: jax.Array,
-    keys: jax.Array,
-    kv_heads: int,
-    positions: jax.Array,
-    t: jax.Array,
-    products: Products,
-) -> jax.Array:
-    """How one query a row attends to what a store holds, its own token included.
+def cached_scores(q: jax.Array, keys: jax.Array, kv_heads: int, products: Products) -> jax.Array:
+    """q . k of one query a row and every slot of a store.
 
     Args:
-      q: [B, 1, N, H], rotated.
+      q: [B, 1, N, H], rotated and scaled.
       keys: a store [B, K, S, H], or a view of one.
       kv_heads: K.
+      products: how they are written.
+
+    Returns:
+      float32 [B, N, S].
+    """
+    queries = q.reshape(q.shape[0], kv_heads, -1, q.shape[-1])
+    found = products.slot_scores(queries, keys)
+    return found.reshape(q.shape[0], q.shape[2], -1)
+
+
+def cached_weights(
+    found: jax.Array, positions: jax.Array, t: jax.Array, products: Products
+) -> jax.Array:
+    """How queries attend to what a store holds, their own token included.
+
+    Args:
+      found: float32 [B, N, S], of `cached_scores`; of several stores side by side, where their
+        slots hold the same positions.
       positions: int32 [B, S], of the slots' tokens; beyond t where a slot is empty.
       t: int32 [B], of the queries.
       products: how they are written.
 
     Returns:
-      float32 [B, K, G, S]; rows sum to 1.
+      float32 [B, N, S]; rows sum to 1.
     """
-    visible = (positions <= t[:, None])[:, None, None]
-    queries = products.settle(group_queries(q, kv_heads)[:, :, :, 0])
-    found = products.slot_scores(queries, keys)
-    weights = products.unnormalized(found, visible)
+    weights = products.unnormalized(found, (positions <= t[:, None])[:, None])
     return weights / weights.sum(axis=-1, keepdims=True)
 
 

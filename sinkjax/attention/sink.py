@@ -13,11 +13,13 @@ and as the heads of a group share v_0, the sum over n is taken of the o_n before
 import jax
 import jax.numpy as jnp
 
+from sinkjax.products import Products
 
-def first_token_term(v0: jax.Array, o: jax.Array) -> jax.Array:
+
+def first_token_term(v0: jax.Array, o: jax.Array, products: Products) -> jax.Array:
     """Σ_k (Σ_n o_n) v_0: the groups' first values [B, K, H], their o sums [D, K, H] -> [B, D]."""
-    term = jnp.einsum("bkh,dkh->bd", v0, o, preferred_element_type=jnp.float32)
-    return term.astype(v0.dtype)
+    (term,) = products.project(v0[:, None], o, dtype=jnp.float32)
+    return term[:, 0].astype(v0.dtype)
 
 
 def add_biases(out: jax.Array, at_first: jax.Array, later: jax.Array) -> jax.Array:

@@ -1,11 +1,13 @@
 """Attention of a layer whose heads take different paths."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sinkjax.attention.blocks import scale_queries
 from sinkjax.attention.context import Context
 from sinkjax.attention.copy import (
     SlotWeights,
@@ -14,7 +16,7 @@ from sinkjax.attention.copy import (
     copied_weights,
     keep_pattern,
 )
-from sinkjax.attention.full import cached_weights, causal_attention
+from sinkjax.attention.full import cached_scores, cached_weights, causal_attention
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.attention.window import window_attention
 from sinkjax.cache import (
@@ -29,7 +31,7 @@ from sinkjax.cache import (
     write_store,
 )
 from sinkjax.mask import Full, Window
-from sinkjax.products import PLAIN, Products, add_bias
+from sinkjax.products import Products, add_bias
 from sinkjax.rope import rotate
 from sinkjax.specialize.plan import Block, LayerPlan
 
@@ -64,14 +66,14 @@ class SpecializedAttention(nnx.Module):
         """A prompt: as `sinkjax.model.Attention.__call__`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         all_values = []
-        for block, q, k, v in self._blocks(x, context):
+        for block, q, k, v in self._blocks(*self._project(x, context)):
             all_values.append(v)
             outputs += _attend(block, q, k, v, patterns, context.products)
             if context.max_length is not None:
                 keys.append(None if k is None else _store(k, block.keys, context))
                 values.append(_store(v, block.values, context))
         with jax.named_scope("sink"):
-            at_first, later = self._sink_biases(x, all_values)
+            at_first, later = self._sink_biases(x, all_values, context.products)
         out = self._merge(x, outputs, context.products)
         if at_first is not None or later is not None:
             nothing = jnp.zeros_like(x[:, 0])
@@ -87,42 +89,53 @@ class SpecializedAttention(nnx.Module):
     ) -> tuple[jax.Array, Context, LayerCache]:
         """One token a row: as `sinkjax.model.Attention.decode`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
-        settle = context.products.settle
-        stores = zip(self._blocks(x, context), cache.keys, cache.values, strict=True)
-        for (block, q, k, v), key_store, value_store in stores:
+        settle, queries = context.products.settle, []
+        q, k, v = self._project(x, context)
+        if q is not None:
+            q = settle(scale_queries(q))
+        blocks = zip(self._blocks(q, k, v), cache.keys, cache.values, strict=True)
+        for (block, q, k, v), key_store, value_store in blocks:
             if k is not None:
                 layout = layout_of(block.keys, context.max_length)
                 key_store = settle(write_store(key_store, k, layout, context.lengths))
             layout = layout_of(block.values, context.max_length)
-            value_store = settle(write_store(value_store, v, layout, context.lengths))
-            outputs += _attend_stores(block, q, key_store, value_store, context, patterns)
+            values.append(settle(write_store(value_store, v, layout, context.lengths)))
             keys.append(key_store)
-            values.append(value_store)
+            queries.append(q)
+        weights = _slot_weights(self.plan.blocks, queries, keys, context)
+        for block, of_parts, store in zip(self.plan.blocks, weights, values, strict=True):
+            outputs += _sum_stores(block, of_parts, store, context, patterns)
         out = self._merge(x, outputs, context.products)
         if cache.bias is not None:
             out = out + cache.bias[:, None]
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return out, context.replace(patterns=patterns), cache
 
-    def _blocks(
+    def _project(
         self, x: jax.Array, context: Context
-    ) -> Iterator[tuple[Block, list[jax.Array], jax.Array | None, jax.Array]]:
-        """Each block with its parts' queries [B, T, N, H], keys and values [B, T, K, H].
+    ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+        """Rotated queries [B, T, N, H], rotated keys and values [B, T, K, H] of what is there.
 
-        Queries and keys are rotated; without computed heads there are neither.
+        Without computed heads there are neither queries nor keys, without copied ones no values.
         """
         if not self.plan.blocks:
-            return
+            return None, None, None
         weights = [w[...] for w in (self.q, self.k, self.v) if w is not None]
         with jax.named_scope("qkv"):
             *q_and_k, v = context.products.project(x, *weights)
             v = add_bias(v, self.v_bias)
-            q = k = None
-            if q_and_k:
-                q, k = (
-                    rotate(add_bias(heads, bias), context.cos, context.sin)
-                    for heads, bias in zip(q_and_k, (self.q_bias, self.k_bias), strict=True)
-                )
+            if not q_and_k:
+                return None, None, v
+            q, k = (
+                rotate(add_bias(heads, bias), context.cos, context.sin)
+                for heads, bias in zip(q_and_k, (self.q_bias, self.k_bias), strict=True)
+            )
+        return q, k, v
+
+    def _blocks(
+        self, q: jax.Array | None, k: jax.Array | None, v: jax.Array | None
+    ) -> Iterator[tuple[Block, list[jax.Array], jax.Array | None, jax.Array]]:
+        """Each block with its parts' queries, its keys and its values, of those of `_project`."""
         q_at = k_at = v_at = 0
         for block in self.plan.blocks:
             queries, keys = [], None
@@ -148,19 +161,21 @@ class SpecializedAttention(nnx.Module):
             return add_bias(out, self.o_bias)
 
     def _sink_biases(
-        self, x: jax.Array, values: list[jax.Array]
+        self, x: jax.Array, values: list[jax.Array], products: Products
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """What the `sink` heads add, [B, D], at the first position and at all later ones."""
         v0 = [v[:, 0] for v in values]
         if self.sink_v is not None:
-            (first,) = PLAIN.project(x[:, :1], self.sink_v[...])
+            (first,) = products.project(x[:, :1], self.sink_v[...])
             v0.append(add_bias(first, self.sink_v_bias)[:, 0])
         v0 = _concatenate(v0, axis=1)
         at_first = later = None
         if self.first_o is not None:
-            at_first = later = first_token_term(_pick(v0, self.plan.first), self.first_o[...])
+            at_first = later = first_token_term(
+                _pick(v0, self.plan.first), self.first_o[...], products
+            )
         if self.other_o is not None:
-            term = first_token_term(_pick(v0, self.plan.other), self.other_o[...])
+            term = first_token_term(_pick(v0, self.plan.other), self.other_o[...], products)
             at_first = term if at_first is None else at_first + term
         if self.mean_bias is not None:
             mean = jnp.broadcast_to(self.mean_bias[...], x[:, 0].shape)
@@ -194,38 +209,70 @@ def _attend(
     return outputs
 
 
-def _attend_stores(
+def _slot_weights(
+    blocks: Sequence[Block],
+    queries: Sequence[list[jax.Array]],
+    keys: Sequence[jax.Array | None],
+    context: Context,
+) -> list[list[SlotWeights]]:
+    """How every part of every block attends with one token a row.
+
+    The softmax of all parts that see the same slots is taken at once: a step on a CPU is made of
+    many short operations, and each takes a while to start.
+
+    Args:
+      blocks: of a layer.
+      queries: by block and part, [B, 1, N, H], rotated and scaled.
+      keys: a store of each block, or a None where it has no computed heads.
+      context: of the layer.
+    """
+    t, max_length, products = context.lengths, context.max_length, context.products
+    found: dict[Layout, list[jax.Array]] = {}
+    places: list[list[tuple[Layout, int]]] = []
+    for block, of_parts, store in zip(blocks, queries, keys, strict=True):
+        places.append([])
+        for part, q in zip(block.computed, of_parts, strict=True):
+            with jax.named_scope(part.path.kind):
+                layout = layout_of(block.keys, max_length)
+                view = _view_layout(part.path, layout, max_length)
+                slots = view_store(store, layout, view, t)
+                alike = found.setdefault(view, [])
+                places[-1].append((view, len(alike)))
+                alike.append(cached_scores(q, slots, block.groups, products))
+    weights = {}
+    for view, alike in found.items():
+        together = _concatenate(alike, axis=1)
+        together = cached_weights(together, view.positions(t), t, products)
+        weights[view] = _split(together, [scores.shape[1] for scores in alike])
+    return [[SlotWeights(weights[view][i], view) for view, i in of_block] for of_block in places]
+
+
+def _sum_stores(
     block: Block,
-    queries: list[jax.Array],
-    keys: jax.Array | None,
+    computed: list[SlotWeights],
     values: jax.Array,
     context: Context,
     patterns: dict,
 ) -> list[jax.Array]:
     """Outputs [B, 1, N, H] of a block's parts for one token a row; adds the kept weights."""
     t, products, outputs = context.lengths, context.products, []
-    value_layout = layout_of(block.values, context.max_length)
+    layout = layout_of(block.values, context.max_length)
 
-    def output(path: Full | Window, weights: jax.Array, layout: Layout) -> jax.Array:
-        view = _view_layout(path, value_layout, context.max_length)
-        weights = view_weights(weights, layout, view, t)
+    def output(path: Full | Window, weights: jax.Array, seen: Layout) -> jax.Array:
+        view = _view_layout(path, layout, context.max_length)
+        weights = view_weights(weights, seen, view, t)
         grouped = weights.reshape(weights.shape[0], block.groups, -1, weights.shape[-1])
-        sums = products.sum_slots(grouped, view_store(values, value_layout, view, t))
+        sums = products.sum_slots(grouped, view_store(values, layout, view, t))
         return sums.reshape(sums.shape[0], 1, -1, sums.shape[-1])
 
-    for part, q in zip(block.computed, queries, strict=True):
+    for part, kept in zip(block.computed, computed, strict=True):
         with jax.named_scope(part.path.kind):
-            key_layout = layout_of(block.keys, context.max_length)
-            view = _view_layout(part.path, key_layout, context.max_length)
-            key_view = view_store(keys, key_layout, view, t)
-            weights = cached_weights(q, key_view, block.groups, view.positions(t), t, products)
-            weights = weights.reshape(q.shape[0], q.shape[2], -1)
             if part.name is not None:
-                patterns[part.name] = SlotWeights(weights, view)
-            outputs.append(output(part.path, weights, view))
+                patterns[part.name] = kept
+            outputs.append(output(part.path, kept.weights, kept.layout))
     for part in block.copied:
         with jax.named_scope("copy"):
-            view = _view_layout(part.path, value_layout, context.max_length)
+            view = _view_layout(part.path, layout, context.max_length)
             weights = copied_weights(patterns, part.sources, view, t)
             outputs.append(output(part.path, weights, view))
     return outputs
@@ -243,14 +290,22 @@ def _store(x: jax.Array, span: Full | Window, context: Context) -> jax.Array:
     return new_store(x, layout_of(span, context.max_length), context.lengths)
 
 
-def _slice(x: jax.Array, start: int, size: int) -> jax.Array:
+def _slice(x: jax.Array, start: int, size: int, axis: int = 2) -> jax.Array:
     """Heads of [B, T, heads, H], without a slice where they are all."""
-    return x if size == x.shape[2] else x[:, :, start : start + size]
+    if size == x.shape[axis]:
+        return x
+    return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
 
 
 def _pick(v0: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """Groups of [B, K, H], by their places."""
     return v0 if groups == tuple(range(v0.shape[1])) else v0[:, jnp.array(groups)]
+
+
+def _split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Heads of x [B, N, S], so many each."""
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    return [_slice(x, start, size, axis=1) for start, size in zip(starts, sizes, strict=True)]
 
 
 def _concatenate(arrays: list[jax.Array], axis: int) -> jax.Array:
