@@ -16,6 +16,7 @@ import sinkjax
 from sinkjax.checkpoint import DTYPES
 from sinkjax.config import from_hf_config
 from sinkjax.errors import InputError
+from sinkjax.program import ATTENTION, DEFAULT_ATTENTION
 from sinkjax.program.targets import WITHOUT_TPU
 from sinkjax.shapes import SHAPES, random_model
 
@@ -52,6 +53,23 @@ def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
     )
     flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored.")
+
+
+def define_attention_flag() -> None:
+    """Defines --attention for the calling script."""
+    flags.DEFINE_enum(
+        "attention",
+        DEFAULT_ATTENTION,
+        ATTENTION,
+        "What computes a prompt's attention: xla anywhere; splash, a kernel for TPUs; pallas, one "
+        "for NVIDIA GPUs; auto, the platform's kernel for each prompt length that it can compute, "
+        "and xla for others.",
+    )
+
+
+def attention() -> str:
+    """The value of --attention."""
+    return flags.FLAGS.attention
 
 
 def model() -> str:

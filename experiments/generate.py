@@ -69,6 +69,7 @@ _LAYERS = flags.DEFINE_enum(
     sinkjax.program.LAYERS,
     "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
 )
+cli.define_attention_flag()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,7 @@ def _compile(
         max_length=room,
         steps_per_call=_STEPS.value,
         layers=_LAYERS.value,
+        attention=cli.attention(),
     )
 
 

@@ -9,7 +9,8 @@ The baseline and the mask are compiled, prefill and a decode step each, and thei
 parameters and cache are read from the executables themselves, by path: operations of matrix
 products from the optimized HLO, parameters and cache from the arguments that are left of it.
 Beside them stand the formulas of sinkjax/program/cost.py, which know the config, the mask and the
-sizes, and no program.
+sizes, and no program. --attention names what computes a prompt's attention; a kernel's operations
+are counted from the blocks that it computes, and said so.
 
 No weights are read: --model is as everywhere, or a shape without weights. --target compiles for a
 chip that this machine does not have; the wheels that it takes are named where they are missing.
@@ -47,6 +48,7 @@ _MAX_LENGTH = flags.DEFINE_integer("max_length", 1024, "Tokens that the cache ha
 _LAYERS = flags.DEFINE_enum(
     "layers", "unrolled", LAYERS, "Each layer by itself, or like ones as one loop: faster compiled."
 )
+cli.define_attention_flag()
 _OUTPUT = flags.DEFINE_string("output", None, "File to write the same to, as JSON lines.")
 
 
@@ -111,6 +113,7 @@ def _records(
             prefill_lengths=lengths,
             max_length=_MAX_LENGTH.value,
             layers=_LAYERS.value,
+            attention=cli.attention(),
             device=device,
         )
     except InputError as error:

@@ -15,7 +15,8 @@ from flax import nnx
 
 from sinkjax.attention.blocks import scale_queries
 from sinkjax.attention.context import Context
-from sinkjax.attention.full import cached_scores, cached_weights, causal_attention
+from sinkjax.attention.full import cached_scores, cached_weights
+from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.cache import (
     Cache,
     LayerCache,
@@ -25,6 +26,7 @@ from sinkjax.cache import (
     write_store,
 )
 from sinkjax.config import LlamaConfig
+from sinkjax.mask import Full
 from sinkjax.products import PLAIN, Products, add_bias
 from sinkjax.rope import rotary_tables, rotate
 
@@ -124,11 +126,8 @@ class Attention(nnx.Module):
             whole = Whole(context.max_length)
             keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
             cache = LayerCache((keys,), (values,))
-        return (
-            self.merge(causal_attention(q, k, v, context.products), context.products),
-            context,
-            cache,
-        )
+        outputs = context.kernel.attend(q, k, v, Full(), context.products)
+        return self.merge(outputs, context.products), context, cache
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
@@ -243,6 +242,7 @@ class Llama(nnx.Module):
         lengths: jax.Array | None = None,
         max_length: int,
         products: Products = PLAIN,
+        kernel: Kernel = XLA,
     ) -> tuple[jax.Array, Cache]:
         """Next-token logits of each row's last token alone, and the cache to go on from.
 
@@ -251,16 +251,17 @@ class Llama(nnx.Module):
           lengths: int [B], tokens in each row, at least 1; None where every row is full.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
           products: how they are written, static; as `sinkjax.compile` chooses.
+          kernel: what computes attention, static, where no later layer copies it.
 
         Returns:
           logits: float32 [B, V]. cache: for `decode`.
 
         Raises:
-          InputError: if T is beyond max_length.
+          InputError: if T is beyond max_length, or for what the kernel cannot compute.
         """
         check_capacity(tokens.shape[1], max_length)
         lengths = self._row_lengths(tokens, lengths)
-        x, layers = self._run_prompt(tokens, lengths, max_length, products)
+        x, layers = self._run_prompt(tokens, lengths, max_length, products, kernel)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self.logits(last, products)[:, 0], Cache(lengths, layers, max_length)
 
@@ -299,14 +300,15 @@ class Llama(nnx.Module):
         lengths: jax.Array | None,
         max_length: int | None,
         products: Products = PLAIN,
+        kernel: Kernel = XLA,
     ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
         """The residual stream after the last layer, [B, T, D], and every layer's cache."""
         lengths = self._row_lengths(tokens, lengths)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
         cos, sin = rotary_tables(self.config, positions, lengths)
         cos, sin = products.settle(cos), products.settle(sin)
-        context, x = Context(cos, sin, lengths, max_length, products), self.embed(tokens)
-        caches = []
+        context = Context(cos, sin, lengths, max_length, products, kernel)
+        x, caches = self.embed(tokens), []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
                 x, context, cache = layer(x, context)

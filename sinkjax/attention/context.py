@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.products import PLAIN, Products
 
 PartName = tuple[int, int, int]
@@ -21,6 +22,7 @@ class Context:
         hand, which is its position.
       max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
       products: how products are written, static.
+      kernel: what computes a prompt's attention, static.
       patterns: how heads that later layers copy attend, by their part: what the path's file makes
         of it for a prompt, `sinkjax.attention.copy.SlotWeights` in decoding.
     """
@@ -30,4 +32,5 @@ class Context:
     lengths: jax.Array
     max_length: int | None = struct.field(pytree_node=False, default=None)
     products: Products = struct.field(pytree_node=False, default=PLAIN)
+    kernel: Kernel = struct.field(pytree_node=False, default=XLA)
     patterns: dict[PartName, Any] = struct.field(default_factory=dict)

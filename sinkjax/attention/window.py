@@ -44,7 +44,7 @@ def window_attention(
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
-    if _covers(window, q.shape[1]):
+    if covers(window, q.shape[1]):
         return causal_attention(q, k, v, products)
     queries = products.settle(group_queries(q, k.shape[2]))
     keys = products.settle(group_keys(k))
@@ -63,7 +63,7 @@ def window_attention(
 
 def window_pattern(q: jax.Array, k: jax.Array, window: Window, dtype: jnp.dtype) -> Pattern:
     """The attention of `window_attention` itself, in `dtype`: [B, N, T, sinks and band] a run."""
-    if _covers(window, q.shape[1]):
+    if covers(window, q.shape[1]):
         return causal_pattern(q, k, dtype)
     queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
     for start, stop, block in _runs(q.shape[1]):
@@ -79,7 +79,7 @@ def window_pattern(q: jax.Array, k: jax.Array, window: Window, dtype: jnp.dtype)
 
 def apply_window_pattern(pattern: Pattern, v: jax.Array, window: Window) -> jax.Array:
     """A pattern of N heads on values [B, T, K, H] -> [B, T, N, H] in v's dtype."""
-    if _covers(window, v.shape[1]):
+    if covers(window, v.shape[1]):
         return apply_causal_pattern(pattern, v)
     values, sums = group_keys(v), []
     for (start, stop, block), weights in zip(_runs(v.shape[1]), pattern, strict=True):
@@ -98,7 +98,7 @@ def apply_window_pattern(pattern: Pattern, v: jax.Array, window: Window) -> jax.
     return ungroup(jnp.concatenate(sums, axis=3)).astype(v.dtype)
 
 
-def _covers(window: Window, length: int) -> bool:
+def covers(window: Window, length: int) -> bool:
     """Whether every query of so many tokens sees all keys up to its own."""
     return window.sinks + window.recent >= length
 

@@ -5,21 +5,26 @@ parameters and cache from the executable's own arguments, where what XLA found d
 What the heads of a layer do in one product, its projections, is shared out by heads: a product's
 cost is linear in them. What the heads of a group share counts to its strongest path, as in
 `sinkjax.program.cost`.
+
+A kernel is a custom call, of which the HLO has the shapes and the scope, and not the work. That is
+counted from the blocks of queries and keys that its path leaves, and said apart.
 """
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from fractions import Fraction
 
 from flax import nnx
 
+from sinkjax.attention.kernels import XLA, Blocked, Kernel
 from sinkjax.mask import Full
 from sinkjax.program.compile import Program
-from sinkjax.program.cost import ROWS, Cost
+from sinkjax.program.cost import ROWS, Cost, needed_pairs
 from sinkjax.program.executable import Executable
-from sinkjax.program.hlo import Scopes
+from sinkjax.program.hlo import Call, Scopes
 from sinkjax.specialize.plan import Block, LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
@@ -38,12 +43,16 @@ class Account:
 
     Attributes:
       rows: by `sinkjax.program.cost.ROWS`; operations are of matrix products.
-      all_operations: with those of elementwise functions and reductions.
+      all_operations: with those of elementwise functions and reductions, but for a kernel's.
+      kernel_operations: those of `rows` that are a kernel's, counted from its blocks.
+      needed_operations: what these would be, did blocks hold no pair that the path hides.
       uncounted: custom calls whose operations are not known; none, in a whole account.
     """
 
     rows: dict[str, Cost]
     all_operations: int
+    kernel_operations: int
+    needed_operations: int
     uncounted: tuple[str, ...]
 
 
@@ -65,6 +74,18 @@ def account(program: Program, executable: Executable) -> Account:
     for work in module.work:
         if work.is_matmul:
             operations[_place(work.scopes)] += work.operations
+    length = program.length_of(executable)
+    kernel = XLA if length is None else program.attention[length]
+    kernel_operations = needed_operations = 0
+    uncounted = set()
+    for call in module.calls:
+        found = _kernel_work(call, kernel, length)
+        if found is None:
+            uncounted.add(call.target)
+            continue
+        operations[_place(call.scopes)] += found[0]
+        kernel_operations += found[0]
+        needed_operations += found[1]
     for place, amount in operations.items():
         add(_REST if place is None else layers[place[0]].products[place[1]], operations=amount)
     for argument in module.arguments:
@@ -81,9 +102,25 @@ def account(program: Program, executable: Executable) -> Account:
             )
     return Account(
         rows={row: sums[row] for row in ROWS},
-        all_operations=module.operations(),
-        uncounted=tuple(sorted(module.uncounted)),
+        all_operations=module.operations() + kernel_operations,
+        kernel_operations=kernel_operations,
+        needed_operations=needed_operations,
+        uncounted=tuple(sorted(uncounted)),
     )
+
+
+def _kernel_work(call: Call, kernel: Kernel, length: int | None) -> tuple[int, int] | None:
+    """Operations of a kernel's call: of its blocks, and of the pairs needed. None if it is none.
+
+    Two products, of scores and of sums, take 2 H operations a pair each. The last result of every
+    kernel is what its heads give: B, T, N and H are its axes in some order.
+    """
+    path = kernel.read_path(call.scopes) if isinstance(kernel, Blocked) else None
+    if path is None:
+        return None
+    operations = 2 * 2 * math.prod(call.shapes[-1]) // length * call.times
+    found = kernel.pairs(path, length), needed_pairs(path, length)
+    return operations * found[0], operations * found[1]
 
 
 _REST: Shares = {"rest": Fraction(1)}

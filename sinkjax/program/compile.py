@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from sinkjax.attention.kernels import Kernel
 from sinkjax.errors import InputError
 from sinkjax.model import Llama
 from sinkjax.program.executable import Executable, build
@@ -27,7 +28,7 @@ from sinkjax.program.generate import (
     decode_steps,
     run,
 )
-from sinkjax.program.options import choose
+from sinkjax.program.options import DEFAULT_ATTENTION, choose, choose_attention
 from sinkjax.program.scan import scanned
 from sinkjax.sampling import Sampler, draw
 
@@ -49,6 +50,7 @@ class Program:
       max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
       steps_per_call: decode steps of one call at most.
       prefill: by bucket, the padded length T.
+      attention: what computes it, by bucket.
       decode: one step for every row, up to `steps_per_call` times.
       parameters: the model's arrays by name, the first argument of every executable; None where
         they are abstract or were compiled for a device that is not here: to be read, not run.
@@ -60,6 +62,7 @@ class Program:
     max_length: int
     steps_per_call: int
     prefill: Mapping[int, Executable]
+    attention: Mapping[int, Kernel]
     decode: Executable
     parameters: Mapping[str, jax.Array] | None
 
@@ -67,6 +70,10 @@ class Program:
     def executables(self) -> tuple[Executable, ...]:
         """Prefill by ascending bucket, then decode."""
         return (*self.prefill.values(), self.decode)
+
+    def length_of(self, executable: Executable) -> int | None:
+        """The bucket of one of the executables; None for decode."""
+        return next((length for length, e in self.prefill.items() if e is executable), None)
 
     @property
     def compile_seconds(self) -> float:
@@ -129,6 +136,7 @@ def compile(
     max_length: int = 1024,
     steps_per_call: int = DEFAULT_STEPS_PER_CALL,
     layers: Layers = "unrolled",
+    attention: str = DEFAULT_ATTENTION,
     device: jax.Device | None = None,
 ) -> Program:
     """Compiles a model's prefill and decode ahead of time.
@@ -146,12 +154,14 @@ def compile(
         with depth, weights are copied once to be stacked, and a decode step took twice as long on a
         CPU (SmolLM2-135M, 30 layers), where a loop copies each layer's weights before it reads
         them.
+      attention: what computes a prompt's, one of `sinkjax.program.ATTENTION`; `Program.attention`
+        says what that came to. Heads whose attention is copied, and decoding, have `xla` alone.
       device: to compile for, such as `sinkjax.program.targets.target_device` gives: the program is
         then for reading. None for where the parameters lie.
 
     Raises:
       InputError: for sizes below 1, no buckets, buckets beyond `max_length`, a `max_length` beyond
-        the model's own, or an unknown form of layers.
+        the model's own, an unknown form of layers, or attention that cannot be computed so.
     """
     buckets = sorted(set(prefill_lengths))
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
@@ -160,15 +170,18 @@ def compile(
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
     parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
     placement = _Placement(parameters, device)
-    choice = choose(placement.platform, placement.devices)
+    platform = placement.platform, placement.devices
+    choice = choose(*platform)
+    dtype = model.embedding.dtype
+    kernels = choose_attention(attention, *platform, buckets, model.config, dtype)
 
     def merged(arrays: Mapping[str, jax.Array]) -> nnx.Module:
         flat = [(path, v.replace(arrays[name])) for name, (path, v) in variables.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
-    def prefill(parameters, tokens, lengths, sampler):
+    def prefill(kernel, parameters, tokens, lengths, sampler):
         logits, cache = merged(parameters).prefill(
-            tokens, lengths=lengths, max_length=max_length, products=choice.products
+            tokens, lengths=lengths, max_length=max_length, products=choice.products, kernel=kernel
         )
         return draw(logits, sampler, lengths), cache
 
@@ -188,7 +201,7 @@ def compile(
         # Where XLA lays one bucket's cache over a mesh is where all do: one decode serves them.
         executables[bucket] = build(
             f"prefill {bucket}",
-            prefill,
+            functools.partial(prefill, kernels[bucket]),
             (weights, tokens, row, sampler),
             out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
             compiler_options=choice.compiler_options,
@@ -202,6 +215,7 @@ def compile(
         max_length=max_length,
         steps_per_call=steps_per_call,
         prefill=executables,
+        attention=kernels,
         decode=build(
             "decode",
             decode,

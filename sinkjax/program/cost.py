@@ -15,7 +15,9 @@ queries a row (in decoding 1) and P pairs of a query and a key that are worked o
                        group the sum of its `sink(first)` heads, and that of its other ones
 
 Pairs of a prompt come in blocks: `full` computes every key up to the last one that its span of
-blocks sees, `window` c + w - 1 + block keys a block. In decoding a pair is a slot of the cache.
+blocks sees, `window` c + w - 1 + block keys a block. A kernel, which no copied head has, computes
+the blocks of which the path leaves anything, and has no column more. In decoding a pair is a slot
+of the cache.
 
 What heads of a group share, k, v and their cache, counts to the group's strongest path, in the
 order `full`, `window`, `copy`: it is gone when that path is.
@@ -28,6 +30,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sinkjax.attention import full, window
+from sinkjax.attention.kernels import XLA, Blocked, Kernel
 from sinkjax.config import LlamaConfig
 from sinkjax.mask import Copy, Full, Path, Sink, SinkMask, Window
 
@@ -68,6 +71,7 @@ class Sizes:
       itemsize: bytes of a parameter and of a cached number.
       blocked: whether pairs of a prompt come in blocks, as programs work on them. Without, a query
         meets the keys that it sees, and no more: what attention's definition asks for.
+      kernel: what computes a prompt's attention, where pairs come in blocks.
     """
 
     batch_size: int
@@ -75,6 +79,7 @@ class Sizes:
     max_length: int
     itemsize: int
     blocked: bool = True
+    kernel: Kernel = XLA
 
 
 def predict(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> dict[str, Cost]:
@@ -112,6 +117,11 @@ class _Head:
     def has_queries(self) -> bool:
         return isinstance(self.path, Full | Window)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether its pattern is an array: it is copied, or a copy."""
+        return self.is_copied or not self.has_queries
+
 
 def _span(mask: SinkMask, path: Path) -> Full | Window | None:
     if isinstance(path, Copy):
@@ -128,7 +138,7 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
     for head in heads:
         if head.span is None:
             continue
-        pairs = _pairs(head.span, sizes)
+        pairs = _pairs(head, sizes)
         products = Cost(2 * B * pairs * _columns(head, H, sizes))
         if head.has_queries:
             products += biased + Cost(2 * B * pairs * H)
@@ -187,18 +197,25 @@ def _strongest(heads: Sequence[_Head]) -> str:
 
 def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
     """Columns of the product of attention weights and values."""
-    if sizes.length is None or not head.has_queries or head.is_copied or not sizes.blocked:
-        return head_dim
-    return head_dim + 1
+    has_one_more = sizes.length and sizes.blocked and not head.is_kept and sizes.kernel == XLA
+    return head_dim + bool(has_one_more)
 
 
-def _pairs(span: Full | Window, sizes: Sizes) -> int:
+def needed_pairs(span: Full | Window, length: int) -> int:
+    """Pairs of a query and a key that it sees, of T tokens."""
+    seen = length if span == Full() else min(span.sinks + span.recent, length)
+    return seen * (seen + 1) // 2 + (length - seen) * seen
+
+
+def _pairs(head: _Head, sizes: Sizes) -> int:
     """P of one head and row."""
+    span = head.span
     if sizes.length is None:
         return _slots([span], sizes)
     if not sizes.blocked:
-        seen = sizes.length if span == Full() else min(span.sinks + span.recent, sizes.length)
-        return seen * (seen + 1) // 2 + (sizes.length - seen) * seen
+        return needed_pairs(span, sizes.length)
+    if isinstance(sizes.kernel, Blocked) and not head.is_kept:
+        return sizes.kernel.pairs(span, sizes.length)
     if isinstance(span, Window) and span.sinks + span.recent < sizes.length:
         return _window_pairs(span, sizes.length)
     return _full_pairs(sizes.length)

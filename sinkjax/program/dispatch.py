@@ -18,6 +18,7 @@ from sinkjax.mask import Full, SinkMask
 from sinkjax.model import Llama
 from sinkjax.program.compile import DEFAULT_STEPS_PER_CALL, Layers, Program, compile
 from sinkjax.program.generate import OnTokens, Prompts, Request, run
+from sinkjax.program.options import DEFAULT_ATTENTION
 from sinkjax.specialize import specialize
 
 Crossing = Literal["stay", "prefill"]
@@ -174,6 +175,7 @@ def compile_plan(
     max_length: int = 1024,
     steps_per_call: int = DEFAULT_STEPS_PER_CALL,
     layers: Layers = "unrolled",
+    attention: str = DEFAULT_ATTENTION,
 ) -> Dispatcher:
     """Compiles a program for each stage of a plan, with the buckets and the room that it needs.
 
@@ -181,7 +183,7 @@ def compile_plan(
       model: the baseline, whose arrays all stages share as far as their masks leave them whole.
       plan: masks for this model.
       fills: float32 [L, N, H] for each mask that has `sink(mean)` heads, as for `specialize`.
-      batch_size, prefill_lengths, max_length, steps_per_call, layers: as for `compile`.
+      batch_size, prefill_lengths, max_length, steps_per_call, layers, attention: as for `compile`.
 
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no bucket reaches.
@@ -204,6 +206,7 @@ def compile_plan(
                 max_length=share.max_length,
                 steps_per_call=steps_per_call,
                 layers=layers,
+                attention=attention,
             )
         )
     return Dispatcher(plan, tuple(programs), buckets, max_length)

@@ -69,6 +69,23 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """A custom call of which the HLO does not say what it computes.
+
+    Attributes:
+      scopes: as of `Work`.
+      target: what is called.
+      shapes: of its results.
+      times: how often it is made each time the executable runs.
+    """
+
+    scopes: Scopes
+    target: str
+    shapes: tuple[tuple[int, ...], ...]
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Argument:
     """One array that the executable is given.
 
@@ -112,7 +129,8 @@ class Module:
 
     Attributes:
       arguments: what it is given, in order.
-      uncounted: custom calls whose operations cannot be known, by target. None, in a whole account.
+      work: of all instructions but `calls`.
+      calls: custom calls whose operations are not known from the HLO, kernels among them.
     """
 
     def __init__(self, text: str):
@@ -121,8 +139,9 @@ class Module:
         self._entry = ""
         self._read(text)
         self.arguments = tuple(self._arguments())
-        self.uncounted: collections.Counter[str] = collections.Counter()
-        self.work = tuple(self._work(self._entry, 1, [], (), []))
+        calls: list[Call] = []
+        self.work = tuple(self._work(self._entry, 1, [], (), [], calls))
+        self.calls = tuple(calls)
 
     def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
         """Operations of all instructions that came from a scope: a regular expression, anywhere."""
@@ -136,7 +155,7 @@ class Module:
 
     def _read(self, text: str) -> None:
         block: list[_Instruction] = []
-        for line in text.splitlines():
+        for line in _whole_lines(text):
             if (head := _COMPUTATION.match(line)) is not None:
                 block = self._computations[head[2]] = []
                 self._entry = head[2] if head[1] else self._entry
@@ -156,8 +175,12 @@ class Module:
         passed: Sequence[Scopes],
         caller: Scopes,
         passed_sums: Sequence[bool],
+        calls: list[Call],
     ) -> Iterator[Work]:
-        """What one computation does, run so often; the rest as of `_scopes` and `_sums`."""
+        """What one computation does, run so often; the rest as of `_scopes` and `_sums`.
+
+        Adds to `calls` what cannot be counted.
+        """
         block = self._computations[computation]
         types = {instruction.name: instruction.types for instruction in block}
         sources, uses = _scopes(block, passed, caller)
@@ -170,6 +193,7 @@ class Module:
                 [sources.get(operand, ()) for operand in instruction.operands],
                 scopes,
                 [sums.get(operand, False) for operand in instruction.operands],
+                calls,
             )
             if instruction.opcode == "conditional":
                 branches = [list(self._work(name, times, *inside)) for name in called]
@@ -178,6 +202,10 @@ class Module:
             turns = times * self._turns(instruction)
             for name in called:
                 yield from self._work(name, turns, *inside)
+            if _is_opaque(instruction):
+                shapes = tuple(result.shape for result in instruction.types)
+                calls.append(Call(scopes, _target(instruction), shapes, times))
+                continue
             came_from = own or uses[instruction.name]
             operations, is_matmul = self._count(instruction, types, sums, came_from)
             if operations:
@@ -247,7 +275,7 @@ class Module:
             shapes = [types[operand][0].shape for operand in instruction.operands[:2]]
             return _convolution(instruction, *shapes), True
         if instruction.opcode == "custom-call":
-            return self._count_custom_call(instruction, types), True
+            return self._count_gemm(instruction, types) if _is_gemm(instruction) else 0, True
         if result.dtype not in _FLOATS:
             return 0, False
         is_matmul = bool(scopes) and all(map(_MATMUL_SOURCE.search, scopes))
@@ -262,18 +290,23 @@ class Module:
             return 0, False
         return result.elements, False
 
-    def _count_custom_call(
-        self, instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]
-    ) -> int:
-        target = _target(instruction)
-        if not _is_gemm(instruction):
-            if not _moves_data(target):
-                self.uncounted[target] += 1
-            return 0
+    @staticmethod
+    def _count_gemm(instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]) -> int:
         listed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
         shape = types[instruction.operands[0]][0].shape
         contracted = [int(axis) for axis in re.findall(r"\d+", listed[1])]
         return 2 * instruction.types[0].elements * math.prod(shape[axis] for axis in contracted)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, each instruction on one; those of a TPU's kernels have line breaks in attributes."""
+    whole = ""
+    for line in text.splitlines():
+        if line[:1] not in ('"', "}") or line == "}":
+            yield whole
+            whole = ""
+        whole += line
+    yield whole
 
 
 def _target(instruction: _Instruction) -> str:
@@ -286,13 +319,12 @@ def _is_gemm(instruction: _Instruction) -> bool:
     return instruction.opcode == "custom-call" and _target(instruction).startswith(_GEMMS)
 
 
-def _moves_data(target: str) -> bool:
-    """Whether a custom call computes nothing: buffers, layouts, sorting, annotations."""
-    return bool(
-        re.search(
-            r"(?i)bitcast|alloc|sharding|gather\w*indices|topk|sort|annotate|custom-barrier", target
-        )
-    )
+def _is_opaque(instruction: _Instruction) -> bool:
+    """Whether it is a custom call that computes something that the HLO does not show."""
+    if instruction.opcode != "custom-call" or _is_gemm(instruction):
+        return False
+    moves_data = r"(?i)bitcast|alloc|sharding|gather\w*indices|topk|sort|annotate|custom-barrier"
+    return not re.search(moves_data, _target(instruction))
 
 
 def _parse(name: str, rest: str) -> _Instruction:

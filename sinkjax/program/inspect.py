@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sinkjax.attention.kernels import XLA
 from sinkjax.environment import environment
 from sinkjax.mask import SinkMask
 from sinkjax.program.account import account
@@ -20,7 +21,9 @@ def inspect_program(program: Program) -> list[dict[str, Any]]:
     Returns:
       one record of kind "executable" each, prefill by ascending bucket, then decode. Its `compiled`
       is what was read from the executable and its `by_hand` what the mask's formulas say, both by
-      `sinkjax.program.cost.ROWS` and in "total"; the rest is as XLA and the clock have it.
+      `sinkjax.program.cost.ROWS` and in "total". `attention` is what computes it; of `operations`
+      so many are a `kernel`'s, counted from its blocks, where those pairs alone that the mask asks
+      for are `needed`. The rest is as XLA and the clock have it.
     """
     common = {
         "kind": "executable",
@@ -48,13 +51,16 @@ def _mask(program: Program) -> SinkMask:
 def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
     found = account(program, executable)
     itemsize = program.model.embedding.dtype.itemsize
-    sizes = Sizes(program.batch_size, length, program.max_length, itemsize)
+    kernel = XLA if length is None else program.attention[length]
+    sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
     return {
         "lowering_seconds": executable.lowering_seconds,
         "compile_seconds": executable.compile_seconds,
         "from_cold": executable.from_cold,
         "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
         "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
+        "attention": kernel.name,
+        "kernel": {"operations": found.kernel_operations, "needed": found.needed_operations},
         "all_operations": found.all_operations,
         "uncounted": list(found.uncounted),
         "compiled": _rows(found.rows),

@@ -38,12 +38,13 @@ def _cost_table(baseline: Record, masked: Record) -> Table:
     rows += _named("saved", saved)
     return Table(
         title=f"{masked['name']}, {masked['batch_size']} x, {masked['dtype']}, "
-        f"cache for {formats.count(masked['max_length'])} tokens",
+        f"cache for {formats.count(masked['max_length'])} tokens, attention: {masked['attention']}",
         columns=("path", "program", "operations", "bytes", "parameters", "cache"),
         rows=rows,
         notes=(
             "Bytes: parameters and cache, which a run has to move at least.",
             _agreement(masked),
+            *_kernel(masked),
             *_uncounted(baseline, masked),
         ),
         labels=2,
@@ -92,6 +93,18 @@ def _differences(record: Record) -> Iterator[tuple[str, float]]:
             predicted = record["by_hand"][row][column]
             if found != predicted:
                 yield f"{row}, {column}", abs(found - predicted) / max(found, predicted)
+
+
+def _kernel(record: Record) -> list[str]:
+    """How a kernel's operations were counted."""
+    found, needed = (record["kernel"][name] for name in ("operations", "needed"))
+    if not found:
+        return []
+    return [
+        f"Of the mask's operations {formats.scaled(found)} are counted from the blocks that the "
+        f"kernel {record['attention']} computes, not read from XLA; the pairs in them that the "
+        f"mask asks for need {formats.scaled(needed)}."
+    ]
 
 
 def _uncounted(*records: Record) -> list[str]:

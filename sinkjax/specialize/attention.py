@@ -16,9 +16,9 @@ from sinkjax.attention.copy import (
     copied_weights,
     keep_pattern,
 )
-from sinkjax.attention.full import cached_scores, cached_weights, causal_attention
+from sinkjax.attention.full import cached_scores, cached_weights
+from sinkjax.attention.kernels import Kernel
 from sinkjax.attention.sink import add_biases, first_token_term
-from sinkjax.attention.window import window_attention
 from sinkjax.cache import (
     LayerCache,
     Layout,
@@ -68,7 +68,7 @@ class SpecializedAttention(nnx.Module):
         all_values = []
         for block, q, k, v in self._blocks(*self._project(x, context)):
             all_values.append(v)
-            outputs += _attend(block, q, k, v, patterns, context.products)
+            outputs += _attend(block, q, k, v, patterns, context.kernel, context.products)
             if context.max_length is not None:
                 keys.append(None if k is None else _store(k, block.keys, context))
                 values.append(_store(v, block.values, context))
@@ -189,19 +189,21 @@ def _attend(
     k: jax.Array | None,
     v: jax.Array,
     patterns: dict,
+    kernel: Kernel,
     products: Products,
 ) -> list[jax.Array]:
-    """Outputs [B, T, N, H] of a block's parts over a prompt; adds the kept patterns."""
+    """Outputs [B, T, N, H] of a block's parts over a prompt; adds the kept patterns.
+
+    A part whose pattern is kept has no kernel, and neither have its copies.
+    """
     outputs = []
     for part, q in zip(block.computed, queries, strict=True):
         with jax.named_scope(part.path.kind):
             if part.name is not None:
                 patterns[part.name] = keep_pattern(q, k, part.path, v.dtype)
                 outputs.append(apply_pattern(patterns[part.name], v, part.path))
-            elif isinstance(part.path, Window):
-                outputs.append(window_attention(q, k, v, part.path, products))
             else:
-                outputs.append(causal_attention(q, k, v, products))
+                outputs.append(kernel.attend(q, k, v, part.path, products))
     for part in block.copied:
         with jax.named_scope("copy"):
             pattern = copied_pattern(patterns, part.sources)

@@ -153,7 +153,8 @@ ENTRY %main (x: f32[4,4]) -> f32[4,4] {
 }
 """
     module = Module(text)
-    assert dict(module.uncounted) == {"mystery": 1}
+    (call,) = module.calls
+    assert (call.target, call.shapes, call.times) == ("mystery", ((4, 4),), 1)
     assert module.operations() == 0
 
 

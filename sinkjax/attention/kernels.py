@@ -1,0 +1,193 @@
+"""What computes a prompt's attention on the paths `full` and `window`, by name.
+
+`xla` is written in JAX's own operations (`full.py`, `window.py`) and compiled by XLA for any
+platform. A kernel is made for one platform, keeps scores on the chip, and works on those blocks of
+queries and keys of which a head's path leaves anything; the others are not there. A kernel refuses
+what it cannot compute. None steps in for another: `sinkjax.program.options` says what a name means.
+
+Under every name `xla` computes heads whose pattern later layers copy, since a kernel keeps none,
+and all decode steps.
+"""
+
+import abc
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from sinkjax.attention.blocks import scale_queries
+from sinkjax.attention.full import causal_attention
+from sinkjax.attention.window import covers, window_attention
+from sinkjax.errors import InputError
+from sinkjax.mask import Full, Window
+from sinkjax.products import PLAIN, Products
+
+
+class Kernel(abc.ABC):
+    """A way to compute a prompt's attention. Frozen and hashable.
+
+    Attributes:
+      name: by which it is chosen.
+      platform: that it is made for, as `jax.Device.platform` names it; None for any.
+    """
+
+    name: ClassVar[str]
+    platform: ClassVar[str | None] = None
+
+    @abc.abstractmethod
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        path: Full | Window,
+        products: Products = PLAIN,
+    ) -> jax.Array:
+        """Attention of heads that are all on one path.
+
+        Args:
+          q: [B, T, N, H], rotated.
+          k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
+          v: [B, T, K, H].
+          path: theirs.
+          products: how `xla` writes its products; kernels have their own.
+
+        Returns:
+          [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
+
+        Raises:
+          InputError: for what `problems` says.
+        """
+
+    def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
+        """Why it cannot compute T tokens and heads of size H in a dtype; none where it can."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Xla(Kernel):
+    """JAX's own operations, which XLA compiles."""
+
+    name: ClassVar[str] = "xla"
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        path: Full | Window,
+        products: Products = PLAIN,
+    ) -> jax.Array:
+        """As of `Kernel`."""
+        if isinstance(path, Window):
+            return window_attention(q, k, v, path, products)
+        return causal_attention(q, k, v, products)
+
+
+XLA = Xla()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocked(Kernel):
+    """A kernel that works on blocks of queries and keys. It has no gradient.
+
+    Attributes:
+      interpret: computed by JAX's interpreter of kernels, on any platform and slowly: for tests.
+    """
+
+    multiple: ClassVar[int] = 128  # of which T has to be one
+    dtypes: ClassVar[tuple[str, ...]] = ("bfloat16", "float32")
+
+    interpret: bool = False
+
+    @abc.abstractmethod
+    def blocks(self, path: Full | Window, length: int) -> tuple[int, int]:
+        """Queries and keys a block; both divide T."""
+
+    @abc.abstractmethod
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, path: Full | Window) -> jax.Array:
+        """As `attend`, of scaled queries and shapes without problems."""
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        path: Full | Window,
+        products: Products = PLAIN,
+    ) -> jax.Array:
+        """As of `Kernel`."""
+        if problems := self.problems(q.shape[1], q.shape[3], q.dtype):
+            raise InputError(
+                *(f"{self.name} cannot compute {problem}; give kernel=XLA" for problem in problems)
+            )
+        path = _reach(path, q.shape[1])
+        with jax.named_scope(f"{self.name}:{path}"):
+            return self._attend(scale_queries(q), k, v, path)
+
+    def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
+        """As of `Kernel`."""
+        problems = []
+        if length % self.multiple:
+            problems.append(
+                f"a prompt of {length} tokens ({self.name} takes multiples of {self.multiple})"
+            )
+        if jnp.dtype(dtype).name not in self.dtypes:
+            problems.append(
+                f"numbers in {jnp.dtype(dtype).name} ({self.name} takes {', '.join(self.dtypes)})"
+            )
+        return problems
+
+    def read_path(self, scopes: Iterable[str]) -> Full | Window | None:
+        """The path of a call that was made in `jax.named_scope`s; None for none of this kernel."""
+        for scope in scopes:
+            found = re.search(rf"/{self.name}:(?:full|window\((\d+),(\d+)\))/", scope)
+            if found is not None:
+                return Full() if found[1] is None else Window(int(found[1]), int(found[2]))
+        return None
+
+    def pairs(self, path: Full | Window, length: int) -> int:
+        """Pairs of a query and a key that a head's blocks hold, hidden ones among them."""
+        path = _reach(path, length)
+        block_q, block_kv = self.blocks(path, length)
+        return sum(
+            (apart + stop - first) * block_q * block_kv
+            for apart, first, stop in visited(path, length, block_q, block_kv)
+        )
+
+
+def span(path: Full | Window, length: int) -> tuple[int, int]:
+    """c and w of a path over T tokens."""
+    return (0, length) if path == Full() else (path.sinks, path.recent)
+
+
+def visited(
+    path: Full | Window, length: int, block_q: int, block_kv: int
+) -> Iterator[tuple[int, int, int]]:
+    """Of every block of queries, the blocks of keys that any of its queries sees any of.
+
+    Yields:
+      (apart, first, stop): blocks 0 to apart - 1, of sinks before the recent keys, and first to
+      stop - 1. None is in both.
+    """
+    sinks, recent = span(path, length)
+    for begin in range(0, length, block_q):
+        first = max(0, begin - recent + 1) // block_kv
+        yield min(math.ceil(sinks / block_kv), first), first, -(-(begin + block_q) // block_kv)
+
+
+def power_of_two(most: int, length: int) -> int:
+    """The largest power of two, from `Blocked.multiple` to `most`, that divides T."""
+    size = Blocked.multiple
+    while size * 2 <= most and length % (size * 2) == 0:
+        size *= 2
+    return size
+
+
+def _reach(path: Full | Window, length: int) -> Full | Window:
+    """`full` where a window leaves nothing out of T tokens."""
+    return Full() if isinstance(path, Window) and covers(path, length) else path

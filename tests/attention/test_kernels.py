@@ -1,0 +1,126 @@
+"""Kernels against the oracle's patterns, in JAX's interpreter, and what their blocks hold."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from masks import problems_of
+
+from sinkjax.attention import reference
+from sinkjax.attention.kernels import XLA
+from sinkjax.attention.pallas import Pallas
+from sinkjax.attention.reference import reference_logits
+from sinkjax.attention.splash import Splash, _PathMask
+from sinkjax.mask import Full, SinkMask, Window
+from sinkjax.specialize import specialize
+
+KERNELS = [Splash(interpret=True), Pallas(interpret=True)]
+PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]
+
+
+def random_heads(length, group, kv_heads=2, dtype=jnp.float32):
+    rng = np.random.default_rng(length)
+    shapes = [(2, length, heads, 16) for heads in (kv_heads * group, kv_heads, kv_heads)]
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def oracle(path, q, k, v):
+    scores = reference.attention_scores(q, k)
+    heads = [reference.head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
+    return reference.apply_pattern(jnp.stack(heads, axis=1), v)
+
+
+def attended(kernel, path, *heads):
+    return tiny.quick_jit(lambda *heads: kernel.attend(*heads, path))(*heads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_kernel_equals_the_oracle_over_several_blocks(path, kernel):
+    """A window whose sinks end within a block, reach into the recent keys, or leave nothing out."""
+    heads = random_heads(384, group=2)
+    np.testing.assert_allclose(
+        attended(kernel, path, *heads), oracle(path, *heads), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_query_heads_read_their_own_groups_keys(kv_heads, kernel):
+    heads = random_heads(128, group=3 // kv_heads, kv_heads=kv_heads)
+    path = Window(3, 50)
+    np.testing.assert_allclose(
+        attended(kernel, path, *heads), oracle(path, *heads), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_in_bfloat16_sums_stay_float32(kernel):
+    """As near to the oracle as the form that XLA compiles, whose sums are float32, too."""
+    heads = random_heads(256, group=2, dtype=jnp.bfloat16)
+    wanted = oracle(Window(4, 100), *(x.astype(jnp.float32) for x in heads))
+
+    def error(kernel):
+        found = attended(kernel, Window(4, 100), *heads)
+        assert found.dtype == jnp.bfloat16
+        return np.abs(found.astype(jnp.float32) - wanted).max()
+
+    assert error(kernel) < 1.5 * error(XLA)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_models_prefill_equals_the_oracle_on_ragged_rows(kernel):
+    """A layer of the baseline's, and every path in others: what is copied has no kernel."""
+    model = tiny.make(num_layers=3, num_heads=4, head_dim=16, max_length=160)
+    mask = SinkMask.from_text("L0: 4f | L1: f w(4,50) f w(4,50) | L2: c(1,0) 3s(first)")
+    tokens, lengths = tiny.tokens_of(model, (3, 128)), jnp.asarray([128, 71, 1])
+    wanted = reference_logits(model, mask, tokens, lengths=lengths)
+
+    def prefill(fast, tokens, lengths):
+        return fast.prefill(tokens, lengths=lengths, max_length=160, kernel=kernel)[0]
+
+    found = tiny.quick_jit(prefill)(specialize(model, mask), tokens, lengths)
+    last = np.asarray(wanted)[np.arange(3), np.asarray(lengths) - 1]
+    np.testing.assert_allclose(found, last, rtol=0, atol=1e-5)
+
+
+def visible(path, length):
+    t, s = np.arange(length)[:, None], np.arange(length)[None, :]
+    if path == Full():
+        return s <= t
+    return (s <= t) & ((s < path.sinks) | (s > t - path.recent))
+
+
+@pytest.mark.parametrize("kernel", [Splash(), Pallas()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("path", [*PATHS, Window(600, 90), Window(128, 257)], ids=str)
+def test_pairs_are_those_of_the_blocks_that_the_path_leaves(path, kernel):
+    length = 1024
+    block_q, block_kv = kernel.blocks(path, length)
+    seen = visible(path, length).reshape(length // block_q, block_q, -1, block_kv)
+    wanted = seen.any(axis=(1, 3)).sum() * block_q * block_kv
+    assert kernel.pairs(path, length) == wanted
+    mask = _PathMask(path, length)
+    for i, j in np.ndindex(length // block_q, length // block_kv):
+        rows = slice(i * block_q, (i + 1) * block_q)
+        columns = slice(j * block_kv, (j + 1) * block_kv)
+        found, block = mask[rows, columns], seen[i, :, j]
+        assert (found.any(), found.all()) == (block.any(), block.all())
+        assert found.size == 1 or (found == block).all()
+
+
+@pytest.mark.parametrize("kernel", [Splash(), Pallas()], ids=lambda kernel: kernel.name)
+def test_a_long_windows_work_grows_with_the_length_and_not_its_square(kernel):
+    short, long = (kernel.pairs(Window(4, 128), length) for length in (8_192, 131_072))
+    assert long < 17 * short
+    assert 80 * long < kernel.pairs(Full(), 131_072)
+
+
+def test_what_a_kernel_cannot_compute_is_refused_with_the_reason():
+    q, k, v = (x[:, :100] for x in random_heads(128, group=1))
+    (problem,) = problems_of(Splash().attend, q, k, v, Full())
+    assert "a prompt of 100 tokens (splash takes multiples of 128)" in problem
+    small = [x[..., :10].astype("float16") for x in (q, k, v)]
+    problems = problems_of(Pallas().attend, *small, Full())
+    for part, problem in zip(("100 tokens", "in float16", "of size 10"), problems, strict=True):
+        assert part in problem
+        assert "pallas takes" in problem
