@@ -44,6 +44,7 @@ _STAGES = flags.DEFINE_list("stages", list(timing.STAGES), "What is timed, each 
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Samples of each program, in a cell.")
 _WARMUP = flags.DEFINE_integer("warmup", 2, "Runs of each program before them.")
 _STEPS = flags.DEFINE_integer("steps_per_call", DEFAULT_STEPS_PER_CALL, "Decode steps of a call.")
+cli.define_attention_flag()
 _CLOCK = flags.DEFINE_enum(
     "clock", "auto", timing.CLOCKS, "Whose; auto: the device's, by the profiler, but on a CPU."
 )
@@ -66,6 +67,7 @@ def main() -> None:
         rounds=_ROUNDS.value,
         warmup=_WARMUP.value,
         steps_per_call=_STEPS.value,
+        attention=cli.attention(),
         clock=_CLOCK.value,
         seed=_SEED.value,
     )

@@ -114,9 +114,21 @@ def _times_table(records: Sequence[Record]) -> Table:
             "step needs at least, at the rates above, whichever takes longer.",
             "Peak: all that XLA's buffers take at once, parameters included. Resident: by how much "
             "the process's memory grew with a prompt's cache in it; decoding only.",
+            _attention(records),
         ),
         labels=2,
     )
+
+
+def _attention(records: Sequence[Record]) -> str:
+    """What computed the prompts' attention: the same for all programs of a length."""
+    names = {
+        formats.count(record["prompt_length"]): program["attention"]
+        for record in records
+        for program in record["result"]["programs"].values()
+    }
+    listed = ", ".join(f"{name} at {length} tokens" for length, name in names.items())
+    return f"A prompt's attention: {listed}."
 
 
 def _savings_table(records: Sequence[Record]) -> Table:

@@ -25,7 +25,14 @@ from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.mask import SinkMask
 from sinkjax.model import Llama
-from sinkjax.program import DEFAULT_STEPS_PER_CALL, Executable, Program, compile
+from sinkjax.program import (
+    ATTENTION,
+    DEFAULT_ATTENTION,
+    DEFAULT_STEPS_PER_CALL,
+    Executable,
+    Program,
+    compile,
+)
 from sinkjax.quality import Candidate
 from sinkjax.results import Results, identity
 from sinkjax.specialize import specialize
@@ -75,6 +82,7 @@ class TimingSettings:
       rounds: samples of each program.
       warmup: runs of each program before them.
       steps_per_call: decode steps of one call.
+      attention: what computes a prompt's, as for `sinkjax.compile`.
       clock: the host's, or the device's by JAX's profiler; `auto` is the device's on accelerators.
       seed: of tokens, order and resamples.
     """
@@ -83,6 +91,7 @@ class TimingSettings:
     rounds: int = 15
     warmup: int = 2
     steps_per_call: int = DEFAULT_STEPS_PER_CALL
+    attention: str = DEFAULT_ATTENTION
     clock: Clock = "auto"
     seed: int = 0
 
@@ -231,6 +240,7 @@ class _Bench:
             "programs": {
                 name: {
                     **found.program(name, limits[name], limits[BASELINE], tokens),
+                    "attention": program.attention[cell.workload.prompt_length].name,
                     "memory": memory[name],
                     "compile_seconds": _executable(program, cell).compile_seconds,
                 }
@@ -257,6 +267,7 @@ class _Bench:
                         prefill_lengths=[workload.prompt_length],
                         max_length=workload.max_length,
                         steps_per_call=self._settings.steps_per_call,
+                        attention=self._settings.attention,
                     )
                     for name, model in models.items()
                 },
@@ -396,6 +407,8 @@ def _check(
         for stage in settings.stages
         if stage not in STAGES
     ]
+    if settings.attention not in ATTENTION:
+        problems.append(f"--attention={settings.attention}: use one of {', '.join(ATTENTION)}")
     if settings.clock not in CLOCKS:
         problems.append(f"--clock={settings.clock}: use one of {', '.join(CLOCKS)}")
     if not workloads:

@@ -184,6 +184,7 @@ def test_tables_tell_a_restless_machine(records):
     assert [row[0] for row in machine.rows] == ["prefill 2 x 16", "decode 2 x 16 + 5"]
     assert [row[1] for row in times.rows] == ["baseline", "mine"] * 2
     assert [row[1] for row in savings.rows] == ["mine"] * 2
+    assert times.notes[-1] == "A prompt's attention: xla at 16 tokens."
     restless = [{**record, "result": dict(record["result"])} for record in records]
     for record, (low, high) in zip(restless, ((0.9, 1.1), (1.01, 1.1)), strict=True):
         again = record["result"]["baseline_again"]
@@ -208,7 +209,7 @@ def test_a_prompt_is_prefilled_once_however_much_follows(model):
 
 def test_all_that_is_wrong_is_said_at_once(model):
     candidate = Candidate("baseline", {8: sinkjax.SinkMask.from_text("L0: 6f")})
-    settings = TimingSettings(stages=("prefil",), rounds=1, warmup=0, clock="sundial")
+    settings = TimingSettings(("prefil",), rounds=1, warmup=0, clock="sundial", attention="flash")
     problems = problems_of(
         timing.plan_timing, model.config, [candidate], [Workload(0, 60, 5)], settings
     )
@@ -217,6 +218,7 @@ def test_all_that_is_wrong_is_said_at_once(model):
         "--warmup=0",
         "--stages=prefil: use prefill or decode",
         "--clock=sundial",
+        "--attention=flash: use one of xla",
         "--batch_sizes=0",
         "more than the model's context, 64 tokens",
         "--mask=baseline: the name is taken",
