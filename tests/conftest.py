@@ -2,9 +2,16 @@
 
 Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ranks. Compilers for
 devices that are not here are installed, and JAX is not to look for these devices.
+
+Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
+optimizes nothing, which halves the time and leaves the HLO as it is, and what a process has
+compiled, or one that it started, is not compiled again. Tests of the real model have neither, nor
+has what is marked `default_compilation`, since it is about compiling, speed, or the numbers of
+optimized code.
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,10 +20,34 @@ import pathlib
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _configure(name: str, value: str | float | bool) -> None:
+    """Here, and in the processes that a test starts."""
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+_compiled = tempfile.TemporaryDirectory(prefix="sinkjax-compiled-")
+_configure("jax_compilation_cache_dir", _compiled.name)
+_configure("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Settings of a test, which are also those of the fixtures that it is the first to ask for."""
+    real_model = not {"smollm2", "hf_smollm2"}.isdisjoint(item.fixturenames)
+    quick = not real_model and item.get_closest_marker("default_compilation") is None
+    _configure("jax_disable_most_optimizations", quick)
+    if quick != jax.config.jax_enable_compilation_cache:
+        _configure("jax_enable_compilation_cache", quick)
+        compilation_cache.reset_cache()  # else JAX goes on with what it found at first
+    return (yield)
 
 
 @pytest.fixture(scope="session")

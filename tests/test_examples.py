@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 import tiny
 from flax import nnx
 from scripts import ROOT
@@ -23,6 +24,7 @@ def test_the_tiny_model_has_every_path():
     assert kinds == {"full", "copy", "window", "sink"}
 
 
+@pytest.mark.default_compilation
 def test_perplexity_of_the_real_model_by_a_scan(smollm2_gguf):
     found = perplexity.main()
     assert 5 < found["baseline"] < found["windows"] < 500

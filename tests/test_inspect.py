@@ -12,6 +12,8 @@ from sinkjax import InputError, SinkMask
 from sinkjax.config import LlamaConfig, to_hf_config
 from sinkjax.program.targets import WITHOUT_TPU
 
+pytestmark = pytest.mark.default_compilation
+
 INSPECT = "experiments.inspect"
 CONFIG = LlamaConfig(
     vocab_size=61,

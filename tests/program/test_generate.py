@@ -17,6 +17,8 @@ from sinkjax.program.generate import MAX_STOP_TOKENS, decode_steps
 from sinkjax.sampling import make_sampler
 from sinkjax.sharding import shard
 
+pytestmark = pytest.mark.default_compilation
+
 NEW = 13
 SAMPLING = {"temperature": 1.3, "top_k": 40, "top_p": 0.95}
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts.txt"

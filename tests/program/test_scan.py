@@ -56,6 +56,7 @@ def test_the_model_itself_is_left_as_it_was(tiny):
     assert [id(layer) for layer in tiny[0].layers] == before
 
 
+@pytest.mark.default_compilation
 def test_eighty_layers_compile_about_as_fast_as_sixteen():
     """Processor time of this process, which others on the machine do not add to."""
 
