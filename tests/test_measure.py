@@ -372,22 +372,32 @@ def test_tokens_that_are_not_whole_numbers_are_refused(tiny):
 
 MEASURE_LONG = """
 import json, pathlib, sys
-import jax, numpy as np
+import numpy as np
+from flax import nnx
 import sinkjax
 
 model = sinkjax.load(sys.argv[1])
+layers = list(model.layers)
 tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 8192))
-stats = sinkjax.measure_sinks(model, tokens)
-finite = bool(np.isfinite(stats.scores).all())
-# Not getrusage: its peak is inherited from the process that started this one.
-status = pathlib.Path("/proc/self/status").read_text().splitlines()
-peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
-print(json.dumps({"layers": stats.scores.shape[3], "finite": finite, "peak_bytes": peak}))
+peaks, finite = [], True
+for count in (2, 6):
+    model.layers = nnx.List(layers[:count])
+    finite &= bool(np.isfinite(sinkjax.measure_sinks(model, tokens).scores).all())
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    peaks.append(int(next(x for x in status if x.startswith("VmHWM")).split()[1]) * 1024)
+print(json.dumps({"layers": len(layers), "finite": finite, "peaks": peaks}))
 """
 
 
+@pytest.mark.default_compilation
 def test_8192_tokens_of_the_real_model_fit_in_4_gigabytes(smollm2_gguf):
-    """The maps alone would take 72 GB."""
+    """The maps alone would take 72 GB.
+
+    All weights are there, but only some layers run: what the peak grows by from two of them to six,
+    where it grows fastest, it is taken to grow by each further four. It does less: on one machine
+    2, 4, 8 and 30 layers took 1.28, 1.36, 1.40 and 1.46 GB.
+    """
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE_LONG, smollm2_gguf], capture_output=True, text=True
     )
@@ -395,4 +405,5 @@ def test_8192_tokens_of_the_real_model_fit_in_4_gigabytes(smollm2_gguf):
     seen = json.loads(ran.stdout.splitlines()[-1])
     assert seen["layers"] == 30
     assert seen["finite"]
-    assert seen["peak_bytes"] < 4e9
+    two, six = seen["peaks"]
+    assert six + (six - two) * (30 - 6) / (6 - 2) < 4e9

@@ -7,10 +7,12 @@ import signal
 import time
 
 import hf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from scripts import ROOT, finish, load_script, run_main, start
+from scripts import ROOT, load_script, run_main, start
 
 import sinkjax
 from sinkjax import report
@@ -129,12 +131,13 @@ def test_the_studys_short_prompt_on_the_real_model(tmp_path, hf_smollm2, smollm2
 def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = {"definitions": "mean"}
-    finish(SWEEP, *arguments(tiny, prompts, whole, **more))
+    run_main(SWEEP, *arguments(tiny, prompts, whole, **more))
     total = len(read_records(whole)[1])
 
     seen = {}
     for part in (0.0, 0.5):
-        process = start(SWEEP, *arguments(tiny, prompts, killed, **more))
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+        process = start(SWEEP, *arguments(tiny, prompts, killed, **more), env=environment)
         while process.poll() is None and lines_in(killed) <= part * total:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
@@ -145,7 +148,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_
         seen = before
     with (killed / "records.jsonl").open("ab") as file:
         file.write(b'{"id": "torn')
-    finish(SWEEP, *arguments(tiny, prompts, killed, **more))
+    run_main(SWEEP, *arguments(tiny, prompts, killed, **more))
 
     assert seen.items() <= state_of(killed).items()
     assert read_records(killed) == read_records(whole)
@@ -197,9 +200,6 @@ def test_dry_run_prints_every_cell_and_touches_nothing(tiny, prompts, tmp_path, 
 
 def test_operations_are_those_that_xla_counts(tiny):
     """Within what the formula leaves out: norms, rotations, softmax, activations, masked scores."""
-    import jax
-    import jax.numpy as jnp
-
     model = sinkjax.load(tiny)
     tokens = jnp.zeros((2, 64), jnp.int32)
     counted = jax.jit(lambda m, x: m.hidden(x)).lower(model, tokens).compile().cost_analysis()
