@@ -151,9 +151,9 @@ def compile(
       steps_per_call: decode steps between two looks at the host, and so the grain of streaming.
       layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
         compiles a run of like layers once (`sinkjax.program.scan`): compile time no longer grows
-        with depth, weights are copied once to be stacked, and a decode step took twice as long on a
-        CPU (SmolLM2-135M, 30 layers), where a loop copies each layer's weights before it reads
-        them.
+        with depth, weights are copied once to be stacked, and a decode step took 1.6 times as
+        long on a CPU (SmolLM2-135M, 30 layers), where a loop copies each layer's weights before
+        it reads them.
       attention: what computes a prompt's, one of `sinkjax.program.ATTENTION`; `Program.attention`
         says what that came to. Heads whose attention is copied, and decoding, have `xla` alone.
       device: to compile for, such as `sinkjax.program.targets.target_device` gives: the program is
