@@ -18,9 +18,10 @@ NEW = 9
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of three layers, with the real model's tokenizer beside it."""
+    """A random Llama of two layers, with the real model's tokenizer beside it."""
     folder = tmp_path_factory.mktemp("model")
-    hf.save_llama(folder, vocab_size=len(smollm2_tokenizer), initializer_range=0.5)
+    shape = dict(vocab_size=len(smollm2_tokenizer), num_hidden_layers=2)
+    hf.save_llama(folder, initializer_range=0.5, **shape)
     smollm2_tokenizer.save_pretrained(folder)
     return folder
 
@@ -29,8 +30,8 @@ def folder(tmp_path_factory, smollm2_tokenizer):
 def mask(tmp_path_factory):
     """A mask with calibrated means, in a file."""
     path = tmp_path_factory.mktemp("masks") / "mask.json"
-    mask = SinkMask.where(np.eye(3, 6, dtype=bool), Sink("mean"))
-    fills = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
+    mask = SinkMask.where(np.eye(2, 6, dtype=bool), Sink("mean"))
+    fills = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     sinkjax.save_mask(path, mask, fills=fills)
     return path
 
@@ -71,7 +72,7 @@ def test_a_mask_is_shown_beside_the_baseline(folder, mask, smollm2_tokenizer, ca
 
 def test_the_hybrid_and_its_plan_file_agree_in_either_form(folder, mask, smollm2_tokenizer, capsys):
     plan = mask.parent / "plan.json"
-    stages = [{"up_to": 7, "mask": mask.name}, {"up_to": None, "mask": "L0-2: 6f"}]
+    stages = [{"up_to": 7, "mask": mask.name}, {"up_to": None, "mask": "L0-1: 6f"}]
     plan.write_text(json.dumps({"crossing": "prefill", "stages": stages}))
     arguments = _arguments(folder, PROMPTS[0])
     run_main(GENERATE, *arguments, f"--mask={mask}", "--up_to=7", "--crossing=prefill")
@@ -126,8 +127,8 @@ def test_all_that_is_wrong_is_said_before_the_model_is_loaded(folder, tmp_path):
         run_main(GENERATE, *_arguments(folder, "a"), "--up_to=3")
     with pytest.raises(sinkjax.InputError, match="cannot be read"):
         run_main(GENERATE, *_arguments(folder, "a"), f"--mask={tmp_path / 'none.json'}")
-    with pytest.raises(sinkjax.InputError, match="2 layers of 6 heads"):
-        run_main(GENERATE, *_arguments(folder, "a"), "--mask=L0-1: 6f")
+    with pytest.raises(sinkjax.InputError, match="3 layers of 6 heads"):
+        run_main(GENERATE, *_arguments(folder, "a"), "--mask=L0-2: 6f")
 
 
 def test_a_prompt_beyond_the_models_context_is_refused(folder):

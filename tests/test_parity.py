@@ -136,14 +136,14 @@ def test_saved_to_safetensors_transformers_gives_the_same_logits(
 
 
 def test_the_model_runs_inside_the_users_own_transformations(tmp_path):
-    hf.save_llama(tmp_path)
+    hf.save_llama(tmp_path, num_hidden_layers=2)
     model, tokens = sinkjax.load(tmp_path), jnp.asarray(hf.random_tokens((2, 9)))
     plain = model(tokens)
     jitted = jax.jit(lambda m, x: m(x))(model, tokens)
-    mapped = jax.vmap(lambda m, x: m(x[None])[0], in_axes=(None, 0))(model, tokens)
+    mapped = jax.jit(jax.vmap(lambda m, x: m(x[None])[0], in_axes=(None, 0)))(model, tokens)
     np.testing.assert_allclose(jitted, plain, rtol=0, atol=1e-5)
     np.testing.assert_allclose(mapped, plain, rtol=0, atol=1e-5)
-    gradient = jax.grad(lambda m: jnp.square(m(tokens)).mean())(model)
+    gradient = jax.jit(jax.grad(lambda m: jnp.square(m(tokens)).mean()))(model)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
