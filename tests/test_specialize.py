@@ -218,13 +218,17 @@ def test_refusals():
 # Masks that leave the model sane. Where one breaks it, float32 itself is worth 2e-3 in the logits:
 # so much the oracle compiled differs from the oracle not compiled.
 @pytest.mark.parametrize(
-    "mask",
+    ("mask", "decoding"),
     [
-        "L0-29: 3f 6w(4,24)",
-        "L0-9: 9f | L10-19: 3w(4,16) 6f | L20-29: 3w(2,30) f s(first) s(zero) c(19,6) 2w(4,16)",
+        ("L0-29: 3f 6w(4,24)", lambda model: model),
+        (
+            "L0-9: 9f | L10-19: 3w(4,16) 6f | L20-29: 3w(2,30) f s(first) s(zero) c(19,6) 2w(4,16)",
+            scanned,  # three loops, and the layer that is copied
+        ),
     ],
+    ids=["windows", "every path"],
 )
-def test_the_real_model_equals_the_oracle(mask, smollm2, smollm2_tokenizer):
+def test_the_real_model_equals_the_oracle(mask, decoding, smollm2, smollm2_tokenizer):
     tokens = jnp.asarray([smollm2_tokenizer(TEXTS[2])["input_ids"]], jnp.int32)
     mask = SinkMask.from_text(mask)
     fast = specialize(smollm2, mask)
@@ -232,5 +236,5 @@ def test_the_real_model_equals_the_oracle(mask, smollm2, smollm2_tokenizer):
     found = tiny.call(fast, tokens, jnp.asarray([tokens.shape[1]]))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     prompts = np.array([tokens.shape[1] - 4])
-    found = tiny.decoded(fast, tokens, prompts, 64)
+    found = tiny.decoded(decoding(fast), tokens, prompts, 64)
     np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=1e-4)
