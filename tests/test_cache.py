@@ -115,6 +115,7 @@ def test_the_cache_holds_what_the_mask_needs_and_no_more(layer, keys, values, bi
     assert store_shapes(f"L0: f w(1,4) 4f | L1: 6f | L2: {layer}") == (keys, values, bias)
 
 
+@pytest.mark.default_compilation
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_a_donated_cache_is_updated_in_place_on_every_path(batch, kv_heads):

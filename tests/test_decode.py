@@ -98,6 +98,7 @@ def copies_of_stores(text: str, cache: Cache) -> list[str]:
     return found
 
 
+@pytest.mark.default_compilation
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", ["one_kv_head", "two_kv_heads", "all_kv_heads"])
 def test_a_donated_cache_is_updated_in_place(batch, kind, tmp_path):

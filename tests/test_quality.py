@@ -160,6 +160,7 @@ def test_memory_does_not_grow_with_the_logits_of_a_text():
     assert long - short < 16 * logits_of_a_position  # 1792 positions more
 
 
+@pytest.mark.default_compilation
 def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model):
     x, tokens = residuals(model, jnp.asarray(windows_of(model))), jnp.asarray(windows_of(model))
     for function, *arguments in (

@@ -6,6 +6,8 @@ import pytest
 
 from sinkjax.program.hlo import Module
 
+pytestmark = pytest.mark.default_compilation
+
 
 def _module(function, *arguments) -> Module:
     return Module(jax.jit(function).lower(*arguments).compile().as_text())
