@@ -1,6 +1,5 @@
 """Attention of a layer whose heads take different paths."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -229,7 +228,7 @@ def _slot_weights(
       context: of the layer.
     """
     t, max_length, products = context.lengths, context.max_length, context.products
-    found: dict[Layout, list[jax.Array]] = {}
+    found: dict[Layout, list[tuple[str, jax.Array]]] = {}
     places: list[list[tuple[Layout, int]]] = []
     for block, of_parts, store in zip(blocks, queries, keys, strict=True):
         places.append([])
@@ -240,13 +239,21 @@ def _slot_weights(
                 slots = view_store(store, layout, view, t)
                 alike = found.setdefault(view, [])
                 places[-1].append((view, len(alike)))
-                alike.append(cached_scores(q, slots, block.groups, products))
+                scores = cached_scores(q, slots, block.groups, products)
+                alike.append((part.path.kind, scores))
     weights = {}
     for view, alike in found.items():
-        together = _concatenate(alike, axis=1)
-        together = cached_weights(together, view.positions(t), t, products)
-        weights[view] = _split(together, [scores.shape[1] for scores in alike])
-    return [[SlotWeights(weights[view][i], view) for view, i in of_block] for of_block in places]
+        kinds = dict.fromkeys(kind for kind, _ in alike)
+        with jax.named_scope("_and_".join(kinds)):
+            together = _concatenate([scores for _, scores in alike], axis=1)
+            together = cached_weights(together, view.positions(t), t, products)
+        weights[view], start = [], 0
+        for kind, scores in alike:
+            with jax.named_scope(kind):  # whose work it is that follows
+                own = _slice(together, start, scores.shape[1], axis=1)
+            weights[view].append(SlotWeights(own, view))
+            start += scores.shape[1]
+    return [[weights[view][i] for view, i in of_block] for of_block in places]
 
 
 def _sum_stores(
@@ -302,12 +309,6 @@ def _slice(x: jax.Array, start: int, size: int, axis: int = 2) -> jax.Array:
 def _pick(v0: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """Groups of [B, K, H], by their places."""
     return v0 if groups == tuple(range(v0.shape[1])) else v0[:, jnp.array(groups)]
-
-
-def _split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    """Heads of x [B, N, S], so many each."""
-    starts = itertools.accumulate(sizes[:-1], initial=0)
-    return [_slice(x, start, size, axis=1) for start, size in zip(starts, sizes, strict=True)]
 
 
 def _concatenate(arrays: list[jax.Array], axis: int) -> jax.Array:
