@@ -242,6 +242,9 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Every mask of one length, by method."""
     paths, full = settings.paths[length], SinkMask.full(model.config)
+    for mask in dict.fromkeys(found.searched.get(length, ())):
+        if mask != full:
+            yield Candidate(SEARCHED, "any", mask)
     named = list(map(str, paths))
     scores = sink_scores(model, windows, store)
     errors = store(
@@ -282,9 +285,6 @@ def _candidates(
             )
             for method, mask in zip(METHODS, masks, strict=True):
                 yield Candidate(method, str(path), mask)
-    for mask in dict.fromkeys(found.searched.get(length, ())):
-        if mask != full:
-            yield Candidate(SEARCHED, "any", mask)
 
 
 def _taken_over(
