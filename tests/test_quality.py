@@ -302,7 +302,7 @@ def test_two_tokens_have_a_divergence_and_no_next_token():
     found = summarize_quality(stats_of(np.array([[0.5]], np.float32)), seed=0)
     assert found["kl"]["mean"]["value"] == 0.5
     assert found["kl"]["mean"]["low"] is None
-    assert "one prompt" in found["kl"]["mean"]["note"]
+    assert "a sample of one" in found["kl"]["mean"]["note"]
     for measure in ("nll", "perplexity"):
         for name in ("baseline", "candidate", "change"):
             assert found[measure][name]["value"] is None

@@ -168,7 +168,7 @@ def test_one_prompt_at_a_length_gives_neither_interval_nor_support():
     assert [step["support"] for step in change["steps"]] == [None, None]
     assert change["steps"][0]["change"]["low"] is not None
     assert change["steps"][1]["change"]["low"] is None
-    assert "one prompt" in change["steps"][1]["change"]["note"]
+    assert "a sample of one" in change["steps"][1]["change"]["note"]
 
 
 @pytest.mark.parametrize(
