@@ -11,6 +11,8 @@ from sinkjax.statistics.cell import checked, is_sink
 from sinkjax.statistics.conditional import layer_0_lift
 from sinkjax.statistics.resampling import RESAMPLES, Resampled, estimate, resample_counts
 
+_DECIMALS = 12  # of steps between shares, which float64 carries
+
 
 def summarize_lengths(
     lengths: Sequence[int],
@@ -94,8 +96,10 @@ def _change(
     """
     if len(lengths) == 1:
         return {"undefined": f"one length only ({lengths[0]} tokens): there is no step"}
-    changes = np.diff([at_length.value for at_length in series])
-    resampled = np.diff(np.stack([at_length.resampled for at_length in series], axis=1), axis=1)
+    # Rounded, so that steps which are equal in shares of whole heads are equal numbers.
+    changes = np.diff([at_length.value for at_length in series]).round(_DECIMALS)
+    resampled = np.stack([at_length.resampled for at_length in series], axis=1)
+    resampled = np.diff(resampled, axis=1).round(_DECIMALS)
     defined = np.flatnonzero(~np.isnan(changes))
     if not defined.size:
         reasons = "; ".join(
