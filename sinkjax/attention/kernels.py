@@ -14,7 +14,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,11 @@ class Blocked(Kernel):
 def span(path: Full | Window, length: int) -> tuple[int, int]:
     """c and w of a path over T tokens."""
     return (0, length) if path == Full() else (path.sinks, path.recent)
+
+
+def sees(t: Any, s: Any, sinks: int, recent: int) -> Any:
+    """Whether queries at t see keys at s: of numpy's arrays as of those within a kernel."""
+    return (s <= t) & ((s < sinks) | (s > t - recent))
 
 
 def visited(

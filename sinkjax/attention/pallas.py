@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from sinkjax.attention.kernels import Blocked, span
+from sinkjax.attention.kernels import Blocked, sees, span
 from sinkjax.mask import Full, Window
 
 BLOCK_Q, BLOCK_KV = 128, 64
@@ -84,7 +84,7 @@ def _attend_block(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, sinks: in
         sums, top, total = carry
         start = jnp.where(step < apart, step, step - apart + first) * BLOCK_KV
         s = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        visible = (s <= t) & ((s < sinks) | (s > t - recent))
+        visible = sees(t, s, sinks, recent)
         found = jnp.where(visible, _dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), _HIDDEN)
         new_top = jnp.maximum(top, found.max(axis=1))
         weights = jnp.exp(found - new_top[:, None])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from sinkjax.attention.kernels import Blocked, power_of_two, span
+from sinkjax.attention.kernels import Blocked, power_of_two, sees, span
 from sinkjax.mask import Full, Window
 
 MAX_BLOCK = 512
@@ -52,14 +52,14 @@ class Splash(Blocked):
 
 @dataclasses.dataclass(frozen=True)
 class _Visible:
-    """Whether queries at t see keys at s: for numpy on the host as for arrays within the kernel."""
+    """As `kernels.sees`, of a path; hashable, as splash attention wants it."""
 
     path: Full | Window
 
     def __call__(self, t: Any, s: Any) -> Any:
         if self.path == Full():
             return s <= t
-        return (s <= t) & ((s < self.path.sinks) | (s > t - self.path.recent))
+        return sees(t, s, self.path.sinks, self.path.recent)
 
 
 class _PathMask(splash_attention.Mask):
