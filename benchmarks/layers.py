@@ -23,6 +23,7 @@ from sinkjax.checkpoint.weights import abstract_model
 from sinkjax.errors import InputError
 from sinkjax.program import LAYERS
 from sinkjax.report import Table
+from sinkjax.report.timing import show_ratio
 from sinkjax.timing import AGAIN, Call, Samples, interleave, ratio, summary
 from sinkjax.timing.machine import num_threads
 from sinkjax.timing.stages import decode_call, prefill_call
@@ -99,7 +100,7 @@ def _row(name: str, what: str, unit: str, samples: dict[str, Samples]) -> tuple[
         if form not in samples:
             return "-"
         found = ratio(samples[form].seconds, samples[_UNROLLED].seconds, _SEED.value)
-        return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+        return show_ratio(found, 2)
 
     medians = (summary(samples[form].seconds)["median"] for form in LAYERS)
     times = (f"{scale * median:.1f} {unit}" for median in medians)
