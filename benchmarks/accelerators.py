@@ -28,11 +28,10 @@ from tqdm import tqdm
 import sinkjax
 from experiments import cli, masks, terminal
 from sinkjax import sampling
-from sinkjax.checkpoint.weights import abstract_model
 from sinkjax.errors import InputError
 from sinkjax.mask import SinkMask
 from sinkjax.program import target_device
-from sinkjax.program.inspect import inspect_program
+from sinkjax.program.inspect import compile_shapes, inspect_program
 from sinkjax.program.options import choose_attention
 from sinkjax.report import Table, formats
 
@@ -150,8 +149,10 @@ def _records(
     # The sort of tokens for top-k and top-p has no matrix product and takes XLA's TPU compiler four
     # fifths of its time. All other ways to draw are there.
     with mock.patch.object(sampling, "_filtered", sampling._plain):
-        program = sinkjax.compile(
-            sinkjax.specialize(abstract_model(config, jnp.dtype(flags.FLAGS.dtype)), mask),
+        program = compile_shapes(
+            config,
+            mask,
+            jnp.dtype(flags.FLAGS.dtype),
             prefill_lengths=[length],
             max_length=length,
             layers="scanned",

@@ -8,6 +8,9 @@ names the paths that heads are ranked for, by length: `24:sink(mean);512:sink(me
 --searches adds the masks that experiments.search went through, --copies what experiments.copies
 found at the same lengths.
 
+What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
+mask of smollm2-135m. --saved=by_hand takes the formulas instead, to which tests hold programs.
+
 Everything goes to --output_dir: records.jsonl, figures/*.png and report.html. A run that was
 stopped goes on where it was when the same command is given again.
 """
@@ -22,7 +25,7 @@ from sinkjax.mask import Path, SinkMask
 from sinkjax.report import write_report
 from sinkjax.report.frontier import frontier_table
 from sinkjax.results import read_records
-from sinkjax.search.frontier import Found, FrontierSettings, count_masks, run_frontier
+from sinkjax.search.frontier import SAVED, Found, FrontierSettings, count_masks, run_frontier
 from sinkjax.sweep import Progress, Series
 
 cli.define_model_flags()
@@ -34,6 +37,9 @@ _PATHS = flags.DEFINE_string(
 )
 _SHARES = flags.DEFINE_list("shares", ["0.1", "0.3", "0.5", "0.7", "0.9"], "Of all heads.")
 _SAMPLES = flags.DEFINE_integer("samples", 2, "Draws of labels for each window.")
+_SAVED = flags.DEFINE_enum(
+    "saved", "compiled", SAVED, "What masks save: of their compiled programs, or by formulas."
+)
 _SEARCHES = flags.DEFINE_list("searches", [], "Output folders of experiments.search.")
 _COPIES = flags.DEFINE_string("copies", None, "Output folder of experiments.copies.")
 _OUTPUT = flags.DEFINE_string("output_dir", "results/frontier", "Folder for records and report.")
@@ -45,6 +51,7 @@ def main() -> None:
         paths=_paths(sorted(judged_on.tokens)),
         shares=tuple(cli.numbers("shares", _SHARES.value, float)),
         samples=_SAMPLES.value,
+        saved=_SAVED.value,
         seed=flags.FLAGS.seed,
     )
     copies = read_records(_COPIES.value)[1] if _COPIES.value else []

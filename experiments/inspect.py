@@ -22,17 +22,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 import sinkjax
 from experiments import cli, masks, terminal
-from sinkjax.checkpoint.weights import abstract_model
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
 from sinkjax.mask import SinkMask
 from sinkjax.program import LAYERS, TARGETS, target_device
-from sinkjax.program.inspect import inspect_program
+from sinkjax.program.inspect import compile_shapes, inspect_program
 from sinkjax.report.programs import program_tables
 
 _HERE = "here"
@@ -99,16 +97,12 @@ def _records(
     name: str, config: sinkjax.LlamaConfig, mask: SinkMask, device: jax.Device
 ) -> list[dict[str, Any]]:
     """Of the executables of one mask."""
-    shape = (config.num_layers, config.num_heads, config.head_dim)
-    model = sinkjax.specialize(  # of the fills, too, only the shape is needed
-        abstract_model(config, jnp.dtype(flags.FLAGS.dtype)),
-        mask,
-        fills=np.broadcast_to(np.float32(0), shape),
-    )
     lengths = cli.numbers("prefill_lengths", _PREFILL.value, int)
     try:
-        program = sinkjax.compile(
-            model,
+        program = compile_shapes(
+            config,
+            mask,
+            jnp.dtype(flags.FLAGS.dtype),
             batch_size=_BATCH.value,
             prefill_lengths=lengths,
             max_length=_MAX_LENGTH.value,

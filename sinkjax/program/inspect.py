@@ -4,15 +4,39 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from sinkjax.attention.kernels import XLA
+from sinkjax.checkpoint.weights import abstract_model
+from sinkjax.config import LlamaConfig
 from sinkjax.environment import environment
 from sinkjax.mask import SinkMask
 from sinkjax.program.account import account
-from sinkjax.program.compile import Program
+from sinkjax.program.compile import Program, compile
 from sinkjax.program.cost import ROWS, Cost, Sizes, predict, total
 from sinkjax.program.executable import Executable
+from sinkjax.specialize import specialize
 
 _Rows = dict[str, dict[str, int]]
+
+
+def compile_shapes(
+    config: LlamaConfig, mask: SinkMask, dtype: jnp.dtype, **options: Any
+) -> Program:
+    """Compiles a mask's programs for reading, from the shapes of weights and fills alone.
+
+    Args:
+      config: of the model.
+      mask: any, the baseline's too.
+      dtype: of the parameters.
+      options: of `sinkjax.compile`.
+
+    Raises:
+      InputError: as `sinkjax.compile` does, and for a mask of another shape.
+    """
+    fills = np.broadcast_to(np.float32(0), (config.num_layers, config.num_heads, config.head_dim))
+    return compile(specialize(abstract_model(config, dtype), mask, fills=fills), **options)
 
 
 def inspect_program(program: Program) -> list[dict[str, Any]]:

@@ -23,6 +23,11 @@ _COPY_COLOUR = "#B8860B"
 _FLOOR, _CEILING = 1e-4, 10.0  # nats; what lies beyond is drawn there
 _HEIGHT, _GAP = 2.9, 0.7  # inches
 
+_SAVED_AS = {
+    "compiled": "as read from the programs that each mask compiles into",
+    "by_hand": "by formulas of a mask's heads",
+}
+
 _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
     ("heads off full", lambda record: off_full(record)),
     ("operations of the prefill saved", lambda record: _saved(record, "prefill_operations")),
@@ -56,6 +61,7 @@ def render_frontier(
             appendix.settings_table(specification),
             appendix.environments_table(environments(records)),
         ],
+        saved_as=_SAVED_AS[specification["saved_as"]],
         num_records=formats.count(len(records)),
         level=formats.percent(LEVEL, 0),
         resamples=formats.count(RESAMPLES),
@@ -128,9 +134,8 @@ def frontier_table(records: Sequence[Record]) -> Table:
         ),
         rows=rows,
         notes=(
-            "Operations, bytes and cache: what is saved, in shares of the baseline's, by the "
-            "formulas to which tests hold compiled programs, to the operation and to the byte; "
-            "experiments.inspect reads a mask's own executables. KL in nats a token. In brackets: "
+            "Operations, bytes and cache: what is saved, in shares of the baseline's, "
+            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. In brackets: "
             f"the {formats.percent(LEVEL, 0)} interval from resampling windows.",
             *notes.lines(),
         ),

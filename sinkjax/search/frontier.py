@@ -14,7 +14,7 @@ of copying (`sinkjax.copying`) are taken over as they are, with the windows that
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,13 +22,13 @@ from sinkjax.config import LlamaConfig
 from sinkjax.errors import InputError
 from sinkjax.mask import Path, SinkMask
 from sinkjax.model import Llama
-from sinkjax.program.cost import Cost, Sizes, predict, total
+from sinkjax.program.cost import Cost
 from sinkjax.results import Results
 from sinkjax.search.budget import Prediction, make_moves, rank_moves
 from sinkjax.search.errors import mean_outputs, own_errors
 from sinkjax.search.grow import sink_scores
 from sinkjax.search.judge import Judge
-from sinkjax.search.savings import Workload
+from sinkjax.search.savings import Needs, Workload, read_needs, saved_shares
 from sinkjax.search.sensitivity import predict_moves
 from sinkjax.search.store import Store
 from sinkjax.select import by_ranking, random_control
@@ -39,6 +39,9 @@ METHODS = ("sink score", "own error", "sensitivity", "random")
 SEARCHED = "budget search"
 COPIES = {"layer_0": "copy layer 0", "adjacent": "copy the layer before", "output": "copy the best"}
 """Methods by the variants of `sinkjax.copying`."""
+
+Saved = Literal["compiled", "by_hand"]
+SAVED: tuple[str, ...] = get_args(Saved)
 
 _RECORD_BYTES = 8192  # an upper bound
 
@@ -52,6 +55,8 @@ class FrontierSettings:
       shares: of all heads, within (0, 1].
       samples: draws of labels for each window, for `sensitivity`.
       generated: tokens after each prompt, for which the cache has room.
+      saved: what masks save, as read from the programs that each compiles into, or by the formulas
+        that such programs are held to.
       seed: of draws, controls and resamples.
     """
 
@@ -59,6 +64,7 @@ class FrontierSettings:
     shares: tuple[float, ...]
     samples: int = 2
     generated: int = 64
+    saved: Saved = "compiled"
     seed: int = 0
 
 
@@ -137,8 +143,10 @@ def run_frontier(
                 **describe_texts(chosen_on, judged_on, length, described),
                 "samples": settings.samples,
                 "generated": settings.generated,
+                "saved_as": settings.saved,
                 "seed": settings.seed,
             }
+            savings = _Savings(model, length, settings, store)
             windows = chosen_on.tokens[length]
             fills = store("means", windows, lambda w=windows: {"fills": mean_outputs(model, w)})
             fills, judges = fills["fills"], []
@@ -160,42 +168,18 @@ def run_frontier(
                 }
                 out.record(
                     fields,
-                    lambda one=one, kl=kl, length=length: {
+                    lambda one=one, kl=kl, savings=savings: {
                         "mask": str(one.mask),
                         "heads": one.mask.counts(),
                         "kl": estimate_mean(kl, settings.seed),
-                        "saved": saved_shares(model.config, one.mask, length, settings.generated),
+                        "saved": savings(one.mask),
                     },
                 )
                 on_progress(Progress("record", f"{one.method}, {one.path}", records=1))
             for record in found.copied(length):
-                fields, result = _taken_over(record, model.config, settings)
+                fields, result = _taken_over(record, settings, savings)
                 out.record(fields, lambda result=result: result)
                 on_progress(Progress("record", fields["method"], records=1))
-
-
-def saved_shares(
-    config: LlamaConfig, mask: SinkMask, length: int, generated: int
-) -> dict[str, float]:
-    """What a mask takes away of a text of one row, in shares of what the baseline needs.
-
-    From the formulas that compiled executables are held to (`sinkjax.program.cost`): operations of
-    the prefill and of a decode step, bytes that a decode step reads (parameters and cache), and the
-    cache alone.
-    """
-    workload = Workload(length, generated=generated)
-    full = SinkMask.full(config)
-
-    def share(sizes: Sizes, of: Callable[[Cost], int]) -> float:
-        ours, its = (of(total(predict(config, m, sizes))) for m in (mask, full))
-        return 1 - ours / its
-
-    return {
-        "prefill_operations": share(workload.prefill, lambda cost: cost.operations),
-        "decode_operations": share(workload.decode, lambda cost: cost.operations),
-        "decode_bytes": share(workload.decode, lambda cost: cost.parameters + cost.cache),
-        "cache_bytes": share(workload.decode, lambda cost: cost.cache),
-    }
 
 
 def count_masks(settings: FrontierSettings, found: Found) -> int:
@@ -215,6 +199,14 @@ def check_frontier(config: LlamaConfig, settings: FrontierSettings, found: Found
     ]
     if not settings.shares:
         problems.append("--shares is empty: give at least one, such as 0.5")
+    longest = config.max_length - settings.generated
+    if settings.saved == "compiled":
+        problems += [
+            f"--lengths={length}: a program has room for {settings.generated} tokens more, and so "
+            f"for prompts of at most {longest}; give less, or --saved=by_hand"
+            for length in settings.paths
+            if length > longest
+        ]
     if settings.seed < 0:
         problems.append(f"--seed={settings.seed}: give 0 or more")
     problems += [
@@ -287,8 +279,35 @@ def _candidates(
                 yield Candidate(method, str(path), mask)
 
 
+class _Savings:
+    """What masks save at one length, each mask's programs compiled and read once."""
+
+    def __init__(self, model: Llama, length: int, settings: FrontierSettings, store: Store):
+        self._config, self._dtype = model.config, model.embedding.dtype
+        self._workload = Workload(
+            length, generated=settings.generated, itemsize=self._dtype.itemsize
+        )
+        self._saved, self._store = settings.saved, store
+
+    def __call__(self, mask: SinkMask) -> dict[str, float]:
+        return saved_shares(self._needs(mask), self._needs(SinkMask.full(self._config)))
+
+    def _needs(self, mask: SinkMask) -> Needs:
+        if self._saved == "by_hand":
+            return self._workload.needs(self._config, mask)
+
+        def read() -> dict[str, np.ndarray]:
+            needs = dataclasses.asdict(read_needs(self._config, mask, self._workload, self._dtype))
+            return {part: np.array(list(cost.values())) for part, cost in needs.items()}
+
+        found = self._store(
+            "programs", None, read, mask=mask, workload=dataclasses.asdict(self._workload)
+        )
+        return Needs(*(Cost(*map(int, found[part])) for part in ("prefill", "decode")))
+
+
 def _taken_over(
-    record: Mapping[str, Any], config: LlamaConfig, settings: FrontierSettings
+    record: Mapping[str, Any], settings: FrontierSettings, savings: _Savings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields and result of a record of copying, as a point of the frontier."""
     kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
@@ -297,13 +316,13 @@ def _taken_over(
         "kind": "frontier",
         **{name: record[name] for name in kept},
         "generated": settings.generated,
+        "saved_as": settings.saved,
         "method": COPIES[record["variant"]],
         "path": "copy",
         "mask_digest": mask.digest,
         "record": record["id"],
     }
-    saved = saved_shares(config, mask, record["length"], settings.generated)
-    return fields, {**{k: result[k] for k in ("mask", "heads", "kl")}, "saved": saved}
+    return fields, {**{k: result[k] for k in ("mask", "heads", "kl")}, "saved": savings(mask)}
 
 
 def _specification(
@@ -325,6 +344,7 @@ def _specification(
         "shares": list(settings.shares),
         "samples": settings.samples,
         "generated": settings.generated,
+        "saved_as": settings.saved,
         "seed": settings.seed,
         "searched": {str(n): [m.digest for m in masks] for n, masks in found.searched.items()},
         "copies": [record["id"] for record in found.copies],

@@ -1,4 +1,4 @@
-"""What a path saves, from the formulas that compiled programs are held against.
+"""What masks and paths save: by formulas, and read from compiled programs, which are held to them.
 
 The work of one text is a prefill of `length` tokens and `generated` decode steps. Its price is one
 number: the bytes that the executables read and keep, and their operations at as many operations as
@@ -7,17 +7,29 @@ and Patterson 2009, with the two times added and not overlapped):
 
   price = bytes + operations / operations_per_byte
 
-Formulas are those of `sinkjax.program.cost`, which tests hold equal to compiled executables.
+Formulas are those of `sinkjax.program.cost`, which tests hold equal to compiled executables. Paths
+are weighed by them, since a search weighs far more than it could compile.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.config import LlamaConfig
+from sinkjax.errors import InputError
 from sinkjax.mask import Full, Path, SinkMask, group_size
 from sinkjax.program.cost import Cost, Sizes, predict, total
+from sinkjax.program.inspect import compile_shapes, inspect_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a text needs: once of the prompt's executable, and of every decode step's."""
+
+    prefill: Cost
+    decode: Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +60,64 @@ class Workload:
         """Of one step's executable."""
         return dataclasses.replace(self.prefill, length=None)
 
+    def needs(self, config: LlamaConfig, mask: SinkMask) -> Needs:
+        """Of a text under a mask, rows together, by the formulas."""
+        return Needs(*(total(predict(config, mask, one)) for one in (self.prefill, self.decode)))
+
     def price(self, config: LlamaConfig, mask: SinkMask) -> float:
         """Of a text under a mask, rows together, in bytes and their equivalents."""
-        once, step = (total(predict(config, mask, sizes)) for sizes in (self.prefill, self.decode))
-        return self._price(once) + self.generated * self._price(step)
+        needs = self.needs(config, mask)
+        return self._price(needs.prefill) + self.generated * self._price(needs.decode)
 
     def _price(self, cost: Cost) -> float:
         return cost.parameters + cost.cache + cost.operations / self.operations_per_byte
+
+
+def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: jnp.dtype) -> Needs:
+    """What a text needs of a mask's programs, compiled for this machine and read.
+
+    Args:
+      config: of the model.
+      mask: any, the baseline's too.
+      workload: sizes of the programs.
+      dtype: of the parameters.
+
+    Raises:
+      InputError: where a program calls what has operations that cannot be read from it.
+    """
+    program = compile_shapes(
+        config,
+        mask,
+        dtype,
+        batch_size=workload.batch_size,
+        prefill_lengths=[workload.length],
+        max_length=workload.length + workload.generated,
+    )
+    records = inspect_program(program)
+    if unknown := sorted({target for record in records for target in record["uncounted"]}):
+        raise InputError(
+            f"--saved=compiled: the programs call {', '.join(unknown)}, whose operations cannot be "
+            "read here; give --saved=by_hand"
+        )
+    return Needs(*(Cost(**record["compiled"]["total"]) for record in records))
+
+
+def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
+    """What a mask takes away, in shares of what the baseline needs.
+
+    Operations of the prefill and of a decode step, bytes that a decode step reads (parameters and
+    cache), and the cache alone.
+    """
+
+    def share(of: Callable[[Needs], int]) -> float:
+        return 1 - of(ours) / of(full)
+
+    return {
+        "prefill_operations": share(lambda needs: needs.prefill.operations),
+        "decode_operations": share(lambda needs: needs.decode.operations),
+        "decode_bytes": share(lambda needs: needs.decode.parameters + needs.decode.cache),
+        "cache_bytes": share(lambda needs: needs.decode.cache),
+    }
 
 
 def path_savings(

@@ -46,7 +46,7 @@ class Store:
     def __call__(
         self,
         what: str,
-        windows: np.ndarray,
+        windows: np.ndarray | None,
         measure: Callable[[], dict[str, np.ndarray]],
         *,
         mask: SinkMask | None = None,
@@ -58,7 +58,7 @@ class Store:
 
         Args:
           what: is measured.
-          windows: int32 [W, T], on which.
+          windows: int32 [W, T], on which; None for what needs no text.
           mask, fills: under which.
           passes: how often the tokens go through the model, for progress.
           how: settings, of JSON values.
@@ -67,7 +67,7 @@ class Store:
             {
                 "what": what,
                 "model_digest": self._model_digest,
-                "tokens_sha256": tokens_digest(windows),
+                "tokens_sha256": None if windows is None else tokens_digest(windows),
                 "mask_digest": None if mask is None else mask.digest,
                 "fills_sha256": None if fills is None else _sha256(fills),
                 **how,
@@ -77,7 +77,7 @@ class Store:
         if arrays is None:
             arrays = measure()
             self._kept.put_arrays(name, **arrays)
-        self._on_progress(what, windows.size * passes)
+        self._on_progress(what, 0 if windows is None else windows.size * passes)
         return arrays
 
 

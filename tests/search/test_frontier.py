@@ -8,13 +8,12 @@ from test_quality import kl_of
 import sinkjax
 from experiments import inputs
 from sinkjax import InputError, SinkMask, specialize
-from sinkjax.program.cost import predict, total
 from sinkjax.results import Results, identity, read_records
 from sinkjax.search.frontier import METHODS
-from sinkjax.search.savings import Workload
 
 FRONTIER = "experiments.frontier"
 SHARES = (0.25, 0.75)
+TOO_LONG = {"lengths": "100", "paths": "100:sink(first)", "saved": "compiled"}
 
 
 def arguments(model, folder, text, **more):
@@ -26,6 +25,7 @@ def arguments(model, folder, text, **more):
         "shares": ",".join(map(str, SHARES)),
         "choose_windows": 2,
         "num_windows": 3,
+        "saved": "by_hand",
         "output_dir": folder,
         **more,
     }
@@ -79,13 +79,25 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, smoll
     windows = text.at_length(smollm2_tokenizer, "tokenizer", 24)[:3]
     kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
-    sizes = Workload(24).decode
-    ours, its = (
-        total(predict(model.config, m, sizes)) for m in (mask, SinkMask.full(model.config))
+
+
+def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_path):
+    small = {"lengths": "8", "paths": "8:sink(first)", "shares": "0.75", "saved": "compiled"}
+    run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **small))
+    compiled, by_hand = (
+        {
+            record["mask_digest"]: record["result"]["saved"]
+            for record in read_records(folder)[1]
+            if record["length"] == 8
+        }
+        for folder in (tmp_path / "out", ran)
     )
-    saved = record["result"]["saved"]
-    assert saved["cache_bytes"] == pytest.approx(1 - ours.cache / its.cache)
-    assert saved["decode_operations"] == pytest.approx(1 - ours.operations / its.operations)
+    assert len(compiled) > 1
+    for digest, saved in compiled.items():
+        assert saved["prefill_operations"] > 0
+        assert saved == by_hand[digest]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "programs that each mask compiles into" in page
 
 
 def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
@@ -107,5 +119,7 @@ def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, t
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
     assert "24 tokens" in str(error.value)
     assert "--shares=0:" in str(error.value)
+    with pytest.raises(InputError, match=r"--lengths=100: .* --saved=by_hand"):
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **TOO_LONG))
     with pytest.raises(InputError, match="512:window"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, paths="window(1,6)"))
