@@ -5,8 +5,8 @@
 
 Heads are ranked on windows of one text, and every mask is judged on windows of another. --paths
 names the paths that heads are ranked for, by length: `24:sink(mean);512:sink(mean),window(4,128)`.
---searches adds the masks that experiments.search went through, --copies what experiments.copies
-found at the same lengths.
+--searches adds the masks that experiments.search went through, --gates those that experiments.gates
+chose, --copies what experiments.copies found, all at the same lengths.
 
 What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
 mask of smollm2-135m. --saved=by_hand takes the formulas instead, to which tests hold programs.
@@ -25,7 +25,16 @@ from sinkjax.mask import Path, SinkMask
 from sinkjax.report import write_report
 from sinkjax.report.frontier import frontier_table
 from sinkjax.results import read_records
-from sinkjax.search.frontier import SAVED, Found, FrontierSettings, count_masks, run_frontier
+from sinkjax.search.frontier import (
+    GATES,
+    SAVED,
+    SEARCHED,
+    Candidate,
+    Found,
+    FrontierSettings,
+    count_masks,
+    run_frontier,
+)
 from sinkjax.sweep import Progress, Series
 
 cli.define_model_flags()
@@ -41,6 +50,7 @@ _SAVED = flags.DEFINE_enum(
     "saved", "compiled", SAVED, "What masks save: of their compiled programs, or by formulas."
 )
 _SEARCHES = flags.DEFINE_list("searches", [], "Output folders of experiments.search.")
+_GATES = flags.DEFINE_list("gates", [], "Output folders of experiments.gates.")
 _COPIES = flags.DEFINE_string("copies", None, "Output folder of experiments.copies.")
 _OUTPUT = flags.DEFINE_string("output_dir", "results/frontier", "Folder for records and report.")
 
@@ -55,7 +65,7 @@ def main() -> None:
         seed=flags.FLAGS.seed,
     )
     copies = read_records(_COPIES.value)[1] if _COPIES.value else []
-    _run(chosen_on, judged_on, settings, Found(_searched(), copies))
+    _run(chosen_on, judged_on, settings, Found(_found(), copies))
     console = terminal.console()
     _, records = read_records(_OUTPUT.value)
     for length in sorted({record["length"] for record in records}):
@@ -78,17 +88,29 @@ def _paths(lengths: list[int]) -> dict[int, tuple[Path, ...]]:
     return {length: found[length] for length in lengths}
 
 
-def _searched() -> dict[int, list[SinkMask]]:
-    """By length, the masks that searches went through."""
-    found: dict[int, list[SinkMask]] = {}
+def _found() -> dict[int, list[Candidate]]:
+    """By length, the masks that searches went through and gates chose."""
+    found: dict[int, list[Candidate]] = {}
+
+    def add(length: int, method: str, path: str, text: str) -> None:
+        one = Candidate(method, path, SinkMask.from_text(text))
+        found.setdefault(length, []).append(one)
+
     for folder in _SEARCHES.value:
         records = [r for r in read_records(folder)[1] if r["kind"] == "search"]
         if not records:
             raise InputError(f"--searches={folder}: the search has not ended; let it, first")
         for record in records:
-            texts = [step["mask"] for step in record["result"]["rounds"]]
-            masks = map(SinkMask.from_text, [*texts, record["result"]["mask"]])
-            found.setdefault(record["length"], []).extend(masks)
+            result = record["result"]
+            for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
+                add(record["length"], SEARCHED, "any", text)
+    for folder in _GATES.value:
+        records = [r for r in read_records(folder)[1] if r["kind"] == "gates"]
+        if not records:
+            raise InputError(f"--gates={folder}: the training has not ended; let it, first")
+        for record in records:
+            if record["method"] == "gates":
+                add(record["length"], GATES, record["path"], record["result"]["mask"])
     return found
 
 

@@ -1,5 +1,6 @@
 """The frontier as figures, tables and a page: KL against how much of a model masks take away."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,26 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Block, Names, render_page
 from sinkjax.report.records import Record, environments, numbers
 from sinkjax.report.tables import Table
-from sinkjax.search.frontier import COPIES
+from sinkjax.search.frontier import COPIES, GATES, SEARCHED
 from sinkjax.statistics import LEVEL, RESAMPLES
 
-_ORDER = ("budget search", "sensitivity", "own error", "sink score", "random", *COPIES.values())
-_COLOURS = (canvas.VERMILLION, canvas.BLUE, canvas.GREEN, "#AA4499", canvas.FAINT)
-_COPY_COLOUR = "#B8860B"
+_STYLES: dict[str, dict[str, Any]] = {
+    SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches
+    GATES: {"color": "#E69F00", "marker": "P"},
+    "sensitivity": {"color": canvas.BLUE, "marker": "s"},
+    "own error": {"color": canvas.GREEN, "marker": "^"},
+    "sink score": {"color": "#AA4499", "marker": "D"},
+    "random": {"color": canvas.FAINT, "marker": "v"},
+    **{
+        name: {"color": "#B8860B", "marker": marker, "lw": 1, "ls": canvas.DASHES}
+        for name, marker in zip(COPIES.values(), canvas.MARKERS, strict=False)
+    },
+}
+_ORDER = tuple(_STYLES)
+_BUDGET = 0.05  # nats a token, that of the recommended masks
 _FLOOR, _CEILING = 1e-4, 10.0  # nats; what lies beyond is drawn there
 _HEIGHT, _GAP = 2.9, 0.7  # inches
+_COLUMNS, _KEYS = 3, 6  # panels, and keys, of a row
 
 _SAVED_AS = {
     "compiled": "as read from the programs that each mask compiles into",
@@ -51,9 +64,11 @@ def render_frontier(
         ]
         sections[formats.count(length)] = [*blocks, frontier_table(of_length)]
     model = specification["model"]
+    overview = keep(overview_figure(records))
     html = render_page(
         "frontier.html.jinja",
         title=f"What masks of {model['name']} cost, by how they were chosen",
+        overview=overview,
         sections=sections,
         run=[
             appendix.models_table({model["name"]: model}),
@@ -67,6 +82,51 @@ def render_frontier(
         resamples=formats.count(RESAMPLES),
     )
     return html, keep.pictures
+
+
+def overview_figure(records: Sequence[Record]) -> Picture:
+    """KL against heads off full, all lengths and paths in one picture: a panel each."""
+    first, panels, most = records[0], {}, []
+    for length in sorted({record["length"] for record in records}):
+        of_length = [record for record in records if record["length"] == length]
+        most.append(f"{formats.percent(_most(of_length), 0)} at {formats.count(length)} tokens")
+        for path, some in _by_path(of_length).items():
+            panels[f"{formats.count(length)} tokens, {path}"] = _lines(some)
+    methods = [name for name in _ORDER if any(name in lines for lines in panels.values())]
+    rows, above, below = math.ceil(len(panels) / _COLUMNS), 0.3, 0.55
+    sheet = Sheet(
+        f"Heads off full within a KL of {_BUDGET:g}, at best: {', '.join(most)}",
+        f"{first['model']['name']}, {first['source']['name']}: windows that no choice saw. Bands "
+        f"are {formats.percent(LEVEL, 0)} intervals from resampling windows",
+        body=rows * (above + _HEIGHT + below),
+        key=0.28 * math.ceil(len(methods) / _KEYS),
+    )
+    sheet.legend((_key(name) for name in methods), columns=min(len(methods), _KEYS))
+    name, of = _AXES[0]
+    width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS
+    drawn = []
+    for index, (title, lines) in enumerate(panels.items()):
+        row, column = divmod(index, _COLUMNS)
+        left = canvas.LEFT + column * (width + _GAP)
+        top = sheet.top + above + row * (above + _HEIGHT + below)
+        axes = sheet.axes(left, top, width, _HEIGHT)
+        for method, points in lines.items():
+            _draw(axes, method, sorted(points, key=of), of)
+        canvas.panel_title(axes, title, width)
+        canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
+        drawn.append(axes)
+    bottom = min(axes.get_ylim()[0] for axes in drawn)
+    top = max(axes.get_ylim()[1] for axes in drawn)
+    for axes in drawn:
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom, top)
+        _finish(axes, first=True)
+    return sheet.picture(
+        "frontier",
+        f"KL against heads off full for every way to choose them: {'; '.join(panels)}.",
+        "Ranked heads take the path in the title; what budget search found may take several, and "
+        "so is in each panel of its length, as copies are. All panels have the same axes.",
+    )
 
 
 def frontier_figure(records: Sequence[Record]) -> Picture:
@@ -84,9 +144,9 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         f"no choice saw. Ranked heads take {path}; bands are "
         f"{formats.percent(LEVEL, 0)} intervals from resampling windows",
         body=0.3 + _HEIGHT + 0.6,
-        key=0.28,
+        key=0.28 * math.ceil(len(lines) / _KEYS),
     )
-    sheet.legend(_key(name) for name in lines)
+    sheet.legend((_key(name) for name in lines), columns=min(len(lines), _KEYS))
     width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - 2 * _GAP) / len(_AXES)
     for column, (name, of) in enumerate(_AXES):
         left = canvas.LEFT + column * (width + _GAP)
@@ -101,7 +161,7 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         f"tokens, for heads on {path}.",
         "Further right is more saved, further down is cheaper. The control draws as many heads of "
         "each layer at random. What budget search found may take several paths, so it is on the "
-        "same curve in each figure of a length. The dashed line is a KL of 0.05.",
+        f"same curve in each figure of a length. The dashed line is a KL of {_BUDGET:g}.",
     )
 
 
@@ -170,16 +230,20 @@ def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: points for name, points in found.items() if points}
 
 
+def _most(records: Sequence[Record]) -> float:
+    """The largest share of heads off full that stays within the budget; 0 where none does."""
+    within = (r for r in records if r["result"]["kl"]["value"] <= _BUDGET)
+    return max(map(off_full, within), default=0.0)
+
+
 def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
     """How many heads each method takes off full within a KL of 0.05."""
-    most = {
-        name: max((off_full(p) for p in points if p["result"]["kl"]["value"] <= 0.05), default=0.0)
-        for name, points in lines.items()
-    }
+    most = {name: _most(points) for name, points in lines.items()}
     best = max(most, key=lambda name: most[name])
     if not most[best]:
-        return "No measured mask stays within a KL of 0.05"
-    text = f"Within a KL of 0.05, {best} takes {formats.percent(most[best], 0)} of heads off full"
+        return f"No measured mask stays within a KL of {_BUDGET:g}"
+    taken = formats.percent(most[best], 0)
+    text = f"Within a KL of {_BUDGET:g}, {best} takes {taken} of heads off full"
     if "sink score" in most and best != "sink score":
         text += f", the sink score {formats.percent(most['sink score'], 0)}"
     return text
@@ -190,11 +254,7 @@ def _key(name: str) -> Line2D:
 
 
 def _style(name: str) -> dict[str, Any]:
-    if name in COPIES.values():
-        marker = canvas.MARKERS[list(COPIES.values()).index(name)]
-        return {"color": _COPY_COLOUR, "marker": marker, "lw": 1, "ls": canvas.DASHES}
-    index = _ORDER.index(name)
-    return {"color": _COLOURS[index], "marker": canvas.MARKERS[index], "lw": 1.6}
+    return {"lw": 1.6} | _STYLES[name]
 
 
 def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Record], float]) -> None:
@@ -205,7 +265,10 @@ def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Recor
     )
     style = _style(method)
     axes.plot(places, kl, ms=4.5, **style)
-    axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
+    if style.get("ls") == "none":
+        axes.vlines(places, low, high, color=style["color"], lw=1.2)
+    else:
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
 
 
 def _finish(axes: Axes, first: bool) -> None:
@@ -214,7 +277,7 @@ def _finish(axes: Axes, first: bool) -> None:
     axes.set_ylim(max(low, _FLOOR / 1.5), min(high, _CEILING * 1.5))
     axes.yaxis.set_major_locator(LogLocator(10, numticks=8))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.axhline(0.05, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
+    axes.axhline(_BUDGET, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if first else None))
     canvas.grid(axes)

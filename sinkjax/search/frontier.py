@@ -8,8 +8,9 @@ Methods that rank heads for one path:
   sensitivity   the least predicted KL a head first, beside those before it
   random        the heads of `own error`, drawn anew within each layer: the control
 
-`budget search` are the masks that a search to a KL budget went through, of its own paths; records
-of copying (`sinkjax.copying`) are taken over as they are, with the windows that they were made on.
+`budget search` are the masks that a search to a KL budget went through, of its own paths, `gates`
+those that learned gates chose. Records of copying (`sinkjax.copying`) are taken over as they are,
+with the windows that they were made on.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from sinkjax.statistics.resampling import estimate_mean
 from sinkjax.sweep import Progress, Series, describe_model, describe_source, describe_texts
 
 METHODS = ("sink score", "own error", "sensitivity", "random")
-SEARCHED = "budget search"
+SEARCHED, GATES = "budget search", "gates"
 COPIES = {"layer_0": "copy layer 0", "adjacent": "copy the layer before", "output": "copy the best"}
 """Methods by the variants of `sinkjax.copying`."""
 
@@ -68,16 +69,30 @@ class FrontierSettings:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One point of the frontier.
+
+    Attributes:
+      method, path: how it was chosen; the path of its heads, or "any".
+      mask: to be judged.
+    """
+
+    method: str
+    path: str
+    mask: SinkMask
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
     """What other experiments found.
 
     Attributes:
-      searched: by length, the masks that searches went through.
+      masks: by length, those that searches went through and gates chose.
       copies: records of `sinkjax.copying.run_copies`.
     """
 
-    searched: Mapping[int, Sequence[SinkMask]] = dataclasses.field(default_factory=dict)
+    masks: Mapping[int, Sequence[Candidate]] = dataclasses.field(default_factory=dict)
     copies: Sequence[Mapping[str, Any]] = ()
 
     def copied(self, length: int) -> list[Mapping[str, Any]]:
@@ -89,20 +104,6 @@ class Found:
             and record["variant"] in COPIES
             and record["length"] == length
         ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One point of the frontier.
-
-    Attributes:
-      method, path: how it was chosen; the path of its heads, or what they may take.
-      mask: to be judged.
-    """
-
-    method: str
-    path: str
-    mask: SinkMask
 
 
 def run_frontier(
@@ -186,7 +187,7 @@ def count_masks(settings: FrontierSettings, found: Found) -> int:
     """How many masks are judged."""
     ranked = sum(len(paths) for paths in settings.paths.values())
     return ranked * len(settings.shares) * len(METHODS) + sum(
-        len(found.searched.get(length, ())) + len(found.copied(length)) for length in settings.paths
+        len(found.masks.get(length, ())) + len(found.copied(length)) for length in settings.paths
     )
 
 
@@ -210,13 +211,13 @@ def check_frontier(config: LlamaConfig, settings: FrontierSettings, found: Found
     if settings.seed < 0:
         problems.append(f"--seed={settings.seed}: give 0 or more")
     problems += [
-        f"--searches: their masks are for {length} tokens, which --lengths does not have"
-        for length in sorted(set(found.searched) - set(settings.paths))
+        f"--searches and --gates: some masks are for {length} tokens, which --lengths does not have"
+        for length in sorted(set(found.masks) - set(settings.paths))
     ]
-    for masks in found.searched.values():
-        for mask in masks:
+    for candidates in found.masks.values():
+        for one in candidates:
             try:
-                mask.check(config)
+                one.mask.check(config)
             except InputError as error:
                 problems += error.problems
     if problems:
@@ -234,9 +235,9 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Every mask of one length, by method."""
     paths, full = settings.paths[length], SinkMask.full(model.config)
-    for mask in dict.fromkeys(found.searched.get(length, ())):
-        if mask != full:
-            yield Candidate(SEARCHED, "any", mask)
+    for one in dict.fromkeys(found.masks.get(length, ())):
+        if one.mask != full:
+            yield one
     named = list(map(str, paths))
     scores = sink_scores(model, windows, store)
     errors = store(
@@ -346,6 +347,9 @@ def _specification(
         "generated": settings.generated,
         "saved_as": settings.saved,
         "seed": settings.seed,
-        "searched": {str(n): [m.digest for m in masks] for n, masks in found.searched.items()},
+        "found": {
+            str(n): [[one.method, one.mask.digest] for one in masks]
+            for n, masks in found.masks.items()
+        },
         "copies": [record["id"] for record in found.copies],
     }

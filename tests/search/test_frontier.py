@@ -13,6 +13,7 @@ from sinkjax.search.frontier import METHODS
 
 FRONTIER = "experiments.frontier"
 SHARES = (0.25, 0.75)
+GATED = "L0: 6f | L1: s(first) 5f"
 TOO_LONG = {"lengths": "100", "paths": "100:sink(first)", "saved": "compiled"}
 
 
@@ -45,9 +46,21 @@ def searched(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(tiny, other_text, searched, tmp_path_factory):
+def gated(tmp_path_factory):
+    """What gates at 8 tokens leave behind: a mask by them, and a control of theirs."""
+    folder = tmp_path_factory.mktemp("gates")
+    with Results(folder, {"experiment": "gates"}) as results:
+        for method, mask in (("gates", GATED), ("random", "L0: 5f s(first) | L1: 6f")):
+            common = {"kind": "gates", "method": method, "path": "sink(first)", "length": 8}
+            record = {**common, "result": {"mask": mask}}
+            results.append({"id": identity(record), **record})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, other_text, searched, gated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "frontier"
-    run_main(FRONTIER, *arguments(tiny, folder, other_text, searches=searched))
+    run_main(FRONTIER, *arguments(tiny, folder, other_text, searches=searched, gates=gated))
     return folder
 
 
@@ -62,6 +75,10 @@ def test_every_method_is_judged_at_every_size(ran):
         assert paths == {record["path"], "full"}
     found = [record for record in records if record["method"] == "budget search"]
     assert [record["length"] for record in found] == [24, 24]
+    (gates,) = [record for record in records if record["method"] == "gates"]
+    assert (gates["length"], gates["path"]) == (8, "sink(first)")
+    assert gates["result"]["mask"] == GATED
+    assert gates["result"]["kl"]["value"] > 0
     control, own = (
         [SinkMask.from_text(r["result"]["mask"]) for r in ranked if r["method"] == method]
         for method in ("random", "own error")
@@ -101,13 +118,13 @@ def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_
 
 
 def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
-    ran, tiny, other_text, searched, capsys
+    ran, tiny, other_text, searched, gated, capsys
 ):
     before = {path: path.stat().st_mtime_ns for path in (ran / "measured").iterdir()}
-    run_main(FRONTIER, *arguments(tiny, ran, other_text, searches=searched))
+    run_main(FRONTIER, *arguments(tiny, ran, other_text, searches=searched, gates=gated))
     assert before == {path: path.stat().st_mtime_ns for path in (ran / "measured").iterdir()}
     html = (ran / "report.html").read_text()
-    assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 3
+    assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 4
     for text in ("8 tokens", "24 tokens", "budget search", "sink score", "random"):
         assert text in html
     assert "budget search" in capsys.readouterr().out
