@@ -112,6 +112,7 @@ def overview_figure(records: Sequence[Record]) -> Picture:
         axes = sheet.axes(left, top, width, _HEIGHT)
         for method, points in lines.items():
             _draw(axes, method, sorted(points, key=of), of)
+        _finish(axes, first=True)
         canvas.panel_title(axes, title, width)
         canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
         drawn.append(axes)
@@ -120,7 +121,6 @@ def overview_figure(records: Sequence[Record]) -> Picture:
     for axes in drawn:
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom, top)
-        _finish(axes, first=True)
     return sheet.picture(
         "frontier",
         f"KL against heads off full for every way to choose them: {'; '.join(panels)}.",
