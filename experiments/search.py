@@ -9,6 +9,9 @@ the KL of whole masks is measured while the mask grows, on the last the outcome 
 on each --judge_text. --margin is the part of the budget that the search leaves unspent, because
 other text costs otherwise.
 
+--ranking=gates takes what experiments.gates learned, for its path alone, from the folder --gates.
+Text that the gates were trained on is not judged on.
+
 Printed is the chosen mask's KL on the judged windows, beside a random control, the ranking by sink
 score and that by heads' own errors, each with as many heads off `full`. The mask is written to
 --mask_file with all of this inside. A run that was stopped goes on where it was when the same
@@ -17,6 +20,7 @@ command is given again.
 
 import sys
 
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -28,7 +32,7 @@ from sinkjax.errors import InputError
 from sinkjax.prompts import BOS_POLICIES
 from sinkjax.report.search import search_tables
 from sinkjax.results import read_records
-from sinkjax.search.grow import OBJECTIVES, RANKINGS, Found, SearchSettings
+from sinkjax.search.grow import OBJECTIVES, RANKINGS, Found, Gates, SearchSettings
 from sinkjax.search.run import Search, plan_search, run_search, saved_search
 from sinkjax.search.savings import Workload
 
@@ -48,6 +52,7 @@ _OBJECTIVE = flags.DEFINE_enum(
     "objective", "savings", OBJECTIVES, "What a move is worth: what it saves, or a head off full."
 )
 _RANKING = flags.DEFINE_enum("ranking", "sensitivity", RANKINGS, "How costs are predicted.")
+_GATES = flags.DEFINE_string("gates", None, "Output folder of experiments.gates, to rank by.")
 _BATCH = flags.DEFINE_integer("batch_size", 1, "Rows of the workload that savings count.")
 _GENERATED = flags.DEFINE_integer("generated", 64, "Tokens generated after each prompt of it.")
 _BALANCE = flags.DEFINE_float(
@@ -102,7 +107,26 @@ def _settings() -> SearchSettings:
         tries=_TRIES.value,
         samples=_SAMPLES.value,
         seed=_SEED.value,
+        gates=_gates(),
     )
+
+
+def _gates() -> Gates | None:
+    """What --gates has learned."""
+    if _GATES.value is None:
+        return None
+    for record in read_records(_GATES.value)[1]:
+        if record["kind"] == "training" and "gates" in record["result"]:
+            names = ("id", "chosen_on", "length", "path", "units", "price", "train")
+            (path,) = read_paths("gates", record["path"])
+            return Gates(
+                np.array(record["result"]["gates"]),
+                path,
+                record["model"]["model_digest"],
+                record["chosen_on"]["sha256"],
+                {name: record[name] for name in names},
+            )
+    raise InputError(f"--gates={_GATES.value}: the training has not ended; let it, first")
 
 
 def _series() -> list[sweep.Series]:

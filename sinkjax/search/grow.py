@@ -1,9 +1,9 @@
 """The search: rounds of predicting what moves cost, and of measuring how many of them fit.
 
 In each round the cost of every head on every path is predicted anew under the mask so far
-(`sensitivity`, or heads' own errors), moves are ranked by cost a saving, and the KL on held-back
-windows decides how many are made. Early rounds may spend a part of the budget only, so that most of
-it is spent with predictions for a mask that is near.
+(`sensitivity`, or heads' own errors; `gates` stay what they are), moves are ranked by cost a
+saving, and the KL on held-back windows decides how many are made. Early rounds may spend a part of
+the budget only, so that most of it is spent with predictions for a mask that is near.
 
 Sensitivities rest on few draws, and of many noisy costs the least are those that noise made small.
 So each is drawn towards what the layer's own errors say, as if those were worth `_PRIOR` draws; and
@@ -13,12 +13,12 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from sinkjax.mask import Full, Path, Sink, SinkMask
+from sinkjax.mask import Full, Path, Sink, SinkMask, group_size
 from sinkjax.measure import measure_sinks
 from sinkjax.model import Llama
 from sinkjax.search.budget import Prediction, Step, rank_moves, spend
@@ -28,10 +28,29 @@ from sinkjax.search.savings import Workload, path_savings
 from sinkjax.search.sensitivity import predict_moves
 from sinkjax.search.store import InMemory, Store
 
-RANKINGS = ("sensitivity", "error")
+RANKINGS = ("sensitivity", "error", "gates")
 OBJECTIVES = ("savings", "heads")
 
 _PRIOR = 8  # draws
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gates:
+    """Learned gates, which rank heads for one path.
+
+    Attributes:
+      values: float [L, N], or [L, K] of key/value groups; the lowest leave `full` first.
+      path: that they were learned for.
+      model_digest: of the model that they were learned on.
+      text_sha256: of the text that they were trained on.
+      origin: what training they are from, of JSON values.
+    """
+
+    values: np.ndarray
+    path: Path
+    model_digest: str
+    text_sha256: str
+    origin: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +64,12 @@ class SearchSettings:
       by: units that move, each `head` or each key/value `group` as a whole.
       objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
         `full` whatever they save.
-      ranking: costs by `sensitivity`, or by heads' own `error` squared.
+      ranking: costs by `sensitivity`, by heads' own `error` squared, or by learned `gates`.
       rounds: of growing.
       tries: measured masks a round, at most.
       samples: draws of labels for each window.
       seed: of the draws.
+      gates: for the ranking of that name.
     """
 
     paths: tuple[Path, ...]
@@ -57,15 +77,17 @@ class SearchSettings:
     workload: Workload
     by: Literal["head", "group"] = "head"
     objective: Literal["savings", "heads"] = "savings"
-    ranking: Literal["sensitivity", "error"] = "sensitivity"
+    ranking: Literal["sensitivity", "error", "gates"] = "sensitivity"
     rounds: int = 4
     tries: int = 5
     samples: int = 2
     seed: int = 0
+    gates: Gates | None = None
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
-        fields = dataclasses.asdict(self)
+        fields = dataclasses.asdict(dataclasses.replace(self, gates=None))
+        fields["gates"] = None if self.gates is None else dict(self.gates.origin)
         return {**fields, "paths": list(map(str, self.paths))}
 
 
@@ -203,7 +225,15 @@ def _predict(
         linear = np.concatenate([np.zeros_like(squares[:1]), squares])
         return Prediction(mask, linear, np.zeros((0, *linear.shape)))
 
-    return by_sensitivity if settings.ranking == "sensitivity" else by_error
+    def by_gates(mask: SinkMask, number: int) -> Prediction:
+        gates = np.asarray(settings.gates.values, np.float64)
+        size = group_size(mask.num_heads, gates.shape[1])
+        of_heads = np.repeat(gates / size, size, axis=1)
+        linear = np.stack([np.zeros_like(of_heads), of_heads])
+        return Prediction(mask, linear, np.zeros((0, *linear.shape)))
+
+    known = {"sensitivity": by_sensitivity, "error": by_error, "gates": by_gates}
+    return known[settings.ranking]
 
 
 def _errors(

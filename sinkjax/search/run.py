@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.config import LlamaConfig
 from sinkjax.digest import tokens_digest
 from sinkjax.errors import InputError
 from sinkjax.mask import Copy, Full, SinkMask
@@ -99,19 +100,27 @@ def plan_search(
     Args:
       settings: of the search; its workload's length is that of the windows.
       series: of one model, from `sinkjax.sweep.plan_sweep`, at one length. The first one's text is
-        chosen on; its windows beyond `ranking + held` are judged on, as are the others.
+        chosen on; its windows beyond `ranking + held` are judged on, as are the others. They are
+        not where gates were trained on that text, of which they may have seen any window.
       ranking, held, judged: windows of each kind.
 
     Raises:
       InputError: listing settings out of their range, and texts with too few windows.
     """
-    problems = list(_setting_problems(settings))
-    length = settings.workload.length
     first, *others = series
+    problems = [*_setting_problems(settings), *_gate_problems(settings, first.subject.config)]
+    length = settings.workload.length
+    first_sha256 = first.source.prompts.sha256
+    seen = settings.gates is not None and settings.gates.text_sha256 == first_sha256
+    if seen and not others:
+        problems.append(
+            "--judge_text is missing: the gates were trained on --text, so that no window of it is "
+            "left to judge on; give another text"
+        )
     for name, count in (("rank", ranking), ("hold", held), ("judge", judged)):
         if count < 1:
             problems.append(f"--{name}_windows={count}: give at least 1")
-    wanted = [(first, ranking + held + judged), *((one, judged) for one in others)]
+    wanted = [(first, ranking + held + (0 if seen else judged)), *((one, judged) for one in others)]
     for one, count in wanted:
         found = len(one.tokens.get(length, ()))
         if found < count:
@@ -134,7 +143,7 @@ def plan_search(
         rows[:ranking],
         rows[ranking : ranking + held],
         (
-            Judged(first, rows[ranking + held : ranking + held + judged]),
+            *(() if seen else (Judged(first, rows[ranking + held : ranking + held + judged]),)),
             *(Judged(one, one.tokens[length][:judged]) for one in others),
         ),
     )
@@ -163,6 +172,11 @@ def run_search(
     model = subject.load()
     described = describe_model(subject, model)
     on_progress(Progress("model", f"loaded {subject.name}"))
+    gates = search.settings.gates
+    if gates is not None and gates.model_digest != described["model_digest"]:
+        raise InputError(
+            f"--gates are of another model than --model={subject.name}: give the folder of its own"
+        )
     with Results(folder, _specification(search, described)) as results:
         judged_tokens = sum(judged.windows.size for judged in search.judged)
         records = 1 + (1 + len(CONTROLS)) * len(search.judged)
@@ -328,6 +342,26 @@ def _specification(search: Search, described: Mapping[str, Any]) -> dict[str, An
             for judged in search.judged
         ],
     }
+
+
+def _gate_problems(settings: SearchSettings, config: LlamaConfig):
+    gates = settings.gates
+    if gates is None:
+        if settings.ranking == "gates":
+            yield "--gates is missing: --ranking=gates needs the output folder of experiments.gates"
+        return
+    if settings.ranking != "gates":
+        yield f"--ranking={settings.ranking} makes no use of --gates: give --ranking=gates, or none"
+    if settings.paths != (gates.path,):
+        named = ",".join(map(str, settings.paths))
+        yield f"--paths={named}: the gates were learned for {gates.path}; give that path alone"
+    units = {"head": (config.num_heads,), "group": (config.num_heads, config.num_kv_heads)}
+    fitting = {(config.num_layers, count) for count in units[settings.by]}
+    if gates.values.shape not in fitting:
+        yield (
+            f"--gates has {gates.values.shape[1]} a layer, in {gates.values.shape[0]} layers; "
+            f"--by={settings.by} takes {' or '.join(f'{n} in {m}' for m, n in sorted(fitting))}"
+        )
 
 
 def _setting_problems(settings: SearchSettings):

@@ -1,6 +1,7 @@
 """A search from its flags to its records: on windows apart, through stops and bad input."""
 
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -98,11 +99,46 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     assert read_records(tmp_path)[0]["settings"]["by"] == "group"
 
 
+@pytest.fixture(scope="module")
+def learned(tiny, other_text, tmp_path_factory):
+    """Gates at 24 tokens."""
+    folder = tmp_path_factory.mktemp("out") / "gates"
+    flags = {"model": tiny, "choose_text": other_text, "lengths": 24, "path": "window(1,4)"}
+    sizes = {"choose_windows": 3, "num_windows": 2, "steps": 3, "shares": 0.5}
+    every = {**flags, **sizes, "output_dir": folder}
+    run_main("experiments.gates", *(f"--{name}={value}" for name, value in every.items()))
+    return folder
+
+
+def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
+    learned, tiny, other_text, tmp_path
+):
+    (gates,) = (
+        np.array(record["result"]["gates"])
+        for record in read_records(learned)[1]
+        if record["kind"] == "training"
+    )
+    here = pathlib.Path(__file__)
+    flags = arguments(tiny, tmp_path / "out", here, ranking="gates", gates=learned)
+    flags.append(f"--text={other_text}")
+    with pytest.raises(InputError) as error:
+        run_main(SEARCH, *(flag for flag in flags if not flag.startswith("--judge_text")))
+    assert "--judge_text is missing" in str(error.value)
+    assert "--paths=sink(mean),window(1,4),window(1,12): the gates" in str(error.value)
+    run_main(SEARCH, *flags, "--paths=window(1,4)")
+    off = load_mask(tmp_path / "out" / "mask.json").mask.off_full
+    assert 0 < off.sum() < off.size
+    assert gates[off].max() < gates[~off].min()
+    quality = [r for r in read_records(tmp_path / "out")[1] if r["kind"] == "quality"]
+    assert {r["source"]["name"] for r in quality} == {here.name}
+
+
 BAD = {
     "path": ({"paths": "sink(some),full"}, ["sink(some)", "full", "sink(fill)"]),
     "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
     "windows": ({"hold_windows": 0, "tries": 0}, ["--hold_windows=0", "--tries=0"]),
     "text": ({"length": 120, "judge_windows": 100}, ["other.txt has", "100 are wanted"]),
+    "no gates": ({"ranking": "gates"}, ["--gates is missing"]),
 }
 
 
