@@ -160,8 +160,8 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         f"Lines of KL against heads off full, operations and bytes saved, at {first['length']} "
         f"tokens, for heads on {path}.",
         "Further right is more saved, further down is cheaper. The control draws as many heads of "
-        "each layer at random. What budget search found may take several paths, so it is on the "
-        f"same curve in each figure of a length. The dashed line is a KL of {_BUDGET:g}.",
+        "each layer at random. What budget search found may take several paths, and so is in "
+        f"each figure of a length. The dashed line is a KL of {_BUDGET:g}.",
     )
 
 
