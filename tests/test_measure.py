@@ -394,9 +394,9 @@ print(json.dumps({"layers": len(layers), "finite": finite, "peaks": peaks}))
 def test_8192_tokens_of_the_real_model_fit_in_4_gigabytes(smollm2_gguf):
     """The maps alone would take 72 GB.
 
-    All weights are there, but only some layers run: what the peak grows by from two of them to four,
-    where it grows fastest, it is taken to grow by each further two. It does less: on one machine
-    2, 4, 8 and 30 layers took 1.28, 1.36, 1.40 and 1.46 GB.
+    All weights are there, but only some layers run: what the peak grows by from two of them to
+    four, where it grows fastest, it is taken to grow by each further two. It does less: on one
+    machine 2, 4, 8 and 30 layers took 1.28, 1.36, 1.40 and 1.46 GB.
     """
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE_LONG, smollm2_gguf], capture_output=True, text=True
