@@ -1,7 +1,7 @@
 """The frontier as figures, tables and a page: KL against how much of a model masks take away."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ _BUDGET = 0.05  # nats a token, that of the recommended masks
 _FLOOR, _CEILING = 1e-4, 10.0  # nats; what lies beyond is drawn there
 _HEIGHT, _GAP = 2.9, 0.7  # inches
 _COLUMNS, _KEYS = 3, 6  # panels, and keys, of a row
+_PANEL = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS  # inches
 
 _SAVED_AS = {
     "compiled": "as read from the programs that each mask compiles into",
@@ -101,21 +102,13 @@ def overview_figure(records: Sequence[Record]) -> Picture:
         body=rows * (above + _HEIGHT + below),
         key=0.28 * math.ceil(len(methods) / _KEYS),
     )
-    sheet.legend((_key(name) for name in methods), columns=min(len(methods), _KEYS))
-    name, of = _AXES[0]
-    width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS
+    _legend(sheet, methods)
     drawn = []
     for index, (title, lines) in enumerate(panels.items()):
         row, column = divmod(index, _COLUMNS)
-        left = canvas.LEFT + column * (width + _GAP)
         top = sheet.top + above + row * (above + _HEIGHT + below)
-        axes = sheet.axes(left, top, width, _HEIGHT)
-        for method, points in lines.items():
-            _draw(axes, method, sorted(points, key=of), of)
-        _finish(axes, first=True)
-        canvas.panel_title(axes, title, width)
-        canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
-        drawn.append(axes)
+        drawn.append(_panel(sheet, column, top, lines, *_AXES[0]))
+        canvas.panel_title(drawn[-1], title, _PANEL)
     bottom = min(axes.get_ylim()[0] for axes in drawn)
     top = max(axes.get_ylim()[1] for axes in drawn)
     for axes in drawn:
@@ -146,15 +139,9 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         body=0.3 + _HEIGHT + 0.6,
         key=0.28 * math.ceil(len(lines) / _KEYS),
     )
-    sheet.legend((_key(name) for name in lines), columns=min(len(lines), _KEYS))
-    width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - 2 * _GAP) / len(_AXES)
+    _legend(sheet, lines)
     for column, (name, of) in enumerate(_AXES):
-        left = canvas.LEFT + column * (width + _GAP)
-        axes = sheet.axes(left, sheet.top + 0.3, width, _HEIGHT)
-        for method, points in lines.items():
-            _draw(axes, method, sorted(points, key=of), of)
-        _finish(axes, first=column == 0)
-        canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
+        _panel(sheet, column, sheet.top + 0.3, lines, name, of)
     return sheet.picture(
         f"frontier-{first['length']}-{path}".replace("(", "-").replace(")", "").replace(",", "-"),
         f"Lines of KL against heads off full, operations and bytes saved, at {first['length']} "
@@ -249,6 +236,27 @@ def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
     return text
 
 
+def _legend(sheet: Sheet, methods: Collection[str]) -> None:
+    sheet.legend((_key(name) for name in methods), columns=min(len(methods), _KEYS))
+
+
+def _panel(
+    sheet: Sheet,
+    column: int,
+    top: float,
+    lines: Mapping[str, Sequence[Record]],
+    name: str,
+    of: Callable[[Record], float],
+) -> Axes:
+    """KL of every method against one of `_AXES`."""
+    axes = sheet.axes(canvas.LEFT + column * (_PANEL + _GAP), top, _PANEL, _HEIGHT)
+    for method, points in lines.items():
+        _draw(axes, method, sorted(points, key=of), of)
+    _finish(axes, whole=of is _AXES[0][1])
+    canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
+    return axes
+
+
 def _key(name: str) -> Line2D:
     return Line2D([], [], label=name, ms=5, **_style(name))
 
@@ -271,7 +279,7 @@ def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Recor
         axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
 
 
-def _finish(axes: Axes, first: bool) -> None:
+def _finish(axes: Axes, whole: bool) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, _FLOOR / 1.5), min(high, _CEILING * 1.5))
@@ -279,7 +287,7 @@ def _finish(axes: Axes, first: bool) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.axhline(_BUDGET, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if first else None))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if whole else None))
     canvas.grid(axes)
 
 

@@ -14,6 +14,7 @@ with the windows that they were made on.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -178,8 +179,14 @@ def run_frontier(
                 )
                 on_progress(Progress("record", f"{one.method}, {one.path}", records=1))
             for record in found.copied(length):
-                fields, result = _taken_over(record, settings, savings)
-                out.record(fields, lambda result=result: result)
+                fields = _taken_over(record, settings)
+                out.record(
+                    fields,
+                    lambda result=record["result"], savings=savings: {
+                        **{name: result[name] for name in ("mask", "heads", "kl")},
+                        "saved": savings(SinkMask.from_text(result["mask"])),
+                    },
+                )
                 on_progress(Progress("record", fields["method"], records=1))
 
 
@@ -291,7 +298,12 @@ class _Savings:
         self._saved, self._store = settings.saved, store
 
     def __call__(self, mask: SinkMask) -> dict[str, float]:
-        return saved_shares(self._needs(mask), self._needs(SinkMask.full(self._config)))
+        return saved_shares(self._needs(mask), self._full)
+
+    @functools.cached_property
+    def _full(self) -> Needs:
+        """The baseline's."""
+        return self._needs(SinkMask.full(self._config))
 
     def _needs(self, mask: SinkMask) -> Needs:
         if self._saved == "by_hand":
@@ -307,23 +319,19 @@ class _Savings:
         return Needs(*(Cost(*map(int, found[part])) for part in ("prefill", "decode")))
 
 
-def _taken_over(
-    record: Mapping[str, Any], settings: FrontierSettings, savings: _Savings
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields and result of a record of copying, as a point of the frontier."""
+def _taken_over(record: Mapping[str, Any], settings: FrontierSettings) -> dict[str, Any]:
+    """Fields of a record of copying, as those of a point of the frontier."""
     kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
-    mask, result = SinkMask.from_text(record["result"]["mask"]), record["result"]
-    fields = {
+    return {
         "kind": "frontier",
         **{name: record[name] for name in kept},
         "generated": settings.generated,
         "saved_as": settings.saved,
         "method": COPIES[record["variant"]],
         "path": "copy",
-        "mask_digest": mask.digest,
+        "mask_digest": SinkMask.from_text(record["result"]["mask"]).digest,
         "record": record["id"],
     }
-    return fields, {**{k: result[k] for k in ("mask", "heads", "kl")}, "saved": savings(mask)}
 
 
 def _specification(

@@ -221,16 +221,12 @@ def _predict(
         return _steadied(Prediction(mask, **arrays), errors, settings.paths)
 
     def by_error(mask: SinkMask, number: int) -> Prediction:
-        squares = np.square(_errors(model, windows, mask, fills, settings, store))
-        linear = np.concatenate([np.zeros_like(squares[:1]), squares])
-        return Prediction(mask, linear, np.zeros((0, *linear.shape)))
+        return _adding_up(mask, np.square(_errors(model, windows, mask, fills, settings, store)))
 
     def by_gates(mask: SinkMask, number: int) -> Prediction:
         gates = np.asarray(settings.gates.values, np.float64)
         size = group_size(mask.num_heads, gates.shape[1])
-        of_heads = np.repeat(gates / size, size, axis=1)
-        linear = np.stack([np.zeros_like(of_heads), of_heads])
-        return Prediction(mask, linear, np.zeros((0, *linear.shape)))
+        return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
 
     known = {"sensitivity": by_sensitivity, "error": by_error, "gates": by_gates}
     return known[settings.ranking]
@@ -253,6 +249,12 @@ def _errors(
         paths=list(map(str, settings.paths)),
     )
     return arrays["errors"]
+
+
+def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:
+    """Of costs of single heads on each path, float [P, L, N], with nothing between them."""
+    linear = np.concatenate([np.zeros_like(costs[:1]), costs])
+    return Prediction(mask, linear, np.zeros((0, *linear.shape)))
 
 
 def _steadied(predicted: Prediction, errors: np.ndarray, paths: Sequence[Path]) -> Prediction:

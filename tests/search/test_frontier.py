@@ -8,8 +8,10 @@ from test_quality import kl_of
 import sinkjax
 from experiments import inputs
 from sinkjax import InputError, SinkMask, specialize
+from sinkjax.program.cost import predict, total
 from sinkjax.results import Results, identity, read_records
 from sinkjax.search.frontier import METHODS
+from sinkjax.search.savings import Workload
 
 FRONTIER = "experiments.frontier"
 SHARES = (0.25, 0.75)
@@ -22,7 +24,7 @@ def arguments(model, folder, text, **more):
         "model": model,
         "text": text,
         "lengths": "8,24",
-        "paths": "8:sink(mean);24:window(1,6)",
+        "paths": "8:sink(mean);24:sink(mean),window(1,6)",
         "shares": ",".join(map(str, SHARES)),
         "choose_windows": 2,
         "num_windows": 3,
@@ -50,7 +52,7 @@ def gated(tmp_path_factory):
     """What gates at 8 tokens leave behind: a mask by them, and a control of theirs."""
     folder = tmp_path_factory.mktemp("gates")
     with Results(folder, {"experiment": "gates"}) as results:
-        for method, mask in (("gates", GATED), ("random", "L0: 5f s(first) | L1: 6f")):
+        for method, mask in (("gates", GATED), ("random", "L0: 5f s(mean) | L1: 6f")):
             common = {"kind": "gates", "method": method, "path": "sink(mean)", "length": 8}
             record = {**common, "result": {"mask": mask}}
             results.append({"id": identity(record), **record})
@@ -67,7 +69,7 @@ def ran(tiny, other_text, searched, gated, tmp_path_factory):
 def test_every_method_is_judged_at_every_size(ran):
     _, records = read_records(ran)
     ranked = [record for record in records if record["method"] in METHODS]
-    assert len(ranked) == 2 * len(SHARES) * len(METHODS)
+    assert len(ranked) == 3 * len(SHARES) * len(METHODS)
     for record in ranked:
         mask = SinkMask.from_text(record["result"]["mask"])
         assert int(mask.off_full.sum()) in (3, 9)
@@ -96,6 +98,13 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, smoll
     windows = text.at_length(smollm2_tokenizer, "tokenizer", 24)[:3]
     kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
+    sizes = Workload(24).decode
+    ours, its = (
+        total(predict(model.config, m, sizes)) for m in (mask, SinkMask.full(model.config))
+    )
+    saved = record["result"]["saved"]
+    assert saved["cache_bytes"] == pytest.approx(1 - ours.cache / its.cache)
+    assert saved["decode_operations"] == pytest.approx(1 - ours.operations / its.operations)
 
 
 def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_path):
@@ -124,7 +133,7 @@ def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
     run_main(FRONTIER, *arguments(tiny, ran, other_text, searches=searched, gates=gated))
     assert before == {path: path.stat().st_mtime_ns for path in (ran / "measured").iterdir()}
     html = (ran / "report.html").read_text()
-    assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 3
+    assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 4
     for text in ("8 tokens", "24 tokens", "budget search", "sink score", "random"):
         assert text in html
     assert "budget search" in capsys.readouterr().out
