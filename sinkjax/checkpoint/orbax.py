@@ -61,7 +61,9 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
             checkpointer.save(folder / _WEIGHTS, {_key(path): leaf[...] for path, leaf in state})
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    except (OSError, ValueError) as error:  # ValueError: what TensorStore makes of the system's
+    # Of any class: Orbax's threads raise the system's own, what TensorStore makes of it, or what
+    # befell a thread because another had failed, whichever is first.
+    except Exception as error:
         raise unwritable(folder, error) from error
 
 

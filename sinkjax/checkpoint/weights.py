@@ -124,9 +124,10 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
 
 def unwritable(folder: pathlib.Path, error: Exception) -> InputError:
     """What a user is told where a checkpoint cannot be written."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
     return InputError(
-        f"{folder} cannot be written ({str(error).splitlines()[0]}); remove what was written there "
-        "so far, and name a folder that can be written, on a disk with the space"
+        f"{folder} cannot be written ({reason}); remove what was written there so far, and name a "
+        "folder that can be written, on a disk with the space"
     )
 
 

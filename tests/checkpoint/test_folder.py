@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, open_folder
+from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
 
 DTYPES = {
@@ -295,3 +296,9 @@ def test_no_code_of_a_checkpoint_is_run(single, tokenizer):
     with pytest.raises(InputError):
         sinkjax.load_tokenizer(single)
     assert not pathlib.Path("ran").exists()
+
+
+def test_a_failure_that_says_nothing_is_named_by_its_class(tmp_path):
+    assert f"{tmp_path} cannot be written (TimeoutError); remove" in str(
+        unwritable(tmp_path, TimeoutError())
+    )
