@@ -4,10 +4,13 @@ Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ra
 devices that are not here are installed, and JAX is not to look for these devices.
 
 Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
-optimizes nothing, which halves the time and leaves the HLO as it is, and what a process has
-compiled, or one that it started, is not compiled again. Tests of the real model have neither, nor
-has what is marked `default_compilation`, since it is about compiling, speed, or the numbers of
-optimized code.
+optimizes nothing, which halves the time and leaves the HLO as it is, and what one of pytest's
+processes has compiled, or one that it started, no other compiles again. Tests of the real model
+have neither, nor has what is marked `default_compilation`, since it is about compiling, speed, or
+the numbers of optimized code.
+
+PyTorch has one thread: pytest runs a process a core, and two threads that wait for each other on
+one core take three times as long.
 """
 
 import os
@@ -15,6 +18,7 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pathlib
 
@@ -33,9 +37,10 @@ def _configure(name: str, value: str | float | bool) -> None:
     os.environ[name.upper()] = str(value)
 
 
-_compiled = tempfile.TemporaryDirectory(prefix="sinkjax-compiled-")
-_configure("jax_compilation_cache_dir", _compiled.name)
-_configure("jax_persistent_cache_min_compile_time_secs", 0.1)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # else from the process that started this one
+    _compiled = tempfile.TemporaryDirectory(prefix="sinkjax-compiled-")
+    _configure("jax_compilation_cache_dir", _compiled.name)
+    _configure("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.hookimpl(wrapper=True)
