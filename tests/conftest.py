@@ -4,10 +4,11 @@ Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ra
 devices that are not here are installed, and JAX is not to look for these devices.
 
 Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
-optimizes nothing, which halves the time and leaves the HLO as it is, and what one of pytest's
-processes has compiled, or one that it started, no other compiles again. Tests of the real model
-have neither, nor has what is marked `default_compilation`, since it is about compiling, speed, or
-the numbers of optimized code.
+optimizes nothing, which halves the time and leaves the HLO as it is; loops are written by XLA's
+older emitters, which takes a quarter less again; and what one of pytest's processes has compiled,
+or one that it started, no other compiles again. Tests of the real model have none of this, nor has
+what is marked `default_compilation`, since it is about compiling, speed, or the numbers of
+optimized code.
 
 PyTorch has one thread: pytest runs a process a core, and two threads that wait for each other on
 one core take three times as long.
@@ -24,6 +25,7 @@ import pathlib
 
 import jax
 import pytest
+from jax._src import compiler  # no public setting of JAX reaches every compilation
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -40,7 +42,18 @@ def _configure(name: str, value: str | float | bool) -> None:
 if "PYTEST_XDIST_WORKER" not in os.environ:  # else from the process that started this one
     _compiled = tempfile.TemporaryDirectory(prefix="sinkjax-compiled-")
     _configure("jax_compilation_cache_dir", _compiled.name)
-    _configure("jax_persistent_cache_min_compile_time_secs", 0.1)
+    _configure("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+_compile_options = compiler.get_compile_options
+_overrides: dict[str, bool] = {}  # for the test that runs
+
+
+def _with_overrides(*arguments, env_options_overrides=None, **more):
+    own = {**_overrides, **(env_options_overrides or {})}
+    return _compile_options(*arguments, env_options_overrides=own, **more)
+
+
+compiler.get_compile_options = _with_overrides
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,6 +62,9 @@ def pytest_runtest_protocol(item: pytest.Item):
     real_model = not {"smollm2", "hf_smollm2"}.isdisjoint(item.fixturenames)
     quick = not real_model and item.get_closest_marker("default_compilation") is None
     _configure("jax_disable_most_optimizations", quick)
+    _overrides.clear()
+    if quick:
+        _overrides["xla_cpu_use_fusion_emitters"] = False
     if quick != jax.config.jax_enable_compilation_cache:
         _configure("jax_enable_compilation_cache", quick)
         compilation_cache.reset_cache()  # else JAX goes on with what it found at first

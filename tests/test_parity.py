@@ -98,6 +98,7 @@ def test_bfloat16_parameters_give_float32_logits_near_the_float32_ones(tmp_path)
     assert np.abs(np.asarray(ours) - wanted).mean() < 0.05 * np.abs(wanted).mean()
 
 
+@pytest.mark.default_compilation
 @pytest.mark.parametrize("rope", ["default", "dynamic"])
 def test_padded_rows_equal_the_rows_alone(rope, tmp_path):
     hf.save_llama(tmp_path, rope_parameters=ROPES[rope])

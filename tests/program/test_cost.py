@@ -19,8 +19,6 @@ from sinkjax.program.compile import Program, compile
 from sinkjax.program.cost import Cost, Sizes, predict, total
 from sinkjax.specialize import specialize
 
-pytestmark = pytest.mark.default_compilation
-
 HEADS = dict(num_heads=6, num_kv_heads=3)
 MASKS = {
     "full": "L0-2: 6f",
