@@ -1,4 +1,4 @@
-"""The one exception for what a user gave and the library cannot use."""
+"""The one exception for what a user gave and the library cannot use, and what it quotes."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,8 @@ class InputError(ValueError):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def first_line(error: BaseException) -> str:
+    """What another package's error says, for a problem's one line; empty if it says nothing."""
+    return (str(error).splitlines() or [""])[0]

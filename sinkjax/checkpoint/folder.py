@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sinkjax.checkpoint.source import Source
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +117,7 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerBase":
     except Exception as error:  # each tokenizer class raises its own for a damaged file
         raise InputError(
             f"{folder}: transformers cannot read its tokenizer ({type(error).__name__}: "
-            f"{_first_line(error)}); download the tokenizer files again"
+            f"{first_line(error)}); download the tokenizer files again"
         ) from error
 
 
@@ -162,7 +162,3 @@ def _read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object; {advice}")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

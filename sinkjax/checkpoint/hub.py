@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, index_files
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, first_line
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -56,7 +56,7 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
             "commits, or leave --revision out for the main branch"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        said = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        said = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         reason = (
             "HF_HUB_OFFLINE is set; unset it"
             if huggingface_hub.constants.HF_HUB_OFFLINE
@@ -75,14 +75,10 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
         raise
     except (errors.HTTPError, OSError, ValueError) as error:  # HTTPError: the HTTP library's own
         raise InputError(
-            f"{named} cannot be downloaded ({type(error).__name__}: {_first_line(error)}); "
+            f"{named} cannot be downloaded ({type(error).__name__}: {first_line(error)}); "
             "run the command again, which goes on from what is there"
         ) from error
     return folder
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _snapshot(repo_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:

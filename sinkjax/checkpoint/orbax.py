@@ -24,7 +24,7 @@ from flax import nnx
 
 from sinkjax.checkpoint.weights import abstract_model, fill_model, unwritable
 from sinkjax.config import LlamaConfig
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, first_line
 from sinkjax.model import Llama
 from sinkjax.sharding import parameter_shardings
 
@@ -94,8 +94,9 @@ def restore_orbax(folder: pathlib.Path, dtype: jnp.dtype, mesh: jax.sharding.Mes
                 raise ValueError(f"its shape is {stored.shape}, its config asks for {leaf.shape}")
             arrays[path] = _read(stored, dtype, shardings.get(path))
         except ValueError as error:
-            reason = str(error).splitlines()[0]
-            problems.append(f"{folder}: {_key(path)} cannot be read ({reason}); {_ADVICE}")
+            problems.append(
+                f"{folder}: {_key(path)} cannot be read ({first_line(error)}); {_ADVICE}"
+            )
     if problems:
         raise InputError(*problems)
     return fill_model(model, arrays.__getitem__)

@@ -16,7 +16,7 @@ from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
 from sinkjax.checkpoint.source import Source
 from sinkjax.config import LlamaConfig, from_hf_config, to_hf_config
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, first_line
 from sinkjax.model import Llama
 from sinkjax.sharding import parameter_shardings
 
@@ -124,7 +124,7 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
 
 def unwritable(folder: pathlib.Path, error: Exception) -> InputError:
     """What a user is told where a checkpoint cannot be written."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = first_line(error) or type(error).__name__
     return InputError(
         f"{folder} cannot be written ({reason}); remove what was written there so far, and name a "
         "folder that can be written, on a disk with the space"
