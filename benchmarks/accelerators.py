@@ -26,14 +26,16 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
-from experiments import cli, masks, terminal
-from sinkjax import sampling
+from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.cli import flags as cli
+from sinkjax.cli import masks, terminal
 from sinkjax.errors import InputError
-from sinkjax.mask import SinkMask
-from sinkjax.program import target_device
-from sinkjax.program.inspect import compile_shapes, inspect_program
-from sinkjax.program.options import choose_attention
-from sinkjax.report import Table, formats
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models import sampling
+from sinkjax.programs.options import choose_attention
+from sinkjax.programs.targets import target_device
+from sinkjax.report import formats
+from sinkjax.report.table import Table
 
 cli.define_model_flags(shapes=True)
 flags.FLAGS.set_default("model", "shape:llama-3.2-1b")

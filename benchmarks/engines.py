@@ -16,8 +16,8 @@ import numpy as np
 import sinkjax
 from benchmarks.write_gguf import write_gguf
 from sinkjax.errors import InputError
-from sinkjax.timing import Call
-from sinkjax.timing.stages import decode_call, prefill_call
+from sinkjax.studies.timing.pairs import Call
+from sinkjax.studies.timing.stages import decode_call, prefill_call
 
 
 class Engine(abc.ABC):

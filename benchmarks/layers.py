@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from sinkjax.models.abstract import abstract_model
 
 import sinkjax
-from experiments import cli, terminal
-from sinkjax.checkpoint.weights import abstract_model
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
 from sinkjax.errors import InputError
-from sinkjax.program import LAYERS
-from sinkjax.report import Table
-from sinkjax.report.timing import show_ratio
-from sinkjax.timing import AGAIN, Call, Samples, interleave, ratio, summary
-from sinkjax.timing.machine import num_threads
-from sinkjax.timing.stages import decode_call, prefill_call
+from sinkjax.programs.compile import LAYERS
+from sinkjax.report.table import Table
+from sinkjax.studies.timing.machine import num_threads
+from sinkjax.studies.timing.measured import AGAIN
+from sinkjax.studies.timing.pairs import Call, Samples, interleave, ratio, summary
+from sinkjax.studies.timing.stages import decode_call, prefill_call
+from sinkjax.studies.timing.tables import show_ratio
 
 cli.define_model_flags(many=True, shapes=True)
 _BATCH = flags.DEFINE_integer("batch_size", 1, "Rows.", 1)

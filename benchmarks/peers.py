@@ -33,17 +33,21 @@ from tqdm import tqdm
 import sinkjax
 from benchmarks.engines import Engine, LlamaCpp, Sinkjax, Transformers
 from benchmarks.processors import keep_to_processors
-from experiments import cli, inputs, terminal
-from sinkjax.digest import model_digest, tokens_digest
+from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
-from sinkjax.mask import SinkMask
-from sinkjax.report import Table
-from sinkjax.report.timing import cell_label, machine_table, show_ratio
-from sinkjax.results import Results, identity, read_records
-from sinkjax.timing import AGAIN, BASELINE, STAGES, Limit, Machine, decode_limit, prefill_limit
-from sinkjax.timing.measured import Measured
-from sinkjax.timing.pairs import interleave
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.digest import model_digest, tokens_digest
+from sinkjax.report.table import Table
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.results import Results, identity, read_records
+from sinkjax.studies.timing.machine import Machine
+from sinkjax.studies.timing.measured import AGAIN, BASELINE, Measured
+from sinkjax.studies.timing.pairs import interleave
+from sinkjax.studies.timing.study import STAGES
+from sinkjax.studies.timing.tables import cell_label, machine_table, show_ratio
 
 cli.define_model_flags(shapes=True)
 _ENGINES = flags.DEFINE_list(

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import cli, terminal
+from sinkjax.attention.products import CpuProducts
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
 from sinkjax.errors import InputError
-from sinkjax.products import CpuProducts
-from sinkjax.program.options import CPU_OPTIONS
-from sinkjax.report import Table
+from sinkjax.programs.options import CPU_OPTIONS
+from sinkjax.report.table import Table
 
 _ROWS = flags.DEFINE_integer("rows", 1, "Rows that are multiplied: the batch of a decode step.")
 _SHAPES = flags.DEFINE_list(

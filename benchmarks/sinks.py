@@ -32,12 +32,14 @@ from tqdm import tqdm
 
 import sinkjax
 from benchmarks.processors import keep_to_processors
-from experiments import cli, inputs, terminal
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
-from sinkjax.measure import DEFAULT_TAIL
-from sinkjax.report import Table
-from sinkjax.statistics import LEVEL, RESAMPLES
+from sinkjax.instruments.sinks import DEFAULT_TAIL
+from sinkjax.report.table import Table
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _MODEL = flags.DEFINE_string(
     "model", "smollm2-135m", "Anything that sinkjax.load takes; transformers gets its weights."

@@ -10,7 +10,7 @@ import sinkjax
 from sinkjax.checkpoint.gguf import hugging_face_rows
 from sinkjax.checkpoint.weights import stored_tensors
 from sinkjax.errors import InputError
-from sinkjax.rope import inverse_frequencies
+from sinkjax.models.rope import inverse_frequencies
 
 _NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import sinkjax
 from examples.models import MASK, tiny_llama
-from sinkjax.sharding import shard
+from sinkjax.models.sharding import shard
 
 
 def main() -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import sinkjax
-from experiments.inputs import pydoc_prose
+from sinkjax.studies.texts import pydoc_prose
 
 BATCHES, ROWS, LENGTH = 3, 4, 64
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from absl import flags
 
 import sinkjax
-from experiments import cli
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
+from sinkjax.cli import flags as cli
 from sinkjax.errors import InputError
 
 cli.define_model_flags()

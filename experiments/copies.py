@@ -17,11 +17,12 @@ again. Patterns of all heads are kept for a window at a time: lengths up to abou
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, held_out, terminal
-from sinkjax.copying import CopySettings, check_copies, count_tokens, run_copies
-from sinkjax.report.copying import copying_tables
-from sinkjax.results import read_records
-from sinkjax.sweep import Progress
+from sinkjax.cli import flags as cli
+from sinkjax.cli import held_out, terminal
+from sinkjax.studies.copies.study import CopySettings, check_copies, count_tokens, run_copies
+from sinkjax.studies.copies.tables import copying_tables
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Progress
 
 cli.define_model_flags()
 held_out.define_window_flags(

@@ -18,14 +18,13 @@ stopped goes on where it was when the same command is given again.
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, held_out, terminal
-from experiments.paths import read_paths
+from sinkjax.cli import flags as cli
+from sinkjax.cli import held_out, terminal
+from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
-from sinkjax.mask import Path, SinkMask
-from sinkjax.report import write_report
-from sinkjax.report.frontier import frontier_table
-from sinkjax.results import read_records
-from sinkjax.search.frontier import (
+from sinkjax.masks.mask import Path, SinkMask
+from sinkjax.studies.frontier.page import frontier_table
+from sinkjax.studies.frontier.study import (
     GATES,
     SAVED,
     SEARCHED,
@@ -35,7 +34,9 @@ from sinkjax.search.frontier import (
     count_masks,
     run_frontier,
 )
-from sinkjax.sweep import Progress, Series
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Progress, Series
 
 cli.define_model_flags()
 held_out.define_window_flags(

@@ -17,14 +17,15 @@ again.
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, held_out, terminal
-from experiments.paths import read_paths
-from sinkjax import report
-from sinkjax.distill import GateSettings, check_gates, run_gates
+from sinkjax.cli import flags as cli
+from sinkjax.cli import held_out, terminal
+from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
-from sinkjax.report.training import training_tables
-from sinkjax.results import read_records
-from sinkjax.sweep import Progress
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Progress
+from sinkjax.studies.training.page import training_tables
+from sinkjax.studies.training.study import GateSettings, check_gates, run_gates
 
 cli.define_model_flags()
 held_out.define_window_flags(lengths=["256"], choose_windows=128, num_windows=8)
@@ -61,7 +62,7 @@ def main() -> None:
     console = terminal.console()
     for table in training_tables(records):
         terminal.print_table(console, table)
-    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
+    console.print(f"report: {write_report(_OUTPUT.value)}", soft_wrap=True)
     console.print(f"masks: {_OUTPUT.value}/masks", soft_wrap=True)
 
 

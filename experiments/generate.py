@@ -29,12 +29,15 @@ import jax
 from absl import flags
 
 import sinkjax
-from experiments import cli, compilation, masks, terminal
+from sinkjax.cli import compilation, masks, terminal
+from sinkjax.cli import flags as cli
 from sinkjax.errors import InputError
-from sinkjax.mask import SinkMask
-from sinkjax.prompts import BOS_POLICIES, encode
-from sinkjax.report import Table
-from sinkjax.sampling import make_sampler
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.sampling import make_sampler
+from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, LAYERS
+from sinkjax.programs.dispatch import CROSSINGS
+from sinkjax.report.table import Table
+from sinkjax.studies.prompts import BOS_POLICIES, encode
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens
 
@@ -47,7 +50,7 @@ _MASK = flags.DEFINE_string("mask", None, "File of a mask, or its text; none for
 _UP_TO = flags.DEFINE_integer("up_to", None, "The mask serves prompts of at most so many tokens.")
 _PLAN = flags.DEFINE_string("plan", None, "File of a plan, in place of --mask.")
 _CROSSING = flags.DEFINE_enum(
-    "crossing", "stay", sinkjax.program.CROSSINGS, "With --up_to: a text that grows beyond it."
+    "crossing", "stay", CROSSINGS, "With --up_to: a text that grows beyond it."
 )
 _COMPARE = flags.DEFINE_bool("compare", False, "Generate with the baseline, too.")
 _NEW = flags.DEFINE_integer("max_new_tokens", 64, "New tokens for each prompt, at most.")
@@ -60,13 +63,13 @@ _STOP = flags.DEFINE_bool("stop", True, "End at the model's end-of-text tokens."
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling; prompt i has this seed plus i.")
 _STEPS = flags.DEFINE_integer(
     "steps_per_call",
-    sinkjax.program.DEFAULT_STEPS_PER_CALL,
+    DEFAULT_STEPS_PER_CALL,
     "Decode steps between two looks at the host.",
 )
 _LAYERS = flags.DEFINE_enum(
     "layers",
     "unrolled",
-    sinkjax.program.LAYERS,
+    LAYERS,
     "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
 )
 cli.define_attention_flag()

@@ -25,13 +25,15 @@ import jax.numpy as jnp
 from absl import flags
 
 import sinkjax
-from experiments import cli, masks, terminal
+from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.cli import flags as cli
+from sinkjax.cli import masks, terminal
+from sinkjax.cli.programs import program_tables
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
-from sinkjax.mask import SinkMask
-from sinkjax.program import LAYERS, TARGETS, target_device
-from sinkjax.program.inspect import compile_shapes, inspect_program
-from sinkjax.report.programs import program_tables
+from sinkjax.masks.mask import SinkMask
+from sinkjax.programs.compile import LAYERS
+from sinkjax.programs.targets import TARGETS, target_device
 
 _HERE = "here"
 

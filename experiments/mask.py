@@ -25,16 +25,18 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import cli, terminal
-from sinkjax import select
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
-from sinkjax.mask import Path, Sink, SinkMask
-from sinkjax.mask_file import Provenance, save_mask
+from sinkjax.masks import choose
+from sinkjax.masks.file import Provenance, save_mask
+from sinkjax.masks.mask import Path, Sink, SinkMask
 from sinkjax.report.mask_map import mask_map
 from sinkjax.report.masks import mask_table
-from sinkjax.report.records import Curve, Record, arrange
-from sinkjax.results import read_records
+from sinkjax.report.records import Record
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.records import Curve, arrange
 
 _COPY = "copy_first_layer"
 
@@ -174,15 +176,15 @@ def _choose(cells: list[Record], path: Path | None) -> tuple[SinkMask, SinkMask]
     num_kv_heads = cells[0]["model"]["num_kv_heads"] if _GROUPS.value else None
     first = path or Sink("first")  # copies are made of what was chosen, below
     if _QUANTILE.value is None:
-        mask = select.consistent_in_cells(
+        mask = choose.consistent_in_cells(
             cells, first, min_share=_MIN_SHARE.value, num_kv_heads=num_kv_heads
         )
     else:
         lowest = np.min([cell["result"]["mean_score"] for cell in cells], axis=0)
-        mask = select.above_quantile(
+        mask = choose.above_quantile(
             lowest, first, quantile=_QUANTILE.value, num_kv_heads=num_kv_heads
         )
-    control = select.random_control(mask, seed=_SEED.value, num_kv_heads=num_kv_heads)
+    control = choose.random_control(mask, seed=_SEED.value, num_kv_heads=num_kv_heads)
     if path is None:
         mask, control = (SinkMask.copy_first_layer(one.off_full) for one in (mask, control))
     if not mask.off_full.any():

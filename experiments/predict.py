@@ -20,13 +20,15 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
-from experiments import cli, inputs, terminal
-from sinkjax import sweep
-from sinkjax.measure import DEFINITIONS
-from sinkjax.predict import PredictSettings, check_predict, run_predict
-from sinkjax.prompts import BOS_POLICIES
-from sinkjax.report.prediction import prediction_tables
-from sinkjax.results import read_records
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
+from sinkjax.instruments.sinks import DEFINITIONS
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.predict.study import PredictSettings, check_predict, run_predict
+from sinkjax.studies.predict.tables import prediction_tables
+from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep import study as sweep
 
 cli.define_model_flags()
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: .txt, one a line, or .jsonl.")

@@ -24,13 +24,16 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
-from experiments import cli, inputs, masks, terminal
-from sinkjax import report, sweep
+from sinkjax.cli import flags as cli
+from sinkjax.cli import masks, terminal
 from sinkjax.errors import InputError
-from sinkjax.prompts import BOS_POLICIES
-from sinkjax.quality import SCORED, Cell, QualitySettings, plan_quality, run_quality
-from sinkjax.report.quality import quality_tables
-from sinkjax.results import read_records
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.quality.study import SCORED, Cell, QualitySettings, plan_quality, run_quality
+from sinkjax.studies.quality.tables import quality_tables
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep import study as sweep
 
 cli.define_model_flags()
 _MASK = flags.DEFINE_multi_string("mask", [], "Mask files or a mask's text form. May be repeated.")
@@ -70,7 +73,7 @@ def main() -> None:
     short = sorted({cell.length for cell in cells} - hidden) if hidden else []
     if short:
         console.print(f"No number is hidden in {', '.join(map(str, short))} tokens: no room.")
-    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
+    console.print(f"report: {write_report(_OUTPUT.value)}", soft_wrap=True)
 
 
 def _series() -> list[sweep.Series]:

@@ -18,13 +18,14 @@ import pathlib
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, held_out, masks, terminal
-from sinkjax import report
-from sinkjax.distill import run_repair
+from sinkjax.cli import flags as cli
+from sinkjax.cli import held_out, masks, terminal
 from sinkjax.errors import InputError
-from sinkjax.report.training import training_tables
-from sinkjax.results import read_records
-from sinkjax.sweep import Progress
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Progress
+from sinkjax.studies.training.page import training_tables
+from sinkjax.studies.training.study import run_repair
 
 cli.define_model_flags()
 _MASK = flags.DEFINE_string("mask", None, "File of a mask, or its text form.")
@@ -67,7 +68,7 @@ def main() -> None:
     console = terminal.console()
     for table in training_tables(records):
         terminal.print_table(console, table)
-    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
+    console.print(f"report: {write_report(_OUTPUT.value)}", soft_wrap=True)
     console.print(f"repair: {_OUTPUT.value}/{name}.repair.safetensors", soft_wrap=True)
 
 

@@ -25,16 +25,18 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
-from experiments import cli, inputs, terminal
-from experiments.paths import read_paths
-from sinkjax import sweep
+from sinkjax.accounts.savings import Workload
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
+from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
-from sinkjax.prompts import BOS_POLICIES
-from sinkjax.report.search import search_tables
-from sinkjax.results import read_records
-from sinkjax.search.grow import OBJECTIVES, RANKINGS, Found, Gates, SearchSettings
-from sinkjax.search.run import Search, plan_search, run_search, saved_search
-from sinkjax.search.savings import Workload
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.results import read_records
+from sinkjax.studies.search.grow import OBJECTIVES, RANKINGS, Found, Gates, SearchSettings
+from sinkjax.studies.search.study import Search, plan_search, run_search, saved_search
+from sinkjax.studies.search.tables import search_tables
+from sinkjax.studies.sweep import study as sweep
 
 cli.define_model_flags()
 _TEXT = flags.DEFINE_string("text", None, "Text file to choose on; default Python's reference.")

@@ -20,12 +20,15 @@ from absl import flags
 from tqdm import tqdm
 
 import sinkjax
-from experiments import cli, inputs, terminal
-from sinkjax import report
-from sinkjax.measure import DEFAULT_TAIL, DEFINITIONS
-from sinkjax.prompts import BOS_POLICIES
-from sinkjax.results import read_records
-from sinkjax.sweep import (
+from sinkjax.cli import flags as cli
+from sinkjax.cli import terminal
+from sinkjax.instruments.sinks import DEFAULT_TAIL, DEFINITIONS
+from sinkjax.report.table import Table
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import (
     Progress,
     Series,
     Settings,
@@ -36,6 +39,7 @@ from sinkjax.sweep import (
     plan_sweep,
     run_sweep,
 )
+from sinkjax.studies.sweep.tables import summary_tables
 
 _SHORT_LENGTHS = 64  # the project's short prompts have at least 70 tokens
 
@@ -95,12 +99,12 @@ def main() -> None:
         return
     _run(series, settings)
     specification, records = read_records(_OUTPUT.value)
-    for table in report.summary_tables(specification, _shown(records, settings)):
+    for table in summary_tables(specification, _shown(records, settings)):
         terminal.print_table(console, table)
     rules = len(settings.definitions) * len(settings.thresholds)
     if rules > 1:
         console.print(f"Shown is the first of {rules} rules of what a sink is; the report has all.")
-    console.print(f"report: {report.write_report(_OUTPUT.value)}", soft_wrap=True)
+    console.print(f"report: {write_report(_OUTPUT.value)}", soft_wrap=True)
 
 
 def _subjects() -> list[Subject]:
@@ -153,7 +157,7 @@ def _shown(records: list[dict[str, Any]], settings: Settings) -> list[dict[str, 
     return [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
 
 
-def _planned(series: list[Series], settings: Settings) -> report.Table:
+def _planned(series: list[Series], settings: Settings) -> Table:
     """Every cell that a sweep would make, and about how long it would take here."""
     rows = [
         (
@@ -172,7 +176,7 @@ def _planned(series: list[Series], settings: Settings) -> report.Table:
     ]
     operations = sum(count_operations(one) for one in series)
     rate = terminal.matrix_rate()
-    return report.Table(
+    return Table(
         title=f"{len(rows)} cells, nothing run",
         columns=("model", "prompts", "BOS", "tokens", "prompts", "definition", "threshold"),
         rows=rows,

@@ -24,13 +24,23 @@ import pathlib
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, masks, terminal
-from sinkjax import timing
+from sinkjax.cli import flags as cli
+from sinkjax.cli import masks, terminal
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
-from sinkjax.program import DEFAULT_STEPS_PER_CALL
-from sinkjax.report.timing import timing_tables
-from sinkjax.results import read_records
+from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL
+from sinkjax.studies.results import read_records
+from sinkjax.studies.timing.google_benchmark import google_benchmark
+from sinkjax.studies.timing.study import (
+    CLOCKS,
+    STAGES,
+    TimingCell,
+    TimingSettings,
+    Workload,
+    plan_timing,
+    run_timing,
+)
+from sinkjax.studies.timing.tables import timing_tables
 
 cli.define_model_flags(shapes=True)
 _MASK = flags.DEFINE_multi_string("mask", [], "Mask files or a mask's text. May be repeated.")
@@ -40,13 +50,13 @@ _LENGTHS = flags.DEFINE_list("prompt_lengths", ["512"], "Tokens of every row's p
 _GENERATED = flags.DEFINE_list(
     "generated", ["16"], "Tokens that are decoded after the prompt; 0 for prefill alone."
 )
-_STAGES = flags.DEFINE_list("stages", list(timing.STAGES), "What is timed, each by itself.")
+_STAGES = flags.DEFINE_list("stages", list(STAGES), "What is timed, each by itself.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Samples of each program, in a cell.")
 _WARMUP = flags.DEFINE_integer("warmup", 2, "Runs of each program before them.")
 _STEPS = flags.DEFINE_integer("steps_per_call", DEFAULT_STEPS_PER_CALL, "Decode steps of a call.")
 cli.define_attention_flag()
 _CLOCK = flags.DEFINE_enum(
-    "clock", "auto", timing.CLOCKS, "Whose; auto: the device's, by the profiler, but on a CPU."
+    "clock", "auto", CLOCKS, "Whose; auto: the device's, by the profiler, but on a CPU."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of tokens, order, resamples and random weights.")
 _OUTPUT = flags.DEFINE_string("output_dir", "results/timing", "Folder for the records.")
@@ -62,7 +72,7 @@ def main() -> None:
     for flag, path in (("google_benchmark", _GOOGLE.value), ("profile", _PROFILE.value)):
         if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
             raise InputError(f"--{flag}={path}: there is no such folder to put it into; make it")
-    settings = timing.TimingSettings(
+    settings = TimingSettings(
         stages=tuple(_STAGES.value),
         rounds=_ROUNDS.value,
         warmup=_WARMUP.value,
@@ -75,11 +85,11 @@ def main() -> None:
     model = cli.load_model(cli.model(), seed=_SEED.value)
     with tqdm(total=len(cells) * settings.rounds, unit=" rounds", desc="timing") as bar:
 
-        def show(cell: timing.TimingCell, rounds: int) -> None:
+        def show(cell: TimingCell, rounds: int) -> None:
             bar.set_postfix_str(cell.slug, refresh=False)
             bar.update(rounds)
 
-        timing.run_timing(
+        run_timing(
             model,
             cli.model(),
             cells,
@@ -97,7 +107,7 @@ def main() -> None:
         _write_google(records)
 
 
-def _cells(settings: timing.TimingSettings) -> list[timing.TimingCell]:
+def _cells(settings: TimingSettings) -> list[TimingCell]:
     batches, lengths, generated = (
         cli.numbers(flag.name, flag.value, int) for flag in (_BATCHES, _LENGTHS, _GENERATED)
     )
@@ -106,17 +116,17 @@ def _cells(settings: timing.TimingSettings) -> list[timing.TimingCell]:
     if _MASK.value or _PLAN.value:
         candidates = masks.candidates(_MASK.value, _PLAN.value, config, lengths)
     workloads = [
-        timing.Workload(batch, length, count)
+        Workload(batch, length, count)
         for batch in batches
         for length in lengths
         for count in generated
     ]
-    return timing.plan_timing(config, candidates, workloads, settings)
+    return plan_timing(config, candidates, workloads, settings)
 
 
 def _write_google(records: list[dict]) -> None:
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    content = timing.google_benchmark(records, date=now, executable="experiments.timing")
+    content = google_benchmark(records, date=now, executable="experiments.timing")
     try:
         replace_file(pathlib.Path(_GOOGLE.value), json.dumps(content, indent=2).encode())
     except OSError as error:

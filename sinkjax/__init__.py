@@ -1,15 +1,18 @@
 """sinkjax: Llama in Flax, with attention chosen per head by a static sink mask."""
 
-from sinkjax.checkpoint import load, load_config, load_tokenizer, save_orbax, save_safetensors
-from sinkjax.config import LlamaConfig, RopeConfig
-from sinkjax.digest import model_digest, tokenizer_digest
+from sinkjax.checkpoint.load import load, load_config, load_tokenizer
+from sinkjax.checkpoint.orbax import save_orbax
+from sinkjax.checkpoint.weights import save_safetensors
 from sinkjax.errors import InputError
-from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
-from sinkjax.mask_file import Provenance, SavedMask, load_mask, save_mask
-from sinkjax.measure import DEFINITIONS, HeadStats, measure_sinks
-from sinkjax.model import Llama
-from sinkjax.program import Dispatcher, Plan, Program, Stage, compile, compile_plan
-from sinkjax.specialize import SpecializedLlama, specialize
+from sinkjax.instruments.sinks import DEFINITIONS, HeadStats, measure_sinks
+from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
+from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.models.config import LlamaConfig, RopeConfig
+from sinkjax.models.decoder import Llama
+from sinkjax.models.digest import model_digest, tokenizer_digest
+from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
+from sinkjax.specialize.build import SpecializedLlama, specialize
 
 __all__ = [
     "DEFINITIONS",

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sinkjax.statistics import summarize_cell, summarize_lengths
+from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.lengths import summarize_lengths
 
 THRESHOLD = 0.9
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sinkjax import InputError, LlamaConfig
-from sinkjax.mask import FILLS, Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import FILLS, Copy, Full, Path, Sink, SinkMask, Window
 
 CONFIG = LlamaConfig(
     vocab_size=11,

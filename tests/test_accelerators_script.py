@@ -8,8 +8,8 @@ import tiny
 from masks import problems_of
 from scripts import run_main
 
-from sinkjax.config import to_hf_config
-from sinkjax.program.targets import WITHOUT_TPU
+from sinkjax.models.config import to_hf_config
+from sinkjax.programs.targets import WITHOUT_TPU
 
 SCRIPT = "benchmarks.accelerators"
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decode import copies_of_stores
 
-from sinkjax import cache as caches
-from sinkjax.cache import Band, Ring, Whole, layout_of, window_layout
-from sinkjax.mask import Full, SinkMask, Window
-from sinkjax.specialize import specialize
+from sinkjax.attention import cache as caches
+from sinkjax.attention.cache import Band, Ring, Whole, layout_of, window_layout
+from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.specialize.build import specialize
 
 K, H = 2, 3
 

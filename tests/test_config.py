@@ -14,9 +14,9 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sinkjax.checkpoint.names import name_table
-from sinkjax.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
 from sinkjax.errors import InputError
-from sinkjax.rope import attention_factor, inverse_frequencies, rotary_tables
+from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
+from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables
 
 LLAMA_3_2_1B = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from scripts import run_main
 
 from sinkjax import Copy, Full, InputError, SinkMask, Window
-from sinkjax.attention.reference import apply_pattern, attention_scores, reference_logits
-from sinkjax.copying import VARIANTS, copied_residuals, copy_mask, fit_sources, shuffled_copies
-from sinkjax.copying.patterns import source_numbers
-from sinkjax.results import read_records
-from sinkjax.rope import rotary_tables
+from sinkjax.instruments.patterns import copied_residuals, source_numbers
+from sinkjax.models.rope import rotary_tables
+from sinkjax.studies.copies.fit import fit_sources
+from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
+from sinkjax.studies.results import read_records
+from sinkjax.testing.oracle import apply_pattern, attention_scores, reference_logits
 
 COPIES = "experiments.copies"
 
@@ -71,7 +72,7 @@ def test_fits_are_what_the_dense_oracle_says(model, windows):
 
 
 def test_windows_in_several_batches_fit_as_one(model, windows, monkeypatch):
-    from sinkjax.copying import fit
+    from sinkjax.studies.copies import fit
 
     whole = fit_sources(model, windows)
     monkeypatch.setattr(fit, "BATCH_TOKENS", 18)

@@ -11,7 +11,7 @@ import torch
 from test_parity import KINDS
 
 import sinkjax
-from sinkjax.cache import Cache
+from sinkjax.attention.cache import Cache
 
 TOLERANCE = 1e-4
 DECODED = [kind for kind in KINDS if "rope" in kind or "kv" in kind or "attention" in kind]

@@ -12,8 +12,8 @@ import tiny
 from flax import nnx
 
 import sinkjax
-from sinkjax.digest import model_digest, tokenizer_digest, tokens_digest
-from sinkjax.sharding import shard
+from sinkjax.models.digest import model_digest, tokenizer_digest, tokens_digest
+from sinkjax.models.sharding import shard
 
 
 def test_a_model_has_one_digest_from_every_source_and_on_every_mesh(tmp_path):

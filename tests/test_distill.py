@@ -11,21 +11,12 @@ import tiny
 from scripts import run_main
 
 from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
-from sinkjax.attention.reference import reference_logits
-from sinkjax.distill import (
-    GatedModel,
-    Repair,
-    TrainSettings,
-    distil,
-    gates_of,
-    load_repair,
-    mask_of_gates,
-    save_repair,
-    start_gates,
-)
-from sinkjax.distill.train import mean_divergence
-from sinkjax.quality.tokens import residuals
-from sinkjax.results import read_records
+from sinkjax.instruments.token_losses import residuals
+from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
+from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
+from sinkjax.studies.results import read_records
+from sinkjax.studies.training.train import TrainSettings, distil, mean_divergence
+from sinkjax.testing.oracle import reference_logits
 
 PATH = Window(1, 4)
 TRAIN = TrainSettings(steps=8, learning_rate=0.1, rows=2, save_every=3)

@@ -9,7 +9,7 @@ from flax import nnx
 from scripts import ROOT
 
 from examples import export, finetune, gradients, mesh, models, perplexity
-from sinkjax.specialize import specialize
+from sinkjax.specialize.build import specialize
 
 
 def test_every_example_is_tested_and_in_the_readme():

@@ -9,7 +9,7 @@ import pytest
 from scripts import finish, run_main
 
 import sinkjax
-from sinkjax.mask import Sink, SinkMask
+from sinkjax.masks.mask import Sink, SinkMask
 
 GENERATE = "experiments.generate"
 PROMPTS = ["The capital of France is", "One, two, three, four, five, six, seven"]

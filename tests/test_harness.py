@@ -7,8 +7,8 @@ import pytest
 
 import sinkjax
 from sinkjax import SinkMask
-from sinkjax.program import compile
-from sinkjax.specialize import specialize
+from sinkjax.programs.compile import compile
+from sinkjax.specialize.build import specialize
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
@@ -86,7 +86,7 @@ def evaluated(lm, tasks):
 def test_tasks_give_what_they_give_with_transformers(folder, tasks, smollm2_tokenizer):
     from lm_eval.models.huggingface import HFLM
 
-    from sinkjax.harness import HarnessLM
+    from sinkjax.instruments.harness import HarnessLM
 
     ours = HarnessLM(sinkjax.load(folder), smollm2_tokenizer, batch_size=3)
     theirs = HFLM(pretrained=hf.load_llama(folder), tokenizer=smollm2_tokenizer, max_length=128)
@@ -105,7 +105,7 @@ def test_tasks_give_what_they_give_with_transformers(folder, tasks, smollm2_toke
 
 
 def test_a_mask_changes_what_it_should(folder, tasks, smollm2_tokenizer):
-    from sinkjax.harness import HarnessLM
+    from sinkjax.instruments.harness import HarnessLM
 
     model = sinkjax.load(folder)
     sinks = SinkMask.from_text("L0: 6f | L1-2: 3s(first) 3w(1,4)")
@@ -122,7 +122,7 @@ def test_a_mask_changes_what_it_should(folder, tasks, smollm2_tokenizer):
 
 
 def test_what_greedy_decoding_says_is_said_to_be_greedy(folder, smollm2_tokenizer):
-    from sinkjax.harness import HarnessLM
+    from sinkjax.instruments.harness import HarnessLM
 
     model = sinkjax.load(folder)
     context = smollm2_tokenizer.encode(SEA)

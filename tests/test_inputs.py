@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from experiments import inputs
 from sinkjax.errors import InputError
+from sinkjax.studies import texts as inputs
 
 
 def write(path, content):

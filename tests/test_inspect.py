@@ -9,8 +9,8 @@ from scripts import run_main, start
 
 import sinkjax
 from sinkjax import InputError, SinkMask
-from sinkjax.config import LlamaConfig, to_hf_config
-from sinkjax.program.targets import WITHOUT_TPU
+from sinkjax.models.config import LlamaConfig, to_hf_config
+from sinkjax.programs.targets import WITHOUT_TPU
 
 pytestmark = pytest.mark.default_compilation
 
@@ -114,7 +114,7 @@ def test_work_that_a_mask_should_have_removed_is_found_out(shape, tmp_path, monk
         built.mask = mask
         return built
 
-    monkeypatch.setattr("sinkjax.program.inspect.specialize", one_head_left)
+    monkeypatch.setattr("sinkjax.accounts.inspect.specialize", one_head_left)
     records = inspect(shape, tmp_path / "out.jsonl", mask="L0: 6f | L1: 3s(zero) 3f")
     out = capsys.readouterr().out
     for name in ("prefill 16", "decode"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from masks import CONFIG, masks, problems_of
 
 from sinkjax import Copy, Full, Sink, SinkMask, Window
-from sinkjax.mask import KINDS
+from sinkjax.masks.mask import KINDS
 
 L, N, K = CONFIG.num_layers, CONFIG.num_heads, CONFIG.num_kv_heads
 PATHS = [

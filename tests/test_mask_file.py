@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import sinkjax
 from sinkjax import Provenance, Sink, SinkMask
-from sinkjax.mask_file import SCHEMA
+from sinkjax.masks.file import SCHEMA
 
 L, N, K, H = CONFIG.num_layers, CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
 several = settings(deadline=None, max_examples=50)

@@ -7,7 +7,7 @@ from scripts import run_main
 
 import sinkjax
 from sinkjax import InputError, SinkMask, load_mask
-from sinkjax.results import read_records
+from sinkjax.studies.results import read_records
 
 MASK, SWEEP = "experiments.mask", "experiments.sweep"
 LENGTHS = (2, 4, 9)

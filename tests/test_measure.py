@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import sinkjax
 from sinkjax import DEFINITIONS, measure_sinks
-from sinkjax.measure import DEFAULT_TAIL
+from sinkjax.instruments.sinks import DEFAULT_TAIL
 
 TOLERANCE = 1e-5
 ALL_KEYS = tuple(range(8))
@@ -300,7 +300,7 @@ def test_a_model_laid_over_a_mesh_gives_the_same(tiny):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     tokens = jnp.asarray(hf.random_tokens((2, 33)))
     plain = measure_sinks(model, tokens)
-    stats = measure_sinks(sinkjax.sharding.shard(model, mesh), tokens)
+    stats = measure_sinks(sinkjax.models.sharding.shard(model, mesh), tokens)
     assert_scores(stats.scores, np.asarray(plain.scores))
 
 

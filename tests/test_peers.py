@@ -12,9 +12,9 @@ from flax import nnx
 from scripts import load_script, run_main
 
 import sinkjax
-from sinkjax.config import to_hf_config
-from sinkjax.results import read_records
-from sinkjax.shapes import SHAPES, random_model
+from sinkjax.models.config import to_hf_config
+from sinkjax.models.shapes import SHAPES, random_model
+from sinkjax.studies.results import read_records
 
 
 @pytest.fixture(scope="module")

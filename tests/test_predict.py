@@ -7,20 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.predict import (
-    Examples,
-    PredictSettings,
-    auc,
-    compare_brier,
-    fit,
-    fit_penalty,
-    operate,
-    predict_sinks,
-    score_predictions,
-)
-from sinkjax.predict.run import PREDICTORS
-from sinkjax.report.prediction import verdict
-from sinkjax.statistics.resampling import resample_counts
+from sinkjax.studies.predict.logistic import Examples, fit, fit_penalty
+from sinkjax.studies.predict.metrics import auc, compare_brier, operate, score_predictions
+from sinkjax.studies.predict.study import PREDICTORS, PredictSettings, predict_sinks
+from sinkjax.studies.predict.tables import verdict
+from sinkjax.studies.resampling import resample_counts
 
 
 def brute_auc(scores, outcomes):
@@ -207,7 +198,7 @@ def test_what_scores_tell_is_found_and_what_they_do_not_is_not(predicted):
 
 def test_nothing_of_held_out_prompts_or_lengths_enters_a_fit(predicted, monkeypatch):
     """Held-out examples replaced by others: every fit stays bit for bit what it was."""
-    from sinkjax.predict import run
+    from sinkjax.studies.predict import study as run
 
     def fits_of(scores, tokens):
         seen = []

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scripts import run_main
 
-from sinkjax import InputError, sweep
-from sinkjax.results import read_records
+from sinkjax import InputError
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep import study as sweep
 
 PREDICT = "experiments.predict"
 

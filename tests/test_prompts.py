@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sinkjax.errors import InputError
-from sinkjax.prompts import BOS_POLICIES, PromptList, TextWindows, encode
+from sinkjax.studies.prompts import BOS_POLICIES, PromptList, TextWindows, encode
 
 BOS, EOS = 256, 257
 

@@ -15,25 +15,22 @@ from hypothesis.extra import numpy as hnp
 
 import sinkjax
 from sinkjax import InputError, SinkMask
-from sinkjax.attention.reference import reference_logits
-from sinkjax.config import RopeConfig
-from sinkjax.program import compile
-from sinkjax.quality import (
-    QualityStats,
-    compare,
-    compare_tokens,
-    first_differences,
-    hide_passkeys,
+from sinkjax.instruments import token_losses as tokens_module
+from sinkjax.instruments.compare import QualityStats, compare
+from sinkjax.instruments.passkeys import hide_passkeys
+from sinkjax.instruments.token_losses import compare_tokens, residuals, score_tokens
+from sinkjax.models.config import RopeConfig
+from sinkjax.programs.compile import compile
+from sinkjax.specialize.build import specialize
+from sinkjax.studies.quality.continuation import first_differences
+from sinkjax.studies.quality.summary import (
     measured_quality,
-    residuals,
-    score_tokens,
     summarize_continuation,
     summarize_passkeys,
     summarize_quality,
 )
-from sinkjax.quality import tokens as tokens_module
-from sinkjax.specialize import specialize
-from sinkjax.statistics import resample_counts
+from sinkjax.studies.resampling import resample_counts
+from sinkjax.testing.oracle import reference_logits
 
 MASK = SinkMask.from_text("L0: 4f 2w(1,3) | L1: 3s(first) 3w(2,9) | L2: c(0,0) 2f s(zero) 2s(mean)")
 VOCAB = 211
@@ -395,7 +392,7 @@ def test_measured_quality_goes_into_a_masks_file(tmp_path):
 
 def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_tokenizer, hf_smollm2):
     """The first four chunks of 512 tokens of a text, the second half of each scored."""
-    from experiments.inputs import pydoc_prose
+    from sinkjax.studies.texts import pydoc_prose
 
     tokens = smollm2_tokenizer(pydoc_prose()[:20_000])["input_ids"][: 4 * 512]
     windows = np.array(tokens, np.int32).reshape(4, 512)

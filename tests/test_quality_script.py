@@ -11,18 +11,14 @@ from test_quality import kl_of
 from tiny import quick_jit
 
 import sinkjax
-from experiments import inputs
 from sinkjax import InputError, SinkMask, load_mask, save_mask
-from sinkjax.attention.reference import reference_logits
-from sinkjax.quality import (
-    Candidate,
-    QualitySettings,
-    first_differences,
-    plan_quality,
-    run_quality,
-)
-from sinkjax.results import read_records
-from sinkjax.sweep import Settings, Source, Subject, plan_sweep
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.studies.quality.continuation import first_differences
+from sinkjax.studies.quality.study import QualitySettings, plan_quality, run_quality
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Settings, Source, Subject, plan_sweep
+from sinkjax.testing.oracle import reference_logits
 
 QUALITY = "experiments.quality"
 FULL = "L0-1: 6f"

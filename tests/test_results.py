@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkjax.errors import InputError
-from sinkjax.results import Results, identity, read_records
+from sinkjax.studies.results import Results, identity, read_records
 
 SPECIFICATION = {"models": ["tiny"], "lengths": [2, 4], "thresholds": [0.9]}
 
@@ -310,7 +310,7 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_when_there_is_space(small
 KILLS = """
 import json, os, random, select, signal, sys, time
 import numpy as np
-from sinkjax.results import Results, read_records
+from sinkjax.studies.results import Results, read_records
 
 folders, trials = sys.argv[1], int(sys.argv[2])
 chance = random.Random(0)

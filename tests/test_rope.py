@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_parity import ROPES
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from sinkjax.config import from_hf_config
-from sinkjax.rope import attention_factor, inverse_frequencies, rotary_tables, rotate
+from sinkjax.models.config import from_hf_config
+from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables, rotate
 
 
 def configs(rope):

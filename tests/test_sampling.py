@@ -10,8 +10,8 @@ import torch
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 import sinkjax
-from sinkjax import sampling
-from sinkjax.sampling import make_sampler
+from sinkjax.models import sampling
+from sinkjax.models.sampling import make_sampler
 
 VOCAB = 29
 DRAWS = 4000

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from masks import masks
 
-from sinkjax import Copy, Full, InputError, Sink, SinkMask, Window, select
-from sinkjax.results import identity
-from sinkjax.statistics import summarize_lengths
+from sinkjax import Copy, Full, InputError, Sink, SinkMask, Window
+from sinkjax.masks import choose
+from sinkjax.studies.results import identity
+from sinkjax.studies.sweep.lengths import summarize_lengths
 
 PATH = Window(1, 4)
 L, N, K = 3, 6, 2
@@ -67,7 +68,7 @@ def lengths_record(scores_by_length, min_share):
 def test_consistent_heads_are_sinks_in_enough_prompts_at_every_length(
     by_length, min_share, grouped
 ):
-    mask = select.consistent(
+    mask = choose.consistent(
         by_length, PATH, threshold=0.9, min_share=min_share, num_kv_heads=K if grouped else None
     )
     heads = [
@@ -87,12 +88,12 @@ def test_a_sweeps_record_gives_the_mask_of_the_scores_behind_it(by_length, own, 
     groups = K if grouped else None
     mask = SinkMask.from_consistent(record, path=PATH, num_kv_heads=groups)
     options = {"threshold": 0.9, "num_kv_heads": groups}
-    assert mask == select.consistent(by_length, PATH, min_share=own, **options)
+    assert mask == choose.consistent(by_length, PATH, min_share=own, **options)
     if not grouped:
         named = [tuple(head) for head in record["result"]["consistent"]["heads"]]
         assert chosen_heads(mask) == named
     again = SinkMask.from_consistent(record, path=PATH, min_share=other, num_kv_heads=groups)
-    assert again == select.consistent(by_length, PATH, min_share=other, **options)
+    assert again == choose.consistent(by_length, PATH, min_share=other, **options)
 
 
 def test_records_of_cells_have_no_consistent_heads():
@@ -169,8 +170,8 @@ def test_quantiles_are_nested_from_none_to_all():
 @given(masks(L, N, K), st.integers(0, 2**32), st.booleans())
 def test_a_control_has_the_same_paths_in_every_layer(mask, seed, grouped):
     groups = K if grouped else None
-    control = select.random_control(mask, seed=seed, num_kv_heads=groups)
-    assert control == select.random_control(mask, seed=seed, num_kv_heads=groups)
+    control = choose.random_control(mask, seed=seed, num_kv_heads=groups)
+    assert control == choose.random_control(mask, seed=seed, num_kv_heads=groups)
     assert control.counts_per_layer() == mask.counts_per_layer()
     if grouped:
         assert control.group_counts(K) == mask.group_counts(K)
@@ -188,7 +189,7 @@ def test_a_control_has_the_same_paths_in_every_layer(mask, seed, grouped):
 def test_a_controls_copies_follow_the_heads_that_they_copy():
     mask = SinkMask.from_text("L0: w(0,1) w(0,2) w(0,3) w(0,4) | L1: c(0,0) c(0,1) c(0,2) c(0,3)")
     for seed in range(5):
-        control = select.random_control(mask, seed=seed)
+        control = choose.random_control(mask, seed=seed)
         copied = {control.heads[0][path.head] for path in control.heads[1]}
         assert copied == set(mask.heads[0])
 
@@ -197,7 +198,7 @@ def test_a_control_draws_every_head_equally_often():
     mask = SinkMask.from_text("L0: 2s(first) 6f | L1: 4f 4s(zero)")
     draws = 2000
     counts = sum(
-        select.random_control(mask, seed=seed).off_full.astype(int) for seed in range(draws)
+        choose.random_control(mask, seed=seed).off_full.astype(int) for seed in range(draws)
     )
     # Binomial: five standard deviations.
     for layer, share in enumerate((2 / 8, 4 / 8)):
@@ -207,7 +208,7 @@ def test_a_control_draws_every_head_equally_often():
 
 def test_controls_move_whole_groups():
     mask = SinkMask.from_text("L0: s(first) s(zero) s(mean) 9f")
-    drawn = {select.random_control(mask, seed=seed, num_kv_heads=4) for seed in range(50)}
+    drawn = {choose.random_control(mask, seed=seed, num_kv_heads=4) for seed in range(50)}
     assert {str(control) for control in drawn} == {
         "L0: s(first) s(zero) s(mean) 9f",
         "L0: 3f s(first) s(zero) s(mean) 6f",
@@ -224,30 +225,30 @@ SCORES = np.full((2, L, N), 0.95, np.float32)
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: select.above_threshold(SCORES, PATH, threshold=1.0), "threshold is 1.0"),
-        (lambda: select.above_threshold(SCORES, PATH, threshold=0), "threshold is 0"),
+        (lambda: choose.above_threshold(SCORES, PATH, threshold=1.0), "threshold is 1.0"),
+        (lambda: choose.above_threshold(SCORES, PATH, threshold=0), "threshold is 0"),
         (
-            lambda: select.above_threshold(SCORES, PATH, threshold=0.9, min_share=0),
+            lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, min_share=0),
             "min_share is 0",
         ),
         (
-            lambda: select.above_threshold(SCORES, PATH, threshold=0.9, min_share=2),
+            lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, min_share=2),
             "min_share is 2",
         ),
-        (lambda: select.above_threshold(SCORES[0, 0], PATH, threshold=0.9), "have shape"),
-        (lambda: select.above_threshold(SCORES * np.nan, PATH, threshold=0.9), "not all finite"),
-        (lambda: select.above_threshold(SCORES, PATH, threshold=0.9, num_kv_heads=4), "divide"),
-        (lambda: select.consistent([], PATH, threshold=0.9), "shapes"),
-        (lambda: select.consistent([SCORES, SCORES[:, 1:]], PATH, threshold=0.9), "shapes"),
-        (lambda: select.above_quantile(SCORES, PATH, quantile=1.1), "quantile is 1.1"),
-        (lambda: select.above_quantile(SCORES, PATH, quantile=float("nan")), "quantile is nan"),
-        (lambda: select.above_quantile(SCORES, PATH, quantile=0.5, num_kv_heads=5), "divide"),
+        (lambda: choose.above_threshold(SCORES[0, 0], PATH, threshold=0.9), "have shape"),
+        (lambda: choose.above_threshold(SCORES * np.nan, PATH, threshold=0.9), "not all finite"),
+        (lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, num_kv_heads=4), "divide"),
+        (lambda: choose.consistent([], PATH, threshold=0.9), "shapes"),
+        (lambda: choose.consistent([SCORES, SCORES[:, 1:]], PATH, threshold=0.9), "shapes"),
+        (lambda: choose.above_quantile(SCORES, PATH, quantile=1.1), "quantile is 1.1"),
+        (lambda: choose.above_quantile(SCORES, PATH, quantile=float("nan")), "quantile is nan"),
+        (lambda: choose.above_quantile(SCORES, PATH, quantile=0.5, num_kv_heads=5), "divide"),
         (
-            lambda: select.above_threshold(SCORES, Copy(0, 0), threshold=0.9),
+            lambda: choose.above_threshold(SCORES, Copy(0, 0), threshold=0.9),
             "only heads of earlier",
         ),
-        (lambda: select.random_control(SinkMask([[Full()]]), seed=-1), "non-negative"),
-        (lambda: select.random_control(SinkMask([[Full()]]), seed=0, num_kv_heads=2), "divide"),
+        (lambda: choose.random_control(SinkMask([[Full()]]), seed=-1), "non-negative"),
+        (lambda: choose.random_control(SinkMask([[Full()]]), seed=0, num_kv_heads=2), "divide"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(make, said):

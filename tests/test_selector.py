@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from masks import masks, problems_of
 
 from sinkjax import SinkMask
-from sinkjax.attention.reference import reference_logits
-from sinkjax.mask import Full, Sink, Window
-from sinkjax.selector import select_paths, selected_layer, selected_residuals
+from sinkjax.instruments.traced import select_paths, selected_layer, selected_residuals
+from sinkjax.masks.mask import Full, Sink, Window
+from sinkjax.testing.oracle import reference_logits
 
 TOLERANCE = 1e-5
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import sinkjax
-from sinkjax.shapes import SHAPES, random_model
+from sinkjax.models.shapes import SHAPES, random_model
 
 
 def test_the_table_agrees_with_the_real_model(smollm2_gguf):

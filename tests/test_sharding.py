@@ -8,10 +8,10 @@ import pytest
 import tiny
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from sinkjax.models.abstract import abstract_model
 
 import sinkjax
-from sinkjax.checkpoint.weights import abstract_model
-from sinkjax.sharding import RULES, named_sharding, parameter_shardings, shard
+from sinkjax.models.sharding import RULES, named_sharding, parameter_shardings, shard
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from masks import masks
 from test_parity import TEXTS
 
 import sinkjax
-from sinkjax.attention.reference import reference_logits
-from sinkjax.config import RopeConfig
-from sinkjax.mask import Sink, SinkMask, Window
-from sinkjax.model import Layer
-from sinkjax.program.scan import LayerRun, scanned
-from sinkjax.specialize import specialize
+from sinkjax.masks.mask import Sink, SinkMask, Window
+from sinkjax.models.config import RopeConfig
+from sinkjax.models.decoder import Layer
+from sinkjax.programs.scan import LayerRun, scanned
+from sinkjax.specialize.build import specialize
+from sinkjax.testing.oracle import reference_logits
 
 TOLERANCE = 1e-5
 

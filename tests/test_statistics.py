@@ -16,15 +16,11 @@ from counting import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sinkjax.masks.scores import is_sink
 
-from sinkjax.statistics import (
-    LEVEL,
-    RESAMPLES,
-    is_sink,
-    resample_counts,
-    summarize_cell,
-    summarize_lengths,
-)
+from sinkjax.studies.resampling import LEVEL, RESAMPLES, resample_counts
+from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.lengths import summarize_lengths
 
 RATES = ("given_sink", "given_not", "base_rate", "lift", "phi")
 

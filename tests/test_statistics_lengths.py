@@ -8,7 +8,8 @@ from counting import cell, lengths_of, sink_arrays, slow_interval, slow_rates, s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.statistics import RESAMPLES, resample_counts, summarize_lengths
+from sinkjax.studies.resampling import RESAMPLES, resample_counts
+from sinkjax.studies.sweep.lengths import summarize_lengths
 
 
 @settings(deadline=None, max_examples=40)

@@ -15,10 +15,10 @@ from absl import flags
 from scripts import ROOT, load_script, run_main, start
 
 import sinkjax
-from sinkjax import report
 from sinkjax.errors import InputError
-from sinkjax.results import read_records
-from sinkjax.sweep import Series, Subject, count_operations
+from sinkjax.studies.results import read_records
+from sinkjax.studies.sweep.study import Series, Subject, count_operations
+from sinkjax.studies.sweep.tables import summary_tables
 
 SWEEP = "experiments.sweep"
 
@@ -184,7 +184,7 @@ def test_the_terminal_shows_what_the_records_say_and_where_the_report_is(
     first = {"definition": "mean", "threshold": 0.3}
     shown = [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
     printed = re.sub(r"\s+", "", captured.out)
-    for table in report.summary_tables(specification, shown):
+    for table in summary_tables(specification, shown):
         assert re.sub(r"\s+", "", table.title) in printed
     (cell,) = cells_of(tmp_path / "out", length=9, **first)
     assert f"{100 * cell['result']['sinks']['share']['value']:.1f}%" in printed

@@ -10,9 +10,9 @@ import tiny
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sinkjax.attention.reference import reference_logits
-from sinkjax.mask import SinkMask
-from sinkjax.specialize import specialize
+from sinkjax.masks.mask import SinkMask
+from sinkjax.specialize.build import specialize
+from sinkjax.testing.oracle import reference_logits
 
 MASK = SinkMask.from_text(
     "L0: 2f w(2,5) s(first) w(1,4) f | L1: c(0,0) s(mean) f c(0,2) s(zero) w(1,4)"

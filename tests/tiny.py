@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from sinkjax.models.abstract import abstract_model, fill_model
 
-from sinkjax.checkpoint.weights import abstract_model, fill_model
-from sinkjax.config import LlamaConfig, RopeConfig
-from sinkjax.model import Llama
+from sinkjax.models.config import LlamaConfig, RopeConfig
+from sinkjax.models.decoder import Llama
 
 LLAMA3 = RopeConfig(
     type="llama3",

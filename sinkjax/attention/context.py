@@ -6,7 +6,7 @@ import jax
 from flax import struct
 
 from sinkjax.attention.kernels import XLA, Kernel
-from sinkjax.products import PLAIN, Products
+from sinkjax.attention.products import PLAIN, Products
 
 PartName = tuple[int, int, int]
 """(layer, block, part): the heads that are computed together. See `sinkjax.specialize.plan`."""

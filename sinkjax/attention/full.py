@@ -21,7 +21,7 @@ from sinkjax.attention.blocks import (
     ungroup,
     weighted_sums,
 )
-from sinkjax.products import PLAIN, Products
+from sinkjax.attention.products import PLAIN, Products
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""

@@ -3,7 +3,7 @@
 `xla` is written in JAX's own operations (`full.py`, `window.py`) and compiled by XLA for any
 platform. A kernel is made for one platform, keeps scores on the chip, and works on those blocks of
 queries and keys of which a head's path leaves anything; the others are not there. A kernel refuses
-what it cannot compute. None steps in for another: `sinkjax.program.options` says what a name means.
+what it cannot compute. None steps in for another; `sinkjax.programs.options` says what a name is.
 
 Under every name `xla` computes heads whose pattern later layers copy, since a kernel keeps none,
 and all decode steps.
@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from sinkjax.attention.blocks import scale_queries
 from sinkjax.attention.full import causal_attention
+from sinkjax.attention.products import PLAIN, Products
 from sinkjax.attention.window import covers, window_attention
 from sinkjax.errors import InputError
-from sinkjax.mask import Full, Window
-from sinkjax.products import PLAIN, Products
+from sinkjax.masks.mask import Full, Window
 
 
 class Kernel(abc.ABC):

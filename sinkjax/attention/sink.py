@@ -13,7 +13,7 @@ and as the heads of a group share v_0, the sum over n is taken of the o_n before
 import jax
 import jax.numpy as jnp
 
-from sinkjax.products import Products
+from sinkjax.attention.products import Products
 
 
 def first_token_term(v0: jax.Array, o: jax.Array, products: Products) -> jax.Array:

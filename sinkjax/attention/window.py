@@ -16,14 +16,9 @@ from sinkjax.attention.blocks import (
     ungroup,
     weighted_sums,
 )
-from sinkjax.attention.full import (
-    Pattern,
-    apply_causal_pattern,
-    causal_attention,
-    causal_pattern,
-)
-from sinkjax.mask import Window
-from sinkjax.products import PLAIN, Products
+from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_attention, causal_pattern
+from sinkjax.attention.products import PLAIN, Products
+from sinkjax.masks.mask import Window
 
 BLOCK = 64
 """Queries a block."""

@@ -11,9 +11,9 @@ from sinkjax.checkpoint import folder as hf_folder
 from sinkjax.checkpoint import gguf, gguf_tokenizer, hub, orbax, registry
 from sinkjax.checkpoint.source import Source
 from sinkjax.checkpoint.weights import convert
-from sinkjax.config import LlamaConfig, from_hf_config
 from sinkjax.errors import InputError
-from sinkjax.model import Llama
+from sinkjax.models.config import LlamaConfig, from_hf_config
+from sinkjax.models.decoder import Llama
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def load(
         What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
-      mesh: to lay the parameters over, by the rules of `sinkjax.sharding`.
+      mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`.
 
     Returns:
       The model, an `nnx.Module`.

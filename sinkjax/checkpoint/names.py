@@ -6,9 +6,8 @@ Both lay a weight out as [out, in]; here heads are axes of their own.
 import dataclasses
 import re
 
-from sinkjax.config import LlamaConfig
-
-Path = tuple[str | int, ...]
+from sinkjax.models.abstract import Path
+from sinkjax.models.config import LlamaConfig
 
 DERIVED = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Tensors of old checkpoints that the config already determines."""
@@ -20,7 +19,7 @@ class Entry:
 
     Attributes:
       name: of the tensor in a Hugging Face checkpoint.
-      path: of the parameter inside `sinkjax.model.Llama`.
+      path: of the parameter inside `sinkjax.models.decoder.Llama`.
       shape: of the parameter.
       stored_shape: the tensor's shape in a Hugging Face checkpoint.
     """

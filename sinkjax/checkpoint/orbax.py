@@ -22,11 +22,12 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
 
-from sinkjax.checkpoint.weights import abstract_model, fill_model, unwritable
-from sinkjax.config import LlamaConfig
+from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError, first_line
-from sinkjax.model import Llama
-from sinkjax.sharding import parameter_shardings
+from sinkjax.models.abstract import abstract_model, fill_model
+from sinkjax.models.config import LlamaConfig
+from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import parameter_shardings
 
 MANIFEST = "sinkjax.json"
 _WEIGHTS = "weights"

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import types
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -15,28 +14,13 @@ from safetensors.numpy import save_file
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
 from sinkjax.checkpoint.source import Source
-from sinkjax.config import LlamaConfig, from_hf_config, to_hf_config
 from sinkjax.errors import InputError, first_line
-from sinkjax.model import Llama
-from sinkjax.sharding import parameter_shardings
+from sinkjax.models.abstract import abstract_model, fill_model
+from sinkjax.models.config import LlamaConfig, from_hf_config, to_hf_config
+from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import parameter_shardings
 
 _SHARD_BYTES = 4 * 2**30
-
-
-def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
-    """The model with shapes in place of arrays."""
-    key = jax.random.key(0)
-    # Tracing the counter of nnx.Rngs from parameter to parameter takes time quadratic in their
-    # number: for 30 layers, longer than it takes to read the weights.
-    one_key = types.SimpleNamespace(params=lambda: key)
-    return nnx.eval_shape(lambda: Llama(config, rngs=one_key, dtype=dtype))
-
-
-def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:
-    """An abstract model with every parameter replaced by `parameter(path)`."""
-    graph, state = nnx.split(model)
-    flat = [(path, leaf.replace(parameter(path))) for path, leaf in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:
@@ -45,7 +29,7 @@ def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     Args:
       source: the checkpoint.
       dtype: of the parameters.
-      mesh: to lay them over by `sinkjax.sharding`; None for the default device.
+      mesh: to lay them over by `sinkjax.models.sharding`; None for the default device.
 
     Raises:
       InputError: listing all config attributes not understood, or all tensors unknown, missing or

@@ -34,7 +34,6 @@ from matplotlib.ticker import (
 from PIL import Image
 
 from sinkjax.report import formats
-from sinkjax.report.records import Group
 
 DPI = 150
 WIDTH = 10.0  # inches of every figure
@@ -243,11 +242,6 @@ def steps(count: int, inches: float, room: float) -> range:
 def colour_map(name: str) -> Colormap:
     """A colour map of matplotlib's whose missing values are blank."""
     return matplotlib.colormaps[name].with_extremes(bad=(1, 1, 1, 0))
-
-
-def file_name(kind: str, group: Group, *parts: str) -> str:
-    """A figure's file name without its suffix, out of names that may hold anything."""
-    return slug(kind, group.model_name, "bos", group.bos, *parts)
 
 
 def slug(*parts: str) -> str:

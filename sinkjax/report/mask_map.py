@@ -7,7 +7,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sinkjax.mask import KINDS, SinkMask, group_size
+from sinkjax.masks.mask import KINDS, SinkMask, group_size
 from sinkjax.report import canvas
 from sinkjax.report.canvas import Sheet
 

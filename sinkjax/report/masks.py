@@ -1,8 +1,8 @@
 """The table of a mask's heads."""
 
-from sinkjax.mask import SinkMask, group_size
+from sinkjax.masks.mask import SinkMask, group_size
 from sinkjax.report import formats
-from sinkjax.report.tables import Table
+from sinkjax.report.table import Table
 
 
 def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from sinkjax.report.canvas import Picture
-from sinkjax.report.tables import Table
+from sinkjax.report.table import Table
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sinkjax.attention.blocks import scale_queries
-from sinkjax.attention.context import Context
-from sinkjax.attention.copy import (
-    SlotWeights,
-    apply_pattern,
-    copied_pattern,
-    copied_weights,
-    keep_pattern,
-)
-from sinkjax.attention.full import cached_scores, cached_weights
-from sinkjax.attention.kernels import Kernel
-from sinkjax.attention.sink import add_biases, first_token_term
-from sinkjax.cache import (
+from sinkjax.attention.cache import (
     LayerCache,
     Layout,
     Whole,
@@ -29,14 +18,25 @@ from sinkjax.cache import (
     window_layout,
     write_store,
 )
-from sinkjax.mask import Full, Window
-from sinkjax.products import Products, add_bias
-from sinkjax.rope import rotate
+from sinkjax.attention.context import Context
+from sinkjax.attention.copy import (
+    SlotWeights,
+    apply_pattern,
+    copied_pattern,
+    copied_weights,
+    keep_pattern,
+)
+from sinkjax.attention.full import cached_scores, cached_weights
+from sinkjax.attention.kernels import Kernel
+from sinkjax.attention.products import Products, add_bias
+from sinkjax.attention.sink import add_biases, first_token_term
+from sinkjax.masks.mask import Full, Window
+from sinkjax.models.rope import rotate
 from sinkjax.specialize.plan import Block, LayerPlan
 
 
 class SpecializedAttention(nnx.Module):
-    """As `sinkjax.model.Attention`, without the work that the mask took away.
+    """As `sinkjax.models.decoder.Attention`, without the work that the mask took away.
 
     Attributes:
       plan: which heads lie where, static. Of the axes below, heads in the plan's order.
@@ -62,7 +62,7 @@ class SpecializedAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Context, LayerCache | None]:
-        """A prompt: as `sinkjax.model.Attention.__call__`."""
+        """A prompt: as `sinkjax.models.decoder.Attention.__call__`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         all_values = []
         for block, q, k, v in self._blocks(*self._project(x, context)):
@@ -86,7 +86,7 @@ class SpecializedAttention(nnx.Module):
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
-        """One token a row: as `sinkjax.model.Attention.decode`."""
+        """One token a row: as `sinkjax.models.decoder.Attention.decode`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         settle, queries = context.products.settle, []
         q, k, v = self._project(x, context)

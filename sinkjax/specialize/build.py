@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.errors import InputError
-from sinkjax.mask import Sink, SinkMask
-from sinkjax.model import Attention, Layer, Llama
+from sinkjax.masks.mask import Sink, SinkMask
+from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 

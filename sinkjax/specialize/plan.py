@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 from sinkjax.attention.context import PartName
 from sinkjax.attention.copy import Source
-from sinkjax.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,13 @@ import pytest
 import tiny
 from masks import problems_of
 
-from sinkjax.attention import reference
 from sinkjax.attention.kernels import XLA
 from sinkjax.attention.pallas import Pallas
-from sinkjax.attention.reference import reference_logits
 from sinkjax.attention.splash import Splash, _PathMask
-from sinkjax.mask import Full, SinkMask, Window
-from sinkjax.specialize import specialize
+from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.specialize.build import specialize
+from sinkjax.testing import oracle as reference
+from sinkjax.testing.oracle import reference_logits
 
 KERNELS = [Splash(interpret=True), Pallas(interpret=True)]
 PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sinkjax.attention import reference, window
+from sinkjax.attention import window
 from sinkjax.attention.copy import apply_pattern, copied_pattern, keep_pattern
 from sinkjax.attention.full import causal_attention
 from sinkjax.attention.window import window_attention
-from sinkjax.mask import Full, Window
+from sinkjax.masks.mask import Full, Window
+from sinkjax.testing import oracle as reference
 
 LENGTHS = [1, 64, 300]
 WINDOWS = [Window(0, 1), Window(1, 1), Window(4, 16), Window(3, 64), Window(70, 5), Window(4, 200)]

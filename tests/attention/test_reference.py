@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.attention.reference import (
-    apply_pattern,
-    attention_scores,
-    head_pattern,
-    reference_logits,
-)
-from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern, reference_logits
 
 T, G, K, H = 11, 2, 2, 4
 RNG = np.random.default_rng(0)

@@ -20,10 +20,10 @@ import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import sinkjax
-from experiments.inputs import pydoc_prose
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
 from sinkjax.errors import InputError
+from sinkjax.studies.texts import pydoc_prose
 
 # What byte-pair encodings trip over: runs of spaces and line ends, digits of every kind,
 # contractions in every case, accents that combine, joined emoji, control characters.

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 import sinkjax
 from sinkjax.checkpoint.orbax import MANIFEST
-from sinkjax.sharding import parameter_shardings, shard
+from sinkjax.models.sharding import parameter_shardings, shard
 
 # The shape of each device's part, of two. 101 tokens do not divide, so the embedding stays whole.
 HALVES = {

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import pytest
 import tiny
 from masks import problems_of
+from sinkjax.models.abstract import abstract_model
 
-from sinkjax.checkpoint.weights import abstract_model
-from sinkjax.mask import Full, SinkMask, Window
-from sinkjax.program.compile import compile
-from sinkjax.program.inspect import inspect_program
-from sinkjax.program.options import choose_attention
-from sinkjax.program.targets import WITHOUT_TPU, target_device
-from sinkjax.report.programs import program_tables
-from sinkjax.specialize import specialize
+from sinkjax.accounts.inspect import inspect_program
+from sinkjax.cli.programs import program_tables
+from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.programs.compile import compile
+from sinkjax.programs.options import choose_attention
+from sinkjax.programs.targets import WITHOUT_TPU, target_device
+from sinkjax.specialize.build import specialize
 
 CONFIG = dataclasses.replace(
     tiny.make(num_layers=1).config, num_layers=2, num_heads=4, head_dim=16, max_length=512

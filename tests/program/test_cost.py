@@ -10,14 +10,14 @@ import masks as mask_strategies
 import numpy as np
 import pytest
 import tiny
+from sinkjax.models.abstract import abstract_model
 
-from sinkjax.checkpoint.weights import abstract_model
-from sinkjax.mask import Full, Sink, SinkMask, Window
-from sinkjax.model import Llama
-from sinkjax.program.account import account
-from sinkjax.program.compile import Program, compile
-from sinkjax.program.cost import Cost, Sizes, predict, total
-from sinkjax.specialize import specialize
+from sinkjax.accounts.compiled import account
+from sinkjax.accounts.formulas import Cost, Sizes, predict, total
+from sinkjax.masks.mask import Full, Sink, SinkMask, Window
+from sinkjax.models.decoder import Llama
+from sinkjax.programs.compile import Program, compile
+from sinkjax.specialize.build import specialize
 
 HEADS = dict(num_heads=6, num_kv_heads=3)
 MASKS = {

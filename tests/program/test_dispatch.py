@@ -13,9 +13,9 @@ import pytest
 import tiny
 
 import sinkjax
-from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
-from sinkjax.program.dispatch import Dispatcher, Plan, Stage, compile_plan
-from sinkjax.specialize import specialize
+from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
+from sinkjax.specialize.build import specialize
 
 SHORT, MIDDLE = 10, 17
 SIZES = dict(batch_size=2, prefill_lengths=(8, 20, 40), max_length=40, steps_per_call=3)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from sinkjax.models.abstract import abstract_model
 
 import sinkjax
-from sinkjax.checkpoint.weights import abstract_model
-from sinkjax.program.compile import Program, compile
-from sinkjax.program.generate import MAX_STOP_TOKENS, decode_steps
-from sinkjax.sampling import make_sampler
-from sinkjax.sharding import shard
+from sinkjax.models.sampling import make_sampler
+from sinkjax.models.sharding import shard
+from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.generate import MAX_STOP_TOKENS, decode_steps
 
 pytestmark = pytest.mark.default_compilation
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sinkjax.program.hlo import Module
+from sinkjax.programs.hlo import Module
 
 pytestmark = pytest.mark.default_compilation
 

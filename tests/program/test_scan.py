@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sinkjax.models.abstract import abstract_model
 
 import sinkjax
-from sinkjax.checkpoint.weights import abstract_model
-from sinkjax.mask import SinkMask
-from sinkjax.program.account import account
-from sinkjax.program.compile import compile
-from sinkjax.program.cost import Sizes, predict
-from sinkjax.program.scan import LayerRun, scanned
-from sinkjax.shapes import SHAPES
-from sinkjax.specialize import specialize
+from sinkjax.accounts.compiled import account
+from sinkjax.accounts.formulas import Sizes, predict
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.shapes import SHAPES
+from sinkjax.programs.compile import compile
+from sinkjax.programs.scan import LayerRun, scanned
+from sinkjax.specialize.build import specialize
 
 SIZES = dict(batch_size=2, prefill_lengths=(16,), max_length=32)
 

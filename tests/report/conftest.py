@@ -8,15 +8,16 @@ import types
 import numpy as np
 import pytest
 
-from sinkjax.quality import (
-    QualityStats,
+from sinkjax.instruments.compare import QualityStats
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.quality.summary import (
     summarize_continuation,
     summarize_passkeys,
     summarize_quality,
 )
-from sinkjax.report import write_report
-from sinkjax.results import identity
-from sinkjax.statistics import summarize_cell, summarize_lengths
+from sinkjax.studies.results import identity
+from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.lengths import summarize_lengths
 
 ENVIRONMENT = {
     "sinkjax": "0.1.0",

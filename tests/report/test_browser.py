@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sinkjax.report import summary_tables
+from sinkjax.studies.sweep.tables import summary_tables
 
 webdriver = pytest.importorskip("selenium.webdriver")
 

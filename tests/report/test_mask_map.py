@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from sinkjax.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
 from sinkjax.report.mask_map import COLOURS, mask_map
 
 SHAPES = [(30, 9, 3), (16, 32, 8), (80, 64, 8), (1, 1, 1)]

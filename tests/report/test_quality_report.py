@@ -5,8 +5,8 @@ import random
 import pytest
 
 from sinkjax import InputError
-from sinkjax.report import write_report
-from sinkjax.report.quality import quality_tables
+from sinkjax.studies.pages import write_report
+from sinkjax.studies.quality.tables import quality_tables
 
 
 def test_the_page_has_every_table_a_figure_for_each_question_and_says_what_it_costs(

@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinkjax
-from sinkjax.measure import DEFINITIONS
-from sinkjax.report import formats, summary_tables
-from sinkjax.report.uniform import demands_table, excess_from, uniform_score
-from sinkjax.statistics import summarize_cell, summarize_lengths
+from sinkjax.instruments.sinks import DEFINITIONS
+from sinkjax.report import formats
+from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.lengths import summarize_lengths
+from sinkjax.studies.sweep.tables import summary_tables
+from sinkjax.studies.sweep.uniform import demands_table, excess_from, uniform_score
 
 MARK = re.compile(r"\(([a-z]{1,2})\)$")
 

@@ -6,12 +6,12 @@ from scripts import run_main
 from test_quality import kl_of
 
 import sinkjax
-from experiments import inputs
 from sinkjax import InputError, SinkMask, specialize
-from sinkjax.program.cost import predict, total
-from sinkjax.results import Results, identity, read_records
-from sinkjax.search.frontier import METHODS
-from sinkjax.search.savings import Workload
+from sinkjax.accounts.formulas import predict, total
+from sinkjax.accounts.savings import Workload
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.frontier.study import METHODS
+from sinkjax.studies.results import Results, identity, read_records
 
 FRONTIER = "experiments.frontier"
 SHARES = (0.25, 0.75)

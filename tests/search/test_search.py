@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkjax import SinkMask, specialize
-from sinkjax.attention.reference import apply_pattern, attention_scores, head_pattern
-from sinkjax.mask import Full, Sink, Window
-from sinkjax.program.cost import predict, total
-from sinkjax.quality import compare
-from sinkjax.rope import rotary_tables
-from sinkjax.search.budget import Prediction, make_moves, rank_moves, shrinkage, spend
-from sinkjax.search.errors import mean_outputs, own_errors
-from sinkjax.search.grow import SearchSettings, search_mask
-from sinkjax.search.judge import Judge
-from sinkjax.search.savings import Workload, path_savings
-from sinkjax.search.sensitivity import predict_moves
-from sinkjax.select import by_ranking
+from sinkjax.accounts.formulas import predict, total
+from sinkjax.accounts.savings import Workload, path_savings
+from sinkjax.instruments.compare import compare
+from sinkjax.instruments.judge import Judge
+from sinkjax.instruments.own_errors import mean_outputs, own_errors
+from sinkjax.instruments.sensitivity import Prediction, predict_moves
+from sinkjax.masks.choose import by_ranking
+from sinkjax.masks.mask import Full, Sink, Window
+from sinkjax.models.rope import rotary_tables
+from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
+from sinkjax.studies.search.grow import SearchSettings, search_mask
+from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 PATHS = (Sink("mean"), Sink("first"), Window(1, 4), Window(0, 15))
 

@@ -9,10 +9,10 @@ from scripts import run_main
 from test_quality import kl_of
 
 import sinkjax
-from experiments import inputs
 from sinkjax import InputError, load_mask, specialize
-from sinkjax.results import Results, read_records
-from sinkjax.search.run import CHOSEN, CONTROLS
+from sinkjax.studies import texts as inputs
+from sinkjax.studies.results import Results, read_records
+from sinkjax.studies.search.study import CHOSEN, CONTROLS
 
 SEARCH = "experiments.search"
 

@@ -6,7 +6,7 @@ import pytest
 
 import sinkjax
 from sinkjax import load_mask
-from sinkjax.search.run import CONTROLS
+from sinkjax.studies.search.study import CONTROLS
 
 MASKS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sinkjax.timing import Call
-from sinkjax.timing.device_time import device_seconds, trace
+from sinkjax.studies.timing.device_time import device_seconds, trace
+from sinkjax.studies.timing.pairs import Call
 
 WAIT = 0.2
 

@@ -8,8 +8,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.mask import Full, SinkMask, Window
-from sinkjax.timing import Limit, decode_limit, prefill_limit
+from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
+from sinkjax.masks.mask import Full, SinkMask, Window
 
 CONFIG = tiny.make(num_layers=1).config
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from sinkjax.timing.memory import resident_kept, resident_rise
-from sinkjax.timing.pairs import Call
+from sinkjax.studies.timing.memory import resident_kept, resident_rise
+from sinkjax.studies.timing.pairs import Call
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says")
 _BYTES = 64 << 20

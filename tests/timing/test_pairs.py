@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.statistics.resampling import resample_counts
-from sinkjax.timing import Call, interleave, ratio, summary
-from sinkjax.timing.pairs import _resampled_medians
+from sinkjax.studies.resampling import resample_counts
+from sinkjax.studies.timing.pairs import Call, _resampled_medians, interleave, ratio, summary
 
 
 class MadeUpClock:

@@ -7,11 +7,16 @@ import tiny
 from masks import problems_of
 
 import sinkjax
-from sinkjax import timing
-from sinkjax.quality import Candidate
-from sinkjax.report.timing import timing_tables
-from sinkjax.results import read_records
-from sinkjax.timing import TimingSettings, Workload
+from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.studies.results import read_records
+from sinkjax.studies.timing.google_benchmark import google_benchmark
+from sinkjax.studies.timing.study import (
+    TimingSettings,
+    Workload,
+    plan_timing,
+    run_timing,
+)
+from sinkjax.studies.timing.tables import timing_tables
 
 MASK = sinkjax.SinkMask.from_text("L0: 3f 3w(1,4) | L1: 3f 3s(first)")
 WORKLOAD = Workload(batch_size=2, prompt_length=16, generated=5)
@@ -26,16 +31,14 @@ def model():
 @pytest.fixture(scope="module")
 def cells(model):
     candidate = Candidate("mine", {WORKLOAD.prompt_length: MASK})
-    return timing.plan_timing(model.config, [candidate], [WORKLOAD], SETTINGS)
+    return plan_timing(model.config, [candidate], [WORKLOAD], SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def folder(model, cells, tmp_path_factory):
     """What was timed in one go, with traces."""
     path = tmp_path_factory.mktemp("timing")
-    timing.run_timing(
-        model, "tiny", cells, SETTINGS, str(path / "out"), profile=str(path / "traces")
-    )
+    run_timing(model, "tiny", cells, SETTINGS, str(path / "out"), profile=str(path / "traces"))
     return path
 
 
@@ -106,9 +109,7 @@ def test_memory_is_the_process_own(records):
 
 def test_other_settings_are_refused_in_the_same_folder(model, cells, folder):
     other = TimingSettings(rounds=5, warmup=1, steps_per_call=2)
-    problems = problems_of(
-        timing.run_timing, model, "tiny", cells, other, folder=str(folder / "out")
-    )
+    problems = problems_of(run_timing, model, "tiny", cells, other, folder=str(folder / "out"))
     assert any("rounds is 3 there and 5 here" in problem for problem in problems)
 
 
@@ -132,7 +133,7 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
     """JAX's profiler, as on an accelerator, for what XLA does on this CPU."""
     model = tiny.make(num_layers=1)
     settings = TimingSettings(rounds=2, warmup=1, clock="device")
-    cells = timing.plan_timing(model.config, [], [Workload(1, 8, 4)], settings)
+    cells = plan_timing(model.config, [], [Workload(1, 8, 4)], settings)
     out = str(tmp_path / "out")
 
     def kill(cell, rounds):
@@ -140,11 +141,11 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
             raise KilledError
 
     with pytest.raises(KilledError):
-        timing.run_timing(model, "tiny", cells, settings, out, on_rounds=kill)
+        run_timing(model, "tiny", cells, settings, out, on_rounds=kill)
     _, before = read_records(out)
     assert [record["stage"] for record in before] == ["prefill"]
     done = []
-    timing.run_timing(
+    run_timing(
         model, "tiny", cells, settings, out, on_rounds=lambda cell, rounds: done.append(rounds)
     )
     assert done == [2, 1, 1]
@@ -161,7 +162,7 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
 
 
 def test_google_benchmark_json_has_its_shape(records):
-    found = timing.google_benchmark(records, date="2026-01-01T00:00:00+00:00", executable="x")
+    found = google_benchmark(records, date="2026-01-01T00:00:00+00:00", executable="x")
     context = found["context"]
     assert {"date", "executable", "num_cpus", "load_avg", "library_build_type"} <= set(context)
     runs = [run for run in found["benchmarks"] if run["run_type"] == "iteration"]
@@ -197,7 +198,7 @@ def test_tables_tell_a_restless_machine(records):
 
 def test_a_prompt_is_prefilled_once_however_much_follows(model):
     workloads = [Workload(1, 8, 0), Workload(1, 8, 4), Workload(1, 8, 6), Workload(2, 8, 4)]
-    cells = timing.plan_timing(model.config, [], workloads, TimingSettings())
+    cells = plan_timing(model.config, [], workloads, TimingSettings())
     assert [cell.slug for cell in cells] == [
         "prefill-b1-t8",
         "decode-b1-t8-n4",
@@ -210,9 +211,7 @@ def test_a_prompt_is_prefilled_once_however_much_follows(model):
 def test_all_that_is_wrong_is_said_at_once(model):
     candidate = Candidate("baseline", {8: sinkjax.SinkMask.from_text("L0: 6f")})
     settings = TimingSettings(("prefil",), rounds=1, warmup=0, clock="sundial", attention="flash")
-    problems = problems_of(
-        timing.plan_timing, model.config, [candidate], [Workload(0, 60, 5)], settings
-    )
+    problems = problems_of(plan_timing, model.config, [candidate], [Workload(0, 60, 5)], settings)
     for part in (
         "--rounds=1",
         "--warmup=0",

@@ -1,0 +1,1 @@
+"""What a mask saves: compiled costs, formulas, savings and the limits of a machine."""

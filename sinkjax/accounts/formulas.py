@@ -1,0 +1,246 @@
+"""What a mask's programs cost, by hand: from the config, the mask and the sizes alone.
+
+Nothing here looks at a model, a plan or an executable: these are the formulas that compiled
+executables are held against (`sinkjax.accounts.compiled`).
+
+Operations are those of matrix products, a multiply and an add each. For one layer, B rows, T
+queries a row (in decoding 1) and P pairs of a query and a key that are worked on:
+
+  q, o    2 B T D H    a head with queries (`full`, `window`); with an output (all but `sink`)
+  k, v    2 B T D H    a group with keys (a `full` or `window` head); with values (any but `sink`)
+  scores  2 B P H      a `full` or `window` head
+  sums    2 B P H      any head but `sink`; of a prompt, where no later layer copies the head,
+          2 B P (H+1)  one column more, which sums the weights
+  sink    2 B D H      in prefill alone: v_0 of a group that has only `sink` heads; and for each
+                       group the sum of its `sink(first)` heads, and that of its other ones
+
+Pairs of a prompt come in blocks: `full` computes every key up to the last one that its span of
+blocks sees, `window` c + w - 1 + block keys a block. A kernel, which no copied head has, computes
+the blocks of which the path leaves anything, and has no column more. In decoding a pair is a slot
+of the cache.
+
+What heads of a group share, k, v and their cache, counts to the group's strongest path, in the
+order `full`, `window`, `copy`: it is gone when that path is.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from sinkjax.attention import full, window
+from sinkjax.attention.kernels import XLA, Blocked, Kernel
+from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.models.config import LlamaConfig
+
+ROWS = ("full", "window", "copy", "sink", "rest")
+"""What costs are told apart by: the paths, and all that no mask touches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What some part of an executable needs each time it runs.
+
+    Attributes:
+      operations: of matrix products.
+      parameters: bytes of those that it reads.
+      cache: bytes of the keys, values and biases that it keeps of a text.
+    """
+
+    operations: int = 0
+    parameters: int = 0
+    cache: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.operations + other.operations,
+            self.parameters + other.parameters,
+            self.cache + other.cache,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of one executable.
+
+    Attributes:
+      batch_size: B.
+      length: T, the bucket of a prefill; None for a decode step.
+      max_length: tokens that a row of the cache has room for.
+      itemsize: bytes of a parameter and of a cached number.
+      blocked: whether pairs of a prompt come in blocks, as programs work on them. Without, a query
+        meets the keys that it sees, and no more: what attention's definition asks for.
+      kernel: what computes a prompt's attention, where pairs come in blocks.
+    """
+
+    batch_size: int
+    length: int | None
+    max_length: int
+    itemsize: int
+    blocked: bool = True
+    kernel: Kernel = XLA
+
+
+def predict(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> dict[str, Cost]:
+    """The cost of one executable, by `ROWS`.
+
+    Raises:
+      InputError: for a mask of another shape.
+    """
+    mask.check(config)
+    costs: dict[str, Cost] = collections.defaultdict(Cost)
+    copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
+    for layer, paths in enumerate(mask.heads):
+        heads = [
+            _Head(path, _span(mask, path), (layer, number) in copied)
+            for number, path in enumerate(paths)
+        ]
+        for row, cost in _layer(config, heads, sizes):
+            costs[row] += cost
+    costs["rest"] += _rest(config, sizes)
+    return {row: costs[row] for row in ROWS}
+
+
+def total(costs: Mapping[str, Cost]) -> Cost:
+    """The sum over all rows."""
+    return sum(costs.values(), Cost())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    path: Path
+    span: Full | Window | None  # what it attends over; None for `sink`
+    is_copied: bool
+
+    @property
+    def has_queries(self) -> bool:
+        return isinstance(self.path, Full | Window)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its pattern is an array: it is copied, or a copy."""
+        return self.is_copied or not self.has_queries
+
+
+def _span(mask: SinkMask, path: Path) -> Full | Window | None:
+    if isinstance(path, Copy):
+        return mask.heads[path.layer][path.head]
+    return None if isinstance(path, Sink) else path
+
+
+def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterator[tuple[str, Cost]]:
+    """What one layer's attention costs, in pieces, each with its row."""
+    B, T = sizes.batch_size, sizes.length or 1
+    D, H = config.embed_dim, config.head_dim
+    projection = Cost(2 * B * T * D * H, D * H * sizes.itemsize)
+    biased = projection + Cost(parameters=config.attention_bias * H * sizes.itemsize)
+    for head in heads:
+        if head.span is None:
+            continue
+        pairs = _pairs(head, sizes)
+        products = Cost(2 * B * pairs * _columns(head, H, sizes))
+        if head.has_queries:
+            products += biased + Cost(2 * B * pairs * H)
+        yield head.path.kind, projection + products
+    group = config.num_heads // config.num_kv_heads
+    for start in range(0, len(heads), group):
+        members = heads[start : start + group]
+        for reads in ([h for h in members if h.has_queries], [h for h in members if h.span]):
+            if reads:
+                cached = Cost(cache=B * _slots((h.span for h in reads), sizes) * H * sizes.itemsize)
+                yield _strongest(reads), biased + cached
+        if sizes.length is not None:
+            yield "sink", _sink_group(members, biased, config, sizes)
+    yield "sink", _sink_bias([head.path for head in heads], config, sizes)
+
+
+def _sink_group(members: Sequence[_Head], biased: Cost, config: LlamaConfig, sizes: Sizes) -> Cost:
+    """What a group's `sink` heads cost in prefill: v_0 and its way through o."""
+    fills = {head.path.fill for head in members if isinstance(head.path, Sink)}
+    D, H = config.embed_dim, config.head_dim
+    term = Cost(2 * sizes.batch_size * D * H, D * H * sizes.itemsize)
+    terms = [term] * (("first" in fills) + bool(fills - {"first"}))
+    if fills and all(head.span is None for head in members):
+        terms.append(Cost(term.operations, biased.parameters))
+    return sum(terms, Cost())
+
+
+def _sink_bias(paths: Sequence[Path], config: LlamaConfig, sizes: Sizes) -> Cost:
+    """What is added at every later position: kept in the cache, its constant part a parameter."""
+    size = config.embed_dim * sizes.itemsize
+    has_mean = Sink("mean") in paths
+    return Cost(
+        parameters=size if has_mean and sizes.length is not None else 0,
+        cache=sizes.batch_size * size if has_mean or Sink("first") in paths else 0,
+    )
+
+
+def _rest(config: LlamaConfig, sizes: Sizes) -> Cost:
+    """Embedding, norms, feed-forward and output head, and the cache's own count of tokens."""
+    B, T = sizes.batch_size, sizes.length or 1
+    D, F, V, L = config.embed_dim, config.mlp_dim, config.vocab_size, config.num_layers
+    biases = L * (config.attention_bias * D + config.mlp_bias * (2 * F + D))
+    tables = V * D * (1 if config.tie_embeddings else 2)
+    numbers = tables + L * 3 * D * F + (2 * L + 1) * D + biases
+    return Cost(
+        operations=2 * B * T * L * 3 * D * F + 2 * B * D * V,
+        parameters=numbers * sizes.itemsize,
+        cache=4 * B,
+    )
+
+
+def _strongest(heads: Sequence[_Head]) -> str:
+    kinds = {head.path.kind for head in heads}
+    return next(row for row in ROWS if row in kinds)
+
+
+def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
+    """Columns of the product of attention weights and values."""
+    has_one_more = sizes.length and sizes.blocked and not head.is_kept and sizes.kernel == XLA
+    return head_dim + bool(has_one_more)
+
+
+def needed_pairs(span: Full | Window, length: int) -> int:
+    """Pairs of a query and a key that it sees, of T tokens."""
+    seen = length if span == Full() else min(span.sinks + span.recent, length)
+    return seen * (seen + 1) // 2 + (length - seen) * seen
+
+
+def _pairs(head: _Head, sizes: Sizes) -> int:
+    """P of one head and row."""
+    span = head.span
+    if sizes.length is None:
+        return _slots([span], sizes)
+    if not sizes.blocked:
+        return needed_pairs(span, sizes.length)
+    if isinstance(sizes.kernel, Blocked) and not head.is_kept:
+        return sizes.kernel.pairs(span, sizes.length)
+    if isinstance(span, Window) and span.sinks + span.recent < sizes.length:
+        return _window_pairs(span, sizes.length)
+    return _full_pairs(sizes.length)
+
+
+def _slots(spans: Iterable[Full | Window], sizes: Sizes) -> int:
+    """Slots that hold what heads on all these spans see."""
+    spans = list(spans)
+    if Full() in spans:
+        return sizes.max_length
+    slots = max(span.sinks for span in spans) + max(span.recent for span in spans)
+    return min(slots, sizes.max_length)
+
+
+def _full_pairs(length: int) -> int:
+    """Every block of a span with all keys up to the span's end; what is left over with all."""
+    blocks = length // full.BLOCK
+    a_span = max(1, math.ceil(blocks / full.MAX_SPANS)) * full.BLOCK
+    edges = [*range(0, blocks * full.BLOCK, a_span), blocks * full.BLOCK, length]
+    return sum((stop - start) * stop for start, stop in itertools.pairwise(edges))
+
+
+def _window_pairs(span: Window, length: int) -> int:
+    pairs = 0
+    for start in range(0, length, window.BLOCK):
+        block = min(window.BLOCK, length - start)
+        pairs += block * (span.sinks + min(span.recent - 1 + block, length))
+    return pairs

@@ -1,0 +1,97 @@
+"""What a program's executables cost, compiled beside by hand, as records of JSON values."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.accounts.compiled import account
+from sinkjax.accounts.formulas import ROWS, Cost, Sizes, predict, total
+from sinkjax.attention.kernels import XLA
+from sinkjax.environment import environment
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.abstract import abstract_model
+from sinkjax.models.config import LlamaConfig
+from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.executable import Executable
+from sinkjax.specialize.build import specialize
+
+_Rows = dict[str, dict[str, int]]
+
+
+def compile_shapes(
+    config: LlamaConfig, mask: SinkMask, dtype: jnp.dtype, **options: Any
+) -> Program:
+    """Compiles a mask's programs for reading, from the shapes of weights and fills alone.
+
+    Args:
+      config: of the model.
+      mask: any, the baseline's too.
+      dtype: of the parameters.
+      options: of `sinkjax.compile`.
+
+    Raises:
+      InputError: as `sinkjax.compile` does, and for a mask of another shape.
+    """
+    fills = np.broadcast_to(np.float32(0), (config.num_layers, config.num_heads, config.head_dim))
+    return compile(specialize(abstract_model(config, dtype), mask, fills=fills), **options)
+
+
+def inspect_program(program: Program) -> list[dict[str, Any]]:
+    """Reads every executable of a program.
+
+    Returns:
+      one record of kind "executable" each, prefill by ascending bucket, then decode. Its `compiled`
+      is what was read from the executable and its `by_hand` what the mask's formulas say, both by
+      `sinkjax.accounts.formulas.ROWS` and in "total". `attention` is what computes it; of
+      `operations` so many are a `kernel`'s, counted from its blocks, where those pairs
+      alone that the mask asks for are `needed`. The rest is as XLA and the clock have it.
+    """
+    common = {
+        "kind": "executable",
+        "config": program.model.config.to_dict(),
+        "mask": str(_mask(program)),
+        "mask_digest": _mask(program).digest,
+        "dtype": program.model.embedding.dtype.name,
+        "batch_size": program.batch_size,
+        "max_length": program.max_length,
+        "steps_per_call": program.steps_per_call,
+        "environment": environment(),
+    }
+    lengths = [*program.prefill, None]
+    return [
+        {**common, "name": executable.name, "length": length, **_read(program, executable, length)}
+        for executable, length in zip(program.executables, lengths, strict=True)
+    ]
+
+
+def _mask(program: Program) -> SinkMask:
+    """The mask of a specialized model, or the baseline's."""
+    return getattr(program.model, "mask", None) or SinkMask.full(program.model.config)
+
+
+def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
+    found = account(program, executable)
+    itemsize = program.model.embedding.dtype.itemsize
+    kernel = XLA if length is None else program.attention[length]
+    sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
+    return {
+        "lowering_seconds": executable.lowering_seconds,
+        "compile_seconds": executable.compile_seconds,
+        "from_cold": executable.from_cold,
+        "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
+        "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
+        "attention": kernel.name,
+        "kernel": {"operations": found.kernel_operations, "needed": found.needed_operations},
+        "all_operations": found.all_operations,
+        "uncounted": list(found.uncounted),
+        "compiled": _rows(found.rows),
+        "by_hand": _rows(predict(program.model.config, _mask(program), sizes)),
+    }
+
+
+def _rows(costs: Mapping[str, Cost]) -> _Rows:
+    whole = {**{row: costs[row] for row in ROWS}, "total": total(costs)}
+    return {row: dataclasses.asdict(cost) for row, cost in whole.items()}

@@ -1,0 +1,62 @@
+"""The least that a step has to do, and the time that the machine would need for just that.
+
+Counted is what attention's definition asks for, not what a program does: pairs of a query and a key
+that it sees, cache slots that hold a token, parameters that are read. So a program that computes
+more than it has to is further from its limit, not closer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from sinkjax.accounts.formulas import Sizes, predict, total
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a step needs.
+
+    Attributes:
+      operations: floating-point, of matrix products.
+      bytes: read or written: parameters, and the cache.
+    """
+
+    operations: int
+    bytes: int
+
+    def __mul__(self, times: int) -> Limit:
+        return Limit(self.operations * times, self.bytes * times)
+
+    def seconds(self, rates: Mapping[str, float]) -> float:
+        """The least time, memory and arithmetic at work at once (Williams et al. 2009, roofline).
+
+        Args:
+          rates: `read` in bytes and `multiply` in operations a second.
+        """
+        return max(self.bytes / rates["read"], self.operations / rates["multiply"])
+
+
+def prefill_limit(
+    config: LlamaConfig, mask: SinkMask, batch_size: int, length: int, itemsize: int
+) -> Limit:
+    """Of a prompt of `length` tokens a row: its cache written, its last token's logits."""
+    sizes = Sizes(batch_size, length, length, itemsize, blocked=False)
+    return _limit(config, mask, sizes, batch_size * length)
+
+
+def decode_limit(
+    config: LlamaConfig, mask: SinkMask, batch_size: int, context: int, itemsize: int
+) -> Limit:
+    """Of one step whose token is the `context`-th of its row: it sees as many, itself included."""
+    return _limit(config, mask, Sizes(batch_size, None, context, itemsize), batch_size)
+
+
+def _limit(config: LlamaConfig, mask: SinkMask, sizes: Sizes, tokens: int) -> Limit:
+    cost = total(predict(config, mask, sizes))
+    # An embedding that is no head, too, is looked up, not read.
+    looked_up = max(0, config.vocab_size - tokens) * config.embed_dim * sizes.itemsize
+    unread = 0 if config.tie_embeddings else looked_up
+    return Limit(cost.operations, cost.parameters + cost.cache - unread)

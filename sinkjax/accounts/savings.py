@@ -1,0 +1,150 @@
+"""What masks and paths save: by formulas, and read from compiled programs, which are held to them.
+
+The work of one text is a prefill of `length` tokens and `generated` decode steps. Its price is one
+number: the bytes that the executables read and keep, and their operations at as many operations as
+the machine does in the time of a byte (its balance, from the roofline model of Williams, Waterman
+and Patterson 2009, with the two times added and not overlapped):
+
+  price = bytes + operations / operations_per_byte
+
+Formulas are those of `sinkjax.accounts.formulas`, which tests hold equal to compiled executables.
+Paths are weighed by them, since a search weighs far more than it could compile.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.accounts.formulas import Cost, Sizes, predict, total
+from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.errors import InputError
+from sinkjax.masks.mask import Full, Path, SinkMask, group_size
+from sinkjax.models.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a text needs: once of the prompt's executable, and of every decode step's."""
+
+    prefill: Cost
+    decode: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a mask is to serve.
+
+    Attributes:
+      length: tokens of a prompt.
+      batch_size: rows.
+      generated: decode steps after it.
+      itemsize: bytes of a parameter and of a cached number.
+      operations_per_byte: of the machine; some ten for a CPU, hundreds for an accelerator.
+    """
+
+    length: int
+    batch_size: int = 1
+    generated: int = 64
+    itemsize: int = 4
+    operations_per_byte: float = 10.0
+
+    @property
+    def prefill(self) -> Sizes:
+        """Of the prompt's executable."""
+        return Sizes(self.batch_size, self.length, self.length + self.generated, self.itemsize)
+
+    @property
+    def decode(self) -> Sizes:
+        """Of one step's executable."""
+        return dataclasses.replace(self.prefill, length=None)
+
+    def needs(self, config: LlamaConfig, mask: SinkMask) -> Needs:
+        """Of a text under a mask, rows together, by the formulas."""
+        return Needs(*(total(predict(config, mask, one)) for one in (self.prefill, self.decode)))
+
+    def price(self, config: LlamaConfig, mask: SinkMask) -> float:
+        """Of a text under a mask, rows together, in bytes and their equivalents."""
+        needs = self.needs(config, mask)
+        return self._price(needs.prefill) + self.generated * self._price(needs.decode)
+
+    def _price(self, cost: Cost) -> float:
+        return cost.parameters + cost.cache + cost.operations / self.operations_per_byte
+
+
+def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: jnp.dtype) -> Needs:
+    """What a text needs of a mask's programs, compiled for this machine and read.
+
+    Args:
+      config: of the model.
+      mask: any, the baseline's too.
+      workload: sizes of the programs.
+      dtype: of the parameters.
+
+    Raises:
+      InputError: where a program calls what has operations that cannot be read from it.
+    """
+    program = compile_shapes(
+        config,
+        mask,
+        dtype,
+        batch_size=workload.batch_size,
+        prefill_lengths=[workload.length],
+        max_length=workload.length + workload.generated,
+    )
+    records = inspect_program(program)
+    if unknown := sorted({target for record in records for target in record["uncounted"]}):
+        raise InputError(
+            f"--saved=compiled: the programs call {', '.join(unknown)}, whose operations cannot be "
+            "read here; give --saved=by_hand"
+        )
+    return Needs(*(Cost(**record["compiled"]["total"]) for record in records))
+
+
+def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
+    """What a mask takes away, in shares of what the baseline needs.
+
+    Operations of the prefill and of a decode step, bytes that a decode step reads (parameters and
+    cache), and the cache alone.
+    """
+
+    def share(of: Callable[[Needs], int]) -> float:
+        return 1 - of(ours) / of(full)
+
+    return {
+        "prefill_operations": share(lambda needs: needs.prefill.operations),
+        "decode_operations": share(lambda needs: needs.decode.operations),
+        "decode_bytes": share(lambda needs: needs.decode.parameters + needs.decode.cache),
+        "cache_bytes": share(lambda needs: needs.decode.cache),
+    }
+
+
+def path_savings(
+    config: LlamaConfig, paths: Sequence[Path], workload: Workload, *, num_kv_heads: int | None
+) -> np.ndarray:
+    """How much of the price goes when a head, or a whole key/value group, takes each path.
+
+    A head of its own is credited with its own work and the G-th part of what its group shares,
+    which it frees only together with the others; a group with all that it frees.
+
+    Args:
+      config: of the model.
+      paths: P of `full`, `window` and `sink`.
+      workload: what is served.
+      num_kv_heads: K, for whole groups; None for heads.
+
+    Returns:
+      float64 [P], in shares of the price of the baseline's text.
+    """
+    layer = dataclasses.replace(config, num_layers=1)
+    size = group_size(config.num_heads, config.num_kv_heads)
+
+    def price(path: Path, heads: int) -> float:
+        row = (path,) * heads + (Full(),) * (config.num_heads - heads)
+        return workload.price(layer, SinkMask((row,)))
+
+    whole = workload.price(config, SinkMask.full(config))
+    base = price(Full(), 1)
+    of_group = np.array([base - price(path, size) for path in paths])
+    return of_group / whole if num_kv_heads is not None else of_group / whole / size

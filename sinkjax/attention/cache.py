@@ -1,0 +1,197 @@
+"""What decoding keeps of earlier tokens.
+
+A store is one array of keys or values, [B, K, S, H], with an axis of slots, one token a slot. The
+axes B and K are left out where they are 1: XLA would drop them from the product alone, and the
+reshape between would cost a copy of the whole store at every step. A donated store is updated in
+place.
+
+Which position lies in which slot is a layout. Wherever t is passed, it is int32 [B], the position
+of each row's newest token.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sinkjax.errors import InputError
+from sinkjax.masks.mask import Full, Window
+
+
+@struct.dataclass
+class LayerCache:
+    """What one layer keeps.
+
+    Attributes:
+      keys: a store a block of groups, rotated; None where no head needs keys.
+      values: a store a block.
+      bias: [B, D], what the `sink` heads add at every position but the first; None without any.
+    """
+
+    keys: tuple[jax.Array | None, ...]
+    values: tuple[jax.Array, ...]
+    bias: jax.Array | None = None
+
+
+@struct.dataclass
+class Cache:
+    """What a model keeps of the tokens so far: a pytree of static shape, made to be donated.
+
+    Attributes:
+      lengths: int32 [B], tokens of each row so far, which is the position of its next one.
+      layers: one for each layer.
+      max_length: tokens of a row that there is room for, static.
+    """
+
+    lengths: jax.Array
+    layers: tuple[LayerCache, ...]
+    max_length: int = struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Every position in the slot of its own number."""
+
+    size: int
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """int32 [B, S], the position in each slot; beyond t where the slot is empty."""
+        slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
+        return jnp.broadcast_to(slots, (t.shape[0], self.size))
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """int32 [B, P], the slots of positions [B, P], which the layout holds at time t."""
+        return positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """The first `sinks` positions, then the last ones in turn, each overwriting the oldest."""
+
+    sinks: int
+    size: int
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        slots, t = jnp.arange(self.size, dtype=jnp.int32)[None, :], t[:, None]
+        newest = t - (t - slots) % (self.size - self.sinks)
+        return jnp.where((slots < self.sinks) | (slots > t), slots, newest)
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        turns = (positions - self.sinks) % (self.size - self.sinks)
+        return jnp.where(positions < self.sinks, positions, self.sinks + turns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The first `sinks` positions, then the last ones in order: a window cut from a whole store."""
+
+    sinks: int
+    size: int
+
+    def start(self, t: jax.Array) -> jax.Array:
+        """int32 [B], the position after the sinks."""
+        return jnp.maximum(t + 1 - (self.size - self.sinks), self.sinks)
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
+        return jnp.where(slots < self.sinks, slots, slots - self.sinks + self.start(t)[:, None])
+
+    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+        """As of `Whole`."""
+        shifted = positions - self.start(t)[:, None] + self.sinks
+        return jnp.where(positions < self.sinks, positions, shifted)
+
+
+Layout = Whole | Ring | Band
+
+
+def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
+    """How a store lies that holds what `full` heads or one window see."""
+    if isinstance(span, Window) and span.sinks + span.recent < max_length:
+        return Ring(span.sinks, span.sinks + span.recent)
+    return Whole(max_length)
+
+
+def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layout:
+    """How what a window sees lies, taken out of a store at the least cost."""
+    alone = layout_of(window, max_length)
+    if alone == store or isinstance(store, Ring):
+        return alone
+    return Band(alone.sinks, alone.size)
+
+
+def new_store(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """Keys or values [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
+    filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)
+    padding = [(0, 0), (0, 0), (0, layout.size - filled.shape[2]), (0, 0)]
+    padded = jnp.pad(filled, padding)
+    lead = tuple(size for size in padded.shape[:2] if size > 1)
+    return padded.reshape(*lead, *padded.shape[2:])
+
+
+def write_store(store: jax.Array, new: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
+    """The store with one key or value a row, [B, 1, K, H], at position t."""
+    slots = layout.slots(t[:, None], t)[:, 0]
+    if t.shape[0] == 1:
+        new = new.reshape(*store.shape[:-2], 1, store.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(store, new, slots[0], -2)
+    # A row a batch: on a CPU as fast as an unrolled loop over the rows, which compiles four times
+    # as long at 32 rows.
+    new = new.reshape(t.shape[0], *store.shape[1:-2], 1, store.shape[-1])
+    return jax.vmap(
+        lambda row, entry, slot: jax.lax.dynamic_update_slice_in_dim(row, entry, slot, -2)
+    )(store, new, slots)
+
+
+def view_store(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """What another layout holds of a store."""
+    if layout == view:
+        return store
+    if isinstance(view, Band):  # slices: on a CPU half the time of a gather
+        positions = view.start(t)
+
+        def cut(row: jax.Array, start: jax.Array) -> jax.Array:
+            sinks = jax.lax.slice_in_dim(row, 0, view.sinks, axis=-2)
+            recent = jax.lax.dynamic_slice_in_dim(row, start, view.size - view.sinks, -2)
+            return jnp.concatenate([sinks, recent], axis=-2)
+    else:
+        positions = layout.slots(view.positions(t), t)
+
+        def cut(row: jax.Array, slots: jax.Array) -> jax.Array:
+            return jnp.take(row, slots, axis=-2, mode="clip")
+
+    if t.shape[0] == 1:
+        return cut(store, positions[0])
+    return jax.vmap(cut)(store, positions)
+
+
+def view_weights(weights: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
+    """Weights [B, N, S] on the slots of one layout as those on the slots of another."""
+    if layout == view:
+        return weights
+    positions = view.positions(t)
+    slots = layout.slots(positions, t)[:, None, :]
+    taken = jnp.take_along_axis(weights, slots, axis=2, mode="clip")
+    return jnp.where((positions <= t[:, None])[:, None, :], taken, jnp.zeros_like(taken))
+
+
+def check_capacity(length: int, max_length: int) -> None:
+    """Raises InputError where a prompt of `length` tokens has no room in `max_length`."""
+    if length > max_length:
+        raise InputError(
+            f"max_length is {max_length}, but the prompt has {length} tokens with its padding; "
+            f"give at least {length}, and room for the tokens to be generated"
+        )
+
+
+def _laid_out(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
+    """A prompt's [B, T, K, H] in the order of slots, as many of them as T has filled."""
+    length = x.shape[1]
+    if length <= layout.size:
+        return x
+    positions = jnp.minimum(layout.positions(lengths - 1), length - 1)
+    return jnp.take_along_axis(x, positions[:, :, None, None], axis=1, mode="clip")

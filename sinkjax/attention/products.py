@@ -1,0 +1,257 @@
+"""How a decode step's and a prompt's products are written, so that XLA runs them fast.
+
+Every weight lies as [out..., in...]: what one output is made of lies together. `Products` writes a
+product as one `dot_general`, which is right anywhere: in a caller's own `jax.jit`, over a mesh, on
+an accelerator. `CpuProducts` writes the same numbers for XLA's CPU compiler and is fast only under
+`sinkjax.programs.options.CPU_OPTIONS`; without them it is up to a hundred times slower. So it is
+never a default: `sinkjax.compile` passes it where it passes those options.
+
+docs/performance.md has the rates that the forms were chosen by, and those of forms that lost.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sinkjax.attention.blocks import weighted_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """One `dot_general` a product."""
+
+    def project(
+        self, x: jax.Array, *weights: jax.Array, dtype: jnp.dtype | None = None
+    ) -> tuple[jax.Array, ...]:
+        """x by each of several weights.
+
+        Args:
+          x: [B, T, in...].
+          weights: [out..., in...], each with outputs of its own.
+          dtype: of the results and of their sums; None for x's.
+
+        Returns:
+          [B, T, out...] each.
+        """
+        return tuple(_dot(x, weight, dtype) for weight in weights)
+
+    def slot_scores(self, q: jax.Array, keys: jax.Array) -> jax.Array:
+        """q . k of every slot of a store.
+
+        Args:
+          q: [B, K, G, H].
+          keys: [B, K, S, H], without axes of B and K that are 1 (`sinkjax.attention.cache`).
+
+        Returns:
+          float32 [B, K, G, S].
+        """
+        rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
+        # With the keys on the left: on the right, XLA on a CPU copies them in another order first.
+        found = jnp.einsum("...sh,...gh->...sg", keys, rows, preferred_element_type=_WIDE)
+        return found.swapaxes(-1, -2).reshape(*q.shape[:-1], keys.shape[-2])
+
+    def sum_slots(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        """Σ_s weights_s v_s over all slots of a store.
+
+        Args:
+          weights: float32 [B, K, G, S].
+          values: as keys.
+
+        Returns:
+          [B, K, G, H] in v's dtype.
+        """
+        rows = weights.astype(values.dtype).reshape(*values.shape[:-2], *weights.shape[-2:])
+        sums = jnp.einsum("...gs,...sh->...gh", rows, values, preferred_element_type=_WIDE)
+        return sums.astype(values.dtype).reshape(*weights.shape[:-1], values.shape[-1])
+
+    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
+        """exp(score - the row's largest) where visible, 0 elsewhere.
+
+        Args:
+          scores: float32 [..., T, S].
+          visible: bool, of axes that broadcast to those of scores.
+        """
+        scores = jnp.where(visible, scores, -jnp.inf)
+        return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+
+    def counted(self, values: jax.Array) -> jax.Array:
+        """Values [B, K, S, H] as `sum_counted` takes them: with a column of ones."""
+        return jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+
+    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        """Σ_s weights_ts values_s, and Σ_s weights_ts as one more column.
+
+        One product gives both. Reading the weights themselves would make XLA keep or compute them
+        twice: at 1,024 tokens that doubles a layer's attention time on a CPU.
+
+        Args:
+          weights: float32 [B, K, G, T, S].
+          values: of `counted`.
+
+        Returns:
+          float32 [B, K, G, T, H + 1].
+        """
+        return weighted_sums(weights, values)
+
+    def settle(self, x: jax.Array) -> jax.Array:
+        """x itself, as an array that is computed once. Here XLA decides what that is good for."""
+        return x
+
+
+PLAIN = Products()
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuProducts(Products):
+    """Few rows by reading each weight once, in order, on all cores; many as one `dot_general`."""
+
+    def project(
+        self, x: jax.Array, *weights: jax.Array, dtype: jnp.dtype | None = None
+    ) -> tuple[jax.Array, ...]:
+        """As of `Products`."""
+        dtype = x.dtype if dtype is None else dtype
+        lead, inputs = x.shape[:2], x.shape[2:]
+        rows = self.settle(x.reshape(lead[0] * lead[1], -1))
+        flat = [weight.reshape(-1, rows.shape[1]) for weight in weights]
+        with jax.named_scope("dot_general"):  # what the account of a program counts as a product
+            products = self._products(rows, flat)
+        return tuple(
+            self.settle(product.astype(dtype)).reshape(
+                *lead, *weight.shape[: weight.ndim - len(inputs)]
+            )
+            for product, weight in zip(products, weights, strict=True)
+        )
+
+    def _products(self, x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        """x [R, D] by each weight [M, D]: float32 [R, M]."""
+        rows, inputs = x.shape
+        if rows == 1 and inputs <= _ROW_INPUTS:
+            return _reduced_row(x, weights)
+        if 1 < rows <= _FEW_ROWS and rows % 2 == 0 and inputs <= _PAIR_INPUTS:
+            return [_reduced_pairs(x, weight) for weight in weights]
+        if 1 < rows <= _LEFT_ROWS:
+            return [self._left(x, weight) for weight in weights]
+        return [jnp.einsum("rd,md->rm", x, w, preferred_element_type=_WIDE) for w in weights]
+
+    def _left(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """With the weight on the left, where the library reads it as it lies."""
+        product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=_WIDE)
+        return self.settle(product).T
+
+    def slot_scores(self, q: jax.Array, keys: jax.Array) -> jax.Array:
+        """As of `Products`."""
+        # One pass over the keys for all query heads of a group.
+        rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
+        with jax.named_scope("dot_general"):
+            found = _reduced(
+                [_wide(keys) * _wide(rows[..., g, None, :]) for g in range(q.shape[2])]
+            )
+        found = jnp.stack([self.settle(scores) for scores in found], axis=-2)
+        return found.reshape(*q.shape[:-1], keys.shape[-2])
+
+    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
+        """As of `Products`.
+
+        A row is folded before its largest is found: XLA reduces a row number by number, since one
+        might be NaN, but takes the larger of two arrays as many numbers at once as a core can. Each
+        fold is masked by itself, so that masked scores are never written to memory.
+        """
+        length = scores.shape[-1]
+        width = _FOLD * max(1, -(-length // _FOLD**2))
+
+        def masked(start: int, stop: int) -> jax.Array:
+            return jnp.where(visible[..., start:stop], scores[..., start:stop], -jnp.inf)
+
+        whole = length - length % width
+        folds = [masked(start, start + width) for start in range(0, whole, width)]
+        rows = [functools.reduce(jnp.maximum, folds)] if folds else []
+        rows += [masked(whole, length)] if whole < length else []
+        tops = [row.max(axis=-1, keepdims=True) for row in rows]
+        top = self.settle(functools.reduce(jnp.maximum, tops))
+        return self.settle(jnp.exp(masked(0, length) - top))
+
+    def counted(self, values: jax.Array) -> jax.Array:
+        """As of `Products`: as they are."""
+        return values
+
+    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
+        """As of `Products`. The weights are in memory anyway, and 65 columns take a third longer
+        than 64.
+        """
+        with jax.named_scope("dot_general"):
+            totals = weights.sum(axis=-1, keepdims=True)
+        return jnp.concatenate([weighted_sums(weights, values), totals], axis=-1)
+
+    def settle(self, x: jax.Array) -> jax.Array:
+        """x behind a barrier, which the options keep until XLA has fused what it will.
+
+        Without one, a reduction computes what feeds it again for every output, and a product that
+        feeds a slower function is computed inside it, on one thread.
+        """
+        return jax.lax.optimization_barrier(x)
+
+
+def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """Adds a bias [...] to x [B, T, ...]; x itself where there is none."""
+    return x if bias is None else x + bias[...][None, None]
+
+
+_WIDE = jnp.float32
+"""What sums are taken in, whatever the weights are."""
+_FOLD = 64
+"""Numbers, and folds of so many numbers, that a row is folded to at most."""
+_ROW_INPUTS = 4096
+"""Of one row, at most; beyond, a row of the weight no longer streams beside x."""
+_FEW_ROWS = 8
+"""Rows that multiplications and reductions still win at."""
+_PAIR_INPUTS = 1024
+"""Of a pair of rows, at most: eight rows of so many inputs fit a core's first cache."""
+
+_LEFT_ROWS = 64
+"""Up to which the library's time goes into packing the weight, unless it is on the left."""
+
+
+def _dot(x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+    """[B, T, in...] by [out..., in...]: [B, T, out...]."""
+    outputs = weight.shape[: weight.ndim - (x.ndim - 2)]
+    rows = x.reshape(*x.shape[:2], -1)
+    # Of more than two axes, XLA on a CPU would copy a weight in another order at every call.
+    flat = weight.reshape(-1, rows.shape[2])
+    product = jnp.einsum("bti,oi->bto", rows, flat, preferred_element_type=dtype)
+    return product.reshape(*x.shape[:2], *outputs)
+
+
+def _reduced_row(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+    """x [1, D] by weights [M, D]; those of one shape in one pass, which saves a start for each."""
+    products: list[jax.Array] = [x] * len(weights)
+    for shape in dict.fromkeys(weight.shape for weight in weights):
+        places = [place for place, weight in enumerate(weights) if weight.shape == shape]
+        found = _reduced([_wide(weights[place]) * _wide(x) for place in places])
+        for place, product in zip(places, found, strict=True):
+            products[place] = product[None, :]
+    return products
+
+
+def _reduced_pairs(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [R, D] by a weight [M, D], two rows at each reading of a number."""
+    weight = _wide(weight)[:, None, :]
+    found = _reduced([weight * _wide(x[start::2])[None] for start in range(2)])
+    found = [jax.lax.optimization_barrier(product) for product in found]
+    return jnp.stack(found, axis=2).reshape(weight.shape[0], x.shape[0]).T
+
+
+def _reduced(terms: list[jax.Array]) -> list[jax.Array]:
+    """Sums over the last axis of arrays of one shape, in one pass over them."""
+    zeros = [jnp.float32(0)] * len(terms)
+
+    def add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
+        return [a + b for a, b in zip(one, other, strict=True)]
+
+    return jax.lax.reduce(terms, zeros, add, (terms[0].ndim - 1,))
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(_WIDE)

@@ -1,0 +1,1 @@
+"""The command lines: flags, terminal, and what each script does."""

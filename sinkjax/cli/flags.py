@@ -1,0 +1,196 @@
+"""What the command lines of the experiments share: the model's flags, and errors as messages."""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import jax.numpy as jnp
+from absl import app, flags
+from absl import logging as absl_logging
+
+import sinkjax
+from sinkjax.checkpoint.load import DTYPES
+from sinkjax.errors import InputError
+from sinkjax.models.config import from_hf_config
+from sinkjax.models.shapes import SHAPES, random_model
+from sinkjax.programs.options import ATTENTION, DEFAULT_ATTENTION
+from sinkjax.programs.targets import WITHOUT_TPU
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+T, U = TypeVar("T"), TypeVar("U")
+
+flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
+
+_SHAPE = "shape:"
+
+
+def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
+    """Defines --model, --revision and --dtype for the calling script.
+
+    Args:
+      many: whether --model takes several models, with commas between them.
+      shapes: whether it takes `shape:NAME`, which has no tokenizer and no trained weights.
+    """
+    (flags.DEFINE_list if many else flags.DEFINE_string)(
+        "model",
+        "smollm2-135m",
+        ("The models, with commas between them, each" if many else "The model:")
+        + " smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf "
+        "file, a folder written by experiments.convert, or a Hub id such as "
+        "meta-llama/Llama-3.2-1B."
+        + (
+            " Or, without weights to fetch, shape:NAME or shape:FOLDER, which has a config.json; "
+            f"names are {', '.join(SHAPES)}."
+            if shapes
+            else ""
+        ),
+    )
+    flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored.")
+
+
+def define_attention_flag() -> None:
+    """Defines --attention for the calling script."""
+    flags.DEFINE_enum(
+        "attention",
+        DEFAULT_ATTENTION,
+        ATTENTION,
+        "What computes a prompt's attention: xla anywhere; splash, a kernel for TPUs; pallas, one "
+        "for NVIDIA GPUs; auto, the platform's kernel for each prompt length that it can compute, "
+        "and xla for others.",
+    )
+
+
+def attention() -> str:
+    """The value of --attention."""
+    return flags.FLAGS.attention
+
+
+def model() -> str:
+    """The one model that --model names."""
+    return flags.FLAGS.model
+
+
+def models() -> list[str]:
+    """The models that --model names, of a script that takes many."""
+    if not flags.FLAGS.model:
+        raise InputError("--model is empty; name at least one model")
+    return flags.FLAGS.model
+
+
+def revision() -> str | None:
+    """The value of --revision."""
+    return flags.FLAGS.revision
+
+
+def is_shape(name: str) -> bool:
+    """Whether a model's name stands for a shape, without weights and tokenizer."""
+    return name.startswith(_SHAPE)
+
+
+def load_config(name: str) -> sinkjax.LlamaConfig:
+    """A model's config; of `shape:...`, from the table of shapes or a folder's config.json."""
+    if not is_shape(name):
+        return sinkjax.load_config(name, revision=revision())
+    shape = name.removeprefix(_SHAPE)
+    if revision() is not None:
+        raise InputError(f"--model={name} has no revisions; leave --revision out")
+    if shape in SHAPES:
+        return SHAPES[shape]
+    path = pathlib.Path(shape).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        attributes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--model={name} is no known shape, and {path} cannot be read as JSON ({error}); known "
+            f"are {', '.join(SHAPES)}, or give a folder with a config.json, or such a file"
+        ) from error
+    return from_hf_config(attributes, str(path))
+
+
+def load_model(name: str, *, seed: int = 0) -> sinkjax.Llama:
+    """A model as --revision and --dtype say; of `shape:...`, with random weights of this seed."""
+    if is_shape(name):
+        return random_model(load_config(name), dtype=jnp.dtype(flags.FLAGS.dtype), seed=seed)
+    return sinkjax.load(name, revision=revision(), dtype=flags.FLAGS.dtype)
+
+
+def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
+    """The values of a flag that is a list of numbers.
+
+    Args:
+      flag: its name, for messages.
+      texts: its value.
+      kind: int or float.
+
+    Raises:
+      InputError: listing all that are none.
+    """
+
+    def number(text: str) -> Item:
+        try:
+            return kind(text)
+        except ValueError as error:
+            wanted = "whole number" if kind is int else "number"
+            raise InputError(
+                f"--{flag}: {text!r} is no {wanted}; give {wanted}s with commas between them"
+            ) from error
+
+    return each(texts, number)
+
+
+def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
+    """`function` of every item.
+
+    Raises:
+      InputError: with the problems of all the items together.
+    """
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return results
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main()` and exits with the status that it returns.
+
+    What the user can mend ends as a message with one line a problem and exit status 1. Of logs,
+    stderr shows the library's, and other packages' warnings; --verbosity=0 shows all.
+    """
+
+    def guarded(arguments: list[str]) -> int | None:
+        _show_log()
+        if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
+            os.environ.update({**WITHOUT_TPU, **os.environ})
+        try:
+            if arguments[1:]:
+                raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
+            return main()
+        except InputError as error:
+            print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+            return 1
+
+    app.run(guarded)
+
+
+def _show_log() -> None:
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)  # absl's own is all that Orbax and JAX say
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("sinkjax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,149 @@
+"""Tables of compiled programs: what a mask took out, from `sinkjax.accounts.inspect`'s records."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sinkjax.report import formats
+from sinkjax.report.table import Table
+
+Record = Mapping[str, Any]
+
+_COLUMNS = ("operations", "parameters", "cache")
+
+
+def program_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Table]:
+    """One table by path for each executable, and one of all executables.
+
+    Args:
+      baseline, masked: records of two programs that differ in the mask alone.
+    """
+    pairs = list(zip(baseline, masked, strict=True))
+    return [*(_cost_table(*pair) for pair in pairs), _executable_table(pairs)]
+
+
+def _cost_table(baseline: Record, masked: Record) -> Table:
+    ways = {
+        "baseline": baseline["compiled"],
+        "mask": masked["compiled"],
+        "by hand": masked["by_hand"],
+    }
+    rows = []
+    for row in masked["compiled"]:
+        if any(any(costs[row].values()) for costs in ways.values()):
+            rows += _named(row, {way: _cells(costs[row]) for way, costs in ways.items()})
+    saved = {
+        "mask": _saved(baseline["compiled"]["total"], masked["compiled"]["total"]),
+        "by hand": _saved(baseline["by_hand"]["total"], masked["by_hand"]["total"]),
+    }
+    rows += _named("saved", saved)
+    return Table(
+        title=f"{masked['name']}, {masked['batch_size']} x, {masked['dtype']}, "
+        f"cache for {formats.count(masked['max_length'])} tokens, attention: {masked['attention']}",
+        columns=("path", "program", "operations", "bytes", "parameters", "cache"),
+        rows=rows,
+        notes=(
+            "Bytes: parameters and cache, which a run has to move at least.",
+            _agreement(masked),
+            *_kernel(masked),
+            *_uncounted(baseline, masked),
+        ),
+        labels=2,
+    )
+
+
+def _named(name: str, cells: Mapping[str, list[str]]) -> list[list[str]]:
+    """Rows for each way, the name before the first."""
+    return [[name if i == 0 else "", way, *row] for i, (way, row) in enumerate(cells.items())]
+
+
+def _cells(cost: Mapping[str, int]) -> list[str]:
+    moved = cost["parameters"] + cost["cache"]
+    return [
+        formats.scaled(cost["operations"]),
+        *map(formats.size, (moved, cost["parameters"], cost["cache"])),
+    ]
+
+
+def _saved(whole: Mapping[str, int], part: Mapping[str, int]) -> list[str]:
+    """What share of a total is gone, in the columns of `_cells`."""
+    pairs = [(whole[column], part[column]) for column in _COLUMNS]
+    (_, parameters, cache) = pairs
+    pairs.insert(1, (parameters[0] + cache[0], parameters[1] + cache[1]))
+    return [formats.percent(1 - less / more, 2) for more, less in pairs]
+
+
+def _agreement(record: Record) -> str:
+    """Whether compiled and by hand are the same, or where they differ most."""
+    differences = dict(_differences(record))
+    in_total = max((share for name, share in differences.items() if "total" in name), default=0)
+    if not differences:
+        return "The mask's compiled costs are those by hand, to the operation and to the byte."
+    where = max(differences, key=differences.get)
+    total = formats.percent(in_total, 2) if in_total else "nothing"
+    return (
+        f"The mask's compiled costs differ from those by hand by {total} in total, and at most by "
+        f"{formats.percent(differences[where], 2)} ({where})."
+    )
+
+
+def _differences(record: Record) -> Iterator[tuple[str, float]]:
+    """What differs, and by what share of the larger one."""
+    for row, costs in record["compiled"].items():
+        for column, found in costs.items():
+            predicted = record["by_hand"][row][column]
+            if found != predicted:
+                yield f"{row}, {column}", abs(found - predicted) / max(found, predicted)
+
+
+def _kernel(record: Record) -> list[str]:
+    """How a kernel's operations were counted."""
+    found, needed = (record["kernel"][name] for name in ("operations", "needed"))
+    if not found:
+        return []
+    return [
+        f"Of the mask's operations {formats.scaled(found)} are counted from the blocks that the "
+        f"kernel {record['attention']} computes, not read from XLA; the pairs in them that the "
+        f"mask asks for need {formats.scaled(needed)}."
+    ]
+
+
+def _uncounted(*records: Record) -> list[str]:
+    names = sorted({name for record in records for name in record["uncounted"]})
+    listed = ", ".join(names)
+    return [f"Not counted, since XLA does not say what they do: {listed}"] if names else []
+
+
+def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
+    """What XLA says of each executable, and how long it took."""
+    rows = [
+        [
+            f"{record['name']}, {who}",
+            formats.seconds(record["lowering_seconds"]),
+            formats.seconds(record["compile_seconds"]),
+            *(
+                formats.size(record["memory"][name])
+                for name in ("arguments", "aliased", "temporary", "peak")
+            ),
+            _or_dash(record["xla"]["operations"], formats.scaled),
+            _or_dash(record["xla"]["bytes"], formats.size),
+        ]
+        for pair in pairs
+        for who, record in zip(("baseline", "mask"), pair, strict=True)
+    ]
+    headings = ("lowered", "compiled", "arguments", "in place", "temporary", "peak")
+    together = sum(r["lowering_seconds"] + r["compile_seconds"] for pair in pairs for r in pair)
+    return Table(
+        title=f"{len(rows)} executables for {pairs[0][0]['device']}, "
+        f"made in {formats.seconds(together)}",
+        columns=("", *headings, "operations,\nby XLA", "bytes read\nand written"),
+        rows=rows,
+        notes=(
+            "Arguments and peak with the padding of the platform. XLA counts elementwise work, "
+            "too, and a loop's body once; where there is a -, it does not count.",
+        ),
+    )
+
+
+def _or_dash(value: float | None, write: Callable[[float], str]) -> str:
+    """A count of XLA's own, which it does not have on every platform."""
+    return "-" if value is None else write(value)

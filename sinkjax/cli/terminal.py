@@ -1,0 +1,55 @@
+"""What the experiments show in a terminal: tables, durations, and how fast this machine is now."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+
+from sinkjax.report.table import Table
+
+_WIDTH = 110
+
+
+def console() -> rich.console.Console:
+    """Standard output: as wide as the terminal, or wide enough for a table where there is none."""
+    shown = rich.console.Console()
+    return shown if shown.is_terminal else rich.console.Console(width=_WIDTH)
+
+
+def print_table(console: rich.console.Console, table: Table) -> None:
+    """Prints a table with its notes under it."""
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(table.columns):
+        side = "left" if index < table.labels else "right"
+        shown.add_column(rich.markup.escape(column), justify=side, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(rich.markup.escape, row))
+    console.print(table.title, style="bold", markup=False)
+    console.print(shown)
+    for note in table.notes:
+        console.print(note, style="dim", markup=False)
+    console.print()
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def matrix_rate(size: int = 1024, repeats: int = 5) -> float:
+    """Floating-point operations a second of a float32 matrix product here, the best of a few."""
+    product = jax.jit(lambda x: x @ x)
+    x = jnp.ones((size, size), jnp.float32)
+    product(x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

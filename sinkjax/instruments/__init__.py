@@ -1,0 +1,1 @@
+"""What is measured on a model: sinks, token losses, errors and patterns."""

@@ -1,0 +1,126 @@
+"""How much each head's own output changes under each path: all heads and paths in one pass.
+
+The error of a head under a path is the root of the mean over positions t >= 1 of
+
+  ‖W_o (õ_t - o_t)‖² / ‖x_t‖²
+
+with o its output as a `full` head, õ that under the path, W_o its slice of the output projection
+and x the residual stream that they are added to. Both are of the same inputs: those that the layer
+has under the current mask.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.attention.context import Context
+from sinkjax.instruments.judge import batches
+from sinkjax.instruments.traced import EVERYTHING, enter, layer_of, select_paths
+from sinkjax.instruments.traced_attention import Selection, selected_attention, windowed_attention
+from sinkjax.masks.mask import Path, SinkMask
+from sinkjax.models.decoder import Layer, Llama
+
+
+def own_errors(
+    model: Llama,
+    windows: np.ndarray,
+    paths: Sequence[Path],
+    *,
+    mask: SinkMask | None = None,
+    fills: np.ndarray | None = None,
+) -> np.ndarray:
+    """Every head's error under every path.
+
+    Args:
+      model: every head `full`.
+      windows: int32 [W, T], T at least 2.
+      paths: P of `full`, `window` and `sink`.
+      mask: under which the inputs are; None for the baseline.
+      fills: float32 [L, N, H], of `sink(mean)`.
+
+    Returns:
+      float64 [P, L, N], relative to the residual's norm.
+    """
+    config = model.config
+    current = select_paths(mask or SinkMask.full(config), config, fills=fills)
+    tried = candidate_paths(model, paths, fills)
+    squares = np.zeros((len(paths), config.num_layers, config.num_heads))
+    for tokens, count in batches(windows):
+        x, context = enter(model, tokens)
+        for index, layer in enumerate(model.layers):
+            chosen, candidates = layer_of(current, index), layer_of(tried, index)
+            x, found = _errors(layer, x, context, chosen, candidates)
+            squares[:, index] += np.asarray(found, np.float64)[:, :count].sum(axis=1)
+    return np.sqrt(squares / len(windows))
+
+
+def mean_outputs(model: Llama, windows: np.ndarray) -> np.ndarray:
+    """The mean output of every head over positions t >= 1 of all windows: fills of `sink(mean)`.
+
+    Args:
+      model: every head `full`.
+      windows: int32 [W, T], T at least 2.
+
+    Returns:
+      float32 [L, N, H], before `o_proj`.
+    """
+    config = model.config
+    sums = np.zeros((config.num_layers, config.num_heads, config.head_dim))
+    for tokens, count in batches(windows):
+        x, context = enter(model, tokens)
+        for index, layer in enumerate(model.layers):
+            x, means = _mean_outputs(layer, x, context)
+            sums[index] += np.asarray(means, np.float64)[:count].sum(axis=0)
+    return (sums / len(windows)).astype(np.float32)
+
+
+def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | None) -> Selection:
+    """Every head on each of P paths: a selection with axes [L, P, N]."""
+    each = [
+        select_paths(
+            SinkMask(((path,) * model.config.num_heads,) * model.config.num_layers),
+            model.config,
+            fills=fills,
+        )
+        for path in paths
+    ]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *each)
+
+
+@jax.jit
+def _errors(
+    layer: Layer, x: jax.Array, context: Context, chosen: Selection, candidates: Selection
+) -> tuple[jax.Array, jax.Array]:
+    """The residual after a layer, and the mean squares of errors float32 [P, B, N]."""
+    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
+    everything = jnp.full((q.shape[2],), EVERYTHING, jnp.int32)
+    full = windowed_attention(q, k, v, jnp.zeros_like(everything), everything)
+    o = layer.attention.o[...].astype(jnp.float32)
+    # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
+    gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
+    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, 1:, None]
+
+    def squares(candidate: Selection) -> jax.Array:
+        change = (selected_attention(q, k, v, candidate) - full)[:, 1:].astype(jnp.float32)
+        lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
+        return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
+
+    found = jax.lax.map(squares, candidates)
+    return finish_layer(layer, x, selected_attention(q, k, v, chosen)), found
+
+
+@jax.jit
+def _mean_outputs(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+    """The residual after a layer of `full` heads, and mean outputs float32 [B, N, H]."""
+    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
+    everything = jnp.full((q.shape[2],), EVERYTHING, jnp.int32)
+    outputs = windowed_attention(q, k, v, jnp.zeros_like(everything), everything)
+    return finish_layer(layer, x, outputs), jnp.mean(outputs[:, 1:].astype(jnp.float32), axis=1)
+
+
+def finish_layer(layer: Layer, x: jax.Array, outputs: jax.Array) -> jax.Array:
+    """The residual after a layer whose heads gave these outputs [B, T, N, H]."""
+    x = x + layer.attention.merge(outputs)
+    return x + layer.mlp(layer.mlp_norm(x))

@@ -1,0 +1,97 @@
+"""A model under any choice of copies as data: one program of one layer for all of them.
+
+All patterns of all layers are kept, L·N·T² numbers a row, so this is for short windows and few rows
+at a time. `sinkjax.specialize` keeps what is copied alone; the two agree up to rounding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.attention.blocks import group_keys, group_queries, scores, ungroup, weighted_sums
+from sinkjax.attention.context import Context
+from sinkjax.errors import InputError
+from sinkjax.instruments.traced import enter
+from sinkjax.masks.mask import Copy, Full, SinkMask
+from sinkjax.models.decoder import Layer, Llama
+
+BATCH_TOKENS = 512
+"""Tokens at a time: with 270 heads and 256 tokens, patterns of two rows take 142 MB."""
+
+
+def copied_residuals(model: Llama, tokens: jax.Array, sources: jax.Array) -> jax.Array:
+    """The residual stream after the last layer under copies.
+
+    Args:
+      model: every head `full`.
+      tokens: int [B, T], full rows.
+      sources: int32 [L, N], of `source_numbers`.
+
+    Returns:
+      [B, T, D].
+    """
+    x, context = enter(model, tokens)
+    patterns = no_patterns(model, tokens)
+    for index, layer in enumerate(model.layers):
+        x, patterns = _layer(layer, x, context, patterns, sources[index], jnp.int32(index))
+    return x
+
+
+def source_numbers(mask: SinkMask) -> jax.Array:
+    """The head whose pattern each head uses, l · N + n: its own where it is `full`. int32 [L, N].
+
+    Raises:
+      InputError: for heads that are neither `full` nor `copy`.
+    """
+    numbers = np.arange(mask.num_layers * mask.num_heads).reshape(mask.num_layers, -1)
+    for layer, paths in enumerate(mask.heads):
+        for head, path in enumerate(paths):
+            if isinstance(path, Copy):
+                numbers[layer, head] = path.layer * mask.num_heads + path.head
+            elif path != Full():
+                raise InputError(
+                    f"layer {layer}, head {head} is {path}: specialize the mask, for here heads "
+                    "are `full` or `copy`"
+                )
+    return jnp.asarray(numbers, jnp.int32)
+
+
+def no_patterns(model: Llama, tokens: jax.Array) -> jax.Array:
+    """Room for all patterns, float32 [L, N, B, T, T]."""
+    (batch, length), config = tokens.shape, model.config
+    return jnp.zeros((config.num_layers, config.num_heads, batch, length, length), jnp.float32)
+
+
+def dense_pattern(q: jax.Array, k: jax.Array) -> jax.Array:
+    """How `full` heads attend: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T]."""
+    length = q.shape[1]
+    visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
+    found = scores(group_queries(q, k.shape[2]), group_keys(k))
+    weights = jax.nn.softmax(jnp.where(visible, found, -jnp.inf), axis=-1)
+    return jnp.moveaxis(weights.reshape(q.shape[0], q.shape[2], length, length), 0, 1)
+
+
+def apply_dense(pattern: jax.Array, v: jax.Array) -> jax.Array:
+    """Patterns [N, B, T, T] on values [B, T, K, H] -> [B, T, N, H] in v's dtype."""
+    grouped = jnp.moveaxis(pattern, 0, 1)
+    grouped = grouped.reshape(v.shape[0], v.shape[2], -1, *pattern.shape[2:])
+    return ungroup(weighted_sums(grouped, group_keys(v))).astype(v.dtype)
+
+
+@functools.partial(jax.jit, donate_argnames="patterns")
+def _layer(
+    layer: Layer,
+    x: jax.Array,
+    context: Context,
+    patterns: jax.Array,
+    sources: jax.Array,
+    index: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The residual after a layer whose heads use these patterns, [N], and the patterns with its."""
+    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
+    patterns = jax.lax.dynamic_update_index_in_dim(patterns, dense_pattern(q, k), index, 0)
+    used = patterns.reshape(-1, *patterns.shape[2:])[sources]
+    x = x + layer.attention.merge(apply_dense(used, v))
+    return x + layer.mlp(layer.mlp_norm(x)), patterns

@@ -1,0 +1,261 @@
+"""Sink scores: how much of each head's attention falls on an early key, by every definition.
+
+With a_i the attention of query i on key c (the first token, unless asked otherwise), T the prompt's
+length and every mean over queries i < T:
+
+  mean             mean of a_i over i >= c: the published metric of Gu et al. (ICLR 2025), "When
+                   attention sink emerges": the column mean from the diagonal down
+  mean_excl_first  over i > c: without the query that is the key itself, which at c = 0 has a = 1
+  last             a_{T-1}
+  tail             mean over the last `tail` queries, of those with i > c
+  min              the least a_i over i > c
+  log_odds         mean of ln(a_i / (1 - a_i)) over i > c
+  excess           mean of a_i - 1/(i+1) over i > c: what uniform attention would give taken off
+
+The forward pass is the model's own, a layer at a time; each layer is compiled once a shape and its
+scores are reduced to these numbers inside it, so that memory grows with T and not with T².
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from sinkjax.attention.full import observed_causal_attention
+from sinkjax.models.decoder import MLP, Attention, Llama, RMSNorm
+from sinkjax.models.rope import rotary_tables
+
+DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
+MAX_KEY_POSITIONS = 8
+DEFAULT_TAIL = 16
+
+
+@struct.dataclass
+class HeadStats:
+    """What `measure_sinks` saw, per prompt, layer and head. A pytree.
+
+    Attributes:
+      scores: float32 [definition, C, P, L, N], in the order of `DEFINITIONS` and `key_positions`.
+      output_norm: float32 [P, L, N], mean over positions of the norm of the head's output before
+        `o_proj`, relative to the mean over the layer's heads: 1 is a typical head.
+      key_positions: the C measured keys.
+      tail: queries that `tail` averages over.
+    """
+
+    scores: jax.Array
+    output_norm: jax.Array
+    key_positions: tuple[int, ...] = struct.field(pytree_node=False)
+    tail: int = struct.field(pytree_node=False)
+
+    def score(self, definition: str, key_position: int | None = None) -> jax.Array:
+        """Sink scores under one definition.
+
+        Args:
+          definition: one of `DEFINITIONS`.
+          key_position: one of the measured ones; None for the first measured.
+
+        Returns:
+          float32 [P, L, N].
+
+        Raises:
+          ValueError: for a definition that does not exist or a position that was not measured.
+        """
+        if definition not in DEFINITIONS:
+            raise ValueError(
+                f"definition {definition!r} is unknown; known are {', '.join(DEFINITIONS)}"
+            )
+        position = self.key_positions[0] if key_position is None else key_position
+        if position not in self.key_positions:
+            raise ValueError(
+                f"key position {position} was not measured; measured are {self.key_positions}. "
+                "Pass it to measure_sinks in key_positions."
+            )
+        return self.scores[DEFINITIONS.index(definition), self.key_positions.index(position)]
+
+
+def measure_sinks(
+    model: Llama,
+    tokens: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key_positions: Sequence[int] = (0,),
+    tail: int = DEFAULT_TAIL,
+) -> HeadStats:
+    """Measures every head's attention on early keys over a batch of prompts.
+
+    Args:
+      model: whose heads are all `full`.
+      tokens: int [P, T], right-padded where prompts are shorter than T.
+      lengths: int [P], tokens in each prompt; None where every one has T. May be traced, and is
+        then taken on trust: what would be an empty mean is NaN.
+      key_positions: the keys to measure, static; all within the first eight tokens.
+      tail: queries that the definition `tail` averages over; all there are where there are fewer.
+
+    Returns:
+      HeadStats over P prompts.
+
+    Raises:
+      TypeError: for tokens that are not whole numbers.
+      ValueError: for a model with other heads than `full` ones, key positions outside the first
+        eight, a tail below 1, tokens that are not [P, T] or not in the vocabulary, or a prompt
+        without any query after a measured key, for which all definitions but `mean` and `last`
+        would be empty means.
+    """
+    tokens = jnp.asarray(tokens)
+    key_positions = tuple(int(c) for c in key_positions)
+    _check(model, tokens, lengths, key_positions, tail)
+    if lengths is None:
+        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+    lengths = jnp.asarray(lengths, jnp.int32)
+    cos, sin = _rotary(model.config, tokens, lengths)
+    x = _embed(model.embedding, tokens)
+    scores, norms = [], []
+    for index, layer in enumerate(model.layers):
+        x, layer_scores, layer_norms = _attend(
+            layer.attention_norm,
+            layer.attention,
+            x,
+            cos,
+            sin,
+            lengths,
+            key_positions=key_positions,
+            tail=tail,
+        )
+        scores.append(layer_scores)
+        norms.append(layer_norms)
+        if index + 1 < len(model.layers):  # nothing attends to the last layer's output
+            x = _feed_forward(layer.mlp_norm, layer.mlp, x)
+    return HeadStats(
+        scores=jnp.stack(scores, axis=3),
+        output_norm=jnp.stack(norms, axis=1),
+        key_positions=key_positions,
+        tail=tail,
+    )
+
+
+def _check(
+    model: Llama,
+    tokens: jax.Array,
+    lengths: jax.Array | None,
+    key_positions: tuple[int, ...],
+    tail: int,
+) -> None:
+    """Raises for what cannot be measured; traced tokens and lengths are taken on trust."""
+    other = [
+        index
+        for index, layer in enumerate(model.layers)
+        if not isinstance(layer.attention, Attention)
+    ]
+    if other:
+        raise ValueError(
+            f"layers {other} have heads that are not full; measure the model from which this one "
+            "was specialized"
+        )
+    if tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"tokens have shape {tokens.shape}; [prompts, length] is needed")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens are {tokens.dtype}; whole numbers are needed")
+    if not isinstance(tokens, jax.core.Tracer):
+        ids = np.asarray(tokens)
+        if ids.min() < 0 or ids.max() >= model.config.vocab_size:
+            raise ValueError(
+                f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
+                f"{model.config.vocab_size - 1}, has to hold all of them, padding too"
+            )
+    if not key_positions or not all(0 <= c < MAX_KEY_POSITIONS for c in key_positions):
+        raise ValueError(
+            f"key_positions are {key_positions}; one or more of 0 to {MAX_KEY_POSITIONS - 1}"
+        )
+    if tail < 1:
+        raise ValueError(f"tail is {tail}; at least 1 query is needed")
+    shortest = tokens.shape[1]
+    if lengths is not None and not isinstance(lengths, jax.core.Tracer):
+        given = np.asarray(lengths)
+        if given.shape != tokens.shape[:1] or given.min() < 1 or given.max() > tokens.shape[1]:
+            raise ValueError(
+                f"lengths are {given}; one for each of {tokens.shape[0]} prompts is needed, "
+                f"between 1 and {tokens.shape[1]}"
+            )
+        shortest = int(given.min())
+    if shortest < max(key_positions) + 2:
+        raise ValueError(
+            f"a prompt has {shortest} tokens; key position {max(key_positions)} needs at least "
+            f"{max(key_positions) + 2}, so that a later query exists"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rotary(config, tokens, lengths):
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    return rotary_tables(config, positions, lengths)
+
+
+@jax.jit
+def _embed(embedding: nnx.Param, tokens: jax.Array) -> jax.Array:
+    return jnp.take(embedding[...], tokens, axis=0)
+
+
+@jax.jit
+def _feed_forward(norm: RMSNorm, mlp: MLP, x: jax.Array) -> jax.Array:
+    return x + mlp(norm(x))
+
+
+@functools.partial(jax.jit, static_argnames=("key_positions", "tail"))
+def _attend(
+    norm: RMSNorm,
+    attention: Attention,
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    lengths: jax.Array,
+    *,
+    key_positions: tuple[int, ...],
+    tail: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer's attention.
+
+    Returns:
+      the residual after it [P, T, D], scores float32 [definition, C, P, N], relative output norms
+      float32 [P, N].
+    """
+    q, k, v = attention.project(norm(x), cos, sin)
+    outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
+    scores = _reduce(log_odds, lengths, key_positions, tail)
+    norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)  # [P, T, N]
+    inside = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]
+    norms = jnp.sum(norms, axis=1, where=inside) / lengths[:, None].astype(jnp.float32)
+    return x + attention.merge(outputs), scores, norms / norms.mean(axis=-1, keepdims=True)
+
+
+def _reduce(
+    log_odds: jax.Array, lengths: jax.Array, key_positions: tuple[int, ...], tail: int
+) -> jax.Array:
+    """log-odds float32 [P, N, T, C] on each key to scores float32 [definition, C, P, N]."""
+    query = jnp.arange(log_odds.shape[2], dtype=jnp.int32)[None, None, :, None]
+    position = jnp.asarray(key_positions, jnp.int32)[None, None, None, :]
+    length = lengths[:, None, None, None]
+    share = jax.nn.sigmoid(log_odds)
+    later = (query > position) & (query < length)
+    from_key = (query >= position) & (query < length)
+    in_tail = later & (query >= length - tail)
+    uniform = 1.0 / (query + 1).astype(jnp.float32)
+
+    def mean(values: jax.Array, where: jax.Array) -> jax.Array:
+        return jnp.mean(values, axis=2, where=jnp.broadcast_to(where, values.shape))
+
+    least = jnp.min(share, axis=2, initial=1.0, where=jnp.broadcast_to(later, share.shape))
+    at_last = jnp.broadcast_to(length - 1, (*share.shape[:2], 1, share.shape[3]))
+    by_name = {
+        "mean": mean(share, from_key),
+        "mean_excl_first": mean(share, later),
+        "last": jnp.take_along_axis(share, at_last, axis=2)[:, :, 0],
+        "tail": mean(share, in_tail),
+        "min": jnp.where(later.any(axis=2), least, jnp.nan),
+        "log_odds": mean(log_odds, later),
+        "excess": mean(share - uniform, later),
+    }
+    scores = jnp.stack([by_name[definition] for definition in DEFINITIONS])  # [..., P, N, C]
+    return jnp.moveaxis(scores, -1, 1)

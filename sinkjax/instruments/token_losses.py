@@ -1,0 +1,240 @@
+"""What models say of each token, from their residual streams: one block of positions at a time.
+
+Logits are the largest arrays that quality needs. They are there for one block of positions only,
+however long the text is.
+
+Axes: B batch, P scored positions, D model size, V vocabulary, C positions of a block.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sinkjax.attention.context import Context
+from sinkjax.models.config import LlamaConfig
+from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.rope import rotary_tables
+
+TOP = 5
+"""How many of the likeliest tokens are held against each other."""
+
+_BLOCK = 128  # positions: two models' logits over 128k tokens take 128 MB, and products stay large
+
+
+class Scores(NamedTuple):
+    """How well one model predicts tokens.
+
+    Attributes:
+      nll: float32 [B, P], -ln of the probability of each next token.
+      correct: bool [B, P], whether it is the likeliest: greedy decoding would have drawn it.
+    """
+
+    nll: jax.Array
+    correct: jax.Array
+
+
+class Comparison(NamedTuple):
+    """How two models' predictions differ.
+
+    Attributes:
+      kl: float32 [B, P], KL(baseline ‖ candidate) in nats, never negative.
+      top1: bool [B, P], whether both find the same token likeliest.
+      top5: float32 [B, P], the share of the baseline's `TOP` likeliest tokens that are among the
+        candidate's.
+      baseline, candidate: of each.
+    """
+
+    kl: jax.Array
+    top1: jax.Array
+    top5: jax.Array
+    baseline: Scores
+    candidate: Scores
+
+
+class _Head(nnx.Module):
+    """What logits come from: alike for all masks of a model, which so share what is compiled."""
+
+    logits = Llama.logits
+
+    def __init__(self, model: Llama):
+        self.norm, self.head = model.norm, model.head
+        self.embedding = model.embedding if model.head is None else None
+
+
+def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    """What `model.hidden` gives, compiled a layer at a time.
+
+    Layers of one structure share what is compiled for them, in one model or in several: a mask
+    that differs from another in few layers costs the compile time of those.
+
+    Args:
+      model: a `Llama`, or what `sinkjax.specialize` makes of one.
+      tokens: int [B, T], right-padded where rows are shorter than T.
+      lengths: int [B], tokens in each row; None where every row is full.
+
+    Returns:
+      [B, T, D].
+    """
+    if lengths is None:
+        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+    x, context = _enter(model.config, model.embedding, tokens, lengths)
+    for layer in model.layers:
+        x, context = _pass(layer, x, context)
+    return x
+
+
+def score_tokens(model: Llama, residual: jax.Array, next_tokens: jax.Array) -> Scores:
+    """How well a model predicts each position's next token.
+
+    Args:
+      model: whose norm and head are used.
+      residual: [B, P, D], the stream after its last layer.
+      next_tokens: int [B, P].
+    """
+    return _score(_Head(model), residual, next_tokens)
+
+
+def compare_tokens(
+    baseline: Llama,
+    candidate: Llama,
+    baseline_residual: jax.Array,
+    candidate_residual: jax.Array,
+    next_tokens: jax.Array,
+) -> Comparison:
+    """How two models' predictions differ at each position, and how good they are.
+
+    Equal logits give a KL of exactly 0, whatever XLA makes of the rest.
+
+    Args:
+      baseline, candidate: whose norms and heads are used.
+      baseline_residual, candidate_residual: [B, P, D], the streams after their last layers.
+      next_tokens: int [B, P].
+    """
+    heads = _Head(baseline), _Head(candidate)
+    return _compare(*heads, baseline_residual, candidate_residual, next_tokens)
+
+
+def token_divergences(
+    model: Llama, baseline_residual: jax.Array, candidate_residual: jax.Array
+) -> jax.Array:
+    """The KL of `compare_tokens` alone, of two residual streams of one model.
+
+    Args:
+      model: whose norm and head are used for both.
+      baseline_residual, candidate_residual: [B, P, D], streams after the last layer.
+
+    Returns:
+      float32 [B, P], KL(baseline ‖ candidate) in nats.
+    """
+    return _divergences(_Head(model), baseline_residual, candidate_residual)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _enter(
+    config: LlamaConfig, embedding: nnx.Param, tokens: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, Context]:
+    """The stream before the first layer, and what its attention needs."""
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    cos, sin = rotary_tables(config, positions, lengths)
+    return jnp.take(embedding[...], tokens, axis=0), Context(cos, sin, lengths)
+
+
+@jax.jit
+def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+    """The stream after a layer, and the context for the next one."""
+    x, context, _ = layer(x, context)
+    return x, context
+
+
+@jax.jit
+def _score(head: _Head, residual: jax.Array, next_tokens: jax.Array) -> Scores:
+    def block(x: jax.Array, targets: jax.Array) -> Scores:
+        logits = head.logits(x[None])
+        return Scores(_nll(logits, targets)[0], _likeliest(logits, 1)[0, :, 0] == targets)
+
+    return _by_blocks(block, residual, next_tokens)
+
+
+@jax.jit
+def _compare(
+    baseline: _Head,
+    candidate: _Head,
+    baseline_residual: jax.Array,
+    candidate_residual: jax.Array,
+    next_tokens: jax.Array,
+) -> Comparison:
+    def block(x: jax.Array, y: jax.Array, targets: jax.Array) -> Comparison:
+        # In one array, so that one reduction serves both, with the same bits for the same logits.
+        logits = jnp.concatenate([baseline.logits(x[None]), candidate.logits(y[None])])
+        top = _likeliest(logits, TOP)
+        shared = (top[0][:, :, None] == top[1][:, None, :]).sum(axis=(1, 2))
+        nll, correct = _nll(logits, targets), top[:, :, 0] == targets[None]
+        return Comparison(
+            kl=_kl(logits),
+            top1=top[0, :, 0] == top[1, :, 0],
+            top5=shared.astype(jnp.float32) / TOP,
+            baseline=Scores(nll[0], correct[0]),
+            candidate=Scores(nll[1], correct[1]),
+        )
+
+    return _by_blocks(block, baseline_residual, candidate_residual, next_tokens)
+
+
+@jax.jit
+def _divergences(
+    head: _Head, baseline_residual: jax.Array, candidate_residual: jax.Array
+) -> jax.Array:
+    def block(x: jax.Array, y: jax.Array) -> jax.Array:
+        return _kl(head.logits(jnp.stack([x, y])))
+
+    return _by_blocks(block, baseline_residual, candidate_residual)
+
+
+def _kl(logits: jax.Array) -> jax.Array:
+    """KL(p ‖ q) of float32 [2, C, V]: float32 [C].
+
+    As Σ p·(e^-d - 1 + d) with d = ln p - ln q, which is Σ p·d since p and q both sum to 1 (the
+    I-divergence of Csiszár 1975). No term is negative, so none cancels another: where p and q are
+    near, the sum is exact to its own size and not to that of the largest logit's rounding.
+    """
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [2, C, 1]
+    d = (logits[0] - logits[1]) - (total[0] - total[1])
+    p, q = jnp.exp(logits - total)
+    near = p * jnp.maximum(jnp.expm1(-d) + d, 0)
+    far = q - p + p * d
+    return jnp.sum(jnp.where(jnp.abs(d) < 1, near, far), axis=-1)
+
+
+def _nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """float32 [M, C, V] and int [C] to float32 [M, C]."""
+    index = jnp.broadcast_to(targets[None, :, None], (*logits.shape[:2], 1))
+    chosen = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def _likeliest(logits: jax.Array, count: int) -> jax.Array:
+    """float32 [M, C, V] to int32 [M, C, count], the likeliest token first."""
+    # XLA on a CPU selects only where it sees top_k itself: with a slice of it merged in, it sorts
+    # the whole vocabulary, which took 40 times as long.
+    return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
+
+
+def _by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`block` of [C, ...] slices of [B, P, ...] arrays, one after another; its [B, P] results."""
+    shape = arrays[0].shape[:2]
+    count = shape[0] * shape[1]
+    size = min(_BLOCK, count)
+    blocks = -(-count // size)
+
+    def split(array: jax.Array) -> jax.Array:
+        rest = array.shape[2:]
+        rows = array.reshape(count, *rest)
+        padding = [(0, blocks * size - count)] + [(0, 0)] * len(rest)
+        return jnp.pad(rows, padding).reshape(blocks, size, *rest)
+
+    results = jax.lax.map(lambda slices: block(*slices), tuple(map(split, arrays)))
+    return jax.tree.map(lambda array: array.reshape(-1)[:count].reshape(shape), results)

@@ -1,0 +1,342 @@
+"""Masks as files: JSON that a person can read and that knows when it was changed.
+
+  NAME.json               the mask, where it came from, what it was measured to cost
+  NAME.fills.safetensors  beside it where heads are `sink(mean)`: their means
+
+The JSON holds a digest of all else in it and the fills' sha256, so that neither can be edited,
+swapped or cut short without being refused. Equal contents are equal bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sinkjax.errors import InputError
+from sinkjax.files import replace_file
+from sinkjax.masks.mask import Sink, SinkMask
+from sinkjax.models.config import LlamaConfig
+
+SCHEMA = 1
+"""Version of the JSON, raised whenever an older reader would misread it."""
+
+_KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
+_TENSOR = "means"  # float32 [heads that are sink(mean), H], by layer, then head
+_SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a mask was made from. None, or nothing, where it does not apply.
+
+    Attributes:
+      model, model_digest: its name, and `sinkjax.model_digest`.
+      tokenizer_digest: `sinkjax.tokenizer_digest`.
+      bos: the policy, of `sinkjax.studies.prompts.BOS_POLICIES`.
+      text, text_sha256: the name of the prompts or text, and the sha256 of its bytes.
+      lengths: tokens of the prompts, BOS included.
+      definition, threshold: of a sink.
+      selection: how the heads were chosen from that, of JSON values.
+    """
+
+    model: str | None = None
+    model_digest: str | None = None
+    tokenizer_digest: str | None = None
+    bos: str | None = None
+    text: str | None = None
+    text_sha256: str | None = None
+    lengths: tuple[int, ...] = ()
+    definition: str | None = None
+    threshold: float | None = None
+    selection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_records(
+        cls, records: Sequence[Mapping[str, Any]], *, text: str = "source", **selection: Any
+    ) -> "Provenance":
+        """Of a mask made from records.
+
+        Args:
+          records: of one model, text, BOS policy and, where they have such, definition and
+            threshold.
+          text: the field that describes the text that the heads were chosen on.
+          selection: how its heads were chosen; the records' ids are added to it.
+        """
+        first = records[0]
+        model, source = first["model"], first[text]
+        lengths = {n for r in records for n in r.get("lengths", [r.get("length")])}
+        return cls(
+            model=model["name"],
+            model_digest=model["model_digest"],
+            tokenizer_digest=model["tokenizer_digest"],
+            bos=first["bos"],
+            text=source["name"],
+            text_sha256=source["sha256"],
+            lengths=tuple(sorted(lengths)),
+            definition=first.get("definition"),
+            threshold=first.get("threshold"),
+            selection={**selection, "records": [record["id"] for record in records]},
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedMask:
+    """What a mask file holds.
+
+    Attributes:
+      mask: the path of every head.
+      provenance: what it was made from.
+      quality: what it was measured to cost, of JSON values.
+      fills: float32 [L, N, H], the means of `sink(mean)` heads, 0 for all others; None where no
+        head is one.
+      digest: of all the above; two files of one digest say the same.
+    """
+
+    mask: SinkMask
+    provenance: Provenance
+    quality: dict[str, Any]
+    fills: np.ndarray | None
+    digest: str
+
+    def check(self, config: LlamaConfig) -> None:
+        """Raises InputError where the mask or its fills are for a model of another shape."""
+        self.mask.check(config)
+        if self.fills is not None and self.fills.shape[2] != config.head_dim:
+            raise InputError(
+                f"the mask's fills are for heads of size {self.fills.shape[2]}, the model's are of "
+                f"size {config.head_dim}: use a mask that was made for this model"
+            )
+
+
+def save_mask(
+    path: str | os.PathLike[str],
+    mask: SinkMask,
+    *,
+    provenance: Provenance = Provenance(),
+    quality: Mapping[str, Any] | None = None,
+    fills: np.ndarray | None = None,
+) -> str:
+    """Writes a mask, in place of one that the file holds.
+
+    A kill leaves the old files or the new. One between the two files of a mask with fills leaves a
+    pair that `load_mask` refuses.
+
+    Args:
+      path: ends in ".json". Its folder is made where it is missing.
+      mask: the path of every head.
+      provenance: what it was made from.
+      quality: what it was measured to cost, of JSON values without NaN.
+      fills: float32 [L, N, H], of which those of `sink(mean)` heads are kept; needed where there
+        are such heads.
+
+    Returns:
+      the digest of what was written.
+
+    Raises:
+      InputError: for a path that does not end in ".json" or cannot be written.
+      ValueError: for fills that are missing, of another shape or dtype, or not finite; for NaN.
+      TypeError: for what JSON cannot hold.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".json":
+        raise InputError(f"{path} is no name for a mask's file: let it end in .json")
+    means = _packed(mask, fills)
+    packed = None if means is None else safetensors.numpy.save({_TENSOR: means})
+    fields = {
+        "schema": SCHEMA,
+        "mask_digest": mask.digest,
+        "heads": str(mask).split(" | "),
+        "provenance": dataclasses.asdict(provenance),
+        "fills_sha256": None if packed is None else hashlib.sha256(packed).hexdigest(),
+        "quality": dict(quality or {}),
+    }
+    digest = _digest(fields)
+    text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
+    fills_path = _fills_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if packed is not None:
+            replace_file(fills_path, packed)
+        replace_file(path, f"{text}\n".encode())
+        if packed is None:
+            fills_path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: the mask cannot be written ({error.strerror or error}); free space there, or "
+            "give another file"
+        ) from error
+    return digest
+
+
+def load_mask(path: str | os.PathLike[str]) -> SavedMask:
+    """Reads a mask's file, and its fills where it has some.
+
+    Raises:
+      InputError: listing what is wrong: a file that is missing, no mask, cut short, of another
+        schema version or changed since it was written; keys that are unknown or missing; a mask
+        that cannot be; fills that are missing, swapped or of another shape.
+    """
+    path = pathlib.Path(path)
+    fields = _read_json(path)
+    problems = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
+    problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]
+    content = {key: value for key, value in fields.items() if key != "digest"}
+    if "digest" in fields and fields["digest"] != (digest := _digest(content)):
+        problems.append(
+            f"it was changed after it was written: its digest is {fields['digest']}, that of what "
+            f"it says is {digest}; {_SAVE_AGAIN}"
+        )
+    mask = _read_mask(fields, problems)
+    provenance = _read_provenance(fields, problems)
+    if not isinstance(fields.get("quality", {}), dict):
+        problems.append("'quality' is no object")
+    fills = None
+    if mask is not None:
+        fills = _read_fills(_fills_path(path), mask, fields.get("fills_sha256"), problems)
+    if problems:
+        raise InputError(*(f"{path}: {problem}" for problem in problems))
+    return SavedMask(mask, provenance, fields["quality"], fills, fields["digest"])
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object of this version's schema in a file, or InputError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: the mask cannot be read ({error.strerror}); give a file that "
+            "sinkjax.save_mask wrote"
+        ) from error
+    try:
+        fields = json.loads(content, object_pairs_hook=_unique)
+        json.dumps(fields, allow_nan=False)  # refuses NaN and numbers too large, which loads takes
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no JSON ({error}): it was cut short or damaged, or is no mask; write it "
+            "again with sinkjax.save_mask"
+        ) from error
+    if not isinstance(fields, dict) or "schema" not in fields:
+        raise InputError(f"{path} is no mask: it has no 'schema'; give one by sinkjax.save_mask")
+    if fields["schema"] != SCHEMA:
+        raise InputError(
+            f"{path} has schema {fields['schema']!r}, and this version of sinkjax reads {SCHEMA}: "
+            "write the mask again with this version, or read it with the one that wrote it"
+        )
+    return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key is there twice")
+    return fields
+
+
+def _read_mask(fields: Mapping[str, Any], problems: list[str]) -> SinkMask | None:
+    heads = fields.get("heads")
+    if not isinstance(heads, list) or not all(isinstance(part, str) for part in heads):
+        if "heads" in fields:
+            problems.append("'heads' is no list of layers such as \"L0: 9f\"")
+        return None
+    try:
+        mask = SinkMask.from_text(" | ".join(heads))
+    except InputError as error:
+        problems += error.problems
+        return None
+    if fields.get("mask_digest", mask.digest) != mask.digest:
+        problems.append(f"'mask_digest' is not that of its heads, which is {mask.digest}")
+    return mask
+
+
+def _read_provenance(fields: Mapping[str, Any], problems: list[str]) -> Provenance:
+    found = fields.get("provenance", {})
+    if not isinstance(found, dict):
+        problems.append("'provenance' is no object")
+        return Provenance()
+    known = {field.name for field in dataclasses.fields(Provenance)}
+    problems += [f"'provenance.{key}' is unknown" for key in found if key not in known]
+    provenance = Provenance(**{key: value for key, value in found.items() if key in known})
+    if not isinstance(provenance.lengths, list | tuple):
+        problems.append("'provenance.lengths' is no list")
+        return provenance
+    return dataclasses.replace(provenance, lengths=tuple(provenance.lengths))
+
+
+def _read_fills(
+    path: pathlib.Path, mask: SinkMask, sha256: str | None, problems: list[str]
+) -> np.ndarray | None:
+    """The fills [L, N, H] from their file; None where the mask has none or they are refused."""
+    needed = _mean_heads(mask)
+    if (sha256 is not None) != bool(needed.any()):
+        has = (
+            f"{int(needed.sum())} heads are sink(mean)" if needed.any() else "no head is sink(mean)"
+        )
+        problems.append(f"'fills_sha256' is {sha256!r}, though {has}")
+        return None
+    if sha256 is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problems.append(
+            f"its fills cannot be read from {path} ({error.strerror}): keep the two files together"
+        )
+        return None
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        problems.append(
+            f"{path} holds other fills: they were swapped, changed or cut short. Its sha256 is "
+            f"{found}, the mask's own have {sha256}"
+        )
+        return None
+    try:
+        means = safetensors.numpy.load(content)[_TENSOR]
+        if means.dtype != np.float32 or means.ndim != 2 or len(means) != needed.sum():
+            raise ValueError(f"means are {means.dtype} {means.shape}")
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        problems.append(
+            f"{path} does not hold float32 means of {int(needed.sum())} heads ({error})"
+        )
+        return None
+    fills = np.zeros((*needed.shape, means.shape[1]), np.float32)
+    fills[needed] = means
+    return fills
+
+
+def _packed(mask: SinkMask, fills: np.ndarray | None) -> np.ndarray | None:
+    """The means of `sink(mean)` heads, float32 [heads, H]; None where there are none."""
+    needed = _mean_heads(mask)
+    if fills is not None:
+        fills = np.asarray(fills)
+        if fills.dtype != np.float32 or fills.ndim != 3 or fills.shape[:2] != needed.shape:
+            layers, heads = needed.shape
+            raise ValueError(
+                f"fills are {fills.dtype} {fills.shape}; float32 [{layers}, {heads}, H] is needed"
+            )
+    if not needed.any():
+        return None
+    if fills is None:
+        raise ValueError(f"{int(needed.sum())} heads are sink(mean): their fills are needed")
+    if not np.isfinite(fills[needed]).all():
+        raise ValueError("fills are not all finite")
+    return fills[needed]
+
+
+def _mean_heads(mask: SinkMask) -> np.ndarray:
+    """bool [L, N]."""
+    return np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fills_path(path: pathlib.Path) -> pathlib.Path:
+    return path.with_suffix(".fills.safetensors")

@@ -1,0 +1,490 @@
+"""Which path every head takes: a static value, known when JAX traces.
+
+A mask is never an array that a program reads: it decides which program there is.
+
+Its text form names, for each layer, the paths of its heads from head 0 on, equal neighbours with
+their number in front and equal layers together:
+
+  L0-1: 9f | L2: 4s(first) 5w(4,128) | L3: 7f c(0,7) s(mean)
+
+f is `full`, c(layer,head) `copy`, w(sinks,recent) `window`, s(fill) `sink`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sinkjax.errors import InputError
+from sinkjax.models.config import LlamaConfig
+
+FILLS = ("first", "zero", "mean")
+KINDS = ("full", "copy", "window", "sink")
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Causal attention over all earlier positions."""
+
+    kind: ClassVar[str] = "full"
+
+    def __str__(self) -> str:
+        return "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """The attention pattern of an earlier layer's head, applied to this head's own values.
+
+    Attributes:
+      layer: l', before the copying head's layer.
+      head: n', whose own path is `full` or `window`.
+
+    Raises:
+      ValueError: for a negative number. TypeError: for one that is not whole.
+    """
+
+    layer: int
+    head: int
+    kind: ClassVar[str] = "copy"
+
+    def __post_init__(self) -> None:
+        _whole(self, layer=0, head=0)
+
+    def __str__(self) -> str:
+        return f"copy({self.layer},{self.head})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Softmax over s < sinks and t - recent < s <= t only.
+
+    Attributes:
+      sinks: c, first tokens that every query sees.
+      recent: w, last tokens that a query sees, itself among them.
+
+    Raises:
+      ValueError: for sinks below 0 or recent below 1. TypeError: for a number that is not whole.
+    """
+
+    sinks: int
+    recent: int
+    kind: ClassVar[str] = "window"
+
+    def __post_init__(self) -> None:
+        _whole(self, sinks=0, recent=1)
+
+    def __str__(self) -> str:
+        return f"window({self.sinks},{self.recent})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """No attention: v_0 at the first position, the fill at all later ones.
+
+    Attributes:
+      fill: `first` v_0, `zero` 0, `mean` the calibrated mean of the head's output.
+
+    Raises:
+      ValueError: for another fill.
+    """
+
+    fill: Literal["first", "zero", "mean"] = "first"
+    kind: ClassVar[str] = "sink"
+
+    def __post_init__(self) -> None:
+        if self.fill not in FILLS:
+            raise ValueError(f"fill is {self.fill!r}; it has to be one of {', '.join(FILLS)}")
+
+    def __str__(self) -> str:
+        return f"sink({self.fill})"
+
+
+Path = Full | Copy | Window | Sink
+
+
+def _whole(path: Copy | Window, **least: int) -> None:
+    """Makes fields Python ints, so that equal paths hash and print alike, and checks them."""
+    for name, minimum in least.items():
+        value = operator.index(getattr(path, name))
+        if value < minimum:
+            raise ValueError(f"{name} of {path.kind} is {value}; it has to be at least {minimum}")
+        object.__setattr__(path, name, value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SinkMask:
+    """The path of every head. Hashable and equal by value: equal masks are one program.
+
+    Attributes:
+      heads: one tuple a layer, one path a query head: `heads[l][n]`.
+
+    Raises:
+      InputError: listing every layer with another number of heads, everything that is no path, and
+        every impossible copy: of a layer that is not earlier, of a head that does not exist, of a
+        head that is itself `copy` or `sink`.
+    """
+
+    heads: tuple[tuple[Path, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(tuple(layer) for layer in self.heads))
+        problems = list(_shape_problems(self.heads)) or list(_copy_problems(self.heads))
+        if problems:
+            raise InputError(*problems)
+
+    @classmethod
+    def full(cls, config: LlamaConfig) -> "SinkMask":
+        """The baseline's mask."""
+        return cls(((Full(),) * config.num_heads,) * config.num_layers)
+
+    @classmethod
+    def where(cls, chosen: np.ndarray, path: Path) -> "SinkMask":
+        """One path for the chosen heads and `full` for all others.
+
+        Args:
+          chosen: bool [L, N].
+          path: of every chosen head.
+
+        Raises:
+          InputError: for a copy that is impossible for a chosen head.
+          ValueError: for anything but bool [L, N].
+        """
+        return cls(
+            tuple(tuple(path if head else Full() for head in layer) for layer in _chosen(chosen))
+        )
+
+    @classmethod
+    def copy_first_layer(cls, chosen: np.ndarray) -> "SinkMask":
+        """The founding study's optimization: chosen heads copy layer 0's head of their own index.
+
+        Args:
+          chosen: bool [L, N]. Layer 0's heads are what is copied, and `full` whether chosen or not.
+
+        Raises:
+          ValueError: for anything but bool [L, N].
+        """
+        return cls(
+            tuple(
+                tuple(
+                    Copy(0, index) if layer > 0 and head else Full()
+                    for index, head in enumerate(heads)
+                )
+                for layer, heads in enumerate(_chosen(chosen))
+            )
+        )
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: np.ndarray,
+        *,
+        threshold: float,
+        path: Path,
+        definition: str = "mean",
+        min_share: float = 0.9,
+        num_kv_heads: int | None = None,
+    ) -> "SinkMask":
+        """The heads that are sinks in most prompts: `choose.above_threshold`."""
+        from sinkjax.masks import choose
+
+        return choose.above_threshold(
+            scores,
+            path,
+            threshold=threshold,
+            definition=definition,
+            min_share=min_share,
+            num_kv_heads=num_kv_heads,
+        )
+
+    @classmethod
+    def from_quantile(
+        cls, scores: np.ndarray, *, quantile: float, path: Path, num_kv_heads: int | None = None
+    ) -> "SinkMask":
+        """A given share of the heads, of the highest scores: `choose.above_quantile`."""
+        from sinkjax.masks import choose
+
+        return choose.above_quantile(scores, path, quantile=quantile, num_kv_heads=num_kv_heads)
+
+    @classmethod
+    def from_consistent(
+        cls,
+        record: Mapping[str, Any],
+        *,
+        path: Path,
+        min_share: float | None = None,
+        num_kv_heads: int | None = None,
+    ) -> "SinkMask":
+        """The consistent heads of a sweep's record: `choose.consistent_in_record`."""
+        from sinkjax.masks import choose
+
+        return choose.consistent_in_record(
+            record, path, min_share=min_share, num_kv_heads=num_kv_heads
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> "SinkMask":
+        """Reads the text form, of which `str` is the inverse.
+
+        Raises:
+          InputError: listing all that cannot be read, or is not a possible mask.
+        """
+        layers: list[tuple[Path, ...]] = []
+        problems: list[str] = []
+        for part in text.split(" | "):
+            match = _PART.fullmatch(part)
+            if match is None:
+                problems.append(f"{part!r} is no layer's heads: write it as in 'L0: 4f 5s(first)'")
+                continue
+            first, last = int(match["first"]), int(match["last"] or match["first"])
+            if first != len(layers) or last < first:
+                problems.append(f"{part!r} comes where L{len(layers)} has to begin")
+            heads = []
+            for run in match["runs"].split(" "):
+                try:
+                    heads += _parse_run(run)
+                except ValueError as error:
+                    problems.append(f"{part!r}: {error}")
+            layers[first:] = [tuple(heads)] * (last - first + 1)
+        if problems:
+            raise InputError(*problems)
+        return cls(tuple(layers))
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.heads)
+
+    @property
+    def num_heads(self) -> int:
+        """N."""
+        return len(self.heads[0])
+
+    @property
+    def off_full(self) -> np.ndarray:
+        """bool [L, N]: the heads on any path but `full`."""
+        return np.array([[path != Full() for path in layer] for layer in self.heads])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the text form: equal for equal masks, whatever they were made from."""
+        return hashlib.sha256(str(self).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        # Kept with the digest: JAX hashes a static value at every call.
+        return int(self.digest[:15], 16)
+
+    def __str__(self) -> str:
+        parts, first = [], 0
+        for heads, layers in itertools.groupby(self.heads):
+            last = first + len(list(layers)) - 1
+            runs = [_format_run(path, len(list(run))) for path, run in itertools.groupby(heads)]
+            name = f"L{first}" if first == last else f"L{first}-{last}"
+            parts.append(f"{name}: {' '.join(runs)}")
+            first = last + 1
+        return " | ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"SinkMask.from_text({str(self)!r})"
+
+    def check(self, config: LlamaConfig) -> None:
+        """Raises InputError where the mask is for a model of another shape."""
+        ours, models = (self.num_layers, self.num_heads), (config.num_layers, config.num_heads)
+        if ours != models:
+            raise InputError(
+                f"the mask is for {ours[0]} layers of {ours[1]} heads, the model has {models[0]} "
+                f"layers of {models[1]}: use a mask that was made for this model"
+            )
+
+    def counts(self) -> dict[str, int]:
+        """How many heads take each path, by its kind, in the order of `KINDS`."""
+        return _count(path.kind for layer in self.heads for path in layer)
+
+    def counts_per_layer(self) -> list[dict[str, int]]:
+        """`counts` of each of the L layers."""
+        return [_count(path.kind for path in layer) for layer in self.heads]
+
+    def group_counts(self, num_kv_heads: int) -> dict[str, int]:
+        """How many key/value groups take one kind of path with all their heads, or are mixed.
+
+        Args:
+          num_kv_heads: K, which divides N.
+
+        Returns:
+          by kind, and "mixed"; sums to L·K. Those of `sink` lose all key and value work.
+
+        Raises:
+          ValueError: where K does not divide N.
+        """
+        size = group_size(self.num_heads, num_kv_heads)
+        kinds = []
+        for layer in self.heads:
+            for start in range(0, self.num_heads, size):
+                found = {path.kind for path in layer[start : start + size]}
+                kinds.append(found.pop() if len(found) == 1 else "mixed")
+        return _count(kinds, (*KINDS, "mixed"))
+
+    def union(self, other: "SinkMask") -> "SinkMask":
+        """The heads off `full` in either mask, on their paths there; also `a | b`.
+
+        Raises:
+          InputError: for masks of different shapes, for heads on two different paths off `full`,
+            listing them, or where one mask takes off `full` what the other copies.
+        """
+        self._check_agreement(other)
+        return self._joined(other, lambda mine, its: its if mine == Full() else mine)
+
+    def intersection(self, other: "SinkMask") -> "SinkMask":
+        """The heads off `full` in both masks, on their paths there; also `a & b`.
+
+        A copied head that leaves `window` so is copied as `full`.
+
+        Raises:
+          InputError: for masks of different shapes, or for heads on two different paths off `full`,
+            listing them.
+        """
+        self._check_agreement(other)
+        return self._joined(other, lambda mine, its: mine if mine == its else Full())
+
+    def difference(self, other: "SinkMask") -> "SinkMask":
+        """The heads off `full` here that are `full` in the other mask; also `a - b`.
+
+        What the other's paths are does not matter: `(a - b) | b` is b, and a wherever b is `full`.
+        A copied head that leaves `window` so is copied as `full`.
+
+        Raises:
+          InputError: for masks of different shapes.
+        """
+        self._check_same_shape(other)
+        return self._joined(other, lambda mine, its: mine if its == Full() else Full())
+
+    __or__, __and__, __sub__ = union, intersection, difference
+
+    def restrict(self, layers: Iterable[int]) -> "SinkMask":
+        """The same paths in these layers, `full` in all others.
+
+        Raises:
+          InputError: naming the layers that do not exist.
+        """
+        kept = set(layers)
+        if unknown := sorted(kept.difference(range(self.num_layers))):
+            raise InputError(
+                f"layers {', '.join(map(str, unknown))}: the mask has layers 0 to "
+                f"{self.num_layers - 1}"
+            )
+        return SinkMask(
+            tuple(
+                heads if layer in kept else (Full(),) * self.num_heads
+                for layer, heads in enumerate(self.heads)
+            )
+        )
+
+    def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
+        pairs = zip(self.heads, other.heads, strict=True)
+        return SinkMask(tuple(tuple(map(join, mine, its)) for mine, its in pairs))
+
+    def _check_same_shape(self, other: "SinkMask") -> None:
+        shapes = [f"{mask.num_layers} layers of {mask.num_heads} heads" for mask in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"one mask has {shapes[0]}, the other {shapes[1]}")
+
+    def _check_agreement(self, other: "SinkMask") -> None:
+        self._check_same_shape(other)
+        conflicts = [
+            f"{_name(layer, head)} is {mine} in one mask and {its} in the other: take the head out "
+            "of one, as with difference"
+            for layer, (one, two) in enumerate(zip(self.heads, other.heads, strict=True))
+            for head, (mine, its) in enumerate(zip(one, two, strict=True))
+            if mine != its and Full() not in (mine, its)
+        ]
+        if conflicts:
+            raise InputError(*conflicts)
+
+
+def group_size(num_heads: int, num_kv_heads: int) -> int:
+    """G; ValueError where K does not divide N."""
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"{num_kv_heads} key/value heads do not divide {num_heads} query heads")
+    return num_heads // num_kv_heads
+
+
+_PART = re.compile(r"L(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?: (?P<runs>\S+(?: \S+)*)")
+_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<letter>[fcws])(?:\((?P<values>\w+(?:,\w+)*)\))?")
+
+
+def _format_run(path: Path, count: int) -> str:
+    letter_and_values = path.kind[0] + str(path).removeprefix(path.kind)
+    return f"{count if count > 1 else ''}{letter_and_values}"
+
+
+def _parse_run(text: str) -> list[Path]:
+    """Equal heads from their text; ValueError for what is none."""
+    match = _RUN.fullmatch(text)
+    values = match["values"].split(",") if match and match["values"] else []
+    path: Path
+    match [match and match["letter"], *values]:
+        case ["f"]:
+            path = Full()
+        case ["c", layer, head] if layer.isdecimal() and head.isdecimal():
+            path = Copy(int(layer), int(head))
+        case ["w", sinks, recent] if sinks.isdecimal() and recent.isdecimal():
+            path = Window(int(sinks), int(recent))
+        case ["s", fill]:
+            path = Sink(fill)
+        case _:
+            raise ValueError(
+                f"{text!r} is no run of heads: write f, c(layer,head), w(sinks,recent) or s(fill), "
+                "with the number of equal heads in front"
+            )
+    return [path] * int(match["count"] or 1)
+
+
+def _chosen(chosen: np.ndarray) -> list[list[bool]]:
+    chosen = np.asarray(chosen)
+    if chosen.ndim != 2 or chosen.dtype != np.bool_:
+        raise ValueError(f"chosen heads are {chosen.dtype} {chosen.shape}; bool [L, N] is needed")
+    return chosen.tolist()
+
+
+def _count(kinds: Iterable[str], names: tuple[str, ...] = KINDS) -> dict[str, int]:
+    found = list(kinds)
+    return {name: found.count(name) for name in names}
+
+
+def _name(layer: int, head: int) -> str:
+    return f"layer {layer}, head {head}"
+
+
+def _shape_problems(heads: tuple[tuple[Path, ...], ...]) -> Iterator[str]:
+    if not heads or not heads[0]:
+        yield "a mask needs at least one layer of at least one head"
+        return
+    for layer, paths in enumerate(heads):
+        if len(paths) != len(heads[0]):
+            yield f"layer {layer} has {len(paths)} heads and layer 0 has {len(heads[0])}"
+        for head, path in enumerate(paths):
+            if not isinstance(path, Path):
+                yield (
+                    f"{_name(layer, head)} is {path!r}, no path: use Full(), Copy(layer, head), "
+                    "Window(sinks, recent) or Sink(fill)"
+                )
+
+
+def _copy_problems(heads: tuple[tuple[Path, ...], ...]) -> Iterator[str]:
+    for layer, paths in enumerate(heads):
+        for head, path in enumerate(paths):
+            if not isinstance(path, Copy):
+                continue
+            copying = f"{_name(layer, head)} copies {_name(path.layer, path.head)}"
+            if path.layer >= layer:
+                yield f"{copying}: only heads of earlier layers can be copied"
+            elif path.head >= len(paths):
+                yield f"{copying}: heads are 0 to {len(paths) - 1}"
+            elif isinstance(source := heads[path.layer][path.head], Copy | Sink):
+                yield f"{copying}, which is itself {source}: only `full` and `window` can be copied"

@@ -1,0 +1,1 @@
+"""The models: config, decoder, rotary angles, sampling and shardings."""

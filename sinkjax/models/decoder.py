@@ -1,0 +1,326 @@
+"""A Llama in Flax NNX, every head `full`.
+
+Axes: B batch, T query length, N query heads, K key/value heads, H head size, D model size,
+F feed-forward size, V vocabulary, L layers. Parameters lie as [out..., in...], heads as an axis of
+their own, so that a head is a slice. Each parameter names its logical axes in `out_sharding`;
+`sinkjax.models.sharding` lays them over a mesh. How products are written is passed in, by whoever
+knows what the model is compiled for (`sinkjax.attention.products`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sinkjax.attention.blocks import scale_queries
+from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, new_store, write_store
+from sinkjax.attention.context import Context
+from sinkjax.attention.full import cached_scores, cached_weights
+from sinkjax.attention.kernels import XLA, Kernel
+from sinkjax.attention.products import PLAIN, Products, add_bias
+from sinkjax.masks.mask import Full
+from sinkjax.models.config import LlamaConfig
+from sinkjax.models.rope import rotary_tables, rotate
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+
+
+class _Maker:
+    """Makes parameters: one call gives shape, initial value, dtype and logical axes."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self._init = nnx.initializers.normal(config.initializer_range)
+        self._rngs, self._dtype = rngs, dtype
+
+    def weight(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(self._init(self._rngs.params(), shape, self._dtype), names)
+
+    def bias(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(jnp.zeros(shape, self._dtype), names)
+
+    def scale(self, *axes: tuple[str, int]) -> nnx.Param:
+        names, shape = zip(*axes, strict=True)
+        return self._param(jnp.ones(shape, self._dtype), names)
+
+    @staticmethod
+    def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
+        # Logical names are not mesh axes: laying them out on creation would fail under a mesh.
+        return nnx.Param(value, out_sharding=names, eager_sharding=False)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + eps) · scale, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        self.eps = config.norm_eps
+        self.scale = make.scale(("embed", config.embed_dim))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D] in x's dtype."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
+        return (wide * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections around attention; which attention is the caller's matter.
+
+    Attributes:
+      q: [N, H, D]; k, v: [K, H, D]; o: [D, N, H].
+      q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
+    """
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
+        heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
+        self.q = make.weight(heads, head_dim, embed)
+        self.k = make.weight(kv_heads, head_dim, embed)
+        self.v = make.weight(kv_heads, head_dim, embed)
+        self.o = make.weight(embed, heads, head_dim)
+        biased = config.attention_bias
+        self.q_bias = make.bias(heads, head_dim) if biased else None
+        self.k_bias = make.bias(kv_heads, head_dim) if biased else None
+        self.v_bias = make.bias(kv_heads, head_dim) if biased else None
+        self.o_bias = make.bias(embed) if biased else None
+
+    def project(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, products: Products = PLAIN
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [B, T, N, H], rotated keys [B, T, K, H], values [B, T, K, H]."""
+        q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
+        q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
+        return rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
+
+    def merge(self, outputs: jax.Array, products: Products = PLAIN) -> jax.Array:
+        """Head outputs [B, T, N, H] -> [B, T, D]."""
+        (out,) = products.project(outputs, self.o[...])
+        return add_bias(out, self.o_bias)
+
+    def __call__(
+        self, x: jax.Array, context: Context
+    ) -> tuple[jax.Array, Context, LayerCache | None]:
+        """A prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
+        q, k, v = self.project(x, context.cos, context.sin, context.products)
+        cache = None
+        if context.max_length is not None:
+            whole = Whole(context.max_length)
+            keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
+            cache = LayerCache((keys,), (values,))
+        outputs = context.kernel.attend(q, k, v, Full(), context.products)
+        return self.merge(outputs, context.products), context, cache
+
+    def decode(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """One token a row: as `Layer.decode`, without norm and residual."""
+        whole, t, products = Whole(context.max_length), context.lengths, context.products
+        q, k, v = self.project(x, context.cos, context.sin, products)
+        keys = products.settle(write_store(cache.keys[0], k, whole, t))
+        values = products.settle(write_store(cache.values[0], v, whole, t))
+        found = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
+        weights = cached_weights(found, whole.positions(t), t, products)
+        weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
+        outputs = products.sum_slots(weights, values).reshape(q.shape)
+        return self.merge(outputs, products), context, LayerCache((keys,), (values,))
+
+
+class MLP(nnx.Module):
+    """down(activation(gate(x)) · up(x)); gate, up: [F, D], down: [D, F]."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        embed, mlp = ("embed", config.embed_dim), ("mlp", config.mlp_dim)
+        self.activation = config.activation
+        self.gate = make.weight(mlp, embed)
+        self.up = make.weight(mlp, embed)
+        self.down = make.weight(embed, mlp)
+        biased = config.mlp_bias
+        self.gate_bias = make.bias(mlp) if biased else None
+        self.up_bias = make.bias(mlp) if biased else None
+        self.down_bias = make.bias(embed) if biased else None
+
+    def __call__(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        gate, up = products.project(x, self.gate[...], self.up[...])
+        gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
+        (out,) = products.project(_ACTIVATIONS[self.activation](gate) * up, self.down[...])
+        return add_bias(out, self.down_bias)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each on the normed residual and added to it."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        self.attention_norm = RMSNorm(config, make)
+        self.attention = Attention(config, make)
+        self.mlp_norm = RMSNorm(config, make)
+        self.mlp = MLP(config, make)
+
+    def __call__(
+        self, x: jax.Array, context: Context
+    ) -> tuple[jax.Array, Context, LayerCache | None]:
+        """A prompt: residual [B, T, D] to [B, T, D], the context for the next layer, the cache.
+
+        There is a cache where the context says how many tokens it is to hold.
+        """
+        with jax.named_scope("attention"):
+            out, context, cache = self.attention(self.attention_norm(x), context)
+        return self._feed_forward(x + out, context.products), context, cache
+
+    def decode(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """One token a row: residual [B, 1, D], context for the next layer, cache with the token."""
+        with jax.named_scope("attention"):
+            out, context, cache = self.attention.decode(self.attention_norm(x), context, cache)
+        return self._feed_forward(x + out, context.products), context, cache
+
+    def _feed_forward(self, x: jax.Array, products: Products) -> jax.Array:
+        with jax.named_scope("mlp"):
+            x = products.settle(x)
+            return products.settle(x + self.mlp(self.mlp_norm(x), products))
+
+
+class Llama(nnx.Module):
+    """The whole model: tokens to logits.
+
+    Attributes:
+      config: its shape.
+      embedding: [V, D]. head: [V, D], or None where the head is the embedding.
+      layers: L layers. norm: the last one.
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        """Random weights in `dtype`; `sinkjax.load` fills in trained ones."""
+        make = _Maker(config, rngs, dtype)
+        vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
+        self.config = config
+        self.embedding = make.weight(vocab, embed)
+        self.layers = nnx.List([Layer(config, make) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config, make)
+        self.head = None if config.tie_embeddings else make.weight(vocab, embed)
+
+    def __call__(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+        """Next-token logits.
+
+        Args:
+          tokens: int [B, T], right-padded with any id where rows are shorter than T.
+          lengths: int [B], tokens in each row; None where every row is full.
+
+        Returns:
+          float32 [B, T, V]; at padding they mean nothing.
+        """
+        return self.logits(self.hidden(tokens, lengths=lengths))
+
+    def hidden(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+        """The residual stream after the last layer, before its norm: [B, T, D]."""
+        return self._run_prompt(tokens, lengths, max_length=None)[0]
+
+    def prefill(
+        self,
+        tokens: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        max_length: int,
+        products: Products = PLAIN,
+        kernel: Kernel = XLA,
+    ) -> tuple[jax.Array, Cache]:
+        """Next-token logits of each row's last token alone, and the cache to go on from.
+
+        Args:
+          tokens: int [B, T], right-padded with any id where rows are shorter than T.
+          lengths: int [B], tokens in each row, at least 1; None where every row is full.
+          max_length: tokens that the cache is to hold, static: prompt and generated ones.
+          products: how they are written, static; as `sinkjax.compile` chooses.
+          kernel: what computes attention, static, where no later layer copies it.
+
+        Returns:
+          logits: float32 [B, V]. cache: for `decode`.
+
+        Raises:
+          InputError: if T is beyond max_length, or for what the kernel cannot compute.
+        """
+        check_capacity(tokens.shape[1], max_length)
+        lengths = self._row_lengths(tokens, lengths)
+        x, layers = self._run_prompt(tokens, lengths, max_length, products, kernel)
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self.logits(last, products)[:, 0], Cache(lengths, layers, max_length)
+
+    def decode(
+        self, token: jax.Array, cache: Cache, *, products: Products = PLAIN
+    ) -> tuple[jax.Array, Cache]:
+        """Next-token logits after one more token a row, each at its row's own next position.
+
+        Keys stay rotated as they were when their token came, as in transformers' cached generation:
+        under dynamic rope a new query meets older keys that were rotated for a shorter length.
+
+        Args:
+          token: int [B].
+          cache: from `prefill` or `decode`, with room left in every row: beyond `max_length` the
+            logits mean nothing. Donate it, and it is updated in place.
+          products: as of `prefill`.
+
+        Returns:
+          logits: float32 [B, V]. cache: one token longer.
+        """
+        positions = cache.lengths
+        cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
+        cos, sin = products.settle(cos), products.settle(sin)
+        context = Context(cos, sin, positions, cache.max_length, products)
+        x = self.embed(token[:, None])
+        layers = []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                x, context, layer_cache = layer.decode(x, context, cache.layers[index])
+            layers.append(layer_cache)
+        return self.logits(x, products)[:, 0], Cache(positions + 1, tuple(layers), cache.max_length)
+
+    def _run_prompt(
+        self,
+        tokens: jax.Array,
+        lengths: jax.Array | None,
+        max_length: int | None,
+        products: Products = PLAIN,
+        kernel: Kernel = XLA,
+    ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
+        """The residual stream after the last layer, [B, T, D], and every layer's cache."""
+        lengths = self._row_lengths(tokens, lengths)
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+        cos, sin = rotary_tables(self.config, positions, lengths)
+        cos, sin = products.settle(cos), products.settle(sin)
+        context = Context(cos, sin, lengths, max_length, products, kernel)
+        x, caches = self.embed(tokens), []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                x, context, cache = layer(x, context)
+            caches.append(cache)
+        return x, tuple(caches)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int [B, T] -> [B, T, D]."""
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+    @staticmethod
+    def _row_lengths(tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """int32 [B]."""
+        if lengths is None:
+            return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+        return jnp.asarray(lengths, jnp.int32)
+
+    def logits(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
+        """Residual [B, T, D] -> float32 [B, T, V]."""
+        with jax.named_scope("head"):
+            head = self.embedding if self.head is None else self.head
+            return products.project(self.norm(x), head[...], dtype=jnp.float32)[0]

@@ -1,0 +1,47 @@
+"""Content hashes by which records name the model, the tokenizer and the tokens they came from."""
+
+import hashlib
+import json
+
+import numpy as np
+from flax import nnx
+
+from sinkjax.models.decoder import Llama
+
+_NOT_COMPUTED_WITH = ("initializer_range", "bos_token_id", "eos_token_ids", "pad_token_id")
+
+
+def model_digest(model: Llama) -> str:
+    """sha256 over the parameters and what of the config decides the logits.
+
+    Equal for equal models, whatever file they came from. Costs one pass over the parameters, about
+    a second a gigabyte.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_COMPUTED_WITH}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        value = np.asarray(parameter[...])
+        digest.update(f"{path} {value.shape} {value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8))
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer) -> str:
+    """sha256 over a fast tokenizer's whole definition and its special tokens.
+
+    Args:
+      tokenizer: a `transformers.PreTrainedTokenizerFast`.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition = {
+        # These two are what the last call asked for, not what the tokenizer is.
+        "backend": {**backend, "truncation": None, "padding": None},
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+
+
+def tokens_digest(tokens: np.ndarray) -> str:
+    """sha256 over the shape and the ids of int [P, T]."""
+    header = f"int32 {tokens.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(tokens, np.int32).tobytes()).hexdigest()

@@ -1,0 +1,127 @@
+"""Shapes of well-known Llamas, for programs that are compiled and timed without their weights."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sinkjax.models.abstract import abstract_model, fill_model
+from sinkjax.models.config import LlamaConfig, RopeConfig
+from sinkjax.models.decoder import Llama
+
+
+def _llama3_rope(factor: float) -> RopeConfig:
+    return RopeConfig(
+        type="llama3",
+        theta=500_000.0,
+        factor=factor,
+        original_max_length=8192,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    )
+
+
+SHAPES: dict[str, LlamaConfig] = {
+    "llama-2-7b": LlamaConfig(
+        vocab_size=32_000,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        embed_dim=4096,
+        mlp_dim=11_008,
+        max_length=4096,
+        norm_eps=1e-5,
+    ),
+    "llama-3.1-8b": LlamaConfig(
+        vocab_size=128_256,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        embed_dim=4096,
+        mlp_dim=14_336,
+        max_length=131_072,
+        norm_eps=1e-5,
+        rope=_llama3_rope(8.0),
+    ),
+    "llama-3.1-70b": LlamaConfig(
+        vocab_size=128_256,
+        num_layers=80,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        embed_dim=8192,
+        mlp_dim=28_672,
+        max_length=131_072,
+        norm_eps=1e-5,
+        rope=_llama3_rope(8.0),
+    ),
+    "llama-3.2-1b": LlamaConfig(
+        vocab_size=128_256,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        embed_dim=2048,
+        mlp_dim=8192,
+        max_length=131_072,
+        norm_eps=1e-5,
+        rope=_llama3_rope(32.0),
+        tie_embeddings=True,
+    ),
+    "llama-3.2-3b": LlamaConfig(
+        vocab_size=128_256,
+        num_layers=28,
+        num_heads=24,
+        num_kv_heads=8,
+        head_dim=128,
+        embed_dim=3072,
+        mlp_dim=8192,
+        max_length=131_072,
+        norm_eps=1e-5,
+        rope=_llama3_rope(32.0),
+        tie_embeddings=True,
+    ),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49_152,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        embed_dim=576,
+        mlp_dim=1536,
+        max_length=8192,
+        norm_eps=1e-5,
+        rope=RopeConfig(theta=100_000.0),
+        tie_embeddings=True,
+    ),
+}
+"""By name, as each model's `config.json` has them, without the token ids that no program reads."""
+
+
+def random_model(config: LlamaConfig, *, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> Llama:
+    """A model of random weights, of which time and memory are those of trained ones.
+
+    Args:
+      config: its shape.
+      dtype: of the parameters.
+      seed: of the draws, uniform with the config's initializer_range as standard deviation, about 1
+        where they are a norm's scale.
+    """
+    abstract = abstract_model(config, dtype)
+    shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
+    width = np.float32(math.sqrt(12) * config.initializer_range)
+    # Not `Llama(config, rngs=...)`: jax.random's normal numbers take ten times as long on a CPU.
+    rng = np.random.Generator(np.random.SFC64(seed))
+
+    def draw(path: tuple) -> jax.Array:
+        values = rng.random(shapes[path], np.float32)
+        values -= np.float32(0.5)
+        values *= width
+        values += np.float32("scale" in path)
+        return jax.device_put(values.astype(dtype, copy=False))
+
+    return fill_model(abstract, draw)

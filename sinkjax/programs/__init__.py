@@ -1,0 +1,1 @@
+"""A model compiled ahead of time, and text generated with it."""

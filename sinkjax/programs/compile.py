@@ -1,0 +1,317 @@
+"""A model compiled ahead of time: prefill by bucket, and a decode step that runs many times a call.
+
+Weights are arguments of every executable, never constants in it: all executables of a model, and of
+the models that share arrays with it, read the same buffers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from sinkjax.attention.kernels import Kernel
+from sinkjax.errors import InputError
+from sinkjax.models.decoder import Llama
+from sinkjax.models.sampling import Sampler, draw
+from sinkjax.programs.executable import Executable, build
+from sinkjax.programs.generate import (
+    MAX_STOP_TOKENS,
+    OnTokens,
+    Prompts,
+    Request,
+    Steps,
+    decode_steps,
+    run,
+)
+from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
+from sinkjax.programs.scan import scanned
+
+DEFAULT_STEPS_PER_CALL = 16
+"""Of 1, 4, 16 and 64 the fastest for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
+
+Layers = Literal["unrolled", "scanned"]
+LAYERS: tuple[str, ...] = get_args(Layers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """The executables of one model, and what they are given.
+
+    Attributes:
+      model: what was compiled; its arrays are shared, not copied.
+      structure: as it was compiled, with runs of like layers where they are scanned.
+      batch_size: B, rows of every call.
+      max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
+      steps_per_call: decode steps of one call at most.
+      prefill: by bucket, the padded length T.
+      attention: what computes it, by bucket.
+      decode: one step for every row, up to `steps_per_call` times.
+      parameters: the model's arrays by name, the first argument of every executable; None where
+        they are abstract or were compiled for a device that is not here: to be read, not run.
+    """
+
+    model: nnx.Module
+    structure: nnx.Module
+    batch_size: int
+    max_length: int
+    steps_per_call: int
+    prefill: Mapping[int, Executable]
+    attention: Mapping[int, Kernel]
+    decode: Executable
+    parameters: Mapping[str, jax.Array] | None
+
+    @property
+    def executables(self) -> tuple[Executable, ...]:
+        """Prefill by ascending bucket, then decode."""
+        return (*self.prefill.values(), self.decode)
+
+    def length_of(self, executable: Executable) -> int | None:
+        """The bucket of one of the executables; None for decode."""
+        return next((length for length, e in self.prefill.items() if e is executable), None)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Lowering and compiling of all executables, together."""
+        return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Iterable[int] = (),
+        seed: int | Sequence[int] = 0,
+        on_tokens: OnTokens | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Continues prompts, any number of them, of any lengths that have a bucket.
+
+        Args:
+          prompts: token ids: one prompt, or a sequence of prompts.
+          max_new_tokens: for each prompt.
+          temperature, top_k, top_p: as in `sinkjax.models.sampling`; temperature 0 is greedy.
+          stop_tokens: ids that end a row, at most `MAX_STOP_TOKENS` of them.
+          seed: one for each prompt, or a number s for s, s + 1, ... A prompt's tokens depend on its
+            seed and on nothing else: not on what is beside it, not on `steps_per_call`.
+          on_tokens: called with (prompt's index, its new tokens) as they come, the first one alone.
+
+        Returns:
+          the new tokens, int32, the stop token at their end where one was drawn; a list of such
+          arrays for a sequence of prompts.
+
+        Raises:
+          InputError: listing every prompt that is empty, holds an id outside the vocabulary, is
+            longer than every bucket or has no room for `max_new_tokens`, and every setting that is
+            out of its range.
+          ValueError: for a program that is only for reading.
+        """
+        request = Request.read(
+            prompts,
+            vocab_size=self.model.config.vocab_size,
+            buckets=list(self.prefill),
+            max_length=self.max_length,
+            max_new_tokens=max_new_tokens,
+            sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p},
+            stop_tokens=stop_tokens,
+            seed=seed,
+        )
+        rows = request.rows()
+        run(self, rows, request, on_tokens)
+        return request.result(rows)
+
+
+def compile(
+    model: Llama,
+    *,
+    batch_size: int = 1,
+    prefill_lengths: Iterable[int] = (64, 512),
+    max_length: int = 1024,
+    steps_per_call: int = DEFAULT_STEPS_PER_CALL,
+    layers: Layers = "unrolled",
+    attention: str = DEFAULT_ATTENTION,
+    device: jax.Device | None = None,
+) -> Program:
+    """Compiles a model's prefill and decode ahead of time.
+
+    Args:
+      model: a `Llama`, or what `sinkjax.specialize` makes of one. Its parameters may lie over a
+        mesh, and then so does the program. They may be abstract (`jax.ShapeDtypeStruct`), and then
+        the program is for reading.
+      batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
+      prefill_lengths: the buckets, to which prompts are padded.
+      max_length: tokens that a row has room for, the prompt's and the new ones'.
+      steps_per_call: decode steps between two looks at the host, and so the grain of streaming.
+      layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
+        compiles a run of like layers once (`sinkjax.programs.scan`): compile time no longer grows
+        with depth, weights are copied once to be stacked, and a decode step took 1.6 times as
+        long on a CPU (SmolLM2-135M, 30 layers), where a loop copies each layer's weights before
+        it reads them.
+      attention: what computes a prompt's, one of `options.ATTENTION`; `Program.attention`
+        says what that came to. Heads whose attention is copied, and decoding, have `xla` alone.
+      device: to compile for, such as `sinkjax.programs.targets.target_device` gives: the program is
+        then for reading. None for where the parameters lie.
+
+    Raises:
+      InputError: for sizes below 1, no buckets, buckets beyond `max_length`, a `max_length` beyond
+        the model's own, an unknown form of layers, or attention that cannot be computed so.
+    """
+    buckets = sorted(set(prefill_lengths))
+    _check(model, batch_size, buckets, max_length, steps_per_call, layers)
+    structure = scanned(model) if layers == "scanned" else model
+    graph, state = nnx.split(structure)
+    variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
+    parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
+    placement = _Placement(parameters, device)
+    platform = placement.platform, placement.devices
+    choice = choose(*platform)
+    dtype = model.embedding.dtype
+    kernels = choose_attention(attention, *platform, buckets, model.config, dtype)
+
+    def merged(arrays: Mapping[str, jax.Array]) -> nnx.Module:
+        flat = [(path, v.replace(arrays[name])) for name, (path, v) in variables.items()]
+        return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def prefill(kernel, parameters, tokens, lengths, sampler):
+        logits, cache = merged(parameters).prefill(
+            tokens, lengths=lengths, max_length=max_length, products=choice.products, kernel=kernel
+        )
+        return draw(logits, sampler, lengths), cache
+
+    def decode(parameters, token, cache, remaining, sampler, stop_tokens):
+        step = functools.partial(merged(parameters).decode, products=choice.products)
+        return decode_steps(step, steps_per_call, token, cache, remaining, sampler, stop_tokens)
+
+    weights = placement.weights()
+    row, seed = placement.array((batch_size,)), placement.array((batch_size,), jnp.uint32)
+    number, whole = placement.array((), jnp.float32), placement.array(())
+    sampler = Sampler(seed, temperature=number, top_k=whole, top_p=number)
+    stop_tokens = placement.array((MAX_STOP_TOKENS,))
+    executables: dict[int, Executable] = {}
+    cache = None
+    for bucket in buckets:
+        tokens = placement.array((batch_size, bucket))
+        # Where XLA lays one bucket's cache over a mesh is where all do: one decode serves them.
+        executables[bucket] = build(
+            f"prefill {bucket}",
+            functools.partial(prefill, kernels[bucket]),
+            (weights, tokens, row, sampler),
+            out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
+            compiler_options=choice.compiler_options,
+        )
+        if cache is None:
+            cache = placement.output(executables[bucket].compiled, 1)
+    return Program(
+        model=model,
+        structure=structure,
+        batch_size=batch_size,
+        max_length=max_length,
+        steps_per_call=steps_per_call,
+        prefill=executables,
+        attention=kernels,
+        decode=build(
+            "decode",
+            decode,
+            (weights, row, cache, row, sampler, stop_tokens),
+            donate=(2,),
+            out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
+            compiler_options=choice.compiler_options,
+        ),
+        parameters=parameters if placement.runs_here else None,
+    )
+
+
+class _Placement:
+    """Where the arguments of executables lie: one device, a mesh, or nowhere yet."""
+
+    def __init__(self, parameters: Mapping[str, Any], device: jax.Device | None):
+        self._parameters = parameters
+        self._device = device
+        concrete = all(isinstance(array, jax.Array) for array in parameters.values())
+        self.runs_here = concrete and device is None
+        self._mesh = None
+        self._small = None if device is None else SingleDeviceSharding(device)
+        if self.runs_here:
+            sharding = next(iter(parameters.values())).sharding
+            self._mesh = getattr(sharding, "mesh", None)
+            if self._mesh is None:
+                self._small = sharding
+            else:
+                self._small = NamedSharding(self._mesh, PartitionSpec())
+        on = [jax.devices()[0]] if self._small is None else list(self._small.device_set)
+        self.platform, self.devices = on[0].platform, len(on)
+
+    def array(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """A small argument; on a mesh, every device has all of it."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._small)
+
+    def weights(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The parameters, each where it lies."""
+        return {
+            name: jax.ShapeDtypeStruct(
+                array.shape, array.dtype, sharding=array.sharding if self.runs_here else self._small
+            )
+            for name, array in self._parameters.items()
+        }
+
+    def output(self, compiled: jax.stages.Compiled, index: int) -> Any:
+        """One output of an executable as an argument of the next: over a mesh, where XLA laid it.
+
+        On one device nothing is left open; asking there would make what is compiled next depend on
+        whether this executable came from the persistent cache.
+        """
+        arrays = compiled.out_info[index]
+        if self._mesh is None:
+            shardings = jax.tree.map(lambda _: self._small, arrays)
+        else:
+            shardings = compiled.output_shardings[index]
+        return jax.tree.map(
+            lambda array, sharding: jax.ShapeDtypeStruct(
+                array.shape, array.dtype, sharding=sharding
+            ),
+            arrays,
+            shardings,
+        )
+
+    def output_shardings(self, arrays: Any) -> Any:
+        """For `jax.jit`, of outputs that have to lie as these arguments do."""
+        return None if self._mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
+
+
+def _check(
+    model: Llama,
+    batch_size: int,
+    buckets: Sequence[int],
+    max_length: int,
+    steps_per_call: int,
+    layers: str,
+) -> None:
+    problems = []
+    for name, value in (("batch_size", batch_size), ("steps_per_call", steps_per_call)):
+        if value < 1:
+            problems.append(f"{name} is {value}; at least 1 is allowed")
+    if not buckets:
+        problems.append("prefill_lengths is empty; give at least one bucket")
+    elif buckets[0] < 1:
+        problems.append(f"prefill_lengths has {buckets[0]}; at least 1 is allowed")
+    elif buckets[-1] > max_length:
+        problems.append(
+            f"prefill_lengths has {buckets[-1]}, more than max_length, {max_length}: a prompt that "
+            "long would leave no room"
+        )
+    # Dynamic rope is made to go beyond; any other model has seen no such position.
+    if max_length > model.config.max_length and model.config.rope.type != "dynamic":
+        problems.append(
+            f"max_length is {max_length}; the model is made for {model.config.max_length} tokens"
+        )
+    if layers not in LAYERS:
+        problems.append(f"layers is {layers!r}; allowed are {', '.join(LAYERS)}")
+    if problems:
+        raise InputError(*problems)

@@ -1,0 +1,263 @@
+"""Which mask serves which length: plans, and the programs that carry them out.
+
+The founding study's hybrid is one line, `Plan.hybrid(mask, up_to=10)`: the mask's program for
+prompts of up to ten tokens, the baseline's for longer ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from sinkjax.errors import InputError
+from sinkjax.masks.mask import Full, SinkMask
+from sinkjax.models.decoder import Llama
+from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, Layers, Program, compile
+from sinkjax.programs.generate import OnTokens, Prompts, Request, run
+from sinkjax.programs.options import DEFAULT_ATTENTION
+from sinkjax.specialize.build import specialize
+
+Crossing = Literal["stay", "prefill"]
+CROSSINGS: tuple[str, ...] = get_args(Crossing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One mask and the lengths that it serves.
+
+    Attributes:
+      mask: of its programs.
+      up_to: the longest length, in tokens; the shortest follows the stage before. None for all
+        that are longer.
+    """
+
+    mask: SinkMask
+    up_to: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The mask for each prompt length, and what happens where text grows from one into the next.
+
+    Attributes:
+      stages: by ascending `up_to`; the last one's is None.
+      crossing: the rule for a text that grows beyond its stage while it is decoded.
+        `stay`: the mask of the prompt's length serves to the end.
+        `prefill`: all tokens so far are prefilled again with the next stage's mask. Every token is
+        then what the mask for the number of tokens before it gives for them.
+
+    Raises:
+      InputError: naming every stage out of order or of another shape, and an unknown rule.
+    """
+
+    stages: tuple[Stage, ...]
+    crossing: Crossing = "stay"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if problems := list(_plan_problems(self)):
+            raise InputError(*problems)
+
+    @classmethod
+    def hybrid(cls, mask: SinkMask, *, up_to: int, crossing: Crossing = "stay") -> Plan:
+        """The founding study's: a mask up to a length, every head `full` beyond."""
+        baseline = SinkMask(((Full(),) * mask.num_heads,) * mask.num_layers)
+        return cls((Stage(mask, up_to), Stage(baseline)), crossing)
+
+    def stage(self, length: int) -> int:
+        """The index of the stage that serves a length."""
+        return next(
+            i for i, stage in enumerate(self.stages) if stage.up_to is None or length <= stage.up_to
+        )
+
+    def mask(self, length: int) -> SinkMask:
+        """The mask that serves a length."""
+        return self.stages[self.stage(length)].mask
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form that `from_dict` reads back."""
+        return {
+            "crossing": self.crossing,
+            "stages": [{"up_to": stage.up_to, "mask": str(stage.mask)} for stage in self.stages],
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """Reads what `to_dict` wrote, or a person.
+
+        Raises:
+          InputError: naming what is missing, unknown, or no possible plan.
+        """
+        problems = []
+        stages = fields.get("stages")
+        if set(fields) != {"crossing", "stages"} or not isinstance(stages, list):
+            raise InputError(
+                f'a plan has "crossing" and a list of "stages", and nothing else; here are '
+                f"{', '.join(map(repr, fields)) or 'none'}"
+            )
+        read = []
+        for index, stage in enumerate(stages):
+            if not isinstance(stage, Mapping) or set(stage) != {"up_to", "mask"}:
+                problems.append(f'stage {index} is {stage!r}; it has "up_to" and "mask"')
+                continue
+            try:
+                read.append(Stage(SinkMask.from_text(stage["mask"]), stage["up_to"]))
+            except InputError as error:
+                problems += [f"stage {index}: {problem}" for problem in error.problems]
+        if problems:
+            raise InputError(*problems)
+        return cls(tuple(read), fields["crossing"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dispatcher:
+    """The programs of a plan.
+
+    Attributes:
+      plan: which serves which length.
+      programs: one for each stage.
+      buckets: all prefill lengths; each stage has those that its lengths need.
+      max_length: tokens that a prompt and its new tokens may have together.
+    """
+
+    plan: Plan
+    programs: tuple[Program, ...]
+    buckets: tuple[int, ...]
+    max_length: int
+
+    @property
+    def compile_seconds(self) -> float:
+        """Lowering and compiling of all executables of all stages, together."""
+        return sum(program.compile_seconds for program in self.programs)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Iterable[int] = (),
+        seed: int | Sequence[int] = 0,
+        on_tokens: OnTokens | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """As `Program.generate`, each prompt by the stages that its length asks for."""
+        request = Request.read(
+            prompts,
+            vocab_size=self.programs[0].model.config.vocab_size,
+            buckets=self.buckets,
+            max_length=self.max_length,
+            max_new_tokens=max_new_tokens,
+            sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p},
+            stop_tokens=stop_tokens,
+            seed=seed,
+        )
+        rows = request.rows()
+        for index, (stage, program) in enumerate(zip(self.plan.stages, self.programs, strict=True)):
+            up_to = stage.up_to if self.plan.crossing == "prefill" else None
+            own = [row for row in rows if row.budget and self.plan.stage(row.length) == index]
+            run(program, own, request, on_tokens, up_to=up_to)
+        return request.result(rows)
+
+
+def compile_plan(
+    model: Llama,
+    plan: Plan,
+    *,
+    fills: Mapping[SinkMask, jax.Array] | None = None,
+    batch_size: int = 1,
+    prefill_lengths: Iterable[int] = (64, 512),
+    max_length: int = 1024,
+    steps_per_call: int = DEFAULT_STEPS_PER_CALL,
+    layers: Layers = "unrolled",
+    attention: str = DEFAULT_ATTENTION,
+) -> Dispatcher:
+    """Compiles a program for each stage of a plan, with the buckets and the room that it needs.
+
+    Args:
+      model: the baseline, whose arrays all stages share as far as their masks leave them whole.
+      plan: masks for this model.
+      fills: float32 [L, N, H] for each mask that has `sink(mean)` heads, as for `specialize`.
+      batch_size, prefill_lengths, max_length, steps_per_call, layers, attention: as for `compile`.
+
+    Raises:
+      InputError: as `specialize` and `compile` do, and for stages that no bucket reaches.
+    """
+    buckets = tuple(sorted(set(prefill_lengths)))
+    shares = list(_shares(plan, buckets, max_length))
+    problems = [problem for share in shares for problem in share.problems]
+    if problems:
+        raise InputError(*problems)
+    models: dict[SinkMask, Any] = {}
+    programs = []
+    for stage, share in zip(plan.stages, shares, strict=True):
+        if stage.mask not in models:
+            models[stage.mask] = specialize(model, stage.mask, fills=(fills or {}).get(stage.mask))
+        programs.append(
+            compile(
+                models[stage.mask],
+                batch_size=batch_size,
+                prefill_lengths=share.buckets,
+                max_length=share.max_length,
+                steps_per_call=steps_per_call,
+                layers=layers,
+                attention=attention,
+            )
+        )
+    return Dispatcher(plan, tuple(programs), buckets, max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What one stage needs of the whole: its buckets, its room, or why it cannot be."""
+
+    buckets: tuple[int, ...]
+    max_length: int
+    problems: tuple[str, ...]
+
+
+def _shares(plan: Plan, buckets: tuple[int, ...], max_length: int) -> Iterable[_Share]:
+    shortest = 1
+    for stage in plan.stages:
+        longest = max_length if stage.up_to is None else min(stage.up_to, max_length)
+        below = (0, *buckets[:-1])  # a bucket serves what is longer than the one below it
+        own = tuple(
+            bucket
+            for low, bucket in zip(below, buckets, strict=True)
+            if low < longest and bucket >= shortest
+        )
+        problems = ()
+        if not own or longest < shortest:
+            problems = (
+                f"the stage from {shortest} tokens on is reached by no bucket "
+                f"({', '.join(map(str, buckets))}) within max_length, {max_length}: give it a "
+                "longer one (prefill_lengths), or leave the stage out",
+            )
+        # Under `prefill` the cache never holds more than the stage serves; its buckets have to fit.
+        room = max(longest, *own, 1) if plan.crossing == "prefill" else max_length
+        yield _Share(own, room, problems)
+        shortest = longest + 1
+
+
+def _plan_problems(plan: Plan) -> Iterable[str]:
+    if plan.crossing not in CROSSINGS:
+        yield f"crossing is {plan.crossing!r}; allowed are {', '.join(CROSSINGS)}"
+    if not plan.stages or plan.stages[-1].up_to is not None:
+        yield "the last stage has to serve all longer lengths: its up_to has to be None"
+    before = 0
+    for index, stage in enumerate(plan.stages[:-1]):
+        if not isinstance(stage.up_to, int) or stage.up_to <= before:
+            yield (
+                f"stage {index}: up_to is {stage.up_to}; it has to be a whole number above {before}"
+            )
+        else:
+            before = stage.up_to
+    shapes = {(stage.mask.num_layers, stage.mask.num_heads) for stage in plan.stages}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{layers} layers of {heads} heads" for layers, heads in sorted(shapes))
+        yield f"the masks are for models of different shapes: {listed}"

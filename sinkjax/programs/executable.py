@@ -1,0 +1,113 @@
+"""One function compiled ahead of time, with what that took and what came of it."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from sinkjax.programs.hlo import Module
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, as XLA's buffer assignment has them, padding included.
+
+    Attributes:
+      arguments: what it is given, parameters among them.
+      outputs: what it gives back; `aliased` of them lie in the arguments' place.
+      aliased: donated arguments that outputs are written over.
+      temporary: needed beside both while it runs.
+      code: the executable itself; 0 where the platform does not say.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporary: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """All that has to be on the device at once, code apart."""
+        return self.arguments + self.outputs - self.aliased + self.temporary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Executable:
+    """One compiled XLA executable and what is known of it.
+
+    Attributes:
+      name: `prefill 64`, by its bucket, or `decode`.
+      compiled: to call, and to read.
+      lowering_seconds: tracing in JAX, to StableHLO.
+      compile_seconds: XLA's part.
+      from_cold: whether the compile time is XLA's own: JAX's persistent cache was off.
+      memory: what it needs.
+      operations: XLA's own count, where a loop's body counts once; None where it does not count.
+      bytes_accessed: likewise, read and written by all instructions.
+    """
+
+    name: str
+    compiled: jax.stages.Compiled
+    lowering_seconds: float
+    compile_seconds: float
+    from_cold: bool
+    memory: Memory
+    operations: float | None
+    bytes_accessed: float | None
+
+    @functools.cached_property
+    def module(self) -> Module:
+        """Its optimized HLO, read and counted."""
+        return Module(self.compiled.as_text())
+
+
+def build(
+    name: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    donate: tuple[int, ...] = (),
+    out_shardings: Any = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Executable:
+    """Lowers and compiles a function, timing both.
+
+    Args:
+      name: of the executable.
+      function: of arrays.
+      arguments: pytrees of `jax.ShapeDtypeStruct`.
+      donate: positions of the arguments whose memory the outputs may take.
+      out_shardings: as for `jax.jit`; None leaves them to XLA.
+      compiler_options: XLA's, for this compile alone.
+    """
+    options = {} if out_shardings is None else {"out_shardings": out_shardings}
+    jitted = jax.jit(function, donate_argnums=donate, **options)
+    start = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    lowered_at = time.perf_counter()
+    compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
+    compiled_at = time.perf_counter()
+    stats = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    return Executable(
+        name=name,
+        compiled=compiled,
+        lowering_seconds=lowered_at - start,
+        compile_seconds=compiled_at - lowered_at,
+        from_cold=not (
+            jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+        ),
+        memory=Memory(
+            arguments=stats.argument_size_in_bytes,
+            outputs=stats.output_size_in_bytes,
+            aliased=stats.alias_size_in_bytes,
+            temporary=stats.temp_size_in_bytes,
+            code=stats.generated_code_size_in_bytes,
+        ),
+        operations=cost.get("flops"),
+        bytes_accessed=cost.get("bytes accessed"),
+    )

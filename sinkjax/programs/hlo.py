@@ -1,0 +1,461 @@
+"""What a compiled executable does, read from its own optimized HLO.
+
+XLA's `cost_analysis` gives totals, counts a loop's body once however often it runs, and is silent
+on some platforms. Here every instruction is counted where it stands: by the `jax.named_scope` that
+it came from, and as often as its loop runs, so that the work of one layer or one path can be told
+from the rest, on every platform alike.
+
+Counted is what HLO's semantics ask for. A loop whose number of turns the compiler does not know
+counts once; a conditional counts its largest branch.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
+_CALLERS = frozenset({"call", "fusion", "while", "conditional", "async-start", "custom-call"})
+_BUNDLES = frozenset({"tuple", "get-tuple-element"})  # of values that have nothing in common
+_GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
+_VIEWS = frozenset(
+    {
+        *("bitcast", "convert", "copy", "get-tuple-element", "pad", "reshape", "slice"),
+        *("transpose", "tuple"),
+    }
+)
+_SUMS = frozenset({"dot", "convolution", "reduce", "reduce-window"})
+_ARITHMETIC = frozenset(
+    {
+        *("add", "subtract", "multiply", "divide", "remainder", "power", "maximum", "minimum"),
+        *("negate", "abs", "sign", "floor", "ceil", "round-nearest-even", "sqrt", "rsqrt", "cbrt"),
+        *("exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "erf"),
+        *("tanh", "sine", "cosine", "tan", "atan2"),
+    }
+)
+_FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
+# The JAX primitive, whatever XLA made of it, or what `attention.products` writes in its place.
+_MATMUL_SOURCE = re.compile(r"/dot_general(/(mul|reduce|reduce_sum))?$")
+
+
+Scopes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one instruction computes each time the executable runs.
+
+    Attributes:
+      scopes: where it came from, as `jit(f)/layer_0/attention/...`. Passes that rewrite an
+        instruction may forget it: then where its operands came from, and where its result goes.
+      operations: floating-point operations; a multiply and an add are two.
+      is_matmul: whether they belong to a matrix product, as XLA calls it or as JAX did.
+    """
+
+    scopes: Scopes
+    operations: int
+    is_matmul: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A custom call of which the HLO does not say what it computes.
+
+    Attributes:
+      scopes: as of `Work`.
+      target: what is called.
+      shapes: of its results.
+      times: how often it is made each time the executable runs.
+    """
+
+    scopes: Scopes
+    target: str
+    shapes: tuple[tuple[int, ...], ...]
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One array that the executable is given.
+
+    Attributes:
+      name: the path within the arguments of the jitted function, as `state['norm']['scale'].value`.
+      shape: its axes.
+      size: bytes of its elements, without a platform's padding.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Type:
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    types: tuple[_Type, ...]  # of the result; several for a tuple
+    opcode: str
+    operands: tuple[str, ...]  # of a parameter its number, of a constant its value
+    attributes: str
+
+    @functools.cached_property
+    def scope(self) -> str:
+        found = _OP_NAME.search(self.attributes)
+        return found[1].replace("\\'", "'") if found else ""
+
+
+class Module:
+    """The optimized HLO of one executable.
+
+    Attributes:
+      arguments: what it is given, in order.
+      work: of all instructions but `calls`.
+      calls: custom calls whose operations are not known from the HLO, kernels among them.
+    """
+
+    def __init__(self, text: str):
+        """Args: text, of a compiled executable: `jax.stages.Compiled.as_text()`."""
+        self._computations: dict[str, list[_Instruction]] = {}
+        self._entry = ""
+        self._read(text)
+        self.arguments = tuple(self._arguments())
+        calls: list[Call] = []
+        self.work = tuple(self._work(self._entry, 1, [], (), [], calls))
+        self.calls = tuple(calls)
+
+    def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
+        """Operations of all instructions that came from a scope: a regular expression, anywhere."""
+        pattern = re.compile(scope)
+        return sum(
+            item.operations
+            for item in self.work
+            if any(map(pattern.search, item.scopes or ("",)))
+            and (item.is_matmul or not matmul_only)
+        )
+
+    def _read(self, text: str) -> None:
+        block: list[_Instruction] = []
+        for line in _whole_lines(text):
+            if (head := _COMPUTATION.match(line)) is not None:
+                block = self._computations[head[2]] = []
+                self._entry = head[2] if head[1] else self._entry
+            elif (start := _INSTRUCTION.match(line)) is not None:
+                block.append(_parse(start[1], line[start.end() :]))
+
+    def _arguments(self) -> Iterator[Argument]:
+        parameters = (i for i in self._computations[self._entry] if i.opcode == "parameter")
+        for parameter in sorted(parameters, key=lambda i: int(i.operands[0])):
+            (array,) = parameter.types
+            yield Argument(parameter.scope, array.shape, array.elements * _bytes(array.dtype))
+
+    def _work(
+        self,
+        computation: str,
+        times: int,
+        passed: Sequence[Scopes],
+        caller: Scopes,
+        passed_sums: Sequence[bool],
+        calls: list[Call],
+    ) -> Iterator[Work]:
+        """What one computation does, run so often; the rest as of `_scopes` and `_sums`.
+
+        Adds to `calls` what cannot be counted.
+        """
+        block = self._computations[computation]
+        types = {instruction.name: instruction.types for instruction in block}
+        sources, uses = _scopes(block, passed, caller)
+        sums = self._sums(computation, passed_sums)
+        for instruction in block:
+            own = (instruction.scope,) if instruction.scope else ()
+            scopes = own or _joined([sources[instruction.name], uses[instruction.name]])
+            called = _called(instruction) if instruction.opcode in _CALLERS else []
+            inside = (
+                [sources.get(operand, ()) for operand in instruction.operands],
+                scopes,
+                [sums.get(operand, False) for operand in instruction.operands],
+                calls,
+            )
+            if instruction.opcode == "conditional":
+                branches = [list(self._work(name, times, *inside)) for name in called]
+                yield from max(branches, key=lambda work: sum(item.operations for item in work))
+                continue
+            turns = times * self._turns(instruction)
+            for name in called:
+                yield from self._work(name, turns, *inside)
+            if _is_opaque(instruction):
+                shapes = tuple(result.shape for result in instruction.types)
+                calls.append(Call(scopes, _target(instruction), shapes, times))
+                continue
+            came_from = own or uses[instruction.name]
+            operations, is_matmul = self._count(instruction, types, sums, came_from)
+            if operations:
+                yield Work(scopes, operations * times, is_matmul)
+
+    def _turns(self, instruction: _Instruction) -> int:
+        """How often a loop turns; 1 where that is not known, and for all else.
+
+        Where the compiler does not say, as for TPUs, the loop's condition may: JAX's loops of known
+        length count from 0, while below it.
+        """
+        if instruction.opcode != "while":
+            return 1
+        if known := _TRIPS.search(instruction.attributes):
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
+        block = {each.name: each for each in self._computations[condition]}
+        *_, root = block.values()
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            counter, bound = (block[operand] for operand in root.operands)
+            if (counter.opcode, bound.opcode) == ("get-tuple-element", "constant"):
+                return int(bound.operands[0])
+        return 1
+
+    def _sums(self, computation: str, passed: Sequence[bool]) -> dict[str, bool]:
+        """Which values of a computation are products summed already, of a part at least.
+
+        Args:
+          computation: its name.
+          passed: whether what the caller passes in is.
+        """
+        sums: dict[str, bool] = {}
+        for instruction in self._computations[computation]:
+            operands = [sums.get(operand, False) for operand in instruction.operands]
+            found = instruction.opcode in _SUMS or _is_gemm(instruction)
+            if instruction.opcode == "parameter":
+                number = int(instruction.operands[0])
+                found = number < len(passed) and passed[number]
+            elif instruction.opcode in _VIEWS:
+                found = any(operands)
+            elif instruction.opcode == "fusion":
+                (fused,) = _called(instruction)
+                found = list(self._sums(fused, operands).values())[-1]
+            sums[instruction.name] = found
+        return sums
+
+    def _count(
+        self,
+        instruction: _Instruction,
+        types: Mapping[str, tuple[_Type, ...]],
+        sums: Mapping[str, bool],
+        scopes: Scopes,
+    ) -> tuple[int, bool]:
+        """Operations of one instruction, once, and whether they are a matrix product's.
+
+        XLA, and on a CPU `attention.products`, make products of few rows a multiplication and a
+        reduction, of several products at once where they share a row: they count as the products
+        that they are, at the reduction. One that adds up the parts of a product that was split
+        along its inner axis is no product again.
+        """
+        result = instruction.types[0]
+        if instruction.opcode == "dot":
+            contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
+            shape = types[instruction.operands[0]][0].shape
+            return 2 * result.elements * math.prod(shape[axis] for axis in contracted), True
+        if instruction.opcode == "convolution":
+            shapes = [types[operand][0].shape for operand in instruction.operands[:2]]
+            return _convolution(instruction, *shapes), True
+        if instruction.opcode == "custom-call":
+            return self._count_gemm(instruction, types) if _is_gemm(instruction) else 0, True
+        if result.dtype not in _FLOATS:
+            return 0, False
+        is_matmul = bool(scopes) and all(map(_MATMUL_SOURCE.search, scopes))
+        if instruction.opcode in ("reduce", "reduce-window"):
+            is_matmul = is_matmul and not sums.get(instruction.operands[0], False)
+            reduced = instruction.operands[: len(instruction.operands) // 2]
+            elements = sum(types[name][0].elements for name in reduced)
+            return (1 + is_matmul) * elements, is_matmul
+        if instruction.opcode not in _ARITHMETIC or (
+            is_matmul and instruction.opcode == "multiply"
+        ):
+            return 0, False
+        return result.elements, False
+
+    @staticmethod
+    def _count_gemm(instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]) -> int:
+        listed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+        shape = types[instruction.operands[0]][0].shape
+        contracted = [int(axis) for axis in re.findall(r"\d+", listed[1])]
+        return 2 * instruction.types[0].elements * math.prod(shape[axis] for axis in contracted)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, each instruction on one; those of a TPU's kernels have line breaks in attributes."""
+    whole = ""
+    for line in text.splitlines():
+        if line[:1] not in ('"', "}") or line == "}":
+            yield whole
+            whole = ""
+        whole += line
+    yield whole
+
+
+def _target(instruction: _Instruction) -> str:
+    """Of a custom call."""
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def _is_gemm(instruction: _Instruction) -> bool:
+    return instruction.opcode == "custom-call" and _target(instruction).startswith(_GEMMS)
+
+
+def _is_opaque(instruction: _Instruction) -> bool:
+    """Whether it is a custom call that computes something that the HLO does not show."""
+    if instruction.opcode != "custom-call" or _is_gemm(instruction):
+        return False
+    moves_data = r"(?i)bitcast|alloc|sharding|gather\w*indices|topk|sort|annotate|custom-barrier"
+    return not re.search(moves_data, _target(instruction))
+
+
+def _parse(name: str, rest: str) -> _Instruction:
+    """An instruction from what follows its `name = `: type, opcode, operands, attributes."""
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    types = tuple(
+        _Type(dtype, tuple(int(n) for n in axes.split(",") if n))
+        for dtype, axes in _ARRAY.findall(rest[:end])
+    )
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    opcode = rest[end:opening].strip()
+    inside = rest[opening + 1 : closing]
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
+    return _Instruction(name, types, opcode, operands, rest[closing + 1 :])
+
+
+def _scopes(
+    block: list[_Instruction], passed: Sequence[Scopes], caller: Scopes
+) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
+    """Where each instruction of a computation came from, and where its result goes.
+
+    Args:
+      block: in order of execution.
+      passed: where what the caller passes in came from.
+      caller: where the caller came from, and where its result goes.
+    """
+    sources: dict[str, Scopes] = {}
+    for instruction in block:
+        found: Scopes = ()
+        if instruction.scope:
+            found = (instruction.scope,)
+        elif instruction.opcode == "parameter":
+            number = int(instruction.operands[0])
+            found = passed[number] if number < len(passed) else ()
+        elif instruction.opcode not in _BUNDLES:
+            found = _joined(sources.get(operand, ()) for operand in instruction.operands)
+        sources[instruction.name] = found
+    uses: dict[str, list[Scopes]] = collections.defaultdict(list)
+    for instruction in reversed(block):
+        if instruction.opcode in _BUNDLES:
+            continue
+        own = (instruction.scope,) if instruction.scope else _joined(uses[instruction.name])
+        for operand in instruction.operands:
+            uses[operand].append(own)
+    return sources, {
+        instruction.name: _joined(uses[instruction.name]) or caller for instruction in block
+    }
+
+
+def _joined(scopes: Iterable[Scopes]) -> Scopes:
+    """All of them, each once, in order."""
+    return tuple(dict.fromkeys(scope for several in scopes for scope in several))
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis that opens at `opening` closes."""
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    raise ValueError(f"a parenthesis does not close: {text[:80]}")
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """Computations that an instruction runs, each once a turn."""
+    names = []
+    for one, several in _CALLED.findall(instruction.attributes):
+        names += [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
+    return names
+
+
+def _numbers(attributes: str, key: str) -> list[int]:
+    found = re.search(rf"{key}={{([\d,]*)}}", attributes)
+    return [int(number) for number in found[1].split(",") if number] if found else []
+
+
+def _bytes(dtype: str) -> int:
+    """Bytes of an element: `pred` has one, `bf16` two."""
+    bits = re.search(r"\d+", dtype)
+    return max(1, int(bits[0]) // 8) if bits else 1
+
+
+def _convolution(instruction: _Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
+    """Operations of a convolution, without those that fall on padding or dilation.
+
+    XLA's TPU compiler writes matrix products this way, batch axes as spatial ones, so that most of
+    a window's positions fall on nothing.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    fields = dict(item.split("=") for item in window[1].split()) if window else {}
+    result = instruction.types[0].shape
+    total = 2
+    for axis, label in enumerate(labels[3]):
+        if label.isalpha():
+            total *= result[axis]
+    total *= rhs[labels[2].index("i")]
+    for number in range(sum(label.isdigit() for label in labels[3])):
+        label = str(number)
+
+        def field(key: str, default: str, number: int = number) -> str:
+            return fields[key].split("x")[number] if key in fields else default
+
+        padding = int(field("pad", "0_0").split("_")[0])
+        total *= _positions(
+            inputs=lhs[labels[1].index(label)],
+            kernel=rhs[labels[2].index(label)],
+            outputs=result[labels[3].index(label)],
+            stride=int(field("stride", "1")),
+            padding=padding,
+            lhs_dilation=int(field("lhs_dilate", "1")),
+            rhs_dilation=int(field("rhs_dilate", "1")),
+        )
+    return total
+
+
+def _positions(
+    *,
+    inputs: int,
+    kernel: int,
+    outputs: int,
+    stride: int,
+    padding: int,
+    lhs_dilation: int,
+    rhs_dilation: int,
+) -> int:
+    """Pairs of output and kernel positions along one axis that meet an input."""
+    return sum(
+        place % lhs_dilation == 0 and 0 <= place // lhs_dilation < inputs
+        for out in range(outputs)
+        for place in (out * stride - padding + k * rhs_dilation for k in range(kernel))
+    )

@@ -1,0 +1,113 @@
+"""What is chosen for each platform: products, attention, and XLA's options for one compile."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from sinkjax.attention.kernels import XLA, Kernel
+from sinkjax.attention.pallas import Pallas
+from sinkjax.attention.products import PLAIN, CpuProducts, Products
+from sinkjax.attention.splash import Splash
+from sinkjax.errors import InputError
+from sinkjax.models.config import LlamaConfig
+
+CPU_OPTIONS: Mapping[str, Any] = {
+    # YNNPACK gets matrix products alone. Reductions that it is given read at 0.4 to 1.5 GB/s.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    # The first would write a product to memory before reducing it, at 5 to 11 GB/s; the second
+    # takes barriers away before anything is fused.
+    "xla_disable_hlo_passes": "tree_reduction_rewriter,cse_barrier_expander",
+    # Sums may be reassociated. Infinities and NaN stay what they are: other flags say so.
+    "xla_cpu_enable_fast_math": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a model is compiled.
+
+    Attributes:
+      products: the form of its products.
+      compiler_options: XLA's, for this compile alone.
+    """
+
+    products: Products
+    compiler_options: Mapping[str, Any]
+
+
+def choose(platform: str, devices: int) -> Choice:
+    """The choice for a platform, as `jax.Device.platform` names it, and a number of devices.
+
+    On TPUs and GPUs XLA's own products are left to it, and so they are where weights lie over
+    several devices.
+    """
+    if platform == "cpu" and devices == 1:
+        return Choice(CpuProducts(), CPU_OPTIONS)
+    return Choice(PLAIN, {})
+
+
+_KERNELS: Mapping[str, Kernel] = {kernel.name: kernel for kernel in (XLA, Splash(), Pallas())}
+_AUTO = "auto"
+
+ATTENTION = (*_KERNELS, _AUTO)
+"""Names of what computes a prompt's attention. `auto` is, for each prompt length by itself, the
+platform's kernel where it can compute that length, and `xla` where not, or where weights lie over
+several devices.
+"""
+
+DEFAULT_ATTENTION = XLA.name
+"""On every platform. Neither kernel has been timed, or run on the chip that it is made for: until
+one was, beside `xla`, it is asked for by name.
+"""
+
+
+def choose_attention(
+    name: str,
+    platform: str,
+    devices: int,
+    lengths: Iterable[int],
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+) -> dict[int, Kernel]:
+    """What computes attention, by prompt length.
+
+    Args:
+      name: one of `ATTENTION`.
+      platform, devices: as for `choose`.
+      lengths: of prompts, padded.
+      config, dtype: of the model.
+
+    Raises:
+      InputError: for another name, and for a kernel on another platform than its own, over several
+        devices, or of what it cannot compute.
+    """
+    if name not in ATTENTION:
+        raise InputError(f"attention is {name!r}; allowed are {', '.join(ATTENTION)}")
+
+    def problems(kernel: Kernel, length: int) -> list[str]:
+        found = kernel.problems(length, config.head_dim, dtype)
+        if kernel.platform not in (None, platform):
+            found.append(f"on a {platform} ({kernel.name} is made for a {kernel.platform})")
+        if kernel.platform is not None and devices > 1:
+            found.append(f"over {devices} devices ({kernel.name} runs on one)")
+        return found
+
+    if name == _AUTO:
+        own = [kernel for kernel in _KERNELS.values() if kernel.platform == platform]
+        return {
+            length: next((kernel for kernel in own if not problems(kernel, length)), XLA)
+            for length in lengths
+        }
+    kernel = _KERNELS[name]
+    found = dict.fromkeys(problem for length in lengths for problem in problems(kernel, length))
+    if found:
+        raise InputError(
+            *(
+                f"attention is {name}, which cannot compute {problem}; choose {XLA.name}, or "
+                f"{_AUTO}, which takes {XLA.name} where it has to"
+                for problem in found
+            )
+        )
+    return dict.fromkeys(lengths, kernel)

@@ -1,0 +1,114 @@
+"""Runs of like layers as one loop: a program whose compile time does not grow with depth.
+
+A run takes the place of its layers in the model and is called as a layer is. Its weights are
+stacked, which is a copy of them, and its cache is the layers' caches stacked.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sinkjax.attention.cache import LayerCache
+from sinkjax.attention.context import Context
+from sinkjax.models.decoder import Llama
+
+
+class LayerRun(nnx.Module):
+    """Several layers of one structure, one after the other.
+
+    Attributes:
+      layer: their common structure; each parameter has an axis of layers in front.
+    """
+
+    def __init__(self, layers: list[nnx.Module]):
+        graph, first = nnx.split(layers[0])
+        states = [first, *(nnx.split(layer)[1] for layer in layers[1:])]
+        self.layer = nnx.merge(graph, jax.tree.map(_stack, *states))
+
+    def __call__(
+        self, x: jax.Array, context: Context
+    ) -> tuple[jax.Array, Context, LayerCache | None]:
+        """As of one layer; every array of the cache has an axis of layers in front."""
+        graph, state = nnx.split(self.layer)
+
+        def step(x: jax.Array, state: Any) -> tuple[jax.Array, LayerCache | None]:
+            x, after, cache = nnx.merge(graph, state)(x, context)
+            _check_unchanged(context, after)
+            return x, cache
+
+        x, caches = jax.lax.scan(step, x, state)
+        return x, context, caches
+
+    def decode(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """As of one layer, with a cache of `__call__`."""
+        graph, state = nnx.split(self.layer)
+        arrays, structure = jax.tree.flatten(state)
+
+        def step(
+            x: jax.Array, inputs: tuple[list[jax.Array | None], LayerCache]
+        ) -> tuple[jax.Array, LayerCache]:
+            own, cache = inputs
+            pairs = zip(arrays, own, strict=True)
+            leaves = [stacked if array is None else array for stacked, array in pairs]
+            layer = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+            x, after, cache = layer.decode(x, context, cache)
+            _check_unchanged(context, after)
+            return x, cache
+
+        # All that a loop goes over is an argument of the program, read or not; and some weights are
+        # for prompts alone: those of `sink` heads, which leave their sum in the cache.
+        read = _read_by(lambda own, cache: step(x, (own, cache)), *_one_of((arrays, cache)))
+        own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
+        x, caches = jax.lax.scan(step, x, (own, cache))
+        return x, context, caches
+
+
+def scanned(model: Llama) -> Llama:
+    """The same model with every run of two or more like layers as a `LayerRun`.
+
+    Layers are alike when they have the same structure, static attributes and shapes: the same paths
+    in the same order. One that hands its attention on to layers that copy it stays by itself.
+    """
+    layers = []
+    for _, run in itertools.groupby(model.layers, key=_signature):
+        run = list(run)
+        layers += [LayerRun(run)] if len(run) > 1 else run
+    model = nnx.merge(*nnx.split(model))  # a new module over the same arrays
+    model.layers = nnx.List(layers)
+    return model
+
+
+def _signature(layer: nnx.Module) -> Any:
+    graph, state = nnx.split(layer)
+    arrays = ((path, v.shape, v.dtype) for path, v in nnx.to_flat_state(state))
+    return graph, tuple(arrays)
+
+
+def _stack(*arrays: Any) -> Any:
+    if isinstance(arrays[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    return jnp.stack(arrays)
+
+
+def _one_of(stacked: Any) -> Any:
+    """The shapes of one layer's part of arrays with an axis of layers."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), stacked)
+
+
+def _read_by(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Whether a function reads each array of its arguments, which may be shapes: bools in trees."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    read = {id(v) for v in (*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars))}
+    structure = jax.tree.structure(arguments)
+    return jax.tree.unflatten(structure, [id(v) in read for v in jaxpr.invars])
+
+
+def _check_unchanged(before: Context, after: Context) -> None:
+    if before.patterns.keys() != after.patterns.keys():
+        raise ValueError("a layer whose attention is copied by others cannot be one of a run")

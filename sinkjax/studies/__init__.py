@@ -1,0 +1,1 @@
+"""The questions, a folder each, and what they have in common."""

@@ -1,0 +1,1 @@
+"""Can heads copy the attention of earlier heads, and at what cost?"""

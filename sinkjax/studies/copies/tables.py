@@ -1,0 +1,106 @@
+"""The tables of what copying costs, from the records of `sinkjax.copying`."""
+
+import itertools
+from collections.abc import Sequence
+
+from sinkjax.report import formats
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies.resampling import LEVEL
+
+_NAMES = {
+    "layer_0": "copy of layer 0, same index",
+    "adjacent": "copy of the layer before, best head",
+    "pattern": "copy of the earlier head of the nearest pattern",
+    "output": "copy of the earlier head of the least error",
+    "shuffled": "the same heads, sources at random",
+    "sink": "sink(first), no pattern at all",
+}
+_SOURCES = {
+    "layer_0": "layer 0, same index",
+    "adjacent": "layer before, best head",
+    "any": "any earlier head",
+}
+
+
+def copying_tables(records: Sequence[Record]) -> list[Table]:
+    """What was found, in the order in which to read it.
+
+    Args:
+      records: of one run, in any order.
+
+    Returns:
+      what there is to copy, and the KL of copying by every variant.
+    """
+    sources = sorted((r for r in records if r["kind"] == "sources"), key=_length)
+    copies = sorted((r for r in records if r["kind"] == "copies"), key=_length)
+    tables = [_sources_table(sources)] if sources else []
+    return tables + ([_copies_table(copies)] if copies else [])
+
+
+def _sources_table(records: Sequence[Record]) -> Table:
+    rows = []
+    for record in records:
+        for name, shown in _SOURCES.items():
+            found = record["result"][name]
+            rows.append(
+                (
+                    formats.count(record["length"]),
+                    shown,
+                    formats.percent(found["output"]),
+                    formats.percent(found["worse"]),
+                )
+            )
+    return Table(
+        title=f"{_title(records[0], 'chosen_on')}: how well the best source serves a head",
+        columns=("tokens", "source", "error that is left", "worse than nothing"),
+        rows=rows,
+        notes=(
+            "Error that is left: of the head's own output when it copies, relative to that of "
+            "leaving the head out, the median over heads after layer 0. Worse than nothing: the "
+            "share of heads for which it is above 100%.",
+        ),
+        labels=2,
+    )
+
+
+def _copies_table(records: Sequence[Record]) -> Table:
+    """Rows are variants at each length, columns are shares."""
+    notes = Footnotes()
+    shares = sorted({record["share"] for record in records})
+    rows = []
+    for length, group in itertools.groupby(records, key=_length):
+        by_cell = {(record["variant"], record["share"]): record for record in group}
+        for variant, shown in _NAMES.items():
+            found = [by_cell.get((variant, share)) for share in shares]
+            if any(found):
+                values = [
+                    formats.estimate(one["result"]["kl"], formats.nats, notes) if one else "-"
+                    for one in found
+                ]
+                rows.append((formats.count(length), shown, *values))
+    counts = sorted({record["source"]["num_windows"] for record in records})
+    windows = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
+    return Table(
+        title=f"{_title(records[0], 'source')}: KL to the baseline of copying",
+        columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
+        rows=rows,
+        notes=(
+            f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over all "
+            f"positions but the first of {windows} windows; in brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling windows.",
+            *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def _length(record: Record) -> int:
+    return record["length"]
+
+
+def _title(record: Record, text: str) -> str:
+    bos = formats.bos(record["bos"], record["bos_added"])
+    names = formats.shortened(record["model"]["name"]), formats.shortened(record[text]["name"])
+    return f"{names[0]}, {bos}; {names[1]}"

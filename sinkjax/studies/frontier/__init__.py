@@ -1,0 +1,1 @@
+"""What does each number of masked heads cost, by every ranking?"""

@@ -1,0 +1,295 @@
+"""The frontier as figures, tables and a page: KL against how much of a model masks take away."""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from sinkjax.report import appendix, canvas, formats
+from sinkjax.report.canvas import Picture, Sheet
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.page import Block, Names, render_page
+from sinkjax.report.records import Record, environments, numbers
+from sinkjax.report.table import Table
+from sinkjax.studies.frontier.study import COPIES, GATES, SEARCHED
+from sinkjax.studies.resampling import LEVEL, RESAMPLES
+
+_STYLES: dict[str, dict[str, Any]] = {
+    SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches
+    GATES: {"color": "#E69F00", "marker": "P"},
+    "sensitivity": {"color": canvas.BLUE, "marker": "s"},
+    "own error": {"color": canvas.GREEN, "marker": "^"},
+    "sink score": {"color": "#AA4499", "marker": "D"},
+    "random": {"color": canvas.FAINT, "marker": "v"},
+    **{
+        name: {"color": "#B8860B", "marker": marker, "lw": 1, "ls": canvas.DASHES}
+        for name, marker in zip(COPIES.values(), canvas.MARKERS, strict=False)
+    },
+}
+_ORDER = tuple(_STYLES)
+_BUDGET = 0.05  # nats a token, that of the recommended masks
+_FLOOR, _CEILING = 1e-4, 10.0  # nats; what lies beyond is drawn there
+_HEIGHT, _GAP = 2.9, 0.7  # inches
+_COLUMNS, _KEYS = 3, 6  # panels, and keys, of a row
+_PANEL = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS  # inches
+
+_SAVED_AS = {
+    "compiled": "as read from the programs that each mask compiles into",
+    "by_hand": "by formulas of a mask's heads",
+}
+
+_AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
+    ("heads off full", lambda record: off_full(record)),
+    ("operations of the prefill saved", lambda record: _saved(record, "prefill_operations")),
+    ("bytes of a decode step saved", lambda record: _saved(record, "decode_bytes")),
+)
+
+
+def render_frontier(
+    specification: Mapping[str, Any], records: Sequence[Record]
+) -> tuple[str, list[Picture]]:
+    """The report's HTML, and every figure in it under a name of its own.
+
+    Args:
+      specification, records: of `sinkjax.studies.frontier.study.run_frontier`.
+    """
+    keep, sections = Names(), {}
+    for length in sorted({record["length"] for record in records}):
+        of_length = [record for record in records if record["length"] == length]
+        blocks: list[Block] = [
+            keep(frontier_figure(some)) for some in _by_path(of_length).values() if some
+        ]
+        sections[formats.count(length)] = [*blocks, frontier_table(of_length)]
+    model = specification["model"]
+    overview = keep(overview_figure(records))
+    html = render_page(
+        "frontier.html.jinja",
+        title=f"What masks of {model['name']} cost, by how they were chosen",
+        overview=overview,
+        sections=sections,
+        run=[
+            appendix.models_table({model["name"]: model}),
+            appendix.sources_table(specification["sources"]),
+            appendix.settings_table(specification),
+            appendix.environments_table(environments(records)),
+        ],
+        saved_as=_SAVED_AS[specification["saved_as"]],
+        num_records=formats.count(len(records)),
+        level=formats.percent(LEVEL, 0),
+        resamples=formats.count(RESAMPLES),
+    )
+    return html, keep.pictures
+
+
+def overview_figure(records: Sequence[Record]) -> Picture:
+    """KL against heads off full, all lengths and paths in one picture: a panel each."""
+    first, panels, most = records[0], {}, []
+    for length in sorted({record["length"] for record in records}):
+        of_length = [record for record in records if record["length"] == length]
+        most.append(f"{formats.percent(_most(of_length), 0)} at {formats.count(length)} tokens")
+        for path, some in _by_path(of_length).items():
+            panels[f"{formats.count(length)} tokens, {path}"] = _lines(some)
+    methods = [name for name in _ORDER if any(name in lines for lines in panels.values())]
+    rows, above, below = math.ceil(len(panels) / _COLUMNS), 0.3, 0.55
+    sheet = Sheet(
+        f"Heads off full within a KL of {_BUDGET:g}, at best: {', '.join(most)}",
+        f"{first['model']['name']}, {first['source']['name']}: windows that no choice saw. Bands "
+        f"are {formats.percent(LEVEL, 0)} intervals from resampling windows",
+        body=rows * (above + _HEIGHT + below),
+        key=0.28 * math.ceil(len(methods) / _KEYS),
+    )
+    _legend(sheet, methods)
+    drawn = []
+    for index, (title, lines) in enumerate(panels.items()):
+        row, column = divmod(index, _COLUMNS)
+        top = sheet.top + above + row * (above + _HEIGHT + below)
+        drawn.append(_panel(sheet, column, top, lines, *_AXES[0]))
+        canvas.panel_title(drawn[-1], title, _PANEL)
+    bottom = min(axes.get_ylim()[0] for axes in drawn)
+    top = max(axes.get_ylim()[1] for axes in drawn)
+    for axes in drawn:
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom, top)
+    return sheet.picture(
+        "frontier",
+        f"KL against heads off full for every way to choose them: {'; '.join(panels)}.",
+        "Ranked heads take the path in the title; what budget search found may take several, and "
+        "so is in each panel of its length, as copies are. All panels have the same axes.",
+    )
+
+
+def frontier_figure(records: Sequence[Record]) -> Picture:
+    """KL against heads, operations and bytes: a panel each, a line a method.
+
+    Args:
+      records: of one length and of one path of ranked heads, with those of any path.
+    """
+    first, path = records[0], _path_of(records)
+    lines = _lines(records)
+    sheet = Sheet(
+        _headline(lines),
+        f"{first['model']['name']}, {first['source']['name']}: "
+        f"{first['source']['num_windows']} windows of {formats.count(first['length'])} tokens that "
+        f"no choice saw. Ranked heads take {path}; bands are "
+        f"{formats.percent(LEVEL, 0)} intervals from resampling windows",
+        body=0.3 + _HEIGHT + 0.6,
+        key=0.28 * math.ceil(len(lines) / _KEYS),
+    )
+    _legend(sheet, lines)
+    for column, (name, of) in enumerate(_AXES):
+        _panel(sheet, column, sheet.top + 0.3, lines, name, of)
+    return sheet.picture(
+        f"frontier-{first['length']}-{path}".replace("(", "-").replace(")", "").replace(",", "-"),
+        f"Lines of KL against heads off full, operations and bytes saved, at {first['length']} "
+        f"tokens, for heads on {path}.",
+        "Further right is more saved, further down is cheaper. The control draws as many heads of "
+        "each layer at random. What budget search found may take several paths, and so is in "
+        f"each figure of a length. The dashed line is a KL of {_BUDGET:g}.",
+    )
+
+
+def frontier_table(records: Sequence[Record]) -> Table:
+    """Every mask of one length: its size, what it saves and what it costs."""
+    notes, rows = Footnotes(), []
+    for record in sorted(records, key=_row_order):
+        rows.append(
+            (
+                record["method"],
+                record["path"],
+                formats.percent(off_full(record)),
+                *(
+                    formats.percent(_saved(record, what))
+                    for what in ("prefill_operations", "decode_bytes", "cache_bytes")
+                ),
+                formats.estimate(record["result"]["kl"], formats.nats, notes),
+            )
+        )
+    return Table(
+        title=f"{formats.count(records[0]['length'])} tokens: every mask",
+        columns=(
+            "chosen by",
+            "path",
+            "heads\noff full",
+            "prefill\noperations",
+            "decode\nbytes",
+            "cache",
+            "mean KL",
+        ),
+        rows=rows,
+        notes=(
+            "Operations, bytes and cache: what is saved, in shares of the baseline's, "
+            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. In brackets: "
+            f"the {formats.percent(LEVEL, 0)} interval from resampling windows.",
+            *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def off_full(record: Record) -> float:
+    """The share of heads off `full`."""
+    heads = record["result"]["heads"]
+    return 1 - heads["full"] / sum(heads.values())
+
+
+def _saved(record: Record, what: str) -> float:
+    return record["result"]["saved"][what]
+
+
+def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the path that heads were ranked for, each with those of no single path."""
+    shared = [record for record in records if record["path"] in ("any", "copy")]
+    paths = dict.fromkeys(r["path"] for r in records if r["path"] not in ("any", "copy"))
+    return {path: [r for r in records if r["path"] == path] + shared for path in paths}
+
+
+def _path_of(records: Sequence[Record]) -> str:
+    return next((r["path"] for r in records if r["path"] not in ("any", "copy")), "any")
+
+
+def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Points by method."""
+    found = {name: [r for r in records if r["method"] == name] for name in _ORDER}
+    return {name: points for name, points in found.items() if points}
+
+
+def _most(records: Sequence[Record]) -> float:
+    """The largest share of heads off full that stays within the budget; 0 where none does."""
+    within = (r for r in records if r["result"]["kl"]["value"] <= _BUDGET)
+    return max(map(off_full, within), default=0.0)
+
+
+def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
+    """How many heads each method takes off full within a KL of 0.05."""
+    most = {name: _most(points) for name, points in lines.items()}
+    best = max(most, key=lambda name: most[name])
+    if not most[best]:
+        return f"No measured mask stays within a KL of {_BUDGET:g}"
+    taken = formats.percent(most[best], 0)
+    text = f"Within a KL of {_BUDGET:g}, {best} takes {taken} of heads off full"
+    if "sink score" in most and best != "sink score":
+        text += f", the sink score {formats.percent(most['sink score'], 0)}"
+    return text
+
+
+def _legend(sheet: Sheet, methods: Collection[str]) -> None:
+    sheet.legend((_key(name) for name in methods), columns=min(len(methods), _KEYS))
+
+
+def _panel(
+    sheet: Sheet,
+    column: int,
+    top: float,
+    lines: Mapping[str, Sequence[Record]],
+    name: str,
+    of: Callable[[Record], float],
+) -> Axes:
+    """KL of every method against one of `_AXES`."""
+    axes = sheet.axes(canvas.LEFT + column * (_PANEL + _GAP), top, _PANEL, _HEIGHT)
+    for method, points in lines.items():
+        _draw(axes, method, sorted(points, key=of), of)
+    _finish(axes, whole=of is _AXES[0][1])
+    canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
+    return axes
+
+
+def _key(name: str) -> Line2D:
+    return Line2D([], [], label=name, ms=5, **_style(name))
+
+
+def _style(name: str) -> dict[str, Any]:
+    return {"lw": 1.6} | _STYLES[name]
+
+
+def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Record], float]) -> None:
+    places = np.array([of(point) for point in points])
+    kl, low, high = (
+        np.clip(numbers((p["result"]["kl"] for p in points), side), _FLOOR, _CEILING)
+        for side in ("value", "low", "high")
+    )
+    style = _style(method)
+    axes.plot(places, kl, ms=4.5, **style)
+    if style.get("ls") == "none":
+        axes.vlines(places, low, high, color=style["color"], lw=1.2)
+    else:
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
+
+
+def _finish(axes: Axes, whole: bool) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, _FLOOR / 1.5), min(high, _CEILING * 1.5))
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.axhline(_BUDGET, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if whole else None))
+    canvas.grid(axes)
+
+
+def _row_order(record: Record) -> tuple[Any, ...]:
+    return _ORDER.index(record["method"]), record["path"], off_full(record)

@@ -1,0 +1,1 @@
+"""How well are sinks predicted from what is known before they are measured?"""

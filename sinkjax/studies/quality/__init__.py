@@ -1,0 +1,1 @@
+"""What does a mask cost in quality?"""

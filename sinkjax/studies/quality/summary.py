@@ -1,0 +1,208 @@
+"""Windows to values with intervals: what quality says in records and in mask files. Pure numpy.
+
+Windows are what was drawn, so windows are what is resampled (`sinkjax.studies.resampling`); both
+models saw the same ones, so a change between them is resampled as a change.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sinkjax.instruments.compare import QualityStats
+from sinkjax.studies.resampling import estimate, resample_counts
+
+PERCENTILES = (95, 99)
+
+_NO_NEXT_TOKEN = "no scored position has a next token in its window"
+
+
+def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
+    """What a comparison says over all its windows.
+
+    Args:
+      stats: W windows of P scored positions.
+      seed: of the resamples.
+
+    Returns:
+      the "result" of a record of kind "quality", of plain Python values; KL and NLL in nats a
+      token, each an estimate with its interval unless said otherwise:
+      `tokens` (W·P, a number), `kl` (`mean`, `p95`, `p99`, and `max`, a number), `kl_by_position`
+      (for spans of positions that double in size, `first`, `last` and the mean `kl`), `nll`
+      (`baseline`, `candidate` and `change`, their difference), `perplexity` (`baseline`,
+      `candidate` and `change`, relative: 0.01 is one percent more) and `agreement` (`top1`,
+      `top5`).
+    """
+    weights = resample_counts(len(stats.kl), seed)
+    mean = lambda values: _estimate_mean(values, weights)  # noqa: E731
+    return {
+        "tokens": stats.kl.size,
+        "kl": {
+            "mean": mean(stats.kl),
+            **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in PERCENTILES},
+            "max": float(stats.kl.max()),
+        },
+        "kl_by_position": [
+            {
+                "first": int(stats.positions[span.start]),
+                "last": int(stats.positions[span.stop - 1]),
+                "kl": mean(stats.kl[:, span]),
+            }
+            for span in _spans(stats.positions)
+        ],
+        **_likelihoods(stats, weights),
+        "agreement": {"top1": mean(stats.top1), "top5": mean(stats.top5)},
+    }
+
+
+def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) -> dict[str, Any]:
+    """How long greedy continuations stay the same.
+
+    Args:
+      agreeing: int [W], tokens before the first difference; `num_tokens` where there is none.
+      num_tokens: of each continuation.
+      seed: of the resamples.
+
+    Returns:
+      the "result" of a record of kind "continuation": estimates of `agreeing`, the mean over
+      windows with `num_tokens` where there is no difference, and of `identical`, the share of
+      windows without one; `per_window`, as given.
+    """
+    weights = resample_counts(len(agreeing), seed)
+    return {
+        "agreeing": _estimate_mean(agreeing, weights),
+        "identical": _estimate_mean(agreeing == num_tokens, weights),
+        "per_window": agreeing.tolist(),
+    }
+
+
+def summarize_passkeys(
+    stats: QualityStats, answer_tokens: np.ndarray, *, seed: int
+) -> dict[str, Any]:
+    """How many passkeys each model gives back.
+
+    Args:
+      stats: of windows that end in their keys, scored at least from the token before the longest.
+      answer_tokens: int [W], tokens of each window's key.
+      seed: of the resamples.
+
+    Returns:
+      the "result" of a record of kind "passkey": `retrieved`, the share of windows whose key greedy
+      decoding gives back whole, and `nll`, of the whole key in nats: estimates of `baseline`,
+      `candidate` and `change` of each; `answer_tokens`, the mean number.
+    """
+    width = stats.baseline_nll.shape[1]
+    if answer_tokens.max() > width:
+        raise ValueError(f"{width} tokens are scored; keys have up to {answer_tokens.max()}")
+    weights = resample_counts(len(answer_tokens), seed)
+    asked = np.arange(width)[None, :] >= width - answer_tokens[:, None]
+
+    def measures(nll: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "retrieved": (correct | ~asked).all(axis=1).astype(np.float64),
+            "nll": np.sum(nll, axis=1, where=asked, dtype=np.float64),
+        }
+
+    baseline = measures(stats.baseline_nll, stats.baseline_correct)
+    candidate = measures(stats.candidate_nll, stats.candidate_correct)
+    return {
+        "answer_tokens": float(answer_tokens.mean()),
+        **{name: _change(baseline[name], candidate[name], weights) for name in baseline},
+    }
+
+
+def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What records say of one candidate, short enough for its mask's file.
+
+    Args:
+      records: of `sinkjax.studies.quality`, all of one candidate.
+
+    Returns:
+      by the records' kinds, a list of measurements, each with the text, the BOS policy and the
+      length that it was made on and its record's id: for `sinkjax.save_mask(quality=...)`.
+
+    Raises:
+      ValueError: for records of several candidates.
+    """
+    records = list(records)
+    candidates = {record["candidate"]["name"] for record in records}
+    if len(candidates) > 1:
+        raise ValueError(f"the records are of several candidates: {', '.join(sorted(candidates))}")
+    measured: dict[str, Any] = {}
+    for record in records:
+        result = dict(record["result"])
+        for detail in ("kl_by_position", "per_window"):
+            result.pop(detail, None)
+        kept = ("length", "num_windows", "bos", "score_from", "depth", "num_tokens", "seed")
+        measured.setdefault(record["kind"], []).append(
+            {
+                "text": record["source"]["name"],
+                "text_sha256": record["source"]["sha256"],
+                **{name: record[name] for name in kept if name in record},
+                **result,
+                "model_digest": record["model"]["model_digest"],
+                "record": record["id"],
+            }
+        )
+    return measured
+
+
+def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:
+    """`nll` and `perplexity`."""
+    if not stats.baseline_nll.size:
+        nothing = {"value": None, "undefined": _NO_NEXT_TOKEN}
+        names = ("baseline", "candidate", "change")
+        return {measure: dict.fromkeys(names, nothing) for measure in ("nll", "perplexity")}
+    baseline = stats.baseline_nll.mean(axis=1, dtype=np.float64)
+    candidate = stats.candidate_nll.mean(axis=1, dtype=np.float64)
+    change = candidate - baseline
+    return {
+        "nll": _change(baseline, candidate, weights),
+        "perplexity": {
+            "baseline": _estimate_mean(baseline, weights, np.exp),
+            "candidate": _estimate_mean(candidate, weights, np.exp),
+            "change": _estimate_mean(change, weights, np.expm1),
+        },
+    }
+
+
+def _change(baseline: np.ndarray, candidate: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """Estimates of the means of two float64 [W] and of their difference."""
+    return {
+        "baseline": _estimate_mean(baseline, weights),
+        "candidate": _estimate_mean(candidate, weights),
+        "change": _estimate_mean(candidate - baseline, weights),
+    }
+
+
+def _estimate_mean(
+    values: np.ndarray,
+    weights: np.ndarray,
+    function: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
+) -> dict[str, Any]:
+    """A function of the mean over all positions of all windows, values [W] or [W, P]."""
+    count = len(values)
+    per_window = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
+    return estimate(
+        float(function(per_window.mean())), function(weights @ per_window / count), count
+    )
+
+
+def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) -> dict[str, Any]:
+    """The least value that `percent` of the tokens of all windows [W, P] do not exceed."""
+    count, size = values.shape
+    order = np.argsort(values, axis=None, kind="stable")
+    ascending, window = values.ravel()[order], order // size
+    rank = math.ceil(values.size * percent / 100)
+    # Every resample has W windows, so the rank is the same; how often each token counts is not.
+    resampled = [ascending[np.searchsorted(np.cumsum(counts[window]), rank)] for counts in weights]
+    return estimate(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
+
+
+def _spans(positions: np.ndarray) -> list[slice]:
+    """Columns of the positions 0, 1, 2 to 3, 4 to 7 and so on, as far as they are scored."""
+    edges = [0, *(1 << power for power in range(int(positions[-1]).bit_length() + 1))]
+    ends = np.searchsorted(positions, edges)
+    pairs = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    return [slice(start, end) for start, end in pairs if start < end]

@@ -1,0 +1,247 @@
+"""The tables of what masks cost, from the records of `sinkjax.studies.quality`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sinkjax.report import formats
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies.resampling import LEVEL
+
+_LEVEL = formats.percent(LEVEL, 0)
+_NAME = 28  # characters of a mask's name
+_RESAMPLED = f"In brackets: the {_LEVEL} interval from resampling windows."
+
+
+def quality_tables(records: Sequence[Record]) -> list[Table]:
+    """What was measured, in the order in which to read it.
+
+    Args:
+      records: of one run, in any order.
+
+    Returns:
+      for each text and BOS policy the tables of KL and agreement, likelihood, KL by position,
+      continuations and hidden numbers; none of what there are no records for.
+    """
+    return [
+        make(of_kind)
+        for of_text in by_text(records)
+        for kind, makers in TABLES.items()
+        if (of_kind := of_text.get(kind))
+        for make in makers
+    ]
+
+
+def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
+    """The records of each text and BOS policy by their kinds, by candidate, length and depth."""
+    groups: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    for record in sorted(records, key=lambda record: (_text(record), _row_order(record))):
+        groups.setdefault(_text(record), {}).setdefault(record["kind"], []).append(record)
+    return list(groups.values())
+
+
+def divergence_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    rows = [
+        (
+            *label(record),
+            _off_full(record),
+            formats.estimate(record["result"]["kl"]["mean"], formats.nats, notes),
+            formats.point(record["result"]["kl"]["p95"], formats.nats, notes),
+            formats.estimate(record["result"]["kl"]["p99"], formats.nats, notes),
+            formats.estimate(record["result"]["agreement"]["top1"], formats.percent, notes),
+            formats.point(record["result"]["agreement"]["top5"], formats.percent, notes),
+        )
+        for record in records
+    ]
+    return Table(
+        title=f"{title(records[0])}: KL to the baseline, and agreement with it",
+        columns=("mask", "tokens", "off\nfull", "mean KL", "p95", "p99", "top 1", "top 5"),
+        rows=rows,
+        notes=(
+            "KL in nats a token, its mean and percentiles over the scored positions of "
+            f"{windows(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
+            "how many of the baseline's five likeliest are among the mask's.",
+            *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def likelihood_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    rows = []
+    for record in records:
+        nll, perplexity = record["result"]["nll"], record["result"]["perplexity"]
+        rows.append(
+            (
+                *label(record),
+                formats.point(nll["baseline"], formats.nats, notes),
+                formats.point(nll["candidate"], formats.nats, notes),
+                formats.estimate(nll["change"], formats.signed_nats, notes),
+                formats.point(perplexity["baseline"], formats.ratio, notes),
+                formats.point(perplexity["candidate"], formats.ratio, notes),
+                formats.estimate(perplexity["change"], formats.relative, notes),
+            )
+        )
+    return Table(
+        title=f"{title(records[0])}: negative log-likelihood and perplexity",
+        columns=(
+            "mask",
+            "tokens",
+            "NLL,\nbaseline",
+            "NLL,\nmask",
+            "change",
+            "perplexity,\nbaseline",
+            "perplexity,\nmask",
+            "change",
+        ),
+        rows=rows,
+        notes=(f"NLL in nats a token. {_RESAMPLED}", *notes.lines()),
+        labels=2,
+    )
+
+
+def position_table(records: Sequence[Record]) -> Table:
+    """Rows are positions of each mask, columns are lengths."""
+    notes = Footnotes()
+    by_cell: dict[str, dict[tuple[int, int], Any]] = {}
+    for record in records:
+        for span in record["result"]["kl_by_position"]:
+            cells = by_cell.setdefault(record["candidate"]["name"], {})
+            cells[span["first"], record["length"]] = span
+    lengths = sorted({record["length"] for record in records})
+    rows = []
+    for name, cells in by_cell.items():
+        for first in sorted({first for first, _ in cells}):
+            found = [cells.get((first, length)) for length in lengths]
+            last = max(span["last"] for span in found if span)
+            values = [
+                formats.point(span["kl"], formats.nats, notes) if span else "-" for span in found
+            ]
+            rows.append((formats.shortened(name, _NAME), formats.positions(first, last), *values))
+    return Table(
+        title=f"{title(records[0])}: KL by position",
+        columns=("mask", "positions", *(f"{formats.count(n)} tokens" for n in lengths)),
+        rows=rows,
+        notes=("Mean KL in nats a token; positions from 0.", *notes.lines()),
+        labels=2,
+    )
+
+
+def continuation_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    rows = [
+        (
+            *label(record),
+            _continued_by(record, notes),
+            formats.estimate(record["result"]["agreeing"], formats.mean_count, notes),
+            formats.estimate(record["result"]["identical"], formats.percent, notes),
+        )
+        for record in records
+    ]
+    return Table(
+        title=f"{title(records[0])}: greedy continuations",
+        columns=("mask", "tokens", "continued by", "until they differ", "never differ"),
+        rows=rows,
+        notes=(
+            f"Tokens until the first one that the baseline continues otherwise, the mean over "
+            f"{windows(records)}; one that never differs counts whole. {_RESAMPLED}",
+            *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def passkey_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    rows = []
+    for record in records:
+        retrieved, nll = record["result"]["retrieved"], record["result"]["nll"]
+        rows.append(
+            (
+                *label(record),
+                formats.percent(record["depth"], 0),
+                formats.estimate(retrieved["baseline"], formats.percent, notes),
+                formats.estimate(retrieved["candidate"], formats.percent, notes),
+                formats.point(nll["baseline"], formats.nats, notes),
+                formats.estimate(nll["change"], formats.signed_nats, notes),
+            )
+        )
+    return Table(
+        title=f"{title(records[0])}: a hidden number given back",
+        columns=(
+            "mask",
+            "tokens",
+            "depth",
+            "by the\nbaseline",
+            "by the\nmask",
+            "NLL,\nbaseline",
+            "change",
+        ),
+        rows=rows,
+        notes=(
+            f"The share of {windows(records)} whose number of five digits greedy decoding gives "
+            f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
+            f"in nats. {_RESAMPLED}",
+            *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def _text(record: Record) -> tuple[str, str, str, str]:
+    source = record["source"]
+    return source["role"], source["name"], source["sha256"], record["bos"]
+
+
+def _row_order(record: Record) -> tuple[Any, ...]:
+    return record["candidate"]["name"], record["length"], record.get("depth", 0)
+
+
+def title(record: Record) -> str:
+    """The model, the BOS policy and the text of a record."""
+    bos = formats.bos(record["bos"], record["bos_added"])
+    names = (record["model"]["name"], record["source"]["name"])
+    return f"{formats.shortened(names[0])}, {bos}; {formats.shortened(names[1])}"
+
+
+def label(record: Record) -> tuple[str, str]:
+    """A row's mask and tokens."""
+    return formats.shortened(record["candidate"]["name"], _NAME), formats.count(record["length"])
+
+
+def _continued_by(record: Record, notes: Footnotes) -> str:
+    """`32`, marked where the text outgrows the lengths that its plan's mask serves."""
+    text, crossing = formats.count(record["num_tokens"]), record.get("crossing")
+    if crossing is None:
+        return text
+    beyond = " and ".join(map(formats.count, crossing["boundaries"]))
+    rule = {
+        "stay": "the prompt's mask stays",
+        "prefill": "all tokens are prefilled again with the next mask",
+    }[crossing["rule"]]
+    return f"{text} {notes.mark(f'beyond {beyond} tokens {rule}')}"
+
+
+def _off_full(record: Record) -> str:
+    """`117/270`."""
+    heads = record["candidate"]["heads"]
+    total = sum(heads.values())
+    return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
+
+
+def windows(records: Sequence[Record]) -> str:
+    """`16 windows`, or `4 to 16 windows` where not all lengths have as many."""
+    counts = [record["num_windows"] for record in records]
+    most = f"{formats.count(max(counts))} windows"
+    return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
+
+
+TABLES: dict[str, Sequence[Callable[[Sequence[Record]], Table]]] = {
+    "quality": (divergence_table, likelihood_table, position_table),
+    "continuation": (continuation_table,),
+    "passkey": (passkey_table,),
+}
+"""By kind of record, what makes its tables of one text."""

@@ -1,0 +1,166 @@
+"""The repair step: a specialized model's output slices and biases, trained to make up for its mask.
+
+What is trained in each layer that the mask changed: o of the heads that are left, the sums of o of
+`sink` heads, and the bias at later positions, which is added where there is none. All else is the
+baseline's. Position 0 keeps no bias, so that it stays nearly what it is under every mask.
+
+A repair is kept beside its mask as what it changed, NAME.repair.safetensors: float32 arrays by the
+parameters' names, with the digests of the mask and of the model.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from sinkjax.errors import InputError
+from sinkjax.files import replace_file
+from sinkjax.instruments.token_losses import residuals
+from sinkjax.specialize.attention import SpecializedAttention
+from sinkjax.specialize.build import SpecializedLlama
+
+_TRAINED = ("o", "first_o", "other_o", "mean_bias", "o_bias")
+_DIGESTS = ("mask_digest", "model_digest")
+
+Changes = Mapping[str, jax.Array]
+"""Parameters by name, such as `layers.3.attention.o`."""
+
+
+class Repair:
+    """What of a specialized model is trained, and the model with it in place.
+
+    Attributes:
+      start: the parameters as they are, float32.
+    """
+
+    def __init__(self, model: SpecializedLlama):
+        """Takes a specialized model, which stays as it is.
+
+        Raises:
+          InputError: for a model in which every head is `full`.
+        """
+        model = nnx.clone(model)
+        changed = [
+            index
+            for index, layer in enumerate(model.layers)
+            if isinstance(layer.attention, SpecializedAttention)
+        ]
+        if not changed:
+            raise InputError("the mask has no head off `full`: there is nothing to repair")
+        for index in changed:
+            attention = model.layers[index].attention
+            if attention.mean_bias is None:
+                bias = jnp.zeros((model.config.embed_dim,), model.embedding[...].dtype)
+                attention.mean_bias = nnx.data(
+                    nnx.Param(bias, out_sharding=("embed",), eager_sharding=False)
+                )
+        layers = {("layers", index, "attention", name) for index in changed for name in _TRAINED}
+        self._graph, trained, self._rest = nnx.split(
+            model, lambda path, _: tuple(path) in layers, ...
+        )
+        self._dtypes = {path: leaf[...].dtype for path, leaf in nnx.to_flat_state(trained)}
+        self._leaves = dict(nnx.to_flat_state(trained))
+        self.start: Changes = {
+            _name(path): leaf[...].astype(jnp.float32) for path, leaf in self._leaves.items()
+        }
+
+    def model(self, changes: Changes) -> SpecializedLlama:
+        """The model with these parameters in place of its own.
+
+        Raises:
+          InputError: listing names and shapes that are not those of `start`.
+        """
+        if changes.keys() != self.start.keys():
+            raise InputError(
+                "the repair is of other parameters than the mask's: "
+                f"{', '.join(sorted(changes.keys() ^ self.start.keys())[:4])}; "
+                "repair the mask again"
+            )
+        problems = [
+            f"{name} of the repair is {changes[name].shape}, of the model {value.shape}"
+            for name, value in self.start.items()
+            if changes[name].shape != value.shape
+        ]
+        if problems:
+            raise InputError(*problems)
+        leaves = [
+            (path, leaf.replace(changes[_name(path)].astype(self._dtypes[path])))
+            for path, leaf in self._leaves.items()
+        ]
+        return nnx.merge(self._graph, nnx.from_flat_state(leaves), self._rest)
+
+    def residuals(self, changes: Changes, tokens: jax.Array) -> jax.Array:
+        """The residual stream after the last layer: int [B, T] -> [B, T, D]."""
+        return residuals(self.model(changes), tokens)
+
+
+def save_repair(
+    path: str | os.PathLike[str], changes: Changes, *, mask_digest: str, model_digest: str
+) -> None:
+    """Writes a repair beside its mask.
+
+    Args:
+      path: of the mask's file, NAME.json; the repair is NAME.repair.safetensors.
+      changes: what was trained.
+      mask_digest, model_digest: of the mask and of the baseline.
+
+    Raises:
+      InputError: where it cannot be written.
+    """
+    path = repair_path(path)
+    arrays = {name: np.asarray(value, np.float32) for name, value in changes.items()}
+    metadata = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
+    except OSError as error:
+        raise InputError(
+            f"{path}: the repair cannot be written ({error.strerror or error}); free space there, "
+            "or give another folder"
+        ) from error
+
+
+def load_repair(
+    path: str | os.PathLike[str], *, mask_digest: str, model_digest: str
+) -> dict[str, jax.Array]:
+    """Reads the repair beside a mask's file, for `Repair.model`.
+
+    Raises:
+      InputError: for one that is missing or damaged, or is of another mask or model.
+    """
+    path = repair_path(path)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            names = file.offset_keys()
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read as a repair ({error}); make it again with "
+            "python -m experiments.repair"
+        ) from error
+    wanted = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
+    problems = [
+        f"{path} is of another {name.removesuffix('_digest')}: its {name} is "
+        f"{metadata.get(name)}, that of what it is loaded for is {digest}"
+        for name, digest in wanted.items()
+        if metadata.get(name) != digest
+    ]
+    if problems:
+        raise InputError(*problems)
+    return arrays
+
+
+def repair_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Of the repair of a mask's file."""
+    return pathlib.Path(path).with_suffix(".repair.safetensors")
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))

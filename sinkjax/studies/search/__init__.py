@@ -1,0 +1,1 @@
+"""Which mask costs at most a given KL?"""

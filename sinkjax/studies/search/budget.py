@@ -1,0 +1,229 @@
+"""Growing a mask to a budget of KL: which moves to make, and how far to go. Pure numpy.
+
+A unit is a head, or a whole key/value group. A move takes a unit to a path that saves more. Moves
+are made greedily by predicted cost a saving, each predicted beside those already made; how many of
+them fit the budget is measured, not predicted.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sinkjax.instruments.sensitivity import Prediction
+from sinkjax.masks.mask import Full, Path, SinkMask, group_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One unit to one path.
+
+    Attributes:
+      layer, unit: whose; the unit is a head or a group.
+      path: that it takes.
+      cost, saving: more than before the move, beside those made before it.
+    """
+
+    layer: int
+    unit: int
+    path: Path
+    cost: float
+    saving: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """How far moves went.
+
+    Attributes:
+      tried: measured KL by the number of moves, in the order of measuring.
+      mask, kl: the mask with the most moves that fit, and its measured KL.
+      number: of moves in it.
+      scale: measured KL a predicted one; None where nothing was measured above 0.
+    """
+
+    tried: tuple[tuple[int, float], ...]
+    mask: SinkMask
+    kl: float
+    number: int
+    scale: float | None
+
+
+def rank_moves(
+    start: SinkMask,
+    paths: Sequence[Path],
+    predicted: Prediction,
+    savings: np.ndarray,
+    *,
+    num_kv_heads: int | None = None,
+) -> list[Move]:
+    """Moves in the greedy order: the next one costs least a saving beside those before it.
+
+    Args:
+      start: that moves are made from; also another mask than the predictions are of. With K, the
+        heads of a group are on one path.
+      paths: P of them, without `full`.
+      predicted: costs of single heads.
+      savings: float [P], of a unit on each path, above 0.
+      num_kv_heads: K, for groups as units; None for heads.
+
+    Returns:
+      all moves there are, until every unit is on the path that saves most; equal ones by (layer,
+      unit).
+    """
+    size = _unit_size(start, num_kv_heads)
+    options, saved = [Full(), *paths], np.concatenate([[0.0], savings])
+    num_layers, units = start.num_layers, start.num_heads // size
+    shape = (len(options), num_layers * units, size)
+    linear = predicted.linear.reshape(shape).sum(axis=-1)  # [1 + P, U]
+    products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
+    at = _options(start, options, size)
+    every = np.arange(at.size)
+    shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size * at.size))
+    here = _options(predicted.mask, options, size)
+    # The sum over units of where they are, against the mask that was predicted for.
+    together = (products[:, at, every] - products[:, here, every]).sum(axis=1)
+    own = _mean(np.square(products - products[:, here, every][:, None]))  # [1 + P, U]
+    moves = []
+    while True:
+        change = products - products[:, at, every][:, None]
+        joint = _mean(np.square(change) + 2 * together[:, None, None] * change)
+        cost = linear - linear[at, every]
+        cost = cost + ((1 - shrunk) * joint + shrunk * (own - own[at, every])) / 2
+        saving = saved[:, None] - saved[at][None]
+        slope = np.where(saving > 0, cost / np.where(saving > 0, saving, 1), np.inf)
+        unit = int(slope.min(axis=0).argmin())
+        option = int(slope[:, unit].argmin())
+        if not np.isfinite(slope[option, unit]):
+            return moves
+        moves.append(
+            Move(
+                *divmod(unit, units),
+                options[option],
+                float(cost[option, unit]),
+                float(saving[option, unit]),
+            )
+        )
+        together = together + change[:, option, unit]
+        at[unit] = option
+
+
+def shrinkage(draws: np.ndarray) -> float:
+    """λ: how far sample correlations of few draws are to be moved towards none.
+
+    Σ Var(r_ij) / Σ r_ij² over pairs, the estimate of least expected square error (Schäfer and
+    Strimmer 2005), with products about 0 and not about their means.
+
+    Args:
+      draws: float64 [draws, variables].
+
+    Returns:
+      within [0, 1]; 1 of fewer than two draws.
+    """
+    count = len(draws)
+    if count < 2:
+        return 1.0
+    size = np.sqrt(np.square(draws).mean(axis=0))
+    unit = draws[:, size > 0] / size[size > 0]
+    r = unit.T @ unit / count
+    squares = np.square(unit).T @ np.square(unit) / count
+    variance = (squares - np.square(r)) / (count - 1)
+    off = ~np.eye(len(r), dtype=bool)
+    total = np.square(r[off]).sum()
+    return float(np.clip(variance[off].sum() / total, 0, 1)) if total > 0 else 1.0
+
+
+def make_moves(
+    mask: SinkMask, moves: Sequence[Move], *, num_kv_heads: int | None = None
+) -> SinkMask:
+    """The mask after these moves, in order."""
+    size = _unit_size(mask, num_kv_heads)
+    heads = [list(layer) for layer in mask.heads]
+    for move in moves:
+        start = move.unit * size
+        heads[move.layer][start : start + size] = [move.path] * size
+    return SinkMask(tuple(map(tuple, heads)))
+
+
+def spend(
+    start: SinkMask,
+    moves: Sequence[Move],
+    target: float,
+    measure: Callable[[SinkMask], float],
+    *,
+    kl: float,
+    scale: float | None = None,
+    num_kv_heads: int | None = None,
+    tries: int = 6,
+    close: float = 0.95,
+) -> Step:
+    """As many of the moves, from the first on, as the measured KL allows.
+
+    Their number is bisected; the next one to measure is where the KL would reach the target if it
+    grew with the predicted cost as it did so far, where that lies well inside the bracket.
+
+    Args:
+      start: that moves are made from.
+      moves: best first.
+      target: the most KL.
+      measure: the KL of a mask.
+      kl: of `start`, at most the target.
+      scale: measured KL a predicted one, from earlier; None for none.
+      num_kv_heads: K, where units are groups.
+      tries: measurements, at most.
+      close: the share of the target that is near enough.
+    """
+    cumulative = np.concatenate([[0.0], np.cumsum([move.cost for move in moves])])
+    cumulative = np.maximum.accumulate(cumulative)
+    fits, too_many = 0, len(moves) + 1  # numbers of moves known to fit, and known not to
+    best, found_at_fits, tried = start, kl, []
+    failed = False
+    while len(tried) < tries and too_many - fits > 1 and found_at_fits < close * target:
+        number = _next(cumulative, fits, too_many, found_at_fits, target, scale)
+        if failed:  # predictions that were wrong there may be wrong again
+            number = min(number, (fits + too_many) // 2)
+        candidate = make_moves(start, moves[:number], num_kv_heads=num_kv_heads)
+        found = measure(candidate)
+        tried.append((number, found))
+        if cumulative[number] > 0 and found > kl:
+            scale = (found - kl) / float(cumulative[number])
+        failed = found > target
+        if not failed:
+            fits, best, found_at_fits = number, candidate, found
+        else:
+            too_many = number
+    return Step(tuple(tried), best, found_at_fits, fits, scale)
+
+
+def _next(
+    cumulative: np.ndarray,
+    fits: int,
+    too_many: int,
+    kl: float,
+    target: float,
+    scale: float | None,
+) -> int:
+    """The number of moves to measure next, between two known ones, both excluded."""
+    middle = (fits + too_many) // 2
+    if scale is None:
+        return middle
+    aim = cumulative[fits] + (0.97 * target - kl) / scale
+    number = int(np.searchsorted(cumulative, aim, side="right")) - 1
+    # A guess near an end may leave the bracket as it is, again and again.
+    margin = max(1, (too_many - fits) // 8)
+    return min(max(number, fits + margin), too_many - margin)
+
+
+def _options(mask: SinkMask, options: Sequence[Path], size: int) -> np.ndarray:
+    """Which option each unit is on: int [U]."""
+    return np.array([options.index(path) for layer in mask.heads for path in layer[::size]])
+
+
+def _unit_size(mask: SinkMask, num_kv_heads: int | None) -> int:
+    """Heads of a unit."""
+    return 1 if num_kv_heads is None else group_size(mask.num_heads, num_kv_heads)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over draws; 0 of none."""
+    return values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])

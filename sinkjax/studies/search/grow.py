@@ -1,0 +1,271 @@
+"""The search: rounds of predicting what moves cost, and of measuring how many of them fit.
+
+In each round the cost of every head on every path is predicted anew under the mask so far
+(`sensitivity`, or heads' own errors; `gates` stay what they are), moves are ranked by cost a
+saving, and the KL on held-back windows decides how many are made. Early rounds may spend a part of
+the budget only, so that most of it is spent with predictions for a mask that is near.
+
+Sensitivities rest on few draws, and of many noisy costs the least are those that noise made small.
+So each is drawn towards what the layer's own errors say, as if those were worth `_PRIOR` draws; and
+what only seems to lower the KL, by cancelling earlier moves, is not counted on.
+
+Nothing is random but the draws of labels, which are seeded: the same call finds the same mask.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sinkjax.accounts.savings import Workload, path_savings
+from sinkjax.instruments.judge import Judge, batches
+from sinkjax.instruments.own_errors import mean_outputs, own_errors
+from sinkjax.instruments.sensitivity import Prediction, predict_moves
+from sinkjax.instruments.sinks import measure_sinks
+from sinkjax.masks.mask import Full, Path, Sink, SinkMask, group_size
+from sinkjax.models.decoder import Llama
+from sinkjax.studies.search.budget import Step, rank_moves, spend
+from sinkjax.studies.store import InMemory, Store
+
+RANKINGS = ("sensitivity", "error", "gates")
+OBJECTIVES = ("savings", "heads")
+
+_PRIOR = 8  # draws
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gates:
+    """Learned gates, which rank heads for one path.
+
+    Attributes:
+      values: float [L, N], or [L, K] of key/value groups; the lowest leave `full` first.
+      path: that they were learned for.
+      model_digest: of the model that they were learned on.
+      text_sha256: of the text that they were trained on.
+      origin: what training they are from, of JSON values.
+    """
+
+    values: np.ndarray
+    path: Path
+    model_digest: str
+    text_sha256: str
+    origin: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """What is searched for, and how.
+
+    Attributes:
+      paths: that heads may take beside `full`.
+      kl_budget: the most KL, nats a token, on the held-back windows.
+      workload: for which savings are counted.
+      by: units that move, each `head` or each key/value `group` as a whole.
+      objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
+        `full` whatever they save.
+      ranking: costs by `sensitivity`, by heads' own `error` squared, or by learned `gates`.
+      rounds: of growing.
+      tries: measured masks a round, at most.
+      samples: draws of labels for each window.
+      seed: of the draws.
+      gates: for the ranking of that name.
+    """
+
+    paths: tuple[Path, ...]
+    kl_budget: float
+    workload: Workload
+    by: Literal["head", "group"] = "head"
+    objective: Literal["savings", "heads"] = "savings"
+    ranking: Literal["sensitivity", "error", "gates"] = "sensitivity"
+    rounds: int = 4
+    tries: int = 5
+    samples: int = 2
+    seed: int = 0
+    gates: Gates | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        fields = dataclasses.asdict(dataclasses.replace(self, gates=None))
+        fields["gates"] = None if self.gates is None else dict(self.gates.origin)
+        return {**fields, "paths": list(map(str, self.paths))}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found.
+
+    Attributes:
+      mask: with the most savings, or heads, of those within the budget.
+      kl: its mean KL on the held-back windows.
+      fills: float32 [L, N, H], means of `sink(mean)`; None where no path asks for them.
+      savings: float64 [P], of a unit on each path.
+      errors: float64 [P, L, N], heads' own errors under the baseline.
+      rounds: each with the masks that it measured.
+    """
+
+    mask: SinkMask
+    kl: float
+    fills: np.ndarray | None
+    savings: np.ndarray
+    errors: np.ndarray
+    rounds: tuple[Step, ...]
+
+
+def search_mask(
+    model: Llama,
+    ranking_windows: np.ndarray,
+    held_windows: np.ndarray,
+    settings: SearchSettings,
+    store: Store | None = None,
+) -> Found:
+    """Finds a mask whose measured KL is within a budget.
+
+    Args:
+      model: every head `full`.
+      ranking_windows: int32 [W, T], on which costs are predicted and means taken.
+      held_windows: int32 [W, T], on which masks are measured; others than those.
+      settings: what is searched for.
+      store: of what is measured; None to keep nothing.
+    """
+    store = store or Store(InMemory(), "", lambda what, tokens: None)
+    config = model.config
+    kv_heads = config.num_kv_heads if settings.by == "group" else None
+    savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
+    # Of paths that are worth the same the one that saves more is better, by next to nothing.
+    worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
+    fills = None
+    if Sink("mean") in settings.paths:
+        fills = store(
+            "means", ranking_windows, lambda: {"fills": mean_outputs(model, ranking_windows)}
+        )["fills"]
+    measure = _measure(model, held_windows, fills, store)
+    predict = _predict(model, ranking_windows, fills, settings, store)
+    full = SinkMask.full(config)
+    best, kl, scale, rounds = full, 0.0, None, []
+    for number in range(settings.rounds):
+        moves = rank_moves(
+            best, settings.paths, predict(best, number), worth, num_kv_heads=kv_heads
+        )
+        step = spend(
+            best,
+            moves,
+            settings.kl_budget * (number + 1) / settings.rounds,
+            measure,
+            kl=kl,
+            scale=scale,
+            num_kv_heads=kv_heads,
+            tries=settings.tries,
+        )
+        rounds.append(step)
+        best, kl, scale = step.mask, step.kl, step.scale
+    errors = _errors(model, ranking_windows, full, fills, settings, store)
+    return Found(best, kl, fills, savings, errors, tuple(rounds))
+
+
+def sink_scores(model: Llama, windows: np.ndarray, store: Store) -> np.ndarray:
+    """The score `mean` of each head, its mean over windows: float64 [L, N]."""
+
+    def measured() -> dict[str, np.ndarray]:
+        found = [
+            np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
+            for tokens, count in batches(windows)
+        ]
+        return {"scores": np.concatenate(found)}
+
+    return store("sink scores", windows, measured)["scores"].mean(axis=0, dtype=np.float64)
+
+
+def _measure(
+    model: Llama, windows: np.ndarray, fills: np.ndarray | None, store: Store
+) -> Callable[[SinkMask], float]:
+    judges: list[Judge] = []  # made where something is measured that is not kept
+
+    def measured(mask: SinkMask) -> dict[str, np.ndarray]:
+        if not judges:
+            judges.append(Judge(model, windows, fills=fills))
+        return {"kl": judges[0](mask)}
+
+    def measure(mask: SinkMask) -> float:
+        found = store("KL", windows, lambda: measured(mask), mask=mask, fills=fills)
+        return float(found["kl"].mean(dtype=np.float64))
+
+    return measure
+
+
+def _predict(
+    model: Llama,
+    windows: np.ndarray,
+    fills: np.ndarray | None,
+    settings: SearchSettings,
+    store: Store,
+) -> Callable[[SinkMask, int], Prediction]:
+    def by_sensitivity(mask: SinkMask, number: int) -> Prediction:
+        how = {"samples": settings.samples, "seed": settings.seed + number}
+
+        def predicted() -> dict[str, np.ndarray]:
+            found = predict_moves(model, windows, settings.paths, mask=mask, fills=fills, **how)
+            return {"linear": found.linear, "products": found.products}
+
+        arrays = store(
+            "sensitivity",
+            windows,
+            predicted,
+            mask=mask,
+            fills=fills,
+            passes=2 + 2 * settings.samples,
+            paths=list(map(str, settings.paths)),
+            **how,
+        )
+        errors = _errors(model, windows, mask, fills, settings, store)
+        return _steadied(Prediction(mask, **arrays), errors, settings.paths)
+
+    def by_error(mask: SinkMask, number: int) -> Prediction:
+        return _adding_up(mask, np.square(_errors(model, windows, mask, fills, settings, store)))
+
+    def by_gates(mask: SinkMask, number: int) -> Prediction:
+        gates = np.asarray(settings.gates.values, np.float64)
+        size = group_size(mask.num_heads, gates.shape[1])
+        return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
+
+    known = {"sensitivity": by_sensitivity, "error": by_error, "gates": by_gates}
+    return known[settings.ranking]
+
+
+def _errors(
+    model: Llama,
+    windows: np.ndarray,
+    mask: SinkMask,
+    fills: np.ndarray | None,
+    settings: SearchSettings,
+    store: Store,
+) -> np.ndarray:
+    arrays = store(
+        "errors",
+        windows,
+        lambda: {"errors": own_errors(model, windows, settings.paths, mask=mask, fills=fills)},
+        mask=mask,
+        fills=fills,
+        paths=list(map(str, settings.paths)),
+    )
+    return arrays["errors"]
+
+
+def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:
+    """Of costs of single heads on each path, float [P, L, N], with nothing between them."""
+    linear = np.concatenate([np.zeros_like(costs[:1]), costs])
+    return Prediction(mask, linear, np.zeros((0, *linear.shape)))
+
+
+def _steadied(predicted: Prediction, errors: np.ndarray, paths: Sequence[Path]) -> Prediction:
+    """Predictions whose noise is held down by own errors, float [P, L, N], under the same mask."""
+    options = [Full(), *paths]
+    squares = np.concatenate([np.zeros_like(errors[:1]), np.square(errors)])  # [1 + P, L, N]
+    here = np.array([[options.index(path) for path in layer] for layer in predicted.mask.heads])
+    squares = squares - np.take_along_axis(squares, here[None], axis=0)
+    own = np.square(predicted.products).mean(axis=0) / 2
+    per_square = own.sum(axis=(0, 2)) / np.abs(squares).sum(axis=(0, 2))  # [L]
+    draws = len(predicted.products)
+    trusted = draws / (draws + _PRIOR)
+    linear = np.maximum(predicted.linear, 0) + (1 - trusted) * per_square[:, None] * squares
+    return Prediction(predicted.mask, linear, predicted.products * trusted**0.5)

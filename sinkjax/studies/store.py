@@ -1,0 +1,85 @@
+"""What a search has measured, kept under names that say what it was."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.digest import tokens_digest
+from sinkjax.studies.results import identity
+
+
+class Kept(Protocol):
+    """Where arrays are kept: `sinkjax.studies.results.Results`, or `InMemory`."""
+
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None: ...
+
+    def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None: ...
+
+
+class InMemory:
+    """Keeps arrays as long as the process runs."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, dict[str, np.ndarray]] = {}
+
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        return self._arrays.get(name)
+
+    def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
+        self._arrays[name] = arrays
+
+
+class Store:
+    """Measures once what is asked for again, in this process or in an earlier one."""
+
+    def __init__(self, kept: Kept, model_digest: str, on_progress: Callable[[str, int], None]):
+        """Keeps what is measured of one model.
+
+        Args:
+          on_progress: called with what was measured, or found, and the tokens that it took.
+        """
+        self._kept, self._model_digest, self._on_progress = kept, model_digest, on_progress
+
+    def __call__(
+        self,
+        what: str,
+        windows: np.ndarray | None,
+        measure: Callable[[], dict[str, np.ndarray]],
+        *,
+        mask: SinkMask | None = None,
+        fills: np.ndarray | None = None,
+        passes: int = 1,
+        **how: Any,
+    ) -> dict[str, np.ndarray]:
+        """The arrays that `measure` gives for all that is named here.
+
+        Args:
+          what: is measured.
+          windows: int32 [W, T], on which; None for what needs no text.
+          mask, fills: under which.
+          passes: how often the tokens go through the model, for progress.
+          how: settings, of JSON values.
+        """
+        name = identity(
+            {
+                "what": what,
+                "model_digest": self._model_digest,
+                "tokens_sha256": None if windows is None else tokens_digest(windows),
+                "mask_digest": None if mask is None else mask.digest,
+                "fills_sha256": None if fills is None else _sha256(fills),
+                **how,
+            }
+        )
+        arrays = self._kept.arrays(name)
+        if arrays is None:
+            arrays = measure()
+            self._kept.put_arrays(name, **arrays)
+        self._on_progress(what, 0 if windows is None else windows.size * passes)
+        return arrays
+
+
+def _sha256(fills: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(fills, np.float32).tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Which heads are sinks, by length, text and definition?"""

@@ -1,0 +1,56 @@
+"""One cell of a sweep: what the scores of many prompts at one length say."""
+
+from typing import Any
+
+import numpy as np
+
+from sinkjax.masks.scores import checked, is_sink
+from sinkjax.studies.resampling import estimate, resample_counts
+from sinkjax.studies.sweep.conditional import conditionals
+
+_DECIMALS = 6  # of averaged float32 measurements, which carry no more
+
+
+def summarize_cell(
+    scores: np.ndarray, output_norm: np.ndarray, definition: str, threshold: float, seed: int
+) -> dict[str, Any]:
+    """The result of one cell of a sweep: one length, definition and threshold over P prompts.
+
+    Args:
+      scores: float32 [P, L, N].
+      output_norm: float32 [P, L, N], the heads' output norms relative to their layer.
+      definition: of the scores.
+      threshold: an attention share, within (0, 1).
+      seed: of the resamples and the shuffles.
+
+    Returns:
+      the "result" of a record of kind "cell", of plain Python values: `sinks` (count a prompt and
+      share of L·N), `per_layer` [L], `per_head` [L][N], `mean_score` [L][N], `output_norm` [L][N],
+      `conditional` (one for each source layer before the last) and `best_source`.
+
+    Raises:
+      ValueError: for shapes that differ or are empty, values that are not finite, or a threshold
+        outside (0, 1).
+    """
+    scores, output_norm = checked(scores, "scores"), checked(output_norm, "output_norm")
+    if scores.shape != output_norm.shape:
+        raise ValueError(f"scores are {scores.shape} and output_norm is {output_norm.shape}")
+    sinks = is_sink(scores, definition, threshold)
+    num_prompts, num_layers, num_heads = sinks.shape
+    weights = resample_counts(num_prompts, seed)
+    per_prompt = sinks.sum(axis=(1, 2), dtype=np.float64)
+    count, counts = per_prompt.mean(), weights @ per_prompt / num_prompts
+    heads_in_all = num_layers * num_heads
+    conditional, best = conditionals(sinks, weights, seed)
+    return {
+        "sinks": {
+            "count": estimate(count, counts, num_prompts),
+            "share": estimate(count / heads_in_all, counts / heads_in_all, num_prompts),
+        },
+        "per_layer": sinks.mean(axis=(0, 2)).tolist(),
+        "per_head": sinks.mean(axis=0).tolist(),
+        "mean_score": scores.mean(axis=0, dtype=np.float64).round(_DECIMALS).tolist(),
+        "output_norm": output_norm.mean(axis=0, dtype=np.float64).round(_DECIMALS).tolist(),
+        "conditional": conditional,
+        "best_source": best,
+    }

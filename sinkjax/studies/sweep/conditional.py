@@ -1,0 +1,242 @@
+"""P(head of a later layer is a sink | the head of the same index in a source layer is).
+
+The pairs are pooled over prompts, heads and all layers after the source layer, as the founding
+study pooled them over heads and layers after layer 0.
+
+The control for "the same head index" renumbers the heads of the source layer, with one permutation
+for all prompts. A head that is a sink in one prompt tends to be one in others, so it is heads and
+not (prompt, head) pairs that are exchangeable: a fresh permutation for every prompt would average
+chance agreements away and call them significant. The control answers: had the source layer's heads
+been numbered otherwise, each layer keeping its sinks, how large would the conditional be?
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sinkjax.studies.resampling import Resampled, estimate, interval
+
+SHUFFLES = 1000
+
+_SHUFFLING = 2  # tells these draws from others of the same seed
+
+
+def conditionals(
+    sinks: np.ndarray, weights: np.ndarray, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every source layer's conditional, and the best source layer by lift.
+
+    Args:
+      sinks: bool [P, L, N].
+      weights: of the prompts in each resample, float64 [R, P].
+      seed: of the shuffles.
+
+    Returns:
+      `conditional` and `best_source` of a cell's result. The interval of the best source's lift is
+      that layer's own and takes no account of its having been picked; `shuffled_best_lift` does.
+    """
+    num_prompts, num_layers, num_heads = sinks.shape
+    by_prompt, later = _totals_by_prompt(sinks)
+    totals = by_prompt.summed()
+    observed = _rates(totals, num_prompts * num_heads)
+    resampled = _rates(by_prompt.weighted(weights), num_prompts * num_heads)
+    both = _shuffled_both(sinks[:, :-1], later, seed)
+    shuffled = _rates(totals._replace(both=both), num_prompts * num_heads)
+
+    conditional = []
+    for layer in range(num_layers - 1):
+        undefined = _undefined(totals, layer, num_prompts, num_prompts * num_heads)
+        estimates = {
+            name: estimate(
+                observed[name][layer], resampled[name][:, layer], num_prompts, undefined[name]
+            )
+            for name in observed
+        }
+        control = {
+            name: _shuffled_estimate(shuffled[name][:, layer], undefined[name])
+            for name in ("given_sink", "lift")
+        }
+        count = int(totals.source[layer])
+        conditional.append(
+            {
+                "source_layer": layer,
+                "n": count,
+                "pairs": count * (num_layers - 1 - layer),
+                **estimates,
+                "shuffled": control,
+            }
+        )
+    return conditional, _best_source(conditional, observed["lift"], shuffled["lift"], sinks)
+
+
+def layer_0_lift(sinks: np.ndarray, weights: np.ndarray) -> Resampled:
+    """The lift of layer 0 over all later layers, from bool [P, L, N] and weights [R, P]."""
+    num_prompts, num_layers, num_heads = sinks.shape
+    if num_layers == 1:
+        nothing = np.full(len(weights), np.nan)
+        return Resampled(math.nan, nothing, "the model has one layer: none comes after another")
+    by_prompt, _ = _totals_by_prompt(sinks)
+    totals = by_prompt.summed()
+    return Resampled(
+        float(_rates(totals, num_prompts * num_heads)["lift"][0]),
+        _rates(by_prompt.weighted(weights), num_prompts * num_heads)["lift"][:, 0],
+        _undefined(totals, 0, num_prompts, num_prompts * num_heads)["lift"],
+    )
+
+
+class _Totals(NamedTuple):
+    """The counts that the conditionals of all S = L - 1 source layers are made of.
+
+    Leading axes are prompts, resamples or shuffles, or none.
+
+    Attributes:
+      source: sinks in the source layer, float64 [..., S].
+      later: sinks in all the layers after it, float64 [..., S].
+      both: pairs of a sink of the source layer and a later layer in which the head of the same
+        index is a sink too, float64 [..., S].
+    """
+
+    source: np.ndarray
+    later: np.ndarray
+    both: np.ndarray
+
+    def summed(self) -> "_Totals":
+        return _Totals(*(counts.sum(axis=0) for counts in self))
+
+    def weighted(self, weights: np.ndarray) -> "_Totals":
+        return _Totals(*(weights @ counts for counts in self))
+
+
+def _totals_by_prompt(sinks: np.ndarray) -> tuple[_Totals, np.ndarray]:
+    """Counts of each prompt, from bool [P, L, N].
+
+    Returns:
+      the totals, with leading axis P, and how many later layers have head n as a sink: float64
+      [P, S, N].
+    """
+    z = sinks.astype(np.float64)
+    from_here = np.cumsum(z[:, ::-1], axis=1)[:, ::-1]  # sinks of layers l >= s
+    source, later = z[:, :-1], from_here[:, 1:]
+    totals = _Totals(source.sum(axis=2), later.sum(axis=2), np.einsum("psn,psn->ps", source, later))
+    return totals, later
+
+
+def _rates(totals: _Totals, num_heads: int) -> dict[str, np.ndarray]:
+    """The conditionals by name, [..., S] each and NaN where undefined.
+
+    Args:
+      totals: counts.
+      num_heads: (prompt, head) pairs in one layer, P·N.
+    """
+    num_sources = totals.source.shape[-1]
+    later_layers = np.arange(num_sources, 0, -1)
+    pairs = num_heads * later_layers
+    source, later, both = totals.source * later_layers, totals.later, totals.both
+    with np.errstate(invalid="ignore"):  # all that is undefined is 0 / 0
+        return {
+            "given_sink": both / source,
+            "given_not": (later - both) / (pairs - source),
+            "base_rate": later / pairs,
+            # given_sink / base_rate, rounded once, so that equal lifts are equal numbers.
+            "lift": (both * pairs) / (source * later),
+            # The correlation of two indicators, in counts; under one root, so that ±1 is exact.
+            "phi": (pairs * both - source * later)
+            / np.sqrt(source * (pairs - source) * (later * (pairs - later))),
+        }
+
+
+def _undefined(totals: _Totals, layer: int, num_prompts: int, num_heads: int) -> dict[str, str]:
+    """Why each of the layer's rates would be undefined; "" where it is not."""
+    pairs = num_heads * (totals.source.shape[-1] - layer)
+    in_any = "in the one prompt" if num_prompts == 1 else f"in any of the {num_prompts} prompts"
+    in_all = "in the one prompt" if num_prompts == 1 else f"in all of the {num_prompts} prompts"
+    no_source = no_later = all_source = all_later = ""
+    if totals.source[layer] == 0:
+        no_source = f"layer {layer} has no sink head {in_any}"
+    if totals.source[layer] == num_heads:
+        all_source = f"every head of layer {layer} is a sink {in_all}"
+    if totals.later[layer] == 0:
+        no_later = f"no layer after layer {layer} has a sink head {in_any}"
+    if totals.later[layer] == pairs:
+        all_later = f"every head after layer {layer} is a sink {in_all}"
+    return {
+        "given_sink": no_source,
+        "given_not": all_source,
+        "base_rate": "",
+        "lift": no_source or no_later,
+        "phi": no_source or all_source or no_later or all_later,
+    }
+
+
+def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarray:
+    """`_Totals.both` with the heads of each source layer renumbered.
+
+    The layers after it keep their numbers, and each source layer gets permutations of its own: were
+    all layers numbered by chance, each would be so independently of those after it, so that the
+    greatest lift of a shuffle is the greatest of L - 1 independent ones.
+
+    Args:
+      source: bool [P, S, N].
+      later: float64 [P, S, N], later layers in which head n is a sink.
+      seed: of the permutations.
+
+    Returns:
+      float64 [shuffles, S].
+    """
+    num_sources, num_heads = source.shape[1:]
+    rng = np.random.default_rng((_SHUFFLING, seed))
+    heads = np.arange(num_heads)
+    both = np.empty((SHUFFLES, num_sources))
+    for layer in range(num_sources):
+        # One permutation serves all prompts, so these counts are all that it can matter to.
+        agreements = source[:, layer].T.astype(np.float64) @ later[:, layer]  # [N, N]
+        order = rng.permuted(np.tile(heads, (SHUFFLES, 1)), axis=1)
+        both[:, layer] = agreements[order, heads].sum(axis=1)
+    return both
+
+
+def _best_source(
+    conditional: Sequence[Mapping[str, Any]],
+    lifts: np.ndarray,
+    shuffled_lifts: np.ndarray,
+    sinks: np.ndarray,
+) -> dict[str, Any]:
+    """The source layer of the greatest lift (the lowest of equals), beside what chance picks.
+
+    Args:
+      conditional: of each source layer.
+      lifts: [S], NaN where undefined.
+      shuffled_lifts: [shuffles, S], NaN in the same layers.
+      sinks: bool [P, L, N].
+    """
+    defined = np.flatnonzero(~np.isnan(lifts))
+    if defined.size:
+        layer = int(defined[np.argmax(lifts[defined])])
+        return {
+            "layer": layer,
+            "lift": dict(conditional[layer]["lift"]),
+            "shuffled_best_lift": _shuffled_estimate(shuffled_lifts[:, defined].max(axis=1)),
+        }
+    layers = np.flatnonzero(sinks.any(axis=(0, 2)))  # two of them would define the first one's lift
+    if sinks.shape[1] == 1:
+        reason = "the model has one layer: none comes after another"
+    elif not layers.size:
+        reason = "no head of any layer is a sink in any prompt"
+    else:
+        reason = f"layer {layers[0]} alone has sink heads"
+    nothing = {"value": None, "undefined": reason}
+    return {
+        "layer": None,
+        "lift": nothing,
+        "shuffled_best_lift": dict(nothing),
+        "undefined": reason,
+    }
+
+
+def _shuffled_estimate(values: np.ndarray, undefined: str = "") -> dict[str, Any]:
+    """The mean and the spread over shuffles, [shuffles]; all are NaN, or none."""
+    if np.isnan(values[0]):
+        return {"value": None, "undefined": undefined}
+    return {"value": float(values.mean()), **interval(values)}

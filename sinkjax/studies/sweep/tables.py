@@ -1,0 +1,329 @@
+"""The tables that the terminal and the report show. All their text comes from records."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sinkjax.report import formats
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies.sweep.records import Curve, Group, Sweep, arrange
+
+# The founding study's own numbers: tokens, sink heads, P(later | layer 0).
+_STUDY = {
+    "Hello world": ("2", "366/512 (71.48%)", "74.04%"),
+    "complex sentence": ("24", "117/512 (22.85%)", "26.67%"),
+}
+_SHOWN_HEADS = 12  # of a list of heads in a table
+
+
+def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
+    """What a sweep found, in the order in which to read it.
+
+    Args:
+      specification, records: of the sweep, as `sinkjax.studies.results.read_records` returns them;
+        the records in any order.
+
+    Returns:
+      the founding study's table, then for each model and BOS policy the tables by length and those
+      over all lengths. None of what the sweep has no records for.
+    """
+    sweep = arrange(specification, records)
+    tables = study_tables(sweep)
+    for group in sweep.groups:
+        for curve in group.curves:
+            tables += [
+                sinks_table(curve, group, sweep.level),
+                conditional_table(curve, group, sweep.level),
+            ]
+        tables += over_lengths_tables(group, sweep.level)
+    return tables
+
+
+def study_tables(sweep: Sweep) -> list[Table]:
+    """The founding study's own table, one for each of its prompts, this sweep's numbers in it."""
+    cells = list(sweep.study)
+    prompts: dict[str, list[Record]] = {}
+    for cell in cells:
+        prompts.setdefault(cell["source"]["name"].removeprefix("study: "), []).append(cell)
+    return [_study_table(sweep, prompt, of_prompt) for prompt, of_prompt in prompts.items()]
+
+
+def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    theirs = [
+        ("Llama-3.2-1B", "> 0.9 (the study)", *numbers, "-", "-", "-")
+        for name, numbers in _STUDY.items()
+        if prompt.startswith(name)
+    ]
+    explanations = [
+        "P(later | layer 0): how often a head of a later layer is a sink where the head of the "
+        "same index in layer 0 is one. Base rate: how often a head of a later layer is one. Lift: "
+        "the first by the second; at 1, layer 0 tells nothing. n: sink heads of layer 0, on which "
+        "all of it rests. One prompt, so no interval."
+    ]
+    if theirs:
+        explanations.append("-: the study does not say.")
+    if "stand-in" in prompt:
+        explanations.append(
+            "The study's own sentence is not published: another of 24 tokens stands in for it."
+        )
+    return Table(
+        title=f"The founding study's prompt, without BOS: {prompt}",
+        columns=(
+            "model",
+            "sink if",
+            "tokens",
+            "sink heads",
+            "P(later |\nlayer 0)",
+            "base\nrate",
+            "lift",
+            "n",
+        ),
+        rows=(*theirs, *(_study_row(sweep, cell, notes) for cell in cells)),
+        notes=(*explanations, *notes.lines()),
+        labels=2,
+    )
+
+
+def _study_row(sweep: Sweep, cell: Record, notes: Footnotes) -> tuple[str, ...]:
+    sinks, model = cell["result"]["sinks"], cell["model"]
+    total = model["num_layers"] * model["num_heads"]
+    conditional = layer_0(cell)
+    share = lambda value: formats.percent(value, 2)  # noqa: E731
+    return (
+        sweep.model_name(model),
+        formats.criterion(cell["definition"], cell["threshold"]),
+        formats.count(cell["length"]),
+        f"{formats.count(sinks['count']['value'])}/{total} ({share(sinks['share']['value'])})",
+        formats.point(conditional["given_sink"], share, notes),
+        formats.point(conditional["base_rate"], share, notes),
+        formats.point(conditional["lift"], formats.ratio, notes),
+        formats.count(conditional["n"]),
+    )
+
+
+def sinks_table(curve: Curve, group: Group, level: str) -> Table:
+    """How many heads are sinks, by length."""
+    notes = Footnotes()
+    holding = curve.over_lengths and curve.over_lengths["result"]["consistent"]["count_up_to"]
+    rows = []
+    for index, cell in enumerate(curve.cells):
+        sinks, best = cell["result"]["sinks"], cell["result"]["best_source"]
+        lift = formats.point(best["lift"], formats.ratio, notes)
+        by_chance = beyond_chance(best["lift"], best["shuffled_best_lift"]) is False
+        doubt = f" {notes.mark('no more than the best of shuffled layers')}" if by_chance else ""
+        row = (
+            formats.count(cell["length"]),
+            formats.count(cell["num_prompts"]),
+            formats.estimate(sinks["count"], formats.mean_count, notes),
+            formats.estimate(sinks["share"], formats.percent, notes),
+            lift if best["layer"] is None else f"layer {best['layer']}: {lift}{doubt}",
+        )
+        rows.append((*row, formats.count(holding[index])) if holding else row)
+    columns = [
+        "tokens",
+        "prompts",
+        f"sink heads\nof {curve.num_heads} [{level}]",
+        f"share [{level}]",
+        "best source\nlayer: lift",
+    ]
+    explanations = [
+        "Sink heads: mean over prompts. In brackets: the interval from resampling prompts. Best "
+        "source layer: the one whose sinks raise the share of sinks in the same heads of later "
+        "layers most."
+    ]
+    if holding:
+        columns.append("hold up\nto here")
+        share = curve.over_lengths["result"]["consistent"]["min_share"]
+        explanations.append(
+            f"Hold up to here: heads that are sinks in at least {formats.percent(share, 0)} of the "
+            "prompts at this length and at every shorter one."
+        )
+    return Table(
+        title=f"{group.name}; {curve.source_name}: heads with {curve.criterion}",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=(*explanations, *_missing(curve), *notes.lines()),
+    )
+
+
+def conditional_table(curve: Curve, group: Group, level: str) -> Table:
+    """What layer 0 tells of later layers, by length."""
+    notes = Footnotes()
+    rows = []
+    for cell in curve.cells:
+        conditional = layer_0(cell)
+        rows.append(
+            (
+                formats.count(cell["length"]),
+                formats.count(conditional["n"]),
+                formats.point(conditional["given_sink"], formats.percent, notes),
+                formats.point(conditional["base_rate"], formats.percent, notes),
+                formats.point(conditional["given_not"], formats.percent, notes),
+                formats.estimate(conditional["lift"], formats.ratio, notes),
+                formats.spread(conditional["shuffled"]["lift"], formats.ratio, notes),
+                formats.point(conditional["phi"], formats.ratio, notes),
+            )
+        )
+    return Table(
+        title=f"{group.name}; {curve.source_name}: layer 0 and later, {curve.criterion}",
+        columns=(
+            "tokens",
+            "n",
+            "P(later |\nlayer 0)",
+            "base\nrate",
+            "P(later |\nnot)",
+            f"lift [{level}]",
+            f"shuffled\nlift [{level}]",
+            "phi",
+        ),
+        rows=tuple(rows),
+        notes=(
+            "n: sinks in layer 0 over all prompts. Shuffled: the lift with the heads of layer 0 "
+            "renumbered; a lift within is no news.",
+            *notes.lines(),
+        ),
+    )
+
+
+def best_source_table(curve: Curve, group: Group, level: str) -> Table:
+    """The source layer of the greatest lift, by length, beside what chance picks."""
+    notes = Footnotes()
+    rows = []
+    for cell in curve.cells:
+        best = cell["result"]["best_source"]
+        rows.append(
+            (
+                formats.count(cell["length"]),
+                "none" if best["layer"] is None else str(best["layer"]),
+                formats.estimate(best["lift"], formats.ratio, notes),
+                formats.estimate(best["shuffled_best_lift"], formats.ratio, notes),
+            )
+        )
+    return Table(
+        title=f"{group.name}; {curve.source_name}: best source layer, {curve.criterion}",
+        columns=(
+            "tokens",
+            "source layer",
+            f"its lift [{level}]",
+            f"best lift of\nshuffled layers [{level}]",
+        ),
+        rows=tuple(rows),
+        notes=(
+            "The best of many lifts is large by chance too: hold it against the best of as many "
+            "layers with their heads renumbered.",
+            *notes.lines(),
+        ),
+    )
+
+
+def over_lengths_tables(group: Group, level: str) -> list[Table]:
+    """What holds at every length, and where things change most; none without such records."""
+    curves = [curve for curve in group.curves if curve.over_lengths]
+    return [consistent_table(group, curves), change_table(group, curves, level)] if curves else []
+
+
+def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
+    """The record of consistent heads."""
+    rows = []
+    for curve in curves:
+        heads = curve.over_lengths["result"]["consistent"]["heads"]
+        shown = ", ".join(formats.head(*head) for head in heads[:_SHOWN_HEADS])
+        more = len(heads) - _SHOWN_HEADS
+        rows.append(
+            (
+                curve.source_name,
+                curve.criterion,
+                formats.lengths(curve.over_lengths["lengths"]),
+                f"{len(heads)} of {curve.num_heads}",
+                (f"{shown} and {more} more" if more > 0 else shown) or "none",
+            )
+        )
+    shares = sorted({curve.over_lengths["result"]["consistent"]["min_share"] for curve in curves})
+    least = " or ".join(formats.percent(share, 0) for share in shares)
+    return Table(
+        title=f"{group.name}: heads that are sinks at every length",
+        columns=("text", "sink if", "lengths", "heads", "which"),
+        rows=tuple(rows),
+        notes=(
+            f"In at least {least} of the prompts at each of the lengths. L3H5: layer 3, head 5, "
+            "from 0.",
+        ),
+        labels=5,
+    )
+
+
+def change_table(group: Group, curves: Sequence[Curve], level: str) -> Table:
+    """The lengths between which share and lift change most."""
+    notes = Footnotes()
+    units = {"share": "share, pp", "lift": "lift"}
+    rows = []
+    for curve in curves:
+        result = curve.over_lengths["result"]
+        for name, show in (("share", formats.points), ("lift", formats.signed)):
+            change = result[f"{name}_change"]
+            label = (curve.source_name, curve.criterion, units[name])
+            if "undefined" in change:
+                mark = f"{formats.UNDEFINED} {notes.mark(change['undefined'])}"
+                rows.append((*label, mark, "-", "-", "-"))
+                continue
+            support = change["support"]
+            rows.append(
+                (
+                    *label,
+                    f"{formats.count(change['from'])} to {formats.count(change['to'])}",
+                    formats.estimate(change["change"], show, notes),
+                    show(change["per_doubling"]),
+                    f"none {notes.mark('one prompt at a length: there is nothing to resample')}"
+                    if support is None
+                    else formats.percent(support),
+                )
+            )
+    return Table(
+        title=f"{group.name}: where share and lift change most",
+        columns=(
+            "text",
+            "sink if",
+            "what",
+            "between\ntokens",
+            f"change [{level}]",
+            "a doubling",
+            "support",
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Between neighbouring lengths of the sweep; pp: percentage points. A doubling: the "
+            "change by each doubling of the length between the two. Support: how many resamples of "
+            "the prompts agree that it is this step that changes most.",
+            *notes.lines(),
+        ),
+        labels=3,
+    )
+
+
+def beyond_chance(lift: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool | None:
+    """Whether a lift lies above the interval of its shuffled control; None where undefined."""
+    if lift["value"] is None or shuffled["value"] is None:
+        return None
+    return lift["value"] > shuffled["high"]
+
+
+def layer_0(cell: Record) -> Mapping[str, Any]:
+    """What a cell says of source layer 0, also of a model that has no other layer."""
+    result = cell["result"]
+    if result["conditional"]:
+        return result["conditional"][0]
+    nothing = {"value": None, "undefined": result["best_source"]["undefined"]}
+    names = ("given_sink", "given_not", "base_rate", "lift", "phi")
+    return {
+        "n": round(sum(result["per_head"][0]) * cell["num_prompts"]),
+        **dict.fromkeys(names, nothing),
+        "shuffled": {"given_sink": nothing, "lift": nothing},
+    }
+
+
+def _missing(curve: Curve) -> list[str]:
+    if not curve.missing:
+        return []
+    return [f"Not measured yet: {', '.join(map(formats.count, curve.missing))} tokens."]

@@ -1,0 +1,151 @@
+"""Reads what the flags of the experiments name: prompts, long texts, and the defaults of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from sinkjax.errors import InputError
+from sinkjax.studies.prompts import PromptList, TextWindows
+
+# The experiments run from a checkout (`python -m experiments.sweep`): configs lie beside them.
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def read_prompts(path: str | Path) -> PromptList:
+    """Reads a file of prompts.
+
+    Args:
+      path: `.txt`: one prompt a line, as it stands; blank lines and lines that begin with '#' are
+        left out. `.jsonl`: on every line a JSON string, or an object with the prompt in "prompt"
+        or, failing that, in "text"; blank lines are left out.
+
+    Raises:
+      InputError: a file that cannot be read or holds no prompt, or every line that holds none.
+    """
+    path = Path(path)
+    readers = {".txt": _text_lines, ".jsonl": _json_lines}
+    if path.suffix not in readers:
+        raise InputError(
+            f"--prompts={path}: its name has to end in .txt (one prompt a line) or .jsonl (JSON "
+            "lines); rename it"
+        )
+    text, sha256 = _read("--prompts", path)
+    texts = readers[path.suffix](path, text)
+    if not texts:
+        raise InputError(f"--prompts={path} holds no prompts: give at least one")
+    return PromptList(path.name, sha256, tuple(texts))
+
+
+def read_text(path: str | Path, count: int, seed: int) -> TextWindows:
+    """Reads a long text to cut `count` windows from, at places that `seed` decides.
+
+    Raises:
+      InputError: a file that cannot be read or holds no text.
+    """
+    text, sha256 = _read("--text", Path(path))
+    if not text.strip():
+        raise InputError(f"--text={path} is empty: give a file of prose")
+    return TextWindows(Path(path).name, sha256, text, count, seed)
+
+
+def default_prompts() -> PromptList:
+    """The short prompts written for the project, named "short"."""
+    prompts = read_prompts(CONFIGS / "prompts.txt")
+    return PromptList("short", prompts.sha256, prompts.texts)
+
+
+def study_prompts() -> tuple[PromptList, ...]:
+    """The founding study's prompts, to be used whole and without BOS, each a list of its own."""
+    texts = read_prompts(CONFIGS / "study_prompts.txt").texts
+    names = ("study: Hello world", "study: complex sentence (stand-in)")
+    return tuple(
+        PromptList(name, _sha256(text.encode()), (text,))
+        for name, text in zip(names, texts, strict=True)
+    )
+
+
+def default_text(count: int, seed: int) -> TextWindows:
+    """Windows of the long text that is always at hand: Python's own language reference."""
+    text = pydoc_prose()
+    name = f"Python {platform.python_version()} topics"
+    return TextWindows(name, _sha256(text.encode()), text, count, seed)
+
+
+def pydoc_prose() -> str:
+    """The topics of `pydoc`, in the order of their names, as paragraphs.
+
+    Lines wrapped for a terminal are joined; what is indented, code for the most part, stays as it
+    is; tables and the underlines of headings are left out. Topics repeat long parts of one another:
+    each paragraph is kept the first time only, so that windows at different places hold different
+    text.
+    """
+    paragraphs: dict[str, None] = {}
+    for name in sorted(topics):
+        for block in re.split(r"\n\s*\n", topics[name].strip("\n")):
+            lines = [line for line in block.split("\n") if not re.fullmatch(r"(\W)\1+", line)]
+            if block.startswith((" ", ">>>")):
+                paragraphs["\n".join(lines)] = None
+            elif not block.startswith(("+--", "|")):
+                paragraphs[" ".join(line.strip() for line in lines)] = None
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _text_lines(path: Path, text: str) -> list[str]:
+    lines = text.split("\n")
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _json_lines(path: Path, text: str) -> list[str]:
+    texts, problems = [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"--prompts={path}, line {number} is not JSON: {error}")
+            continue
+        if isinstance(value, dict):
+            value = value.get("prompt", value.get("text"))
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            problems.append(
+                f"--prompts={path}, line {number} holds half a surrogate pair, which is no "
+                "character: write the character itself, or both halves"
+            )
+        elif isinstance(value, str) and value.strip():
+            texts.append(value)
+        else:
+            problems.append(
+                f"--prompts={path}, line {number} holds no prompt: write a JSON string, or an "
+                'object with one in "prompt" or "text"'
+            )
+    if problems:
+        raise InputError(*problems)
+    return texts
+
+
+def _read(flag: str, path: Path) -> tuple[str, str]:
+    """A file's text, its line ends made one newline, and the sha256 of its bytes."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{flag}={path} cannot be read: {error.strerror}; give the path of a file"
+        ) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{flag}={path}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n"), _sha256(data)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

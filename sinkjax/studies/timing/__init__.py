@@ -1,0 +1,1 @@
+"""How much time does a mask save?"""

@@ -1,0 +1,83 @@
+"""What the machine can do, measured in the same rounds as what runs on it.
+
+Reading is measured over more bytes than caches hold, by all threads at once; multiplying on square
+matrices in the parameters' dtype. On a CPU it is numpy that reads, whose arrays lie on large pages
+where the system has them: 55 GB/s where XLA's own reductions reached 50 and a loop in C 35 to 58.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.studies.timing.pairs import Call
+
+_READ_BYTES = {"cpu": 512 << 20}
+_MATRIX_SIZE = {"cpu": 2048}
+_ACCELERATOR_READ_BYTES = 2 << 30
+_ACCELERATOR_MATRIX_SIZE = 8192
+_TIMES = (
+    3  # in a round; the best counts, since an interruption hits a short call whole or not at all
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Machine:
+    """Calls to be timed beside others, and what they do each time.
+
+    Attributes:
+      calls: `read` and `multiply`, each several times, as `read 0`, `read 1`, ...
+      amounts: bytes of `read`, floating-point operations of `multiply`.
+    """
+
+    calls: dict[str, Call]
+    amounts: dict[str, float]
+
+    @classmethod
+    def here(cls, dtype: Any = jnp.float32, *, by_jax: bool = False) -> "Machine":
+        """Of JAX's first device; where that is a CPU, of what this process may use of it.
+
+        Args:
+          dtype: of the matrices.
+          by_jax: whether it is JAX that reads on a CPU, too.
+        """
+        device = jax.devices()[0]
+        read_bytes = _READ_BYTES.get(device.platform, _ACCELERATOR_READ_BYTES)
+        size = _MATRIX_SIZE.get(device.platform, _ACCELERATOR_MATRIX_SIZE)
+        read = _reading_device if by_jax or device.platform != "cpu" else _reading_cpu
+        own = {"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))}
+        return cls(
+            calls={f"{name} {i}": call for name, call in own.items() for i in range(_TIMES)},
+            amounts={"read": float(read_bytes), "multiply": 2.0 * size**3},
+        )
+
+
+def num_threads() -> int:
+    """Processors that this process may use, each of which XLA gives a thread."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _reading_cpu(num_bytes: int) -> Callable[[], Any]:
+    threads = num_threads()
+    parts = np.array_split(np.ones(num_bytes // 4, np.float32), threads)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(np.max, parts))
+
+
+def _reading_device(num_bytes: int) -> Callable[[], Any]:
+    x = jnp.ones((num_bytes // 4096, 1024), jnp.float32)
+    largest = jax.jit(jnp.max)
+    return lambda: largest(x).block_until_ready()
+
+
+def _multiplying(size: int, dtype: Any) -> Callable[[], Any]:
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return lambda: product(x).block_until_ready()

@@ -1,0 +1,65 @@
+"""Memory that a call really takes, where the system lets it be seen."""
+
+import contextlib
+import ctypes
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from sinkjax.studies.timing.pairs import Call
+
+_RESET = pathlib.Path("/proc/self/clear_refs")
+_STATUS = pathlib.Path("/proc/self/status")
+_Made = TypeVar("_Made")
+
+
+def resident_rise(call: Call) -> int | None:
+    """By how many bytes the process's resident memory stood higher during a call than before it.
+
+    None where the system has no peak that can be set back: elsewhere than on Linux.
+    """
+    call.prepare()
+    _give_back()
+    try:
+        _RESET.write_text("5")  # the peak, back to what is resident now
+        before = _status("VmRSS")
+        result = call.run()
+        peak = _status("VmHWM")
+    except OSError:
+        return None
+    del result
+    return max(0, peak - before)
+
+
+def resident_kept(make: Callable[[], _Made]) -> tuple[_Made, int | None]:
+    """What is made, and by how many bytes the process's resident memory is larger for holding it.
+
+    None where the system does not say: elsewhere than on Linux.
+    """
+    try:
+        _give_back()
+        before = _status("VmRSS")
+        made = make()
+        _give_back()
+        return made, _status("VmRSS") - before
+    except OSError:
+        return make(), None
+
+
+def device_memory() -> dict[str, int] | None:
+    """What the device's allocator says of itself; None on a CPU, where there is none."""
+    found = jax.devices()[0].memory_stats()
+    return None if found is None else {name: int(value) for name, value in found.items()}
+
+
+def _give_back() -> None:
+    """To the system, what the allocator keeps of memory that nobody holds any more."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(field: str) -> int:
+    lines = _STATUS.read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])

@@ -1,0 +1,75 @@
+"""Prefill and decode of a program, as calls to be timed."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from sinkjax.models.sampling import make_sampler
+from sinkjax.programs.compile import Program
+from sinkjax.programs.generate import MAX_STOP_TOKENS
+from sinkjax.studies.timing.pairs import Call
+
+
+def prefill_call(program: Program, tokens: np.ndarray) -> Call:
+    """From a prompt on the host to its first new token there, with the cache ready to go on.
+
+    So its time is the time to the first token.
+
+    Args:
+      program: with a bucket for T.
+      tokens: int32 [B, T].
+    """
+    return Call(lambda: _prefilled(program, tokens))
+
+
+def decode_call(program: Program, tokens: np.ndarray, steps: int) -> Call:
+    """Greedy decoding after a prompt, the same steps each time.
+
+    Before each run the cache is set back to the prompt's length: what lies beyond is written over.
+    The program's own calls follow each other without a wait, as they do when it generates.
+
+    Args:
+      program: with a bucket for T, and room for the steps.
+      tokens: int32 [B, T].
+      steps: of a run.
+    """
+    batch_size, length = tokens.shape
+    token, cache = _prefilled(program, tokens)
+    sampler, no_stops = _greedy(batch_size), np.full(MAX_STOP_TOKENS, -1, np.int32)
+
+    def rewind() -> None:
+        nonlocal cache
+        lengths = jax.device_put(np.full(batch_size, length, np.int32), cache.lengths.sharding)
+        cache = cache.replace(lengths=jax.block_until_ready(lengths))
+
+    def run() -> Any:
+        nonlocal cache
+        newest, remaining = token, np.full(batch_size, steps, np.int32)
+        for _ in range(-(-steps // program.steps_per_call)):
+            done = program.decode.compiled(
+                program.parameters, newest, cache, remaining, sampler, no_stops
+            )
+            newest, cache, remaining = done.token, done.cache, done.remaining
+        return jax.block_until_ready(done)
+
+    return Call(run, rewind)
+
+
+def cache_bytes(program: Program) -> int:
+    """Of the arrays that a program keeps of a text."""
+    prefill = next(iter(program.prefill.values())).compiled
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(prefill.out_info[1]))
+
+
+def _prefilled(program: Program, tokens: np.ndarray) -> tuple[np.ndarray, Any]:
+    batch_size, length = tokens.shape
+    lengths = np.full(batch_size, length, np.int32)
+    token, cache = program.prefill[length].compiled(
+        program.parameters, tokens, lengths, _greedy(batch_size)
+    )
+    return np.asarray(token), jax.block_until_ready(cache)
+
+
+def _greedy(batch_size: int) -> Any:
+    return make_sampler([0] * batch_size, temperature=0.0)

@@ -1,0 +1,1 @@
+"""Training against the baseline's logits, which gates and repairs share."""

@@ -1,0 +1,187 @@
+"""The report, loss curves and tables of gates and repairs, from records of `sinkjax.distill`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from sinkjax.report import appendix, canvas, formats
+from sinkjax.report.canvas import Picture, Sheet
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.page import Names, render_page
+from sinkjax.report.records import Record, environments
+from sinkjax.report.table import Table
+from sinkjax.studies.resampling import LEVEL, RESAMPLES
+
+_METHODS = {
+    "gates": "learned gates",
+    "own_error": "own error",
+    "random": "random, as many a layer",
+}
+_SMOOTHED = 10  # steps that a curve is averaged over
+
+
+def render_training(
+    specification: Mapping[str, Any], records: Sequence[Record]
+) -> tuple[str, list[Picture]]:
+    """The report's HTML, and every figure in it.
+
+    Args:
+      specification, records: of `run_gates` or `run_repair`.
+    """
+    keep, model = Names(), specification["model"]
+    blocks = [keep(loss_figure(record)) for record in records if record["kind"] == "training"]
+    texts = [specification["chosen_on"], specification["source"]]
+    lengths = [specification["length"]]
+    settings = {
+        name: value
+        for name, value in {**specification, **specification["train"]}.items()
+        if name not in ("model", "chosen_on", "source", "train")
+    }
+    gates = specification["experiment"] == "gates"
+    subject = "gates learned on" if gates else "the repair of a mask of"
+    html = render_page(
+        "training.html.jinja",
+        title=f"What {subject} {model['name']} cost",
+        blocks=[*blocks, *training_tables(records)],
+        run=[
+            appendix.models_table({model["name"]: model}),
+            appendix.sources_table([{**text, "lengths": lengths} for text in texts]),
+            appendix.settings_table(settings),
+            appendix.environments_table(environments(records)),
+        ],
+        num_records=formats.count(len(records)),
+        level=formats.percent(LEVEL, 0),
+        resamples=formats.count(RESAMPLES),
+    )
+    return html, keep.pictures
+
+
+def training_tables(records: Sequence[Record]) -> list[Table]:
+    """What came of training.
+
+    Args:
+      records: of one run of gates or of a repair, in any order.
+
+    Returns:
+      the KL of masks by gates beside other choices of as many heads, or of a mask before and after
+      its repair.
+    """
+    gates = [record for record in records if record["kind"] == "gates"]
+    repairs = [record for record in records if record["kind"] == "repair"]
+    return [
+        *([_gates_table(gates)] if gates else []),
+        *([_repair_table(repairs)] if repairs else []),
+    ]
+
+
+def loss_figure(record: Record) -> Picture:
+    """The loss of a training, step by step.
+
+    Args:
+      record: of kind "training".
+    """
+    result = record["result"]
+    curves = {"KL to the baseline": ("kl", canvas.BLUE)}
+    if any(result["price"]):
+        curves |= {"price": ("price", canvas.VERMILLION), "loss": ("loss", canvas.INK)}
+    steps = len(result["kl"])
+    sheet = Sheet(
+        f"From {formats.nats(result['kl'][0])} to {formats.nats(_smooth(result['kl'])[-1])} nats "
+        f"a token in {formats.count(steps)} steps",
+        f"{_title(record, 'chosen_on')}; thin: each step, on text of its own; thick: the mean of "
+        f"{_SMOOTHED} steps",
+        body=3.4,
+        key=0.28,
+    )
+    sheet.legend([Line2D([], [], color=colour, label=name) for name, (_, colour) in curves.items()])
+    axes = sheet.axes(canvas.LEFT, sheet.top + 0.1, canvas.WIDTH - canvas.LEFT - canvas.RIGHT, 2.7)
+    for name, colour in curves.values():
+        values = np.asarray(result[name])
+        axes.plot(np.arange(1, steps + 1), values, color=colour, linewidth=0.6, alpha=0.4)
+        smooth = _smooth(values)
+        axes.plot(np.arange(steps - len(smooth), steps) + 1, smooth, color=colour, linewidth=1.8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(1, max(steps, 2))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    canvas.grid(axes)
+    canvas.label(axes, "step", "nats a token")
+    name = re.sub(r"[^a-z0-9._]+", "-", f"loss-{record['model']['name']}".lower()).strip("-.")
+    return sheet.picture(
+        name,
+        "Lines of the training loss and its parts against the step.",
+        "The loss is the KL to the baseline's predictions, with the price of open gates where "
+        "there are gates.",
+    )
+
+
+def _gates_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    by_cell = {(record["share"], record["method"]): record for record in records}
+    rows = []
+    for share in sorted({record["share"] for record in records}):
+        found = [by_cell.get((share, method)) for method in _METHODS]
+        rows.append(
+            (
+                _off_full(next(record for record in found if record)),
+                *(
+                    formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
+                    for record in found
+                ),
+            )
+        )
+    first = records[0]
+    return Table(
+        title=f"{_title(first, 'source')}: KL to the baseline, {first['path']} chosen by gates",
+        columns=("off full", *_METHODS.values()),
+        rows=rows,
+        notes=(_judged(first), *notes.lines()),
+    )
+
+
+def _repair_table(records: Sequence[Record]) -> Table:
+    notes = Footnotes()
+    rows = [
+        (
+            f"{record['mask']}, {'repaired' if record['repaired'] else 'as it is'}",
+            _off_full(record),
+            formats.estimate(record["result"]["kl"], formats.nats, notes),
+        )
+        for record in sorted(records, key=lambda record: record["repaired"])
+    ]
+    return Table(
+        title=f"{_title(records[0], 'source')}: KL to the baseline before and after a repair",
+        columns=("mask", "off full", "KL"),
+        rows=rows,
+        notes=(_judged(records[0]), *notes.lines()),
+    )
+
+
+def _judged(record: Record) -> str:
+    return (
+        f"Trained on {record['chosen_on']['num_windows']} windows of "
+        f"{record['chosen_on']['name']}, {formats.count(record['length'])} tokens each, and judged "
+        f"on {record['source']['num_windows']} others. KL in nats a token; in brackets: the "
+        f"{formats.percent(LEVEL, 0)} interval from resampling windows."
+    )
+
+
+def _off_full(record: Record) -> str:
+    heads = record["result"]["heads"]
+    total = sum(heads.values())
+    return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
+
+
+def _title(record: Record, text: str) -> str:
+    bos = formats.bos(record["bos"], record["bos_added"])
+    names = formats.shortened(record["model"]["name"]), formats.shortened(record[text]["name"])
+    return f"{names[0]}, {bos}; {names[1]}"
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """The mean over each run of `_SMOOTHED` values, or over all where there are fewer."""
+    width = min(_SMOOTHED, len(values))
+    return np.convolve(values, np.full(width, 1 / width), mode="valid")

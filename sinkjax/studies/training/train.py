@@ -1,0 +1,205 @@
+"""Distillation: parameters trained so that a changed model says what the baseline says.
+
+The loss is the KL of each token's prediction to the baseline's own, on text, with what a price
+adds. Gradients go back a layer at a time, through what is compiled once for all layers alike, and
+logits are there for a block of positions at a time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from sinkjax.errors import InputError
+from sinkjax.instruments.token_losses import residuals
+from sinkjax.models.decoder import Llama
+
+Parameters = Any
+"""A pytree of arrays."""
+
+_BLOCK = 128  # positions whose logits are there at once
+_ORDER = 8  # tells these draws from others of the same seed
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+      steps: of the optimizer.
+      learning_rate: at its highest, after a linear rise over `warmup` of the steps; then it falls
+        with a cosine to nothing.
+      rows: windows a step.
+      warmup: share of the steps.
+      save_every: steps between checkpoints.
+      seed: of the order of windows.
+    """
+
+    steps: int
+    learning_rate: float
+    rows: int = 1
+    warmup: float = 0.1
+    save_every: int = 10
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises InputError, listing what is out of its range."""
+        problems = [
+            f"--{name}={getattr(self, name)}: give at least 1"
+            for name in ("steps", "rows", "save_every")
+            if getattr(self, name) < 1
+        ]
+        if not self.learning_rate > 0:
+            problems.append(f"--learning_rate={self.learning_rate:g}: give a rate above 0")
+        if not 0 <= self.warmup <= 1:
+            problems.append(f"--warmup={self.warmup:g}: give a share of the steps, from 0 to 1")
+        if self.seed < 0:
+            problems.append(f"--seed={self.seed}: give 0 or more")
+        if problems:
+            raise InputError(*problems)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of training.
+
+    Attributes:
+      parameters: after the last step.
+      history: by name, float32 [steps]: `kl`, in nats a token, `price`, and `loss`, their sum, each
+        before the step that it led to.
+    """
+
+    parameters: Parameters
+    history: Mapping[str, np.ndarray]
+
+
+def distil(
+    baseline: Llama,
+    forward: Callable[[Parameters, jax.Array], jax.Array],
+    start: Parameters,
+    windows: np.ndarray,
+    settings: TrainSettings,
+    folder: pathlib.Path,
+    *,
+    price: Callable[[Parameters], jax.Array] = lambda parameters: jnp.float32(0),
+    on_step: Callable[[int], None] = lambda tokens: None,
+) -> Trained:
+    """Trains, from where an earlier call with the same arguments was stopped.
+
+    Args:
+      baseline: what is to be kept; its head is used for both.
+      forward: from parameters and tokens int [B, T] to the residual stream after the last layer,
+        [B, T, D].
+      start: parameters, float32.
+      windows: int32 [W, T], T at least 2. All of them are used before any is used again.
+      settings: how.
+      folder: for checkpoints, by Orbax; of this training alone.
+      price: what the parameters cost, a number that is added to the loss.
+      on_step: called after each step with its tokens, and for those that had been done before.
+
+    Raises:
+      InputError: for settings out of their range, or a loss that is not finite.
+    """
+    settings.check()
+    optimizer = _optimizer(settings)
+    history = np.full((settings.steps, 2), np.nan, np.float32)
+    state = {"parameters": start, "optimizer": optimizer.init(start), "history": history}
+    update = jax.jit(functools.partial(_update, optimizer))
+    value_and_grad = jax.jit(jax.value_and_grad(price))
+    size = min(settings.rows, len(windows)) * windows.shape[1]
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
+        done = checkpoints.latest_step() or 0
+        if done:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+            state["history"] = np.array(state["history"])
+            on_step(done * size)
+        for step in range(done, settings.steps):
+            tokens = jnp.asarray(windows[_rows_of_step(step, len(windows), settings)])
+            target = residuals(baseline, tokens)[:, 1:]
+            found, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
+            kl, gradient = mean_divergence(baseline, target, found)
+            paid, of_price = value_and_grad(state["parameters"])
+            state["history"][step] = kl, paid
+            if not np.isfinite(state["history"][step]).all():
+                raise InputError(
+                    f"the loss is not finite at step {step}: give a lower --learning_rate"
+                )
+            (gradient,) = back(gradient)
+            state["parameters"], state["optimizer"] = update(
+                jax.tree.map(jnp.add, gradient, of_price), state["optimizer"], state["parameters"]
+            )
+            on_step(tokens.size)
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+        kl, paid = state["history"].T
+    return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+@jax.jit
+def mean_divergence(
+    baseline: Llama, target: jax.Array, found: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The mean KL to the baseline's predictions, and its gradient.
+
+    Args:
+      baseline: whose norm and head make predictions of both.
+      target, found: [B, P, D], residual streams after the last layer, of the baseline and another.
+
+    Returns:
+      a float32 number, and its derivative by `found`, [B, P, D].
+    """
+
+    def of_block(rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def divergence(found: jax.Array) -> jax.Array:
+            both = (jax.nn.log_softmax(baseline.logits(x[None])) for x in (found, rows[0]))
+            return optax.losses.kl_divergence_with_log_targets(*both).sum()
+
+        return jax.value_and_grad(divergence)(rows[1])
+
+    count, size = found.shape[0] * found.shape[1], found.shape[2]
+    blocks = -(-count // _BLOCK)
+    # Rows of nothing but 0 are equal in both: they add nothing.
+    padding = ((0, blocks * _BLOCK - count), (0, 0))
+    split = (
+        jnp.pad(x.reshape(count, size), padding).reshape(blocks, _BLOCK, size)
+        for x in (target, found)
+    )
+    total, gradient = jax.lax.map(of_block, tuple(split))
+    return total.sum() / count, gradient.reshape(-1, size)[:count].reshape(found.shape) / count
+
+
+def _optimizer(settings: TrainSettings) -> optax.GradientTransformation:
+    warmup = round(settings.warmup * settings.steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else settings.learning_rate,
+        peak_value=settings.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(settings.steps, warmup + 1),
+    )
+    return optax.adam(schedule)
+
+
+def _update(
+    optimizer: optax.GradientTransformation, gradient: Parameters, state: Any, parameters: Any
+) -> tuple[Parameters, Any]:
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam counts on
+        updates, state = optimizer.update(gradient, state, parameters)
+    return optax.apply_updates(parameters, updates), state
+
+
+def _rows_of_step(step: int, count: int, settings: TrainSettings) -> np.ndarray:
+    """Which windows a step sees: every one once before any is seen again."""
+    rows = min(settings.rows, count)
+    a_round = count // rows
+    rng = np.random.default_rng((_ORDER, settings.seed, step // a_round))
+    start = step % a_round * rows
+    return rng.permutation(count)[start : start + rows]

@@ -1,0 +1,1 @@
+"""The dense oracle, to which every fast path is held."""

@@ -1,0 +1,129 @@
+"""The dense oracle: every attention pattern as explicit [B, N, T, S]. Right, not fast.
+
+It defines the paths. Each head's output is its pattern applied to the head's own values, plus an
+offset that no value enters: the calibrated mean of a `sink` head.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.models.rope import rotary_tables
+
+if TYPE_CHECKING:
+    from sinkjax.models.decoder import Llama
+
+_einsum = functools.partial(jnp.einsum, precision="highest")
+
+
+def reference_logits(
+    model: "Llama",
+    mask: SinkMask,
+    tokens: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    fills: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
+) -> jax.Array:
+    """The logits that `specialize(model, mask, fills=fills)` has to give.
+
+    Args:
+      model: the baseline.
+      mask: of its shape.
+      tokens: int [B, T], right-padded.
+      lengths: int [B], tokens in each row; None where every row is full.
+      fills: float32 [L, N, H], read where a head is `sink(mean)`.
+      prompt_lengths: int [B], tokens of each row that are prefilled at once, the others being
+        decoded one by one; None for all. Only dynamic rope tells the difference.
+
+    Returns:
+      float32 [B, T, V]; at padding they mean nothing.
+    """
+    batch, length = tokens.shape
+    full_length = jnp.full((batch,), length, jnp.int32)
+    prompt_lengths = next(x for x in (prompt_lengths, lengths, full_length) if x is not None)
+    cos, sin = _rotary(model, length, jnp.asarray(prompt_lengths, jnp.int32))
+    x = model.embed(tokens)
+    patterns: dict[tuple[int, int], jax.Array] = {}
+    for index, (layer, paths) in enumerate(zip(model.layers, mask.heads, strict=True)):
+        q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
+        scores = attention_scores(q, k)
+        for head, path in enumerate(paths):
+            patterns[index, head] = head_pattern(path, scores[:, head], patterns)
+        pattern = jnp.stack([patterns[index, head] for head in range(len(paths))], axis=1)
+        outputs = apply_pattern(pattern, v)
+        for head, path in enumerate(paths):
+            if path == Sink("mean"):
+                outputs = outputs.at[:, 1:, head].add(fills[index, head].astype(outputs.dtype))
+        x = x + layer.attention.merge(outputs)
+        x = x + layer.mlp(layer.mlp_norm(x))
+    return model.logits(x)
+
+
+def head_pattern(
+    path: Path, scores: jax.Array, earlier: Mapping[tuple[int, int], jax.Array]
+) -> jax.Array:
+    """How one head attends.
+
+    Args:
+      path: of the head.
+      scores: float32 [B, T, S], of its queries on all keys.
+      earlier: patterns of heads of earlier layers, by (layer, head).
+
+    Returns:
+      float32 [B, T, S], the weight of each position's value in each position's output.
+    """
+    length = scores.shape[-1]
+    t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    match path:
+        case Full():
+            return _softmax(scores, s <= t)
+        case Window(sinks, recent):
+            return _softmax(scores, (s <= t) & ((s < sinks) | (s > t - recent)))
+        case Copy(layer, head):
+            return earlier[layer, head]
+        case Sink(fill):
+            first = (s == 0) & ((t == 0) | (fill == "first"))
+            return jnp.broadcast_to(first.astype(jnp.float32), scores.shape)
+
+
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q_t . k_s / sqrt(H): q [B, T, N, H], k [B, S, K, H], rotated -> float32 [B, N, T, S].
+
+    Head n reads key/value head n // (N / K).
+    """
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    return _einsum("btnh,bsnh->bnts", q, k) / q.shape[3] ** 0.5
+
+
+def apply_pattern(pattern: jax.Array, v: jax.Array) -> jax.Array:
+    """Σ_s pattern_ts v_s: pattern [B, N, T, S], v [B, S, K, H] -> [B, T, N, H], before `o_proj`."""
+    v = jnp.repeat(v, pattern.shape[1] // v.shape[2], axis=2)
+    return _einsum("bnts,bsnh->btnh", pattern, v)
+
+
+def _softmax(scores: jax.Array, visible: jax.Array) -> jax.Array:
+    """Over the visible [T, S] of scores [B, T, S]; 0 elsewhere."""
+    return jax.nn.softmax(jnp.where(visible[None], scores, -jnp.inf), axis=-1)
+
+
+def _rotary(model: "Llama", length: int, prompt_lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rotary tables [B, T, H/2] in which each position is turned as when its token came.
+
+    A prompt's tokens come together, at the prompt's length; every later one when there are as many
+    tokens as its position says.
+    """
+    tables = [
+        rotary_tables(
+            model.config,
+            jnp.full((prompt_lengths.shape[0], 1), t, jnp.int32),
+            jnp.maximum(prompt_lengths, t + 1),
+        )
+        for t in range(length)
+    ]
+    cos, sin = zip(*tables, strict=True)
+    return jnp.concatenate(cos, axis=1), jnp.concatenate(sin, axis=1)
