@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from sinkjax.models.abstract import abstract_model
 
 import sinkjax
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.errors import InputError
+from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import LAYERS
 from sinkjax.report.table import Table
 from sinkjax.studies.timing.machine import num_threads

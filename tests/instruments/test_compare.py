@@ -12,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from losses import kl_of, nll_of
 
 import sinkjax
 from sinkjax import InputError, SinkMask
@@ -49,23 +50,6 @@ def other():
 def windows_of(model, count=3, length=64):
     """3 x 64 positions: more than one block of them, and no whole number of blocks."""
     return np.asarray(tiny.tokens_of(model, (count, length)))
-
-
-def log_probabilities(logits):
-    wide = np.asarray(logits).astype(np.float64)
-    return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
-
-
-def kl_of(logits, other):
-    """float64 [B, T]."""
-    p, q = log_probabilities(logits), log_probabilities(other)
-    return (np.exp(p) * (p - q)).sum(axis=-1)
-
-
-def nll_of(logits, tokens):
-    """float64 [B, T - 1]."""
-    chosen = np.take_along_axis(log_probabilities(logits)[:, :-1], tokens[:, 1:, None], axis=-1)
-    return -chosen[..., 0]
 
 
 @pytest.mark.parametrize("score_from", [0, 5])

@@ -6,8 +6,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses import kl_of
 from scripts import run_main
-from test_quality import kl_of
 from tiny import quick_jit
 
 import sinkjax

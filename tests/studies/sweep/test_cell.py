@@ -16,8 +16,8 @@ from counting import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sinkjax.masks.scores import is_sink
 
+from sinkjax.masks.scores import is_sink
 from sinkjax.studies.resampling import LEVEL, RESAMPLES, resample_counts
 from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.lengths import summarize_lengths

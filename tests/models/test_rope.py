@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parity import ROPES
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from sinkjax.models.config import from_hf_config
@@ -15,7 +14,7 @@ from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_ta
 
 
 def configs(rope):
-    theirs = hf.make_llama(rope_parameters=ROPES[rope]).config
+    theirs = hf.make_llama(rope_parameters=hf.ROPES[rope]).config
     return theirs, from_hf_config(theirs.to_dict())
 
 
@@ -33,7 +32,7 @@ def our_tables(config, length, lengths=None):
     return rotary_tables(config, positions, jnp.asarray(lengths, jnp.int32))
 
 
-@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("rope", hf.ROPES)
 @pytest.mark.parametrize("length", [1, 64, 65, 500])
 def test_tables_equal_transformers(rope, length):
     """Up to 64 positions are the original length of all, 16 or 32 of some."""
@@ -45,7 +44,7 @@ def test_tables_equal_transformers(rope, length):
         np.testing.assert_allclose(np.tile(table[0], 2), wanted, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("rope", [rope for rope in ROPES if rope != "dynamic"])
+@pytest.mark.parametrize("rope", [rope for rope in hf.ROPES if rope != "dynamic"])
 def test_frequencies_are_those_of_transformers_to_the_last_bits(rope):
     theirs, ours = configs(rope)
     embedding = LlamaRotaryEmbedding(theirs)

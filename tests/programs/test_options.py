@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 import tiny
 from masks import problems_of
-from sinkjax.models.abstract import abstract_model
 
 from sinkjax.accounts.inspect import inspect_program
 from sinkjax.cli.programs import program_tables
 from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import compile
 from sinkjax.programs.options import choose_attention
 from sinkjax.programs.targets import WITHOUT_TPU, target_device

@@ -16,62 +16,10 @@ from sinkjax.checkpoint import weights
 TOLERANCE = 1e-4
 LONG = 100  # beyond the 64 positions that the tiny models are made for
 
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 5000.0},
-    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-    "yarn_mscale": {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-        "mscale": 0.7,
-        "mscale_all_dim": 0.9,
-        "beta_fast": 16.0,
-        "beta_slow": 2.0,
-        "truncate": False,
-    },
-    "yarn_attention_factor": {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 2.0,
-        "original_max_position_embeddings": 32,
-        "attention_factor": 1.3,
-    },
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 5e5,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
-}
 
-KINDS = {
-    "one_kv_head": dict(num_key_value_heads=1),
-    "two_kv_heads": dict(num_key_value_heads=2),
-    "all_kv_heads": dict(num_key_value_heads=6),
-    "tied": dict(tie_word_embeddings=True),
-    "attention_bias": dict(attention_bias=True),
-    "mlp_bias": dict(mlp_bias=True),
-    "explicit_head_dim": dict(head_dim=16),
-    "gelu": dict(hidden_act="gelu"),
-    "gelu_tanh": dict(hidden_act="gelu_pytorch_tanh"),
-    "large_eps": dict(rms_norm_eps=1e-2),
-    **{f"rope_{name}": dict(rope_parameters=rope) for name, rope in ROPES.items()},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", hf.KINDS)
 def test_logits_equal_transformers(kind, tmp_path):
-    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    oracle = hf.save_llama(tmp_path, **hf.KINDS[kind])
     model = sinkjax.load(tmp_path)
     for length in (1, 17, LONG):
         tokens = hf.random_tokens((2, length))
@@ -101,7 +49,7 @@ def test_bfloat16_parameters_give_float32_logits_near_the_float32_ones(tmp_path)
 @pytest.mark.default_compilation
 @pytest.mark.parametrize("rope", ["default", "dynamic"])
 def test_padded_rows_equal_the_rows_alone(rope, tmp_path):
-    hf.save_llama(tmp_path, rope_parameters=ROPES[rope])
+    hf.save_llama(tmp_path, rope_parameters=hf.ROPES[rope])
     model = sinkjax.load(tmp_path)
     tokens, lengths = hf.random_tokens((3, LONG)), np.array([5, 70, LONG], np.int32)
     together = model(jnp.asarray(tokens), lengths=jnp.asarray(lengths))
@@ -125,7 +73,7 @@ def test_saved_to_safetensors_transformers_gives_the_same_logits(
 
     monkeypatch.setattr(weights, "_SHARD_BYTES", shard_bytes)
     oracle = hf.save_llama(
-        tmp_path / "theirs", **functools.reduce(operator.or_, (KINDS[name] for name in names))
+        tmp_path / "theirs", **functools.reduce(operator.or_, (hf.KINDS[name] for name in names))
     )
     sinkjax.save_safetensors(sinkjax.load(tmp_path / "theirs"), tmp_path / "ours")
     assert (len(list((tmp_path / "ours").glob("*.safetensors"))) > 1) == (shard_bytes == 50_000)
@@ -157,20 +105,11 @@ def _largest_kl(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).max())
 
 
-TEXTS = [
-    "The capital of France is",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) +",
-    "In 1969, after eight years of work, two people walked on the Moon while a third waited above "
-    "them; a fifth of mankind watched. What none of them had been told was how close the landing "
-    "had come to failing, and that the computer had raised the alarm five times.",
-]
-
-
 def test_the_real_model_equals_transformers_on_the_same_file(
     smollm2, smollm2_tokenizer, hf_smollm2
 ):
     """Ours as one padded batch, transformers' each by itself."""
-    rows = [smollm2_tokenizer(text)["input_ids"] for text in TEXTS]
+    rows = [smollm2_tokenizer(text)["input_ids"] for text in hf.TEXTS]
     lengths = list(map(len, rows))
     tokens = np.array([row + [0] * (max(lengths) - len(row)) for row in rows], np.int32)
     logits = np.asarray(smollm2(jnp.asarray(tokens), lengths=jnp.asarray(lengths, jnp.int32)))
@@ -198,5 +137,5 @@ def test_the_real_model_saved_to_safetensors_is_the_same_in_transformers(
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     ).eval()
-    tokens = np.array([smollm2_tokenizer(TEXTS[2])["input_ids"]], np.int32)
+    tokens = np.array([smollm2_tokenizer(hf.TEXTS[2])["input_ids"]], np.int32)
     np.testing.assert_array_equal(hf.logits(back, tokens), hf.logits(hf_smollm2, tokens))

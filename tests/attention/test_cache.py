@@ -7,7 +7,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decode import copies_of_stores
+from stores import copies_of_stores
 
 from sinkjax.attention import cache as caches
 from sinkjax.attention.cache import Band, Ring, Whole, layout_of, window_layout

@@ -1,5 +1,6 @@
 """Specialized models against the dense oracle, and what is gone from them."""
 
+import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import masks
-from test_parity import TEXTS
 
 import sinkjax
 from sinkjax.masks.mask import Sink, SinkMask, Window
@@ -229,7 +229,7 @@ def test_refusals():
     ids=["windows", "every path"],
 )
 def test_the_real_model_equals_the_oracle(mask, decoding, smollm2, smollm2_tokenizer):
-    tokens = jnp.asarray([smollm2_tokenizer(TEXTS[2])["input_ids"]], jnp.int32)
+    tokens = jnp.asarray([smollm2_tokenizer(hf.TEXTS[2])["input_ids"]], jnp.int32)
     mask = SinkMask.from_text(mask)
     fast = specialize(smollm2, mask)
     wanted = reference_logits(smollm2, mask, tokens)

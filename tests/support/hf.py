@@ -20,6 +20,68 @@ TINY: dict[str, Any] = dict(
     initializer_range=0.2,
 )
 
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 5000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn_mscale": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.9,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+    },
+    "yarn_attention_factor": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 2.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.3,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+KINDS = {
+    "one_kv_head": dict(num_key_value_heads=1),
+    "two_kv_heads": dict(num_key_value_heads=2),
+    "all_kv_heads": dict(num_key_value_heads=6),
+    "tied": dict(tie_word_embeddings=True),
+    "attention_bias": dict(attention_bias=True),
+    "mlp_bias": dict(mlp_bias=True),
+    "explicit_head_dim": dict(head_dim=16),
+    "gelu": dict(hidden_act="gelu"),
+    "gelu_tanh": dict(hidden_act="gelu_pytorch_tanh"),
+    "large_eps": dict(rms_norm_eps=1e-2),
+    **{f"rope_{name}": dict(rope_parameters=rope) for name, rope in ROPES.items()},
+}
+"""Llamas of every kind, as changes of `TINY`."""
+
+TEXTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) +",
+    "In 1969, after eight years of work, two people walked on the Moon while a third waited above "
+    "them; a fifth of mankind watched. What none of them had been told was how close the landing "
+    "had come to failing, and that the computer had raised the alarm five times.",
+]
+"""What the real model reads where it is held to transformers."""
+
 
 def make_llama(seed: int = 0, **changes: Any) -> transformers.LlamaForCausalLM:
     """A random Llama, float32, with biases and norm scales that are not at their initial values."""

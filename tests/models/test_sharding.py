@@ -8,9 +8,9 @@ import pytest
 import tiny
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from sinkjax.models.abstract import abstract_model
 
 import sinkjax
+from sinkjax.models.abstract import abstract_model
 from sinkjax.models.sharding import RULES, named_sharding, parameter_shardings, shard
 
 

@@ -299,3 +299,11 @@ def quality_run(make_quality_run):
 def quality_report(quality_run, save_sweep, tmp_path_factory):
     """The path of the report of `quality_run`, written once."""
     return write_report(save_sweep(tmp_path_factory.mktemp("quality"), *quality_run))
+
+
+@pytest.fixture(scope="session")
+def other_text(tmp_path_factory):
+    """A second text for whole runs."""
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    path.write_text("\n".join(f"Line {n} of a text, {n * n} steps from home." for n in range(400)))
+    return path

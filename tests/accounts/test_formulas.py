@@ -10,11 +10,11 @@ import masks as mask_strategies
 import numpy as np
 import pytest
 import tiny
-from sinkjax.models.abstract import abstract_model
 
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
 from sinkjax.masks.mask import Full, Sink, SinkMask, Window
+from sinkjax.models.abstract import abstract_model
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import Program, compile
 from sinkjax.specialize.build import specialize

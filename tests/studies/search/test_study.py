@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 import pytest
+from losses import kl_of
 from scripts import run_main
-from test_quality import kl_of
 
 import sinkjax
 from sinkjax import InputError, load_mask, specialize

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sinkjax.models.abstract import abstract_model
 
 import sinkjax
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Sizes, predict
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.abstract import abstract_model
 from sinkjax.models.shapes import SHAPES
 from sinkjax.programs.compile import compile
 from sinkjax.programs.scan import LayerRun, scanned

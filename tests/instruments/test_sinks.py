@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parity import KINDS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import sinkjax
@@ -138,9 +137,9 @@ def tiny(tmp_path_factory):
     return hf.save_llama(folder), sinkjax.load(folder)
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if "kv_head" in name or "rope" in name])
+@pytest.mark.parametrize("kind", [name for name in hf.KINDS if "kv_head" in name or "rope" in name])
 def test_scores_equal_transformers_at_every_key_position(kind, tmp_path):
-    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    oracle = hf.save_llama(tmp_path, **hf.KINDS[kind])
     model = sinkjax.load(tmp_path)
     tokens = hf.random_tokens((2, 75))  # beyond the 64 positions that the model is made for
     stats = measure_sinks(model, jnp.asarray(tokens), key_positions=ALL_KEYS)
@@ -177,7 +176,7 @@ def test_any_batch_equals_transformers_row_by_row(data, tiny):
 
 @pytest.mark.parametrize("rope", ["rope_default", "rope_dynamic"])
 def test_ragged_rows_equal_the_rows_alone(rope, tmp_path):
-    hf.save_llama(tmp_path, **KINDS[rope])
+    hf.save_llama(tmp_path, **hf.KINDS[rope])
     model = sinkjax.load(tmp_path)
     tokens, lengths = hf.random_tokens((3, 140)), np.array([5, 129, 140], np.int32)
     options = {"key_positions": (0, 3), "tail": 4}

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from absl import flags
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def load_script(name: str) -> ModuleType:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from sinkjax.models.abstract import abstract_model, fill_model
 
+from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
 

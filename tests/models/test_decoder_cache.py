@@ -1,20 +1,17 @@
 """Prefill and decode of the baseline, against transformers' cached generation."""
 
-import re
-
 import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_parity import KINDS
+from stores import copies_of_stores
 
 import sinkjax
-from sinkjax.attention.cache import Cache
 
 TOLERANCE = 1e-4
-DECODED = [kind for kind in KINDS if "rope" in kind or "kv" in kind or "attention" in kind]
+DECODED = [kind for kind in hf.KINDS if "rope" in kind or "kv" in kind or "attention" in kind]
 
 
 def cached_logits(oracle, tokens: np.ndarray, prompt: int) -> np.ndarray:
@@ -48,7 +45,7 @@ def decoded_logits(model, tokens, lengths, steps, max_length) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", DECODED)
 def test_decoding_equals_transformers_cached_generation(kind, tmp_path):
-    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    oracle = hf.save_llama(tmp_path, **hf.KINDS[kind])
     tokens = hf.random_tokens((2, 72))  # across the 64 positions that the models are made for
     ours = decoded_logits(sinkjax.load(tmp_path), tokens, [60, 60], 12, max_length=80)
     wanted = cached_logits(oracle, tokens, 60)
@@ -59,12 +56,12 @@ def test_decoding_equals_transformers_cached_generation(kind, tmp_path):
 @pytest.mark.parametrize("rope", ["rope_default", "rope_dynamic"])
 @pytest.mark.parametrize("kind", ["one_kv_head", "all_kv_heads"])
 def test_ragged_rows_decode_as_the_rows_alone(rope, kind, tmp_path):
-    oracle = hf.save_llama(tmp_path, **KINDS[rope], **KINDS[kind])
+    oracle = hf.save_llama(tmp_path, **hf.KINDS[rope], **hf.KINDS[kind])
     tokens, lengths, steps = hf.random_tokens((3, 76)), [1, 30, 66], 9
     ours = decoded_logits(sinkjax.load(tmp_path), tokens, lengths, steps, max_length=75)
     for row, length in enumerate(lengths):
         # A fresh oracle: transformers keeps the frequencies of the longest row it has seen.
-        fresh = hf.make_llama(**KINDS[rope], **KINDS[kind])
+        fresh = hf.make_llama(**hf.KINDS[rope], **hf.KINDS[kind])
         fresh.load_state_dict(oracle.state_dict())
         wanted = cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
         np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=TOLERANCE)
@@ -87,22 +84,11 @@ def test_bfloat16_decodes(tmp_path):
     assert np.abs(ours - wanted).mean() < 0.05 * np.abs(wanted).mean()
 
 
-def copies_of_stores(text: str, cache: Cache) -> list[str]:
-    """Instructions of a compiled program that make another array as large as a store."""
-    stores = [(layer.keys, layer.values) for layer in cache.layers]
-    sizes = {store.size for store in jax.tree.leaves(stores)}
-    found = []
-    for shape, instruction in re.findall(r"= \w+\[([\d,]*)\]\S* (copy\([^)]*\))", text):
-        if int(np.prod([int(axis) for axis in shape.split(",") if axis])) in sizes:
-            found.append(f"[{shape}] {instruction}")
-    return found
-
-
 @pytest.mark.default_compilation
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", ["one_kv_head", "two_kv_heads", "all_kv_heads"])
 def test_a_donated_cache_is_updated_in_place(batch, kind, tmp_path):
-    hf.save_llama(tmp_path, **KINDS[kind], head_dim=64)  # so that stores dwarf scores
+    hf.save_llama(tmp_path, **hf.KINDS[kind], head_dim=64)  # so that stores dwarf scores
     model, tokens = sinkjax.load(tmp_path), jnp.asarray(hf.random_tokens((batch, 8)))
     _, cache = model.prefill(tokens, max_length=1024)
     decode = jax.jit(lambda m, x, c: m.decode(x, c), donate_argnums=2)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from sinkjax.models.abstract import abstract_model
 
 import sinkjax
+from sinkjax.models.abstract import abstract_model
 from sinkjax.models.sampling import make_sampler
 from sinkjax.models.sharding import shard
 from sinkjax.programs.compile import Program, compile
