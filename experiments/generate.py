@@ -122,7 +122,7 @@ def _ways(config: sinkjax.LlamaConfig) -> list[_Way]:
     try:
         make_sampler([_SEED.value], **_sampling())
     except InputError as error:
-        problems += [f"--{problem}" for problem in error.problems]
+        problems += error.problems
     if problems:
         raise InputError(*problems)
     baseline = SinkMask.full(config)

@@ -100,20 +100,17 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Of the executables of one mask."""
     lengths = cli.numbers("prefill_lengths", _PREFILL.value, int)
-    try:
-        program = compile_shapes(
-            config,
-            mask,
-            jnp.dtype(flags.FLAGS.dtype),
-            batch_size=_BATCH.value,
-            prefill_lengths=lengths,
-            max_length=_MAX_LENGTH.value,
-            layers=_LAYERS.value,
-            attention=cli.attention(),
-            device=device,
-        )
-    except InputError as error:
-        raise InputError(*(f"--{problem}" for problem in error.problems)) from error
+    program = compile_shapes(
+        config,
+        mask,
+        jnp.dtype(flags.FLAGS.dtype),
+        batch_size=_BATCH.value,
+        prefill_lengths=lengths,
+        max_length=_MAX_LENGTH.value,
+        layers=_LAYERS.value,
+        attention=cli.attention(),
+        device=device,
+    )
     named = {
         "program": name,
         "model": cli.model(),

@@ -27,7 +27,7 @@ from absl import flags
 
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
 from sinkjax.masks import choose
 from sinkjax.masks.file import Provenance, save_mask
@@ -121,7 +121,9 @@ def _curve() -> Curve:
     try:
         specification, records = read_records(_RESULTS.value)
     except InputError as error:
-        raise InputError(*(f"--results: {problem}" for problem in error.problems)) from error
+        raise InputError(
+            *(Problem("results", None, str(problem)) for problem in error.problems)
+        ) from error
     cells = [record for record in records if record["kind"] == "cell"]
     curves = []
     if cells:

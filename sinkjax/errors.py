@@ -1,18 +1,54 @@
 """The one exception for what a user gave and the library cannot use, and what it quotes."""
 
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what a user gave; its text is `field=value: text`.
+
+    Attributes:
+      field: the argument's or setting's name, which a script shows as its flag; None for what is
+        wrong with a file, or with several fields.
+      value: what it was given; None where that is missing, or would say nothing.
+      text: one line: what is wrong, what is allowed, what to do next.
+    """
+
+    field: str | None
+    value: object
+    text: str
+
+    def __str__(self) -> str:
+        if self.field is None:
+            return self.text
+        return f"{self.field}{'' if self.value is None else f'={_shown(self.value)}'}: {self.text}"
+
 
 class InputError(ValueError):
     """Input that cannot be used, with every problem found in it.
 
+    Args:
+      problems: one each; plain text for those of no field.
+
     Attributes:
-      problems: one line each; names the flag or file, the value, what is allowed, what to do next.
+      problems: a tuple of `Problem`.
     """
 
-    def __init__(self, *problems: str):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, *problems: Problem | str):
+        self.problems = tuple(
+            problem if isinstance(problem, Problem) else Problem(None, None, problem)
+            for problem in problems
+        )
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 def first_line(error: BaseException) -> str:
     """What another package's error says, for a problem's one line; empty if it says nothing."""
     return (str(error).splitlines() or [""])[0]
+
+
+def _shown(value: object) -> str:
+    """A value as a user writes it: lists with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,7 @@ import numpy as np
 
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import Full, Path, SinkMask, group_size
 from sinkjax.models.config import LlamaConfig
 
@@ -96,8 +96,12 @@ def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: j
     records = inspect_program(program)
     if unknown := sorted({target for record in records for target in record["uncounted"]}):
         raise InputError(
-            f"--saved=compiled: the programs call {', '.join(unknown)}, whose operations cannot be "
-            "read here; give --saved=by_hand"
+            Problem(
+                "saved",
+                "compiled",
+                f"the programs call {', '.join(unknown)}, whose operations cannot be read here; "
+                "give by_hand",
+            )
         )
     return Needs(*(Cost(**record["compiled"]["total"]) for record in records))
 

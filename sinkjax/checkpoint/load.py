@@ -11,7 +11,7 @@ from sinkjax.checkpoint import folder as hf_folder
 from sinkjax.checkpoint import gguf, gguf_tokenizer, hub, orbax, registry
 from sinkjax.checkpoint.source import Source
 from sinkjax.checkpoint.weights import convert
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig, from_hf_config
 from sinkjax.models.decoder import Llama
 
@@ -83,7 +83,7 @@ def _locate(
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
     if revision is not None and not is_hub_id:
         raise InputError(
-            f"--revision is {revision!r}, but --model={name} is not a Hub id; leave --revision out"
+            Problem("revision", revision, f"{name} is not a Hub id; leave revision out")
         )
     if in_registry:
         return "gguf", registry.fetch(name)
@@ -93,14 +93,22 @@ def _locate(
         return "gguf", path
     if on_disk:
         raise InputError(
-            f"--model={name} is a file that does not end in .gguf; give a .gguf file or a folder "
-            "with config.json and safetensors"
+            Problem(
+                "model",
+                name,
+                "it is a file that does not end in .gguf; give a .gguf file or a folder with "
+                "config.json and safetensors",
+            )
         )
     if is_hub_id and path.suffix != ".gguf":
         return "folder", hub.fetch(name, revision, weights=weights)
     raise InputError(
-        f"--model={name} is no file or folder here, no Hub id (owner/name), and no name of the "
-        f"registry ({', '.join(registry.names())}); check the spelling or the path"
+        Problem(
+            "model",
+            name,
+            "it is no file or folder here, no Hub id (owner/name), and no name of the registry "
+            f"({', '.join(registry.names())}); check the spelling or the path",
+        )
     )
 
 

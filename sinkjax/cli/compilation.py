@@ -11,7 +11,7 @@ import stat
 import jax
 from absl import flags
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
@@ -41,12 +41,20 @@ def use_cache() -> None:
         found = folder.stat()
     except OSError as error:
         raise InputError(
-            f"--compilation_cache={name} cannot be made: {error.strerror}; name a folder of yours"
+            Problem(
+                "compilation_cache",
+                name,
+                f"it cannot be made: {error.strerror}; name a folder of yours",
+            )
         ) from error
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise InputError(
-            f"--compilation_cache={name} is open to others, whose code would be run from it; close "
-            f"it with chmod 700, or name a folder that is not there yet"
+            Problem(
+                "compilation_cache",
+                name,
+                "it is open to others, whose code would be run from it; close it with chmod 700, "
+                "or name a folder that is not there yet",
+            )
         )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 
 import sinkjax
 from sinkjax.checkpoint.load import DTYPES
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import from_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
 from sinkjax.programs.options import ATTENTION, DEFAULT_ATTENTION
@@ -80,7 +80,7 @@ def model() -> str:
 def models() -> list[str]:
     """The models that --model names, of a script that takes many."""
     if not flags.FLAGS.model:
-        raise InputError("--model is empty; name at least one model")
+        raise InputError(Problem("model", "", "name at least one model"))
     return flags.FLAGS.model
 
 
@@ -100,7 +100,7 @@ def load_config(name: str) -> sinkjax.LlamaConfig:
         return sinkjax.load_config(name, revision=revision())
     shape = name.removeprefix(_SHAPE)
     if revision() is not None:
-        raise InputError(f"--model={name} has no revisions; leave --revision out")
+        raise InputError(Problem("revision", revision(), f"{name} has none; leave revision out"))
     if shape in SHAPES:
         return SHAPES[shape]
     path = pathlib.Path(shape).expanduser()
@@ -109,8 +109,12 @@ def load_config(name: str) -> sinkjax.LlamaConfig:
         attributes = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--model={name} is no known shape, and {path} cannot be read as JSON ({error}); known "
-            f"are {', '.join(SHAPES)}, or give a folder with a config.json, or such a file"
+            Problem(
+                "model",
+                name,
+                f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
+                f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file",
+            )
         ) from error
     return from_hf_config(attributes, str(path))
 
@@ -140,7 +144,7 @@ def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
         except ValueError as error:
             wanted = "whole number" if kind is int else "number"
             raise InputError(
-                f"--{flag}: {text!r} is no {wanted}; give {wanted}s with commas between them"
+                Problem(flag, text, f"no {wanted}; give {wanted}s with commas between them")
             ) from error
 
     return each(texts, number)
@@ -163,6 +167,11 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
     return results
 
 
+def as_flag(problem: Problem) -> str:
+    """A problem as a script says it, with its field's flag."""
+    return str(problem) if problem.field is None else f"--{problem}"
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main()` and exits with the status that it returns.
 
@@ -179,7 +188,11 @@ def run(main: Callable[[], int | None]) -> None:
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
             return main()
         except InputError as error:
-            print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+            print(
+                *(f"error: {as_flag(problem)}" for problem in error.problems),
+                sep="\n",
+                file=sys.stderr,
+            )
             return 1
 
     app.run(guarded)

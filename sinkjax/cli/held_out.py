@@ -10,7 +10,7 @@ from absl import flags
 
 import sinkjax
 from sinkjax.cli import flags as cli
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.prompts import BOS_POLICIES
 from sinkjax.studies.sweep import study as sweep
@@ -119,8 +119,12 @@ def read_series() -> tuple[sweep.Series, sweep.Series]:
         tokens = {n: rows[after : after + counts[n]] for n, rows in one.tokens.items()}
         if empty := [length for length, rows in tokens.items() if not len(rows)]:
             raise InputError(
-                f"--lengths={','.join(map(str, empty))}: {one.source.prompts.name} has no windows "
-                "left to choose on; give a longer text, or fewer windows"
+                Problem(
+                    "lengths",
+                    empty,
+                    f"{one.source.prompts.name} has no windows left to choose on; give a longer "
+                    "text, or fewer windows",
+                )
             )
         return dataclasses.replace(one, tokens=tokens)
 

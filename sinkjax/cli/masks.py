@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import sinkjax
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.programs.dispatch import Plan
 from sinkjax.studies.quality.candidate import Candidate
@@ -35,7 +35,7 @@ def candidates(
       InputError: where nothing is named, or as `read_masks` and `read_plan` do.
     """
     if not masks and not plans:
-        raise InputError("--mask is missing: name a mask's file, or a plan's with --plan")
+        raise InputError(Problem("mask", None, "name a mask's file, or a plan's with --plan"))
     named = [
         Candidate(name, dict.fromkeys(lengths, mask), fills)
         for name, (mask, fills) in read_masks(masks, config).items()
@@ -70,7 +70,7 @@ def read_masks(
             try:
                 found[name] = _from_text(name, config) if is_text else _from_file(name, config)
             except InputError as error:
-                problems += [f"--mask={name}: {problem}" for problem in error.problems]
+                problems += [Problem("mask", name, str(problem)) for problem in error.problems]
     if problems:
         raise InputError(*problems)
     return found
@@ -90,7 +90,9 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
     try:
         fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"--plan={name} cannot be read ({error}); give a JSON file") from error
+        raise InputError(
+            Problem("plan", name, f"it cannot be read ({error}); give a JSON file")
+        ) from error
     fills: dict[SinkMask, np.ndarray] = {}
     try:
         if not isinstance(fields, dict):
@@ -102,7 +104,9 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
                 fills |= {} if saved.fills is None else {saved.mask: saved.fills}
         return Plan.from_dict(fields), fills
     except InputError as error:
-        raise InputError(*(f"--plan={name}: {problem}" for problem in error.problems)) from error
+        raise InputError(
+            *(Problem("plan", name, str(problem)) for problem in error.problems)
+        ) from error
 
 
 def _from_text(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:

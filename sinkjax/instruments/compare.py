@@ -152,5 +152,5 @@ def _check_finite(stats: QualityStats, first_window: int) -> None:
     raise InputError(
         f"logits are not finite at position {stats.positions[column]} of window "
         f"{first_window + window}: activations outgrow the parameters' dtype, or the weights are "
-        "damaged; with --dtype=float16, use bfloat16 or float32"
+        "damaged; with dtype float16, use bfloat16 or float32"
     )

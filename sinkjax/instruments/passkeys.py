@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,13 +57,17 @@ def hide_passkeys(
       InputError: for windows that are too short to hold number and question, or another depth.
     """
     if not 0 <= depth <= 1:
-        raise InputError(f"--passkey={depth:g}: depths lie between 0 and 1, both included")
+        raise InputError(Problem("passkey", depth, "depths lie between 0 and 1, both included"))
     count, length = windows.shape
     parts = _parts(tokenizer, count, seed)
     if length < (needed := _length(parts)):
         raise InputError(
-            f"--passkey: windows of {length} tokens cannot hold a number and the question for it; "
-            f"give --lengths of at least {needed}"
+            Problem(
+                "passkey",
+                depth,
+                f"excerpts of {length} tokens cannot hold a number and the question for it; give "
+                f"lengths of at least {needed}",
+            )
         )
     rows = []
     for window, (hidden, asked, answer) in zip(windows.tolist(), parts, strict=True):

@@ -100,7 +100,7 @@ def consistent_in_record(
     if record.get("kind") != "lengths":
         raise InputError(
             f"record {record.get('id')} is of kind {record.get('kind')!r}: consistent heads are in "
-            "those of kind 'lengths', which a sweep over --lengths makes"
+            "those of kind 'lengths', which a sweep over lengths makes"
         )
     found = record["result"]["consistent"]
     return _held_by(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 
 @jax.tree_util.register_dataclass
@@ -56,15 +56,19 @@ def make_sampler(
     """
     problems = []
     if not (np.isfinite(temperature) and temperature >= 0):
-        problems.append(f"temperature is {temperature}; 0 (greedy) or more is allowed")
+        problems.append(Problem("temperature", temperature, "0 (greedy) or more is allowed"))
     if top_k is not None and top_k < 1:
-        problems.append(f"top_k is {top_k}; at least 1 is allowed, or none for all tokens")
+        problems.append(Problem("top_k", top_k, "at least 1 is allowed, or none for all tokens"))
     if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p is {top_p}; above 0 and at most 1 is allowed, or none")
+        problems.append(Problem("top_p", top_p, "above 0 and at most 1 is allowed, or none"))
     if temperature == 0 and (top_k is not None or top_p is not None):
         problems.append(
-            "temperature is 0, which takes the likeliest token: top_k and top_p would change "
-            "nothing. Set a temperature, or leave them out"
+            Problem(
+                "temperature",
+                temperature,
+                "it takes the likeliest token: top_k and top_p would change nothing. Set a "
+                "temperature, or leave them out",
+            )
         )
     if problems:
         raise InputError(*problems)

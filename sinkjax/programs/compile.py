@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sinkjax.attention.kernels import Kernel
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
 from sinkjax.models.sampling import Sampler, draw
 from sinkjax.programs.executable import Executable, build
@@ -296,22 +296,29 @@ def _check(
     problems = []
     for name, value in (("batch_size", batch_size), ("steps_per_call", steps_per_call)):
         if value < 1:
-            problems.append(f"{name} is {value}; at least 1 is allowed")
+            problems.append(Problem(name, value, "at least 1 is allowed"))
     if not buckets:
-        problems.append("prefill_lengths is empty; give at least one bucket")
+        problems.append(Problem("prefill_lengths", None, "give at least one bucket"))
     elif buckets[0] < 1:
-        problems.append(f"prefill_lengths has {buckets[0]}; at least 1 is allowed")
+        problems.append(Problem("prefill_lengths", buckets[0], "at least 1 is allowed"))
     elif buckets[-1] > max_length:
         problems.append(
-            f"prefill_lengths has {buckets[-1]}, more than max_length, {max_length}: a prompt that "
-            "long would leave no room"
+            Problem(
+                "prefill_lengths",
+                buckets[-1],
+                f"more than max_length, {max_length}: a prompt that long would leave no room",
+            )
         )
     # Dynamic rope is made to go beyond; any other model has seen no such position.
     if max_length > model.config.max_length and model.config.rope.type != "dynamic":
         problems.append(
-            f"max_length is {max_length}; the model is made for {model.config.max_length} tokens"
+            Problem(
+                "max_length",
+                max_length,
+                f"the model is made for {model.config.max_length} tokens",
+            )
         )
     if layers not in LAYERS:
-        problems.append(f"layers is {layers!r}; allowed are {', '.join(LAYERS)}")
+        problems.append(Problem("layers", layers, f"allowed are {', '.join(LAYERS)}"))
     if problems:
         raise InputError(*problems)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.models.sampling import Sampler, draw, make_sampler
 from sinkjax.programs.executable import Executable
 
@@ -81,13 +81,13 @@ class Request:
                     f"{max_length - tokens.size}, or compile for more"
                 )
         if max_new_tokens < 1:
-            problems.append(f"max_new_tokens is {max_new_tokens}; at least 1 is allowed")
+            problems.append(Problem("max_new_tokens", max_new_tokens, "at least 1 is allowed"))
         stops = sorted(set(stop_tokens))
         if len(stops) > MAX_STOP_TOKENS:
-            problems.append(f"{len(stops)} stop tokens; at most {MAX_STOP_TOKENS} are allowed")
+            problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
         seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(rows):
-            problems.append(f"{len(seeds)} seeds for {len(rows)} prompts; give one for each")
+            problems.append(Problem("seed", seeds, f"give one for each of the {len(rows)} prompts"))
         try:
             make_sampler(seeds, **sampling)
         except InputError as error:

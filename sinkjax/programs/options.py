@@ -10,7 +10,7 @@ from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.pallas import Pallas
 from sinkjax.attention.products import PLAIN, CpuProducts, Products
 from sinkjax.attention.splash import Splash
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
 
 CPU_OPTIONS: Mapping[str, Any] = {
@@ -84,7 +84,7 @@ def choose_attention(
         devices, or of what it cannot compute.
     """
     if name not in ATTENTION:
-        raise InputError(f"attention is {name!r}; allowed are {', '.join(ATTENTION)}")
+        raise InputError(Problem("attention", name, f"allowed are {', '.join(ATTENTION)}"))
 
     def problems(kernel: Kernel, length: int) -> list[str]:
         found = kernel.problems(length, config.head_dim, dtype)
@@ -105,8 +105,12 @@ def choose_attention(
     if found:
         raise InputError(
             *(
-                f"attention is {name}, which cannot compute {problem}; choose {XLA.name}, or "
-                f"{_AUTO}, which takes {XLA.name} where it has to"
+                Problem(
+                    "attention",
+                    name,
+                    f"it cannot compute {problem}; choose {XLA.name}, or {_AUTO}, which takes "
+                    f"{XLA.name} where it has to",
+                )
                 for problem in found
             )
         )

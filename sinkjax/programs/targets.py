@@ -10,7 +10,7 @@ import importlib.util
 import jax
 from jax.experimental import topologies
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 # The smallest topology of each chip that is a whole host; programs here use one device of it.
 _TPU_TOPOLOGIES = {
@@ -145,7 +145,7 @@ def target_device(target: str) -> jax.Device:
     """
     platform, _, chip = target.partition(":")
     if target not in TARGETS:
-        raise InputError(f"--target is {target!r}; known are {', '.join(TARGETS)}")
+        raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
     if platform == "tpu":
         return _tpu_device(target, _TPU_TOPOLOGIES[chip])
     if platform == "cuda":
@@ -170,14 +170,20 @@ def _cuda_device(target: str, gpu: _Gpu) -> jax.Device:
     except NotImplementedError as error:
         # JAX gives the plugin up where it finds no CUDA, unless it was told not to look for one.
         raise InputError(
-            f"--target={target}: JAX did not start its CUDA compiler, which looks for a GPU first; "
-            "on a machine without one, set JAX_PLATFORMS=cpu"
+            Problem(
+                "target",
+                target,
+                "JAX did not start its CUDA compiler, which looks for a GPU first; on a machine "
+                "without one, set JAX_PLATFORMS=cpu",
+            )
         ) from error
     return topology.devices[0]
 
 
-def _missing(target: str, extra: str) -> str:
-    return (
-        f"--target={target} needs XLA's compiler for it, which is not installed: "
-        f"pip install -e '.[targets-{extra}]' in the checkout"
+def _missing(target: str, extra: str) -> Problem:
+    return Problem(
+        "target",
+        target,
+        "it needs XLA's compiler for it, which is not installed: "
+        f"pip install -e '.[targets-{extra}]' in the checkout",
     )

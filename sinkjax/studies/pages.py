@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
 from sinkjax.report.canvas import Picture
 from sinkjax.report.records import Record
@@ -39,7 +39,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     report left and this one does not have are removed.
 
     Args:
-      folder: the --output_dir of a sweep, a quality run, a frontier, gates or a repair.
+      folder: the output folder of a sweep, a quality run, a frontier, gates or a repair.
 
     Returns:
       the path of report.html, which needs no other file.
@@ -58,8 +58,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         )
     if not records:
         raise InputError(
-            f"{folder} holds no records yet: run experiments.{experiment} with "
-            f"--output_dir={folder} first"
+            f"{folder} holds no records yet: run experiments.{experiment} into it first"
         )
     report, figures = folder / "report.html", folder / "figures"
     try:
@@ -74,8 +73,11 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         replace_file(report, html.encode())
     except OSError as error:
         raise InputError(
-            f"--output_dir: the report cannot be written to {folder}: {error.strerror or error}. "
-            "Free space there or make it writable, and give the same command again; the records "
-            "are there."
+            Problem(
+                "output_dir",
+                folder,
+                f"the report cannot be written: {error.strerror or error}. Free space there or "
+                "make it writable, and give the same command again; the records are there.",
+            )
         ) from error
     return report

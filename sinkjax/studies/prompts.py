@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,8 +96,12 @@ class PromptList:
             their lengths need: one problem for each such prompt.
         """
         problems = [
-            f"{self.name} holds {len(self.texts)} prompts, {count} are wanted at length {length}: "
-            "ask for fewer, or give more with --prompts"
+            Problem(
+                "prompts",
+                self.name,
+                f"it holds {len(self.texts)} prompts, {count} are wanted at length {length}: ask "
+                "for fewer, or give more",
+            )
             for length, count in counts.items()
             if count is not None and count > len(self.texts)
         ]
@@ -109,9 +113,13 @@ class PromptList:
             ]
             if needing:
                 problems.append(
-                    f"{self.name}: prompt {number} ({_opening(self.texts[number - 1])!r}) has "
-                    f"{len(tokens)} tokens with --bos={bos}, too few for --lengths="
-                    f"{','.join(map(str, needing))}: leave these out, or give a longer prompt"
+                    Problem(
+                        "lengths",
+                        needing,
+                        f"prompt {number} of {self.name} ({_opening(self.texts[number - 1])!r}) "
+                        f"has {len(tokens)} tokens with bos={bos}, too few: leave these out, or "
+                        "give a longer prompt",
+                    )
                 )
         if problems:
             raise InputError(*problems)
@@ -193,9 +201,13 @@ class TextWindows:
             fits = self.fits(tokenizer, length)
             if fits < (wanted or 1):
                 problems.append(
-                    f"{self.name} has {len(self._layout(tokenizer).tokens)} tokens: of the "
-                    f"{wanted or 1} windows wanted at --lengths={length}, {fits} fit without "
-                    "overlap: give a longer --text, shorter --lengths or ask for fewer"
+                    Problem(
+                        "lengths",
+                        length,
+                        f"{self.name} has {len(self._layout(tokenizer).tokens)} tokens: of the "
+                        f"{wanted or 1} excerpts wanted, {fits} fit without overlap: give a longer "
+                        "text, shorter lengths or ask for fewer",
+                    )
                 )
         if problems:
             raise InputError(*problems)
@@ -283,12 +295,16 @@ def _prefix(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
     if bos == "always":
         if tokenizer.bos_token_id is None:
             raise InputError(
-                f"--bos=always: the tokenizer {tokenizer.name_or_path or ''} has no BOS token; "
-                "use --bos=tokenizer or --bos=never"
+                Problem(
+                    "bos",
+                    bos,
+                    f"the tokenizer {tokenizer.name_or_path or ''} has no BOS token; use tokenizer "
+                    "or never",
+                )
             )
         return [tokenizer.bos_token_id]
     if bos != "tokenizer":
-        raise InputError(f"--bos={bos} is unknown: use one of {', '.join(BOS_POLICIES)}")
+        raise InputError(Problem("bos", bos, f"use one of {', '.join(BOS_POLICIES)}"))
     # What a tokenizer adds depends on no text, so any text shows it.
     bare, full = _bare(tokenizer, "a"), tokenizer.encode("a")
     return next(full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.environment import environment
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.files import PARTIAL, replace_file, sync_folder
 
 _MISSING = object()
@@ -54,7 +54,7 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[d
     """Reads a run's folder and changes nothing in it, also while the run writes to it.
 
     Args:
-      folder: the run's --output_dir.
+      folder: the run's output folder.
 
     Returns:
       the run's specification, and its records in the order in which they were made. A last line
@@ -72,8 +72,8 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[d
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"{folder} holds no results that can be read ({reason}): give the --output_dir of a "
-            "run that has begun"
+            f"{folder} holds no results that can be read ({reason}): give the output folder of "
+            "a run that has begun"
         ) from error
     index, _, problems = _index(content)
     if problems:
@@ -95,7 +95,7 @@ class Results:
         """Opens the folder, making it where it is missing, and mends what a kill left behind.
 
         Args:
-          folder: for users, the value of --output_dir.
+          folder: for users, `output_dir`.
           specification: all that defines the run's cells, of JSON values.
 
         Raises:
@@ -239,8 +239,7 @@ class Results:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"--output_dir: another process is writing to {self.folder}. Wait until it ends, "
-                "or give another folder."
+                self._problem("another process writes to it. Wait until it ends, or give another.")
             ) from error
 
     def _remove_partial_files(self) -> None:
@@ -259,20 +258,23 @@ class Results:
                 found = _specification(path)
             except ValueError as error:
                 raise InputError(
-                    f"--output_dir: {path} is no run's specification: it has been damaged, or is "
-                    f"another program's. {advice}"
+                    self._problem(
+                        f"its {path.name} is no run's specification: it has been damaged, or is "
+                        f"another program's. {advice}"
+                    )
                 ) from error
             if found == wanted:
                 return
             if used:
                 raise InputError(
-                    f"--output_dir: {self.folder} holds the results of another run. {advice}",
+                    self._problem(f"it holds the results of another run. {advice}"),
                     *_differences(found, wanted),
                 )
         elif used:
             raise InputError(
-                f"--output_dir: {self.folder} holds results without a {path.name} that says of "
-                f"what run. {advice}"
+                self._problem(
+                    f"it holds results without a {path.name} that says of what run. {advice}"
+                )
             )
         self._replace(path, _json({"specification": wanted}, indent=2) + b"\n")
 
@@ -281,8 +283,10 @@ class Results:
         self._index, self._end, problems = _index(self._records.read_bytes())
         if problems:
             raise InputError(
-                f"--output_dir: {self._records} has been damaged or edited. Delete the lines "
-                "named here, and their cells are measured again; or give another folder.",
+                self._problem(
+                    f"its {self._records.name} has been damaged or edited. Delete the lines named "
+                    "here, and their cells are measured again; or give another folder."
+                ),
                 *(f"{self._records}: {problem}" for problem in problems),
             )
         torn = os.fstat(self._file.fileno()).st_size - self._end
@@ -302,6 +306,9 @@ class Results:
         with self._failing(f"take {len(content)} bytes more in {path.relative_to(self.folder)}"):
             replace_file(path, content)
 
+    def _problem(self, text: str) -> Problem:
+        return Problem("output_dir", self.folder, text)
+
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
         """Turns what the system refuses into a message for the user."""
@@ -313,8 +320,10 @@ class Results:
             else:
                 advice = "Make it a folder that can be written, or give another"
             raise InputError(
-                f"--output_dir: {self.folder} cannot {what}: {error.strerror or error}. "
-                f"{advice}; the same command then goes on from what is there."
+                self._problem(
+                    f"it cannot {what}: {error.strerror or error}. {advice}; the same command then "
+                    "goes on from what is there."
+                )
             ) from error
 
 

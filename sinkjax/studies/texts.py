@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.studies.prompts import PromptList, TextWindows
 
 # The experiments run from a checkout (`python -m experiments.sweep`): configs lie beside them.
@@ -31,13 +31,16 @@ def read_prompts(path: str | Path) -> PromptList:
     readers = {".txt": _text_lines, ".jsonl": _json_lines}
     if path.suffix not in readers:
         raise InputError(
-            f"--prompts={path}: its name has to end in .txt (one prompt a line) or .jsonl (JSON "
-            "lines); rename it"
+            Problem(
+                "prompts",
+                path,
+                "its name has to end in .txt (one prompt a line) or .jsonl (JSON lines); rename it",
+            )
         )
-    text, sha256 = _read("--prompts", path)
+    text, sha256 = _read("prompts", path)
     texts = readers[path.suffix](path, text)
     if not texts:
-        raise InputError(f"--prompts={path} holds no prompts: give at least one")
+        raise InputError(Problem("prompts", path, "it holds no prompts: give at least one"))
     return PromptList(path.name, sha256, tuple(texts))
 
 
@@ -47,9 +50,9 @@ def read_text(path: str | Path, count: int, seed: int) -> TextWindows:
     Raises:
       InputError: a file that cannot be read or holds no text.
     """
-    text, sha256 = _read("--text", Path(path))
+    text, sha256 = _read("text", Path(path))
     if not text.strip():
-        raise InputError(f"--text={path} is empty: give a file of prose")
+        raise InputError(Problem("text", path, "it is empty: give a file of prose"))
     return TextWindows(Path(path).name, sha256, text, count, seed)
 
 
@@ -108,41 +111,53 @@ def _json_lines(path: Path, text: str) -> list[str]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            problems.append(f"--prompts={path}, line {number} is not JSON: {error}")
+            problems.append(Problem("prompts", path, f"line {number} is not JSON: {error}"))
             continue
         if isinstance(value, dict):
             value = value.get("prompt", value.get("text"))
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             problems.append(
-                f"--prompts={path}, line {number} holds half a surrogate pair, which is no "
-                "character: write the character itself, or both halves"
+                Problem(
+                    "prompts",
+                    path,
+                    f"line {number} holds half a surrogate pair, which is no character: write the "
+                    "character itself, or both halves",
+                )
             )
         elif isinstance(value, str) and value.strip():
             texts.append(value)
         else:
             problems.append(
-                f"--prompts={path}, line {number} holds no prompt: write a JSON string, or an "
-                'object with one in "prompt" or "text"'
+                Problem(
+                    "prompts",
+                    path,
+                    f"line {number} holds no prompt: write a JSON string, or an object with one in "
+                    '"prompt" or "text"',
+                )
             )
     if problems:
         raise InputError(*problems)
     return texts
 
 
-def _read(flag: str, path: Path) -> tuple[str, str]:
+def _read(field: str, path: Path) -> tuple[str, str]:
     """A file's text, its line ends made one newline, and the sha256 of its bytes."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{flag}={path} cannot be read: {error.strerror}; give the path of a file"
+            Problem(field, path, f"it cannot be read: {error.strerror}; give the path of a file")
         ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{flag}={path}, line {line} is not UTF-8 ({error.reason}): save the file as UTF-8"
+            Problem(
+                field,
+                path,
+                f"line {line} is not UTF-8 ({error.reason}): save the file as UTF-8",
+            )
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n"), _sha256(data)
 

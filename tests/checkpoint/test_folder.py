@@ -57,8 +57,8 @@ def rewrite(source: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
 def problems(folder: pathlib.Path) -> tuple[str, ...]:
     with pytest.raises(InputError) as caught:
         sinkjax.load(folder)
-    assert all(str(folder) in problem for problem in caught.value.problems)
-    return caught.value.problems
+    assert all(str(folder) in str(problem) for problem in caught.value.problems)
+    return tuple(map(str, caught.value.problems))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -211,7 +211,7 @@ def test_an_empty_folder_and_a_missing_path_are_refused(tmp_path):
         sinkjax.load(tmp_path / "weights.pt")
     with pytest.raises(InputError, match=r"float64.*float32, bfloat16, float16"):
         sinkjax.load(tmp_path, dtype="float64")
-    with pytest.raises(InputError, match=r"--revision is 'v1'.*not a Hub id"):
+    with pytest.raises(InputError, match=r"revision=v1: .*not a Hub id"):
         sinkjax.load(tmp_path, revision="v1")
 
 

@@ -331,5 +331,5 @@ def test_everything_that_is_wrong_is_listed_at_once(tmp_path, changes, mentions)
     assert len(caught.value.problems) == len([m for m in mentions if not m.startswith("(")])
     for mention in mentions:
         assert mention in str(caught.value)
-    assert all(str(path) in problem for problem in caught.value.problems)
-    assert all("tokenizer.json instead" in problem for problem in caught.value.problems)
+    assert all(str(path) in str(problem) for problem in caught.value.problems)
+    assert all("tokenizer.json instead" in str(problem) for problem in caught.value.problems)

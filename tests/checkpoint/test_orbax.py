@@ -145,18 +145,18 @@ def test_a_folder_that_holds_a_checkpoint_is_not_overwritten(model, saved):
 # Damage.
 
 
-def refused(folder) -> sinkjax.InputError:
+def refused(folder) -> tuple[str, ...]:
     with pytest.raises(sinkjax.InputError) as caught:
         sinkjax.load(folder)
-    assert all(str(folder) in problem for problem in caught.value.problems)
-    assert all("experiments.convert" in problem for problem in caught.value.problems)
-    return caught.value
+    assert all(str(folder) in str(problem) for problem in caught.value.problems)
+    assert all("experiments.convert" in str(problem) for problem in caught.value.problems)
+    return tuple(map(str, caught.value.problems))
 
 
 def test_every_weight_that_is_cut_off_is_named(model, saved):
     biggest = max(saved.rglob("d/*"), key=lambda path: path.stat().st_size)
     os.truncate(biggest, 1)
-    problems = refused(saved).problems
+    problems = refused(saved)
     assert 1 < len(problems) <= len(parameters(model))
     assert all("cannot be read" in problem for problem in problems)
 
@@ -170,7 +170,7 @@ def test_weights_of_another_shape_are_named_with_both_shapes(model, saved):
     manifest = json.loads((saved / MANIFEST).read_text())
     manifest["config"]["mlp_dim"] = 81
     (saved / MANIFEST).write_text(json.dumps(manifest))
-    problems = refused(saved).problems
+    problems = refused(saved)
     assert len(problems) == 5 * model.config.num_layers  # three weights, two biases
     assert any("(80, 48)" in problem and "(81, 48)" in problem for problem in problems)
 

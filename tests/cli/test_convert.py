@@ -87,7 +87,9 @@ def test_the_registrys_model_is_converted_by_default(tmp_path, smollm2):
 
 
 def test_an_unknown_model_is_named(tmp_path):
-    assert "--model=smollm is no file" in refusal("--model=smollm", f"--output={tmp_path / 'o'}")
+    assert "--model=smollm: it is no file" in refusal(
+        "--model=smollm", f"--output={tmp_path / 'o'}"
+    )
 
 
 def test_a_folder_that_is_in_use_is_left_alone(source, tmp_path):

@@ -152,7 +152,7 @@ def test_programs_for_a_tpu_that_is_not_here_come_out_the_same_and_quietly(shape
 def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
     with pytest.raises(InputError) as error:
         inspect(shape, tmp_path / "out.jsonl", target="cuda:h100")
-    (problem,) = error.value.problems
+    (problem,) = map(str, error.value.problems)
     assert "--target=cuda:h100" in problem
     assert "pip install -e '.[targets-cuda]'" in problem
 
@@ -160,15 +160,15 @@ def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"target": "tpu:v99"}, ["--target", "'tpu:v99'", "tpu:v5e"]),
+        ({"target": "tpu:v99"}, ["--target=tpu:v99: ", "tpu:v5e"]),
         ({"mask": ""}, ["--mask is missing"]),
         ({"mask": "L0: 6f"}, ["--mask=L0: 6f", "1 layers of 6 heads"]),
         ({"model": "shape:none"}, ["--model=shape:none", "llama-3.2-1b"]),
-        ({"attention": "splash"}, ["--attention is splash", "16 tokens", "on a cpu", "xla"]),
-        ({"prefill_lengths": "16,x"}, ["--prefill_lengths", "'x'"]),
+        ({"attention": "splash"}, ["--attention=splash: ", "16 tokens", "on a cpu", "xla"]),
+        ({"prefill_lengths": "16,x"}, ["--prefill_lengths=x: no whole number"]),
         (
             {"prefill_lengths": 30, "batch_size": 0, "max_length": 20},
-            ["--batch_size is 0", "--prefill_lengths has 30"],
+            ["--batch_size=0: ", "--prefill_lengths=30: "],
         ),
     ],
 )

@@ -320,9 +320,9 @@ def test_numbers_are_hidden_at_their_depth_and_asked_for_at_the_end(smollm2_toke
             assert text.endswith(f"The secret number is {number.strip()}")
     assert len(set(numbers[0.0])) == 4
     assert numbers[0.0] == numbers[0.5] == numbers[1.0]
-    with pytest.raises(InputError, match="give --lengths of at least"):
+    with pytest.raises(InputError, match="give lengths of at least"):
         hide_passkeys(smollm2_tokenizer, windows[:, :30], 0.5, seed=3)
-    with pytest.raises(InputError, match=r"--passkey=1\.5"):
+    with pytest.raises(InputError, match=r"^passkey=1\.5"):
         hide_passkeys(smollm2_tokenizer, windows, 1.5, seed=3)
 
 

@@ -108,8 +108,8 @@ SMOLLM2_135M = {
 def problems(attributes: dict) -> tuple[str, ...]:
     with pytest.raises(InputError) as caught:
         from_hf_config(attributes, "the/model")
-    assert all(problem.startswith("the/model: ") for problem in caught.value.problems)
-    return caught.value.problems
+    assert all(str(problem).startswith("the/model: ") for problem in caught.value.problems)
+    return tuple(map(str, caught.value.problems))
 
 
 # Published configs.

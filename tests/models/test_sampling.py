@@ -120,5 +120,5 @@ def test_settings_out_of_range_are_all_named(settings, named):
     with pytest.raises(sinkjax.InputError) as error:
         make_sampler([0], **settings)
     assert len(error.value.problems) == len(named)
-    for problem, name in zip(error.value.problems, named, strict=True):
+    for problem, name in zip(map(str, error.value.problems), named, strict=True):
         assert name in problem

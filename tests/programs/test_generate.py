@@ -140,21 +140,26 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
         "prompt 1 holds token 101",
         "prompt 2 has 41 tokens, more than the longest bucket; the buckets are 16, 40",
         "prompt 3 has 40 tokens, which with max_new_tokens 17 is more than max_length, 56",
-        "9 stop tokens",
-        "1 seeds for 4 prompts",
-        "top_k is 0",
+        "stop_tokens=0,1,2,3,4,5,6,7,8: at most 8",
+        "seed=1: give one for each of the 4 prompts",
+        "top_k=0: ",
     ):
         assert part in text
-    with pytest.raises(sinkjax.InputError, match="max_new_tokens is 0"):
+    with pytest.raises(sinkjax.InputError, match="max_new_tokens=0: "):
         program.generate([1, 2], max_new_tokens=0)
 
 
 def test_everything_that_cannot_be_compiled_is_named(tiny):
     with pytest.raises(sinkjax.InputError) as error:
         compile(tiny[0], batch_size=0, prefill_lengths=(8, 99), max_length=70, steps_per_call=0)
-    for part in ("batch_size is 0", "steps_per_call is 0", "has 99", "made for 64 tokens"):
+    for part in (
+        "batch_size=0: ",
+        "steps_per_call=0: ",
+        "prefill_lengths=99: more than",
+        "made for 64 tokens",
+    ):
         assert part in str(error.value)
-    with pytest.raises(sinkjax.InputError, match="prefill_lengths is empty"):
+    with pytest.raises(sinkjax.InputError, match="prefill_lengths: give at least one bucket"):
         compile(tiny[0], prefill_lengths=(), max_length=64)
 
 

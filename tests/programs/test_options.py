@@ -43,10 +43,10 @@ def test_a_name_is_what_it_says_or_refused_for_every_reason_at_once():
     wanted = ("100 tokens", "float16", "size 80", "on a tpu", "over 2 devices", "200 tokens")
     for part, problem in zip(wanted, problems, strict=True):
         assert part in problem
-        assert problem.startswith("attention is pallas")
+        assert problem.startswith("attention=pallas: ")
         assert "choose xla, or auto" in problem
     (problem,) = problems_of(names, "flash", "tpu")
-    assert problem == "attention is 'flash'; allowed are xla, splash, pallas, auto"
+    assert problem == "attention=flash: allowed are xla, splash, pallas, auto"
 
 
 TARGETS = [("tpu:v5e", "splash", "libtpu"), ("cuda:h100", "pallas", "jax_cuda12_plugin")]

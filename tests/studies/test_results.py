@@ -152,12 +152,12 @@ def test_damage_in_the_middle_is_refused_with_every_line_named(folder):
     for opened in (lambda: Results(folder, SPECIFICATION), lambda: read_records(folder)):
         with pytest.raises(InputError) as caught:
             opened()
-        assert [problem.split(": ", 1)[1] for problem in caught.value.problems[1:]] == [
+        assert [str(problem).split(": ", 1)[1] for problem in caught.value.problems[1:]] == [
             "line 2 is not a record",
             "line 3 repeats the id of line 1",
             "line 4 is not a record",
         ]
-        assert "Delete the lines" in caught.value.problems[0]
+        assert "Delete the lines" in str(caught.value.problems[0])
         assert path.read_bytes() == damaged
     path.write_bytes(first + third)  # as the message advises
     with Results(folder, SPECIFICATION) as results:
@@ -170,8 +170,8 @@ def test_another_runs_folder_is_refused_with_what_differs(folder):
     other = {"models": ["tiny"], "lengths": [2, 8], "thresholds": [0.9], "seed": 1}
     with pytest.raises(InputError) as caught:
         Results(folder, other)
-    summary, *differences = caught.value.problems
-    assert summary.startswith(f"--output_dir: {folder} holds the results of another run.")
+    summary, *differences = map(str, caught.value.problems)
+    assert summary.startswith(f"output_dir={folder}: it holds the results of another run.")
     assert differences == [
         "lengths is [2, 4] there and [2, 8] here",
         "seed is missing there and 1 here",
@@ -192,7 +192,7 @@ def test_results_without_a_specification_are_refused(folder):
     (folder / "run.json").unlink()
     with pytest.raises(InputError, match=r"without a run\.json"):
         Results(folder, SPECIFICATION)
-    with pytest.raises(InputError, match=r"No such file.*give the --output_dir"):
+    with pytest.raises(InputError, match=r"No such file.*give the output folder"):
         read_records(folder)
 
 
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_second_writer_is_refused_until_the_first_ends(folder):
     with Results(folder, SPECIFICATION) as first:
-        with pytest.raises(InputError, match="another process is writing to"):
+        with pytest.raises(InputError, match="another process writes to it"):
             Results(folder, SPECIFICATION)
         assert numbers(folder) == [0, 1, 2]  # reading needs no lock
         first.append(record(3))

@@ -45,11 +45,11 @@ def test_json_lines_that_hold_no_prompt_are_all_named(tmp_path):
     path = write(tmp_path / "mine.jsonl", content)
     with pytest.raises(InputError) as caught:
         inputs.read_prompts(path)
-    problems = caught.value.problems
+    problems = list(map(str, caught.value.problems))
     assert [problem.split(" ")[1:3] for problem in problems] == [
         ["line", str(number)] for number in range(2, 9)
     ]
-    assert all(problem.startswith(f"--prompts={path}, line ") for problem in problems)
+    assert all(problem.startswith(f"prompts={path}: line ") for problem in problems)
     assert "is not JSON" in problems[0]
     assert all("holds no prompt: write a JSON string" in problem for problem in problems[1:-1])
     assert "half a surrogate pair" in problems[-1]
@@ -69,20 +69,20 @@ def test_prompt_files_that_cannot_be_used_are_refused(name, content, message, tm
     path = write(tmp_path / name, content)
     with pytest.raises(InputError, match=message) as caught:
         inputs.read_prompts(path)
-    assert str(caught.value).startswith(f"--prompts={path}")
+    assert str(caught.value).startswith(f"prompts={path}: ")
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--prompts=.*: No such file or directory; give the path"):
+    with pytest.raises(InputError, match=r"^prompts=.*: No such file or directory; give the path"):
         inputs.read_prompts(tmp_path / "none.txt")
     os.mkdir(tmp_path / "folder.txt")
-    with pytest.raises(InputError, match=r"--prompts=.*: Is a directory; give the path"):
+    with pytest.raises(InputError, match=r"^prompts=.*: Is a directory; give the path"):
         inputs.read_prompts(tmp_path / "folder.txt")
-    with pytest.raises(InputError, match=r"--text=.*: No such file or directory"):
+    with pytest.raises(InputError, match=r"^text=.*: No such file or directory"):
         inputs.read_text(tmp_path / "none.txt", 1, 0)
-    with pytest.raises(InputError, match=r"--text=.* is empty: give a file of prose"):
+    with pytest.raises(InputError, match=r"^text=.* is empty: give a file of prose"):
         inputs.read_text(write(tmp_path / "blank.txt", " \n\n"), 1, 0)
-    with pytest.raises(InputError, match=r"--text=.*, line 3 is not UTF-8"):
+    with pytest.raises(InputError, match=r"^text=.*: line 3 is not UTF-8"):
         inputs.read_text(write(tmp_path / "bad.txt", b"a\nb\n\xe9\n"), 1, 0)
 
 

@@ -89,6 +89,6 @@ def finish(writer: gguf.GGUFWriter) -> pathlib.Path:
 def assert_refused(path: pathlib.Path, *mentions: str) -> None:
     with pytest.raises(InputError) as caught:
         open_gguf(path)
-    assert all(str(path) in problem for problem in caught.value.problems)
+    assert all(str(path) in str(problem) for problem in caught.value.problems)
     for mention in mentions:
         assert mention in str(caught.value)

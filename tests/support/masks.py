@@ -24,10 +24,10 @@ CONFIG = LlamaConfig(
 
 
 def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
-    """The problems that a call is refused for."""
+    """The problems that a call is refused for, as they are said."""
     with pytest.raises(InputError) as caught:
         function(*args, **kwargs)
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def windows(max_sinks: int = 3, max_recent: int = 6) -> st.SearchStrategy[Window]:

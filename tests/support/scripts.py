@@ -8,6 +8,9 @@ from types import ModuleType
 
 from absl import flags
 
+from sinkjax import InputError
+from sinkjax.cli import flags as cli
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -23,12 +26,14 @@ def load_script(name: str) -> ModuleType:
 
 
 def run_main(name: str, *arguments: str) -> None:
-    """Parses the arguments as the script's flags and calls its `main`, whose errors get through."""
+    """Calls the `main` of a script with these flags; its errors say what the script prints."""
     script = load_script(name)
     unknown = flags.FLAGS([name, *arguments])[1:]
     assert not unknown, unknown
     try:
         script.main()
+    except InputError as error:
+        raise InputError(*map(cli.as_flag, error.problems)) from error
     finally:
         flags.FLAGS.unparse_flags()
 

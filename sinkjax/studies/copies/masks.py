@@ -7,7 +7,7 @@ growing sizes are nested.
 
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import Copy, Full, Path, SinkMask
 
 VARIANTS = ("layer_0", "adjacent", "pattern", "output")
@@ -49,8 +49,12 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
         left -= 1
     if left:
         raise InputError(
-            f"--shares: {count} heads are to copy, and {count - left} can at most by {variant!r}: "
-            "give smaller shares"
+            Problem(
+                "shares",
+                None,
+                f"{count} heads are to copy, and {count - left} can at most by {variant!r}: give "
+                "smaller shares",
+            )
         )
     return SinkMask(tuple(map(tuple, paths)))
 

@@ -53,7 +53,7 @@ def machine_table(records: Sequence[Record]) -> Table:
     if restless:
         notes.append(
             f"NOT TO BE RELIED ON: {'; '.join(restless)}. There the baseline differs from itself; "
-            "give more --rounds, or a quieter machine."
+            "give more rounds, or a quieter machine."
         )
     return Table(
         title="The machine, in the same rounds",

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.models.decoder import Llama
 
@@ -52,16 +52,18 @@ class TrainSettings:
     def check(self) -> None:
         """Raises InputError, listing what is out of its range."""
         problems = [
-            f"--{name}={getattr(self, name)}: give at least 1"
+            Problem(name, getattr(self, name), "give at least 1")
             for name in ("steps", "rows", "save_every")
             if getattr(self, name) < 1
         ]
         if not self.learning_rate > 0:
-            problems.append(f"--learning_rate={self.learning_rate:g}: give a rate above 0")
+            problems.append(Problem("learning_rate", self.learning_rate, "give a rate above 0"))
         if not 0 <= self.warmup <= 1:
-            problems.append(f"--warmup={self.warmup:g}: give a share of the steps, from 0 to 1")
+            problems.append(
+                Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
+            )
         if self.seed < 0:
-            problems.append(f"--seed={self.seed}: give 0 or more")
+            problems.append(Problem("seed", self.seed, "give 0 or more"))
         if problems:
             raise InputError(*problems)
 
@@ -131,7 +133,7 @@ def distil(
             state["history"][step] = kl, paid
             if not np.isfinite(state["history"][step]).all():
                 raise InputError(
-                    f"the loss is not finite at step {step}: give a lower --learning_rate"
+                    f"the loss is not finite at step {step}: give a lower learning_rate"
                 )
             (gradient,) = back(gradient)
             state["parameters"], state["optimizer"] = update(

@@ -234,7 +234,10 @@ def test_bad_flags_are_refused_before_any_work(flag, tiny, prompts, tmp_path):
 def test_lengths_beyond_the_context_or_the_prompts_are_named_together(tiny, prompts, tmp_path):
     with pytest.raises(InputError) as error:
         run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="40"))
-    assert sum("too few for --lengths=40" in problem for problem in error.value.problems) == 6
+    assert [
+        str(problem).startswith("--lengths=40: ") and "too few" in str(problem)
+        for problem in error.value.problems
+    ] == [True] * 6
     with pytest.raises(InputError, match=r"context of --model=.* is 64 tokens"):
         run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="4,65"))
 

@@ -57,10 +57,10 @@ def test_what_is_wrong_is_named_by_flag(shape, tmp_path):
     model = f"--model={shape}"
     for arguments, wanted in (
         (["--rounds=1", "--prompt_lengths=200"], ("--rounds=1", "--prompt_lengths=200 with")),
-        (["--batch_sizes=two"], ("--batch_sizes: 'two' is no whole number",)),
+        (["--batch_sizes=two"], ("--batch_sizes=two: no whole number",)),
         (["--mask=L0: 5f"], ("--mask=L0: 5f",)),
         (["--google_benchmark=/nowhere/at/all.json"], ("--google_benchmark=/nowhere",)),
-        (["--model=shape:llama-9"], ("shape:llama-9 is no known shape",)),
+        (["--model=shape:llama-9"], ("shape:llama-9: it is no known shape",)),
     ):
         problems = problems_of(
             run_main, "experiments.timing", model, *arguments, f"--output_dir={tmp_path}"
