@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from sinkjax.cli import flags as cli
 from sinkjax.cli import held_out, terminal
-from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
-from sinkjax.masks.mask import Path, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path
 from sinkjax.studies.frontier.page import frontier_table
 from sinkjax.studies.frontier.study import (
     GATES,
@@ -82,7 +82,7 @@ def _paths(lengths: list[int]) -> dict[int, tuple[Path, ...]]:
         length, _, paths = part.partition(":")
         if not length.isdecimal():
             raise InputError(f"--paths: {part!r} begins with no length; write 512:window(4,128)")
-        found[int(length)] = read_paths("paths", paths)
+        found[int(length)] = cli.paths("paths", paths)
     missing = [str(length) for length in lengths if not found.get(length)]
     if missing:
         raise InputError(f"--paths has none for --lengths={','.join(missing)}: name some")

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from sinkjax.cli import flags as cli
 from sinkjax.cli import held_out, terminal
-from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
 from sinkjax.studies.pages import write_report
 from sinkjax.studies.results import read_records
@@ -38,7 +37,7 @@ _OUTPUT = flags.DEFINE_string("output_dir", "results/gates", "Folder for the rec
 
 
 def main() -> None:
-    paths = read_paths("path", _PATH.value)
+    paths = cli.paths("path", _PATH.value)
     if len(paths) != 1:
         raise InputError(f"--path={_PATH.value}: give one path, such as window(4,32)")
     settings = GateSettings(

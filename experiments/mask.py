@@ -10,7 +10,7 @@ all heads is chosen in its place, by their lowest mean score over the lengths. W
 key/value group is chosen whole or not at all: only then does a mask free the keys and values that
 its heads share.
 
-Chosen heads take --path, in the form of a mask's text: s(first), s(zero), w(sinks,recent); or
+Chosen heads take --path: s(first), s(zero) or w(sinks,recent), in words or first letters; or
 copy_first_layer, the founding study's idea, in which they use the attention of layer 0's head of
 their own index. All others stay full.
 
@@ -27,11 +27,13 @@ from absl import flags
 
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.files import replace_file
-from sinkjax.masks import choose
+from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, save_mask
-from sinkjax.masks.mask import Path, Sink, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path, Sink, parse_path
+from sinkjax.masks.scores import consistent
 from sinkjax.report.mask_map import mask_map
 from sinkjax.report.masks import mask_table
 from sinkjax.report.records import Record
@@ -83,19 +85,20 @@ def _path() -> Path | None:
     text = _PATH.value
     if text == _COPY:
         return None
-    if text == "s(mean)":
-        raise InputError(
-            "--path=s(mean) needs calibrated means, which a sweep does not measure: give s(first) "
-            "or s(zero)"
-        )
-    allowed = f"--path={text}: give s(first), s(zero), w(sinks,recent) or {_COPY}"
     try:
-        heads = SinkMask.from_text(f"L0: {text}").heads
+        path = parse_path(text, ("window", "sink"))
     except InputError as error:
-        raise InputError(allowed) from error
-    if [len(layer) for layer in heads] != [1] or heads[0][0].kind == "full":
-        raise InputError(allowed)
-    return heads[0][0]
+        raise InputError(Problem("path", text, f"{error}; or {_COPY}")) from error
+    if path == Sink("mean"):
+        raise InputError(
+            Problem(
+                "path",
+                text,
+                "it needs calibrated means, which a sweep does not measure: give s(first) or "
+                "s(zero)",
+            )
+        )
+    return path
 
 
 def _check() -> None:
@@ -118,12 +121,8 @@ def _check() -> None:
 
 def _curve() -> Curve:
     """The part of the sweep that the flags name."""
-    try:
+    with about("results"):
         specification, records = read_records(_RESULTS.value)
-    except InputError as error:
-        raise InputError(
-            *(Problem("results", None, str(problem)) for problem in error.problems)
-        ) from error
     cells = [record for record in records if record["kind"] == "cell"]
     curves = []
     if cells:
@@ -178,18 +177,17 @@ def _choose(cells: list[Record], path: Path | None) -> tuple[SinkMask, SinkMask]
     num_kv_heads = cells[0]["model"]["num_kv_heads"] if _GROUPS.value else None
     first = path or Sink("first")  # copies are made of what was chosen, below
     if _QUANTILE.value is None:
-        mask = choose.consistent_in_cells(
-            cells, first, min_share=_MIN_SHARE.value, num_kv_heads=num_kv_heads
-        )
+        shares = np.min([cell["result"]["per_head"] for cell in cells], axis=0)
+        mask = SinkMask.where(consistent(shares, _MIN_SHARE.value, num_kv_heads), first)
     else:
         lowest = np.min([cell["result"]["mean_score"] for cell in cells], axis=0)
-        mask = choose.above_quantile(
-            lowest, first, quantile=_QUANTILE.value, num_kv_heads=num_kv_heads
+        mask = SinkMask.from_quantile(
+            lowest, quantile=_QUANTILE.value, path=first, num_kv_heads=num_kv_heads
         )
-    control = choose.random_control(mask, seed=_SEED.value, num_kv_heads=num_kv_heads)
+    control = random_control(mask, seed=_SEED.value, num_kv_heads=num_kv_heads)
     if path is None:
-        mask, control = (SinkMask.copy_first_layer(one.off_full) for one in (mask, control))
-    if not mask.off_full.any():
+        mask, control = (SinkMask.copy_first_layer(one.masked) for one in (mask, control))
+    if not mask.masked.any():
         lengths = ", ".join(str(cell["length"]) for cell in cells)
         raise InputError(
             f"no head is chosen at {lengths} tokens: name fewer --lengths, a lower --min_share or "

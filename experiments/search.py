@@ -28,8 +28,8 @@ import sinkjax
 from sinkjax.accounts.savings import Workload
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.cli.paths import read_paths
 from sinkjax.errors import InputError
+from sinkjax.masks.paths import parse_path
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.prompts import BOS_POLICIES
 from sinkjax.studies.results import read_records
@@ -99,7 +99,7 @@ def main() -> None:
 
 def _settings() -> SearchSettings:
     return SearchSettings(
-        paths=read_paths("paths", _PATHS.value),
+        paths=cli.paths("paths", _PATHS.value),
         kl_budget=_BUDGET.value * (1 - _MARGIN.value),
         workload=Workload(_LENGTH.value, _BATCH.value, _GENERATED.value, 4, _BALANCE.value),
         by=_BY.value,
@@ -120,7 +120,7 @@ def _gates() -> Gates | None:
     for record in read_records(_GATES.value)[1]:
         if record["kind"] == "training" and "gates" in record["result"]:
             names = ("id", "chosen_on", "length", "path", "units", "price", "train")
-            (path,) = read_paths("gates", record["path"])
+            path = parse_path(record["path"])
             return Gates(
                 np.array(record["result"]["gates"]),
                 path,

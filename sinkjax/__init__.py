@@ -6,7 +6,8 @@ from sinkjax.checkpoint.weights import save_safetensors
 from sinkjax.errors import InputError
 from sinkjax.instruments.sinks import DEFINITIONS, HeadStats, measure_sinks
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
-from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest

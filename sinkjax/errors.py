@@ -1,6 +1,8 @@
 """The one exception for what a user gave and the library cannot use, and what it quotes."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,17 @@ class InputError(ValueError):
             for problem in problems
         )
         super().__init__("\n".join(map(str, self.problems)))
+
+
+@contextlib.contextmanager
+def about(field: str, value: object = None) -> Iterator[None]:
+    """Says of every problem found inside that it is one with this field."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            *(Problem(field, value, str(problem)) for problem in error.problems)
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

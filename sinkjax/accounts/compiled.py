@@ -21,7 +21,7 @@ from flax import nnx
 
 from sinkjax.accounts.formulas import ROWS, Cost, needed_pairs
 from sinkjax.attention.kernels import XLA, Blocked, Kernel
-from sinkjax.masks.mask import Full
+from sinkjax.masks.paths import Full
 from sinkjax.programs.compile import Program
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.hlo import Call, Scopes

@@ -31,7 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sinkjax.attention import full, window
 from sinkjax.attention.kernels import XLA, Blocked, Kernel
-from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
 
 ROWS = ("full", "window", "copy", "sink", "rest")

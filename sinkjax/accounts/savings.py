@@ -20,7 +20,9 @@ import numpy as np
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.errors import InputError, Problem
-from sinkjax.masks.mask import Full, Path, SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Path
+from sinkjax.masks.scores import group_size
 from sinkjax.models.config import LlamaConfig
 
 

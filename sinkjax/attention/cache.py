@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sinkjax.errors import InputError
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 
 
 @struct.dataclass

@@ -15,7 +15,7 @@ from sinkjax.attention.cache import Layout, view_weights
 from sinkjax.attention.context import PartName
 from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_pattern
 from sinkjax.attention.window import apply_window_pattern, window_pattern
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 
 Source = tuple[PartName, int]
 """A head that is copied: its part, and its number among the part's heads."""

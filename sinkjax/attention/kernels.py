@@ -24,7 +24,7 @@ from sinkjax.attention.full import causal_attention
 from sinkjax.attention.products import PLAIN, Products
 from sinkjax.attention.window import covers, window_attention
 from sinkjax.errors import InputError
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 
 
 class Kernel(abc.ABC):

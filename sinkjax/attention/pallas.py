@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from sinkjax.attention.kernels import Blocked, sees, span
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 
 BLOCK_Q, BLOCK_KV = 128, 64
 """Queries and keys a block. Never timed; at head size 128 all that is kept fits in registers."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from sinkjax.attention.kernels import Blocked, power_of_two, sees, span
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 
 MAX_BLOCK = 512
 """Queries and keys a block, at most. Never timed: the memory of a block's scores fits any TPU."""

@@ -18,7 +18,7 @@ from sinkjax.attention.blocks import (
 )
 from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_attention, causal_pattern
 from sinkjax.attention.products import PLAIN, Products
-from sinkjax.masks.mask import Window
+from sinkjax.masks.paths import Window
 
 BLOCK = 64
 """Queries a block."""

@@ -14,7 +14,8 @@ from absl import logging as absl_logging
 
 import sinkjax
 from sinkjax.checkpoint.load import DTYPES
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
+from sinkjax.masks.paths import Path, parse_paths
 from sinkjax.models.config import from_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
 from sinkjax.programs.options import ATTENTION, DEFAULT_ATTENTION
@@ -148,6 +149,16 @@ def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
             ) from error
 
     return each(texts, number)
+
+
+def paths(flag: str, text: str) -> tuple[Path, ...]:
+    """The value of a flag that is a list of paths which heads can be masked with.
+
+    Raises:
+      InputError: listing all that are none.
+    """
+    with about(flag):
+        return parse_paths(text, ("window", "sink"))
 
 
 def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:

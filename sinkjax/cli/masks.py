@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import sinkjax
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.mask import SinkMask
 from sinkjax.programs.dispatch import Plan
 from sinkjax.studies.quality.candidate import Candidate
@@ -68,9 +68,10 @@ def read_masks(
         is_text = re.match(r"L0(-\d+)?: ", value)
         for name in [value] if is_text else value.split(","):
             try:
-                found[name] = _from_text(name, config) if is_text else _from_file(name, config)
+                with about("mask", name):
+                    found[name] = _from_text(name, config) if is_text else _from_file(name, config)
             except InputError as error:
-                problems += [Problem("mask", name, str(problem)) for problem in error.problems]
+                problems += error.problems
     if problems:
         raise InputError(*problems)
     return found
@@ -94,7 +95,7 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
             Problem("plan", name, f"it cannot be read ({error}); give a JSON file")
         ) from error
     fills: dict[SinkMask, np.ndarray] = {}
-    try:
+    with about("plan", name):
         if not isinstance(fields, dict):
             raise InputError('it holds no JSON object with "crossing" and "stages"')
         for stage in fields["stages"] if isinstance(fields.get("stages"), list) else ():
@@ -103,10 +104,6 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
                 stage["mask"] = str(saved.mask)
                 fills |= {} if saved.fills is None else {saved.mask: saved.fills}
         return Plan.from_dict(fields), fills
-    except InputError as error:
-        raise InputError(
-            *(Problem("plan", name, str(problem)) for problem in error.problems)
-        ) from error
 
 
 def _from_text(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:

@@ -19,7 +19,8 @@ from sinkjax.attention.context import Context
 from sinkjax.instruments.judge import batches
 from sinkjax.instruments.traced import EVERYTHING, enter, layer_of, select_paths
 from sinkjax.instruments.traced_attention import Selection, selected_attention, windowed_attention
-from sinkjax.masks.mask import Path, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path
 from sinkjax.models.decoder import Layer, Llama
 
 

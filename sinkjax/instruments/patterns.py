@@ -14,7 +14,8 @@ from sinkjax.attention.blocks import group_keys, group_queries, scores, ungroup,
 from sinkjax.attention.context import Context
 from sinkjax.errors import InputError
 from sinkjax.instruments.traced import enter
-from sinkjax.masks.mask import Copy, Full, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full
 from sinkjax.models.decoder import Layer, Llama
 
 BATCH_TOKENS = 512

@@ -31,7 +31,8 @@ from sinkjax.instruments.traced import (
     selected_residuals,
 )
 from sinkjax.instruments.traced_attention import Selection, selected_attention
-from sinkjax.masks.mask import Full, Path, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Path
 from sinkjax.models.decoder import Layer, Llama
 
 _BLOCK = 128  # positions whose logits are there at once

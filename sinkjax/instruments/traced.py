@@ -13,7 +13,8 @@ import numpy as np
 from sinkjax.attention.context import Context
 from sinkjax.errors import InputError
 from sinkjax.instruments.traced_attention import Selection, selected_attention
-from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.rope import rotary_tables

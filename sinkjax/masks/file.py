@@ -19,10 +19,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
-from sinkjax.masks.mask import Sink, SinkMask
-from sinkjax.models.config import LlamaConfig
+from sinkjax.masks.mask import Shape, SinkMask
+from sinkjax.masks.paths import Sink
 
 SCHEMA = 1
 """Version of the JSON, raised whenever an older reader would misread it."""
@@ -105,7 +105,7 @@ class SavedMask:
     fills: np.ndarray | None
     digest: str
 
-    def check(self, config: LlamaConfig) -> None:
+    def check(self, config: Shape) -> None:
         """Raises InputError where the mask or its fills are for a model of another shape."""
         self.mask.check(config)
         if self.fills is not None and self.fills.shape[2] != config.head_dim:
@@ -239,7 +239,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _read_mask(fields: Mapping[str, Any], problems: list[str]) -> SinkMask | None:
+def _read_mask(fields: Mapping[str, Any], problems: list[Problem | str]) -> SinkMask | None:
     heads = fields.get("heads")
     if not isinstance(heads, list) or not all(isinstance(part, str) for part in heads):
         if "heads" in fields:
@@ -255,14 +255,14 @@ def _read_mask(fields: Mapping[str, Any], problems: list[str]) -> SinkMask | Non
     return mask
 
 
-def _read_provenance(fields: Mapping[str, Any], problems: list[str]) -> Provenance:
-    found = fields.get("provenance", {})
-    if not isinstance(found, dict):
+def _read_provenance(fields: Mapping[str, Any], problems: list[Problem | str]) -> Provenance:
+    made_from = fields.get("provenance", {})
+    if not isinstance(made_from, dict):
         problems.append("'provenance' is no object")
         return Provenance()
     known = {field.name for field in dataclasses.fields(Provenance)}
-    problems += [f"'provenance.{key}' is unknown" for key in found if key not in known]
-    provenance = Provenance(**{key: value for key, value in found.items() if key in known})
+    problems += [f"'provenance.{key}' is unknown" for key in made_from if key not in known]
+    provenance = Provenance(**{key: value for key, value in made_from.items() if key in known})
     if not isinstance(provenance.lengths, list | tuple):
         problems.append("'provenance.lengths' is no list")
         return provenance
@@ -270,7 +270,7 @@ def _read_provenance(fields: Mapping[str, Any], problems: list[str]) -> Provenan
 
 
 def _read_fills(
-    path: pathlib.Path, mask: SinkMask, sha256: str | None, problems: list[str]
+    path: pathlib.Path, mask: SinkMask, sha256: str | None, problems: list[Problem | str]
 ) -> np.ndarray | None:
     """The fills [L, N, H] from their file; None where the mask has none or they are refused."""
     needed = _mean_heads(mask)
@@ -289,10 +289,10 @@ def _read_fills(
             f"its fills cannot be read from {path} ({error.strerror}): keep the two files together"
         )
         return None
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+    if (its_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         problems.append(
             f"{path} holds other fills: they were swapped, changed or cut short. Its sha256 is "
-            f"{found}, the mask's own have {sha256}"
+            f"{its_sha256}, the mask's own have {sha256}"
         )
         return None
     try:

@@ -14,108 +14,31 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Protocol
 
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.models.config import LlamaConfig
-
-FILLS = ("first", "zero", "mean")
-KINDS = ("full", "copy", "window", "sink")
+from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, parse_path, short
+from sinkjax.masks.scores import consistent, group_size, ranks, sink_shares
 
 
-@dataclasses.dataclass(frozen=True)
-class Full:
-    """Causal attention over all earlier positions."""
+class Shape(Protocol):
+    """What masks know of a model: a config is one."""
 
-    kind: ClassVar[str] = "full"
+    @property
+    def num_layers(self) -> int:
+        """L."""
 
-    def __str__(self) -> str:
-        return "full"
+    @property
+    def num_heads(self) -> int:
+        """N."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Copy:
-    """The attention pattern of an earlier layer's head, applied to this head's own values.
-
-    Attributes:
-      layer: l', before the copying head's layer.
-      head: n', whose own path is `full` or `window`.
-
-    Raises:
-      ValueError: for a negative number. TypeError: for one that is not whole.
-    """
-
-    layer: int
-    head: int
-    kind: ClassVar[str] = "copy"
-
-    def __post_init__(self) -> None:
-        _whole(self, layer=0, head=0)
-
-    def __str__(self) -> str:
-        return f"copy({self.layer},{self.head})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Softmax over s < sinks and t - recent < s <= t only.
-
-    Attributes:
-      sinks: c, first tokens that every query sees.
-      recent: w, last tokens that a query sees, itself among them.
-
-    Raises:
-      ValueError: for sinks below 0 or recent below 1. TypeError: for a number that is not whole.
-    """
-
-    sinks: int
-    recent: int
-    kind: ClassVar[str] = "window"
-
-    def __post_init__(self) -> None:
-        _whole(self, sinks=0, recent=1)
-
-    def __str__(self) -> str:
-        return f"window({self.sinks},{self.recent})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Sink:
-    """No attention: v_0 at the first position, the fill at all later ones.
-
-    Attributes:
-      fill: `first` v_0, `zero` 0, `mean` the calibrated mean of the head's output.
-
-    Raises:
-      ValueError: for another fill.
-    """
-
-    fill: Literal["first", "zero", "mean"] = "first"
-    kind: ClassVar[str] = "sink"
-
-    def __post_init__(self) -> None:
-        if self.fill not in FILLS:
-            raise ValueError(f"fill is {self.fill!r}; it has to be one of {', '.join(FILLS)}")
-
-    def __str__(self) -> str:
-        return f"sink({self.fill})"
-
-
-Path = Full | Copy | Window | Sink
-
-
-def _whole(path: Copy | Window, **least: int) -> None:
-    """Makes fields Python ints, so that equal paths hash and print alike, and checks them."""
-    for name, minimum in least.items():
-        value = operator.index(getattr(path, name))
-        if value < minimum:
-            raise ValueError(f"{name} of {path.kind} is {value}; it has to be at least {minimum}")
-        object.__setattr__(path, name, value)
+    @property
+    def head_dim(self) -> int:
+        """H."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -140,7 +63,7 @@ class SinkMask:
             raise InputError(*problems)
 
     @classmethod
-    def full(cls, config: LlamaConfig) -> "SinkMask":
+    def full(cls, config: Shape) -> "SinkMask":
         """The baseline's mask."""
         return cls(((Full(),) * config.num_heads,) * config.num_layers)
 
@@ -191,26 +114,45 @@ class SinkMask:
         min_share: float = 0.9,
         num_kv_heads: int | None = None,
     ) -> "SinkMask":
-        """The heads that are sinks in most prompts: `choose.above_threshold`."""
-        from sinkjax.masks import choose
+        """The heads that are sinks in at least a given share of the prompts.
 
-        return choose.above_threshold(
-            scores,
-            path,
-            threshold=threshold,
-            definition=definition,
-            min_share=min_share,
-            num_kv_heads=num_kv_heads,
-        )
+        Args:
+          scores: float [P, L, N] or, of one prompt or averaged over prompts, [L, N].
+          threshold: an attention share, within (0, 1); sinks are strictly above it.
+          path: of the chosen heads.
+          definition: of the scores. Those of `log_odds` are held against the threshold's log-odds.
+          min_share: of the prompts, within (0, 1].
+          num_kv_heads: K, to choose the groups whose heads are all chosen; None for heads one by
+            one.
+
+        Raises:
+          ValueError: for scores of another shape or not finite, a threshold outside (0, 1), a
+            min_share outside (0, 1], or K that does not divide N. Also as `where`.
+        """
+        shares = sink_shares([scores], definition, threshold)
+        return cls.where(consistent(shares, min_share, num_kv_heads), path)
 
     @classmethod
     def from_quantile(
         cls, scores: np.ndarray, *, quantile: float, path: Path, num_kv_heads: int | None = None
     ) -> "SinkMask":
-        """A given share of the heads, of the highest scores: `choose.above_quantile`."""
-        from sinkjax.masks import choose
+        """The share 1 - quantile of all heads, to the nearest whole number, that scores highest.
 
-        return choose.above_quantile(scores, path, quantile=quantile, num_kv_heads=num_kv_heads)
+        Args:
+          scores: float [P, L, N], of which the mean over prompts counts, or [L, N].
+          quantile: within [0, 1]; 0.9 chooses a tenth of the heads.
+          path: of the chosen heads.
+          num_kv_heads: K, to choose that share of the groups, each by its lowest head; None for
+            heads one by one.
+
+        Raises:
+          ValueError: for scores of another shape or not finite, a quantile outside [0, 1], or K
+            that does not divide N. Also as `where`.
+        """
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"quantile is {quantile}; it has to lie between 0 and 1")
+        places = ranks(scores, num_kv_heads)
+        return cls.where(places < round((1 - quantile) * (places.max() + 1)), path)
 
     @classmethod
     def from_consistent(
@@ -221,12 +163,27 @@ class SinkMask:
         min_share: float | None = None,
         num_kv_heads: int | None = None,
     ) -> "SinkMask":
-        """The consistent heads of a sweep's record: `choose.consistent_in_record`."""
-        from sinkjax.masks import choose
+        """The heads that are sinks in most prompts at every length of a sweep.
 
-        return choose.consistent_in_record(
-            record, path, min_share=min_share, num_kv_heads=num_kv_heads
-        )
+        Args:
+          record: of kind "lengths", as `sinkjax.studies.results.read_records` returns it.
+          path: of the chosen heads.
+          min_share: of the prompts, within (0, 1]; None for the sweep's own.
+          num_kv_heads: K, to choose the groups whose heads are all chosen; None for heads one by
+            one.
+
+        Raises:
+          InputError: for a record of another kind. Also as `where`.
+          ValueError: for a min_share outside (0, 1] or K that does not divide N.
+        """
+        if record.get("kind") != "lengths":
+            raise InputError(
+                f"record {record.get('id')} is of kind {record.get('kind')!r}: consistent heads "
+                "are in those of kind 'lengths', which a sweep over lengths makes"
+            )
+        result = record["result"]["consistent"]
+        share = result["min_share"] if min_share is None else min_share
+        return cls.where(consistent(result["min_share_per_head"], share, num_kv_heads), path)
 
     @classmethod
     def from_text(cls, text: str) -> "SinkMask":
@@ -249,7 +206,7 @@ class SinkMask:
             for run in match["runs"].split(" "):
                 try:
                     heads += _parse_run(run)
-                except ValueError as error:
+                except InputError as error:
                     problems.append(f"{part!r}: {error}")
             layers[first:] = [tuple(heads)] * (last - first + 1)
         if problems:
@@ -267,8 +224,8 @@ class SinkMask:
         return len(self.heads[0])
 
     @property
-    def off_full(self) -> np.ndarray:
-        """bool [L, N]: the heads on any path but `full`."""
+    def masked(self) -> np.ndarray:
+        """bool [L, N]: the masked heads, those on any path but `full`."""
         return np.array([[path != Full() for path in layer] for layer in self.heads])
 
     @functools.cached_property
@@ -293,7 +250,7 @@ class SinkMask:
     def __repr__(self) -> str:
         return f"SinkMask.from_text({str(self)!r})"
 
-    def check(self, config: LlamaConfig) -> None:
+    def check(self, config: Shape) -> None:
         """Raises InputError where the mask is for a model of another shape."""
         ours, models = (self.num_layers, self.num_heads), (config.num_layers, config.num_heads)
         if ours != models:
@@ -326,34 +283,34 @@ class SinkMask:
         kinds = []
         for layer in self.heads:
             for start in range(0, self.num_heads, size):
-                found = {path.kind for path in layer[start : start + size]}
-                kinds.append(found.pop() if len(found) == 1 else "mixed")
+                of_group = {path.kind for path in layer[start : start + size]}
+                kinds.append(of_group.pop() if len(of_group) == 1 else "mixed")
         return _count(kinds, (*KINDS, "mixed"))
 
     def union(self, other: "SinkMask") -> "SinkMask":
-        """The heads off `full` in either mask, on their paths there; also `a | b`.
+        """The masked heads of either mask, on their paths there; also `a | b`.
 
         Raises:
-          InputError: for masks of different shapes, for heads on two different paths off `full`,
-            listing them, or where one mask takes off `full` what the other copies.
+          InputError: for masks of different shapes, for heads that the two mask differently,
+            listing them, or where one masks what the other copies.
         """
         self._check_agreement(other)
         return self._joined(other, lambda mine, its: its if mine == Full() else mine)
 
     def intersection(self, other: "SinkMask") -> "SinkMask":
-        """The heads off `full` in both masks, on their paths there; also `a & b`.
+        """The heads that both masks mask alike, on their paths there; also `a & b`.
 
         A copied head that leaves `window` so is copied as `full`.
 
         Raises:
-          InputError: for masks of different shapes, or for heads on two different paths off `full`,
+          InputError: for masks of different shapes, or for heads that the two mask differently,
             listing them.
         """
         self._check_agreement(other)
         return self._joined(other, lambda mine, its: mine if mine == its else Full())
 
     def difference(self, other: "SinkMask") -> "SinkMask":
-        """The heads off `full` here that are `full` in the other mask; also `a - b`.
+        """The masked heads that are `full` in the other mask; also `a - b`.
 
         What the other's paths are does not matter: `(a - b) | b` is b, and a wherever b is `full`.
         A copied head that leaves `window` so is copied as `full`.
@@ -399,50 +356,31 @@ class SinkMask:
         conflicts = [
             f"{_name(layer, head)} is {mine} in one mask and {its} in the other: take the head out "
             "of one, as with difference"
-            for layer, (one, two) in enumerate(zip(self.heads, other.heads, strict=True))
-            for head, (mine, its) in enumerate(zip(one, two, strict=True))
+            for layer, (my_layer, its_layer) in enumerate(zip(self.heads, other.heads, strict=True))
+            for head, (mine, its) in enumerate(zip(my_layer, its_layer, strict=True))
             if mine != its and Full() not in (mine, its)
         ]
         if conflicts:
             raise InputError(*conflicts)
 
 
-def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """G; ValueError where K does not divide N."""
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"{num_kv_heads} key/value heads do not divide {num_heads} query heads")
-    return num_heads // num_kv_heads
-
-
 _PART = re.compile(r"L(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?: (?P<runs>\S+(?: \S+)*)")
-_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<letter>[fcws])(?:\((?P<values>\w+(?:,\w+)*)\))?")
+_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<path>\S+)")
 
 
 def _format_run(path: Path, count: int) -> str:
-    letter_and_values = path.kind[0] + str(path).removeprefix(path.kind)
-    return f"{count if count > 1 else ''}{letter_and_values}"
+    return f"{count if count > 1 else ''}{short(path)}"
 
 
 def _parse_run(text: str) -> list[Path]:
-    """Equal heads from their text; ValueError for what is none."""
+    """Equal heads from their text; InputError for what is none."""
     match = _RUN.fullmatch(text)
-    values = match["values"].split(",") if match and match["values"] else []
-    path: Path
-    match [match and match["letter"], *values]:
-        case ["f"]:
-            path = Full()
-        case ["c", layer, head] if layer.isdecimal() and head.isdecimal():
-            path = Copy(int(layer), int(head))
-        case ["w", sinks, recent] if sinks.isdecimal() and recent.isdecimal():
-            path = Window(int(sinks), int(recent))
-        case ["s", fill]:
-            path = Sink(fill)
-        case _:
-            raise ValueError(
-                f"{text!r} is no run of heads: write f, c(layer,head), w(sinks,recent) or s(fill), "
-                "with the number of equal heads in front"
-            )
-    return [path] * int(match["count"] or 1)
+    try:
+        return [parse_path(match["path"])] * int(match["count"] or 1)
+    except InputError as error:
+        raise InputError(
+            f"{text!r} is no run of heads, their number and their path: {error}"
+        ) from error
 
 
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:
@@ -453,8 +391,8 @@ def _chosen(chosen: np.ndarray) -> list[list[bool]]:
 
 
 def _count(kinds: Iterable[str], names: tuple[str, ...] = KINDS) -> dict[str, int]:
-    found = list(kinds)
-    return {name: found.count(name) for name in names}
+    kinds = list(kinds)
+    return {name: kinds.count(name) for name in names}
 
 
 def _name(layer: int, head: int) -> str:

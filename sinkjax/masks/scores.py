@@ -1,6 +1,12 @@
-"""Sink scores: what makes a head a sink."""
+"""Sink scores: what makes a head a sink, and which heads their scores choose.
+
+Choices are bool [L, N]. With `num_kv_heads` whole key/value groups are chosen or left, for only
+those free the keys, values and cache that they share. Equal scores are broken by (layer, head), the
+first head first.
+"""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,6 +34,70 @@ def is_sink(scores: np.ndarray, definition: str, threshold: float) -> np.ndarray
     return scores > scores.dtype.type(limit)
 
 
+def sink_shares(
+    scores_by_length: Sequence[np.ndarray], definition: str, threshold: float
+) -> np.ndarray:
+    """The least share of prompts, over the lengths, in which each head is a sink: float [L, N].
+
+    Args:
+      scores_by_length: one array a length, float [P, L, N] or, of one prompt, [L, N]; P may differ.
+      definition, threshold: as for `is_sink`.
+
+    Raises:
+      ValueError: for scores of another shape or not finite, no length, L or N that differ, or a
+        threshold outside (0, 1).
+    """
+    by_length = [_with_prompts(scores) for scores in scores_by_length]
+    if len({scores.shape[1:] for scores in by_length}) != 1:
+        shapes = [scores.shape for scores in by_length]
+        raise ValueError(f"scores have shapes {shapes}; one or more of equal L and N are needed")
+    return np.min(
+        [is_sink(scores, definition, threshold).mean(axis=0) for scores in by_length], axis=0
+    )
+
+
+def consistent(
+    shares: np.ndarray, min_share: float = 0.9, num_kv_heads: int | None = None
+) -> np.ndarray:
+    """The heads that are sinks in at least a given share of the prompts.
+
+    Args:
+      shares: float [L, N], as of `sink_shares`.
+      min_share: of the prompts, within (0, 1].
+      num_kv_heads: K, to choose the groups whose heads are all chosen; None for heads one by one.
+
+    Raises:
+      ValueError: for a min_share outside (0, 1] or K that does not divide N.
+    """
+    if not 0 < min_share <= 1:
+        raise ValueError(f"min_share is {min_share}; it has to be above 0 and at most 1")
+    chosen = np.asarray(shares) >= min_share
+    if num_kv_heads is None:
+        return chosen
+    size = group_size(chosen.shape[1], num_kv_heads)
+    return np.repeat(chosen.reshape(len(chosen), -1, size).all(axis=-1), size, axis=1)
+
+
+def ranks(scores: np.ndarray, num_kv_heads: int | None = None) -> np.ndarray:
+    """The rank of every head by its score, 0 for the highest: int [L, N].
+
+    Args:
+      scores: float [P, L, N], of which the mean over prompts counts, or [L, N].
+      num_kv_heads: K, to rank groups, each by its lowest head, which all its heads then share: a
+        group is no better to take out than its worst head; None for heads one by one.
+
+    Raises:
+      ValueError: for scores of another shape or not finite, or K that does not divide N.
+    """
+    means = _with_prompts(scores).mean(axis=0, dtype=np.float64)
+    num_layers, num_heads = means.shape
+    size = 1 if num_kv_heads is None else group_size(num_heads, num_kv_heads)
+    units = means.reshape(num_layers, -1, size).min(axis=-1)
+    places = np.empty(units.size, int)
+    places[np.argsort(-units, axis=None, kind="stable")] = np.arange(units.size)
+    return np.repeat(places.reshape(units.shape), size, axis=1)
+
+
 def checked(values: np.ndarray, name: str) -> np.ndarray:
     """The values as an array, or ValueError where they are not finite [P, L, N]."""
     values = np.asarray(values)
@@ -39,3 +109,16 @@ def checked(values: np.ndarray, name: str) -> np.ndarray:
             f"{name} are not all finite; the first is at [prompt, layer, head] {where}"
         )
     return values
+
+
+def group_size(num_heads: int, num_kv_heads: int) -> int:
+    """G; ValueError where K does not divide N."""
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"{num_kv_heads} key/value heads do not divide {num_heads} query heads")
+    return num_heads // num_kv_heads
+
+
+def _with_prompts(scores: np.ndarray) -> np.ndarray:
+    """Scores [P, L, N] of [P, L, N] or [L, N], finite."""
+    scores = np.asarray(scores)
+    return checked(scores[None] if scores.ndim == 2 else scores, "scores")

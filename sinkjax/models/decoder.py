@@ -19,7 +19,7 @@ from sinkjax.attention.context import Context
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.masks.mask import Full
+from sinkjax.masks.paths import Full
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.masks.mask import Full, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, Layers, Program, compile
 from sinkjax.programs.generate import OnTokens, Prompts, Request, run

@@ -7,7 +7,9 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sinkjax.masks.mask import KINDS, SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import KINDS
+from sinkjax.masks.scores import group_size
 from sinkjax.report import canvas
 from sinkjax.report.canvas import Sheet
 
@@ -38,7 +40,7 @@ def mask_map(mask: SinkMask, name: str = "", num_kv_heads: int | None = None) ->
     size = heads if num_kv_heads is None else group_size(heads, num_kv_heads)
     width = heads * min(0.4, (canvas.WIDTH - canvas.LEFT - canvas.RIGHT) / heads)
     height = layers * min(0.25, max(0.1, 5.4 / layers))  # so that 30 layers fit a screen
-    off = int(mask.off_full.sum())
+    off = int(mask.masked.sum())
     sheet = Sheet(
         f"Heads off full attention: {off:,} of {layers * heads:,} ({off / (layers * heads):.1%})",
         f"{name}; mask {mask.digest[:16]}" if name else f"mask {mask.digest[:16]}",

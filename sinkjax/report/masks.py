@@ -1,6 +1,7 @@
 """The table of a mask's heads."""
 
-from sinkjax.masks.mask import SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.scores import group_size
 from sinkjax.report import formats
 from sinkjax.report.table import Table
 
@@ -13,7 +14,7 @@ def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:
       control: as many heads a layer, drawn at random.
       num_kv_heads: K, which divides N.
     """
-    off = mask.off_full
+    off = mask.masked
     layers, heads = off.shape
     ours, controls = _whole_groups(mask, num_kv_heads), _whole_groups(control, num_kv_heads)
     rows = [
@@ -48,5 +49,5 @@ def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:
 def _whole_groups(mask: SinkMask, num_kv_heads: int) -> list[int]:
     """How many groups of each layer have no head on `full`."""
     size = group_size(mask.num_heads, num_kv_heads)
-    grouped = mask.off_full.reshape(mask.num_layers, num_kv_heads, size)
+    grouped = mask.masked.reshape(mask.num_layers, num_kv_heads, size)
     return grouped.all(axis=-1).sum(axis=-1).tolist()

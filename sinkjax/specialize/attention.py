@@ -30,7 +30,7 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import Kernel
 from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 from sinkjax.models.rope import rotate
 from sinkjax.specialize.plan import Block, LayerPlan
 

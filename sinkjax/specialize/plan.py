@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 
 from sinkjax.attention.context import PartName
 from sinkjax.attention.copy import Source
-from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from sinkjax.masks.mask import Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.rope import rotary_tables
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import tiny
 
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
-from sinkjax.masks.mask import Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import Program, compile

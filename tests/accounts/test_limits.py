@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
-from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Window
 
 CONFIG = tiny.make(num_layers=1).config
 

@@ -11,7 +11,8 @@ from stores import copies_of_stores
 
 from sinkjax.attention import cache as caches
 from sinkjax.attention.cache import Band, Ring, Whole, layout_of, window_layout
-from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Window
 from sinkjax.specialize.build import specialize
 
 K, H = 2, 3

@@ -9,7 +9,8 @@ from masks import problems_of
 from sinkjax.attention.kernels import XLA
 from sinkjax.attention.pallas import Pallas
 from sinkjax.attention.splash import Splash, _PathMask
-from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Window
 from sinkjax.specialize.build import specialize
 from sinkjax.testing import oracle as reference
 from sinkjax.testing.oracle import reference_logits

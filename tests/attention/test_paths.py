@@ -10,7 +10,7 @@ from sinkjax.attention import window
 from sinkjax.attention.copy import apply_pattern, copied_pattern, keep_pattern
 from sinkjax.attention.full import causal_attention
 from sinkjax.attention.window import window_attention
-from sinkjax.masks.mask import Full, Window
+from sinkjax.masks.paths import Full, Window
 from sinkjax.testing import oracle as reference
 
 LENGTHS = [1, 64, 300]

@@ -9,7 +9,8 @@ import pytest
 from scripts import finish, run_main
 
 import sinkjax
-from sinkjax.masks.mask import Sink, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Sink
 
 GENERATE = "experiments.generate"
 PROMPTS = ["The capital of France is", "One, two, three, four, five, six, seven"]

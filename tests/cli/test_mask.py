@@ -80,7 +80,7 @@ def test_the_mask_holds_the_consistent_heads(sweep, tmp_path, capsys):
     saved = make(sweep, tmp_path / "m.json", min_share=0.6)
     chosen = held(cells(sweep), 0.6)
     assert 0 < chosen.sum() < L * N
-    np.testing.assert_array_equal(saved.mask.off_full, chosen)
+    np.testing.assert_array_equal(saved.mask.masked, chosen)
     assert {str(path) for layer in saved.mask.heads for path in layer} == {"full", "sink(first)"}
     out = capsys.readouterr().out
     assert f"{chosen.sum()} of {L * N}" in out
@@ -118,7 +118,7 @@ def test_every_flag_of_the_sweep_names_its_part(sweep, tmp_path):
     named = {"source": "b.txt", "definition": "last", "threshold": 0.5}
     saved = make(sweep, tmp_path / "m.json", **named, lengths="4", min_share=0.4, bos="tokenizer")
     (cell,) = (record for record in cells(sweep, **named) if record["length"] == 4)
-    np.testing.assert_array_equal(saved.mask.off_full, held([cell], 0.4))
+    np.testing.assert_array_equal(saved.mask.masked, held([cell], 0.4))
     assert saved.provenance.text == "b.txt"
 
 
@@ -126,7 +126,7 @@ def test_whole_groups_alone_are_chosen_on_request(sweep, tmp_path):
     groups = held(cells(sweep), 0.2).reshape(L, K, -1).all(axis=-1)
     saved = make(sweep, tmp_path / "m.json", "--groups", min_share=0.2)
     assert groups.any()
-    np.testing.assert_array_equal(saved.mask.off_full, np.repeat(groups, N // K, axis=1))
+    np.testing.assert_array_equal(saved.mask.masked, np.repeat(groups, N // K, axis=1))
     control = load_mask(tmp_path / "m.control.json").mask
     assert control.group_counts(K)["mixed"] == 0
     assert control.group_counts(K) == saved.mask.group_counts(K)
@@ -135,7 +135,7 @@ def test_whole_groups_alone_are_chosen_on_request(sweep, tmp_path):
 def test_a_quantile_takes_the_heads_that_score_highest_at_their_lowest(sweep, tmp_path):
     lowest = np.min([record["result"]["mean_score"] for record in cells(sweep)], axis=0)
     saved = make(sweep, tmp_path / "m.json", quantile=0.75, path="w(1,4)")
-    chosen = saved.mask.off_full
+    chosen = saved.mask.masked
     assert chosen.sum() == round(L * N / 4)
     assert lowest[chosen].min() >= lowest[~chosen].max()
     assert saved.mask.counts()["window"] == chosen.sum()
@@ -154,16 +154,16 @@ def test_the_control_has_as_many_heads_a_layer_and_a_seed(sweep, tmp_path):
 
 def test_the_founding_studys_copies_come_from_the_first_layer(sweep, tmp_path):
     saved = make(sweep, tmp_path / "m.json", path="copy_first_layer", quantile=0.3)
-    chosen = make(sweep, tmp_path / "s.json", quantile=0.3).mask.off_full
+    chosen = make(sweep, tmp_path / "s.json", quantile=0.3).mask.masked
     assert saved.mask == SinkMask.copy_first_layer(chosen)
     control = load_mask(tmp_path / "m.control.json").mask
     assert control.counts_per_layer() == saved.mask.counts_per_layer()
-    assert control == SinkMask.copy_first_layer(control.off_full)
+    assert control == SinkMask.copy_first_layer(control.masked)
 
 
 def test_the_file_is_in_the_sweeps_folder_where_none_is_named(sweep):
     run(results=sweep, quantile=0.5)
-    assert load_mask(sweep / "mask.json").mask.off_full.sum() == L * N // 2
+    assert load_mask(sweep / "mask.json").mask.masked.sum() == L * N // 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from masks import masks, problems_of
 
 from sinkjax import SinkMask
 from sinkjax.instruments.traced import select_paths, selected_layer, selected_residuals
-from sinkjax.masks.mask import Full, Sink, Window
+from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.testing.oracle import reference_logits
 
 TOLERANCE = 1e-5

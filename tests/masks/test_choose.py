@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from masks import masks
 
 from sinkjax import Copy, Full, InputError, Sink, SinkMask, Window
-from sinkjax.masks import choose
+from sinkjax.masks.choose import random_control
+from sinkjax.masks.scores import consistent, sink_shares
 from sinkjax.studies.results import identity
 from sinkjax.studies.sweep.lengths import summarize_lengths
 
@@ -33,7 +34,7 @@ shares = st.sampled_from([0.2, 0.5, 0.6, 0.75, 0.9, 1.0])
 
 
 def chosen_heads(mask):
-    return [tuple(head) for head in np.argwhere(mask.off_full)]
+    return [tuple(head) for head in np.argwhere(mask.masked)]
 
 
 def of_whole_groups(heads):
@@ -48,6 +49,11 @@ def of_whole_groups(heads):
 def holds(scores, layer, head, min_share):
     column = scores[:, layer, head]
     return sum(score > np.float32(0.9) for score in column) / len(column) >= min_share
+
+
+def consistent_mask(by_length, min_share=0.9, num_kv_heads=None):
+    shares = sink_shares(by_length, "mean", 0.9)
+    return SinkMask.where(consistent(shares, min_share, num_kv_heads), PATH)
 
 
 def lengths_record(scores_by_length, min_share):
@@ -68,9 +74,7 @@ def lengths_record(scores_by_length, min_share):
 def test_consistent_heads_are_sinks_in_enough_prompts_at_every_length(
     by_length, min_share, grouped
 ):
-    mask = choose.consistent(
-        by_length, PATH, threshold=0.9, min_share=min_share, num_kv_heads=K if grouped else None
-    )
+    mask = consistent_mask(by_length, min_share, K if grouped else None)
     heads = [
         (layer, head)
         for layer in range(L)
@@ -78,7 +82,7 @@ def test_consistent_heads_are_sinks_in_enough_prompts_at_every_length(
         if all(holds(scores, layer, head, min_share) for scores in by_length)
     ]
     assert chosen_heads(mask) == (of_whole_groups(heads) if grouped else heads)
-    assert mask == SinkMask.where(mask.off_full, PATH)
+    assert mask == SinkMask.where(mask.masked, PATH)
 
 
 @settings(deadline=None, max_examples=20)
@@ -87,13 +91,12 @@ def test_a_sweeps_record_gives_the_mask_of_the_scores_behind_it(by_length, own, 
     record = lengths_record(by_length, own)
     groups = K if grouped else None
     mask = SinkMask.from_consistent(record, path=PATH, num_kv_heads=groups)
-    options = {"threshold": 0.9, "num_kv_heads": groups}
-    assert mask == choose.consistent(by_length, PATH, min_share=own, **options)
+    assert mask == consistent_mask(by_length, own, groups)
     if not grouped:
         named = [tuple(head) for head in record["result"]["consistent"]["heads"]]
         assert chosen_heads(mask) == named
     again = SinkMask.from_consistent(record, path=PATH, min_share=other, num_kv_heads=groups)
-    assert again == choose.consistent(by_length, PATH, min_share=other, **options)
+    assert again == consistent_mask(by_length, other, groups)
 
 
 def test_records_of_cells_have_no_consistent_heads():
@@ -123,7 +126,7 @@ def test_scores_without_prompts_are_those_of_one_prompt():
     for options in ({"threshold": 0.9}, {"threshold": 0.9, "num_kv_heads": K}):
         mask = SinkMask.from_scores(scores, path=PATH, **options)
         assert mask == SinkMask.from_scores(scores[None], path=PATH, **options)
-    assert mask.off_full.any()
+    assert mask.masked.any()
 
 
 # Quantile
@@ -157,8 +160,8 @@ def test_quantiles_are_nested_from_none_to_all():
         SinkMask.from_quantile(scores, quantile=quantile, path=PATH)
         for quantile in np.linspace(1, 0, 10)
     ]
-    assert not nested[0].off_full.any()
-    assert nested[-1].off_full.all()
+    assert not nested[0].masked.any()
+    assert nested[-1].masked.all()
     for smaller, larger in itertools.pairwise(nested):
         assert smaller | larger == larger
 
@@ -170,8 +173,8 @@ def test_quantiles_are_nested_from_none_to_all():
 @given(masks(L, N, K), st.integers(0, 2**32), st.booleans())
 def test_a_control_has_the_same_paths_in_every_layer(mask, seed, grouped):
     groups = K if grouped else None
-    control = choose.random_control(mask, seed=seed, num_kv_heads=groups)
-    assert control == choose.random_control(mask, seed=seed, num_kv_heads=groups)
+    control = random_control(mask, seed=seed, num_kv_heads=groups)
+    assert control == random_control(mask, seed=seed, num_kv_heads=groups)
     assert control.counts_per_layer() == mask.counts_per_layer()
     if grouped:
         assert control.group_counts(K) == mask.group_counts(K)
@@ -189,7 +192,7 @@ def test_a_control_has_the_same_paths_in_every_layer(mask, seed, grouped):
 def test_a_controls_copies_follow_the_heads_that_they_copy():
     mask = SinkMask.from_text("L0: w(0,1) w(0,2) w(0,3) w(0,4) | L1: c(0,0) c(0,1) c(0,2) c(0,3)")
     for seed in range(5):
-        control = choose.random_control(mask, seed=seed)
+        control = random_control(mask, seed=seed)
         copied = {control.heads[0][path.head] for path in control.heads[1]}
         assert copied == set(mask.heads[0])
 
@@ -197,9 +200,7 @@ def test_a_controls_copies_follow_the_heads_that_they_copy():
 def test_a_control_draws_every_head_equally_often():
     mask = SinkMask.from_text("L0: 2s(first) 6f | L1: 4f 4s(zero)")
     draws = 2000
-    counts = sum(
-        choose.random_control(mask, seed=seed).off_full.astype(int) for seed in range(draws)
-    )
+    counts = sum(random_control(mask, seed=seed).masked.astype(int) for seed in range(draws))
     # Binomial: five standard deviations.
     for layer, share in enumerate((2 / 8, 4 / 8)):
         spread = 5 * math.sqrt(draws * share * (1 - share))
@@ -208,7 +209,7 @@ def test_a_control_draws_every_head_equally_often():
 
 def test_controls_move_whole_groups():
     mask = SinkMask.from_text("L0: s(first) s(zero) s(mean) 9f")
-    drawn = {choose.random_control(mask, seed=seed, num_kv_heads=4) for seed in range(50)}
+    drawn = {random_control(mask, seed=seed, num_kv_heads=4) for seed in range(50)}
     assert {str(control) for control in drawn} == {
         "L0: s(first) s(zero) s(mean) 9f",
         "L0: 3f s(first) s(zero) s(mean) 6f",
@@ -225,30 +226,33 @@ SCORES = np.full((2, L, N), 0.95, np.float32)
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: choose.above_threshold(SCORES, PATH, threshold=1.0), "threshold is 1.0"),
-        (lambda: choose.above_threshold(SCORES, PATH, threshold=0), "threshold is 0"),
+        (lambda: SinkMask.from_scores(SCORES, path=PATH, threshold=1.0), "threshold is 1.0"),
+        (lambda: SinkMask.from_scores(SCORES, path=PATH, threshold=0), "threshold is 0"),
         (
-            lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, min_share=0),
+            lambda: SinkMask.from_scores(SCORES, path=PATH, threshold=0.9, min_share=0),
             "min_share is 0",
         ),
         (
-            lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, min_share=2),
+            lambda: SinkMask.from_scores(SCORES, path=PATH, threshold=0.9, min_share=2),
             "min_share is 2",
         ),
-        (lambda: choose.above_threshold(SCORES[0, 0], PATH, threshold=0.9), "have shape"),
-        (lambda: choose.above_threshold(SCORES * np.nan, PATH, threshold=0.9), "not all finite"),
-        (lambda: choose.above_threshold(SCORES, PATH, threshold=0.9, num_kv_heads=4), "divide"),
-        (lambda: choose.consistent([], PATH, threshold=0.9), "shapes"),
-        (lambda: choose.consistent([SCORES, SCORES[:, 1:]], PATH, threshold=0.9), "shapes"),
-        (lambda: choose.above_quantile(SCORES, PATH, quantile=1.1), "quantile is 1.1"),
-        (lambda: choose.above_quantile(SCORES, PATH, quantile=float("nan")), "quantile is nan"),
-        (lambda: choose.above_quantile(SCORES, PATH, quantile=0.5, num_kv_heads=5), "divide"),
+        (lambda: SinkMask.from_scores(SCORES[0, 0], path=PATH, threshold=0.9), "have shape"),
+        (lambda: SinkMask.from_scores(SCORES * np.nan, path=PATH, threshold=0.9), "not all finite"),
+        (lambda: SinkMask.from_scores(SCORES, path=PATH, threshold=0.9, num_kv_heads=4), "divide"),
+        (lambda: consistent_mask([]), "shapes"),
+        (lambda: consistent_mask([SCORES, SCORES[:, 1:]]), "shapes"),
+        (lambda: SinkMask.from_quantile(SCORES, path=PATH, quantile=1.1), "quantile is 1.1"),
         (
-            lambda: choose.above_threshold(SCORES, Copy(0, 0), threshold=0.9),
+            lambda: SinkMask.from_quantile(SCORES, path=PATH, quantile=float("nan")),
+            "quantile is nan",
+        ),
+        (lambda: SinkMask.from_quantile(SCORES, path=PATH, quantile=0.5, num_kv_heads=5), "divide"),
+        (
+            lambda: SinkMask.from_scores(SCORES, path=Copy(0, 0), threshold=0.9),
             "only heads of earlier",
         ),
-        (lambda: choose.random_control(SinkMask([[Full()]]), seed=-1), "non-negative"),
-        (lambda: choose.random_control(SinkMask([[Full()]]), seed=0, num_kv_heads=2), "divide"),
+        (lambda: random_control(SinkMask([[Full()]]), seed=-1), "non-negative"),
+        (lambda: random_control(SinkMask([[Full()]]), seed=0, num_kv_heads=2), "divide"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(make, said):

@@ -282,3 +282,11 @@ def test_a_saved_mask_of_another_models_shape_is_refused(tmp_path):
     assert f"size {H}" in problems_of(loaded.check, wider)[0]
     deeper = dataclasses.replace(CONFIG, num_layers=L + 1)
     assert f"{L + 1} layers" in problems_of(loaded.check, deeper)[0]
+
+
+def test_windows_beyond_what_a_program_can_count_are_refused(tmp_path):
+    saved(tmp_path)
+    edit(tmp_path, sign=True, heads=["L0: 4w(0,2147483648)", "L1: 4f"])
+    assert "recent of window is 2147483648; it has to be at least 1 and at most 1000000000" in (
+        refusal(tmp_path)
+    )

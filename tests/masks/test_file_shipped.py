@@ -22,7 +22,7 @@ def test_a_shipped_mask_is_for_its_model_and_costs_less_than_its_controls(path, 
     saved.check(smollm2.config)
     made_for = saved.provenance.model_digest, saved.provenance.tokenizer_digest
     assert made_for == digests
-    assert saved.mask.off_full.any()
+    assert saved.mask.masked.any()
     measured = saved.quality["quality"]
     assert len({entry["text_sha256"] for entry in measured}) == 2
     for number, entry in enumerate(measured):

@@ -13,7 +13,8 @@ import pytest
 import tiny
 
 import sinkjax
-from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
 from sinkjax.specialize.build import specialize
 

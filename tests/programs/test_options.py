@@ -10,7 +10,8 @@ from masks import problems_of
 
 from sinkjax.accounts.inspect import inspect_program
 from sinkjax.cli.programs import program_tables
-from sinkjax.masks.mask import Full, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Window
 from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import compile
 from sinkjax.programs.options import choose_attention

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.report.mask_map import COLOURS, mask_map
 
 SHAPES = [(30, 9, 3), (16, 32, 8), (80, 64, 8), (1, 1, 1)]
@@ -70,7 +71,7 @@ def test_the_legend_names_the_paths_that_occur_and_counts_their_heads():
 def test_the_headline_counts_and_the_digest_names_the_mask():
     mask = some_mask(6, 4)
     texts = " ".join(text.get_text() for text in mask_map(mask, "tiny $x_1$").texts)
-    assert f"{mask.off_full.sum()} of 24" in texts
+    assert f"{mask.masked.sum()} of 24" in texts
     assert "tiny $x_1$" in texts
     assert mask.digest[:16] in texts
 

@@ -89,10 +89,10 @@ def test_the_real_tokenizer_adds_no_bos_unless_asked(smollm2_tokenizer):
 def test_policies_that_cannot_be_followed_are_refused():
     with pytest.raises(InputError, match=r"^bos=always: .* has no BOS token; use tokenizer or"):
         encode(NO_BOS, "Hi", "always")
-    with pytest.raises(InputError, match="^bos=sometimes: use one of tokenizer, "):
+    with pytest.raises(InputError, match=r"^bos=sometimes: use one of tokenizer, "):
         encode(PLAIN, "Hi", "sometimes")
     for bad in (prompts("Hi"), windows("Hi you", 1)):
-        with pytest.raises(InputError, match="^bos=sometimes"):
+        with pytest.raises(InputError, match=r"^bos=sometimes"):
             bad.check(PLAIN, "sometimes", {1: 1})
 
 

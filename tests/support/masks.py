@@ -7,7 +7,8 @@ import pytest
 from hypothesis import strategies as st
 
 from sinkjax import InputError, LlamaConfig
-from sinkjax.masks.mask import FILLS, Copy, Full, Path, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import FILLS, Copy, Full, Path, Sink, Window
 
 CONFIG = LlamaConfig(
     vocab_size=11,

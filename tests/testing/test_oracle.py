@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.masks.mask import Copy, Full, Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern, reference_logits
 
 T, G, K, H = 11, 2, 2, 4

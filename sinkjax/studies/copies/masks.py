@@ -8,7 +8,8 @@ growing sizes are nested.
 import numpy as np
 
 from sinkjax.errors import InputError, Problem
-from sinkjax.masks.mask import Copy, Full, Path, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full, Path
 
 VARIANTS = ("layer_0", "adjacent", "pattern", "output")
 """What a head may copy: layer 0's head of its own index; any head of the layer before; any earlier
@@ -62,7 +63,7 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
 def shuffled_copies(mask: SinkMask, *, seed: int) -> SinkMask:
     """The same heads copying other ones: each draws among all earlier heads that do not copy."""
     rng = np.random.default_rng((_SHUFFLING, seed))
-    full = ~mask.off_full
+    full = ~mask.masked
     layers: list[tuple[Path, ...]] = []
     for layer, paths in enumerate(mask.heads):
         sources = np.argwhere(full[:layer])

@@ -14,7 +14,8 @@ from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import BATCH_TOKENS, copied_residuals, source_numbers
 from sinkjax.instruments.token_losses import token_divergences
 from sinkjax.instruments.traced import select_paths, selected_residuals
-from sinkjax.masks.mask import Sink, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources

@@ -43,7 +43,7 @@ _SAVED_AS = {
 }
 
 _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
-    ("heads off full", lambda record: off_full(record)),
+    ("heads off full", lambda record: masked_share(record)),
     ("operations of the prefill saved", lambda record: _saved(record, "prefill_operations")),
     ("bytes of a decode step saved", lambda record: _saved(record, "decode_bytes")),
 )
@@ -160,7 +160,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
             (
                 record["method"],
                 record["path"],
-                formats.percent(off_full(record)),
+                formats.percent(masked_share(record)),
                 *(
                     formats.percent(_saved(record, what))
                     for what in ("prefill_operations", "decode_bytes", "cache_bytes")
@@ -190,7 +190,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
     )
 
 
-def off_full(record: Record) -> float:
+def masked_share(record: Record) -> float:
     """The share of heads off `full`."""
     heads = record["result"]["heads"]
     return 1 - heads["full"] / sum(heads.values())
@@ -220,7 +220,7 @@ def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
 def _most(records: Sequence[Record]) -> float:
     """The largest share of heads off full that stays within the budget; 0 where none does."""
     within = (r for r in records if r["result"]["kl"]["value"] <= _BUDGET)
-    return max(map(off_full, within), default=0.0)
+    return max(map(masked_share, within), default=0.0)
 
 
 def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
@@ -292,4 +292,4 @@ def _finish(axes: Axes, whole: bool) -> None:
 
 
 def _row_order(record: Record) -> tuple[Any, ...]:
-    return _ORDER.index(record["method"]), record["path"], off_full(record)
+    return _ORDER.index(record["method"]), record["path"], masked_share(record)

@@ -27,7 +27,8 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.masks.choose import by_ranking, random_control
-from sinkjax.masks.mask import Path, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.studies.resampling import estimate_mean

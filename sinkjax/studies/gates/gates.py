@@ -13,7 +13,9 @@ import numpy as np
 from sinkjax.attention.context import Context
 from sinkjax.instruments.traced import EVERYTHING, enter, layer_of, select_paths
 from sinkjax.instruments.traced_attention import Selection, selected_attention, windowed_attention
-from sinkjax.masks.mask import Path, SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path
+from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Layer, Llama
 
 _START = 3.0  # a gate of 0.95

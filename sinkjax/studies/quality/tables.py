@@ -46,7 +46,7 @@ def divergence_table(records: Sequence[Record]) -> Table:
     rows = [
         (
             *label(record),
-            _off_full(record),
+            _masked(record),
             formats.estimate(record["result"]["kl"]["mean"], formats.nats, notes),
             formats.point(record["result"]["kl"]["p95"], formats.nats, notes),
             formats.estimate(record["result"]["kl"]["p99"], formats.nats, notes),
@@ -225,7 +225,7 @@ def _continued_by(record: Record, notes: Footnotes) -> str:
     return f"{text} {notes.mark(f'beyond {beyond} tokens {rule}')}"
 
 
-def _off_full(record: Record) -> str:
+def _masked(record: Record) -> str:
     """`117/270`."""
     heads = record["candidate"]["heads"]
     total = sum(heads.values())

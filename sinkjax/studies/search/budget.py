@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sinkjax.instruments.sensitivity import Prediction
-from sinkjax.masks.mask import Full, Path, SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Path
+from sinkjax.masks.scores import group_size
 
 
 @dataclasses.dataclass(frozen=True)

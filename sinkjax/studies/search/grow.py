@@ -23,7 +23,9 @@ from sinkjax.instruments.judge import Judge, batches
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.sinks import measure_sinks
-from sinkjax.masks.mask import Full, Path, Sink, SinkMask, group_size
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full, Path, Sink
+from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
 from sinkjax.studies.search.budget import Step, rank_moves, spend
 from sinkjax.studies.store import InMemory, Store

@@ -25,7 +25,8 @@ from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.file import Provenance
-from sinkjax.masks.mask import Copy, Full, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy, Full
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import tokens_digest

@@ -126,7 +126,7 @@ def _gates_table(records: Sequence[Record]) -> Table:
         found = [by_cell.get((share, method)) for method in _METHODS]
         rows.append(
             (
-                _off_full(next(record for record in found if record)),
+                _masked(next(record for record in found if record)),
                 *(
                     formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
                     for record in found
@@ -147,7 +147,7 @@ def _repair_table(records: Sequence[Record]) -> Table:
     rows = [
         (
             f"{record['mask']}, {'repaired' if record['repaired'] else 'as it is'}",
-            _off_full(record),
+            _masked(record),
             formats.estimate(record["result"]["kl"], formats.nats, notes),
         )
         for record in sorted(records, key=lambda record: record["repaired"])
@@ -169,7 +169,7 @@ def _judged(record: Record) -> str:
     )
 
 
-def _off_full(record: Record) -> str:
+def _masked(record: Record) -> str:
     heads = record["result"]["heads"]
     total = sum(heads.values())
     return f"{formats.count(total - heads['full'])}/{formats.count(total)}"

@@ -19,7 +19,8 @@ from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.token_losses import residuals, token_divergences
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, save_mask
-from sinkjax.masks.mask import Path, Sink, SinkMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path, Sink
 from sinkjax.models.decoder import Llama
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates

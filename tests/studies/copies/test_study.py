@@ -135,7 +135,7 @@ def test_more_copies_than_there_can_be_are_refused():
 def test_the_control_copies_with_the_same_heads():
     mask = copy_mask(np.random.default_rng(0).random((4, 5, 4, 5)), "output", 6)
     control = shuffled_copies(mask, seed=0)
-    np.testing.assert_array_equal(control.off_full, mask.off_full)
+    np.testing.assert_array_equal(control.masked, mask.masked)
     assert control != mask
     assert control == shuffled_copies(mask, seed=0) != shuffled_copies(mask, seed=1)
 
@@ -167,7 +167,7 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
     assert len(copies) == 2 * 6
     for record in copies:
         mask = SinkMask.from_text(record["result"]["mask"])
-        assert mask.off_full.sum() == round(12 * record["share"])
+        assert mask.masked.sum() == round(12 * record["share"])
         assert record["chosen_on"]["tokens_sha256"] != record["source"]["tokens_sha256"]
         assert f"{record['result']['kl']['value']:.4f}" in out
     (sources,) = [record for record in records if record["kind"] == "sources"]

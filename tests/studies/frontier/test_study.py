@@ -72,7 +72,7 @@ def test_every_method_is_judged_at_every_size(ran):
     assert len(ranked) == 3 * len(SHARES) * len(METHODS)
     for record in ranked:
         mask = SinkMask.from_text(record["result"]["mask"])
-        assert int(mask.off_full.sum()) in (3, 9)
+        assert int(mask.masked.sum()) in (3, 9)
         paths = {str(path) for layer in mask.heads for path in layer}
         assert paths == {record["path"], "full"}
     found = [record for record in records if record["method"] == "budget search"]

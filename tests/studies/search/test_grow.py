@@ -15,7 +15,7 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.masks.choose import by_ranking
-from sinkjax.masks.mask import Full, Sink, Window
+from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.models.rope import rotary_tables
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
 from sinkjax.studies.search.grow import SearchSettings, search_mask
@@ -205,7 +205,7 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
         (Window(1, 4), Window(1, 8)), 0.05, Workload(16), objective="heads", rounds=2, samples=4
     )
     found = search_mask(model, windows, more, settings)
-    size = int(found.mask.off_full.sum())
+    size = int(found.mask.masked.sum())
     assert 0 < size < 18
     assert found.kl <= 0.05
     assert found.kl == pytest.approx(Judge(model, more)(found.mask).mean(dtype=np.float64))

@@ -92,7 +92,7 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     more = {"by": "group", "ranking": "error", "kl_budget": 1, "judge_windows": 2}
     run_main(SEARCH, *arguments(tiny, tmp_path, other_text, **more))
     mask = load_mask(tmp_path / "mask.json").mask
-    assert mask.off_full.any()
+    assert mask.masked.any()
     groups = mask.group_counts(sinkjax.load_config(tiny).num_kv_heads)
     assert groups["mixed"] == 0
     assert "random control" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
     assert "--judge_text is missing" in str(error.value)
     assert "--paths=sink(mean),window(1,4),window(1,12): the gates" in str(error.value)
     run_main(SEARCH, *flags, "--paths=window(1,4)")
-    off = load_mask(tmp_path / "out" / "mask.json").mask.off_full
+    off = load_mask(tmp_path / "out" / "mask.json").mask.masked
     assert 0 < off.sum() < off.size
     assert gates[off].max() < gates[~off].min()
     quality = [r for r in read_records(tmp_path / "out")[1] if r["kind"] == "quality"]

@@ -109,7 +109,7 @@ def test_the_lowest_gates_leave_full_the_first_of_equals_first():
     gates = np.array([[0.5, 0.1], [0.1, 0.0]])
     mask = mask_of_gates(gates, PATH, 2, num_heads=4)
     assert mask == SinkMask.from_text("L0: 2f 2w(1,4) | L1: 2f 2w(1,4)")
-    assert mask_of_gates(gates, Sink("zero"), 1, num_heads=2).off_full.tolist() == [
+    assert mask_of_gates(gates, Sink("zero"), 1, num_heads=2).masked.tolist() == [
         [False, False],
         [False, True],
     ]

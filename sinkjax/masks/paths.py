@@ -1,0 +1,178 @@
+"""How one head attends, and the one grammar in which a user writes it.
+
+  full  copy(layer,head)  window(sinks,recent)  sink(fill)
+
+Each word may be its first letter alone, as in the text of whole masks: `w(4,128)` is
+`window(4,128)`.
+"""
+
+import dataclasses
+import operator
+import re
+from collections.abc import Collection
+from typing import ClassVar, Literal
+
+from sinkjax.errors import InputError
+
+FILLS = ("first", "zero", "mean")
+KINDS = ("full", "copy", "window", "sink")
+
+_MOST = 10**9  # positions and sums of two numbers are int32 in a program
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Causal attention over all earlier positions."""
+
+    kind: ClassVar[str] = "full"
+
+    def __str__(self) -> str:
+        return "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """The attention pattern of an earlier layer's head, applied to this head's own values.
+
+    Attributes:
+      layer: l', before the copying head's layer.
+      head: n', whose own path is `full` or `window`.
+
+    Raises:
+      ValueError: for a negative number. TypeError: for one that is not whole.
+    """
+
+    layer: int
+    head: int
+    kind: ClassVar[str] = "copy"
+
+    def __post_init__(self) -> None:
+        _whole(self, layer=0, head=0)
+
+    def __str__(self) -> str:
+        return f"copy({self.layer},{self.head})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Softmax over s < sinks and t - recent < s <= t only.
+
+    Attributes:
+      sinks: c, first tokens that every query sees.
+      recent: w, last tokens that a query sees, itself among them.
+
+    Raises:
+      ValueError: for sinks below 0, recent below 1, or either above 1,000,000,000. TypeError: for a
+        number that is not whole.
+    """
+
+    sinks: int
+    recent: int
+    kind: ClassVar[str] = "window"
+
+    def __post_init__(self) -> None:
+        _whole(self, sinks=0, recent=1)
+
+    def __str__(self) -> str:
+        return f"window({self.sinks},{self.recent})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """No attention: v_0 at the first position, the fill at all later ones.
+
+    Attributes:
+      fill: `first` v_0, `zero` 0, `mean` the calibrated mean of the head's output.
+
+    Raises:
+      ValueError: for another fill.
+    """
+
+    fill: Literal["first", "zero", "mean"] = "first"
+    kind: ClassVar[str] = "sink"
+
+    def __post_init__(self) -> None:
+        if self.fill not in FILLS:
+            raise ValueError(f"fill is {self.fill!r}; it has to be one of {', '.join(FILLS)}")
+
+    def __str__(self) -> str:
+        return f"sink({self.fill})"
+
+
+Path = Full | Copy | Window | Sink
+
+_WRITTEN = {
+    "full": "full",
+    "copy": "copy(layer,head)",
+    "window": "window(sinks,recent)",
+    "sink": f"sink(fill) with one of {', '.join(FILLS)}",
+}
+_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w+(?:,\w+)*)\))?", re.ASCII)
+
+
+def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
+    """Reads a path; `str` writes its long form and `short` its short one.
+
+    Args:
+      text: of either form.
+      kinds: that are allowed, of `KINDS`.
+
+    Raises:
+      InputError: for text that is no path, or one of another kind.
+    """
+    match = _PATH.fullmatch(text)
+    values = match["values"].split(",") if match and match["values"] else []
+    path: Path | None = None
+    try:
+        match [match and match["kind"], *values]:
+            case ["full" | "f"]:
+                path = Full()
+            case ["copy" | "c", layer, head] if layer.isdigit() and head.isdigit():
+                path = Copy(int(layer), int(head))
+            case ["window" | "w", sinks, recent] if sinks.isdigit() and recent.isdigit():
+                path = Window(int(sinks), int(recent))
+            case ["sink" | "s", fill]:
+                path = Sink(fill)
+    except ValueError as error:
+        raise InputError(f"{text!r} is no path: {error}") from error
+    if path is None or path.kind not in kinds:
+        which = "no path" if path is None else f"a {path.kind}, which has no place here"
+        raise InputError(
+            f"{text!r} is {which}: write {', '.join(_WRITTEN[kind] for kind in kinds)}; the words "
+            "may be their first letters"
+        )
+    return path
+
+
+def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
+    """Reads paths with commas between them, such as `sink(mean),w(4,128)`.
+
+    Raises:
+      InputError: listing all that are none, or of another kind.
+    """
+    paths, problems = [], []
+    for part in re.split(r",(?![^(]*\))", text) if text else ():
+        try:
+            paths.append(parse_path(part, kinds))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return tuple(paths)
+
+
+def short(path: Path) -> str:
+    """The path's short form."""
+    return path.kind[0] + str(path).removeprefix(path.kind)
+
+
+def _whole(path: Copy | Window, **least: int) -> None:
+    """Makes fields Python ints, so that equal paths hash and print alike, and checks them."""
+    for name, minimum in least.items():
+        value = operator.index(getattr(path, name))
+        if not minimum <= value <= _MOST:
+            raise ValueError(
+                f"{name} of {path.kind} is {value}; it has to be at least {minimum} and at most "
+                f"{_MOST}"
+            )
+        object.__setattr__(path, name, value)
