@@ -9,8 +9,11 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.errors import InputError
-from sinkjax.masks.mask import Sink, SinkMask
+from sinkjax.masks.file import SavedMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama
+from sinkjax.models.digest import model_digest
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 
@@ -34,7 +37,9 @@ class SpecializedLlama(Llama):
         self.head = _shared(model.head)
 
 
-def specialize(model: Llama, mask: SinkMask, *, fills: jax.Array | None = None) -> SpecializedLlama:
+def specialize(
+    model: Llama, mask: SinkMask | SavedMask, *, fills: jax.Array | None = None
+) -> SpecializedLlama:
     """A model in which every head takes its path, and no work is left of what the mask removes.
 
     Weights that the mask leaves alone are shared with `model`, not copied; a slice or a new order
@@ -43,21 +48,41 @@ def specialize(model: Llama, mask: SinkMask, *, fills: jax.Array | None = None) 
     Args:
       model: the baseline. Its parameters may be abstract (`jax.ShapeDtypeStruct`), and then so are
         the result's.
-      mask: static, for a model of this shape.
+      mask: static, for a model of this shape; or a saved one with its fills, for the very model
+        that its provenance names. Telling takes a pass over the parameters, about a second a
+        gigabyte; where they are abstract, or the file names no model, only the shape is held
+        against it.
       fills: float32 [L, N, H], mean outputs of heads before `o_proj` over t >= 1; read where the
-        mask says `sink(mean)`.
+        mask says `sink(mean)`. A saved mask brings its own.
 
     Raises:
-      InputError: for a mask of another shape, or without fills where the mask needs them.
+      InputError: for a mask of another shape or another model, or without fills where the mask
+        needs them.
       ValueError: for fills of another shape. TypeError: for a model that is specialized already.
     """
     if isinstance(model, SpecializedLlama):
         raise TypeError("the model is specialized already: specialize the baseline")
+    leaves = jax.tree.leaves(nnx.state(model))
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     mask.check(model.config)
+    if isinstance(mask, SavedMask):
+        if not abstract:
+            _check_made_for(model, mask)
+        mask, fills = mask.mask, mask.fills if fills is None else fills
     _check_fills(model, mask, fills)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+    if abstract:
         return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
     return _build(model, mask, fills)
+
+
+def _check_made_for(model: Llama, saved: SavedMask) -> None:
+    wanted = saved.provenance.model_digest
+    if wanted is not None and wanted != (digest := model_digest(model)):
+        raise InputError(
+            f"the mask was made for {saved.provenance.model or 'a model'} of digest {wanted}, and "
+            f"this model's is {digest}: load that one, in the dtype that the mask was made in, or "
+            "give the saved mask's `mask` and `fills` by themselves to use it all the same"
+        )
 
 
 def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:

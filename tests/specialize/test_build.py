@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from masks import masks
 
 import sinkjax
-from sinkjax.masks.mask import Sink, SinkMask, Window
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Sink, Window
+from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import RopeConfig
 from sinkjax.models.decoder import Layer
 from sinkjax.programs.scan import LayerRun, scanned
@@ -213,6 +215,27 @@ def test_refusals():
         specialize(model, SinkMask.from_text("L0-1: 6f"))
     with pytest.raises(TypeError, match="specialized already"):
         specialize(specialize(model, SinkMask.full(model.config)), SinkMask.full(model.config))
+
+
+def test_a_saved_mask_brings_its_fills_and_is_for_one_model(tmp_path):
+    model, other = tiny.make(), tiny.make(seed=1)
+    fills, tokens = tiny.make_fills(model), tiny.tokens_of(model, (1, 8))
+
+    def saved(**made_from):
+        file = tmp_path / "mask.json"
+        provenance = sinkjax.Provenance(**made_from)
+        sinkjax.save_mask(file, MIXED, fills=np.asarray(fills), provenance=provenance)
+        return sinkjax.load_mask(file)
+
+    mask = saved(model="tiny", model_digest=sinkjax.model_digest(model))
+    wanted = specialize(model, MIXED, fills=fills)(tokens)
+    np.testing.assert_array_equal(specialize(model, mask)(tokens), wanted)
+    with pytest.raises(sinkjax.InputError, match="was made for tiny of digest"):
+        specialize(other, mask)
+    assert specialize(abstract_model(other.config, jnp.float32), mask).mask == MIXED
+    assert specialize(other, saved()).mask == MIXED  # of a file that names no model
+    with pytest.raises(sinkjax.InputError, match="the mask is for 3 layers"):
+        specialize(tiny.make(num_layers=2), mask)
 
 
 # Masks that leave the model sane. Where one breaks it, float32 itself is worth 2e-3 in the logits:
