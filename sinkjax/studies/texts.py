@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, about
 from sinkjax.studies.prompts import PromptList, TextWindows
 
 # The experiments run from a checkout (`python -m experiments.sweep`): configs lie beside them.
@@ -29,18 +29,15 @@ def read_prompts(path: str | Path) -> PromptList:
     """
     path = Path(path)
     readers = {".txt": _text_lines, ".jsonl": _json_lines}
-    if path.suffix not in readers:
-        raise InputError(
-            Problem(
-                "prompts",
-                path,
-                "its name has to end in .txt (one prompt a line) or .jsonl (JSON lines); rename it",
+    with about("prompts", path):
+        if path.suffix not in readers:
+            raise InputError(
+                "its name has to end in .txt (one prompt a line) or .jsonl (JSON lines); rename it"
             )
-        )
-    text, sha256 = _read("prompts", path)
-    texts = readers[path.suffix](path, text)
-    if not texts:
-        raise InputError(Problem("prompts", path, "it holds no prompts: give at least one"))
+        text, sha256 = _read(path)
+        texts = readers[path.suffix](text)
+        if not texts:
+            raise InputError("it holds no prompts: give at least one")
     return PromptList(path.name, sha256, tuple(texts))
 
 
@@ -50,9 +47,10 @@ def read_text(path: str | Path, count: int, seed: int) -> TextWindows:
     Raises:
       InputError: a file that cannot be read or holds no text.
     """
-    text, sha256 = _read("text", Path(path))
-    if not text.strip():
-        raise InputError(Problem("text", path, "it is empty: give a file of prose"))
+    with about("text", path):
+        text, sha256 = _read(Path(path))
+        if not text.strip():
+            raise InputError("it is empty: give a file of prose")
     return TextWindows(Path(path).name, sha256, text, count, seed)
 
 
@@ -98,12 +96,12 @@ def pydoc_prose() -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _text_lines(path: Path, text: str) -> list[str]:
+def _text_lines(text: str) -> list[str]:
     lines = text.split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _json_lines(path: Path, text: str) -> list[str]:
+def _json_lines(text: str) -> list[str]:
     texts, problems = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -111,53 +109,39 @@ def _json_lines(path: Path, text: str) -> list[str]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            problems.append(Problem("prompts", path, f"line {number} is not JSON: {error}"))
+            problems.append(f"line {number} is not JSON: {error}")
             continue
         if isinstance(value, dict):
             value = value.get("prompt", value.get("text"))
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             problems.append(
-                Problem(
-                    "prompts",
-                    path,
-                    f"line {number} holds half a surrogate pair, which is no character: write the "
-                    "character itself, or both halves",
-                )
+                f"line {number} holds half a surrogate pair, which is no "
+                "character: write the character itself, or both halves"
             )
         elif isinstance(value, str) and value.strip():
             texts.append(value)
         else:
             problems.append(
-                Problem(
-                    "prompts",
-                    path,
-                    f"line {number} holds no prompt: write a JSON string, or an object with one in "
-                    '"prompt" or "text"',
-                )
+                f"line {number} holds no prompt: write a JSON string, or an "
+                'object with one in "prompt" or "text"'
             )
     if problems:
         raise InputError(*problems)
     return texts
 
 
-def _read(field: str, path: Path) -> tuple[str, str]:
+def _read(path: Path) -> tuple[str, str]:
     """A file's text, its line ends made one newline, and the sha256 of its bytes."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            Problem(field, path, f"it cannot be read: {error.strerror}; give the path of a file")
-        ) from error
+        raise InputError(f"it cannot be read: {error.strerror}; give the path of a file") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            Problem(
-                field,
-                path,
-                f"line {line} is not UTF-8 ({error.reason}): save the file as UTF-8",
-            )
+            f"line {line} is not UTF-8 ({error.reason}): save the file as UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n"), _sha256(data)
 

@@ -42,9 +42,7 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 CALLS = """
 import json, pathlib, sys
 import sinkjax
-from sinkjax.checkpoint import hub
 functions = {
-    "weights": lambda repo, revision: str(hub.fetch(repo, revision, weights=True)),
     "load": lambda repo, revision: sinkjax.model_digest(sinkjax.load(repo, revision=revision)),
     "config": lambda repo, revision: sinkjax.load_config(repo, revision=revision).num_layers,
     "tokenizer": lambda repo, revision: (
@@ -230,8 +228,8 @@ def session(hub, tmp_path_factory):
         ("load", "acme/single", "main"),
         ("config", "acme/described", None),
         ("tokenizer", "acme/described", None),
-        ("weights", "acme/pytorch", None),
-        ("weights", "acme/lost", None),
+        ("load", "acme/pytorch", None),
+        ("load", "acme/lost", None),
         ("load", "acme/gated", None),
         ("load", "acme/missing", None),
         ("load", "acme/single", "v3"),
@@ -279,11 +277,11 @@ def test_config_and_tokenizer_come_without_the_weights(session):
 @pytest.mark.parametrize(
     ("function", "repo", "revision", "mentions"),
     [
-        ("weights", "acme/pytorch", None, ["neither model.safetensors nor", "only safetensors"]),
-        ("weights", "acme/lost", None, ["not all the files that the index names"]),
+        ("load", "acme/pytorch", None, ["neither model.safetensors nor", "only safetensors"]),
+        ("load", "acme/lost", None, ["not all the files that the index names"]),
         ("load", "acme/gated", None, ["accept its licence on", "hf auth login", "HF_TOKEN"]),
         ("load", "acme/missing", None, ["no such repository, or it is private", "spelling"]),
-        ("load", "acme/single", "v3", ["revision v3", "no such revision", "branches, tags"]),
+        ("load", "acme/single", "v3", ["no revision v3", "branches, tags"]),
         ("config", "acme/empty", None, [CONFIG]),
         ("load", "acme/broken", None, ["cannot be reached (", "500"]),
     ],

