@@ -23,6 +23,9 @@ before = state()
 import sinkjax
 names = [module.name for module in pkgutil.walk_packages(sinkjax.__path__, "sinkjax.")]
 names.remove("sinkjax.instruments.harness")  # needs an extra
+from sinkjax.cli.main import COMMANDS
+scripts = {f"sinkjax.cli.{name}" for name in COMMANDS}  # define flags when they run
+names = [name for name in names if name not in scripts]
 for name in names:
     importlib.import_module(name)
 after = state()

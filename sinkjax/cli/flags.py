@@ -6,7 +6,8 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from types import ModuleType
+from typing import NoReturn, TypeVar
 
 import jax.numpy as jnp
 from absl import app, flags
@@ -183,11 +184,15 @@ def as_flag(problem: Problem) -> str:
     return str(problem) if problem.field is None else f"--{problem}"
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], script: ModuleType | None = None) -> NoReturn:
     """Parses the flags, runs `main()` and exits with the status that it returns.
 
     What the user can mend ends as a message with one line a problem and exit status 1. Of logs,
     stderr shows the library's, and other packages' warnings; --verbosity=0 shows all.
+
+    Args:
+      main: of the script.
+      script: the module whose docstring and flags --help shows; by default the process's own.
     """
 
     def guarded(arguments: list[str]) -> int | None:
@@ -206,7 +211,25 @@ def run(main: Callable[[], int | None]) -> None:
             )
             return 1
 
+    app.define_help_flags()
+    for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
+        flags.DEFINE_flag(_Help(name, short, script or sys.modules["__main__"]))
     app.run(guarded)
+
+
+class _Help(flags.BooleanFlag):
+    """A flag that shows a script's docstring and flags, and ends the process."""
+
+    def __init__(self, name: str, short_name: str, script: ModuleType):
+        super().__init__(name, False, "show this help", short_name, allow_override=True)
+        self._script = script
+
+    def parse(self, argument: str | bool | None) -> None:
+        super().parse(argument)
+        if self.value:
+            print(self._script.__doc__)
+            print(flags.FLAGS.module_help(self._script))
+            sys.exit(0)
 
 
 def _show_log() -> None:

@@ -16,8 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def load_script(name: str) -> ModuleType:
     """Imports a script anew; the flags of scripts imported before it are forgotten."""
+    name = name.replace("experiments.", "sinkjax.cli.")
     by_module = flags.FLAGS.flags_by_module_dict().items()
-    scripts = [own for module, own in by_module if module.startswith(("experiments", "benchmarks"))]
+    scripts = [own for module, own in by_module if module.startswith(("sinkjax", "benchmarks"))]
     for name_of_flag in {flag.name for own in scripts for flag in own}:
         delattr(flags.FLAGS, name_of_flag)
     flags.FLAGS.unparse_flags()
