@@ -1,13 +1,11 @@
-"""The tables that the terminal shows of timing, from records only."""
+"""The tables of timing, from records only."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sinkjax.report import formats
+from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.timing.measured import BASELINE
-
-Record = Mapping[str, Any]
 
 _NAME = 22  # characters of a program's name
 
@@ -26,13 +24,15 @@ def timing_tables(records: Sequence[Record]) -> list[Table]:
 
 def machine_table(records: Sequence[Record]) -> Table:
     """What the machine could do in each record's rounds, and the baseline beside itself."""
-    rows, restless = [], []
+    rows, restless, loaded = [], [], []
     for record in records:
         result = record["result"]
         again = result["baseline_again"]["ratio"]
         holds = again["low"] <= 1 <= again["high"]
         restless += [] if holds else [cell_label(record)]
         before, after = (averages[0] for averages in result["load_average"])
+        if max(before, after) > record["environment"]["cpu_count"]:
+            loaded.append(cell_label(record))
         rows.append(
             (
                 cell_label(record),
@@ -54,6 +54,11 @@ def machine_table(records: Sequence[Record]) -> Table:
         notes.append(
             f"NOT TO BE RELIED ON: {'; '.join(restless)}. There the baseline differs from itself; "
             "give more rounds, or a quieter machine."
+        )
+    if loaded:
+        notes.append(
+            f"WARNING: {'; '.join(loaded)}. There the load exceeded the number of threads: other "
+            "work ran beside what was timed."
         )
     return Table(
         title="The machine, in the same rounds",
@@ -110,14 +115,31 @@ def _times_table(records: Sequence[Record]) -> Table:
         notes=(
             "Prefill ends with the first new token on the host: its time is the time to the first "
             "token. Decode is all of its steps.",
-            "Spread: the middle half over the median. Limit: the bytes and operations that the "
-            "step needs at least, at the rates above, whichever takes longer.",
+            "Spread: the middle half over the median. Limit: the bytes and FLOPs that the step "
+            "needs at least, at the rates above, whichever takes longer.",
+            *_beyond_limit(records),
             "Peak: all that XLA's buffers take at once, parameters included. Resident: by how much "
             "the process's memory grew with a prompt's cache in it; decoding only.",
             _attention(records),
         ),
         labels=2,
     )
+
+
+def _beyond_limit(records: Sequence[Record]) -> list[str]:
+    """What it means that a program took less time than its limit; nothing where none did."""
+    shares = (
+        program["limit"]["share"]["value"]
+        for record in records
+        for program in record["result"]["programs"].values()
+    )
+    if all(share <= 1 for share in shares):
+        return []
+    return [
+        "A limit above 100%: the program took less time than its bytes and FLOPs do at the rates "
+        "that were measured beside it. Part of what it reads stays in the processor's caches, or "
+        "the machine was slower when its rates were measured."
+    ]
 
 
 def _attention(records: Sequence[Record]) -> str:
@@ -132,20 +154,23 @@ def _attention(records: Sequence[Record]) -> str:
 
 
 def _savings_table(records: Sequence[Record]) -> Table:
-    rows = []
+    rows, notes = [], []
     for record in records:
+        resolved = _resolved(record)
         for name, program in record["result"]["programs"].items():
             if name == BASELINE:
                 continue
             limit, ratio = program["limit"], program["ratio"]
             saved, possible = 1 - ratio["value"], 1 - limit["ratio"]
+            if possible <= resolved:
+                notes = ["-: less can be saved than the baseline differs from itself."]
             rows.append(
                 (
                     cell_label(record),
                     formats.shortened(name, _NAME),
                     f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}]",
                     f"{saved:.1%} of {possible:.1%}",
-                    f"{saved / possible:.0%}" if possible > 0 else "-",
+                    f"{saved / possible:.0%}" if possible > resolved else "-",
                     f"{1 - limit['operations_ratio']:.1%}",
                     f"{1 - limit['bytes_ratio']:.1%}",
                 )
@@ -158,16 +183,23 @@ def _savings_table(records: Sequence[Record]) -> Table:
             f"times as fast\n[{_level(records)}]",
             "saved of\npossible",
             "realized",
-            "operations\ngone",
+            "FLOPs\ngone",
             "bytes\ngone",
         ),
         rows=rows,
         notes=(
             "Times as fast as the baseline: the median over rounds, the interval from resampling "
             "them. Possible: by how much the mask's limit is below the baseline's.",
+            *notes,
         ),
         labels=2,
     )
+
+
+def _resolved(record: Record) -> float:
+    """The least saving that is told from none: how far the baseline's interval is from itself."""
+    again = record["result"]["baseline_again"]["ratio"]
+    return max(1 - again["low"], again["high"] - 1)
 
 
 def cell_label(record: Record) -> str:
