@@ -87,7 +87,7 @@ def main() -> None:
     found = _run(search)
     records = read_records(_OUTPUT.value)[1]
     console = terminal.console()
-    for table in search_tables(records, num_kv_heads=search.series.subject.config.num_kv_heads):
+    for table in search_tables(records):
         terminal.print_table(console, table)
     mask_file = _MASK.value or f"{_OUTPUT.value}/mask.json"
     provenance, quality = saved_search(records)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
@@ -9,24 +10,69 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.search.study import CHOSEN, CONTROLS
 
 
-def search_tables(records: Sequence[Record], *, num_kv_heads: int) -> list[Table]:
-    """What a search found, then what it costs on each judged text.
+def search_tables(records: Sequence[Record]) -> list[Table]:
+    """What a search chose, then what it costs on each judged text.
+
+    Args:
+      records: of one search, in any order.
+    """
+    (search,) = (record for record in records if record["kind"] == "search")
+    quality = [record for record in records if record["kind"] == "quality"]
+    names = [CHOSEN, *CONTROLS]
+    text = lambda record: (  # noqa: E731
+        record["source"]["sha256"] != search["source"]["sha256"],
+        record["source"]["name"],
+        record["tokens_sha256"],
+    )
+    quality.sort(key=lambda record: (*text(record), names.index(record["candidate"]["name"])))
+    judged = [_judged_table(search, list(some)) for _, some in itertools.groupby(quality, key=text)]
+    return [_rounds_table(search), _mask_table(search), *judged]
+
+
+def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
+    """Whether the chosen mask keeps its budget on judged text, for the mask's file.
 
     Args:
       records: of one search.
-      num_kv_heads: K, of the model.
+      kl_budget: all of it, its margin included, in nats a token.
+
+    Returns:
+      `kl_budget`, and as `over_budget` the KL of each judged text on which the mask costs more.
     """
-    (found,) = (record for record in records if record["kind"] == "search")
-    quality = [record for record in records if record["kind"] == "quality"]
-    key = lambda record: (record["source"]["name"], record["tokens_sha256"])  # noqa: E731
-    judged = [_judged_table(found, list(group)) for _, group in itertools.groupby(quality, key=key)]
-    return [_rounds_table(found), _mask_table(found, num_kv_heads), *judged]
+    over = [
+        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
+        for record in records
+        if record["kind"] == "quality"
+        and record["candidate"]["name"] == CHOSEN
+        and record["result"]["kl"]["mean"]["value"] > kl_budget
+    ]
+    return {"kl_budget": kl_budget, "over_budget": over}
 
 
-def _rounds_table(found: Record) -> Table:
-    rounds = found["result"]["rounds"]
+def budget_line(records: Sequence[Record], kl_budget: float) -> str:
+    """What a search says last: whether the chosen mask keeps its budget on judged text.
+
+    Args:
+      records, kl_budget: as for `over_budget`.
+    """
+    over = over_budget(records, kl_budget)["over_budget"]
+    if not over:
+        return f"The mask keeps its budget, a KL of {kl_budget:g} nats a token, on all judged text."
+    costs = ", ".join(
+        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']}"
+        for text in over
+    )
+    return (
+        f"THE MASK MISSES ITS BUDGET, a KL of {kl_budget:g} nats a token, on judged text: {costs}. "
+        "Search again with a greater margin or more excerpts."
+    )
+
+
+def _rounds_table(search: Record) -> Table:
+    rounds = search["result"]["rounds"]
     rows = []
     for number, step in enumerate(rounds, start=1):
         tried = ", ".join(f"{moves}: {formats.nats(kl)}" for moves, kl in step["tried"])
@@ -38,20 +84,21 @@ def _rounds_table(found: Record) -> Table:
                 formats.nats(step["kl"]),
             )
         )
-    settings = found["settings"]
+    settings = search["settings"]
     return Table(
-        title=f"The search, by {settings['by']}, for KL up to {settings['kl_budget']:.4f}",
+        title=f"The search, by {settings['by']}, for KL up to {settings['kl_budget']:.4f}, "
+        "the budget less its margin",
         columns=("round", "moves: KL, in the order of measuring", "moves kept", "KL"),
         rows=rows,
-        notes=("KL on the windows held back for measuring, in nats a token.",),
+        notes=("KL on the excerpts held back for measuring, in nats a token.",),
         labels=2,
     )
 
 
-def _mask_table(found: Record, num_kv_heads: int) -> Table:
-    mask = SinkMask.from_text(found["result"]["mask"])
+def _mask_table(search: Record) -> Table:
+    mask = SinkMask.from_text(search["result"]["mask"])
+    num_kv_heads = search["model"]["num_kv_heads"]
     heads, groups = mask.counts(), mask.group_counts(num_kv_heads)
-    off = lambda counts: 1 - counts["full"] / sum(counts.values())  # noqa: E731
     size = mask.num_heads // num_kv_heads
     whole = [
         all(path.kind != "full" for path in layer[start : start + size])
@@ -62,9 +109,10 @@ def _mask_table(found: Record, num_kv_heads: int) -> Table:
     for path in (str(path) for layer in mask.heads for path in layer):
         paths[path] = paths.get(path, 0) + 1
     rows = [(path, formats.count(number)) for path, number in sorted(paths.items())]
-    rows.append(("heads off full", formats.percent(off(heads))))
+    masked = 1 - heads["full"] / sum(heads.values())
+    rows.append(("masked heads", formats.percent(masked)))
     rows.append(("key/value groups without a full head", formats.percent(sum(whole) / len(whole))))
-    rows.append(("key/value groups on one kind of path off full", _one_kind(groups)))
+    rows.append(("key/value groups masked by one kind of path", _one_kind(groups)))
     return Table(title="The chosen mask", columns=("path", "heads"), rows=rows)
 
 
@@ -73,7 +121,7 @@ def _one_kind(groups: dict[str, int]) -> str:
     return formats.percent((total - groups["full"] - groups["mixed"]) / total)
 
 
-def _judged_table(found: Record, records: Sequence[Record]) -> Table:
+def _judged_table(search: Record, records: Sequence[Record]) -> Table:
     notes = Footnotes()
     rows = []
     for record in records:
@@ -90,17 +138,17 @@ def _judged_table(found: Record, records: Sequence[Record]) -> Table:
             )
         )
     first = records[0]
-    same = first["source"]["sha256"] == found["source"]["sha256"]
-    name = first["source"]["name"] + (", other windows" if same else "")
+    same = first["source"]["sha256"] == search["source"]["sha256"]
+    name = first["source"]["name"] + (", other excerpts" if same else "")
     return Table(
-        title=f"Judged on {name}: {first['num_windows']} windows of {first['length']} tokens",
-        columns=("mask", "off\nfull", "mean KL", "p99", "perplexity", "top 1"),
+        title=f"Judged on {name}: {first['num_windows']} excerpts of {first['length']} tokens",
+        columns=("mask", "masked\nheads", "mean KL", "p99", "perplexity", "top 1"),
         rows=rows,
         notes=(
             "KL in nats a token. In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling windows. Perplexity: its "
-            "change. Top 1: both find the same token likeliest. All masks have as many heads off "
-            "full as the chosen one; but for `widest`, also as many on each path.",
+            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts. Perplexity: its "
+            "change. Top 1: both find the same token likeliest. All masks have as many masked "
+            "heads as the chosen mask; but for `widest`, also as many on each path.",
             *notes.lines(),
         ),
     )
