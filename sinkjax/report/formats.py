@@ -123,8 +123,10 @@ def lengths(values: Sequence[int]) -> str:
 
 
 def bos(policy: str, added: bool) -> str:
-    """`BOS never`; `BOS tokenizer (none)` where the policy alone does not say whether one is."""
-    return f"BOS {policy}" + (f" ({'added' if added else 'none'})" if policy == "tokenizer" else "")
+    """`BOS: never`; where the policy alone does not say, whether the tokenizer adds one."""
+    if policy != "tokenizer":
+        return f"BOS: {policy}"
+    return "BOS: the tokenizer's" if added else "BOS: none (the tokenizer adds none)"
 
 
 def criterion(definition: str, threshold: float) -> str:

@@ -42,7 +42,7 @@ def mask_map(mask: SinkMask, name: str = "", num_kv_heads: int | None = None) ->
     height = layers * min(0.25, max(0.1, 5.4 / layers))  # so that 30 layers fit a screen
     off = int(mask.masked.sum())
     sheet = Sheet(
-        f"Heads off full attention: {off:,} of {layers * heads:,} ({off / (layers * heads):.1%})",
+        f"Masked heads: {off:,} of {layers * heads:,} ({off / (layers * heads):.1%})",
         f"{name}; mask {mask.digest[:16]}" if name else f"mask {mask.digest[:16]}",
         body=height + _AXIS_SPACE,
         key=_LEGEND_SPACE,

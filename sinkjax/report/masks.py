@@ -7,7 +7,7 @@ from sinkjax.report.table import Table
 
 
 def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:
-    """Which heads of each layer are off full attention, and how many groups that frees.
+    """Which heads of each layer are masked, and how many groups that frees.
 
     Args:
       mask: to show.
@@ -34,13 +34,12 @@ def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:
     kinds = [str(path) for path in paths if path.kind != "copy"]
     kinds += ["copy"] if any(path.kind == "copy" for path in paths) else []
     return Table(
-        title=f"Heads off full attention: {total} ({formats.percent(off.mean())}), "
-        f"to {', '.join(kinds)}",
-        columns=("layer", "heads off", "whole\ngroups", "control's", "heads"),
+        title=f"Masked heads: {total} ({formats.percent(off.mean())}), to {', '.join(kinds)}",
+        columns=("layer", "masked", "whole\ngroups", "control's", "heads"),
         rows=rows,
         notes=(
             f"Whole groups: of {num_kv_heads} a layer, those whose {heads // num_kv_heads} heads "
-            "are all off, so that their keys, values or cache can go, too.",
+            "are all masked, so that their keys, values or cache can go, too.",
             "Control: as many heads a layer on the same paths, drawn at random.",
         ),
     )

@@ -10,9 +10,21 @@ Record = Mapping[str, Any]
 
 
 def environments(records: Sequence[Record]) -> tuple[Mapping[str, Any], ...]:
-    """The different ones in which records were made."""
-    found = {str(sorted(r["environment"].items())): r["environment"] for r in records}
-    return tuple(found[key] for key in sorted(found))
+    """The different environments in which records were made."""
+    by_content = {str(sorted(r["environment"].items())): r["environment"] for r in records}
+    return tuple(by_content[key] for key in sorted(by_content))
+
+
+def told_apart(what: Mapping[str, Any], digest: str, among: Sequence[Mapping[str, Any]]) -> str:
+    """The name of a model or a text, with its digest where another has the same name.
+
+    Args:
+      what: as records describe it.
+      digest: the key of its digest.
+      among: descriptions of all that it could be taken for.
+    """
+    same = {other[digest] for other in among if other["name"] == what["name"]} | {what[digest]}
+    return what["name"] if len(same) == 1 else f"{what['name']} ({what[digest][:8]})"
 
 
 def numbers(estimates: Iterable[Mapping[str, Any]], side: str = "value") -> np.ndarray:

@@ -99,9 +99,12 @@ class Results:
           specification: all that defines the run's cells, of JSON values.
 
         Raises:
-          InputError: where the folder cannot be made or written, another process writes to it, it
-            holds another run's results, or a line of its records other than the last is damaged.
+          InputError: where the folder has no name, cannot be made or written, another process
+            writes to it, it holds another run's results, or a line of its records other than the
+            last is damaged.
         """
+        if not os.fspath(folder):
+            raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
         self.folder = Path(folder)
         self._records = self.folder / "records.jsonl"
         self._measured = self.folder / "measured"

@@ -195,5 +195,5 @@ def test_a_full_disk_leaves_the_report_that_was_there(small_sweep, save_sweep, t
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"the report cannot be written to {tmp_path}: File too large" in done.stdout
+    assert f"output_dir={tmp_path}: the report cannot be written: File too large" in done.stdout
     assert files_of(tmp_path) == before

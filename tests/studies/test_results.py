@@ -381,3 +381,10 @@ def test_killed_at_any_moment_nothing_is_lost_torn_or_repeated(tmp_path):
     seen = json.loads(ran.stdout)
     assert seen["appended"] > 20
     assert seen["killed_early"] > 0
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="output_dir=: the folder has no name"):
+        Results("", {"a": 1})
+    assert not list(tmp_path.iterdir())

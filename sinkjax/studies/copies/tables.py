@@ -1,4 +1,4 @@
-"""The tables of what copying costs, from the records of `sinkjax.copying`."""
+"""The tables of what copying costs, from the records of `sinkjax.studies.copies.study`."""
 
 import itertools
 from collections.abc import Sequence
@@ -76,20 +76,20 @@ def _copies_table(records: Sequence[Record]) -> Table:
             found = [by_cell.get((variant, share)) for share in shares]
             if any(found):
                 values = [
-                    formats.estimate(one["result"]["kl"], formats.nats, notes) if one else "-"
-                    for one in found
+                    formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
+                    for record in found
                 ]
                 rows.append((formats.count(length), shown, *values))
     counts = sorted({record["source"]["num_windows"] for record in records})
-    windows = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
+    excerpts = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
     return Table(
         title=f"{_title(records[0], 'source')}: KL to the baseline of copying",
         columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
         rows=rows,
         notes=(
             f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over all "
-            f"positions but the first of {windows} windows; in brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling windows.",
+            f"positions but the first of {excerpts} excerpts; in brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts.",
             *notes.lines(),
         ),
         labels=2,

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from sinkjax.report import appendix, canvas, formats
+from sinkjax.report import canvas, formats
+from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.page import Block, Names, render_page
-from sinkjax.report.records import Record, environments, numbers
+from sinkjax.report.page import Page, Prose, Section, explanations
+from sinkjax.report.records import Record, numbers
 from sinkjax.report.table import Table
 from sinkjax.studies.frontier.study import COPIES, GATES, SEARCHED
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
@@ -37,56 +38,54 @@ _HEIGHT, _GAP = 2.9, 0.7  # inches
 _COLUMNS, _KEYS = 3, 6  # panels, and keys, of a row
 _PANEL = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS  # inches
 
+_FORMULA = "by formulas of a mask's heads"
 _SAVED_AS = {
     "compiled": "as read from the programs that each mask compiles into",
-    "by_hand": "by formulas of a mask's heads",
+    "formula": _FORMULA,
+    "by_hand": _FORMULA,  # the name in records of version 0.1.0
 }
 
 _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
-    ("heads off full", lambda record: masked_share(record)),
-    ("operations of the prefill saved", lambda record: _saved(record, "prefill_operations")),
+    ("masked heads", lambda record: masked_share(record)),
+    ("FLOPs of the prefill saved", lambda record: _saved(record, "prefill_operations")),
     ("bytes of a decode step saved", lambda record: _saved(record, "decode_bytes")),
 )
 
 
-def render_frontier(
-    specification: Mapping[str, Any], records: Sequence[Record]
-) -> tuple[str, list[Picture]]:
-    """The report's HTML, and every figure in it under a name of its own.
+def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+    """The page of a frontier.
 
     Args:
-      specification, records: of `sinkjax.studies.frontier.study.run_frontier`.
+      specification, records: of the run, the records in any order.
     """
-    keep, sections = Names(), {}
+    model, sections = specification["model"], []
     for length in sorted({record["length"] for record in records}):
         of_length = [record for record in records if record["length"] == length]
-        blocks: list[Block] = [
-            keep(frontier_figure(some)) for some in _by_path(of_length).values() if some
-        ]
-        sections[formats.count(length)] = [*blocks, frontier_table(of_length)]
-    model = specification["model"]
-    overview = keep(overview_figure(records))
-    html = render_page(
-        "frontier.html.jinja",
-        title=f"What masks of {model['name']} cost, by how they were chosen",
-        overview=overview,
-        sections=sections,
-        run=[
-            appendix.models_table({model["name"]: model}),
-            appendix.sources_table(specification["sources"]),
-            appendix.settings_table(specification),
-            appendix.environments_table(environments(records)),
-        ],
-        saved_as=_SAVED_AS[specification["saved_as"]],
-        num_records=formats.count(len(records)),
+        figures = [frontier_figure(some) for some in _by_path(of_length).values()]
+        title = f"{formats.count(length)} tokens"
+        sections.append(Section(title, [*figures, frontier_table(of_length)]))
+    methods = explanations(__package__).methods(
         level=formats.percent(LEVEL, 0),
         resamples=formats.count(RESAMPLES),
+        saved_as=_SAVED_AS[specification["saved_as"]],
     )
-    return html, keep.pictures
+    return Page(
+        study="frontier",
+        title=f"What masks of {model['name']} cost, by how they were chosen",
+        lede="How far predictions move from the baseline's as more heads are masked, for several "
+        f"ways to choose the heads. From {formats.count(len(records))} records.",
+        openings=(),
+        sections=[
+            Section("All at once", [overview_figure(records)]),
+            *sections,
+            Section("How heads are chosen", [Prose(methods)]),
+            what_was_run(specification, records),
+        ],
+    )
 
 
 def overview_figure(records: Sequence[Record]) -> Picture:
-    """KL against heads off full, all lengths and paths in one picture: a panel each."""
+    """KL against masked heads, all lengths and paths in one picture: a panel each."""
     first, panels, most = records[0], {}, []
     for length in sorted({record["length"] for record in records}):
         of_length = [record for record in records if record["length"] == length]
@@ -96,9 +95,9 @@ def overview_figure(records: Sequence[Record]) -> Picture:
     methods = [name for name in _ORDER if any(name in lines for lines in panels.values())]
     rows, above, below = math.ceil(len(panels) / _COLUMNS), 0.3, 0.55
     sheet = Sheet(
-        f"Heads off full within a KL of {_BUDGET:g}, at best: {', '.join(most)}",
-        f"{first['model']['name']}, {first['source']['name']}: windows that no choice saw. Bands "
-        f"are {formats.percent(LEVEL, 0)} intervals from resampling windows",
+        f"Masked heads within a KL of {_BUDGET:g}, at best: {', '.join(most)}",
+        f"{first['model']['name']}, {first['source']['name']}: excerpts that no choice saw. Bands "
+        f"are {formats.percent(LEVEL, 0)} intervals from resampling excerpts",
         body=rows * (above + _HEIGHT + below),
         key=0.28 * math.ceil(len(methods) / _KEYS),
     )
@@ -116,14 +115,14 @@ def overview_figure(records: Sequence[Record]) -> Picture:
         axes.set_ylim(bottom, top)
     return sheet.picture(
         "frontier",
-        f"KL against heads off full for every way to choose them: {'; '.join(panels)}.",
+        f"KL against masked heads for every way to choose them: {'; '.join(panels)}.",
         "Ranked heads take the path in the title; what budget search found may take several, and "
         "so is in each panel of its length, as copies are. All panels have the same axes.",
     )
 
 
 def frontier_figure(records: Sequence[Record]) -> Picture:
-    """KL against heads, operations and bytes: a panel each, a line a method.
+    """KL against masked heads, FLOPs and bytes: a panel each, a line a method.
 
     Args:
       records: of one length and of one path of ranked heads, with those of any path.
@@ -133,9 +132,9 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
     sheet = Sheet(
         _headline(lines),
         f"{first['model']['name']}, {first['source']['name']}: "
-        f"{first['source']['num_windows']} windows of {formats.count(first['length'])} tokens that "
-        f"no choice saw. Ranked heads take {path}; bands are "
-        f"{formats.percent(LEVEL, 0)} intervals from resampling windows",
+        f"{first['source']['num_windows']} excerpts of {formats.count(first['length'])} tokens "
+        f"that no choice saw. Ranked heads take {path}; bands are "
+        f"{formats.percent(LEVEL, 0)} intervals from resampling excerpts",
         body=0.3 + _HEIGHT + 0.6,
         key=0.28 * math.ceil(len(lines) / _KEYS),
     )
@@ -144,7 +143,7 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         _panel(sheet, column, sheet.top + 0.3, lines, name, of)
     return sheet.picture(
         f"frontier-{first['length']}-{path}".replace("(", "-").replace(")", "").replace(",", "-"),
-        f"Lines of KL against heads off full, operations and bytes saved, at {first['length']} "
+        f"Lines of KL against masked heads, FLOPs and bytes saved, at {first['length']} "
         f"tokens, for heads on {path}.",
         "Further right is more saved, further down is cheaper. The control draws as many heads of "
         "each layer at random. What budget search found may take several paths, and so is in "
@@ -173,17 +172,17 @@ def frontier_table(records: Sequence[Record]) -> Table:
         columns=(
             "chosen by",
             "path",
-            "heads\noff full",
-            "prefill\noperations",
+            "masked\nheads",
+            "prefill\nFLOPs",
             "decode\nbytes",
             "cache",
             "mean KL",
         ),
         rows=rows,
         notes=(
-            "Operations, bytes and cache: what is saved, in shares of the baseline's, "
+            "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
             f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. In brackets: "
-            f"the {formats.percent(LEVEL, 0)} interval from resampling windows.",
+            f"the {formats.percent(LEVEL, 0)} interval from resampling excerpts.",
             *notes.lines(),
         ),
         labels=2,
@@ -191,7 +190,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
 
 
 def masked_share(record: Record) -> float:
-    """The share of heads off `full`."""
+    """The share of masked heads."""
     heads = record["result"]["heads"]
     return 1 - heads["full"] / sum(heads.values())
 
@@ -218,19 +217,19 @@ def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _most(records: Sequence[Record]) -> float:
-    """The largest share of heads off full that stays within the budget; 0 where none does."""
+    """The largest share of masked heads that stays within the budget; 0 where none does."""
     within = (r for r in records if r["result"]["kl"]["value"] <= _BUDGET)
     return max(map(masked_share, within), default=0.0)
 
 
 def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
-    """How many heads each method takes off full within a KL of 0.05."""
+    """How many heads each method masks within a KL of 0.05."""
     most = {name: _most(points) for name, points in lines.items()}
     best = max(most, key=lambda name: most[name])
     if not most[best]:
         return f"No measured mask stays within a KL of {_BUDGET:g}"
     taken = formats.percent(most[best], 0)
-    text = f"Within a KL of {_BUDGET:g}, {best} takes {taken} of heads off full"
+    text = f"Within a KL of {_BUDGET:g}, {best} masks {taken} of the heads"
     if "sink score" in most and best != "sink score":
         text += f", the sink score {formats.percent(most['sink score'], 0)}"
     return text

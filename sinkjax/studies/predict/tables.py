@@ -1,4 +1,4 @@
-"""The tables of how well sinks are predicted, from the records of `sinkjax.predict`."""
+"""The tables of how well sinks are predicted, from the records of a run of `predict`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sinkjax.report.table import Table
 from sinkjax.studies.resampling import LEVEL
 
 MOST_WRONG = 0.05
-"""Of the heads that a prediction takes out, the share of no sinks that acting on it may have."""
+"""Of the heads that a prediction masks, the share of no sinks that acting on it may have."""
 
 MOST_MASKS = 0.1
 """Different masks at a length, as a share of the prompts, that there may be programs for."""
@@ -52,7 +52,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     """Whether a prediction is good enough to act on, and why, in words.
 
     Judged at held-out lengths and prompts, at each limit: it has to be wrong in at most
-    `MOST_WRONG` of the heads that it takes out, and in clearly fewer than a static mask of as many,
+    `MOST_WRONG` of the heads that it masks, and in clearly fewer than a static mask of as many,
     which needs no prediction. And prompts have to share masks, for each mask is a program.
     """
     accurate = ""
@@ -61,11 +61,11 @@ def verdict(result: Mapping[str, Any]) -> str:
         at = f"from a probability of {acting['limit']:g} on"
         wrong, static, change = acting["wrong"], acting["static_wrong"], acting["change"]
         if wrong["value"] is None:
-            reasons.append(f"{at}, no head is taken out")
+            reasons.append(f"{at}, no head is masked")
             continue
         found = (
-            f"{at}, {formats.percent(wrong['value'])} of the heads taken out are no sinks, against "
-            f"{formats.percent(static['value'])} of as many that a static mask takes out"
+            f"{at}, {formats.percent(wrong['value'])} of the masked heads are no sinks, against "
+            f"{formats.percent(static['value'])} of as many in a static mask"
         )
         clearly = change.get("high") is not None and change["high"] < 0
         if wrong["value"] > MOST_WRONG or not clearly:
@@ -204,7 +204,7 @@ def _acting_table(record: Record) -> Table:
         columns=(
             "judged on",
             "from",
-            "heads\ntaken out",
+            "masked\nheads",
             "of all\nsinks",
             "wrong",
             "wrong,\nstatic mask",
@@ -212,7 +212,7 @@ def _acting_table(record: Record) -> Table:
         ),
         rows=rows,
         notes=(
-            "Heads whose probability is at least that. Wrong: of those taken out, the ones that "
+            "Heads whose probability is at least that. Wrong: of those masked, the heads that "
             "are no sinks; of a static mask, as many heads of the highest rates at the length. "
             f"Different masks: as a share of the prompts. {_RESAMPLED}",
             verdict(record["result"]),

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.records import Record, numbers
-from sinkjax.studies.quality.tables import label, title, windows
+from sinkjax.studies.quality.tables import excerpts, label, title
 from sinkjax.studies.resampling import LEVEL
 
 MOST_CANDIDATES = 6
@@ -24,7 +24,7 @@ _FLOOR = 1e-6  # nats; less is drawn as this
 _LEFT, _GAP, _ROW = 3.2, 0.35, 0.23  # inches: room for names, between panels, of a row
 _COLUMNS, _PANEL_HEIGHT, _PANEL_GAP = 3, 2.4, 0.85
 _KEYS = 3  # in a row of the legend
-_INTERVALS = f"{formats.percent(LEVEL, 0)} intervals from resampling windows"
+_INTERVALS = f"{formats.percent(LEVEL, 0)} intervals from resampling excerpts"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cost_figure(records: Sequence[Record]) -> Picture:
     sheet = Sheet(
         f"At {formats.count(last)} tokens {_name(best)} costs a KL of "
         f"{formats.nats(best['result']['kl']['mean']['value'])} nats a token{of_all}",
-        f"{title(records[0])}. Means over {windows(records)}, {_INTERVALS}",
+        f"{title(records[0])}. Means over {excerpts(records)}, {_INTERVALS}",
         body=0.3 + _ROW * len(records) + 0.55,
     )
     width = (canvas.WIDTH - _LEFT - canvas.RIGHT - 2 * _GAP) / len(_MEASURES)
@@ -84,7 +84,7 @@ def cost_figure(records: Sequence[Record]) -> Picture:
 
 
 def position_figure(records: Sequence[Record]) -> Picture:
-    """KL against the position in the window: a panel a length, a line a mask."""
+    """KL against the position in the excerpt: a panel a length, a line a mask."""
     styles = _styles(records)
     first = records[-1]
     spans = first["result"]["kl_by_position"]
@@ -95,7 +95,7 @@ def position_figure(records: Sequence[Record]) -> Picture:
     headline = f"KL of {_name(first)} by position: {ends[-1]}"
     if len(spans) > 1:
         headline = f"KL of {_name(first)} by position: {ends[0]}, and {ends[1]}"
-    subtitle = f"{title(first)}. Mean over {windows(records)}; bands are {_INTERVALS}"
+    subtitle = f"{title(first)}. Mean over {excerpts(records)}; bands are {_INTERVALS}"
     sheet, panels = _panels(records, headline, subtitle, styles)
     values = [
         max(value, _FLOOR)
@@ -123,22 +123,22 @@ def position_figure(records: Sequence[Record]) -> Picture:
         canvas.label(axes, "position, from 0", "KL, nats a token")
     return sheet.picture(
         _file("positions", first),
-        f"Lines of KL against the position in the window, for {title(first)}.",
+        f"Lines of KL against the position in the excerpt, for {title(first)}.",
         "Each dot is the mean over a span of positions that double in size. Every mask leaves the "
         f"first position as it is. What is below {_FLOOR:g} is drawn there.",
     )
 
 
 def continuation_figure(records: Sequence[Record]) -> Picture:
-    """The share of windows whose continuations are still the baseline's: a panel a length."""
+    """The share of excerpts whose continuations are still the baseline's: a panel a length."""
     styles = _styles(records)
     first = records[-1]
     share = first["result"]["identical"]["value"]
     sheet, panels = _panels(
         records,
         f"{_name(first)}, {formats.count(first['length'])} tokens: {formats.percent(share, 0)} of "
-        f"windows keep the baseline's next {formats.count(first['num_tokens'])} tokens",
-        f"{title(first)}. Greedy continuations of {windows(records)}",
+        f"excerpts keep the baseline's next {formats.count(first['num_tokens'])} tokens",
+        f"{title(first)}. Greedy continuations of {excerpts(records)}",
         styles,
     )
     for axes, _, of_length in panels:
@@ -150,10 +150,10 @@ def continuation_figure(records: Sequence[Record]) -> Picture:
             axes.plot(steps, same, color=colour, lw=1.6, drawstyle="steps-post", clip_on=False)
         canvas.share_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        canvas.label(axes, "new tokens", "windows still the same")
+        canvas.label(axes, "new tokens", "excerpts still the same")
     return sheet.picture(
         _file("continuations", first),
-        f"Shares of windows with the baseline's own continuation, for {title(first)}.",
+        f"Shares of excerpts with the baseline's own continuation, for {title(first)}.",
         "After a first difference the two texts go on from different tokens, and are not compared "
         "any more.",
     )

@@ -1,6 +1,6 @@
 """The tables of what masks cost, from the records of `sinkjax.studies.quality`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
@@ -11,7 +11,7 @@ from sinkjax.studies.resampling import LEVEL
 
 _LEVEL = formats.percent(LEVEL, 0)
 _NAME = 28  # characters of a mask's name
-_RESAMPLED = f"In brackets: the {_LEVEL} interval from resampling windows."
+_RESAMPLED = f"In brackets: the {_LEVEL} interval from resampling excerpts."
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
@@ -57,11 +57,11 @@ def divergence_table(records: Sequence[Record]) -> Table:
     ]
     return Table(
         title=f"{title(records[0])}: KL to the baseline, and agreement with it",
-        columns=("mask", "tokens", "off\nfull", "mean KL", "p95", "p99", "top 1", "top 5"),
+        columns=("mask", "tokens", "masked\nheads", "mean KL", "p95", "p99", "top 1", "top 5"),
         rows=rows,
         notes=(
             "KL in nats a token, its mean and percentiles over the scored positions of "
-            f"{windows(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
+            f"{excerpts(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
             "how many of the baseline's five likeliest are among the mask's.",
             *notes.lines(),
         ),
@@ -147,7 +147,7 @@ def continuation_table(records: Sequence[Record]) -> Table:
         rows=rows,
         notes=(
             f"Tokens until the first one that the baseline continues otherwise, the mean over "
-            f"{windows(records)}; one that never differs counts whole. {_RESAMPLED}",
+            f"{excerpts(records)}; one that never differs counts whole. {_RESAMPLED}",
             *notes.lines(),
         ),
         labels=2,
@@ -182,10 +182,38 @@ def passkey_table(records: Sequence[Record]) -> Table:
         ),
         rows=rows,
         notes=(
-            f"The share of {windows(records)} whose number of five digits greedy decoding gives "
+            f"The share of {excerpts(records)} whose number of five digits greedy decoding gives "
             f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
             f"in nats. {_RESAMPLED}",
             *notes.lines(),
+        ),
+        labels=2,
+    )
+
+
+def candidates_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
+    """Each mask at each length: how many heads take which path, and its digest."""
+    rows = []
+    for candidate in candidates:
+        rule = candidate["plan"]["crossing"] if "plan" in candidate else "-"
+        for length, described in zip(candidate["masks"], candidate["described"], strict=True):
+            heads = described["heads"]
+            rows.append(
+                (
+                    candidate["name"],
+                    formats.count(int(length)),
+                    *(formats.count(heads[path]) for path in ("full", "window", "copy", "sink")),
+                    rule,
+                    described["mask_digest"],
+                )
+            )
+    return Table(
+        title="Masks",
+        columns=("mask", "tokens", "full", "window", "copy", "sink", "crossing", "digest"),
+        rows=rows,
+        notes=(
+            "Heads on each path. Crossing: of a plan, the rule for a text that grows beyond the "
+            "lengths that a mask serves.",
         ),
         labels=2,
     )
@@ -232,10 +260,10 @@ def _masked(record: Record) -> str:
     return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
 
 
-def windows(records: Sequence[Record]) -> str:
-    """`16 windows`, or `4 to 16 windows` where not all lengths have as many."""
+def excerpts(records: Sequence[Record]) -> str:
+    """`16 excerpts`, or `4 to 16 excerpts` where not all lengths have as many."""
     counts = [record["num_windows"] for record in records]
-    most = f"{formats.count(max(counts))} windows"
+    most = f"{formats.count(max(counts))} excerpts"
     return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
 
 

@@ -69,8 +69,8 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         f"Lines of the share of sink heads against prompt length, for {group.name}.",
         "Each line is one definition of the sink score. The threshold stays the same at every "
         "length; what it asks of a head does not, as the next figure shows. Stars, where there are "
-        "any, are the founding study's two prompts: another model, one prompt each, not this "
-        "sweep.",
+        "any, are the two prompts of an unpublished study of Llama-3.2-1B (the founding study): "
+        "another model, one prompt each, not this sweep.",
     )
 
 
@@ -116,10 +116,10 @@ def conditional_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         file_name("layer0", group, first.definition, f"{first.threshold:g}"),
         f"Conditional probability and lift of layer 0 against prompt length, for {group.name}.",
         "Above: the founding study's conditional with what it has to be held against. Below: the "
-        "lift, the conditional by the base rate. At 1 layer 0 tells nothing; inside the grey band "
-        "it tells no more than a layer 0 whose heads were renumbered by chance. Crosses mark "
-        "lengths at which the lift is undefined; the table below says why. Bars that end in an "
-        "arrow go on.",
+        "lift, the conditional by the base rate. At 1 layer 0 tells nothing; a lift inside the "
+        "grey band is chance: layer 0 with its heads renumbered at random gives as much. Crosses "
+        "mark lengths at which the lift is undefined; the table below says why. Bars that end in "
+        "an arrow go on.",
     )
 
 
@@ -147,7 +147,7 @@ def definition_figure(
     if columns == 1:
         width /= 2
     sheet = Sheet(
-        "The same threshold asks for more as prompts grow: uniform attention scores less and less"
+        "A fixed threshold gets stricter as prompts grow: uniform attention scores less and less"
         if set(by_definition) != {"excess"}
         else "How much more attention than uniform heads give, by prompt length",
         f"{group.name}; {formats.shortened(curves[0].source_name)}. Scores of all "
@@ -194,8 +194,8 @@ def definition_figure(
         f"Scores of all heads under each definition against prompt length, for {group.name}.",
         "The distance between the dashed line and the dotted one is what a head has to do on its "
         "own to count as a sink. It grows with the length under every definition but those that "
-        "take the uniform part off. So a falling share of sinks is in part the test becoming "
-        "harder, not the heads changing: look at log_odds and excess for the heads.",
+        "take the uniform part off. So a falling share of sinks is in part the threshold "
+        "getting stricter, not the heads changing: look at log_odds and excess for the heads.",
     )
 
 

@@ -39,17 +39,23 @@ def share_headline(curve: Curve) -> str:
 
 
 def layer_0_headline(curves: Sequence[Curve]) -> str:
-    """Whether layer 0 tells which later heads are sinks, over all lengths of some curves."""
+    """Whether layer 0 predicts which later heads are sinks, over all lengths of some curves."""
     conditionals = [layer_0(cell) for curve in curves for cell in curve.cells]
     verdicts = [beyond_chance(c["lift"], c["shuffled"]["lift"]) for c in conditionals]
     defined = [verdict for verdict in verdicts if verdict is not None]
-    what = "length" if len(curves) == 1 else "text and length"
+    points = "lengths" if len(curves) == 1 else "texts and lengths"
+    undefined = [c["n"] for c, at in zip(conditionals, verdicts, strict=True) if at is None]
+    nothing = "its lift is undefined" if any(undefined) else "it has no sinks"
     if not defined:
-        return f"Layer 0's lift is undefined at every {what}: nothing can be said of it"
-    text = f"Layer 0's lift is above the shuffled control at {sum(defined)} of {len(defined)}"
-    undefined = len(verdicts) - len(defined)
-    points = "lengths" if len(curves) == 1 else "points"
-    return f"{text} {points}" + (f"; at {undefined} more it is undefined" if undefined else "")
+        every = f"{nothing} at every length" if any(undefined) else f"{nothing} at any length"
+        return f"Whether layer 0 predicts later sinks is open: {every}"
+    better = sum(defined)
+    verb = "does not predict" if not better else "predicts" if all(defined) else "partly predicts"
+    chance = f"better than chance at {better} of {len(defined)} {points}"
+    if not better:
+        chance = f"no better than chance at {len(defined)} of {len(verdicts)} {points}"
+    rest = f", and {nothing} at the other {len(undefined)}" if undefined else ""
+    return f"Layer 0 {verb} later sinks: {chance}{rest}"
 
 
 def best_source_headline(curves: Sequence[Curve]) -> str:
@@ -57,11 +63,11 @@ def best_source_headline(curves: Sequence[Curve]) -> str:
     best = [result["best_source"] for curve in curves for result in curve.results]
     verdicts = [beyond_chance(b["lift"], b["shuffled_best_lift"]) for b in best]
     defined = [verdict for verdict in verdicts if verdict is not None]
+    points = "lengths" if len(curves) == 1 else "texts and lengths"
     if not defined:
-        return "No source layer has a lift at any length"
-    points = "lengths" if len(curves) == 1 else "points"
+        return f"No source layer has a lift at any of the {points}"
     return (
-        f"The best source layer is above the best of shuffled ones at {sum(defined)} of "
+        f"The best source layer predicts later sinks better than chance at {sum(defined)} of "
         f"{len(defined)} {points}"
     )
 
@@ -87,7 +93,7 @@ def layers_headline(curve: Curve) -> str:
 
 
 def consistent_headline(curves: Sequence[Curve]) -> str:
-    """How many heads hold at every length, of each text."""
+    """How many heads are sinks at every length, of each text."""
     texts = []
     for curve in curves:
         result = curve.over_lengths["result"]["consistent"]
@@ -98,7 +104,7 @@ def consistent_headline(curves: Sequence[Curve]) -> str:
 
 
 def opening(curve: Curve) -> list[str]:
-    """What there is to say first of a curve: share, its steepest step, heads that hold, layer 0."""
+    """What to say first of a curve: share, its steepest step, consistent heads, layer 0."""
     sentences = [f"{share_headline(curve)}."]
     if curve.over_lengths:
         result = curve.over_lengths["result"]

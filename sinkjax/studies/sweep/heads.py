@@ -86,7 +86,7 @@ def norm_figure(group: Group, curve: Curve) -> Picture:
 
 
 def consistent_figure(group: Group, curves: Sequence[Curve]) -> Picture:
-    """Which heads hold at every length, and how many up to each: two panels a source."""
+    """Which heads are sinks at every length, and how many up to each: two panels a source."""
     first = curves[0]
     L, N = first.model["num_layers"], first.model["num_heads"]
     height = grids.layer_height(first)
@@ -96,14 +96,14 @@ def consistent_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     least = first.over_lengths["result"]["consistent"]["min_share"]
     sheet = Sheet(
         findings.consistent_headline(curves),
-        f"{group.name}; sinks: {first.criterion}; a head holds at a length if it is a sink in at "
+        f"{group.name}; sinks: {first.criterion}; a head is a sink at a length if it is one in at "
         f"least {formats.percent(least, 0)} of the prompts",
         body=0.4 + height + 0.55,
         key=grids.BAR_SPACE,
     )
     colours, norm = canvas.colour_map(grids.SHARE_COLOURS), Normalize(0, 1)
     sheet.colour_bar(
-        "least share of prompts over all lengths; framed: holds at all of them",
+        "least share of prompts over all lengths; framed: a sink at every length",
         colours,
         norm,
         grids.SHARES,
@@ -130,11 +130,11 @@ def consistent_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         axes.set_ylim(0, max(1, 1.08 * max(result["count_up_to"])))
         canvas.grid(axes)
         canvas.token_axis(axes, lengths, width)
-        canvas.label(axes, "up to this many tokens", "heads that hold")
+        canvas.label(axes, "tokens in the prompt", "sinks at every length so far")
     return sheet.picture(
         file_name("consistent", group, first.definition, f"{first.threshold:g}"),
         f"Heat map of the heads that are sinks at every length, for {group.name}.",
         "Left of each pair: a head's share of prompts at the length where it is least often a "
-        "sink. Right: how many heads hold at every length up to this one. Layer 0 is at the "
+        "sink. Right: how many heads are sinks at every length up to this one. Layer 0 is at the "
         "bottom.",
     )

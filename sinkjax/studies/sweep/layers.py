@@ -68,9 +68,7 @@ def source_layer_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     sheet.legend(
         [
             Line2D([], [], label="best source layer", **_dot(True)),
-            Line2D(
-                [], [], label="best, but no better than the best of shuffled ones", **_dot(False)
-            ),
+            Line2D([], [], label="best, but no better than chance", **_dot(False)),
             Patch(label="undefined", lw=0.5, **_HATCHED),
         ]
     )
@@ -92,8 +90,8 @@ def source_layer_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         file_name("sources", group, first.definition, f"{first.threshold:g}"),
         f"Heat map of the lift by source layer and prompt length, for {group.name}.",
         "Orange: a sink in this layer makes a sink in the same head of later layers likelier; "
-        "purple: less likely. The best layer is picked among many, so it is held against the best "
-        "of as many shuffled ones.",
+        "purple: less likely. The best layer is picked among many, so chance is the best of as "
+        "many layers with their heads shuffled.",
     )
 
 

@@ -1,115 +1,137 @@
-"""The report of a sweep as one HTML file: figures and tables in the order in which to read them."""
+"""The page of a sweep: figures and tables in the order in which to read them."""
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
-from sinkjax.report import appendix, formats
-from sinkjax.report.canvas import Picture
-from sinkjax.report.page import Block, Folded, Names, render_page
+from sinkjax.report import formats
+from sinkjax.report.appendix import what_was_run
+from sinkjax.report.page import Block, Card, Folded, Page, Prose, Section, explanations
+from sinkjax.report.records import Record
 from sinkjax.studies.resampling import RESAMPLES
 from sinkjax.studies.sweep import curves, heads, layers, per_head, tables, uniform
 from sinkjax.studies.sweep.conditional import SHUFFLES
 from sinkjax.studies.sweep.findings import opening
-from sinkjax.studies.sweep.records import Curve, Group, Sweep
+from sinkjax.studies.sweep.records import Curve, Group, Sweep, arrange
 
 _SIDE_BY_SIDE = 3  # sources that one figure holds
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """One model under one BOS policy.
+def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+    """The page of a sweep.
 
-    Attributes:
-      number: from 1.
-      name: of the model and the policy.
-      criterion: the main one.
-      folded: whether there are others, folded.
-      openings: by source, the first sentences to read.
-      sections: blocks by the name that the template gives their place.
+    Args:
+      specification, records: of the sweep, the records in any order.
     """
-
-    number: int
-    name: str
-    criterion: str
-    folded: bool
-    openings: dict[str, list[str]]
-    sections: dict[str, list[Block]]
-
-
-def render(sweep: Sweep) -> tuple[str, list[Picture]]:
-    """The report's HTML, and every figure in it under a name of its own."""
-    names = Names()
-    chapters = [_chapter(sweep, group, n, names) for n, group in enumerate(sweep.groups, start=1)]
-    models = sweep.specification["models"]
-    shown = list(dict.fromkeys(group.model_name for group in sweep.groups))
-    html = render_page(
-        "report.html.jinja",
-        title=f"Attention sinks of {', '.join(shown or [model['name'] for model in models])}",
-        chapters=chapters,
-        study=tables.study_tables(sweep),
-        run=[
-            appendix.models_table({sweep.model_name(model): model for model in models}),
-            appendix.sources_table(sweep.specification["sources"]),
-            appendix.settings_table(sweep.specification),
-            appendix.environments_table(sweep.environments),
+    sweep = arrange(specification, records)
+    names = dict.fromkeys(group.model_name for group in sweep.groups)
+    shown = list(names) or [model["name"] for model in specification["models"]]
+    study, explain = tables.study_tables(sweep), explanations(__package__)
+    definitions = explain.definitions(specification["key_position"], specification["tail"])
+    return Page(
+        study="sweep",
+        title=f"Attention sinks of {', '.join(shown)}",
+        lede="Which attention heads give nearly all their attention to "
+        f"{formats.key(specification['key_position'])}, at which prompt lengths, and whether one "
+        "layer tells which heads of later layers do. "
+        f"From {formats.count(sweep.num_records)} records.",
+        openings=[card for group in sweep.groups for card in _cards(group)],
+        sections=[
+            *(
+                [Section("The founding study's two prompts", [Prose(explain.study()), *study])]
+                if study
+                else []
+            ),
+            *(_chapter(sweep, group) for group in sweep.groups),
+            Section("Definitions of the sink score", [Prose(definitions)]),
+            what_was_run(specification, records),
         ],
-        num_records=formats.count(sweep.num_records),
+    )
+
+
+def _cards(group: Group) -> list[Card]:
+    """The first sentences to read, of each source."""
+    return [
+        Card(curve.source_name, opening(curve), f"{group.name}; sinks: {curve.criterion}")
+        for curve in group.under(*group.criteria[0])
+    ]
+
+
+def _chapter(sweep: Sweep, group: Group) -> Section:
+    """One model under one BOS policy."""
+    explain = explanations(__package__)
+    criterion = formats.criterion(*group.criteria[0])
+    first = explain.order(criterion=criterion, folded=len(group.criteria) > 1)
+    share = explain.share(
+        the_key=formats.key(sweep.specification["key_position"]),
         level=sweep.level,
         resamples=formats.count(RESAMPLES),
-        shuffles=formats.count(SHUFFLES),
-        key_position=sweep.specification["key_position"],
-        the_key=formats.key(sweep.specification["key_position"]),
-        tail=sweep.specification["tail"],
     )
-    return html, names.pictures
-
-
-def _chapter(sweep: Sweep, group: Group, number: int, keep: Names) -> Chapter:
-    main = group.under(*group.criteria[0])
+    layer_0 = explain.layer_0(shuffles=formats.count(SHUFFLES), level=sweep.level)
     deep = group.model["num_layers"] > 1
-    return Chapter(
-        number=number,
-        name=group.name,
-        criterion=main[0].criterion,
-        folded=len(group.criteria) > 1,
-        openings={curve.source_name: opening(curve) for curve in main},
-        sections={
-            "share": [
-                *(keep(curves.share_figure(group, some)) for some in _batches(group.curves)),
+    parts: list[tuple[str, str, list[Block]]] = [
+        (
+            "How many heads are sinks",
+            share,
+            [
+                *(curves.share_figure(group, some) for some in _batches(group.curves)),
                 *_by_criterion(
                     group,
                     lambda shown: [tables.sinks_table(c, group, sweep.level) for c in shown],
                 ),
             ],
-            "definitions": _definitions(sweep, group, keep),
-            "layer_0": _by_criterion(
+        ),
+        (
+            "A fixed threshold gets stricter as prompts grow",
+            explain.threshold(),
+            _definitions(sweep, group),
+        ),
+        (
+            "What layer 0 tells of later layers",
+            layer_0,
+            _by_criterion(
                 group,
                 lambda shown: [
-                    *(keep(curves.conditional_figure(group, some)) for some in _batches(shown)),
+                    *(curves.conditional_figure(group, some) for some in _batches(shown)),
                     *(tables.conditional_table(c, group, sweep.level) for c in shown),
                 ],
             ),
-            "sources": _by_criterion(group, lambda shown: _sources(sweep, group, shown, keep))
-            if deep
-            else [],
-            "layers": _by_criterion(
+        ),
+        (
+            "What other layers tell",
+            explain.sources(),
+            _by_criterion(group, lambda shown: _sources(sweep, group, shown)) if deep else [],
+        ),
+        (
+            "Which layers have sinks",
+            explain.layers(),
+            _by_criterion(
                 group,
-                lambda shown: [keep(layers.layer_figure(group, some)) for some in _batches(shown)],
+                lambda shown: [layers.layer_figure(group, some) for some in _batches(shown)],
             ),
-            "heads": [
+        ),
+        (
+            "Which heads are sinks",
+            explain.heads(),
+            [
                 *_by_criterion(
-                    group, lambda shown: [keep(heads.head_share_figure(group, c)) for c in shown]
+                    group, lambda shown: [heads.head_share_figure(group, c) for c in shown]
                 ),
-                *_scores(group, keep),
+                *_scores(group),
             ],
-            "lengths": [
-                *_by_criterion(group, lambda shown: _consistent(group, shown, keep)),
+        ),
+        (
+            "What holds at every length, and where things change",
+            explain.lengths(),
+            [
+                *_by_criterion(group, lambda shown: _consistent(group, shown)),
                 *tables.over_lengths_tables(group, sweep.level),
             ],
-            "data": list(_data(sweep, group)),
-        },
-    )
+        ),
+        ("Every layer and head in numbers", explain.data(), _data(sweep, group)),
+    ]
+    sections = [Section(title, [Prose(text), *blocks]) for title, text, blocks in parts if blocks]
+    return Section(group.name, [Prose(first)], sections)
 
 
 def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Sequence[Block]]) -> list[Block]:
@@ -119,20 +141,18 @@ def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Sequence[Block]]
         Folded(formats.criterion(*criterion), list(blocks(group.under(*criterion))))
         for criterion in others
     )
-    return [*blocks(group.under(*first)), *(one for one in folded if one.blocks)]
+    return [*blocks(group.under(*first)), *(part for part in folded if part.blocks)]
 
 
-def _definitions(sweep: Sweep, group: Group, keep: Names) -> list[Block]:
+def _definitions(sweep: Sweep, group: Group) -> list[Block]:
     key_position, tail = sweep.specification["key_position"], sweep.specification["tail"]
     sources = _distinct(group.curves, lambda curve: curve.source_name)
     first, *others = (
-        keep(
-            curves.definition_figure(
-                group,
-                [c for c in group.curves if c.source_name == source.source_name],
-                key_position,
-                tail,
-            )
+        curves.definition_figure(
+            group,
+            [c for c in group.curves if c.source_name == source.source_name],
+            key_position,
+            tail,
         )
         for source in sources
     )
@@ -146,32 +166,30 @@ def _definitions(sweep: Sweep, group: Group, keep: Names) -> list[Block]:
     return blocks
 
 
-def _sources(sweep: Sweep, group: Group, shown: list[Curve], keep: Names) -> list[Block]:
-    blocks: list[Block] = [
-        keep(layers.source_layer_figure(group, some)) for some in _batches(shown)
-    ]
+def _sources(sweep: Sweep, group: Group, shown: list[Curve]) -> list[Block]:
+    blocks: list[Block] = [layers.source_layer_figure(group, some) for some in _batches(shown)]
     blocks += [tables.best_source_table(curve, group, sweep.level) for curve in shown]
     if shown[0].criterion == group.curves[0].criterion:  # of the others the numbers are enough
-        lines = [keep(layers.source_lines_figure(group, curve)) for curve in shown]
+        lines = [layers.source_lines_figure(group, curve) for curve in shown]
         blocks.append(Folded("every source layer, length by length", lines))
     return blocks
 
 
-def _scores(group: Group, keep: Names) -> list[Block]:
+def _scores(group: Group) -> list[Block]:
     """Scores once a definition and output norms once a source: neither knows of thresholds."""
     shown = _distinct(group.curves, lambda curve: (curve.definition, curve.source_name))
     scores = [
-        Folded(f"scores by {name}", [keep(heads.score_figure(group, curve)) for curve in of_one])
+        Folded(f"scores by {name}", [heads.score_figure(group, curve) for curve in of_one])
         for name, of_one in itertools.groupby(shown, lambda curve: curve.definition)
     ]
     sources = _distinct(group.curves, lambda curve: curve.source_name)
-    norms = [keep(heads.norm_figure(group, curve)) for curve in sources]
+    norms = [heads.norm_figure(group, curve) for curve in sources]
     return [*scores, Folded("output norms", norms)]
 
 
-def _consistent(group: Group, shown: list[Curve], keep: Names) -> list[Block]:
+def _consistent(group: Group, shown: list[Curve]) -> list[Block]:
     shown = [curve for curve in shown if curve.over_lengths]
-    return [keep(heads.consistent_figure(group, some)) for some in _batches(shown, 2)]
+    return [heads.consistent_figure(group, some) for some in _batches(shown, 2)]
 
 
 def _data(sweep: Sweep, group: Group) -> list[Block]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.records import Record, environments
+from sinkjax.report.records import Record, told_apart
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,17 @@ class Sweep:
       specification: of the sweep.
       groups: without the founding study's prompts.
       study: cells of the founding study's prompts, by prompt, model, definition and threshold.
-      environments: the different ones in which records were made.
       num_records: how many there are.
     """
 
     specification: Mapping[str, Any]
     groups: tuple[Group, ...]
     study: tuple[Record, ...]
-    environments: tuple[Mapping[str, Any], ...]
     num_records: int
 
     def model_name(self, model: Mapping[str, Any]) -> str:
         """The model's name, with its digest where the sweep has another of the same name."""
-        return _name(model, "model_digest", self.specification["models"])
+        return told_apart(model, "model_digest", self.specification["models"])
 
     @property
     def level(self) -> str:
@@ -141,7 +139,7 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
         groups=tuple(
             Group(
                 of_group[0].model,
-                _name(of_group[0].model, "model_digest", specification["models"]),
+                told_apart(of_group[0].model, "model_digest", specification["models"]),
                 of_group[0].bos,
                 of_group[0].bos_added,
                 tuple(of_group),
@@ -149,7 +147,6 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
             for of_group in groups.values()
         ),
         study=tuple(cell for cell in cells if cell["source"]["role"] == "study"),
-        environments=environments(records),
         num_records=len(records),
     )
 
@@ -167,7 +164,7 @@ def _curve(
     return Curve(
         model=first["model"],
         source=first["source"],
-        source_name=_name(first["source"], "sha256", specification["sources"]),
+        source_name=told_apart(first["source"], "sha256", specification["sources"]),
         bos=first["bos"],
         bos_added=first["bos_added"],
         definition=first["definition"],
@@ -223,11 +220,6 @@ def _model_key(model: Mapping[str, Any]) -> tuple[str, str]:
 
 def _source_key(source: Mapping[str, Any]) -> tuple[str, str]:
     return source["name"], source["sha256"]
-
-
-def _name(what: Mapping[str, Any], digest: str, among: Sequence[Mapping[str, Any]]) -> str:
-    same = {other[digest] for other in among if other["name"] == what["name"]} | {what[digest]}
-    return what["name"] if len(same) == 1 else f"{what['name']} ({what[digest][:8]})"
 
 
 def file_name(kind: str, group: Group, *parts: str) -> str:

@@ -57,10 +57,11 @@ def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
         if prompt.startswith(name)
     ]
     explanations = [
-        "P(later | layer 0): how often a head of a later layer is a sink where the head of the "
-        "same index in layer 0 is one. Base rate: how often a head of a later layer is one. Lift: "
-        "the first by the second; at 1, layer 0 tells nothing. n: sink heads of layer 0, on which "
-        "all of it rests. One prompt, so no interval."
+        "The founding study: an unpublished study of Llama-3.2-1B. P(later | layer 0): how often a "
+        "head of a later layer is a sink where the head of the same index in layer 0 is a sink. "
+        "Base rate: how often a head of a later layer is a sink. Lift: the first by the second; "
+        "at 1, layer 0 tells nothing. n: sink heads of layer 0, on which all of it rests. One "
+        "prompt, so no interval."
     ]
     if theirs:
         explanations.append("-: the study does not say.")
@@ -134,11 +135,11 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
         "layers most."
     ]
     if holding:
-        columns.append("hold up\nto here")
+        columns.append("sinks at every\nlength so far")
         share = curve.over_lengths["result"]["consistent"]["min_share"]
         explanations.append(
-            f"Hold up to here: heads that are sinks in at least {formats.percent(share, 0)} of the "
-            "prompts at this length and at every shorter one."
+            f"Sinks at every length so far: heads that are sinks in at least "
+            f"{formats.percent(share, 0)} of the prompts at this length and at every shorter one."
         )
     return Table(
         title=f"{group.name}; {curve.source_name}: heads with {curve.criterion}",
@@ -181,7 +182,7 @@ def conditional_table(curve: Curve, group: Group, level: str) -> Table:
         rows=tuple(rows),
         notes=(
             "n: sinks in layer 0 over all prompts. Shuffled: the lift with the heads of layer 0 "
-            "renumbered; a lift within is no news.",
+            "renumbered at random; a lift inside this range is chance.",
             *notes.lines(),
         ),
     )
@@ -244,7 +245,7 @@ def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
     least = " or ".join(formats.percent(share, 0) for share in shares)
     return Table(
         title=f"{group.name}: heads that are sinks at every length",
-        columns=("text", "sink if", "lengths", "heads", "which"),
+        columns=("text", "sink if", "lengths", "number", "heads"),
         rows=tuple(rows),
         notes=(
             f"In at least {least} of the prompts at each of the lengths. L3H5: layer 3, head 5, "

@@ -1,6 +1,5 @@
-"""The report, loss curves and tables of gates and repairs, from records of `sinkjax.distill`."""
+"""The page, loss curves and tables of gates and repairs."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +7,12 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sinkjax.report import appendix, canvas, formats
+from sinkjax.report import canvas, formats
+from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.page import Names, render_page
-from sinkjax.report.records import Record, environments
+from sinkjax.report.page import Page, Section
+from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
@@ -24,40 +24,28 @@ _METHODS = {
 _SMOOTHED = 10  # steps that a curve is averaged over
 
 
-def render_training(
-    specification: Mapping[str, Any], records: Sequence[Record]
-) -> tuple[str, list[Picture]]:
-    """The report's HTML, and every figure in it.
+def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+    """The page of gates or of a repair.
 
     Args:
-      specification, records: of `run_gates` or `run_repair`.
+      specification, records: of the run.
     """
-    keep, model = Names(), specification["model"]
-    blocks = [keep(loss_figure(record)) for record in records if record["kind"] == "training"]
-    texts = [specification["chosen_on"], specification["source"]]
-    lengths = [specification["length"]]
-    settings = {
-        name: value
-        for name, value in {**specification, **specification["train"]}.items()
-        if name not in ("model", "chosen_on", "source", "train")
-    }
+    losses = [loss_figure(record) for record in records if record["kind"] == "training"]
     gates = specification["experiment"] == "gates"
     subject = "gates learned on" if gates else "the repair of a mask of"
-    html = render_page(
-        "training.html.jinja",
-        title=f"What {subject} {model['name']} cost",
-        blocks=[*blocks, *training_tables(records)],
-        run=[
-            appendix.models_table({model["name"]: model}),
-            appendix.sources_table([{**text, "lengths": lengths} for text in texts]),
-            appendix.settings_table(settings),
-            appendix.environments_table(environments(records)),
+    return Page(
+        study=specification["experiment"],
+        title=f"What {subject} {specification['model']['name']} cost",
+        lede="Trained to say what the baseline says on one set of excerpts, and judged on another. "
+        f"From {formats.count(len(records))} records. Intervals cover {formats.percent(LEVEL, 0)}, "
+        "from drawing whole excerpts again with replacement, "
+        f"{formats.count(RESAMPLES)} times.",
+        openings=(),
+        sections=[
+            Section("What came of it", [*losses, *training_tables(records)]),
+            what_was_run(specification, records),
         ],
-        num_records=formats.count(len(records)),
-        level=formats.percent(LEVEL, 0),
-        resamples=formats.count(RESAMPLES),
     )
-    return html, keep.pictures
 
 
 def training_tables(records: Sequence[Record]) -> list[Table]:
@@ -109,9 +97,8 @@ def loss_figure(record: Record) -> Picture:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     canvas.grid(axes)
     canvas.label(axes, "step", "nats a token")
-    name = re.sub(r"[^a-z0-9._]+", "-", f"loss-{record['model']['name']}".lower()).strip("-.")
     return sheet.picture(
-        name,
+        canvas.slug("loss", record["model"]["name"]),
         "Lines of the training loss and its parts against the step.",
         "The loss is the KL to the baseline's predictions, with the price of open gates where "
         "there are gates.",
@@ -136,7 +123,7 @@ def _gates_table(records: Sequence[Record]) -> Table:
     first = records[0]
     return Table(
         title=f"{_title(first, 'source')}: KL to the baseline, {first['path']} chosen by gates",
-        columns=("off full", *_METHODS.values()),
+        columns=("masked heads", *_METHODS.values()),
         rows=rows,
         notes=(_judged(first), *notes.lines()),
     )
@@ -154,7 +141,7 @@ def _repair_table(records: Sequence[Record]) -> Table:
     ]
     return Table(
         title=f"{_title(records[0], 'source')}: KL to the baseline before and after a repair",
-        columns=("mask", "off full", "KL"),
+        columns=("mask", "masked heads", "KL"),
         rows=rows,
         notes=(_judged(records[0]), *notes.lines()),
     )
@@ -162,10 +149,10 @@ def _repair_table(records: Sequence[Record]) -> Table:
 
 def _judged(record: Record) -> str:
     return (
-        f"Trained on {record['chosen_on']['num_windows']} windows of "
+        f"Trained on {record['chosen_on']['num_windows']} excerpts of "
         f"{record['chosen_on']['name']}, {formats.count(record['length'])} tokens each, and judged "
         f"on {record['source']['num_windows']} others. KL in nats a token; in brackets: the "
-        f"{formats.percent(LEVEL, 0)} interval from resampling windows."
+        f"{formats.percent(LEVEL, 0)} interval from resampling excerpts."
     )
 
 

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from scripts import run_main
 
 from sinkjax import InputError
+from sinkjax.report.page import render_page
+from sinkjax.studies.predict.page import page
+from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.results import read_records
 from sinkjax.studies.sweep import study as sweep
 
@@ -44,8 +48,12 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     for name in ("all", "rate_at_length", "same_index"):
         assert f"{found[name]['brier']['value']:.4f}" in out
     assert "Good enough to act on: " in " ".join(out.split())  # wherever the line breaks
+    html, _ = render_page(page(*read_records(tmp_path / "out")))
     for title in ("held-out lengths", "calibration of", "by length", "acting on"):
         assert title in out
+        assert title in html
+    for table in prediction_tables([record]):
+        assert all(f">{escape(cell)}<" in html for row in table.rows for cell in row)
     # The same command again finds the record, and another folder's scores are not measured again.
     run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out"))
     assert read_records(tmp_path / "out")[1] == [record]

@@ -10,9 +10,12 @@ from scripts import run_main
 
 import sinkjax
 from sinkjax import InputError, load_mask, specialize
+from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
+from sinkjax.studies.search.page import page
 from sinkjax.studies.search.study import CHOSEN, CONTROLS
+from sinkjax.studies.search.tables import search_tables
 
 SEARCH = "experiments.search"
 
@@ -150,3 +153,11 @@ def test_bad_flags_are_refused_before_any_work(what, tiny, other_text, tmp_path)
     for mention in mentions:
         assert mention in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_holds_what_is_printed(searched):
+    specification, records = read_records(searched)
+    html, _ = render_page(page(specification, records[::-1]))
+    for table in search_tables(records):
+        assert all(f">{cell}<" in html for row in table.rows for cell in row)
+    assert "for KL up to 0.2400, the budget less its margin" in html

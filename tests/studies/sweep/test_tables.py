@@ -167,7 +167,7 @@ def test_shares_and_counts_with_their_intervals(sweep):
         by_chance = best["lift"]["value"] <= best["shuffled_best_lift"]["high"]
         assert bool(MARK.search(text)) == by_chance
     holding = over_lengths["result"]["consistent"]["count_up_to"]
-    assert column(table, "hold up to here") == list(map(str, holding))
+    assert column(table, "sinks at every length so far") == list(map(str, holding))
     assert "[95%]" in table.columns[2]
 
 
@@ -238,8 +238,8 @@ def test_whether_a_bos_was_added_is_said_where_the_policy_leaves_it_open(make_sw
     tables = summary_tables(
         *make_sweep(sources=sources, bos=("never", "tokenizer"), definitions=("mean",), study=False)
     )
-    assert find(tables, "BOS never", "layer 0")
-    assert find(tables, "BOS tokenizer (none)", "layer 0")
+    assert find(tables, "BOS: never", "layer 0")
+    assert find(tables, "BOS: none (the tokenizer adds none)", "layer 0")
 
 
 def test_tables_fit_a_terminal(make_sweep, describe):

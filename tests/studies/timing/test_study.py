@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from markupsafe import escape
 from masks import problems_of
 
 import sinkjax
+from sinkjax.report.page import render_page
 from sinkjax.studies.quality.candidate import Candidate
 from sinkjax.studies.results import read_records
 from sinkjax.studies.timing.google_benchmark import google_benchmark
+from sinkjax.studies.timing.page import page
 from sinkjax.studies.timing.study import (
     TimingSettings,
     Workload,
@@ -224,3 +227,11 @@ def test_all_that_is_wrong_is_said_at_once(model):
         "baseline: ",
     ):
         assert any(part in problem for problem in problems), part
+
+
+def test_the_page_holds_what_is_printed(folder, records):
+    specification, _ = read_records(folder / "out")
+    html, _ = render_page(page(specification, records[::-1]))
+    for table in timing_tables(records):
+        assert all(f">{escape(cell)}<" in html for row in table.rows for cell in row)
+    assert f">{MASK.digest}<" in html
