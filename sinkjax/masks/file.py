@@ -185,7 +185,7 @@ def load_mask(path: str | os.PathLike[str]) -> SavedMask:
     """
     path = pathlib.Path(path)
     fields = _read_json(path)
-    problems = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
+    problems: list[Problem | str] = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
     problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]
     content = {key: value for key, value in fields.items() if key != "digest"}
     if "digest" in fields and fields["digest"] != (digest := _digest(content)):
@@ -200,7 +200,7 @@ def load_mask(path: str | os.PathLike[str]) -> SavedMask:
     fills = None
     if mask is not None:
         fills = _read_fills(_fills_path(path), mask, fields.get("fills_sha256"), problems)
-    if problems:
+    if problems or mask is None:
         raise InputError(*(f"{path}: {problem}" for problem in problems))
     return SavedMask(mask, provenance, fields["quality"], fills, fields["digest"])
 

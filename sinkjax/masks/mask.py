@@ -365,7 +365,7 @@ class SinkMask:
 
 
 _PART = re.compile(r"L(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?: (?P<runs>\S+(?: \S+)*)")
-_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<path>\S+)")
+_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<path>\D\S*)")
 
 
 def _format_run(path: Path, count: int) -> str:
@@ -375,12 +375,12 @@ def _format_run(path: Path, count: int) -> str:
 def _parse_run(text: str) -> list[Path]:
     """Equal heads from their text; InputError for what is none."""
     match = _RUN.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text!r} is no run of heads: write a path, with their number in front")
     try:
         return [parse_path(match["path"])] * int(match["count"] or 1)
     except InputError as error:
-        raise InputError(
-            f"{text!r} is no run of heads, their number and their path: {error}"
-        ) from error
+        raise InputError(f"{text!r} is no run of heads: {error}") from error
 
 
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:

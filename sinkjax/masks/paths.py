@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 
 FILLS = ("first", "zero", "mean")
 KINDS = ("full", "copy", "window", "sink")
@@ -150,7 +150,8 @@ def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
     Raises:
       InputError: listing all that are none, or of another kind.
     """
-    paths, problems = [], []
+    paths: list[Path] = []
+    problems: list[Problem] = []
     for part in re.split(r",(?![^(]*\))", text) if text else ():
         try:
             paths.append(parse_path(part, kinds))
