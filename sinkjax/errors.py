@@ -12,7 +12,8 @@ class Problem:
     Attributes:
       field: the argument's or setting's name, which a script shows as its flag; None for what is
         wrong with a file, or with several fields.
-      value: what it was given; None where that is missing, or would say nothing.
+      value: what it was given, kept as the text that shows it; None where that is missing, or
+        would say nothing.
       text: one line: what is wrong, what is allowed, what to do next.
     """
 
@@ -20,10 +21,14 @@ class Problem:
     value: object
     text: str
 
+    def __post_init__(self) -> None:
+        if self.value is not None:  # as it is shown, so that problems hash, whatever was given
+            object.__setattr__(self, "value", _shown(self.value))
+
     def __str__(self) -> str:
         if self.field is None:
             return self.text
-        return f"{self.field}{'' if self.value is None else f'={_shown(self.value)}'}: {self.text}"
+        return f"{self.field}{'' if self.value is None else f'={self.value}'}: {self.text}"
 
 
 class InputError(ValueError):

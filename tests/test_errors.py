@@ -21,6 +21,7 @@ def test_a_problem_names_its_field_and_its_flag(problem, said):
     error = InputError(problem, "a file is damaged")
     assert str(error) == f"{said}\na file is damaged"
     assert error.problems == (problem, Problem(None, None, "a file is damaged"))
+    assert len(set(error.problems)) == 2
     assert [as_flag(problem) for problem in error.problems] == [f"--{said}", "a file is damaged"]
 
 

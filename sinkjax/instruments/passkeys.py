@@ -64,7 +64,7 @@ def hide_passkeys(
         raise InputError(
             Problem(
                 "passkey",
-                depth,
+                None,
                 f"excerpts of {length} tokens cannot hold a number and the question for it; give "
                 f"lengths of at least {needed}",
             )

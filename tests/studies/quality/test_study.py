@@ -229,7 +229,7 @@ BAD = {
     "no means": (["L0-1: 6s(mean)"], {}, ["calibrated means"]),
     "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
     "depth": ([FULL], {"passkey": "0.5,2"}, ["--passkey=2", "between 0 and 1"]),
-    "no room": ([FULL], {"passkey": "0.5"}, ["--passkey=0.5: excerpts of 40 tokens", "at least"]),
+    "no room": ([FULL], {"passkey": "0.5"}, ["--passkey: excerpts of 40 tokens", "at least"]),
     "context": ([FULL], {"continuation_tokens": 100}, ["--lengths=40", "context of 128"]),
     "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
     "windows": ([FULL], {"num_windows": 0}, ["--num_windows=0"]),
