@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sinkjax.checkpoint import folder as hf_folder
-from sinkjax.checkpoint import gguf, gguf_tokenizer, hub, orbax, registry
+from sinkjax.checkpoint import orbax, registry
 from sinkjax.checkpoint.source import Source
 from sinkjax.checkpoint.weights import convert
 from sinkjax.errors import InputError, Problem, about
@@ -70,7 +70,9 @@ def load_tokenizer(
     """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`."""
     kind, path = _locate(model, revision, weights=False)
     if kind == "gguf":
-        return gguf_tokenizer.load_gguf_tokenizer(path)
+        from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(path)
     return hf_folder.load_folder_tokenizer(path)
 
 
@@ -98,6 +100,8 @@ def _locate(
                 "config.json and safetensors"
             )
         if is_hub_id and path.suffix != ".gguf":
+            from sinkjax.checkpoint import hub  # slow to import
+
             return "folder", hub.fetch(name, revision, weights=weights)
         raise InputError(
             "it is no file or folder here, no Hub id (owner/name), and no name of the registry "
@@ -106,4 +110,8 @@ def _locate(
 
 
 def _open(kind: Literal["gguf", "folder"], path: pathlib.Path) -> Source:
-    return gguf.open_gguf(path) if kind == "gguf" else hf_folder.open_folder(path)
+    if kind == "folder":
+        return hf_folder.open_folder(path)
+    from sinkjax.checkpoint.gguf import open_gguf  # slow to import
+
+    return open_gguf(path)

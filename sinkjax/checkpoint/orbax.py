@@ -13,13 +13,11 @@ import json
 import math
 import pathlib
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore as ts
 from flax import nnx
 
 from sinkjax.checkpoint.weights import unwritable
@@ -28,6 +26,9 @@ from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.sharding import parameter_shardings
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 MANIFEST = "sinkjax.json"
 _WEIGHTS = "weights"
@@ -45,6 +46,8 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
     Raises:
       InputError: if the folder holds a checkpoint already, or cannot be written.
     """
+    import orbax.checkpoint as ocp  # slow to import, and loading needs none of it
+
     folder = pathlib.Path(folder).absolute()
     if (folder / MANIFEST).exists() or (folder / _WEIGHTS).exists():
         raise InputError(
@@ -80,6 +83,8 @@ def restore_orbax(folder: pathlib.Path, dtype: jnp.dtype, mesh: jax.sharding.Mes
     Raises:
       InputError: if the folder is of another format; listing all weights that cannot be read.
     """
+    import tensorstore as ts  # slow to import, as Orbax is
+
     model = abstract_model(orbax_config(folder), dtype)
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     shardings = parameter_shardings(model, mesh) if mesh is not None else {}
@@ -136,8 +141,10 @@ def _spec(folder: pathlib.Path, path: tuple[str | int, ...]) -> dict[str, Any]:
 
 
 def _read(
-    stored: ts.TensorStore, dtype: jnp.dtype, sharding: jax.sharding.Sharding | None
+    stored: "ts.TensorStore", dtype: jnp.dtype, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
+    import tensorstore as ts
+
     def part(index: tuple[slice, ...] | EllipsisType) -> np.ndarray:
         source = stored[index]
         target = _aligned(source.shape, source.dtype.numpy_dtype)

@@ -1,15 +1,14 @@
 """What is chosen for each platform: products, attention, and XLA's options for one compile."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from sinkjax.attention.kernels import XLA, Kernel
-from sinkjax.attention.pallas import Pallas
 from sinkjax.attention.products import PLAIN, CpuProducts, Products
-from sinkjax.attention.splash import Splash
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
 
@@ -48,10 +47,9 @@ def choose(platform: str, devices: int) -> Choice:
     return Choice(PLAIN, {})
 
 
-_KERNELS: Mapping[str, Kernel] = {kernel.name: kernel for kernel in (XLA, Splash(), Pallas())}
 _AUTO = "auto"
 
-ATTENTION = (*_KERNELS, _AUTO)
+ATTENTION = (XLA.name, "splash", "pallas", _AUTO)
 """Names of what computes a prompt's attention. `auto` is, for each prompt length by itself, the
 platform's kernel where it can compute that length, and `xla` where not, or where weights lie over
 several devices.
@@ -61,6 +59,15 @@ DEFAULT_ATTENTION = XLA.name
 """On every platform. Neither kernel has been timed, or run on the chip that it is made for: until
 one was, beside `xla`, it is asked for by name.
 """
+
+
+@functools.cache
+def _kernels() -> Mapping[str, Kernel]:
+    """Every kernel of `ATTENTION`, by its name."""
+    from sinkjax.attention.pallas import Pallas  # slow to import, as JAX's Pallas is
+    from sinkjax.attention.splash import Splash
+
+    return {kernel.name: kernel for kernel in (XLA, Splash(), Pallas())}
 
 
 def choose_attention(
@@ -95,12 +102,12 @@ def choose_attention(
         return found
 
     if name == _AUTO:
-        own = [kernel for kernel in _KERNELS.values() if kernel.platform == platform]
+        own = [kernel for kernel in _kernels().values() if kernel.platform == platform]
         return {
             length: next((kernel for kernel in own if not problems(kernel, length)), XLA)
             for length in lengths
         }
-    kernel = _KERNELS[name]
+    kernel = _kernels()[name]
     found = dict.fromkeys(problem for length in lengths for problem in problems(kernel, length))
     if found:
         raise InputError(
