@@ -22,4 +22,9 @@ def main(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not pathlib.Path(sys.argv[1], "model.jax").is_file():
+        sys.exit(
+            "give a folder with model.jax, weights.npz and prompts.npy; python -m examples.export "
+            "writes such a folder and calls this with it"
+        )
     main(pathlib.Path(sys.argv[1]))

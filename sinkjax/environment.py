@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("sinkjax", "jax", "jaxlib", "flax", "transformers", "numpy")
+import sinkjax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
 
 
 def environment() -> dict[str, Any]:
     """Versions of what computes, the device it runs on, and the flags that XLA was given."""
     device = jax.devices()[0]
     return {
+        "sinkjax": sinkjax.__version__,  # also where it runs from a checkout, not installed
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "platform": device.platform,

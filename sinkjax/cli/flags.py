@@ -1,9 +1,11 @@
 """What the command lines of the experiments share: the model's flags, and errors as messages."""
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -14,6 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import sinkjax
+from sinkjax import shipped
 from sinkjax.checkpoint.load import DTYPES
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.paths import Path, parse_paths
@@ -214,7 +217,24 @@ def run(main: Callable[[], int | None], script: ModuleType | None = None) -> NoR
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
         flags.DEFINE_flag(_Help(name, short, script or sys.modules["__main__"]))
-    app.run(guarded)
+    app.run(guarded, _with_shipped_files(sys.argv))
+
+
+def _with_shipped_files(arguments: list[str]) -> list[str]:
+    """The arguments, in which --flagfile may name a file that ships."""
+
+    def path(match: re.Match[str]) -> str:
+        file = shipped.find(match[2], suffix=".flags")
+        if not file.expanduser().is_file():
+            names = ", ".join(shipped.names("", ".flags"))
+            sys.exit(
+                f"error: --flagfile={file}: there is no such file; those that ship are {names}"
+            )
+        return f"{match[1]}{file}"
+
+    # Of two arguments or of one.
+    joined = re.sub(r"(?<=\0)(--?flagfile[=\0])([^\0]+)", path, "\0".join(arguments))
+    return joined.split("\0")
 
 
 class _Help(flags.BooleanFlag):
@@ -227,8 +247,11 @@ class _Help(flags.BooleanFlag):
     def parse(self, argument: str | bool | None) -> None:
         super().parse(argument)
         if self.value:
-            print(self._script.__doc__)
-            print(flags.FLAGS.module_help(self._script))
+            text = self._script.__doc__ or ""
+            if sys.argv[0].startswith("sinkjax "):  # by the installed command, outside a checkout
+                text = text.replace("python -m experiments.", "sinkjax ").replace("configs/", "")
+            with contextlib.suppress(BrokenPipeError):  # as under `| head`
+                print(text, flags.FLAGS.module_help(self._script), sep="\n", flush=True)
             sys.exit(0)
 
 

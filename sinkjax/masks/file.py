@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
 from sinkjax.masks.mask import Shape, SinkMask
@@ -27,6 +28,7 @@ from sinkjax.masks.paths import Sink
 SCHEMA = 1
 """Version of the JSON, raised whenever an older reader would misread it."""
 
+_SHIPPED = "masks", ".json"
 _KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
 _TENSOR = "means"  # float32 [heads that are sink(mean), H], by layer, then head
 _SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_mask"
@@ -178,12 +180,15 @@ def save_mask(
 def load_mask(path: str | os.PathLike[str]) -> SavedMask:
     """Reads a mask's file, and its fills where it has some.
 
+    Args:
+      path: of the file, or the name of a mask that ships: "smollm2-135m-512-gates".
+
     Raises:
       InputError: listing what is wrong: a file that is missing, no mask, cut short, of another
         schema version or changed since it was written; keys that are unknown or missing; a mask
         that cannot be; fills that are missing, swapped or of another shape.
     """
-    path = pathlib.Path(path)
+    path = shipped.find(path, *_SHIPPED)
     fields = _read_json(path)
     problems: list[Problem | str] = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
     problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]
@@ -212,7 +217,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(
             f"{path}: the mask cannot be read ({error.strerror}); give a file that "
-            "sinkjax.save_mask wrote"
+            "sinkjax.save_mask wrote, or the name of a mask that ships: "
+            f"{', '.join(shipped.names(*_SHIPPED))}"
         ) from error
     try:
         fields = json.loads(content, object_pairs_hook=_unique)

@@ -9,11 +9,9 @@ import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from sinkjax import shipped
 from sinkjax.errors import InputError, about
 from sinkjax.studies.prompts import PromptList, TextWindows
-
-# The experiments run from a checkout (`python -m experiments.sweep`): configs lie beside them.
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def read_prompts(path: str | Path) -> PromptList:
@@ -56,13 +54,13 @@ def read_text(path: str | Path, count: int, seed: int) -> TextWindows:
 
 def default_prompts() -> PromptList:
     """The short prompts written for the project, named "short"."""
-    prompts = read_prompts(CONFIGS / "prompts.txt")
+    prompts = read_prompts(shipped.FOLDER / "prompts.txt")
     return PromptList("short", prompts.sha256, prompts.texts)
 
 
 def study_prompts() -> tuple[PromptList, ...]:
     """The founding study's prompts, to be used whole and without BOS, each a list of its own."""
-    texts = read_prompts(CONFIGS / "study_prompts.txt").texts
+    texts = read_prompts(shipped.FOLDER / "study_prompts.txt").texts
     names = ("study: Hello world", "study: complex sentence (stand-in)")
     return tuple(
         PromptList(name, _sha256(text.encode()), (text,))
