@@ -50,3 +50,22 @@ def test_importing_every_module_touches_nothing():
     found = json.loads(ran.stdout)
     assert found.pop("modules") > 40
     assert found == {"changed": {}, "backends": [], "flags": [], "parsed": False}
+
+
+_ADDED = """
+import json, sys
+import jax, flax.nnx
+before = set(sys.modules)
+import sinkjax
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_importing_sinkjax_imports_little_beside_jax_and_flax():
+    """Orbax, TensorStore, transformers, the Hub's client and Pallas wait until they are needed."""
+    ran = subprocess.run([sys.executable, "-c", _ADDED], capture_output=True, text=True, check=True)
+    added = json.loads(ran.stdout)
+    packages = {name.split(".")[0] for name in added} - sys.stdlib_module_names
+    assert packages <= {"sinkjax", "safetensors", "jax", "jaxlib"}
+    assert not [name for name in added if "pallas" in name.split(".")]
+    assert not [name for name in added if name.startswith(("sinkjax.report", "sinkjax.studies"))]

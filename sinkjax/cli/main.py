@@ -1,18 +1,13 @@
 """The command `sinkjax NAME`, which in a checkout is `python -m experiments.NAME` as well."""
 
 import ast
-import contextlib
 import importlib
 import importlib.util
-import signal
 import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
-from absl import flags
-
 import sinkjax
+from sinkjax.cli.stop import stoppable
 
 COMMANDS = (
     "sweep",
@@ -50,32 +45,10 @@ def main() -> int:
 
 def run(name: str) -> NoReturn:
     """Runs a command with the flags that the process was given, and exits."""
-    with _stoppable():
-        cli = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
+    with stoppable():
+        flags = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
         command = importlib.import_module(f"sinkjax.cli.{name}")  # which defines its flags
-        cli.run(command.main, command)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ends the process in one line on Ctrl-C and SIGTERM, with the status that shells have."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-        # A study goes on with what its folder holds; nothing else has that flag.
-        goes_on = "; the same command goes on" if "output_dir" in flags.FLAGS else ""
-        print(f"stopped{goes_on}", file=sys.stderr)
-        sys.exit(128 + number)
+        flags.run(command.main, command)
 
 
 def _help() -> str:

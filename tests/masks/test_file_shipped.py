@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 import sinkjax
-from sinkjax import load_mask
+from sinkjax import InputError, load_mask
 from sinkjax.studies.search.study import CONTROLS
 
 MASKS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
@@ -37,5 +37,25 @@ def test_a_shipped_mask_is_for_its_model_and_costs_less_than_its_controls(path, 
             assert kl["value"] < control["kl"]["value"]
 
 
-def test_there_are_shipped_masks():
-    assert MASKS
+@pytest.mark.parametrize(
+    "name",
+    [  # of every version so far; none is ever to go
+        "smollm2-135m-24-sinks",
+        "smollm2-135m-4096-windows",
+        "smollm2-135m-512-gates",
+        "smollm2-135m-512-groups",
+        "smollm2-135m-512-savings",
+        "smollm2-135m-512-windows",
+    ],
+)
+def test_names_of_shipped_masks_stay(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from any folder
+    named = load_mask(name)
+    assert named.digest == load_mask(f"configs/masks/{name}.json").digest
+    assert named.mask.masked.any()
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(InputError) as refused:
+        load_mask("smollm2-135m-512")
+    assert all(path.stem in str(refused.value) for path in MASKS)

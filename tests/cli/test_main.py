@@ -1,0 +1,61 @@
+"""The command `sinkjax`, and how scripts begin and end."""
+
+import re
+import sys
+
+import pytest
+from scripts import ROOT, start
+
+import sinkjax
+from sinkjax import shipped
+from sinkjax.cli.main import COMMANDS, main
+
+
+def sinkjax_says(monkeypatch, capsys, *arguments: str):
+    """The status, stdout and stderr of the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["sinkjax", *arguments])
+    return main(), *capsys.readouterr()
+
+
+def test_every_command_is_a_script_of_experiments():
+    assert set(COMMANDS) == {path.stem for path in (ROOT / "experiments").glob("*.py")}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["--helpshort"]])
+def test_help_lists_every_command_in_a_line(arguments, monkeypatch, capsys):
+    status, out, err = sinkjax_says(monkeypatch, capsys, *arguments)
+    assert (status, err) == (0, "")
+    assert tuple(re.findall(r"^  (\w+) +\S.*[.?]$", out, re.MULTILINE)) == COMMANDS
+
+
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    says = sinkjax_says(monkeypatch, capsys, "--version")
+    assert says == (0, f"sinkjax {sinkjax.__version__}\n", "")
+
+
+def test_an_unknown_command_is_refused_with_those_there_are(monkeypatch, capsys):
+    status, out, err = sinkjax_says(monkeypatch, capsys, "swep", "--help")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: swep ")
+    assert err.count("\n") == 1
+    assert all(name in err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"), [("sweep", "--help"), ("convert", "-h"), ("mask", "--helpshort")]
+)
+def test_help_of_a_script_is_no_failure(script, flag):
+    process = start(f"experiments.{script}", flag)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert f"python -m experiments.{script} --" in out
+    assert "\n  --model" in out
+
+
+def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship():
+    process = start("experiments.sweep", "--flagfile", "quick.flags")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("error: --flagfile=quick.flags: ")
+    assert err.count("\n") == 1
+    assert all(name in err for name in shipped.names("", ".flags"))
