@@ -1,5 +1,6 @@
 """The project as pip installs it, from a wheel and in place, in an environment of its own."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,13 +26,12 @@ def output(*command, **options) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of what git has, so that building leaves nothing in the checkout."""
+    """A copy, so that building leaves nothing in the checkout."""
     folder = tmp_path_factory.mktemp("checkout")
-    listed = output("git", "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT).split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():  # not one that was deleted
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("sinkjax", "configs", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
