@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from scripts import start
@@ -37,7 +38,7 @@ def test_a_stopped_study_says_so_in_its_last_line(number, tiny, tmp_path):
     )
     records = tmp_path / "records.jsonl"
     while process.poll() is None and not (records.exists() and records.stat().st_size):
-        pass
+        time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
