@@ -97,7 +97,7 @@ def test_the_command_runs_a_study_from_any_folder(how, request, checkout, tiny, 
     few = [f"--model={tiny}", "--lengths=4", "--num_prompts=2", "--output_dir=out"]
     output(command, "sweep", "--flagfile=quickstart.flags", *few, cwd=tmp_path)
     records = (tmp_path / "out" / "records.jsonl").read_text()
-    assert f'"sinkjax": "{sinkjax.__version__}"' in records
+    assert f'"sinkjax":"{sinkjax.__version__}"' in records
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
