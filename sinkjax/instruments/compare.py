@@ -7,21 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.errors import InputError
+from sinkjax.instruments.batches import batches
 from sinkjax.instruments.token_losses import TOP, Comparison, compare_tokens, residuals
 from sinkjax.models.decoder import Llama
-
-BATCH_TOKENS = 2048
-"""Tokens that go through a model at once, unless the caller says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QualityStats:
-    """What each position of W windows says; P positions are scored, one after the other.
+    """What each position of W excerpts says; P positions are scored, one after the other.
 
-    The last position of a window has a prediction, and so a KL, but no next token there.
+    The last position of an excerpt has a prediction, and so a KL, but no next token there.
 
     Attributes:
-      positions: int32 [P], counted from the window's first token.
+      positions: int32 [P], counted from the excerpt's first token.
       kl: float32 [W, P], KL(baseline ‖ candidate) in nats.
       top1: bool [W, P], whether both find the same token likeliest.
       top5: float32 [W, P], the share of the baseline's five likeliest tokens that are among the
@@ -41,7 +39,7 @@ class QualityStats:
 
     @classmethod
     def join(cls, parts: Sequence["QualityStats"]) -> "QualityStats":
-        """The windows of all parts, in order; they have the same positions."""
+        """The excerpts of all parts, in order; they have the same positions."""
         arrays = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in dataclasses.fields(cls)
@@ -56,7 +54,7 @@ class QualityStats:
 def compare(
     baseline: Llama,
     candidate: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     *,
     score_from: int = 1,
     batch_size: int | None = None,
@@ -70,26 +68,21 @@ def compare(
     Args:
       baseline, candidate: each a `Llama`, or what `sinkjax.specialize` makes of one, of the same
         vocabulary.
-      windows: int [W, T], full windows.
+      excerpts: int [W, T], full excerpts.
       score_from: the first position that is scored, below T. Position 0 attends to itself alone and
         is the same under every mask: from it on, means would be diluted.
-      batch_size: windows that go through a model at once; None for as many as have `BATCH_TOKENS`.
+      batch_size: excerpts that go through a model at once; None for as many as have `BATCH_TOKENS`.
 
     Raises:
       InputError: for a model whose logits are not finite.
-      TypeError: for windows that are not whole numbers.
-      ValueError: for windows that are not [W, T] or not in the vocabulary, a `score_from` outside
+      TypeError: for excerpts that are not whole numbers.
+      ValueError: for excerpts that are not [W, T] or not in the vocabulary, a `score_from` outside
         of them, models of different vocabularies.
     """
-    windows = np.asarray(windows)
-    _check(baseline, candidate, windows, score_from, batch_size)
-    count, length = windows.shape
-    batch_size = batch_size or min(count, max(1, BATCH_TOKENS // length))
+    excerpts = np.asarray(excerpts)
+    _check(baseline, candidate, excerpts, score_from, batch_size)
     parts = []
-    for start in range(0, count, batch_size):
-        chunk = windows[start : start + batch_size].astype(np.int32)
-        # Filled up to the shape of the other batches, so that one program serves them all.
-        tokens = jnp.asarray(np.resize(chunk, (batch_size, length)))
+    for tokens, count in batches(excerpts, batch_size):
         compared = compare_tokens(
             baseline,
             candidate,
@@ -97,13 +90,14 @@ def compare(
             residuals(candidate, tokens)[:, score_from:],
             jnp.roll(tokens, -1, axis=1)[:, score_from:],
         )
-        parts.append(collect_stats(compared, score_from, len(chunk)))
-        _check_finite(parts[-1], start)
+        first = sum(len(part.kl) for part in parts)
+        parts.append(collect_stats(compared, score_from, count))
+        _check_finite(parts[-1], first)
     return QualityStats.join(parts)
 
 
 def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
-    """The first `count` windows of a comparison, without next tokens that are not there."""
+    """The first `count` excerpts of a comparison, without next tokens that are not there."""
     kl, top1, top5 = (np.asarray(x)[:count] for x in (compared.kl, compared.top1, compared.top5))
     models = {"baseline": compared.baseline, "candidate": compared.candidate}
     scores = {
@@ -118,7 +112,7 @@ def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityS
 def _check(
     baseline: Llama,
     candidate: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     score_from: int,
     batch_size: int | None,
 ) -> None:
@@ -128,29 +122,29 @@ def _check(
             f"the vocabularies have {vocab_size} and {other} tokens; as many are needed, and at "
             f"least {TOP}"
         )
-    if windows.ndim != 2 or not windows.size:
-        raise ValueError(f"windows have shape {windows.shape}; [windows, length] is needed")
-    if not np.issubdtype(windows.dtype, np.integer):
-        raise TypeError(f"windows are {windows.dtype}; whole numbers are needed")
-    if windows.min() < 0 or windows.max() >= vocab_size:
+    if excerpts.ndim != 2 or not excerpts.size:
+        raise ValueError(f"excerpts have shape {excerpts.shape}; [excerpts, length] is needed")
+    if not np.issubdtype(excerpts.dtype, np.integer):
+        raise TypeError(f"excerpts are {excerpts.dtype}; whole numbers are needed")
+    if excerpts.min() < 0 or excerpts.max() >= vocab_size:
         raise ValueError(
-            f"tokens lie between {windows.min()} and {windows.max()}; the vocabulary, from 0 to "
+            f"tokens lie between {excerpts.min()} and {excerpts.max()}; the vocabulary, from 0 to "
             f"{vocab_size - 1}, has to hold all of them"
         )
-    if not 0 <= score_from < windows.shape[1]:
+    if not 0 <= score_from < excerpts.shape[1]:
         raise ValueError(
-            f"score_from is {score_from}; the windows have positions 0 to {windows.shape[1] - 1}"
+            f"score_from is {score_from}; the excerpts have positions 0 to {excerpts.shape[1] - 1}"
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
 
 
-def _check_finite(stats: QualityStats, first_window: int) -> None:
+def _check_finite(stats: QualityStats, first_excerpt: int) -> None:
     if np.isfinite(stats.kl).all():
         return
-    window, column = np.argwhere(~np.isfinite(stats.kl))[0].tolist()
+    excerpt, column = np.argwhere(~np.isfinite(stats.kl))[0].tolist()
     raise InputError(
-        f"logits are not finite at position {stats.positions[column]} of window "
-        f"{first_window + window}: activations outgrow the parameters' dtype, or the weights are "
+        f"logits are not finite at position {stats.positions[column]} of excerpt "
+        f"{first_excerpt + excerpt}: activations outgrow the parameters' dtype, or the weights are "
         "damaged; with dtype float16, use bfloat16 or float32"
     )

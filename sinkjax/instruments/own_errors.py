@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.attention.context import Context
-from sinkjax.instruments.judge import batches
-from sinkjax.instruments.traced import EVERYTHING, enter, layer_of, select_paths
-from sinkjax.instruments.traced_attention import Selection, selected_attention, windowed_attention
+from sinkjax.instruments.batches import batches
+from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.models.decoder import Layer, Llama
@@ -26,7 +25,7 @@ from sinkjax.models.decoder import Layer, Llama
 
 def own_errors(
     model: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     paths: Sequence[Path],
     *,
     mask: SinkMask | None = None,
@@ -36,7 +35,7 @@ def own_errors(
 
     Args:
       model: every head `full`.
-      windows: int32 [W, T], T at least 2.
+      excerpts: int32 [W, T], T at least 2.
       paths: P of `full`, `window` and `sink`.
       mask: under which the inputs are; None for the baseline.
       fills: float32 [L, N, H], of `sink(mean)`.
@@ -45,42 +44,41 @@ def own_errors(
       float64 [P, L, N], relative to the residual's norm.
     """
     config = model.config
-    current = select_paths(mask or SinkMask.full(config), config, fills=fills)
-    tried = candidate_paths(model, paths, fills)
+    current = traced_paths(mask or SinkMask.full(config), config, fills=fills)
+    candidates = candidate_paths(model, paths, fills)
     squares = np.zeros((len(paths), config.num_layers, config.num_heads))
-    for tokens, count in batches(windows):
-        x, context = enter(model, tokens)
+    for tokens, count in batches(excerpts):
+        x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
-            chosen, candidates = layer_of(current, index), layer_of(tried, index)
-            x, found = _errors(layer, x, context, chosen, candidates)
-            squares[:, index] += np.asarray(found, np.float64)[:, :count].sum(axis=1)
-    return np.sqrt(squares / len(windows))
+            x, errors = _errors(layer, x, context, current.layer(index), candidates.layer(index))
+            squares[:, index] += np.asarray(errors, np.float64)[:, :count].sum(axis=1)
+    return np.sqrt(squares / len(excerpts))
 
 
-def mean_outputs(model: Llama, windows: np.ndarray) -> np.ndarray:
-    """The mean output of every head over positions t >= 1 of all windows: fills of `sink(mean)`.
+def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
+    """The mean output of every head over positions t >= 1 of all excerpts: fills of `sink(mean)`.
 
     Args:
       model: every head `full`.
-      windows: int32 [W, T], T at least 2.
+      excerpts: int32 [W, T], T at least 2.
 
     Returns:
       float32 [L, N, H], before `o_proj`.
     """
     config = model.config
     sums = np.zeros((config.num_layers, config.num_heads, config.head_dim))
-    for tokens, count in batches(windows):
-        x, context = enter(model, tokens)
+    for tokens, count in batches(excerpts):
+        x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
             x, means = _mean_outputs(layer, x, context)
             sums[index] += np.asarray(means, np.float64)[:count].sum(axis=0)
-    return (sums / len(windows)).astype(np.float32)
+    return (sums / len(excerpts)).astype(np.float32)
 
 
-def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | None) -> Selection:
-    """Every head on each of P paths: a selection with axes [L, P, N]."""
+def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | None) -> TracedPaths:
+    """Every head on each of P paths: [L, P, N]."""
     each = [
-        select_paths(
+        traced_paths(
             SinkMask(((path,) * model.config.num_heads,) * model.config.num_layers),
             model.config,
             fills=fills,
@@ -92,36 +90,30 @@ def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | Non
 
 @jax.jit
 def _errors(
-    layer: Layer, x: jax.Array, context: Context, chosen: Selection, candidates: Selection
+    layer: Layer, x: jax.Array, context: Context, current: TracedPaths, candidates: TracedPaths
 ) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer, and the mean squares of errors float32 [P, B, N]."""
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    everything = jnp.full((q.shape[2],), EVERYTHING, jnp.int32)
-    full = windowed_attention(q, k, v, jnp.zeros_like(everything), everything)
     o = layer.attention.o[...].astype(jnp.float32)
     # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
     norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, 1:, None]
 
-    def squares(candidate: Selection) -> jax.Array:
-        change = (selected_attention(q, k, v, candidate) - full)[:, 1:].astype(jnp.float32)
-        lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
-        return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        full = full_attention(q, k, v)
 
-    found = jax.lax.map(squares, candidates)
-    return finish_layer(layer, x, selected_attention(q, k, v, chosen)), found
+        def squares(candidate: TracedPaths) -> jax.Array:
+            change = (traced_attention(q, k, v, candidate) - full)[:, 1:].astype(jnp.float32)
+            lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
+            return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
+
+        return traced_attention(q, k, v, current), jax.lax.map(squares, candidates)
+
+    x, errors = layer.attend(x, context, attend)
+    return layer.feed_forward(x), errors
 
 
 @jax.jit
 def _mean_outputs(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer of `full` heads, and mean outputs float32 [B, N, H]."""
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    everything = jnp.full((q.shape[2],), EVERYTHING, jnp.int32)
-    outputs = windowed_attention(q, k, v, jnp.zeros_like(everything), everything)
-    return finish_layer(layer, x, outputs), jnp.mean(outputs[:, 1:].astype(jnp.float32), axis=1)
-
-
-def finish_layer(layer: Layer, x: jax.Array, outputs: jax.Array) -> jax.Array:
-    """The residual after a layer whose heads gave these outputs [B, T, N, H]."""
-    x = x + layer.attention.merge(outputs)
-    return x + layer.mlp(layer.mlp_norm(x))
+    x, outputs = layer.attend(x, context, lambda q, k, v: (full_attention(q, k, v),) * 2)
+    return layer.feed_forward(x), jnp.mean(outputs[:, 1:].astype(jnp.float32), axis=1)

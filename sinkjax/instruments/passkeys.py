@@ -2,7 +2,7 @@
 
 As in Mohtashami and Jaggi 2023, "Landmark Attention", with a real text around the number. A model
 has retrieved it if greedy decoding gives it back whole: that is, if each of its tokens is the
-likeliest after those before it, which one teacher-forced pass over the window says.
+likeliest after those before it, which one teacher-forced pass over the excerpt says.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Passkeys:
 
     Attributes:
       tokens: int32 [W, T].
-      answer_tokens: int [W], how many tokens at each window's end are its number.
+      answer_tokens: int [W], how many tokens at each excerpt's end are its number.
     """
 
     tokens: np.ndarray
@@ -35,30 +35,30 @@ class Passkeys:
 
     @property
     def score_from(self) -> int:
-        """The first position of any window from which a token of its number is predicted."""
+        """The first position of any excerpt from which a token of its number is predicted."""
         return self.tokens.shape[1] - 1 - int(self.answer_tokens.max())
 
 
 def hide_passkeys(
-    tokenizer: "PreTrainedTokenizerBase", windows: np.ndarray, depth: float, seed: int
+    tokenizer: "PreTrainedTokenizerBase", excerpts: np.ndarray, depth: float, seed: int
 ) -> Passkeys:
-    """Hides a number of five digits in each window, in place of as much text at its end.
+    """Hides a number of five digits in each excerpt, in place of as much text at its end.
 
     The first token stays what it is, so that a BOS stays in front. The numbers do not depend on the
     depth.
 
     Args:
-      tokenizer: the windows' own.
-      windows: int32 [W, T], the text around the numbers.
+      tokenizer: the excerpts' own.
+      excerpts: int32 [W, T], the text around the numbers.
       depth: how much of the text comes before the number, from 0 to 1.
       seed: of the numbers.
 
     Raises:
-      InputError: for windows that are too short to hold number and question, or another depth.
+      InputError: for excerpts that are too short to hold number and question, or another depth.
     """
     if not 0 <= depth <= 1:
         raise InputError(Problem("passkey", depth, "depths lie between 0 and 1, both included"))
-    count, length = windows.shape
+    count, length = excerpts.shape
     parts = _parts(tokenizer, count, seed)
     if length < (needed := _length(parts)):
         raise InputError(
@@ -70,16 +70,16 @@ def hide_passkeys(
             )
         )
     rows = []
-    for window, (hidden, asked, answer) in zip(windows.tolist(), parts, strict=True):
+    for excerpt, (hidden, asked, answer) in zip(excerpts.tolist(), parts, strict=True):
         room = length - len(hidden) - len(asked) - len(answer)
         before = max(1, round(depth * room))  # at least the first token
-        rows.append(window[:before] + hidden + window[before:room] + asked + answer)
+        rows.append(excerpt[:before] + hidden + excerpt[before:room] + asked + answer)
     answer_tokens = np.array([len(answer) for *_, answer in parts])
     return Passkeys(np.array(rows, np.int32), answer_tokens)
 
 
 def shortest_window(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> int:
-    """The least T at which `hide_passkeys` has room in `count` windows."""
+    """The least T at which `hide_passkeys` has room in `count` excerpts."""
     return _length(_parts(tokenizer, count, seed))
 
 
@@ -88,7 +88,7 @@ _Parts = tuple[list[int], list[int], list[int]]
 
 
 def _length(parts: list[_Parts]) -> int:
-    return max(sum(map(len, row)) for row in parts) + 1  # the window's first token
+    return max(sum(map(len, row)) for row in parts) + 1  # the excerpt's first token
 
 
 def _parts(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> list[_Parts]:

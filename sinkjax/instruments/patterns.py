@@ -1,7 +1,7 @@
 """A model under any choice of copies as data: one program of one layer for all of them.
 
-All patterns of all layers are kept, L·N·T² numbers a row, so this is for short windows and few rows
-at a time. `sinkjax.specialize` keeps what is copied alone; the two agree up to rounding.
+All patterns of all layers are kept, L·N·T² numbers a row, so this is for short excerpts and few at
+a time. `sinkjax.specialize` keeps what is copied alone; the two agree up to rounding.
 """
 
 import functools
@@ -13,12 +13,11 @@ import numpy as np
 from sinkjax.attention.blocks import group_keys, group_queries, scores, ungroup, weighted_sums
 from sinkjax.attention.context import Context
 from sinkjax.errors import InputError
-from sinkjax.instruments.traced import enter
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full
 from sinkjax.models.decoder import Layer, Llama
 
-BATCH_TOKENS = 512
+PATTERN_TOKENS = 512
 """Tokens at a time: with 270 heads and 256 tokens, patterns of two rows take 142 MB."""
 
 
@@ -33,7 +32,7 @@ def copied_residuals(model: Llama, tokens: jax.Array, sources: jax.Array) -> jax
     Returns:
       [B, T, D].
     """
-    x, context = enter(model, tokens)
+    x, context = model.enter(tokens)
     patterns = no_patterns(model, tokens)
     for index, layer in enumerate(model.layers):
         x, patterns = _layer(layer, x, context, patterns, sources[index], jnp.int32(index))
@@ -69,8 +68,8 @@ def dense_pattern(q: jax.Array, k: jax.Array) -> jax.Array:
     """How `full` heads attend: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T]."""
     length = q.shape[1]
     visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-    found = scores(group_queries(q, k.shape[2]), group_keys(k))
-    weights = jax.nn.softmax(jnp.where(visible, found, -jnp.inf), axis=-1)
+    logits = scores(group_queries(q, k.shape[2]), group_keys(k))
+    weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
     return jnp.moveaxis(weights.reshape(q.shape[0], q.shape[2], length, length), 0, 1)
 
 
@@ -91,8 +90,11 @@ def _layer(
     index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer whose heads use these patterns, [N], and the patterns with its."""
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    patterns = jax.lax.dynamic_update_index_in_dim(patterns, dense_pattern(q, k), index, 0)
-    used = patterns.reshape(-1, *patterns.shape[2:])[sources]
-    x = x + layer.attention.merge(apply_dense(used, v))
-    return x + layer.mlp(layer.mlp_norm(x)), patterns
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with_own = jax.lax.dynamic_update_index_in_dim(patterns, dense_pattern(q, k), index, 0)
+        used = with_own.reshape(-1, *with_own.shape[2:])[sources]
+        return apply_dense(used, v), with_own
+
+    x, patterns = layer.attend(x, context, attend)
+    return layer.feed_forward(x), patterns

@@ -18,15 +18,16 @@ scores are reduced to these numbers inside it, so that memory grows with T and n
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import struct
 
+from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
-from sinkjax.models.decoder import MLP, Attention, Llama, RMSNorm
-from sinkjax.models.rope import rotary_tables
+from sinkjax.models.decoder import Attention, Layer, Llama
 
 DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
 MAX_KEY_POSITIONS = 8
@@ -107,27 +108,16 @@ def measure_sinks(
     tokens = jnp.asarray(tokens)
     key_positions = tuple(int(c) for c in key_positions)
     _check(model, tokens, lengths, key_positions, tail)
-    if lengths is None:
-        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    cos, sin = _rotary(model.config, tokens, lengths)
-    x = _embed(model.embedding, tokens)
+    x, context = model.enter(tokens, lengths)
     scores, norms = [], []
     for index, layer in enumerate(model.layers):
         x, layer_scores, layer_norms = _attend(
-            layer.attention_norm,
-            layer.attention,
-            x,
-            cos,
-            sin,
-            lengths,
-            key_positions=key_positions,
-            tail=tail,
+            layer, x, context, key_positions=key_positions, tail=tail
         )
         scores.append(layer_scores)
         norms.append(layer_norms)
         if index + 1 < len(model.layers):  # nothing attends to the last layer's output
-            x = _feed_forward(layer.mlp_norm, layer.mlp, x)
+            x = _feed_forward(layer, x)
     return HeadStats(
         scores=jnp.stack(scores, axis=3),
         output_norm=jnp.stack(norms, axis=1),
@@ -187,33 +177,14 @@ def _check(
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _rotary(config, tokens, lengths):
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    return rotary_tables(config, positions, lengths)
-
-
 @jax.jit
-def _embed(embedding: nnx.Param, tokens: jax.Array) -> jax.Array:
-    return jnp.take(embedding[...], tokens, axis=0)
-
-
-@jax.jit
-def _feed_forward(norm: RMSNorm, mlp: MLP, x: jax.Array) -> jax.Array:
-    return x + mlp(norm(x))
+def _feed_forward(layer: Layer, x: jax.Array) -> jax.Array:
+    return layer.feed_forward(x)
 
 
 @functools.partial(jax.jit, static_argnames=("key_positions", "tail"))
 def _attend(
-    norm: RMSNorm,
-    attention: Attention,
-    x: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    lengths: jax.Array,
-    *,
-    key_positions: tuple[int, ...],
-    tail: int,
+    layer: Layer, x: jax.Array, context: Context, *, key_positions: tuple[int, ...], tail: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer's attention.
 
@@ -221,13 +192,18 @@ def _attend(
       the residual after it [P, T, D], scores float32 [definition, C, P, N], relative output norms
       float32 [P, N].
     """
-    q, k, v = attention.project(norm(x), cos, sin)
-    outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
+        return outputs, (outputs, log_odds)
+
+    after, (outputs, log_odds) = layer.attend(x, context, attend)
+    lengths = context.lengths
     scores = _reduce(log_odds, lengths, key_positions, tail)
     norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)  # [P, T, N]
     inside = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]
     norms = jnp.sum(norms, axis=1, where=inside) / lengths[:, None].astype(jnp.float32)
-    return x + attention.merge(outputs), scores, norms / norms.mean(axis=-1, keepdims=True)
+    return after, scores, norms / norms.mean(axis=-1, keepdims=True)
 
 
 def _reduce(

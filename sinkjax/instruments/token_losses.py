@@ -6,7 +6,6 @@ however long the text is.
 Axes: B batch, P scored positions, D model size, V vocabulary, C positions of a block.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sinkjax.attention.context import Context
-from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Layer, Llama
-from sinkjax.models.rope import rotary_tables
 
 TOP = 5
 """How many of the likeliest tokens are held against each other."""
@@ -55,10 +52,11 @@ class Comparison(NamedTuple):
     candidate: Scores
 
 
-class _Head(nnx.Module):
+class Head(nnx.Module):
     """What logits come from: alike for all masks of a model, which so share what is compiled."""
 
     logits = Llama.logits
+    output_weight = Llama.output_weight
 
     def __init__(self, model: Llama):
         self.norm, self.head = model.norm, model.head
@@ -79,9 +77,7 @@ def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None)
     Returns:
       [B, T, D].
     """
-    if lengths is None:
-        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-    x, context = _enter(model.config, model.embedding, tokens, lengths)
+    x, context = model.enter(tokens, lengths)
     for layer in model.layers:
         x, context = _pass(layer, x, context)
     return x
@@ -95,7 +91,7 @@ def score_tokens(model: Llama, residual: jax.Array, next_tokens: jax.Array) -> S
       residual: [B, P, D], the stream after its last layer.
       next_tokens: int [B, P].
     """
-    return _score(_Head(model), residual, next_tokens)
+    return _score(Head(model), residual, next_tokens)
 
 
 def compare_tokens(
@@ -114,7 +110,7 @@ def compare_tokens(
       baseline_residual, candidate_residual: [B, P, D], the streams after their last layers.
       next_tokens: int [B, P].
     """
-    heads = _Head(baseline), _Head(candidate)
+    heads = Head(baseline), Head(candidate)
     return _compare(*heads, baseline_residual, candidate_residual, next_tokens)
 
 
@@ -130,17 +126,7 @@ def token_divergences(
     Returns:
       float32 [B, P], KL(baseline ‖ candidate) in nats.
     """
-    return _divergences(_Head(model), baseline_residual, candidate_residual)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _enter(
-    config: LlamaConfig, embedding: nnx.Param, tokens: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, Context]:
-    """The stream before the first layer, and what its attention needs."""
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    cos, sin = rotary_tables(config, positions, lengths)
-    return jnp.take(embedding[...], tokens, axis=0), Context(cos, sin, lengths)
+    return _divergences(Head(model), baseline_residual, candidate_residual)
 
 
 @jax.jit
@@ -151,18 +137,18 @@ def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Cont
 
 
 @jax.jit
-def _score(head: _Head, residual: jax.Array, next_tokens: jax.Array) -> Scores:
+def _score(head: Head, residual: jax.Array, next_tokens: jax.Array) -> Scores:
     def block(x: jax.Array, targets: jax.Array) -> Scores:
         logits = head.logits(x[None])
         return Scores(_nll(logits, targets)[0], _likeliest(logits, 1)[0, :, 0] == targets)
 
-    return _by_blocks(block, residual, next_tokens)
+    return by_blocks(block, residual, next_tokens)
 
 
 @jax.jit
 def _compare(
-    baseline: _Head,
-    candidate: _Head,
+    baseline: Head,
+    candidate: Head,
     baseline_residual: jax.Array,
     candidate_residual: jax.Array,
     next_tokens: jax.Array,
@@ -181,17 +167,17 @@ def _compare(
             candidate=Scores(nll[1], correct[1]),
         )
 
-    return _by_blocks(block, baseline_residual, candidate_residual, next_tokens)
+    return by_blocks(block, baseline_residual, candidate_residual, next_tokens)
 
 
 @jax.jit
 def _divergences(
-    head: _Head, baseline_residual: jax.Array, candidate_residual: jax.Array
+    head: Head, baseline_residual: jax.Array, candidate_residual: jax.Array
 ) -> jax.Array:
     def block(x: jax.Array, y: jax.Array) -> jax.Array:
         return _kl(head.logits(jnp.stack([x, y])))
 
-    return _by_blocks(block, baseline_residual, candidate_residual)
+    return by_blocks(block, baseline_residual, candidate_residual)
 
 
 def _kl(logits: jax.Array) -> jax.Array:
@@ -223,8 +209,16 @@ def _likeliest(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
 
 
-def _by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """`block` of [C, ...] slices of [B, P, ...] arrays, one after another; its [B, P] results."""
+def by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """A function of positions, computed for one block of them after another.
+
+    Args:
+      block: from slices [C, ...] of the arrays to a pytree of results [C, ...].
+      arrays: [B, P, ...] each. Positions of 0 are added to fill up the last block.
+
+    Returns:
+      the results, [B, P, ...] each.
+    """
     shape = arrays[0].shape[:2]
     count = shape[0] * shape[1]
     size = min(_BLOCK, count)
@@ -236,5 +230,9 @@ def _by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
         padding = [(0, blocks * size - count)] + [(0, 0)] * len(rest)
         return jnp.pad(rows, padding).reshape(blocks, size, *rest)
 
+    def join(array: jax.Array) -> jax.Array:
+        rest = array.shape[2:]
+        return array.reshape(-1, *rest)[:count].reshape(*shape, *rest)
+
     results = jax.lax.map(lambda slices: block(*slices), tuple(map(split, arrays)))
-    return jax.tree.map(lambda array: array.reshape(-1)[:count].reshape(shape), results)
+    return jax.tree.map(join, results)

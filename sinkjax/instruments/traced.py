@@ -1,7 +1,9 @@
 """A model under a traced choice of paths: what searches and trained gates evaluate masks with.
 
-`sinkjax.specialize` compiles each mask into a program of its own. Here the mask is data, so that
-one program, of one layer, serves every candidate; it equals the specialized model up to rounding.
+`sinkjax.specialize` compiles each mask into a program of its own. Here the paths of the heads,
+`full`, `window` or `sink`, are data, so that one program, of one layer, serves every mask; it
+equals the specialized model up to rounding. It does the work of `full` whatever the paths are: a
+choice that has been made is a static mask, and `sinkjax.specialize` takes its work away.
 """
 
 import functools
@@ -9,23 +11,56 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
+from sinkjax.attention.blocks import (
+    group_keys,
+    group_queries,
+    map_blocks,
+    scores,
+    ungroup,
+    weighted_sums,
+)
 from sinkjax.attention.context import Context
+from sinkjax.attention.full import query_spans, with_counters
+from sinkjax.attention.products import PLAIN
 from sinkjax.errors import InputError
-from sinkjax.instruments.traced_attention import Selection, selected_attention
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Layer, Llama
-from sinkjax.models.rope import rotary_tables
 
-EVERYTHING = np.iinfo(np.int32).max // 2
-"""`recent` of a head that sees all earlier positions."""
+_EVERYTHING = np.iinfo(np.int32).max // 2  # `recent` of a head that sees all earlier positions
 
 
-def select_paths(
+@struct.dataclass
+class TracedPaths:
+    """The paths of the N heads of a layer, or of L layers where a leading axis [L] is in front.
+
+    A head's output is attends · (its softmax over s < sinks and t - recent < s <= t) plus
+    (1 - attends) · (v_0 at t = 0, first · v_0 + offset at t >= 1). A pytree.
+
+    Attributes:
+      sinks, recent: int32 [N]; all earlier positions are seen where recent >= T.
+      attends: float32 [N], 1 for `full` and `window`, 0 for `sink`; a gate may lie between.
+      first: float32 [N], 1 for `sink(first)`, 0 for `zero` and `mean`.
+      offset: float32 [N, H], the means of `sink(mean)`, 0 for others.
+    """
+
+    sinks: jax.Array
+    recent: jax.Array
+    attends: jax.Array
+    first: jax.Array
+    offset: jax.Array
+
+    def layer(self, index: int) -> "TracedPaths":
+        """One layer's paths, of those of L layers."""
+        return jax.tree.map(lambda array: array[index], self)
+
+
+def traced_paths(
     mask: SinkMask, config: LlamaConfig, *, fills: np.ndarray | None = None
-) -> Selection:
+) -> TracedPaths:
     """A mask as traced numbers, [L, N] each.
 
     Args:
@@ -39,7 +74,7 @@ def select_paths(
     mask.check(config)
     paths = [path for layer in mask.heads for path in layer]
     if any(isinstance(path, Copy) for path in paths):
-        raise InputError("the mask has copy heads, which no selection holds: specialize it instead")
+        raise InputError("the mask has copy heads, which traced paths cannot say: specialize it")
     is_mean = np.array([path == Sink("mean") for path in paths])
     if fills is None and is_mean.any():
         raise InputError("the mask has sink(mean) heads: pass their means as fills")
@@ -48,7 +83,7 @@ def select_paths(
     if fills is not None:
         offset = np.where(is_mean.reshape(shape)[..., None], fills, 0).astype(np.float32)
     sinks, recent, attends, first = zip(*map(_numbers, paths), strict=True)
-    return Selection(
+    return TracedPaths(
         sinks=jnp.asarray(np.reshape(sinks, shape), jnp.int32),
         recent=jnp.asarray(np.reshape(recent, shape), jnp.int32),
         attends=jnp.asarray(np.reshape(attends, shape), jnp.float32),
@@ -57,70 +92,127 @@ def select_paths(
     )
 
 
-def selected_residuals(
-    model: Llama,
-    tokens: jax.Array,
-    selection: Selection,
-    *,
-    lengths: jax.Array | None = None,
+def traced_residuals(
+    model: Llama, tokens: jax.Array, paths: TracedPaths, *, lengths: jax.Array | None = None
 ) -> jax.Array:
-    """The residual stream after the last layer, before its norm, under a selection.
+    """The residual stream after the last layer, before its norm, under traced paths.
 
-    One layer is compiled for each shape of tokens, whatever is selected. Works inside `jax.jit` and
-    `jax.grad` too; there, `jax.checkpoint` around it or fewer tokens keep memory small.
+    One layer is compiled for each shape of tokens, whatever the paths are. Works inside `jax.jit`
+    and `jax.grad` too; there, `jax.checkpoint` around it or fewer tokens keep memory small.
 
     Args:
       model: the baseline.
       tokens: int [B, T], right-padded where rows are shorter than T.
-      selection: [L, N], of `select_paths`.
+      paths: [L, N], of `traced_paths`.
       lengths: int [B], tokens in each row; None where every row is full.
 
     Returns:
       [B, T, D]; at padding it means nothing.
     """
-    x, context = enter(model, tokens, lengths)
+    x, context = model.enter(tokens, lengths)
     for index, layer in enumerate(model.layers):
-        x = selected_layer(layer, x, context, layer_of(selection, index))
+        x = traced_layer(layer, x, context, paths.layer(index))
     return x
 
 
-def enter(
-    model: Llama, tokens: jax.Array, lengths: jax.Array | None = None
-) -> tuple[jax.Array, Context]:
-    """The residual stream before the first layer, [B, T, D], and what its attention needs."""
-    if lengths is None:
-        lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-    cos, sin = _rotary(model.config, tokens.shape[1], lengths)
-    return model.embed(tokens), Context(cos, sin, lengths)
-
-
-def layer_of(selection: Selection, index: int) -> Selection:
-    """One layer's part of a selection over L layers."""
-    return jax.tree.map(lambda array: array[index], selection)
-
-
 @jax.jit
-def selected_layer(layer: Layer, x: jax.Array, context: Context, selection: Selection) -> jax.Array:
-    """The residual stream [B, T, D] after a layer whose heads take the selected paths, [N]."""
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    x = x + layer.attention.merge(selected_attention(q, k, v, selection))
-    return x + layer.mlp(layer.mlp_norm(x))
+def traced_layer(layer: Layer, x: jax.Array, context: Context, paths: TracedPaths) -> jax.Array:
+    """The residual stream [B, T, D] after a layer whose heads take these paths, [N]."""
+    x, _ = layer.attend(x, context, lambda q, k, v: (traced_attention(q, k, v, paths), None))
+    return layer.feed_forward(x)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _rotary(config: LlamaConfig, length: int, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    positions = jnp.arange(length, dtype=jnp.int32)[None, :]
-    return rotary_tables(config, positions, lengths)
+def traced_attention(q: jax.Array, k: jax.Array, v: jax.Array, paths: TracedPaths) -> jax.Array:
+    """Every head's output under its own path.
+
+    Args:
+      q: [B, T, N, H], rotated.
+      k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
+      v: [B, T, K, H].
+      paths: of this layer.
+
+    Returns:
+      [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
+    """
+    attended = _windowed(q, k, v, paths.sinks, paths.recent)
+    share = paths.attends[None, None, :, None].astype(v.dtype)
+    return share * attended + (1 - share) * _sink_outputs(v, paths.first, paths.offset)
+
+
+def full_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Every head's output as `full`, with the arithmetic of `traced_attention`."""
+    recent = jnp.full((q.shape[2],), _EVERYTHING, jnp.int32)
+    return _windowed(q, k, v, jnp.zeros_like(recent), recent)
+
+
+def _windowed(
+    q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array, recent: jax.Array
+) -> jax.Array:
+    """Attention of each head to s < sinks and t - recent < s <= t; int32 [N] both."""
+    queries, keys, values = (
+        group_queries(q, k.shape[2]),
+        group_keys(k),
+        with_counters(group_keys(v), 0),
+    )
+    grouped = (1, k.shape[2], q.shape[2] // k.shape[2], 1, 1)
+    sinks, recent = sinks.reshape(grouped), recent.reshape(grouped)
+    sums = []
+    for start, stop, block in query_spans(q.shape[1]):
+        attend = functools.partial(
+            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], sinks, recent, block
+        )
+        sums.append(map_blocks(attend, start, stop, block))
+    sums = jnp.concatenate(sums, axis=3)
+    return ungroup((sums[..., :-1] / sums[..., -1:]).astype(v.dtype))
+
+
+def _attend_block(
+    q: jax.Array,
+    k: jax.Array,
+    values: jax.Array,
+    sinks: jax.Array,
+    recent: jax.Array,
+    block: int,
+    begin: jax.Array | int,
+) -> jax.Array:
+    """One block of queries, from `begin` on: as the `full` path's, each head with its window.
+
+    Args:
+      q: [B, K, G, T, H], scaled; all queries.
+      k: [B, K, S, H]. values: [B, K, S, M].
+      sinks, recent: int32 [1, K, G, 1, 1].
+    """
+    q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
+    t = (begin + jnp.arange(block, dtype=jnp.int32)).reshape(1, 1, 1, block, 1)
+    s = jnp.arange(k.shape[2], dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
+    visible = (s <= t) & ((s < sinks) | (s > t - recent))
+    return weighted_sums(PLAIN.unnormalized(scores(q, k), visible), values)
+
+
+def _sink_outputs(v: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Array:
+    """What `sink` heads put in place of their outputs.
+
+    Args:
+      v: [B, T, K, H].
+      first: float32 [N]. offset: float32 [N, H].
+
+    Returns:
+      [B, T, N, H] in v's dtype: v_0 at t = 0, first · v_0 + offset at t >= 1.
+    """
+    v0 = jnp.repeat(v[:, :1], first.shape[0] // v.shape[2], axis=2)
+    later = first[None, None, :, None].astype(v.dtype) * v0 + offset[None, None].astype(v.dtype)
+    is_first = (jnp.arange(v.shape[1]) == 0)[None, :, None, None]
+    return jnp.where(is_first, v0, later)
 
 
 def _numbers(path: Path) -> tuple[int, int, float, float]:
     """sinks, recent, attends and first of one head."""
     match path:
         case Full():
-            return 0, EVERYTHING, 1.0, 0.0
+            return 0, _EVERYTHING, 1.0, 0.0
         case Window(sinks, recent):
-            return sinks, min(recent, EVERYTHING), 1.0, 0.0
+            return sinks, min(recent, _EVERYTHING), 1.0, 0.0
         case Sink(fill):
-            return 0, EVERYTHING, 0.0, float(fill == "first")
+            return 0, _EVERYTHING, 0.0, float(fill == "first")
         case _:
-            raise TypeError(f"{path!r} is no path that can be selected")
+            raise TypeError(f"{path!r} is no path that can be traced")

@@ -8,6 +8,8 @@ knows what the model is compiled for (`sinkjax.attention.products`).
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,13 @@ from sinkjax.attention.products import PLAIN, Products, add_bias
 from sinkjax.masks.paths import Full
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
+
+Observed = TypeVar("Observed")
+"""What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Observed]]
+"""Any attention: rotated q [B, T, N, H] and k [B, T, K, H], and v [B, T, K, H], to the heads'
+outputs [B, T, N, H] before the output projection, and what was observed."""
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -109,32 +118,46 @@ class Attention(nnx.Module):
         (out,) = products.project(outputs, self.o[...])
         return add_bias(out, self.o_bias)
 
+    def attend(
+        self, x: jax.Array, context: Context, attend: Attend[Observed]
+    ) -> tuple[jax.Array, Observed]:
+        """As `Layer.attend`, without norm and residual."""
+        q, k, v = self.project(x, context.cos, context.sin, context.products)
+        outputs, observed = attend(q, k, v)
+        return self.merge(outputs, context.products), observed
+
     def __call__(
         self, x: jax.Array, context: Context
-    ) -> tuple[jax.Array, Context, LayerCache | None]:
+    ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
         """A prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
-        q, k, v = self.project(x, context.cos, context.sin, context.products)
-        cache = None
-        if context.max_length is not None:
-            whole = Whole(context.max_length)
-            keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
-            cache = LayerCache((keys,), (values,))
-        outputs = context.kernel.attend(q, k, v, Full(), context.products)
-        return self.merge(outputs, context.products), context, cache
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array):
+            cache = None
+            if context.max_length is not None:
+                whole = Whole(context.max_length)
+                keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
+                cache = LayerCache((keys,), (values,))
+            outputs = context.kernel.attend(q, k, v, Full(), context.products)
+            return outputs, (context, cache)
+
+        return self.attend(x, context, attend)
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, Context, LayerCache]:
+    ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
         """One token a row: as `Layer.decode`, without norm and residual."""
         whole, t, products = Whole(context.max_length), context.lengths, context.products
-        q, k, v = self.project(x, context.cos, context.sin, products)
-        keys = products.settle(write_store(cache.keys[0], k, whole, t))
-        values = products.settle(write_store(cache.values[0], v, whole, t))
-        found = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
-        weights = cached_weights(found, whole.positions(t), t, products)
-        weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
-        outputs = products.sum_slots(weights, values).reshape(q.shape)
-        return self.merge(outputs, products), context, LayerCache((keys,), (values,))
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array):
+            keys = products.settle(write_store(cache.keys[0], k, whole, t))
+            values = products.settle(write_store(cache.values[0], v, whole, t))
+            scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
+            weights = cached_weights(scores, whole.positions(t), t, products)
+            weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
+            outputs = products.sum_slots(weights, values).reshape(q.shape)
+            return outputs, (context, LayerCache((keys,), (values,)))
+
+        return self.attend(x, context, attend)
 
 
 class MLP(nnx.Module):
@@ -175,22 +198,44 @@ class Layer(nnx.Module):
 
         There is a cache where the context says how many tokens it is to hold.
         """
-        with jax.named_scope("attention"):
-            out, context, cache = self.attention(self.attention_norm(x), context)
-        return self._feed_forward(x + out, context.products), context, cache
+        x, (context, cache) = self._add_attention(x, self.attention, context)
+        return self.feed_forward(x, context.products), context, cache
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
         """One token a row: residual [B, 1, D], context for the next layer, cache with the token."""
-        with jax.named_scope("attention"):
-            out, context, cache = self.attention.decode(self.attention_norm(x), context, cache)
-        return self._feed_forward(x + out, context.products), context, cache
+        x, (context, cache) = self._add_attention(x, self.attention.decode, context, cache)
+        return self.feed_forward(x, context.products), context, cache
 
-    def _feed_forward(self, x: jax.Array, products: Products) -> jax.Array:
+    def attend(
+        self, x: jax.Array, context: Context, attend: Attend[Observed]
+    ) -> tuple[jax.Array, Observed]:
+        """The layer up to its feed-forward, around any attention of all its heads.
+
+        Args:
+          x: residual [B, T, D].
+          context: of the positions at hand, as `Llama.enter` gives it.
+          attend: computes attention.
+
+        Returns:
+          residual [B, T, D], for `feed_forward`, and what `attend` observed.
+        """
+        return self._add_attention(x, self.attention.attend, context, attend)
+
+    def feed_forward(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
+        """Residual [B, T, D] after attention to that after the layer."""
         with jax.named_scope("mlp"):
             x = products.settle(x)
             return products.settle(x + self.mlp(self.mlp_norm(x), products))
+
+    def _add_attention(
+        self, x: jax.Array, attention: Callable[..., tuple[jax.Array, Observed]], *arguments: Any
+    ) -> tuple[jax.Array, Observed]:
+        """The residual with attention of its norm added, and what attention observed."""
+        with jax.named_scope("attention"):
+            out, observed = attention(self.attention_norm(x), *arguments)
+        return x + out, observed
 
 
 class Llama(nnx.Module):
@@ -296,17 +341,30 @@ class Llama(nnx.Module):
         kernel: Kernel = XLA,
     ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
         """The residual stream after the last layer, [B, T, D], and every layer's cache."""
-        lengths = self._row_lengths(tokens, lengths)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-        cos, sin = rotary_tables(self.config, positions, lengths)
-        cos, sin = products.settle(cos), products.settle(sin)
-        context = Context(cos, sin, lengths, max_length, products, kernel)
-        x, caches = self.embed(tokens), []
+        x, context = self.enter(tokens, lengths, max_length, products, kernel)
+        caches = []
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{index}"):
                 x, context, cache = layer(x, context)
             caches.append(cache)
         return x, tuple(caches)
+
+    def enter(
+        self,
+        tokens: jax.Array,
+        lengths: jax.Array | None = None,
+        max_length: int | None = None,
+        products: Products = PLAIN,
+        kernel: Kernel = XLA,
+    ) -> tuple[jax.Array, Context]:
+        """A prompt's residual before the first layer, [B, T, D], and what layers need beside it.
+
+        Arguments are as of `prefill`; without a `max_length` layers leave no cache.
+        """
+        lengths = self._row_lengths(tokens, lengths)
+        cos, sin = _prompt_tables(self.config, tokens.shape[1], lengths)
+        cos, sin = products.settle(cos), products.settle(sin)
+        return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [B, T] -> [B, T, D]."""
@@ -319,8 +377,19 @@ class Llama(nnx.Module):
             return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
         return jnp.asarray(lengths, jnp.int32)
 
+    def output_weight(self) -> jax.Array:
+        """[V, D]: the embedding where it is tied."""
+        return (self.embedding if self.head is None else self.head)[...]
+
     def logits(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
         """Residual [B, T, D] -> float32 [B, T, V]."""
         with jax.named_scope("head"):
-            head = self.embedding if self.head is None else self.head
-            return products.project(self.norm(x), head[...], dtype=jnp.float32)[0]
+            return products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _prompt_tables(
+    config: LlamaConfig, length: int, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Rotary tables of T positions; one program where they are not part of a larger one."""
+    return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)

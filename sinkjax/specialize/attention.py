@@ -61,7 +61,7 @@ class SpecializedAttention(nnx.Module):
 
     def __call__(
         self, x: jax.Array, context: Context
-    ) -> tuple[jax.Array, Context, LayerCache | None]:
+    ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
         """A prompt: as `sinkjax.models.decoder.Attention.__call__`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         all_values = []
@@ -81,11 +81,11 @@ class SpecializedAttention(nnx.Module):
         cache = None
         if context.max_length is not None:
             cache = LayerCache(tuple(keys), tuple(values), later)
-        return out, context.replace(patterns=patterns), cache
+        return out, (context.replace(patterns=patterns), cache)
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, Context, LayerCache]:
+    ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
         """One token a row: as `sinkjax.models.decoder.Attention.decode`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         settle, queries = context.products.settle, []
@@ -108,7 +108,7 @@ class SpecializedAttention(nnx.Module):
         if cache.bias is not None:
             out = out + cache.bias[:, None]
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
-        return out, context.replace(patterns=patterns), cache
+        return out, (context.replace(patterns=patterns), cache)
 
     def _project(
         self, x: jax.Array, context: Context

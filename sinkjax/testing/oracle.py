@@ -5,7 +5,7 @@ offset that no value enters: the calibrated mean of a `sink` head.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -48,21 +48,37 @@ def reference_logits(
     full_length = jnp.full((batch,), length, jnp.int32)
     prompt_lengths = next(x for x in (prompt_lengths, lengths, full_length) if x is not None)
     cos, sin = _rotary(model, length, jnp.asarray(prompt_lengths, jnp.int32))
-    x = model.embed(tokens)
+    x, context = model.enter(tokens, prompt_lengths)
+    context = context.replace(cos=cos, sin=sin)
     patterns: dict[tuple[int, int], jax.Array] = {}
     for index, (layer, paths) in enumerate(zip(model.layers, mask.heads, strict=True)):
-        q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
-        scores = attention_scores(q, k)
-        for head, path in enumerate(paths):
-            patterns[index, head] = head_pattern(path, scores[:, head], patterns)
-        pattern = jnp.stack([patterns[index, head] for head in range(len(paths))], axis=1)
-        outputs = apply_pattern(pattern, v)
-        for head, path in enumerate(paths):
-            if path == Sink("mean"):
-                outputs = outputs.at[:, 1:, head].add(fills[index, head].astype(outputs.dtype))
-        x = x + layer.attention.merge(outputs)
-        x = x + layer.mlp(layer.mlp_norm(x))
+        attend = functools.partial(_attend, index, paths, patterns, fills)
+        x, of_layer = layer.attend(x, context, attend)
+        patterns.update(of_layer)
+        x = layer.feed_forward(x)
     return model.logits(x)
+
+
+def _attend(
+    index: int,
+    paths: Sequence[Path],
+    earlier: Mapping[tuple[int, int], jax.Array],
+    fills: jax.Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+) -> tuple[jax.Array, dict[tuple[int, int], jax.Array]]:
+    """One layer's outputs [B, T, N, H], and its patterns."""
+    scores = attention_scores(q, k)
+    patterns = {
+        (index, head): head_pattern(path, scores[:, head], earlier)
+        for head, path in enumerate(paths)
+    }
+    outputs = apply_pattern(jnp.stack(list(patterns.values()), axis=1), v)
+    for head, path in enumerate(paths):
+        if path == Sink("mean"):
+            outputs = outputs.at[:, 1:, head].add(fills[index, head].astype(outputs.dtype))
+    return outputs, patterns
 
 
 def head_pattern(

@@ -1,4 +1,4 @@
-"""Traced selections against static masks: the same numbers from one program."""
+"""Traced paths against static masks: the same numbers from one program."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from masks import masks, problems_of
 
 from sinkjax import SinkMask
-from sinkjax.instruments.traced import select_paths, selected_layer, selected_residuals
+from sinkjax.instruments.traced import traced_layer, traced_paths, traced_residuals
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.testing.oracle import reference_logits
 
@@ -26,9 +26,9 @@ def fills(model):
     return tiny.make_fills(model)
 
 
-def selected_logits(model, mask, tokens, fills=None, lengths=None):
-    selection = select_paths(mask, model.config, fills=fills)
-    return model.logits(selected_residuals(model, tokens, selection, lengths=lengths))
+def traced_logits(model, mask, tokens, fills=None, lengths=None):
+    paths = traced_paths(mask, model.config, fills=fills)
+    return model.logits(traced_residuals(model, tokens, paths, lengths=lengths))
 
 
 def without_copies(mask: SinkMask) -> SinkMask:
@@ -44,13 +44,13 @@ def without_copies(mask: SinkMask) -> SinkMask:
 @given(mask=masks(3, 6, 2, max_recent=12))
 def test_every_mask_equals_the_oracle_and_none_compiles_anew(mask, model, fills):
     mask, tokens = without_copies(mask), tiny.tokens_of(model, (2, 12))
-    found = selected_logits(model, mask, tokens, fills)
+    found = traced_logits(model, mask, tokens, fills)
     wanted = reference_logits(model, mask, tokens, fills=jnp.asarray(fills))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
-    compiled = selected_layer._cache_size()
+    compiled = traced_layer._cache_size()
     other = SinkMask(((Window(1, 3), *mask.heads[0][1:]), *mask.heads[1:]))
-    selected_logits(model, other, tokens, fills)
-    assert selected_layer._cache_size() == compiled
+    traced_logits(model, other, tokens, fills)
+    assert traced_layer._cache_size() == compiled
 
 
 def test_blocks_of_queries_and_ragged_rows_equal_the_oracle():
@@ -61,7 +61,7 @@ def test_blocks_of_queries_and_ragged_rows_equal_the_oracle():
         "L2: 2s(mean) s(zero) f w(1,64) s(first)"
     )
     lengths = jnp.asarray([300, 131])
-    found = selected_logits(model, mask, tokens, fills, lengths)
+    found = traced_logits(model, mask, tokens, fills, lengths)
     wanted = reference_logits(model, mask, tokens, lengths=lengths, fills=fills)
     for row, length in enumerate(lengths.tolist()):
         difference = np.abs(found[row, :length] - wanted[row, :length]).max()
@@ -70,13 +70,13 @@ def test_blocks_of_queries_and_ragged_rows_equal_the_oracle():
 
 def test_a_gate_mixes_the_path_and_the_fill(model):
     tokens, mask = tiny.tokens_of(model, (2, 9)), SinkMask.from_text("L0-2: 6s(first)")
-    sinks = select_paths(mask, model.config)
-    full = select_paths(SinkMask.full(model.config), model.config)
+    sinks = traced_paths(mask, model.config)
+    full = traced_paths(SinkMask.full(model.config), model.config)
     half = full.replace(attends=jnp.full((3, 6), 0.5), first=sinks.first)
 
     def loss(attends):
-        residual = selected_residuals(model, tokens, half.replace(attends=attends))
-        return jnp.sum(jnp.square(residual - selected_residuals(model, tokens, full)))
+        residual = traced_residuals(model, tokens, half.replace(attends=attends))
+        return jnp.sum(jnp.square(residual - traced_residuals(model, tokens, full)))
 
     assert loss(full.attends) == 0
     slope = jax.grad(loss)(half.attends)
@@ -84,8 +84,8 @@ def test_a_gate_mixes_the_path_and_the_fill(model):
     assert (np.abs(slope) > 0).all()
 
 
-def test_what_no_selection_holds_is_refused(model):
+def test_what_traced_paths_cannot_say_is_refused(model):
     copies = SinkMask.from_text("L0: 6f | L1-2: 5f c(0,0)")
-    assert "copy" in problems_of(select_paths, copies, model.config)[0]
+    assert "copy" in problems_of(traced_paths, copies, model.config)[0]
     means = SinkMask.from_text("L0-2: 6s(mean)")
-    assert "fills" in problems_of(select_paths, means, model.config)[0]
+    assert "fills" in problems_of(traced_paths, means, model.config)[0]

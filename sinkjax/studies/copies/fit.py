@@ -13,6 +13,7 @@ the values, so that a pair costs T²·H and not T²·D.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ import numpy as np
 from flax import struct
 
 from sinkjax.attention.context import Context
-from sinkjax.instruments.patterns import BATCH_TOKENS, apply_dense, dense_pattern, no_patterns
-from sinkjax.instruments.traced import enter
+from sinkjax.instruments.batches import batch_rows, batches
+from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
 
 CRITERIA = ("pattern", "output")
@@ -29,7 +30,7 @@ CRITERIA = ("pattern", "output")
 
 @struct.dataclass
 class SourceFit:
-    """What `fit_sources` found, float64 [L, N, L, N]: of each head, by the head it would copy.
+    """What `fit_sources` gives, float64 [L, N, L, N]: of each head, by the head it would copy.
 
     +inf where the other head is not of an earlier layer.
 
@@ -46,38 +47,37 @@ class SourceFit:
 
 def fit_sources(
     model: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> SourceFit:
     """Every pair of heads of a later and an earlier layer.
 
     Args:
       model: every head `full`, of N heads in each of L layers.
-      windows: int32 [W, T], T at least 2. Memory holds the patterns of `BATCH_TOKENS` tokens' rows,
-        or of one, T²·L·N numbers a row.
+      excerpts: int32 [W, T], T at least 2. Memory holds the patterns of as many rows as
+        have `PATTERN_TOKENS` tokens, T²·L·N numbers each.
       on_progress: called with the number of tokens that were measured.
 
     Raises:
-      ValueError: for windows that are not [W, T] with T at least 2.
+      ValueError: for excerpts that are not [W, T] with T at least 2.
     """
-    windows = np.asarray(windows)
-    if windows.ndim != 2 or not windows.size or windows.shape[1] < 2:
-        raise ValueError(f"windows have shape {windows.shape}; [W, T] with T of 2 or more")
+    excerpts = np.asarray(excerpts)
+    if excerpts.ndim != 2 or not excerpts.size or excerpts.shape[1] < 2:
+        raise ValueError(f"excerpts have shape {excerpts.shape}; [W, T] with T of 2 or more")
     layers, heads = model.config.num_layers, model.config.num_heads
     squares = {name: np.zeros((layers, heads, layers, heads)) for name in CRITERIA}
     nothing = np.zeros((layers, heads))
-    rows = max(1, BATCH_TOKENS // windows.shape[1])
-    for start in range(0, len(windows), rows):
-        tokens = jnp.asarray(windows[start : start + rows], jnp.int32)
-        x, context = enter(model, tokens)
+    for tokens, count in batches(excerpts, batch_rows(excerpts, PATTERN_TOKENS)):
+        tokens = tokens[:count]  # sums go over all rows
+        x, context = model.enter(tokens)
         patterns = no_patterns(model, tokens)
         for index, layer in enumerate(model.layers):
-            x, patterns, found, own = _fit(layer, x, context, patterns, jnp.int32(index))
-            for name, array in zip(CRITERIA, found, strict=True):
+            x, patterns, of_pairs, of_heads = _fit(layer, x, context, patterns, jnp.int32(index))
+            for name, array in zip(CRITERIA, of_pairs, strict=True):
                 squares[name][index] += np.moveaxis(np.asarray(array, np.float64), -1, 0)
-            nothing[index] += np.asarray(own, np.float64)
+            nothing[index] += np.asarray(of_heads, np.float64)
         on_progress(tokens.size)
-    positions = len(windows) * (windows.shape[1] - 1)
+    positions = len(excerpts) * (excerpts.shape[1] - 1)
     earlier = np.arange(layers)[:, None] > np.arange(layers)[None, :]
     fits = {
         name: np.where(earlier[:, None, :, None], np.sqrt(array / positions), np.inf)
@@ -95,8 +95,12 @@ def _fit(
     The sums are those of squares by each criterion, float32 [L, N, N], earlier heads first and 0
     from this layer on, and of what the heads give, [N].
     """
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    own = dense_pattern(q, k)  # [N, B, T, T]
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        pattern = dense_pattern(q, k)
+        return apply_dense(pattern, v), (pattern, v)
+
+    after, (own, v) = layer.attend(x, context, attend)  # own: [N, B, T, T]
     values = _weighed(layer, v)
     norms = jnp.square(x.astype(jnp.float32)).sum(axis=-1)[:, 1:]  # [B, T - 1]
 
@@ -105,25 +109,24 @@ def _fit(
 
     outputs = jnp.einsum("nbts,bsnh->nbth", own[:, :, 1:], values)
 
-    def compare(earlier: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple:
+    def compare(earlier: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
         theirs = patterns[earlier][:, :, 1:]
 
-        def one(pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def distances(pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
             """One earlier head's pattern [B, T - 1, T] with all heads of this layer."""
             change = jnp.square(pattern[None] - own[:, :, 1:]).sum(axis=(1, 2, 3))
             copied = jnp.einsum("bts,bsnh->nbth", pattern, values)
             return change, over_positions(jnp.square(copied - outputs).sum(axis=-1))
 
-        rows = jax.lax.map(one, theirs)
-        return tuple(sums.at[earlier].set(row) for sums, row in zip(found, rows, strict=True))
+        rows = jax.lax.map(distances, theirs)
+        return tuple(of.at[earlier].set(row) for of, row in zip(sums, rows, strict=True))
 
     layers, heads = patterns.shape[:2]
     start = (jnp.zeros((layers, heads, heads), jnp.float32),) * 2
-    found = jax.lax.fori_loop(0, index, compare, start)
+    of_pairs = jax.lax.fori_loop(0, index, compare, start)
     taken_out = over_positions(jnp.square(outputs).sum(axis=-1))
     patterns = jax.lax.dynamic_update_index_in_dim(patterns, own, index, 0)
-    x = x + layer.attention.merge(apply_dense(own, v))
-    return x + layer.mlp(layer.mlp_norm(x)), patterns, found, taken_out
+    return layer.feed_forward(after), patterns, of_pairs, taken_out
 
 
 def _weighed(layer: Layer, v: jax.Array) -> jax.Array:

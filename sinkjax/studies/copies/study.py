@@ -2,18 +2,16 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.errors import InputError
+from sinkjax.instruments.batches import batch_rows
+from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import own_errors
-from sinkjax.instruments.patterns import BATCH_TOKENS, copied_residuals, source_numbers
-from sinkjax.instruments.token_losses import token_divergences
-from sinkjax.instruments.traced import select_paths, selected_residuals
+from sinkjax.instruments.patterns import PATTERN_TOKENS
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
@@ -95,7 +93,8 @@ def run_copies(
             }
             fit = _fitted(model, chosen_on.tokens[length], described, results, on_progress)
             results.record({"kind": "sources", **common}, lambda fit=fit: summarize_sources(fit))
-            judge = _Judge(model, judged_on.tokens[length])
+            judged = judged_on.tokens[length]
+            judge = Judge(model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
             for variant, share in itertools.product((*VARIANTS, *CONTROLS), settings.shares):
                 fields = {"kind": "copies", **common, "variant": variant, "share": share}
                 if identity(fields) not in results:
@@ -166,34 +165,6 @@ def summarize_sources(fit: SourceFit) -> dict[str, Any]:
     found["any"]["distance"] = float(np.median(distance))
     sources = [[[int(one // heads), int(one % heads)] for one in row] for row in best[1:]]
     return {**found, "best": [[None] * heads, *sources]}
-
-
-class _Judge:
-    """The KL of masks on windows, against a baseline that runs once."""
-
-    def __init__(self, model: Llama, windows: np.ndarray):
-        self._model, self._windows = model, windows
-        full = SinkMask.full(model.config)
-        self._baseline = [self._residuals(tokens, full) for tokens in self._batches()]
-
-    def __call__(self, mask: SinkMask) -> np.ndarray:
-        """float32 [W, T - 1], of all positions but the first, which every mask leaves as it is."""
-        parts = [
-            token_divergences(self._model, baseline, self._residuals(tokens, mask))
-            for tokens, baseline in zip(self._batches(), self._baseline, strict=True)
-        ]
-        return np.concatenate([np.asarray(part) for part in parts])
-
-    def _residuals(self, tokens: jax.Array, mask: SinkMask) -> jax.Array:
-        config = self._model.config
-        if mask.counts()["sink"]:
-            return selected_residuals(self._model, tokens, select_paths(mask, config))[:, 1:]
-        return copied_residuals(self._model, tokens, source_numbers(mask))[:, 1:]
-
-    def _batches(self) -> Iterator[jax.Array]:
-        rows = max(1, BATCH_TOKENS // self._windows.shape[1])
-        for start in range(0, len(self._windows), rows):
-            yield jnp.asarray(self._windows[start : start + rows], jnp.int32)
 
 
 def _fitted(

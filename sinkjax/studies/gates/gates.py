@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.attention.context import Context
-from sinkjax.instruments.traced import EVERYTHING, enter, layer_of, select_paths
-from sinkjax.instruments.traced_attention import Selection, selected_attention, windowed_attention
+from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.masks.scores import group_size
@@ -45,7 +44,7 @@ class GatedModel:
         config = model.config
         everywhere = SinkMask(((path,) * config.num_heads,) * config.num_layers)
         self._model = model
-        self._reduced = select_paths(everywhere, config, fills=fills)
+        self._reduced = traced_paths(everywhere, config, fills=fills)
 
     def residuals(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:
         """The residual stream after the last layer, [B, T, D].
@@ -54,11 +53,11 @@ class GatedModel:
           logits: float32 [L, N] or [L, K], of gates.
           tokens: int [B, T], full rows.
         """
-        x, context = enter(self._model, tokens)
+        x, context = self._model.enter(tokens)
         gates = gates_of(logits)
         gates = jnp.repeat(gates, self._model.config.num_heads // gates.shape[1], axis=1)
         for index, layer in enumerate(self._model.layers):
-            x = _gated_layer(layer, x, context, gates[index], layer_of(self._reduced, index))
+            x = _gated_layer(layer, x, context, gates[index], self._reduced.layer(index))
         return x
 
 
@@ -80,13 +79,14 @@ def mask_of_gates(gates: np.ndarray, path: Path, count: int, *, num_heads: int) 
 
 @jax.jit
 def _gated_layer(
-    layer: Layer, x: jax.Array, context: Context, gates: jax.Array, reduced: Selection
+    layer: Layer, x: jax.Array, context: Context, gates: jax.Array, reduced: TracedPaths
 ) -> jax.Array:
     """The residual stream [B, T, D] after a layer with these gates, [N]."""
-    q, k, v = layer.attention.project(layer.attention_norm(x), context.cos, context.sin)
-    everything = jnp.full(gates.shape, EVERYTHING, jnp.int32)
-    full = windowed_attention(q, k, v, jnp.zeros_like(everything), everything)
-    share = gates[None, None, :, None].astype(v.dtype)
-    mixed = share * full + (1 - share) * selected_attention(q, k, v, reduced)
-    x = x + layer.attention.merge(mixed)
-    return x + layer.mlp(layer.mlp_norm(x))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        full = full_attention(q, k, v)
+        share = gates[None, None, :, None].astype(v.dtype)
+        return share * full + (1 - share) * traced_attention(q, k, v, reduced), None
+
+    x, _ = layer.attend(x, context, attend)
+    return layer.feed_forward(x)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.instruments.compare import BATCH_TOKENS, QualityStats, compare
+from sinkjax.instruments.batches import batch_rows
+from sinkjax.instruments.compare import QualityStats, compare
 from sinkjax.instruments.passkeys import hide_passkeys, shortest_window
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
@@ -205,7 +206,7 @@ class _Measure:
         return summarize_quality(stats, seed=seed)
 
     def _compared(self, cell: Cell) -> Iterator[QualityStats]:
-        rows, start = _rows(cell), cell.fields["score_from"]
+        rows, start = batch_rows(cell.windows), cell.fields["score_from"]
         for first in range(0, len(cell.windows), rows):
             chunk = cell.windows[first : first + rows]
             name = self._name(cell, chunk, score_from=start)
@@ -280,11 +281,6 @@ class _Measure:
         """Lets the weights and the programs of the last mask go; the baseline's stay."""
         self._made = None
         self._compiled = {key: d for key, d in self._compiled.items() if key == "baseline"}
-
-
-def _rows(cell: Cell) -> int:
-    """Windows that go through a model at once."""
-    return min(len(cell.windows), max(1, BATCH_TOKENS // cell.length))
 
 
 def _fields(cell: Cell, settings: QualitySettings, described: Mapping[str, Any]) -> dict[str, Any]:

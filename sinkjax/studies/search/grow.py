@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sinkjax.accounts.savings import Workload, path_savings
-from sinkjax.instruments.judge import Judge, batches
+from sinkjax.instruments.batches import batches
+from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.sinks import measure_sinks

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.instruments.judge import Judge, batches
+from sinkjax.instruments.batches import batches
+from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.token_losses import residuals, token_divergences
 from sinkjax.masks.choose import random_control

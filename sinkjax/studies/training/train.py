@@ -18,13 +18,12 @@ import optax
 import orbax.checkpoint as ocp
 
 from sinkjax.errors import InputError, Problem
-from sinkjax.instruments.token_losses import residuals
+from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
 
 Parameters = Any
 """A pytree of arrays."""
 
-_BLOCK = 128  # positions whose logits are there at once
 _ORDER = 8  # tells these draws from others of the same seed
 
 
@@ -160,23 +159,16 @@ def mean_divergence(
       a float32 number, and its derivative by `found`, [B, P, D].
     """
 
-    def of_block(rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        def divergence(found: jax.Array) -> jax.Array:
-            both = (jax.nn.log_softmax(baseline.logits(x[None])) for x in (found, rows[0]))
-            return optax.losses.kl_divergence_with_log_targets(*both).sum()
+    def block(target: jax.Array, found: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def divergences(found: jax.Array) -> jax.Array:
+            both = (jax.nn.log_softmax(baseline.logits(x[None])[0]) for x in (found, target))
+            return optax.losses.kl_divergence_with_log_targets(*both)
 
-        return jax.value_and_grad(divergence)(rows[1])
+        kl, back = jax.vjp(divergences, found)
+        return kl, back(jnp.ones_like(kl))[0]
 
-    count, size = found.shape[0] * found.shape[1], found.shape[2]
-    blocks = -(-count // _BLOCK)
-    # Rows of nothing but 0 are equal in both: they add nothing.
-    padding = ((0, blocks * _BLOCK - count), (0, 0))
-    split = (
-        jnp.pad(x.reshape(count, size), padding).reshape(blocks, _BLOCK, size)
-        for x in (target, found)
-    )
-    total, gradient = jax.lax.map(of_block, tuple(split))
-    return total.sum() / count, gradient.reshape(-1, size)[:count].reshape(found.shape) / count
+    kl, gradient = by_blocks(block, target, found)
+    return kl.mean(), gradient / kl.size
 
 
 def _optimizer(settings: TrainSettings) -> optax.GradientTransformation:

@@ -78,7 +78,7 @@ def test_windows_in_several_batches_fit_as_one(model, windows, monkeypatch):
     from sinkjax.studies.copies import fit
 
     whole = fit_sources(model, windows)
-    monkeypatch.setattr(fit, "BATCH_TOKENS", 18)
+    monkeypatch.setattr(fit, "PATTERN_TOKENS", 18)
     parts = fit_sources(model, windows)
     np.testing.assert_allclose(parts.output, whole.output, rtol=1e-5)
     np.testing.assert_allclose(parts.nothing, whole.nothing, rtol=1e-5)

@@ -90,6 +90,9 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
     np.testing.assert_allclose(stats.candidate_nll, wanted.candidate_nll, atol=1e-4)
     np.testing.assert_array_equal(stats.baseline_correct, wanted.baseline_correct)
     assert not judge(SinkMask.full(model.config)).any()
+    copies = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
+    wanted = compare(model, specialize(model, copies), windows)
+    np.testing.assert_allclose(judge(copies), wanted.kl, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("start", ["L0-2: 6f", "L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)"])
