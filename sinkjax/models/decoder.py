@@ -105,26 +105,17 @@ class Attention(nnx.Module):
         self.v_bias = make.bias(kv_heads, head_dim) if biased else None
         self.o_bias = make.bias(embed) if biased else None
 
-    def project(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, products: Products = PLAIN
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries [B, T, N, H], rotated keys [B, T, K, H], values [B, T, K, H]."""
-        q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
-        q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
-        return rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
-
-    def merge(self, outputs: jax.Array, products: Products = PLAIN) -> jax.Array:
-        """Head outputs [B, T, N, H] -> [B, T, D]."""
-        (out,) = products.project(outputs, self.o[...])
-        return add_bias(out, self.o_bias)
-
     def attend(
         self, x: jax.Array, context: Context, attend: Attend[Observed]
     ) -> tuple[jax.Array, Observed]:
         """As `Layer.attend`, without norm and residual."""
-        q, k, v = self.project(x, context.cos, context.sin, context.products)
+        products, cos, sin = context.products, context.cos, context.sin
+        q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
+        q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
+        q, k, v = rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
         outputs, observed = attend(q, k, v)
-        return self.merge(outputs, context.products), observed
+        (out,) = products.project(outputs, self.o[...])
+        return add_bias(out, self.o_bias), observed
 
     def __call__(
         self, x: jax.Array, context: Context

@@ -174,6 +174,13 @@ def test_residuals_are_those_of_the_whole_model(rope):
             )
 
 
+def test_positions_in_blocks_are_those_of_the_whole():
+    x = jnp.arange(3 * 64 * 2, dtype=jnp.float32).reshape(3, 64, 2)
+    doubled, sums = tokens_module.by_blocks(lambda x: (2 * x, x.sum(axis=-1)), x)
+    np.testing.assert_array_equal(doubled, 2 * x)
+    np.testing.assert_array_equal(sums, x.sum(axis=-1))
+
+
 def test_layers_alike_are_compiled_once():
     model = tiny.make(num_layers=4, vocab_size=VOCAB)
     tokens = tiny.tokens_of(model, (2, 37))  # a shape that no other test has

@@ -11,7 +11,6 @@ from scripts import run_main
 
 from sinkjax import Copy, Full, InputError, SinkMask, Window
 from sinkjax.instruments.patterns import copied_residuals, source_numbers
-from sinkjax.models.rope import rotary_tables
 from sinkjax.report.page import render_page
 from sinkjax.studies.copies.fit import fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
@@ -35,21 +34,20 @@ def windows(model):
 
 def dense_sources(model, tokens):
     """Patterns [L, N, B, T, T], values by query head [L, B, T, N, H], residuals [L, B, T, D]."""
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    lengths = jnp.full((len(tokens),), tokens.shape[1], jnp.int32)
-    cos, sin = rotary_tables(model.config, positions, lengths)
-    x, patterns, values, residuals = model.embed(tokens), [], [], []
-    for layer in model.layers:
-        residuals.append(x)
-        q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
+    (x, context), patterns, values, residuals = model.enter(tokens), [], [], []
+
+    def attend(q, k, v):
         scores = np.asarray(attention_scores(q, k), np.float64)
         scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         patterns.append(np.moveaxis(weights, 1, 0))
         values.append(np.repeat(np.asarray(v, np.float64), q.shape[2] // v.shape[2], axis=2))
-        x = x + layer.attention.merge(apply_pattern(jnp.asarray(weights, jnp.float32), v))
-        x = x + layer.mlp(layer.mlp_norm(x))
+        return apply_pattern(jnp.asarray(weights, jnp.float32), v), None
+
+    for layer in model.layers:
+        residuals.append(x)
+        x = layer.feed_forward(layer.attend(x, context, attend)[0])
     return np.stack(patterns), np.stack(values), np.stack(residuals).astype(np.float64)
 
 

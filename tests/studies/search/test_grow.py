@@ -16,7 +16,6 @@ from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
-from sinkjax.models.rope import rotary_tables
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
 from sinkjax.studies.search.grow import SearchSettings, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
@@ -44,34 +43,35 @@ def judge(model, windows, fills):
     return Judge(model, windows, fills=fills)
 
 
-def dense_outputs(layer, x, config, path):
-    """Every head on one path, without means, by the dense oracle: [B, T, N, H]."""
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    lengths = jnp.full((x.shape[0],), x.shape[1], jnp.int32)
-    cos, sin = rotary_tables(config, positions, lengths)
-    q, k, v = layer.attention.project(layer.attention_norm(x), cos, sin)
-    scores = attention_scores(q, k)
-    pattern = jnp.stack([head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])], axis=1)
-    return apply_pattern(pattern, v)
+def dense_layer(layer, x, context, path):
+    """The residual after a layer of heads on one path, without means, and their [B, T, N, H]."""
+
+    def attend(q, k, v):
+        scores = attention_scores(q, k)
+        patterns = [head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
+        outputs = apply_pattern(jnp.stack(patterns, axis=1), v)
+        return outputs, outputs
+
+    x, outputs = layer.attend(x, context, attend)
+    return layer.feed_forward(x), outputs
 
 
 def test_errors_and_means_are_those_of_dense_attention(model, windows, fills):
     errors = own_errors(model, windows, PATHS, fills=fills)
-    x = model.embed(jnp.asarray(windows))
+    x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):
-        full = dense_outputs(layer, x, model.config, Full())
+        after, full = dense_layer(layer, x, context, Full())
         means = np.asarray(full)[:, 1:].mean(axis=(0, 1))
         np.testing.assert_allclose(fills[index], means, atol=1e-5)
         for path, found in zip(PATHS, errors[:, index], strict=True):
-            changed = dense_outputs(layer, x, model.config, path)
+            _, changed = dense_layer(layer, x, context, path)
             if path == Sink("mean"):
                 changed = changed.at[:, 1:].set(fills[index])
             added = np.einsum("btnh,dnh->btnd", changed - full, layer.attention.o[...])
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
             wanted = np.sqrt(np.square(relative[:, 1:]).mean(axis=(0, 1)))
             np.testing.assert_allclose(found, wanted, rtol=1e-3)
-        x = x + layer.attention.merge(full)
-        x = x + layer.mlp(layer.mlp_norm(x))
+        x = after
 
 
 def test_errors_under_a_mask_are_those_of_its_inputs(model, windows, fills):
