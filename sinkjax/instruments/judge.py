@@ -1,6 +1,7 @@
-"""The KL of any mask on fixed excerpts, by one program for all masks."""
+"""The KL of masks on fixed excerpts, by one program for all masks."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Judge:
         fills: np.ndarray | None = None,
         rows: int | None = None,
     ):
-        """Runs the baseline once.
+        """Takes the model as it is; the baseline runs when the first mask is judged.
 
         Args:
           model: every head `full`.
@@ -44,7 +45,7 @@ class Judge:
         """
         self._model, self._fills = model, fills
         self._batches = list(batches(excerpts, rows))
-        self._baseline = list(self._residuals(SinkMask.full(model.config)))
+        self._baseline: dict[Callable, list[jax.Array]] = {}  # by program, where it was needed
 
     def __call__(self, mask: SinkMask) -> np.ndarray:
         """KL(baseline ‖ masked) in nats of each scored position: float32 [W, T - 1]."""
@@ -65,15 +66,22 @@ class Judge:
     def _compared(
         self, mask: SinkMask
     ) -> Iterator[tuple[tuple[jax.Array, int], jax.Array, jax.Array]]:
-        """Every batch, with the baseline's residuals and the mask's."""
-        return zip(self._batches, self._baseline, self._residuals(mask), strict=True)
+        """Every batch, with the residuals of its scored positions, the baseline's and the mask's.
 
-    def _residuals(self, mask: SinkMask) -> Iterator[jax.Array]:
-        """Of the scored positions of every batch, [B, T - 1, D], under a mask."""
+        Both are of one program, in which a mask that changes nothing has a KL of exactly 0.
+        """
+        config = self._model.config
         if mask.counts()["copy"]:
-            forward, heads = copied_residuals, source_numbers(mask)
+            forward, heads_of = copied_residuals, source_numbers
         else:
             forward = traced_residuals
-            heads = traced_paths(mask, self._model.config, fills=self._fills)
-        for tokens, _ in self._batches:
-            yield forward(self._model, tokens, heads)[:, SCORE_FROM:]
+            heads_of = functools.partial(traced_paths, config=config, fills=self._fills)
+
+        def residuals(mask: SinkMask) -> Iterator[jax.Array]:
+            heads = heads_of(mask)
+            for tokens, _ in self._batches:
+                yield forward(self._model, tokens, heads)[:, SCORE_FROM:]
+
+        if forward not in self._baseline:
+            self._baseline[forward] = list(residuals(SinkMask.full(config)))
+        return zip(self._batches, self._baseline[forward], residuals(mask), strict=True)
