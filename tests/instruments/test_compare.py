@@ -195,17 +195,17 @@ def test_layers_alike_are_compiled_once():
 def test_what_cannot_be_compared_is_refused(model):
     tokens = windows_of(model)
     for bad in (tokens[0], tokens[:0], tokens - VOCAB, tokens + VOCAB):
-        with pytest.raises(ValueError, match=r"windows have shape|tokens lie between"):
+        with pytest.raises(ValueError, match=r"excerpts have shape|tokens lie between"):
             compare(model, model, bad)
     with pytest.raises(TypeError, match="whole numbers"):
         compare(model, model, tokens.astype(np.float32))
-    with pytest.raises(ValueError, match="score_from is 64; the windows have positions 0 to 63"):
+    with pytest.raises(ValueError, match="score_from is 64; the excerpts have positions 0 to 63"):
         compare(model, model, tokens, score_from=64)
     with pytest.raises(ValueError, match="vocabularies have 211 and 61"):
         compare(model, tiny.make(), tokens)
     broken = nnx.clone(model)
     broken.norm.scale.set_value(model.norm.scale[...] * jnp.inf)
-    with pytest.raises(InputError, match="not finite at position 1 of window 0"):
+    with pytest.raises(InputError, match="not finite at position 1 of excerpt 0"):
         compare(model, broken, tokens)
 
 
