@@ -46,10 +46,13 @@ class SpecializedAttention(nnx.Module):
       first_o: [D, groups, H], o summed over the `sink(first)` heads of each group that has any.
       other_o: the same of all other `sink` heads.
       mean_bias: [D], the calibrated means of the `sink(mean)` heads through their o.
+      norm: the layer's, where every head is `sink` and the first token alone has need of it.
       Each is None where there is nothing of it.
     """
 
-    def __init__(self, plan: LayerPlan, parameters: dict[str, nnx.Param | None]):
+    def __init__(
+        self, plan: LayerPlan, parameters: dict[str, nnx.Param | None], norm: nnx.Module | None
+    ):
         self.plan = plan
         self.q, self.q_bias = parameters["q"], parameters["q_bias"]
         self.k, self.k_bias = parameters["k"], parameters["k_bias"]
@@ -58,6 +61,7 @@ class SpecializedAttention(nnx.Module):
         self.sink_v, self.sink_v_bias = parameters["sink_v"], parameters["sink_v_bias"]
         self.first_o, self.other_o = parameters["first_o"], parameters["other_o"]
         self.mean_bias = parameters["mean_bias"]
+        self.norm = norm
 
     def __call__(
         self, x: jax.Array, context: Context
@@ -165,7 +169,8 @@ class SpecializedAttention(nnx.Module):
         """What the `sink` heads add, [B, D], at the first position and at all later ones."""
         v0 = [v[:, 0] for v in values]
         if self.sink_v is not None:
-            (first,) = products.project(x[:, :1], self.sink_v[...])
+            first = x[:, :1] if self.norm is None else self.norm(x[:, :1])
+            (first,) = products.project(first, self.sink_v[...])
             v0.append(add_bias(first, self.sink_v_bias)[:, 0])
         v0 = _concatenate(v0, axis=1)
         at_first = later = None

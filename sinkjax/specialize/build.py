@@ -12,7 +12,7 @@ from sinkjax.errors import InputError
 from sinkjax.masks.file import SavedMask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.decoder import Attention, Layer, Llama
+from sinkjax.models.decoder import Attention, Layer, Llama, RMSNorm
 from sinkjax.models.digest import model_digest
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
@@ -104,13 +104,20 @@ def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> Specialized
         layer = _shared(layer)
         if planned is not None:
             means = None if fills is None else jnp.asarray(fills[index], jnp.float32)
-            layer.attention = _specialized(layer.attention, *planned, means)
+            norm = None
+            if not planned[0].blocks:  # what is left reads the first token alone
+                norm, layer.attention_norm = layer.attention_norm, nnx.static(nnx.identity)
+            layer.attention = _specialized(layer.attention, norm, *planned, means)
         layers.append(layer)
     return SpecializedLlama(model, mask, layers)
 
 
 def _specialized(
-    attention: Attention, plan: LayerPlan, order: HeadOrder, means: jax.Array | None
+    attention: Attention,
+    norm: RMSNorm | None,
+    plan: LayerPlan,
+    order: HeadOrder,
+    means: jax.Array | None,
 ) -> SpecializedAttention:
     """One layer's attention. means: float32 [N, H]."""
     new = {
@@ -126,7 +133,7 @@ def _specialized(
         source = name.removeprefix("sink_")
         new[name] = _heads(getattr(attention, source), groups)
         new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
-    return SpecializedAttention(plan, new)
+    return SpecializedAttention(plan, new, norm)
 
 
 def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:
