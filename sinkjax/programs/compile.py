@@ -205,6 +205,7 @@ def compile(
             (weights, tokens, row, sampler),
             out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
             compiler_options=choice.compiler_options,
+            device=device,
         )
         if cache is None:
             cache = placement.output(executables[bucket].compiled, 1)
@@ -223,6 +224,7 @@ def compile(
             donate=(2,),
             out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
             compiler_options=choice.compiler_options,
+            device=device,
         ),
         parameters=parameters if placement.runs_here else None,
     )

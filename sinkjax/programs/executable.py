@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 
 from sinkjax.programs.hlo import Module
+from sinkjax.programs.targets import lowering_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ def build(
     donate: tuple[int, ...] = (),
     out_shardings: Any = None,
     compiler_options: Mapping[str, Any] | None = None,
+    device: jax.Device | None = None,
 ) -> Executable:
     """Lowers and compiles a function, timing both.
 
@@ -83,11 +86,13 @@ def build(
       donate: positions of the arguments whose memory the outputs may take.
       out_shardings: as for `jax.jit`; None leaves them to XLA.
       compiler_options: XLA's, for this compile alone.
+      device: that the arguments lie on, where it is not here.
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     jitted = jax.jit(function, donate_argnums=donate, **options)
     start = time.perf_counter()
-    lowered = jitted.lower(*arguments)
+    with nullcontext() if device is None else lowering_for(device):
+        lowered = jitted.lower(*arguments)
     lowered_at = time.perf_counter()
     compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
     compiled_at = time.perf_counter()

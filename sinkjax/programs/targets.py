@@ -6,9 +6,11 @@ is compiled this way can be read (memory, cost, HLO), not executed.
 
 import dataclasses
 import importlib.util
+from contextlib import AbstractContextManager
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from sinkjax.errors import InputError, Problem
 
@@ -151,6 +153,14 @@ def target_device(target: str) -> jax.Device:
     if platform == "cuda":
         return _cuda_device(target, _GPUS[chip])
     return jax.devices("cpu")[0]
+
+
+def lowering_for(device: jax.Device) -> AbstractContextManager:
+    """A context in which kernels are lowered for a device that is not here to be asked."""
+    described = AbstractDevice(
+        device_kind=device.device_kind, num_cores=None, platform=device.platform
+    )
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=described))
 
 
 def _tpu_device(target: str, topology: str) -> jax.Device:
