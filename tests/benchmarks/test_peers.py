@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 
@@ -15,6 +16,10 @@ import sinkjax
 from sinkjax.models.config import to_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
 from sinkjax.studies.results import read_records
+
+needs_torch = pytest.mark.skipif(
+    not importlib.util.find_spec("torch"), reason="needs PyTorch, which is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,7 @@ def test_a_gguf_file_of_what_llama_cpp_lacks_is_refused(tmp_path):
         write_gguf(model, tmp_path / "model.gguf")
 
 
+@needs_torch
 def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
     """Prefill and decode can be run any number of times: what is timed is always the same work."""
     tokens = np.asarray(tiny.tokens_of(model, (2, 7)))
@@ -81,6 +87,7 @@ def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
             np.testing.assert_array_equal(new[:, :3], wanted[:, 1:], err_msg=name)
 
 
+@needs_torch
 def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
     config = tiny.make(num_layers=1, embed_dim=48).config
     (tmp_path / "config.json").write_text(json.dumps(to_hf_config(config)))

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
+from hf import torch
 from safetensors.numpy import load_file, save_file
 
 import sinkjax
@@ -22,9 +22,9 @@ from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
 
 DTYPES = {
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.bfloat16: ml_dtypes.bfloat16,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
 }
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -64,7 +64,7 @@ def problems(folder: pathlib.Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shards", ["40KB", "1GB"])
 def test_tensors_are_read_as_they_are_stored(tmp_path, dtype, shards):
-    model = hf.make_llama().to(dtype)
+    model = hf.make_llama().to(getattr(torch, dtype))
     model.save_pretrained(tmp_path, max_shard_size=shards)
     assert (tmp_path / INDEX).exists() == (shards == "40KB")
     source = open_folder(tmp_path)

@@ -6,10 +6,10 @@ import gguf
 import hf
 import numpy as np
 import pytest
-import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf_files import SHAPE, add_llama, assert_refused, finish
+from hf import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkjax.checkpoint.gguf import open_gguf

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from hf import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import sinkjax
 from sinkjax import DEFINITIONS, measure_sinks
 from sinkjax.instruments.sinks import DEFAULT_TAIL
+
+modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
 TOLERANCE = 1e-5
 ALL_KEYS = tuple(range(8))
@@ -85,7 +86,8 @@ class Oracle:
         for q, k, output in zip(queries, keys, merged, strict=True):
             size = q.shape[-1] // heads
             q, k = (x.view(1, length, -1, size).transpose(1, 2) for x in (q, k))
-            q, k = (x[0].double().numpy() for x in apply_rotary_pos_emb(q, k, cos, sin))
+            rotated = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+            q, k = (x[0].double().numpy() for x in rotated)
             k = np.repeat(k, heads // len(k), axis=0)
             score = q @ k.transpose(0, 2, 1) / math.sqrt(size)
             scores.append(np.where(np.tri(length, dtype=bool), score, -np.inf))

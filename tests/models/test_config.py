@@ -4,19 +4,21 @@ import dataclasses
 import json
 import math
 
+import hf
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from hf import torch
 
 from sinkjax.checkpoint.names import name_table
 from sinkjax.errors import InputError
 from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables
+
+modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
 LLAMA_3_2_1B = {
     "architectures": ["LlamaForCausalLM"],
@@ -384,7 +386,7 @@ def blend_rounding(rope, head_dim):
 def test_frequencies_are_those_of_transformers(theta, rope, head_dim):
     attributes = SHAPE | {"head_dim": head_dim, "rope_parameters": {"rope_theta": theta, **rope}}
     ours = from_hf_config(attributes)
-    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
+    theirs = modeling_llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
     found, wanted = inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy()
     tolerance = 1e-6 * wanted + blend_rounding(ours.rope, ours.head_dim)
     assert (abs(found - wanted) <= tolerance).all(), (found, wanted)
@@ -405,7 +407,7 @@ def test_frequencies_are_those_of_transformers(theta, rope, head_dim):
 )
 def test_tables_are_those_of_transformers_beyond_the_models_length_too(rope, length):
     attributes = SHAPE | {"rope_parameters": {"rope_theta": 1e4, **rope}}
-    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
+    theirs = modeling_llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
     positions = np.arange(length, dtype=np.int32)[None]
     expected = theirs(torch.zeros(1), torch.as_tensor(positions, dtype=torch.long))
     config = from_hf_config(attributes)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from hf import torch
 from stores import copies_of_stores
 
 import sinkjax

@@ -4,13 +4,14 @@ import hf
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from hf import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from sinkjax.models.config import from_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables, rotate
+
+modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
 
 def configs(rope):
@@ -20,7 +21,7 @@ def configs(rope):
 
 def their_tables(config, length):
     """cos, sin: float32 [T, H]."""
-    embedding = LlamaRotaryEmbedding(config)
+    embedding = modeling_llama.LlamaRotaryEmbedding(config)
     cos, sin = embedding(torch.zeros(1, length, 1), torch.arange(length)[None])
     return cos[0].numpy(), sin[0].numpy()
 
@@ -47,7 +48,7 @@ def test_tables_equal_transformers(rope, length):
 @pytest.mark.parametrize("rope", [rope for rope in hf.ROPES if rope != "dynamic"])
 def test_frequencies_are_those_of_transformers_to_the_last_bits(rope):
     theirs, ours = configs(rope)
-    embedding = LlamaRotaryEmbedding(theirs)
+    embedding = modeling_llama.LlamaRotaryEmbedding(theirs)
     found = inverse_frequencies(ours.rope, ours.head_dim)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, embedding.inv_freq.numpy(), rtol=2e-7)
@@ -78,7 +79,7 @@ def test_rotate_equals_transformers():
     theirs, ours = configs("llama3")
     x = np.random.default_rng(0).normal(size=(2, 40, 6, 8)).astype(np.float32)
     cos, sin = (torch.as_tensor(table)[None] for table in their_tables(theirs, 40))
-    wanted, _ = apply_rotary_pos_emb(
+    wanted, _ = modeling_llama.apply_rotary_pos_emb(
         torch.as_tensor(x).transpose(1, 2), torch.as_tensor(x).transpose(1, 2), cos, sin
     )
     found = rotate(jnp.asarray(x), *our_tables(ours, 40))

@@ -1,17 +1,19 @@
 """Drawing tokens: against distributions computed by hand, and against transformers' own filters."""
 
+import hf
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+from hf import torch
 
 import sinkjax
 from sinkjax.models import sampling
 from sinkjax.models.sampling import make_sampler
+
+logits_process = hf.oracle("transformers.generation.logits_process")
 
 VOCAB = 29
 DRAWS = 4000
@@ -38,9 +40,9 @@ def _allowed(logits: np.ndarray, top_k: int | None, top_p: float | None) -> np.n
     """transformers' probabilities after its own filters, float64 [V]."""
     scores = torch.tensor(np.asarray(logits), dtype=torch.float64)
     if top_k is not None:
-        scores = TopKLogitsWarper(top_k)(None, scores)
+        scores = logits_process.TopKLogitsWarper(top_k)(None, scores)
     if top_p is not None:
-        scores = TopPLogitsWarper(top_p)(None, scores)
+        scores = logits_process.TopPLogitsWarper(top_p)(None, scores)
     return torch.softmax(scores, dim=-1).numpy()[0]
 
 

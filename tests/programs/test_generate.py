@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from hf import torch
 
 import sinkjax
 from sinkjax.models.abstract import abstract_model
