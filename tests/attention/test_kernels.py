@@ -1,68 +1,75 @@
-"""Kernels against the oracle's patterns, in JAX's interpreter, and what their blocks hold."""
+"""Full attention, windows and kernels against the oracle's patterns; what a kernel's blocks hold.
+
+Kernels run in JAX's interpreter.
+"""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from heads import attended, random_heads
 from masks import problems_of
 
+from sinkjax.attention.full import causal_attention
 from sinkjax.attention.kernels import XLA
 from sinkjax.attention.pallas import Pallas
 from sinkjax.attention.splash import Splash, _PathMask
+from sinkjax.attention.window import window_attention
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Window
 from sinkjax.specialize.build import specialize
-from sinkjax.testing import oracle as reference
 from sinkjax.testing.oracle import reference_logits
 
 KERNELS = [Splash(interpret=True), Pallas(interpret=True)]
 PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]
+WINDOWS = [Window(0, 1), Window(1, 1), Window(4, 16), Window(3, 64), Window(70, 5), Window(4, 200)]
+LENGTHS = [1, 64, 300]  # around the blocks of what XLA compiles
 
 
-def random_heads(length, group, kv_heads=2, dtype=jnp.float32):
-    rng = np.random.default_rng(length)
-    shapes = [(2, length, heads, 16) for heads in (kv_heads * group, kv_heads, kv_heads)]
-    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+def by(kernel, path):
+    return tiny.quick_jit(lambda *heads: kernel.attend(*heads, path))
 
 
-def oracle(path, q, k, v):
-    scores = reference.attention_scores(q, k)
-    heads = [reference.head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
-    return reference.apply_pattern(jnp.stack(heads, axis=1), v)
+def assert_equals_oracle(attend, path, heads):
+    np.testing.assert_allclose(attend(*heads), attended(path, *heads), rtol=0, atol=1e-5)
 
 
-def attended(kernel, path, *heads):
-    return tiny.quick_jit(lambda *heads: kernel.attend(*heads, path))(*heads)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_full_attention_equals_the_oracle(length, group):
+    assert_equals_oracle(causal_attention, Full(), random_heads(length, group))
+
+
+@pytest.mark.parametrize("path", WINDOWS, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_window_attention_equals_the_oracle(length, path):
+    heads = random_heads(length, 3)
+    assert_equals_oracle(lambda *heads: window_attention(*heads, path), path, heads)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_a_kernel_equals_the_oracle_over_several_blocks(path, kernel):
     """A window whose sinks end within a block, reach into the recent keys, or leave nothing out."""
-    heads = random_heads(384, group=2)
-    np.testing.assert_allclose(
-        attended(kernel, path, *heads), oracle(path, *heads), rtol=0, atol=1e-5
-    )
+    assert_equals_oracle(by(kernel, path), path, random_heads(384, 2, head_dim=16))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_query_heads_read_their_own_groups_keys(kv_heads, kernel):
-    heads = random_heads(128, group=3 // kv_heads, kv_heads=kv_heads)
     path = Window(3, 50)
-    np.testing.assert_allclose(
-        attended(kernel, path, *heads), oracle(path, *heads), rtol=0, atol=1e-5
-    )
+    heads = random_heads(128, 3 // kv_heads, kv_heads, head_dim=16)
+    assert_equals_oracle(by(kernel, path), path, heads)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_in_bfloat16_sums_stay_float32(kernel):
     """As near to the oracle as the form that XLA compiles, whose sums are float32, too."""
-    heads = random_heads(256, group=2, dtype=jnp.bfloat16)
-    wanted = oracle(Window(4, 100), *(x.astype(jnp.float32) for x in heads))
+    heads = random_heads(256, 2, head_dim=16, dtype=jnp.bfloat16)
+    wanted = attended(Window(4, 100), *(x.astype(jnp.float32) for x in heads))
 
     def error(kernel):
-        found = attended(kernel, Window(4, 100), *heads)
+        found = by(kernel, Window(4, 100))(*heads)
         assert found.dtype == jnp.bfloat16
         return np.abs(found.astype(jnp.float32) - wanted).max()
 
@@ -117,7 +124,7 @@ def test_a_long_windows_work_grows_with_the_length_and_not_its_square(kernel):
 
 
 def test_what_a_kernel_cannot_compute_is_refused_with_the_reason():
-    q, k, v = (x[:, :100] for x in random_heads(128, group=1))
+    q, k, v = (x[:, :100] for x in random_heads(128, 1, head_dim=16))
     (problem,) = problems_of(Splash().attend, q, k, v, Full())
     assert "a prompt of 100 tokens (splash takes multiples of 128)" in problem
     small = [x[..., :10].astype("float16") for x in (q, k, v)]
