@@ -10,6 +10,10 @@ pytest's processes has compiled, or one that it started, no other compiles again
 model have none of this, nor has what is marked `default_compilation`, since it is about compiling,
 speed, or the numbers of optimized code.
 
+A file's tests, which share fixtures and what they compile, go to one of the processes, and what
+they compiled is freed after them. So do all tests whose names say `real_model`, first of all: it
+and transformers' copy of it take a gigabyte and a quarter, and twenty seconds to load.
+
 PyTorch has one thread: pytest runs a process a core, and two threads that wait for each other on
 one core take three times as long.
 """
@@ -21,11 +25,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import ctypes
+import gc
+import json
 import pathlib
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -57,11 +65,65 @@ if jax.__version_info__ < (0, 11):  # later ones have a single kind of emitters
     compiler.get_compile_options = _with_overrides
 
 
+REAL_MODEL = "_real_model"
+
+
+class Scheduler(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return REAL_MODEL if REAL_MODEL in nodeid else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Scheduler:
+    config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
+    return Scheduler(config, log)
+
+
+def uses_real_model(item: pytest.Item) -> bool:
+    return not {"smollm2", "hf_smollm2"}.isdisjoint(item.fixturenames)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert not uses_real_model(item) or REAL_MODEL in item.name, item.nodeid
+    # The real model alone before both copies of it; last small files, so that all processes end at
+    # about the same time.
+    quick = {item.nodeid for item in items if item.get_closest_marker("quick")}
+
+    def order(item: pytest.Item) -> tuple[bool, ...]:
+        both = "hf_smollm2" in item.fixturenames
+        return REAL_MODEL not in item.name, both, item.nodeid in quick
+
+    items.sort(key=order)
+    gc.collect()
+    gc.freeze()  # all that was imported: else it is looked through again and again
+
+
+def free() -> None:
+    """Frees what was compiled, and gives back what the C library keeps for later."""
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_after_a_file():
+    """Else a process grows by gigabytes."""
+    yield
+    free()
+
+
+@pytest.fixture(autouse=True)
+def _free_after_the_real_model(request):
+    yield
+    if REAL_MODEL in request.node.name:
+        free()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """Settings of a test, which are also those of the fixtures that it is the first to ask for."""
-    real_model = not {"smollm2", "hf_smollm2"}.isdisjoint(item.fixturenames)
-    quick = not real_model and item.get_closest_marker("default_compilation") is None
+    quick = not uses_real_model(item) and item.get_closest_marker("default_compilation") is None
     _configure("jax_disable_most_optimizations", quick)
     _overrides.clear()
     if quick:
@@ -96,19 +158,35 @@ def smollm2_tokenizer(smollm2_gguf):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory, smollm2_tokenizer):
-    """A folder with a random Llama of two layers, and the real model's tokenizer."""
+def small_tokenizer(smollm2_tokenizer):
+    """The real model's, with the first 4,096 of its tokens: logits are what small models cost."""
+    import tokenizers
+
+    content = json.loads(smollm2_tokenizer.backend_tokenizer.to_str())
+    known = {token: n for token, n in content["model"]["vocab"].items() if n < 4096}
+    merges = [pair for pair in content["model"]["merges"] if "".join(pair) in known]
+    content["model"] |= {"vocab": known, "merges": merges}
+    return type(smollm2_tokenizer)(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(content)),
+        chat_template=smollm2_tokenizer.chat_template,
+        **smollm2_tokenizer.special_tokens_map,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, small_tokenizer):
+    """A folder with a random Llama of two layers, and a small tokenizer."""
     import hf
 
     folder = tmp_path_factory.mktemp("tiny")
     hf.save_llama(
         folder,
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         num_hidden_layers=2,
         initializer_range=0.5,
         max_position_embeddings=128,
     )
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -147,6 +147,7 @@ def test_a_head_whose_work_is_still_there_is_found_out(model, costs):
         assert total(found).operations > total(predicted).operations
 
 
+@pytest.mark.quick
 def test_a_mask_of_only_sinks_leaves_no_attention(model):
     mask = SinkMask(((Sink("zero"),) * 6,) * 3)
     _, decode = _found_and_predicted(_compiled(model, mask), mask)

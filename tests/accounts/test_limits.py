@@ -12,6 +12,8 @@ from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Window
 
+pytestmark = pytest.mark.quick
+
 CONFIG = tiny.make(num_layers=1).config
 
 

@@ -21,6 +21,8 @@ from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, open_folder
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 DTYPES = {
     "float32": np.float32,
     "float16": np.float16,

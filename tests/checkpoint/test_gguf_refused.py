@@ -12,6 +12,8 @@ from sinkjax.checkpoint.gguf import open_gguf
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def small_file(model, tmp_path_factory):

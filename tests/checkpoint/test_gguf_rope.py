@@ -14,6 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkjax.checkpoint.gguf import open_gguf
 
+pytestmark = pytest.mark.quick
+
 
 def rope_of(writer, model, **changes) -> dict:
     add_llama(writer, model)

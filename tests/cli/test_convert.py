@@ -76,7 +76,7 @@ def test_a_checkpoint_can_be_converted_to_safetensors_for_transformers(source, t
     assert transformers.AutoTokenizer.from_pretrained(safetensors)("ab")["input_ids"] == [0, 3]
 
 
-def test_the_registrys_model_is_converted_by_default(tmp_path, smollm2):
+def test_the_real_model_is_converted_by_default(tmp_path, smollm2):
     convert(f"--output={tmp_path}", "--dtype=float32")
     assert sinkjax.model_digest(sinkjax.load(tmp_path)) == sinkjax.model_digest(smollm2)
     tokenizer = sinkjax.load_tokenizer(tmp_path)

@@ -18,12 +18,12 @@ NEW = 9
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
+def folder(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers, with a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("model")
-    shape = dict(vocab_size=len(smollm2_tokenizer), num_hidden_layers=2)
+    shape = dict(vocab_size=len(small_tokenizer), num_hidden_layers=2)
     hf.save_llama(folder, initializer_range=0.5, **shape)
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -49,29 +49,29 @@ def _arguments(folder, *prompts: str) -> list[str]:
     return [f"--model={folder}", f"--max_new_tokens={NEW}", *(f"--prompt={p}" for p in prompts)]
 
 
-def test_the_text_is_the_librarys(folder, smollm2_tokenizer, capsys):
+def test_the_text_is_the_librarys(folder, small_tokenizer, capsys):
     run_main(GENERATE, *_arguments(folder, *PROMPTS))
     out = capsys.readouterr().out
     for index, prompt in enumerate(PROMPTS):
-        assert _text(folder, smollm2_tokenizer, prompt, seed=index) in out
+        assert _text(folder, small_tokenizer, prompt, seed=index) in out
     assert "tokens/s" in out
 
 
-def test_a_mask_is_shown_beside_the_baseline(folder, mask, smollm2_tokenizer, capsys):
+def test_a_mask_is_shown_beside_the_baseline(folder, mask, small_tokenizer, capsys):
     sampling = ["--temperature=0.7", "--top_p=0.9", "--seed=5"]
     run_main(GENERATE, *_arguments(folder, PROMPTS[0]), f"--mask={mask}", "--compare", *sampling)
     out = capsys.readouterr().out
     saved = sinkjax.load_mask(mask)
     masked = sinkjax.specialize(sinkjax.load(folder), saved.mask, fills=saved.fills)
     texts = [
-        _text(folder, smollm2_tokenizer, PROMPTS[0], model, temperature=0.7, top_p=0.9, seed=5)
+        _text(folder, small_tokenizer, PROMPTS[0], model, temperature=0.7, top_p=0.9, seed=5)
         for model in (None, masked)
     ]
     assert texts[0] != texts[1]
     assert out.index(texts[0]) < out.index(texts[1])
 
 
-def test_the_hybrid_and_its_plan_file_agree_in_either_form(folder, mask, smollm2_tokenizer, capsys):
+def test_the_hybrid_and_its_plan_file_agree_in_either_form(folder, mask, small_tokenizer, capsys):
     plan = mask.parent / "plan.json"
     stages = [{"up_to": 7, "mask": mask.name}, {"up_to": None, "mask": "L0-1: 6f"}]
     plan.write_text(json.dumps({"crossing": "prefill", "stages": stages}))
@@ -84,7 +84,7 @@ def test_the_hybrid_and_its_plan_file_agree_in_either_form(folder, mask, smollm2
     assert hybrid[1 : ends[0]] == planned[1 : ends[1]]
 
 
-def test_a_chat_prompt_goes_through_the_template(folder, smollm2_tokenizer, capsys):
+def test_a_chat_prompt_goes_through_the_template(folder, small_tokenizer, capsys):
     run_main(GENERATE, *_arguments(folder, "Hi"), "--chat")
     out = capsys.readouterr().out
     assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" in out

@@ -157,6 +157,7 @@ def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
     assert "pip install -e '.[targets-cuda]'" in problem
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -15,11 +15,11 @@ L, N, K = 3, 6, 2
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of three layers, with the real model's tokenizer beside it."""
+def model(tmp_path_factory, small_tokenizer):
+    """A random Llama of three layers, with a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(folder, vocab_size=len(smollm2_tokenizer), initializer_range=0.5)
-    smollm2_tokenizer.save_pretrained(folder)
+    hf.save_llama(folder, vocab_size=len(small_tokenizer), initializer_range=0.5)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -13,6 +13,8 @@ from sinkjax.instruments.traced import traced_layer, traced_paths, traced_residu
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.testing.oracle import reference_logits
 
+pytestmark = pytest.mark.quick
+
 TOLERANCE = 1e-5
 
 

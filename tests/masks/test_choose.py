@@ -18,6 +18,8 @@ from sinkjax.masks.scores import consistent, sink_shares
 from sinkjax.studies.results import identity
 from sinkjax.studies.sweep.lengths import summarize_lengths
 
+pytestmark = pytest.mark.quick
+
 PATH = Window(1, 4)
 L, N, K = 3, 6, 2
 SIZE = N // K

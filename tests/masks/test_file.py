@@ -16,6 +16,8 @@ import sinkjax
 from sinkjax import Provenance, Sink, SinkMask
 from sinkjax.masks.file import SCHEMA
 
+pytestmark = pytest.mark.quick
+
 L, N, K, H = CONFIG.num_layers, CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
 several = settings(deadline=None, max_examples=50)
 drawn = masks(L, N, K)

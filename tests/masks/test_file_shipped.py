@@ -17,7 +17,7 @@ def digests(smollm2, smollm2_tokenizer):
 
 
 @pytest.mark.parametrize("path", MASKS, ids=lambda path: path.stem)
-def test_a_shipped_mask_is_for_its_model_and_costs_less_than_its_controls(path, smollm2, digests):
+def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path, smollm2, digests):
     saved = load_mask(path)  # which refuses a file whose digest is not that of what it says
     saved.check(smollm2.config)
     made_for = saved.provenance.model_digest, saved.provenance.tokenizer_digest

@@ -14,6 +14,8 @@ from masks import CONFIG, masks, problems_of
 from sinkjax import Copy, Full, Sink, SinkMask, Window
 from sinkjax.masks.paths import KINDS
 
+pytestmark = pytest.mark.quick
+
 L, N, K = CONFIG.num_layers, CONFIG.num_heads, CONFIG.num_kv_heads
 PATHS = [
     Full(),

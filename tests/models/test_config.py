@@ -18,6 +18,8 @@ from sinkjax.errors import InputError
 from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables
 
+pytestmark = pytest.mark.quick
+
 modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
 LLAMA_3_2_1B = {

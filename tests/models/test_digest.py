@@ -15,6 +15,8 @@ import sinkjax
 from sinkjax.models.digest import model_digest, tokenizer_digest, tokens_digest
 from sinkjax.models.sharding import shard
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_model_has_one_digest_from_every_source_and_on_every_mesh(tmp_path):
     hf.save_llama(tmp_path / "hf")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sinkjax.models.config import from_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables, rotate
 
+pytestmark = pytest.mark.quick
+
 modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
 

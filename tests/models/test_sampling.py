@@ -13,6 +13,8 @@ import sinkjax
 from sinkjax.models import sampling
 from sinkjax.models.sampling import make_sampler
 
+pytestmark = pytest.mark.quick
+
 logits_process = hf.oracle("transformers.generation.logits_process")
 
 VOCAB = 29

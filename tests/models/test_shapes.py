@@ -9,6 +9,8 @@ from flax import nnx
 import sinkjax
 from sinkjax.models.shapes import SHAPES, random_model
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_table_agrees_with_the_real_model(smollm2_gguf):
     found = sinkjax.load_config(smollm2_gguf)

@@ -18,6 +18,8 @@ from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
 from sinkjax.specialize.build import specialize
 
+pytestmark = pytest.mark.quick
+
 SHORT, MIDDLE = 10, 17
 SIZES = dict(batch_size=2, prefill_lengths=(8, 20, 40), max_length=40, steps_per_call=3)
 NEW = 14

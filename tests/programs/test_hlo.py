@@ -6,6 +6,8 @@ import pytest
 
 from sinkjax.programs.hlo import Module
 
+pytestmark = pytest.mark.quick
+
 pytestmark = pytest.mark.default_compilation
 
 

@@ -10,6 +10,8 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Sink, Window
 from sinkjax.report.mask_map import COLOURS, mask_map
 
+pytestmark = pytest.mark.quick
+
 SHAPES = [(30, 9, 3), (16, 32, 8), (80, 64, 8), (1, 1, 1)]
 
 

@@ -85,8 +85,11 @@ def test_the_same_records_in_another_order_give_the_same_bytes(report, sweep, sa
     assert files_of(tmp_path) == files_of(report.parent)
 
 
-def test_an_earlier_report_of_fewer_records_leaves_no_trace(make_sweep, save_sweep, tmp_path):
-    whole = make_sweep(definitions=("mean",), num_prompts=3, study=False)
+def test_an_earlier_report_of_fewer_records_leaves_no_trace(
+    make_sweep, save_sweep, describe, tmp_path
+):
+    sources = [describe.source("short", (2, 8)), describe.source("other", (4,), digest="d")]
+    whole = make_sweep(sources=sources, definitions=("mean",), num_prompts=3, study=False)
     specification, records = whole
     partly = [r for r in records if r["source"]["name"] == "short" and r["kind"] == "cell"]
     interrupted = save_sweep(tmp_path / "interrupted", specification, partly)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from sinkjax.errors import InputError
 from sinkjax.studies.prompts import BOS_POLICIES, PromptList, TextWindows, encode
 
+pytestmark = pytest.mark.quick
+
 BOS, EOS = 256, 257
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from sinkjax.errors import InputError
 from sinkjax.studies.results import Results, identity, read_records
 
+pytestmark = pytest.mark.quick
+
 SPECIFICATION = {"models": ["tiny"], "lengths": [2, 4], "thresholds": [0.9]}
 
 json_values = st.recursive(

@@ -10,6 +10,8 @@ import pytest
 from sinkjax.errors import InputError
 from sinkjax.studies import texts as inputs
 
+pytestmark = pytest.mark.quick
+
 
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -36,6 +36,7 @@ def expected_weights(path, query: int, head: int) -> dict[int, float]:
             return {0: 1.0} if query == 0 else {}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "path",
     [

@@ -142,13 +142,13 @@ def test_the_control_copies_with_the_same_heads():
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
+def small(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers, with a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("tiny")
     hf.save_llama(
-        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
+        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
     )
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 

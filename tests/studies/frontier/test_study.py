@@ -89,13 +89,13 @@ def test_every_method_is_judged_at_every_size(ran):
     assert control != own
 
 
-def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, smollm2_tokenizer):
+def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small_tokenizer):
     model = sinkjax.load(tiny)
     _, records = read_records(ran)
     (record, *_) = [r for r in records if (r["path"], r["method"]) == ("window(1,6)", "random")]
     mask = SinkMask.from_text(record["result"]["mask"])
     text = inputs.read_text(other_text, 5, 0)
-    windows = text.at_length(smollm2_tokenizer, "tokenizer", 24)[:3]
+    windows = text.at_length(small_tokenizer, "tokenizer", 24)[:3]
     kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
     sizes = Workload(24).decode

@@ -13,6 +13,8 @@ from sinkjax.studies.predict.study import PREDICTORS, PredictSettings, predict_s
 from sinkjax.studies.predict.tables import verdict
 from sinkjax.studies.resampling import resample_counts
 
+pytestmark = pytest.mark.quick
+
 
 def brute_auc(scores, outcomes):
     wins = [

@@ -63,10 +63,10 @@ def measured(tiny, mask_file, tmp_path_factory):
     return folder
 
 
-def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, smollm2_tokenizer):
+def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, small_tokenizer):
     model, saved = sinkjax.load(tiny), load_mask(mask_file)
     for length in (2, 90):
-        windows = inputs.default_text(2, 0).at_length(smollm2_tokenizer, "tokenizer", length)
+        windows = inputs.default_text(2, 0).at_length(small_tokenizer, "tokenizer", length)
         tokens = jnp.asarray(windows)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
@@ -122,7 +122,7 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
 
 
 def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
-    tiny, mask_file, smollm2_tokenizer, tmp_path
+    tiny, mask_file, small_tokenizer, tmp_path
 ):
     """Held to the dense oracle: each token by the mask that the rule gives to those before it."""
     room, saved, windowed = 20, load_mask(mask_file), SinkMask.from_text("L0: 6f | L1: 3f 3w(1,2)")
@@ -148,7 +148,7 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
     full = under(SinkMask.from_text(FULL))
     below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
     for length, own in ((8, below), (14, beyond)):
-        windows = inputs.default_text(3, 0).at_length(smollm2_tokenizer, "tokenizer", length)
+        windows = inputs.default_text(3, 0).at_length(small_tokenizer, "tokenizer", length)
         padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
         kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
         baseline = continued(padded, length, lambda size: full)
@@ -182,9 +182,9 @@ def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
     assert record["result"]["kl_by_position"][0]["first"] == 20
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, smollm2_tokenizer):
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_tokenizer):
     config, text = sinkjax.load_config(tiny), inputs.default_text(4, 0)
-    subject = Subject("tiny", config, smollm2_tokenizer, lambda: sinkjax.load(tiny))
+    subject = Subject("tiny", config, small_tokenizer, lambda: sinkjax.load(tiny))
     source = Source(text, "text", (8,))
     series = plan_sweep([subject], [source], Settings((8,), num_prompts=4))
     sinks = SinkMask.from_text("L0: 6f | L1: 6s(first)")

@@ -20,6 +20,8 @@ from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spe
 from sinkjax.studies.search.grow import SearchSettings, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
+pytestmark = pytest.mark.quick
+
 PATHS = (Sink("mean"), Sink("first"), Window(1, 4), Window(0, 15))
 
 

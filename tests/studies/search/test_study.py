@@ -45,11 +45,11 @@ def searched(tiny, other_text, tmp_path_factory):
     return folder
 
 
-def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, smollm2_tokenizer):
+def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, small_tokenizer):
     saved = load_mask(searched / "mask.json")
     model = sinkjax.load(tiny)
     assert saved.provenance.model_digest == sinkjax.model_digest(model)
-    windows = inputs.default_text(9, 0).at_length(smollm2_tokenizer, "tokenizer", 24)[5:]
+    windows = inputs.default_text(9, 0).at_length(small_tokenizer, "tokenizer", 24)[5:]
     fast = specialize(model, saved.mask, fills=saved.fills)
     kl = kl_of(model(windows), fast(windows))[:, 1:]
     own, other = saved.quality["quality"]

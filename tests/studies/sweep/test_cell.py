@@ -22,6 +22,8 @@ from sinkjax.studies.resampling import LEVEL, RESAMPLES, resample_counts
 from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.lengths import summarize_lengths
 
+pytestmark = pytest.mark.quick
+
 RATES = ("given_sink", "given_not", "base_rate", "lift", "phi")
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sinkjax.studies.resampling import RESAMPLES, resample_counts
 from sinkjax.studies.sweep.lengths import summarize_lengths
 
+pytestmark = pytest.mark.quick
+
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), count=st.integers(1, 4), min_share=st.sampled_from([0.3, 0.5, 0.9, 1.0]))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scripts import ROOT, load_script, run_main, start
 
 import sinkjax
@@ -24,12 +25,19 @@ SWEEP = "experiments.sweep"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of three layers, with the real model's tokenizer beside it."""
+def tiny(tmp_path_factory, small_tokenizer):
+    """A random Llama of three layers, with a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(folder, vocab_size=len(smollm2_tokenizer), initializer_range=0.5)
-    smollm2_tokenizer.save_pretrained(folder)
+    hf.save_llama(folder, vocab_size=len(small_tokenizer), initializer_range=0.5)
+    small_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def figures_are_blank_but_where_they_are_compared(request, monkeypatch):
+    """Drawing them would be half of the work; the tests of pages draw every kind."""
+    if "killed" not in request.node.name:
+        monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
 
 
 @pytest.fixture
@@ -59,12 +67,12 @@ def cells_of(folder, **fields):
     return [r for r in records if r["kind"] == "cell" and fields.items() <= r.items()]
 
 
-def test_cells_are_what_transformers_attention_says(tiny, prompts, tmp_path, smollm2_tokenizer):
+def test_cells_are_what_transformers_attention_says(tiny, prompts, tmp_path, small_tokenizer):
     run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out"), "--nostudy")
     oracle = hf.load_llama(tiny)
     texts = prompts.read_text().splitlines()[1:]
     for length in (2, 4, 9):
-        tokens = np.array([smollm2_tokenizer(text)["input_ids"][:length] for text in texts])
+        tokens = np.array([small_tokenizer(text)["input_ids"][:length] for text in texts])
         on_first = hf.attentions(oracle, tokens)[..., 0]  # [L, P, N, T]
         scores = {"mean": on_first.mean(axis=-1), "last": on_first[..., -1]}
         for definition, by_head in scores.items():
@@ -89,11 +97,11 @@ def test_cells_are_what_transformers_attention_says(tiny, prompts, tmp_path, smo
 
 
 def test_several_models_each_have_the_cells_that_they_have_alone(
-    tiny, prompts, tmp_path, smollm2_tokenizer
+    tiny, prompts, tmp_path, small_tokenizer
 ):
     other = tmp_path / "other"
-    hf.save_llama(other, seed=1, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2)
-    smollm2_tokenizer.save_pretrained(other)
+    hf.save_llama(other, seed=1, vocab_size=len(small_tokenizer), num_hidden_layers=2)
+    small_tokenizer.save_pretrained(other)
     for name, models in {"both": f"{tiny},{other}", "first": tiny, "second": other}.items():
         folder = tmp_path / name
         run_main(SWEEP, *arguments(models, prompts, folder, lengths="4", definitions="mean"))

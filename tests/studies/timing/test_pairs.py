@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sinkjax.studies.resampling import resample_counts
 from sinkjax.studies.timing.pairs import Call, _resampled_medians, interleave, ratio, summary
 
+pytestmark = pytest.mark.quick
+
 
 class MadeUpClock:
     """A clock that only calls move."""

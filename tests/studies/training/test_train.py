@@ -182,13 +182,13 @@ def test_there_is_nothing_to_repair_where_all_heads_are_full(model):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, smollm2_tokenizer):
-    """A random Llama of two layers, with the real model's tokenizer beside it."""
+def small(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers, with a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("tiny")
     hf.save_llama(
-        folder, vocab_size=len(smollm2_tokenizer), num_hidden_layers=2, initializer_range=0.5
+        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
     )
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 
