@@ -10,7 +10,7 @@ from scripts import ROOT
 pytestmark = pytest.mark.quick
 
 FLOORS = """
-    errors files environment
+    errors files environment shipped
     masks
     attention
     models
@@ -81,13 +81,15 @@ def test_nothing_imports_upwards():
     floors = {
         name: n for n, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()
     }
+    assert {top(module) for module in FILES} == floors.keys()  # a new one is given its floor
     wrong = [
         f"{module} imports {name}"
         for module, names in OWN.items()
         for name in names
         if top(name) != top(module) and floors[top(name)] >= floors[top(module)]
     ]
-    assert wrong == []
+    # The version, which stands where builds look for it.
+    assert wrong == ["sinkjax.environment imports sinkjax"]
 
 
 def test_only_scripts_read_flags_and_write_to_the_terminal():
