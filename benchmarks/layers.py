@@ -20,7 +20,7 @@ from absl import flags
 import sinkjax
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, each
 from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import LAYERS
 from sinkjax.report.table import Table
@@ -44,7 +44,7 @@ _UNROLLED, _SCANNED = LAYERS
 def main() -> None:
     if jax.config.jax_compilation_cache_dir:
         raise InputError("JAX_COMPILATION_CACHE_DIR is set: unset it, or compiling is not timed")
-    cli.each(cli.models(), _check)
+    each(cli.models(), _check)
     rows = [row for name in cli.models() for row in _rows(name)]
     note = (
         f"Medians of {_ROUNDS.value} rounds after 2 of warm-up, of compiling {_COMPILED.value}, on "

@@ -162,7 +162,7 @@ def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
     if cli.is_shape(cli.model()):
         return cells, lambda cell: by_chance(cell).astype(np.int32)
     tokenizer = sinkjax.load_tokenizer(cli.model(), revision=cli.revision())
-    text = inputs.default_text(max(batches), _SEED.value)
+    text = inputs.choose_text(None, max(batches), _SEED.value)
     text.check(tokenizer, "never", dict.fromkeys(lengths, max(batches)))
     return cells, lambda cell: text.at_length(
         tokenizer, "never", cell.prompt_length, cell.batch_size

@@ -21,7 +21,7 @@ from absl import flags
 from sinkjax.attention.products import CpuProducts
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, each
 from sinkjax.programs.options import CPU_OPTIONS
 from sinkjax.report.table import Table
 
@@ -45,7 +45,7 @@ _FORMS: dict[str, tuple[bool, Callable[[jax.Array, jax.Array], jax.Array], Mappi
 
 def main() -> None:
     rows = []
-    for shape in cli.each(_SHAPES.value, _shape):
+    for shape in each(_SHAPES.value, _shape):
         rates = _rates(*shape)
         base = statistics.median(rates["x @ w [in, out]"])
         for form, samples in rates.items():

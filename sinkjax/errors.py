@@ -2,7 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,23 @@ def about(field: str, value: object = None) -> Iterator[None]:
         raise InputError(
             *(Problem(field, value, str(problem)) for problem in error.problems)
         ) from error
+
+
+def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
+    """`function` of every item.
+
+    Raises:
+      InputError: with the problems of all the items together.
+    """
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return results
 
 
 def first_line(error: BaseException) -> str:

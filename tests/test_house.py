@@ -67,12 +67,7 @@ def folders() -> dict[str, set[str]]:
     return graph
 
 
-AWAITED = pytest.mark.xfail(strict=True, reason="what all studies share knows their pages")
-
-
-@pytest.mark.parametrize(
-    "graph", [OWN, pytest.param(folders(), marks=AWAITED)], ids=["files", "folders"]
-)
+@pytest.mark.parametrize("graph", [OWN, folders()], ids=["files", "folders"])
 def test_no_imports_go_in_a_circle(graph):
     graphlib.TopologicalSorter(graph).prepare()  # raises, and names the circle
 

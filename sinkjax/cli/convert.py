@@ -1,7 +1,7 @@
 """Converts a Llama once, so that later runs load it faster, and each device only its part of it.
 
-  python -m experiments.convert --model=meta-llama/Llama-3.2-1B --output=llama-3.2-1b
-  python -m experiments.sweep --model=llama-3.2-1b
+  sinkjax convert --model=meta-llama/Llama-3.2-1B --output=llama-3.2-1b
+  sinkjax sweep --model=llama-3.2-1b
 
 --format=orbax writes the project's own checkpoint, which sinkjax.load restores without converting
 anything: on one device, or over a mesh with sinkjax.load("llama-3.2-1b", mesh=mesh).

@@ -1,38 +1,31 @@
 """What the command lines of the experiments share: the model's flags, and errors as messages."""
 
 import contextlib
-import json
+import functools
 import logging
 import os
-import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import NoReturn, TypeVar
 
-import jax.numpy as jnp
 from absl import app, flags
 from absl import logging as absl_logging
 
 import sinkjax
 from sinkjax import shipped
 from sinkjax.checkpoint.load import DTYPES
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem, about, each
 from sinkjax.masks.paths import Path, parse_paths
-from sinkjax.models.config import from_hf_config
-from sinkjax.models.shapes import SHAPES, random_model
+from sinkjax.models.shapes import SHAPES
 from sinkjax.programs.options import ATTENTION, DEFAULT_ATTENTION
 from sinkjax.programs.targets import WITHOUT_TPU
+from sinkjax.studies import subject
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-T, U = TypeVar("T"), TypeVar("U")
 
 flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
-
-_SHAPE = "shape:"
 
 
 def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
@@ -47,7 +40,7 @@ def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
         "smollm2-135m",
         ("The models, with commas between them, each" if many else "The model:")
         + " smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf "
-        "file, a folder written by experiments.convert, or a Hub id such as "
+        "file, a folder that `sinkjax convert` wrote, or a Hub id such as "
         "meta-llama/Llama-3.2-1B."
         + (
             " Or, without weights to fetch, shape:NAME or shape:FOLDER, which has a config.json; "
@@ -96,39 +89,19 @@ def revision() -> str | None:
 
 def is_shape(name: str) -> bool:
     """Whether a model's name stands for a shape, without weights and tokenizer."""
-    return name.startswith(_SHAPE)
+    return name.startswith(subject.SHAPE)
 
 
 def load_config(name: str) -> sinkjax.LlamaConfig:
     """A model's config; of `shape:...`, from the table of shapes or a folder's config.json."""
-    if not is_shape(name):
-        return sinkjax.load_config(name, revision=revision())
-    shape = name.removeprefix(_SHAPE)
-    if revision() is not None:
-        raise InputError(Problem("revision", revision(), f"{name} has none; leave revision out"))
-    if shape in SHAPES:
-        return SHAPES[shape]
-    path = pathlib.Path(shape).expanduser()
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        attributes = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            Problem(
-                "model",
-                name,
-                f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
-                f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file",
-            )
-        ) from error
-    return from_hf_config(attributes, str(path))
+    if is_shape(name):
+        return subject.shape_config(name, revision())
+    return sinkjax.load_config(name, revision=revision())
 
 
 def load_model(name: str, *, seed: int = 0) -> sinkjax.Llama:
     """A model as --revision and --dtype say; of `shape:...`, with random weights of this seed."""
-    if is_shape(name):
-        return random_model(load_config(name), dtype=jnp.dtype(flags.FLAGS.dtype), seed=seed)
-    return sinkjax.load(name, revision=revision(), dtype=flags.FLAGS.dtype)
+    return subject.load_model(name, revision=revision(), dtype=flags.FLAGS.dtype, seed=seed)
 
 
 def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
@@ -165,29 +138,16 @@ def paths(flag: str, text: str) -> tuple[Path, ...]:
         return parse_paths(text, ("window", "sink"))
 
 
-def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
-    """`function` of every item.
-
-    Raises:
-      InputError: with the problems of all the items together.
-    """
-    results, problems = [], []
-    for item in items:
-        try:
-            results.append(function(item))
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    return results
-
-
 def as_flag(problem: Problem) -> str:
     """A problem as a script says it, with its field's flag."""
     return str(problem) if problem.field is None else f"--{problem}"
 
 
-def run(main: Callable[[], int | None], script: ModuleType | None = None) -> NoReturn:
+def run(
+    main: Callable[[], int | None],
+    script: ModuleType | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> NoReturn:
     """Parses the flags, runs `main()` and exits with the status that it returns.
 
     What the user can mend ends as a message with one line a problem and exit status 1. Of logs,
@@ -196,6 +156,7 @@ def run(main: Callable[[], int | None], script: ModuleType | None = None) -> NoR
     Args:
       main: of the script.
       script: the module whose docstring and flags --help shows; by default the process's own.
+      renamed: flags of earlier versions, by name, and what each is called now.
     """
 
     def guarded(arguments: list[str]) -> int | None:
@@ -217,7 +178,21 @@ def run(main: Callable[[], int | None], script: ModuleType | None = None) -> NoR
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
         flags.DEFINE_flag(_Help(name, short, script or sys.modules["__main__"]))
-    app.run(guarded, _with_shipped_files(sys.argv))
+    parse = functools.partial(_parse, renamed)
+    app.run(guarded, _with_shipped_files(sys.argv), flags_parser=parse)
+
+
+def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
+    """Parses flags; one that is unknown or has no such value ends the process with a message."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        now = renamed.get(error.flagname.split("=")[0])
+        message = f"--{error.flagname} is called --{now} now" if now else str(error)
+    except flags.Error as error:
+        message = str(error)
+    print(f"error: {message}; --help shows all flags", file=sys.stderr)
+    sys.exit(1)
 
 
 def _with_shipped_files(arguments: list[str]) -> list[str]:
@@ -248,8 +223,8 @@ class _Help(flags.BooleanFlag):
         super().parse(argument)
         if self.value:
             text = self._script.__doc__ or ""
-            if sys.argv[0].startswith("sinkjax "):  # by the installed command, outside a checkout
-                text = text.replace("python -m experiments.", "sinkjax ").replace("configs/", "")
+            if not sys.argv[0].startswith("sinkjax "):  # by a checkout's script
+                text = re.sub("^  sinkjax ", "  python -m experiments.", text, flags=re.MULTILINE)
             with contextlib.suppress(BrokenPipeError):  # as under `| head`
                 print(text, flags.FLAGS.module_help(self._script), sep="\n", flush=True)
             sys.exit(0)

@@ -1,11 +1,11 @@
 """Generates text with a model, under a mask or a plan, and beside the baseline on request.
 
-  python -m experiments.generate --prompt="The capital of France is"
-  python -m experiments.generate --prompt="Name three rivers." --chat --temperature=0.7 --seed=1
-  python -m experiments.generate --prompt="Once upon a time" --mask=mask.json --compare
-  python -m experiments.generate --prompt="Hello world" --mask=mask.json --up_to=10
+  sinkjax generate --prompt="The capital of France is"
+  sinkjax generate --prompt="Name three rivers." --chat --temperature=0.7 --seed=1
+  sinkjax generate --prompt="Once upon a time" --mask=mask.json --compare
+  sinkjax generate --prompt="Hello world" --mask=mask.json --up_to=10
 
---mask names a file that experiments.mask or sinkjax.save_mask wrote. With --up_to it serves
+--mask names a file that `sinkjax mask` or sinkjax.save_mask wrote. With --up_to it serves
 prompts of up to so many tokens, and the baseline longer ones: the founding study's hybrid. What
 happens to a text that grows beyond is --crossing: with "stay" the mask serves to the end, with
 "prefill" all tokens so far are prefilled again without it.
@@ -29,7 +29,7 @@ import jax
 from absl import flags
 
 import sinkjax
-from sinkjax.cli import compilation, masks, terminal
+from sinkjax.cli import compilation, terminal
 from sinkjax.cli import flags as cli
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
@@ -37,6 +37,7 @@ from sinkjax.models.sampling import make_sampler
 from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, LAYERS
 from sinkjax.programs.dispatch import CROSSINGS
 from sinkjax.report.table import Table
+from sinkjax.studies.candidates import read_masks, read_plan
 from sinkjax.studies.prompts import BOS_POLICIES, encode
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens
@@ -130,9 +131,9 @@ def _ways(config: sinkjax.LlamaConfig) -> list[_Way]:
     if not _MASK.value and not _PLAN.value:
         return ways
     if _PLAN.value:
-        named = _Way(f"plan {_PLAN.value}", *masks.read_plan(_PLAN.value))
+        named = _Way(f"plan {_PLAN.value}", *read_plan(_PLAN.value))
     else:
-        read = masks.read_masks([_MASK.value], config)
+        read = read_masks([_MASK.value], config)
         if len(read) > 1:
             raise InputError("--mask names several; give one, or a plan that says which is when")
         ((name, (mask, fills)),) = read.items()

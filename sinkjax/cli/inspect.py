@@ -1,8 +1,8 @@
 """Shows what a mask takes out of the compiled programs, beside what it should take out by hand.
 
-  python -m experiments.inspect --mask=mask.json
-  python -m experiments.inspect --mask="L0: 9f | L1-29: 6f 3s(first)" --prefill_lengths=64,512
-  python -m experiments.inspect --model=shape:llama-3.2-1b --dtype=bfloat16 --target=tpu:v5e \\
+  sinkjax inspect --mask=mask.json
+  sinkjax inspect --mask="L0: 9f | L1-29: 6f 3s(first)" --prefill_lengths=64,512
+  sinkjax inspect --model=shape:llama-3.2-1b --dtype=bfloat16 --target=tpu:v5e \\
       --mask="L0-15: 24f 8s(first)"
 
 The baseline and the mask are compiled, prefill and a decode step each, and their operations,
@@ -27,13 +27,14 @@ from absl import flags
 import sinkjax
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import flags as cli
-from sinkjax.cli import masks, terminal
+from sinkjax.cli import terminal
 from sinkjax.cli.programs import program_tables
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
 from sinkjax.masks.mask import SinkMask
 from sinkjax.programs.compile import LAYERS
 from sinkjax.programs.targets import TARGETS, target_device
+from sinkjax.studies.candidates import read_masks
 
 _HERE = "here"
 
@@ -79,7 +80,7 @@ def _output() -> pathlib.Path | None:
 def _mask(config: sinkjax.LlamaConfig) -> SinkMask:
     if not _MASK.value:
         raise InputError("--mask is missing: give a mask's file, or its text")
-    read = masks.read_masks([_MASK.value], config)
+    read = read_masks([_MASK.value], config)
     if len(read) > 1:
         raise InputError(f"--mask={_MASK.value} names several masks; give one")
     ((mask, _),) = read.values()

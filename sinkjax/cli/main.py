@@ -4,27 +4,13 @@ import ast
 import importlib
 import importlib.util
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
 
 import sinkjax
+from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
 from sinkjax.cli.stop import stoppable
-
-COMMANDS = (
-    "sweep",
-    "predict",
-    "copies",
-    "search",
-    "frontier",
-    "gates",
-    "repair",
-    "quality",
-    "timing",
-    "mask",
-    "inspect",
-    "generate",
-    "convert",
-)
-"""Each is a module of sinkjax.cli: its docstring is its help, its `main` is what it does."""
 
 
 def main() -> int:
@@ -43,12 +29,40 @@ def main() -> int:
     return 1
 
 
-def run(name: str) -> NoReturn:
+def run(name: str) -> None:
     """Runs a command with the flags that the process was given, and exits."""
     with stoppable():
         flags = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
-        command = importlib.import_module(f"sinkjax.cli.{name}")  # which defines its flags
-        flags.run(command.main, command)
+        command = load_command(name)
+        flags.run(command.main, command.module, command.renamed)
+
+
+class Command(NamedTuple):
+    """What a command is.
+
+    Attributes:
+      module: whose docstring and flags are its help.
+      main: what it does; its result is the process's status.
+      renamed: flags of earlier versions, by name, and what each is called now.
+    """
+
+    module: ModuleType
+    main: Callable[[], int | None]
+    renamed: Mapping[str, str]
+
+
+def load_command(name: str) -> Command:
+    """Defines the flags of a command."""
+    module = importlib.import_module(_module(name))
+    if name in TOOLS:
+        return Command(module, module.main, {})
+    study = getattr(module, STUDIES[name])
+    answer = importlib.import_module("sinkjax.cli.study").define_study(study)
+    return Command(module, answer, study.renamed)
+
+
+def _module(name: str) -> str:
+    return f"sinkjax.studies.{name}.study" if name in STUDIES else f"sinkjax.cli.{name}"
 
 
 def _help() -> str:
@@ -65,5 +79,5 @@ def _help() -> str:
 
 def _summary(name: str) -> str:
     """The first line of a command's docstring, read without importing what it needs."""
-    source = importlib.util.find_spec(f"sinkjax.cli.{name}").loader.get_source(None)
+    source = importlib.util.find_spec(_module(name)).loader.get_source(None)
     return ast.get_docstring(ast.parse(source)).splitlines()[0]

@@ -1,8 +1,8 @@
 """Makes a mask from a sweep's records: the heads that are sinks leave full attention.
 
-  python -m experiments.mask --results=results/quickstart
-  python -m experiments.mask --results=results/quickstart --lengths=2,4,8 --path="w(4,32)"
-  python -m experiments.mask --results=results/quickstart --quantile=0.8 --groups --seed=1
+  sinkjax mask --results=results/quickstart
+  sinkjax mask --results=results/quickstart --lengths=2,4,8 --path="w(4,32)"
+  sinkjax mask --results=results/quickstart --quantile=0.8 --groups --seed=1
 
 A head is chosen where it is a sink, by the sweep's definition and threshold, in at least
 --min_share of the prompts at every length (a consistent head). With --quantile=q the share 1 - q of
@@ -131,7 +131,7 @@ def _curve() -> Curve:
     if not curves:
         raise InputError(
             f"--results={_RESULTS.value} holds no prompts' or texts' scores (yet): give the "
-            "--output_dir of experiments.sweep"
+            "--output_dir of sinkjax sweep"
         )
     for flag, of in (
         (_MODEL, lambda curve: sweep.model_name(curve.model)),

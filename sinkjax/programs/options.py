@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -49,7 +49,8 @@ def choose(platform: str, devices: int) -> Choice:
 
 _AUTO = "auto"
 
-ATTENTION = (XLA.name, "splash", "pallas", _AUTO)
+Attention = Literal["xla", "splash", "pallas", "auto"]
+ATTENTION: tuple[str, ...] = get_args(Attention)
 """Names of what computes a prompt's attention. `auto` is, for each prompt length by itself, the
 platform's kernel where it can compute that length, and `xla` where not, or where weights lie over
 several devices.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from sinkjax.errors import InputError, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BOS_POLICIES = ("tokenizer", "always", "never")
+BosPolicy = Literal["tokenizer", "always", "never"]
+BOS_POLICIES: tuple[str, ...] = get_args(BosPolicy)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: str) -> list[int]:

@@ -177,12 +177,18 @@ class Results:
         self._index[record_id] = (self._end, len(line))
         self._end += len(line)
 
-    def record(self, fields: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> bool:
+    def record(
+        self,
+        fields: Mapping[str, Any],
+        measure: Callable[[], Mapping[str, Any]],
+        environment: Callable[[], Mapping[str, Any]] = environment,
+    ) -> bool:
         """Adds the record of what `fields` say, unless it is there.
 
         Args:
           fields: all that decides the result, of JSON values: the record's id is their identity.
           measure: gives the "result".
+          environment: says with what.
 
         Returns:
           whether it was measured now.
@@ -342,7 +348,7 @@ def _specification(path: Path) -> dict[str, Any]:
     specification = content.get("specification") if isinstance(content, dict) else None
     if not isinstance(specification, dict):
         raise ValueError(f"{path.name} has no specification")
-    return specification
+    return {"experiment": "sweep", **specification}  # which version 0.1.0 left out of a sweep's
 
 
 def _index(content: bytes) -> tuple[dict[str, tuple[int, int]], int, list[str]]:

@@ -1,4 +1,4 @@
-"""What a search has measured, kept under names that say what it was."""
+"""What has been measured, kept under names that say what it was."""
 
 import hashlib
 from collections.abc import Callable
@@ -42,6 +42,12 @@ class Store:
           on_progress: called with what was measured, or found, and the tokens that it took.
         """
         self._kept, self._model_digest, self._on_progress = kept, model_digest, on_progress
+        self.reported = 0
+
+    def report(self, what: str, tokens: int) -> None:
+        """Says that this many tokens are done; for what is measuring, as it goes."""
+        self.reported += tokens
+        self._on_progress(what, tokens)
 
     def __call__(
         self,
@@ -73,11 +79,12 @@ class Store:
                 **how,
             }
         )
-        arrays = self._kept.arrays(name)
+        arrays, before = self._kept.arrays(name), self.reported
         if arrays is None:
             arrays = measure()
             self._kept.put_arrays(name, **arrays)
-        self._on_progress(what, 0 if windows is None else windows.size * passes)
+        tokens = 0 if windows is None else windows.size * passes
+        self.report(what, max(0, tokens - (self.reported - before)))
         return arrays
 
 

@@ -1,17 +1,25 @@
-"""Reads what the flags of the experiments name: prompts, long texts, and the defaults of both."""
+"""Reads what users name: prompts, long texts, and the defaults of both."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import platform
 import re
 from pathlib import Path
-from pydoc_data.topics import topics
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, about
 from sinkjax.studies.prompts import PromptList, TextWindows
+
+SHIPPED = {
+    "mansfield-park": "Mansfield Park (Jane Austen)",
+    "moby-dick": "Moby-Dick (Herman Melville)",
+}
+"""Texts that come with the project, by the name that stands for the file."""
+
+CHOOSE, JUDGE = SHIPPED
+"""That to choose on, and that to judge on."""
 
 
 def read_prompts(path: str | Path) -> PromptList:
@@ -39,13 +47,16 @@ def read_prompts(path: str | Path) -> PromptList:
     return PromptList(path.name, sha256, tuple(texts))
 
 
-def read_text(path: str | Path, count: int, seed: int) -> TextWindows:
-    """Reads a long text to cut `count` windows from, at places that `seed` decides.
+def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> TextWindows:
+    """Reads a long text to cut `count` excerpts from, at places that `seed` decides.
+
+    Args:
+      field: the setting that names the file, for messages.
 
     Raises:
       InputError: a file that cannot be read or holds no text.
     """
-    with about("text", path):
+    with about(field, path):
         text, sha256 = _read(Path(path))
         if not text.strip():
             raise InputError("it is empty: give a file of prose")
@@ -68,30 +79,21 @@ def study_prompts() -> tuple[PromptList, ...]:
     )
 
 
-def default_text(count: int, seed: int) -> TextWindows:
-    """Windows of the long text that is always at hand: Python's own language reference."""
-    text = pydoc_prose()
-    name = f"Python {platform.python_version()} topics"
-    return TextWindows(name, _sha256(text.encode()), text, count, seed)
+def choose_text(path: str | None, count: int, seed: int) -> TextWindows:
+    """Excerpts of the text to choose on: a file's, or a shipped one's by its name or by default."""
+    return _file_or_shipped("choose_text", path or CHOOSE, count, seed)
 
 
-def pydoc_prose() -> str:
-    """The topics of `pydoc`, in the order of their names, as paragraphs.
+def judge_text(path: str | None, count: int, seed: int) -> TextWindows:
+    """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
+    return _file_or_shipped("judge_text", path or JUDGE, count, seed)
 
-    Lines wrapped for a terminal are joined; what is indented, code for the most part, stays as it
-    is; tables and the underlines of headings are left out. Topics repeat long parts of one another:
-    each paragraph is kept the first time only, so that windows at different places hold different
-    text.
-    """
-    paragraphs: dict[str, None] = {}
-    for name in sorted(topics):
-        for block in re.split(r"\n\s*\n", topics[name].strip("\n")):
-            lines = [line for line in block.split("\n") if not re.fullmatch(r"(\W)\1+", line)]
-            if block.startswith((" ", ">>>")):
-                paragraphs["\n".join(lines)] = None
-            elif not block.startswith(("+--", "|")):
-                paragraphs[" ".join(line.strip() for line in lines)] = None
-    return "\n\n".join(paragraphs) + "\n"
+
+def _file_or_shipped(field: str, path: str, count: int, seed: int) -> TextWindows:
+    if path in SHIPPED:
+        text = read_text(shipped.FOLDER / "texts" / f"{path}.txt", count, seed)
+        return dataclasses.replace(text, name=SHIPPED[path])
+    return read_text(path, count, seed, field)
 
 
 def _text_lines(text: str) -> list[str]:

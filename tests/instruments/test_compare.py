@@ -382,11 +382,12 @@ def test_measured_quality_goes_into_a_masks_file(tmp_path):
 
 
 def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_tokenizer, hf_smollm2):
-    """The first two chunks of 512 tokens of a text, the second half of each scored."""
-    from sinkjax.studies.texts import pydoc_prose
+    """The first four chunks of 512 tokens of a text, the second half of each scored."""
+    from sinkjax.studies.texts import choose_text
 
-    tokens = smollm2_tokenizer(pydoc_prose()[:10_000])["input_ids"][: 2 * 512]
-    windows = np.array(tokens, np.int32).reshape(2, 512)
+    text = choose_text(None, 1, seed=0).text
+    tokens = smollm2_tokenizer(text[:20_000])["input_ids"][: 4 * 512]
+    windows = np.array(tokens, np.int32).reshape(4, 512)
     stats = compare(smollm2, smollm2, windows, score_from=256)
     assert not stats.kl.any()
     found = summarize_quality(stats, seed=0)["perplexity"]["baseline"]["value"]

@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
+from sinkjax.cli.study import write_report
 from sinkjax.instruments.compare import QualityStats
-from sinkjax.studies.pages import write_report
 from sinkjax.studies.quality.summary import (
     summarize_continuation,
     summarize_passkeys,

@@ -1,8 +1,11 @@
 """What the experiments read: files of prompts, long texts, and the defaults of both."""
 
+import functools
 import hashlib
 import json
 import os
+import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -119,20 +122,38 @@ def test_the_founding_studys_prompts_have_its_numbers_of_tokens(smollm2_tokenize
     assert "stand-in" in long.name  # the study does not say which sentence it was
 
 
-def test_the_default_text_has_room_for_many_windows_of_every_length(smollm2_tokenizer):
-    text = inputs.default_text(100, seed=0)
-    text.check(smollm2_tokenizer, "tokenizer", {2: 100, 512: 100, 2048: 16, 8192: 4})
-    assert text.sha256 == inputs.default_text(7, seed=1).sha256
+DEFAULTS = tuple(functools.partial(f, None) for f in (inputs.choose_text, inputs.judge_text))
+SHIPPED = pytest.mark.parametrize("default", DEFAULTS)
+
+
+@SHIPPED
+def test_a_shipped_text_has_room_for_many_excerpts_of_every_length(default, smollm2_tokenizer):
+    text = default(count=100, seed=0)
+    text.check(smollm2_tokenizer, "tokenizer", {2: 100, 512: 100, 2048: 32, 8192: 8})
+    assert text.sha256 == default(count=7, seed=1).sha256
     assert text.sha256 == hashlib.sha256(text.text.encode()).hexdigest()
     rows = text.at_length(smollm2_tokenizer, "tokenizer", 8)
     assert len(np.unique(rows[:, 0])) > 30
 
 
-def test_the_default_text_is_prose_without_repeats_or_drawn_tables():
-    prose = inputs.pydoc_prose()
-    paragraphs = prose.strip("\n").split("\n\n")
-    assert len(set(paragraphs)) == len(paragraphs)
-    flat = [paragraph for paragraph in paragraphs if not paragraph.startswith((" ", ">>>"))]
-    assert sum(paragraph.count(" ") for paragraph in flat) > 30_000
-    assert not any("\n" in paragraph for paragraph in flat)
-    assert not any(paragraph.startswith(("+--", "====", "****")) for paragraph in flat)
+@SHIPPED
+def test_a_shipped_text_is_prose_without_repeats_markup_or_a_publishers_words(default):
+    text = default(count=1, seed=0).text
+    paragraphs = text.removesuffix("\n").split("\n\n")
+    long = [paragraph for paragraph in paragraphs if len(paragraph) > 40]
+    assert len(set(long)) > 0.999 * len(long)  # but for a refrain
+    assert sum(paragraph.count(" ") for paragraph in long) > 90_000
+    assert all(paragraph == " ".join(paragraph.split()) != "" for paragraph in paragraphs)
+    assert unicodedata.is_normalized("NFC", text)
+    assert not re.search(r"[<>\[\]{}|_*=#]|gutenberg|standard ebooks", text, re.I)
+
+
+def test_the_shipped_texts_are_those_that_their_readme_describes():
+    folder = inputs.CONFIGS / "texts"
+    table = re.findall(
+        r"`(\S+\.txt)` \| (.+?) \|.*`([0-9a-f]{64})`", (folder / "README.md").read_text()
+    )
+    found = [(path.name, inputs.read_text(path, 1, 0).sha256) for path in folder.glob("*.txt")]
+    assert sorted(found) == sorted((file, sha256) for file, _, sha256 in table)
+    named = [(text.name, text.sha256) for text in (f(1, 0) for f in DEFAULTS)]
+    assert named == [(name, sha256) for _, name, sha256 in table]

@@ -10,18 +10,22 @@ from absl import flags
 
 from sinkjax import InputError
 from sinkjax.cli import flags as cli
+from sinkjax.cli.main import Command, load_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def load_script(name: str) -> ModuleType:
-    """Imports a script anew; the flags of scripts imported before it are forgotten."""
-    name = name.replace("experiments.", "sinkjax.cli.")
+def load_script(name: str) -> ModuleType | Command:
+    """A script, or a command by its script's name; the flags of those before it are forgotten."""
     by_module = flags.FLAGS.flags_by_module_dict().items()
     scripts = [own for module, own in by_module if module.startswith(("sinkjax", "benchmarks"))]
     for name_of_flag in {flag.name for own in scripts for flag in own}:
         delattr(flags.FLAGS, name_of_flag)
     flags.FLAGS.unparse_flags()
+    folder, _, command = name.partition(".")
+    if folder == "experiments":
+        sys.modules.pop(f"sinkjax.cli.{command}", None)  # flags are defined when it is imported
+        return load_command(command)
     sys.modules.pop(name, None)
     return importlib.import_module(name)
 

@@ -1,13 +1,28 @@
-"""What copying costs, by every variant: sources are chosen on one text and judged on another."""
+"""Can heads copy the attention of earlier heads, and which, and what does it cost?
+
+  sinkjax copies --choose_text=one.txt --judge_text=other.txt
+  sinkjax copies --flagfile=copies.flags
+
+For each head, the earlier head is found whose pattern serves it best: on --choose_text, by the
+distance of patterns and by the error of the head's own output. Then the heads with the best sources
+copy them, and the KL to the baseline is measured on --judge_text, beside copying layer 0's head of
+the same index (the idea of the study that this project set out from), the layer before, heads drawn
+at random, and `sink` heads that have no pattern at all.
+
+Everything goes to --output_dir: records.jsonl, with each mask, measured/ with the error of every
+pair of heads, and report.html. A run that was stopped goes on where it was when the same command is
+given again. Patterns of all heads are kept for an excerpt at a time: lengths up to about 512.
+"""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import own_errors
@@ -15,18 +30,18 @@ from sinkjax.instruments.patterns import PATTERN_TOKENS
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
-from sinkjax.models.digest import tokens_digest
+from sinkjax.report.page import Page
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies import settings
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
-from sinkjax.studies.resampling import estimate_mean
-from sinkjax.studies.results import Results, identity
-from sinkjax.studies.sweep.study import (
-    Progress,
-    Series,
-    describe_model,
-    describe_source,
-    describe_texts,
-)
+from sinkjax.studies.copies.page import page
+from sinkjax.studies.copies.tables import copying_tables
+from sinkjax.studies.held_out import HeldOutStudy, mask_result
+from sinkjax.studies.series import describe_texts
+from sinkjax.studies.settings import setting
+from sinkjax.studies.study import Bench, Cell, Size
 
 CONTROLS = ("shuffled", "sink")
 """The heads of `output` copying earlier heads drawn at random; as many heads on `sink(first)`,
@@ -35,104 +50,68 @@ those of the least own error under it: what needs no pattern at all."""
 _RECORD_BYTES = 32_768  # an upper bound
 
 
-@dataclasses.dataclass(frozen=True)
-class CopySettings:
-    """What is tried.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Copies(HeldOutStudy):
+    """What copying earlier heads' attention costs."""
 
-    Attributes:
-      shares: of all heads, those that copy, each within (0, 1).
-      seed: of the shuffled control and of resamples.
-    """
+    name = "copies"
 
-    shares: tuple[float, ...] = (0.05, 0.1, 0.2)
-    seed: int = 0
+    lengths: tuple[int, ...] = setting((24, 256), "Tokens of an excerpt, BOS included.")
+    max_tokens: int = setting(
+        2048, "Tokens at one length on either text; fewer excerpts where they are long."
+    )
+    shares: tuple[float, ...] = setting((0.05, 0.1, 0.2), "Shares of all heads that copy.")
 
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from settings.shares("shares", self.shares)
 
-def run_copies(
-    chosen_on: Series,
-    judged_on: Series,
-    settings: CopySettings,
-    folder: str,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> dict[str, Any]:
-    """Runs what a folder does not hold yet.
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
+        if self.subject.config.num_layers < 2:
+            yield Problem(
+                "model", self.subject.name, "it has one layer: there is none to copy from"
+            )
 
-    Args:
-      chosen_on, judged_on: windows of one model at the same lengths, of `plan_sweep`.
-      settings: what is tried.
-      folder: for the results; for users, the value of --output_dir.
-      on_progress: called after every step.
+    def specification(self) -> dict[str, Any]:
+        return {
+            "chosen_on": self.chosen_on.describe(),
+            "judged_on": self.judged_on.describe(),
+            "shares": list(self.shares),
+            "seed": self.seed,
+        }
 
-    Returns:
-      the specification that the folder now belongs to.
+    def size(self) -> Size:
+        masks = len(self.shares) * len((*VARIANTS, *CONTROLS))
+        records = len(self.lengths) * (1 + masks)
+        tokens = self.chosen_on.size + masks * self.judged_on.size
+        return Size(tokens, records, _RECORD_BYTES * records)
 
-    Raises:
-      InputError: for settings out of their range, weights that cannot be read, or a folder that
-        cannot be used.
-    """
-    check_copies(chosen_on, settings)
-    subject = judged_on.subject
-    model = subject.load()
-    described = describe_model(subject, model)
-    on_progress(Progress("model", f"loaded {subject.name}"))
-    specification = {
-        "experiment": "copies",
-        "model": described,
-        "chosen_on": _described(chosen_on),
-        "judged_on": _described(judged_on),
-        **dataclasses.asdict(settings),
-        "shares": list(settings.shares),
-    }
-    lengths = sorted(judged_on.tokens)
-    with Results(folder, specification) as results:
-        results.reserve(_RECORD_BYTES * len(lengths) * (1 + len(settings.shares) * 6))
-        for length in lengths:
-            common = {
-                **describe_texts(chosen_on, judged_on, length, described),
-                "seed": settings.seed,
-            }
-            fit = _fitted(model, chosen_on.tokens[length], described, results, on_progress)
-            results.record({"kind": "sources", **common}, lambda fit=fit: summarize_sources(fit))
-            judged = judged_on.tokens[length]
-            judge = Judge(model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
-            for variant, share in itertools.product((*VARIANTS, *CONTROLS), settings.shares):
-                fields = {"kind": "copies", **common, "variant": variant, "share": share}
-                if identity(fields) not in results:
-                    mask = _mask(variant, share, fit, model, chosen_on.tokens[length], settings)
-                    kl = judge(mask)
-                    results.record(
-                        fields, lambda mask=mask, kl=kl: _result(mask, kl, settings.seed)
-                    )
-                on_progress(
-                    Progress(
-                        "record", f"{variant} {share:g}", judged_on.tokens[length].size, records=1
-                    )
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        for length in sorted(self.lengths):
+            common = {**describe_texts(self.chosen_on, self.judged_on, length), "seed": self.seed}
+            excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
+            fit = _fitted(bench, excerpts)
+            summarize = functools.partial(summarize_sources, fit)
+            yield Cell({"kind": "sources", **common}, summarize, "sources")
+            judge = Judge(bench.model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
+            for variant, share in itertools.product((*VARIANTS, *CONTROLS), sorted(self.shares)):
+                yield Cell(
+                    {"kind": "copies", **common, "variant": variant, "share": share},
+                    functools.partial(
+                        _result, variant, share, fit, bench.model, excerpts, judge, self.seed
+                    ),
+                    f"{variant} {share:g}",
+                    steps=judged.size,
                 )
-    return specification
 
+    @classmethod
+    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
+        return copying_tables(records)
 
-def count_tokens(chosen_on: Series, judged_on: Series, settings: CopySettings) -> int:
-    """What `run_copies` reports in all."""
-    masks = len(settings.shares) * len((*VARIANTS, *CONTROLS))
-    size = lambda series: sum(rows.size for rows in series.tokens.values())  # noqa: E731
-    return size(chosen_on) + masks * size(judged_on)
-
-
-def check_copies(series: Series, settings: CopySettings) -> None:
-    """All that can be refused before any weight is read."""
-    problems = [
-        f"--shares={share:g}: give shares of all heads, above 0 and below 1"
-        for share in settings.shares
-        if not 0 < share < 1
-    ]
-    if not settings.shares:
-        problems.append("--shares is empty: give at least one, such as 0.1")
-    if settings.seed < 0:
-        problems.append(f"--seed={settings.seed}: give 0 or more")
-    if series.subject.config.num_layers < 2:
-        problems.append(f"--model={series.subject.name} has one layer: there is none to copy from")
-    if problems:
-        raise InputError(*problems)
+    @classmethod
+    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+        return page(specification, records)
 
 
 def summarize_sources(fit: SourceFit) -> dict[str, Any]:
@@ -167,30 +146,15 @@ def summarize_sources(fit: SourceFit) -> dict[str, Any]:
     return {**found, "best": [[None] * heads, *sources]}
 
 
-def _fitted(
-    model: Llama,
-    windows: np.ndarray,
-    described: Mapping[str, Any],
-    results: Results,
-    on_progress: Callable[[Progress], None],
-) -> SourceFit:
-    """`fit_sources`, kept under a name that says of what."""
-    name = identity(
-        {
-            "fit": list(CRITERIA),
-            "model_digest": described["model_digest"],
-            "tokens_sha256": tokens_digest(windows),
-        }
-    )
-    show = lambda tokens: on_progress(Progress("measured", "sources", tokens=tokens))  # noqa: E731
-    arrays = results.arrays(name)
-    if arrays is None:
-        fit = fit_sources(model, windows, show)
-        fields = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
-        results.put_arrays(name, **fields)
-        return fit
-    show(windows.size)
-    return SourceFit(**arrays)
+def _fitted(bench: Bench, excerpts: np.ndarray) -> SourceFit:
+    """Returns `fit_sources` of the model on these excerpts, [W, T]."""
+
+    def measure() -> dict[str, np.ndarray]:
+        report = functools.partial(bench.keep.report, "copy sources")
+        fit = fit_sources(bench.model, excerpts, report)
+        return {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
+
+    return SourceFit(**bench.keep("copy sources", excerpts, measure, criteria=list(CRITERIA)))
 
 
 def _mask(
@@ -198,29 +162,29 @@ def _mask(
     share: float,
     fit: SourceFit,
     model: Llama,
-    windows: np.ndarray,
-    settings: CopySettings,
+    excerpts: np.ndarray,
+    seed: int,
 ) -> SinkMask:
     count = max(1, round(share * fit.nothing.size))
     if variant == "sink":
-        errors = own_errors(model, windows, [Sink("first")])[0]
+        errors = own_errors(model, excerpts, [Sink("first")])[0]
         chosen = np.zeros(errors.size, bool)
         chosen[np.argsort(errors, axis=None, kind="stable")[:count]] = True
         return SinkMask.where(chosen.reshape(errors.shape), Sink("first"))
     if variant == "shuffled":
-        return shuffled_copies(copy_mask(fit.output, "output", count), seed=settings.seed)
+        return shuffled_copies(copy_mask(fit.output, "output", count), seed=seed)
     return copy_mask(fit.pattern if variant == "pattern" else fit.output, variant, count)
 
 
-def _result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
-    return {
-        "heads": mask.counts(),
-        "kl": estimate_mean(kl, seed),
-        "mask": str(mask),
-        "mask_digest": mask.digest,
-    }
-
-
-def _described(series: Series) -> dict[str, Any]:
-    lengths = sorted(series.tokens)
-    return {**describe_source(series.source), "bos": series.bos, "lengths": lengths}
+def _result(
+    variant: str,
+    share: float,
+    fit: SourceFit,
+    model: Llama,
+    excerpts: np.ndarray,
+    judge: Callable[[SinkMask], np.ndarray],
+    seed: int,
+) -> dict[str, Any]:
+    """The "result" of a record of kind "copies"."""
+    mask = _mask(variant, share, fit, model, excerpts, seed)
+    return mask_result(mask, judge(mask), seed)

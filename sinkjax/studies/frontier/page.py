@@ -16,7 +16,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers
 from sinkjax.report.table import Table
-from sinkjax.studies.frontier.study import COPIES, GATES, SEARCHED
+from sinkjax.studies.frontier.methods import COPIES, GATES, SEARCHED
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _STYLES: dict[str, dict[str, Any]] = {

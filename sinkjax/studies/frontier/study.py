@@ -1,6 +1,10 @@
-"""What masks of growing size cost, by how they were chosen: methods × sizes × paths × lengths.
+"""Holds ways to choose heads against each other: KL against what masks of growing size save.
 
-Heads are ranked on some windows and every mask is judged on others, by one program for all masks.
+  sinkjax frontier --flagfile=frontier.flags --choose_text=a.txt --judge_text=b.txt
+  sinkjax frontier --searches=results/search --copies=results/copies
+
+Heads are ranked on excerpts of one text, and every mask is judged on excerpts of another. --paths
+names the paths that heads are ranked for, by length: `24:sink(mean);512:sink(mean),window(4,128)`.
 Methods that rank heads for one path:
 
   sink score    the highest `mean` scores first
@@ -8,77 +12,55 @@ Methods that rank heads for one path:
   sensitivity   the least predicted KL a head first, beside those before it
   random        the heads of `own error`, drawn anew within each layer: the control
 
-`budget search` are the masks that a search to a KL budget went through, of its own paths, `gates`
-those that learned gates chose. Records of copying (`sinkjax.copying`) are taken over as they are,
-with the windows that they were made on.
+--searches adds the masks that `sinkjax search` went through, --gates those that `sinkjax gates`
+chose, --copies what `sinkjax copies` measured, all at the same lengths; records of copies are taken
+over as they are, with the excerpts that they were made on.
+
+What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
+mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs.
+
+Everything goes to --output_dir: records.jsonl, figures/*.png and report.html. A run that was
+stopped goes on where it was when the same command is given again.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Path
-from sinkjax.models.config import LlamaConfig
+from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.models.decoder import Llama
+from sinkjax.report.page import Page
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies import settings
+from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
+from sinkjax.studies.frontier.page import frontier_table, page
+from sinkjax.studies.held_out import HeldOutStudy
 from sinkjax.studies.resampling import estimate_mean
-from sinkjax.studies.results import Results
+from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import sink_scores
+from sinkjax.studies.series import describe_texts
+from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.store import Store
-from sinkjax.studies.sweep.study import (
-    Progress,
-    Series,
-    describe_model,
-    describe_source,
-    describe_texts,
-)
-
-METHODS = ("sink score", "own error", "sensitivity", "random")
-SEARCHED, GATES = "budget search", "gates"
-COPIES = {"layer_0": "copy layer 0", "adjacent": "copy the layer before", "output": "copy the best"}
-"""Methods by the variants of `sinkjax.copying`."""
-
-Saved = Literal["compiled", "by_hand"]
-SAVED: tuple[str, ...] = get_args(Saved)
+from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES = 8192  # an upper bound
 
 
 @dataclasses.dataclass(frozen=True)
-class FrontierSettings:
-    """What is compared.
-
-    Attributes:
-      paths: by length, those for which heads are ranked.
-      shares: of all heads, within (0, 1].
-      samples: draws of labels for each window, for `sensitivity`.
-      generated: tokens after each prompt, for which the cache has room.
-      saved: what masks save, as read from the programs that each compiles into, or by the formulas
-        that such programs are held to.
-      seed: of draws, controls and resamples.
-    """
-
-    paths: Mapping[int, tuple[Path, ...]]
-    shares: tuple[float, ...]
-    samples: int = 2
-    generated: int = 64
-    saved: Saved = "compiled"
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
+class Point:
     """One point of the frontier.
 
     Attributes:
@@ -91,218 +73,280 @@ class Candidate:
     mask: SinkMask
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """What other experiments found.
+def parse_paths_by_length(text: str) -> tuple[tuple[int, tuple[Path, ...]], ...]:
+    """Reads `24:sink(mean);512:sink(mean),window(4,128)`.
 
-    Attributes:
-      masks: by length, those that searches went through and gates chose.
-      copies: records of `sinkjax.copying.run_copies`.
+    Raises:
+      InputError: for a part without a length, or what is no path.
     """
+    by_length = []
+    for part in text.split(";"):
+        length, _, paths = part.partition(":")
+        if not length.isdecimal():
+            raise InputError(f"{part!r} begins with no length; write 512:window(4,128)")
+        by_length.append((int(length), parse_paths(paths)))
+    return tuple(by_length)
 
-    masks: Mapping[int, Sequence[Candidate]] = dataclasses.field(default_factory=dict)
-    copies: Sequence[Mapping[str, Any]] = ()
 
-    def copied(self, length: int) -> list[Mapping[str, Any]]:
-        """The records of copies at one length that have a place on the frontier."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Frontier(HeldOutStudy):
+    """What masks of growing size cost and save, by how their heads were chosen."""
+
+    name = "frontier"
+
+    lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
+    choose_excerpts: int = setting(64, "Number of excerpts to rank on, at most.")
+    judge_excerpts: int = setting(64, "Number of excerpts to judge on, at most.")
+    max_tokens: int = setting(
+        2048, "Tokens at one length on either text; fewer excerpts where they are long."
+    )
+    paths: tuple[tuple[int, tuple[Path, ...]], ...] = setting(
+        ((24, (Sink("mean"),)), (512, (Sink("mean"), Window(4, 128)))),
+        "Paths to rank heads for, by length: 24:sink(mean);512:sink(mean),window(4,128).",
+        parse=parse_paths_by_length,
+    )
+    shares: tuple[float, ...] = setting(
+        (0.1, 0.3, 0.5, 0.7, 0.9), "Shares of all heads that are masked."
+    )
+    samples: int = setting(2, "Draws of labels for each excerpt, for the ranking by sensitivity.")
+    generated: int = setting(64, "Tokens after each prompt, for which the cache has room.")
+    saved: Literal["compiled", "formula"] = setting(
+        "compiled", "How savings are known: read from each mask's compiled programs, or by formula."
+    )
+    searches: tuple[str, ...] = setting((), "Output folders of `sinkjax search`, to add masks of.")
+    gates: tuple[str, ...] = setting((), "Output folders of `sinkjax gates`, to add masks of.")
+    copies: str | None = setting(None, "Output folder of `sinkjax copies`, to add records of.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from settings.shares("shares", self.shares, one=True)
+        yield from at_least(self, samples=1, generated=1)
+        if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
+            yield Problem(
+                "paths", None, f"it has none for lengths={','.join(map(str, missing))}: name some"
+            )
+
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
+        config = self.subject.config
+        longest = config.max_length - self.generated
+        for length in self.lengths:
+            if self.saved == "compiled" and length > longest:
+                yield Problem(
+                    "lengths",
+                    length,
+                    f"a program has room for {self.generated} tokens more, and so for prompts of "
+                    f"at most {longest}; give less, or saved=formula",
+                )
+        for length in sorted(set(self.added) - set(self.lengths)):
+            yield Problem(
+                "lengths",
+                self.lengths,
+                f"masks of searches and gates are for {length} tokens, too: add that length",
+            )
+        for points in self.added.values():
+            for point in points:
+                yield from settings.problems_of(functools.partial(point.mask.check, config))
+
+    @property
+    def paths_at(self) -> dict[int, tuple[Path, ...]]:
+        """Paths to rank heads for, by length."""
+        return dict(self.paths)
+
+    @functools.cached_property
+    def added(self) -> dict[int, list[Point]]:
+        """By length, the masks that searches went through and gates chose."""
+        added: dict[int, list[Point]] = {}
+
+        def add(length: int, method: str, path: str, text: str) -> None:
+            added.setdefault(length, []).append(Point(method, path, SinkMask.from_text(text)))
+
+        for record in _ended("searches", self.searches, "search"):
+            result = record["result"]
+            for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
+                add(record["length"], SEARCHED, "any", text)
+        for record in _ended("gates", self.gates, "gates"):
+            if record["method"] == "gates":
+                add(record["length"], GATES, record["path"], record["result"]["mask"])
+        return added
+
+    @functools.cached_property
+    def _copied(self) -> list[Record]:
+        """Records of copies."""
+        return [] if self.copies is None else list(read_records(self.copies)[1])
+
+    def _copied_at(self, length: int) -> list[Record]:
+        """Those at one length that have a place on the frontier."""
         return [
             record
-            for record in self.copies
+            for record in self._copied
             if record["kind"] == "copies"
             and record["variant"] in COPIES
             and record["length"] == length
         ]
 
+    def specification(self) -> dict[str, Any]:
+        return {
+            "sources": [
+                {**series.source.describe(), "lengths": sorted(series.tokens)}
+                for series in (self.chosen_on, self.judged_on)
+            ],
+            "paths": {str(n): list(map(str, self.paths_at[n])) for n in sorted(self.lengths)},
+            "shares": list(self.shares),
+            "samples": self.samples,
+            "generated": self.generated,
+            "saved_as": self.saved,
+            "seed": self.seed,
+            "found": {
+                str(length): [[point.method, point.mask.digest] for point in points]
+                for length, points in self.added.items()
+            },
+            "copies": [record["id"] for record in self._copied],
+        }
 
-def run_frontier(
-    chosen_on: Series,
-    judged_on: Series,
-    settings: FrontierSettings,
-    found: Found,
-    folder: str,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> None:
-    """Appends a record of kind "frontier" for every mask that a folder does not hold yet.
+    def size(self) -> Size:
+        ranked = sum(len(self.paths_at[n]) for n in self.lengths) * len(self.shares) * len(METHODS)
+        added = sum(len(self.added.get(n, ())) + len(self._copied_at(n)) for n in self.lengths)
+        masks = ranked + added
+        return Size(masks, masks, _RECORD_BYTES * masks, unit="masks")
 
-    Args:
-      chosen_on, judged_on: windows of one model at the same lengths, of `plan_sweep`.
-      settings: what is compared.
-      found: what other experiments found.
-      folder: for the results; for users, the value of --output_dir.
-      on_progress: called after every step.
-
-    Raises:
-      InputError: for settings out of their range, masks of another shape, weights that cannot be
-        read, or a folder that cannot be used.
-    """
-    subject = judged_on.subject
-    check_frontier(subject.config, settings, found)
-    model = subject.load()
-    described = describe_model(subject, model)
-    on_progress(Progress("model", f"loaded {subject.name}"))
-    with Results(folder, _specification(chosen_on, judged_on, settings, found, described)) as out:
-        out.reserve(_RECORD_BYTES * count_masks(settings, found))
-        store = Store(
-            out,
-            described["model_digest"],
-            lambda what, tokens: on_progress(Progress("measured", what, tokens=tokens)),
-        )
-        for length in sorted(judged_on.tokens):
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        for length in sorted(self.lengths):
+            excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
             common = {
-                **describe_texts(chosen_on, judged_on, length, described),
-                "samples": settings.samples,
-                "generated": settings.generated,
-                "saved_as": settings.saved,
-                "seed": settings.seed,
+                **describe_texts(self.chosen_on, self.judged_on, length),
+                "samples": self.samples,
+                "generated": self.generated,
+                "saved_as": self.saved,
+                "seed": self.seed,
             }
-            savings = _Savings(model, length, settings, store)
-            windows = chosen_on.tokens[length]
-            fills = store("means", windows, lambda w=windows: {"fills": mean_outputs(model, w)})
-            fills, judges = fills["fills"], []
-            for one in _candidates(model, windows, fills, length, settings, found, store):
-
-                def measured(mask=one.mask, fills=fills, length=length, judges=judges):
-                    if not judges:
-                        judges.append(Judge(model, judged_on.tokens[length], fills=fills))
-                    return {"kl": judges[0](mask)}
-
-                judged = judged_on.tokens[length]
-                kl = store("KL", judged, measured, mask=one.mask, fills=fills)["kl"]
+            savings = _Savings(bench.model, length, self, bench.keep)
+            fills = bench.keep(
+                "means", excerpts, lambda e=excerpts: {"fills": mean_outputs(bench.model, e)}
+            )["fills"]
+            judge = functools.cache(lambda j=judged, f=fills: Judge(bench.model, j, fills=f))
+            for point in self._points(bench, excerpts, fills, length):
                 fields = {
                     "kind": "frontier",
                     **common,
-                    "method": one.method,
-                    "path": one.path,
-                    "mask_digest": one.mask.digest,
+                    "method": point.method,
+                    "path": point.path,
+                    "mask_digest": point.mask.digest,
                 }
-                out.record(
-                    fields,
-                    lambda one=one, kl=kl, savings=savings: {
-                        "mask": str(one.mask),
-                        "heads": one.mask.counts(),
-                        "kl": estimate_mean(kl, settings.seed),
-                        "saved": savings(one.mask),
-                    },
+                measure = functools.partial(
+                    self._result, bench.keep, judged, fills, judge, savings, point.mask
                 )
-                on_progress(Progress("record", f"{one.method}, {one.path}", records=1))
-            for record in found.copied(length):
-                fields = _taken_over(record, settings)
-                out.record(
+                yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
+            for record in self._copied_at(length):
+                fields = self._taken_over(record)
+                yield Cell(
                     fields,
                     lambda result=record["result"], savings=savings: {
                         **{name: result[name] for name in ("mask", "heads", "kl")},
                         "saved": savings(SinkMask.from_text(result["mask"])),
                     },
+                    fields["method"],
+                    steps=1,
                 )
-                on_progress(Progress("record", fields["method"], records=1))
 
+    def _result(
+        self,
+        keep: Store,
+        judged: np.ndarray,
+        fills: np.ndarray,
+        judge: Any,
+        savings: "_Savings",
+        mask: SinkMask,
+    ) -> dict[str, Any]:
+        kl = keep("KL", judged, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
+        return {
+            "mask": str(mask),
+            "heads": mask.counts(),
+            "kl": estimate_mean(kl, self.seed),
+            "saved": savings(mask),
+        }
 
-def count_masks(settings: FrontierSettings, found: Found) -> int:
-    """How many masks are judged."""
-    ranked = sum(len(paths) for paths in settings.paths.values())
-    return ranked * len(settings.shares) * len(METHODS) + sum(
-        len(found.masks.get(length, ())) + len(found.copied(length)) for length in settings.paths
-    )
+    def _taken_over(self, record: Record) -> dict[str, Any]:
+        """Fields of a record of copies, as those of a point of the frontier."""
+        kept = ("chosen_on", "source", "bos", "bos_added", "length", "seed")
+        return {
+            "kind": "frontier",
+            **{name: record[name] for name in ("model", *kept)},
+            "generated": self.generated,
+            "saved_as": self.saved,
+            "method": COPIES[record["variant"]],
+            "path": "copy",
+            "mask_digest": SinkMask.from_text(record["result"]["mask"]).digest,
+            "record": record["id"],
+        }
 
+    def _points(
+        self, bench: Bench, excerpts: np.ndarray, fills: np.ndarray, length: int
+    ) -> Iterator[Point]:
+        """Every mask of one length, by method."""
+        model, keep, paths = bench.model, bench.keep, self.paths_at[length]
+        full = SinkMask.full(model.config)
+        for point in dict.fromkeys(self.added.get(length, ())):
+            if point.mask != full:
+                yield point
+        named = list(map(str, paths))
+        scores = sink_scores(model, excerpts, keep)
+        errors = keep(
+            "errors",
+            excerpts,
+            lambda: {"errors": own_errors(model, excerpts, paths, fills=fills)},
+            fills=fills,
+            paths=named,
+        )["errors"]
+        how = {"samples": self.samples, "seed": self.seed}
 
-def check_frontier(config: LlamaConfig, settings: FrontierSettings, found: Found) -> None:
-    """All that can be refused before any weight is read."""
-    problems = [
-        f"--shares={share:g}: give shares of all heads, above 0 and at most 1"
-        for share in settings.shares
-        if not 0 < share <= 1
-    ]
-    if not settings.shares:
-        problems.append("--shares is empty: give at least one, such as 0.5")
-    longest = config.max_length - settings.generated
-    if settings.saved == "compiled":
-        problems += [
-            f"--lengths={length}: a program has room for {settings.generated} tokens more, and so "
-            f"for prompts of at most {longest}; give less, or --saved=by_hand"
-            for length in settings.paths
-            if length > longest
-        ]
-    if settings.seed < 0:
-        problems.append(f"--seed={settings.seed}: give 0 or more")
-    problems += [
-        f"--searches and --gates: some masks are for {length} tokens, which --lengths does not have"
-        for length in sorted(set(found.masks) - set(settings.paths))
-    ]
-    for candidates in found.masks.values():
-        for one in candidates:
-            try:
-                one.mask.check(config)
-            except InputError as error:
-                problems += error.problems
-    if problems:
-        raise InputError(*dict.fromkeys(problems))
+        def predicted() -> dict[str, np.ndarray]:
+            prediction = predict_moves(model, excerpts, paths, fills=fills, **how)
+            return {"linear": prediction.linear, "products": prediction.products}
 
-
-def _candidates(
-    model: Llama,
-    windows: np.ndarray,
-    fills: np.ndarray,
-    length: int,
-    settings: FrontierSettings,
-    found: Found,
-    store: Store,
-) -> Iterator[Candidate]:
-    """Every mask of one length, by method."""
-    paths, full = settings.paths[length], SinkMask.full(model.config)
-    for one in dict.fromkeys(found.masks.get(length, ())):
-        if one.mask != full:
-            yield one
-    named = list(map(str, paths))
-    scores = sink_scores(model, windows, store)
-    errors = store(
-        "errors",
-        windows,
-        lambda: {"errors": own_errors(model, windows, paths, fills=fills)},
-        fills=fills,
-        paths=named,
-    )["errors"]
-    how = {"samples": settings.samples, "seed": settings.seed}
-
-    def predicted() -> dict[str, np.ndarray]:
-        found = predict_moves(model, windows, paths, fills=fills, **how)
-        return {"linear": found.linear, "products": found.products}
-
-    costs = store(
-        "sensitivity",
-        windows,
-        predicted,
-        fills=fills,
-        passes=2 + 2 * settings.samples,
-        paths=named,
-        **how,
-    )
-    for index, path in enumerate(paths):
-        own = Prediction(
-            full, costs["linear"][[0, 1 + index]], costs["products"][:, [0, 1 + index]]
+        costs = keep(
+            "sensitivity",
+            excerpts,
+            predicted,
+            fills=fills,
+            passes=2 + 2 * self.samples,
+            paths=named,
+            **how,
         )
-        moves = rank_moves(full, [path], own, np.ones(1))
-        for share in settings.shares:
-            count = round(share * scores.size)
-            least = by_ranking(-errors[index], [path] * count)
-            masks = (
-                by_ranking(scores, [path] * count),
-                least,
-                make_moves(full, moves[:count]),
-                random_control(least, seed=settings.seed),
+        for index, path in enumerate(paths):
+            own = Prediction(
+                full, costs["linear"][[0, 1 + index]], costs["products"][:, [0, 1 + index]]
             )
-            for method, mask in zip(METHODS, masks, strict=True):
-                yield Candidate(method, str(path), mask)
+            moves = rank_moves(full, [path], own, np.ones(1))
+            for share in self.shares:
+                count = round(share * scores.size)
+                least = by_ranking(-errors[index], [path] * count)
+                masks = (
+                    by_ranking(scores, [path] * count),
+                    least,
+                    make_moves(full, moves[:count]),
+                    random_control(least, seed=self.seed),
+                )
+                for method, mask in zip(METHODS, masks, strict=True):
+                    yield Point(method, str(path), mask)
+
+    @classmethod
+    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
+        lengths = sorted({record["length"] for record in records})
+        return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
+
+    @classmethod
+    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+        return page(specification, records)
 
 
 class _Savings:
     """What masks save at one length, each mask's programs compiled and read once."""
 
-    def __init__(self, model: Llama, length: int, settings: FrontierSettings, store: Store):
+    def __init__(self, model: Llama, length: int, study: Frontier, store: Store):
         self._config, self._dtype = model.config, model.embedding.dtype
-        self._workload = Workload(
-            length, generated=settings.generated, itemsize=self._dtype.itemsize
-        )
-        self._saved, self._store = settings.saved, store
+        self._workload = Workload(length, generated=study.generated, itemsize=self._dtype.itemsize)
+        self._saved, self._store = study.saved, store
 
     def __call__(self, mask: SinkMask) -> dict[str, float]:
         return saved_shares(self._needs(mask), self._full)
@@ -313,58 +357,23 @@ class _Savings:
         return self._needs(SinkMask.full(self._config))
 
     def _needs(self, mask: SinkMask) -> Needs:
-        if self._saved == "by_hand":
+        if self._saved == "formula":
             return self._workload.needs(self._config, mask)
 
         def read() -> dict[str, np.ndarray]:
             needs = dataclasses.asdict(read_needs(self._config, mask, self._workload, self._dtype))
             return {part: np.array(list(cost.values())) for part, cost in needs.items()}
 
-        found = self._store(
+        costs = self._store(
             "programs", None, read, mask=mask, workload=dataclasses.asdict(self._workload)
         )
-        return Needs(*(Cost(*map(int, found[part])) for part in ("prefill", "decode")))
+        return Needs(*(Cost(*map(int, costs[part])) for part in ("prefill", "decode")))
 
 
-def _taken_over(record: Mapping[str, Any], settings: FrontierSettings) -> dict[str, Any]:
-    """Fields of a record of copying, as those of a point of the frontier."""
-    kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
-    return {
-        "kind": "frontier",
-        **{name: record[name] for name in kept},
-        "generated": settings.generated,
-        "saved_as": settings.saved,
-        "method": COPIES[record["variant"]],
-        "path": "copy",
-        "mask_digest": SinkMask.from_text(record["result"]["mask"]).digest,
-        "record": record["id"],
-    }
-
-
-def _specification(
-    chosen_on: Series,
-    judged_on: Series,
-    settings: FrontierSettings,
-    found: Found,
-    described: Mapping[str, Any],
-) -> dict[str, Any]:
-    """All that defines the records, of JSON values."""
-    return {
-        "experiment": "frontier",
-        "model": dict(described),
-        "sources": [
-            {**describe_source(one.source), "lengths": sorted(one.tokens)}
-            for one in (chosen_on, judged_on)
-        ],
-        "paths": {str(n): list(map(str, paths)) for n, paths in settings.paths.items()},
-        "shares": list(settings.shares),
-        "samples": settings.samples,
-        "generated": settings.generated,
-        "saved_as": settings.saved,
-        "seed": settings.seed,
-        "found": {
-            str(n): [[one.method, one.mask.digest] for one in masks]
-            for n, masks in found.masks.items()
-        },
-        "copies": [record["id"] for record in found.copies],
-    }
+def _ended(field: str, folders: Sequence[str], kind: str) -> Iterator[Record]:
+    """The records of a kind in folders of runs that have come so far."""
+    for folder in folders:
+        records = [record for record in read_records(folder)[1] if record["kind"] == kind]
+        if not records:
+            raise InputError(Problem(field, folder, "it has not ended; let it, first"))
+        yield from records

@@ -6,7 +6,7 @@ import numpy as np
 
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.dispatch import Dispatcher, compile_plan
-from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.studies.candidates import Candidate
 
 CACHE_TOKENS = 16_384
 """Tokens that the caches of one call's rows have room for, together."""

@@ -1,231 +1,411 @@
-"""A search from windows to records: a mask chosen on one text, judged on windows it never saw.
+"""Finds a mask that costs at most a given KL, and judges it on text that the search never saw.
 
-  plan_search   all that can be refused before any weight is read
-  run_search    searches and judges what is not there yet, and appends the records
+  sinkjax search --choose_text=a.txt --judge_text=b.txt --kl_budget=0.05 --lengths=512
+  sinkjax search --flagfile=search.flags --choose_text=a.txt --judge_text=b.txt
+  sinkjax search --choose_text=a.txt --lengths=24 --paths='sink(first),sink(mean)'
 
-Whatever is measured is kept before the next begins, under a name that says what it was. A run that
-is killed measures again what it was measuring, finds all else, and ends as if it had not been.
+Excerpts of --choose_text are divided: on some the cost of every head on every path is predicted, on
+others the KL of whole masks is measured while the mask grows, on the last the outcome is judged, as
+it is on each --judge_text. --margin is the part of the budget that the search leaves unspent,
+because other text costs otherwise.
 
-Held against the chosen mask are others of its size, each with as many units on each path:
+--ranking=gates takes what `sinkjax gates` learned, for its path alone, from the folder --gates.
+Text that the gates were trained on is not judged on.
+
+Held against the chosen mask are others of its size, each with as many heads, or groups, on each
+path:
 
   random control         heads drawn at random, as many in each layer
   sink score             the heads of the highest sink scores, those on the paths that save most
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
+
+The mask is written to --mask_file with all of this inside. A run that was stopped goes on where it
+was when the same command is given again.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.accounts.savings import Workload
+from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM, Judge
-from sinkjax.masks.choose import by_ranking, random_control
-from sinkjax.masks.file import Provenance
+from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Copy, Full
-from sinkjax.models.config import LlamaConfig
-from sinkjax.models.decoder import Llama
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, parse_paths
 from sinkjax.models.digest import tokens_digest
-from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.report.page import Page
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.studies import texts
+from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.summary import measured_quality, summarize_quality
-from sinkjax.studies.results import Results
+from sinkjax.studies.results import read_records
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS, control_masks
 from sinkjax.studies.search.grow import (
-    OBJECTIVES,
-    RANKINGS,
     Found,
+    Gates,
     SearchSettings,
     search_mask,
     sink_scores,
 )
-from sinkjax.studies.store import Store
-from sinkjax.studies.sweep.study import Progress, Series, describe_model, describe_source
-
-CHOSEN = "chosen"
-CONTROLS = ("random control", "sink score", "sink score, widest", "own error")
+from sinkjax.studies.search.page import page
+from sinkjax.studies.search.tables import budget_line, over_budget, search_tables
+from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _RECORD_BYTES, _POSITION_BYTES = 65_536, 32  # upper bounds: of a record, of a judged position
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judged:
-    """Windows that no choice sees.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Search(Study):
+    """Which mask costs at most a given KL."""
 
-    Attributes:
-      series: their text.
-      windows: int32 [W, T].
-    """
+    name = "search"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "text": "choose_text",
+        "length": "lengths",
+        "by": "units",
+        "rank_windows": "rank_excerpts",
+        "hold_windows": "hold_excerpts",
+        "judge_windows": "judge_excerpts",
+        "operations_per_byte": "flops_per_byte",
+    }
 
-    series: Series
-    windows: np.ndarray
+    choose_text: str | None = setting(
+        None, "Text file to choose on. Default: the shipped text for choosing."
+    )
+    judge_text: tuple[str, ...] = setting(
+        (texts.JUDGE,),
+        "Text file to judge on, beside other excerpts of the text to choose on. May be repeated. "
+        "Default: the shipped text for judging.",
+        repeated=True,
+    )
+    lengths: tuple[int, ...] = setting(
+        (512,), "Tokens of an excerpt, BOS included; a mask is searched at one length."
+    )
+    kl_budget: float = setting(0.05, "The most KL to the baseline, in nats a token.")
+    margin: float = setting(0.2, "Part of the budget that the search leaves unspent.")
+    paths: tuple[Path, ...] = setting(
+        (
+            Sink("first"),
+            Sink("mean"),
+            Window(4, 16),
+            Window(4, 32),
+            Window(4, 64),
+            Window(4, 128),
+        ),
+        "Paths that heads may take, with commas between them: windows and sinks.",
+        parse=functools.partial(parse_paths, kinds=("window", "sink")),
+    )
+    units: Literal["head", "group"] = setting(
+        "head", "What moves to another path: single heads, or whole key/value groups."
+    )
+    objective: Literal["savings", "heads"] = setting(
+        "savings", "What a move is worth: what its path saves, or one masked head."
+    )
+    ranking: Literal["sensitivity", "error", "gates"] = setting(
+        "sensitivity", "How the cost of a move is predicted."
+    )
+    gates: str | None = setting(None, "Output folder of `sinkjax gates`, to rank by.")
+    batch_size: int = setting(1, "Rows of the workload that savings count.")
+    generated: int = setting(64, "Tokens generated after each prompt of that workload.")
+    flops_per_byte: float = setting(
+        10.0, "FLOPs that the machine makes in the time of reading a byte; weighs the two."
+    )
+    rounds: int = setting(
+        4, "Number of growth rounds; each adds heads until the budget is reached."
+    )
+    tries: int = setting(5, "Masks measured in a round, at most.")
+    samples: int = setting(2, "Draws of labels for each excerpt that costs are predicted on.")
+    rank_excerpts: int = setting(8, "Excerpts on which costs are predicted.")
+    hold_excerpts: int = setting(8, "Excerpts on which masks are measured.")
+    judge_excerpts: int = setting(24, "Excerpts of each text to judge on.")
+    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+    mask_file: str | None = setting(None, "File for the mask. Default: OUTPUT_DIR/mask.json.")
 
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if len(self.lengths) != 1:
+            yield Problem("lengths", self.lengths, "a mask is searched at one length; give one")
+        if not self.kl_budget > 0:
+            yield Problem("kl_budget", self.kl_budget, "give nats a token, above 0")
+        if not 0 <= self.margin < 1:
+            yield Problem("margin", self.margin, "give a part of the budget, from 0 to below 1")
+        if not self.paths:
+            yield Problem("paths", None, "give at least one, such as window(4,128)")
+        for path in dict.fromkeys(self.paths):
+            if isinstance(path, Full | Copy):
+                yield Problem("paths", path, "it is none to search for: give windows and sinks")
+            if self.paths.count(path) > 1:
+                yield Problem("paths", path, "it is there twice")
+        yield from at_least(
+            self,
+            batch_size=1,
+            generated=1,
+            rounds=1,
+            tries=1,
+            samples=1,
+            rank_excerpts=1,
+            hold_excerpts=1,
+            judge_excerpts=1,
+        )
+        if not self.flops_per_byte > 0:
+            yield Problem("flops_per_byte", self.flops_per_byte, "give a number above 0")
+        if self.ranking == "gates" and self.gates is None:
+            yield Problem("gates", None, "ranking=gates needs the output folder of `sinkjax gates`")
+        if self.ranking != "gates" and self.gates is not None:
+            yield Problem(
+                "ranking", self.ranking, "it makes no use of gates: give ranking=gates, or no gates"
+            )
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Search:
-    """What a run does.
+    def plan_problems(self) -> Iterator[Problem]:
+        if self._learned is not None:
+            yield from self._gate_problems(self._learned)
+        if self._trained_on_choice and not self.judge_text:
+            yield Problem(
+                "judge_text",
+                None,
+                "the gates were trained on the text to choose on, so that no excerpt of it is left "
+                "to judge on; give another text",
+            )
+        hashes = [series.source.prompts.sha256 for series in self.series]
+        if len(set(hashes)) < len(hashes):
+            yield Problem(
+                "judge_text",
+                self.judge_text,
+                "it is the text that is chosen on, or is there twice: other excerpts of the text "
+                "to choose on are judged on in any case; give another text or none",
+            )
+        chosen = self.rank_excerpts + self.hold_excerpts
+        own = 0 if self._trained_on_choice else self.judge_excerpts
+        for index, series in enumerate(self.series):
+            wanted = self.judge_excerpts if index else chosen + own
+            count = len(series.tokens[self.length])
+            if count < wanted:
+                yield Problem(
+                    "lengths",
+                    self.length,
+                    f"{series.name} has {count} excerpts of that many tokens, {wanted} are wanted: "
+                    "give a longer text, or ask for fewer excerpts",
+                )
 
-    Attributes:
-      settings: of the search.
-      series: the text that is chosen on.
-      ranking, held: int32 [W, T], windows of it on which costs are predicted, and KL measured.
-      judged: windows on which the outcome is judged.
-    """
-
-    settings: SearchSettings
-    series: Series
-    ranking: np.ndarray
-    held: np.ndarray
-    judged: tuple[Judged, ...]
+    def _gate_problems(self, gates: Gates) -> Iterator[Problem]:
+        config = self.subject.config
+        if self.paths != (gates.path,):
+            yield Problem(
+                "paths",
+                self.paths,
+                f"the gates were learned for {gates.path}; give that path alone",
+            )
+        units = {"head": (config.num_heads,), "group": (config.num_heads, config.num_kv_heads)}
+        fitting = {(config.num_layers, count) for count in units[self.units]}
+        if gates.values.shape not in fitting:
+            yield Problem(
+                "gates",
+                self.gates,
+                f"it has {gates.values.shape[1]} a layer, in {gates.values.shape[0]} layers; "
+                f"units={self.units} takes "
+                f"{' or '.join(f'{n} in {m}' for m, n in sorted(fitting))}",
+            )
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that go through the model, at most."""
-        settings = self.settings
-        passes = 2 + 2 * settings.samples if settings.ranking == "sensitivity" else 1
-        ranked = self.ranking.size * (settings.rounds * (1 + passes) + 3)
-        measured = self.held.size * settings.rounds * settings.tries
-        return ranked + measured + (1 + len(CONTROLS)) * sum(j.windows.size for j in self.judged)
+    def length(self) -> int:
+        """Tokens of an excerpt."""
+        (length,) = self.lengths
+        return length
 
-
-def plan_search(
-    settings: SearchSettings,
-    series: Sequence[Series],
-    *,
-    ranking: int,
-    held: int,
-    judged: int,
-) -> Search:
-    """Divides windows among ranking, measuring and judging.
-
-    Args:
-      settings: of the search; its workload's length is that of the windows.
-      series: of one model, from `plan_sweep`, at one length. The first one's text is chosen on; its
-        windows beyond `ranking + held` are judged on, as are the others. They are not
-        where gates were trained on that text, of which they may have seen any window.
-      ranking, held, judged: windows of each kind.
-
-    Raises:
-      InputError: listing settings out of their range, and texts with too few windows.
-    """
-    first, *others = series
-    problems = [*_setting_problems(settings), *_gate_problems(settings, first.subject.config)]
-    length = settings.workload.length
-    first_sha256 = first.source.prompts.sha256
-    seen = settings.gates is not None and settings.gates.text_sha256 == first_sha256
-    if seen and not others:
-        problems.append(
-            "--judge_text is missing: the gates were trained on --text, so that no window of it is "
-            "left to judge on; give another text"
+    @property
+    def settings(self) -> SearchSettings:
+        """What is searched for: the budget is what the margin leaves of it."""
+        return SearchSettings(
+            paths=self.paths,
+            kl_budget=self.kl_budget * (1 - self.margin),
+            workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
+            by=self.units,
+            objective=self.objective,
+            ranking=self.ranking,
+            rounds=self.rounds,
+            tries=self.tries,
+            samples=self.samples,
+            seed=self.seed,
+            gates=self._learned,
         )
-    for name, count in (("rank", ranking), ("hold", held), ("judge", judged)):
-        if count < 1:
-            problems.append(f"--{name}_windows={count}: give at least 1")
-    wanted = [(first, ranking + held + (0 if seen else judged)), *((one, judged) for one in others)]
-    for one, count in wanted:
-        found = len(one.tokens.get(length, ()))
-        if found < count:
-            problems.append(
-                f"--length={length}: {one.source.prompts.name} has {found} windows of that many "
-                f"tokens, {count} are wanted: give a longer text, or ask for fewer windows"
+
+    @functools.cached_property
+    def _learned(self) -> Gates | None:
+        return None if self.gates is None else _read_gates(self.gates)
+
+    @property
+    def _trained_on_choice(self) -> bool:
+        """Whether gates were trained on the text to choose on, of which they saw any excerpt."""
+        gates = self._learned
+        return gates is not None and gates.text_sha256 == self.series[0].source.prompts.sha256
+
+    @functools.cached_property
+    def series(self) -> list[Series]:
+        """The text to choose on, then those to judge on."""
+        count = self.rank_excerpts + self.hold_excerpts + self.judge_excerpts
+        sources = [texts.choose_text(self.choose_text, count, self.seed)]
+        sources += [
+            texts.judge_text(path, self.judge_excerpts, self.seed) for path in self.judge_text
+        ]
+        return plan_series(
+            [self.subject],
+            [Source(text, "text", (self.length,)) for text in sources],
+            bos=(self.bos,),
+            num_prompts=count,
+        )
+
+    @property
+    def ranked(self) -> np.ndarray:
+        """Excerpts on which costs are predicted, int32 [W, T]."""
+        return self.series[0].tokens[self.length][: self.rank_excerpts]
+
+    @property
+    def held(self) -> np.ndarray:
+        """Excerpts on which masks are measured, int32 [W, T]."""
+        end = self.rank_excerpts + self.hold_excerpts
+        return self.series[0].tokens[self.length][self.rank_excerpts : end]
+
+    @functools.cached_property
+    def judged(self) -> list[tuple[Series, np.ndarray]]:
+        """Excerpts that no choice sees, int32 [W, T], with the series that they are of."""
+        first, *others = self.series
+        chosen = self.rank_excerpts + self.hold_excerpts
+        rest = [] if self._trained_on_choice else [(first, chosen)]
+        return [
+            (series, series.tokens[self.length][start : start + self.judge_excerpts])
+            for series, start in [*rest, *((series, 0) for series in others)]
+        ]
+
+    def specification(self) -> dict[str, Any]:
+        return {
+            **self._common(),
+            "judged": [
+                {**series.source.describe(), "tokens_sha256": tokens_digest(excerpts)}
+                for series, excerpts in self.judged
+            ],
+        }
+
+    def _common(self) -> dict[str, Any]:
+        """What the record of kind "search" says but for its result."""
+        series = self.series[0]
+        return {
+            "source": series.source.describe(),
+            "bos": series.bos,
+            "bos_added": series.bos_added,
+            "length": self.length,
+            "ranking_sha256": tokens_digest(self.ranked),
+            "held_sha256": tokens_digest(self.held),
+            "num_windows": [len(self.ranked), len(self.held)],
+            "settings": self.settings.describe(),
+        }
+
+    def size(self) -> Size:
+        passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
+        ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
+        measured = self.held.size * self.rounds * self.tries
+        judged = sum(excerpts.size for _, excerpts in self.judged)
+        records = 1 + (1 + len(CONTROLS)) * len(self.judged)
+        return Size(
+            ranked + measured + (1 + len(CONTROLS)) * judged,
+            records,
+            _RECORD_BYTES * records + _POSITION_BYTES * records * judged,
+        )
+
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        if self._learned and self._learned.model_digest != bench.described["model_digest"]:
+            raise InputError(
+                Problem(
+                    "gates", self.gates, "they are of another model: give the folder of its own"
+                )
             )
-    sources = [one.source.prompts.sha256 for one in series]
-    if len(set(sources)) < len(sources):
-        problems.append(
-            "--judge_text is the text that is chosen on, or is there twice: other windows of "
-            "--text are judged on in any case; give another text or none"
-        )
-    if problems:
-        raise InputError(*problems)
-    rows = first.tokens[length]
-    return Search(
-        settings,
-        first,
-        rows[:ranking],
-        rows[ranking : ranking + held],
-        (
-            *(() if seen else (Judged(first, rows[ranking + held : ranking + held + judged]),)),
-            *(Judged(one, one.tokens[length][:judged]) for one in others),
-        ),
-    )
+        found = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
+        scores = sink_scores(bench.model, self.ranked, bench.keep)
+        controls = control_masks(found, self.settings, bench.model.config, scores)
+        masks = {CHOSEN: found.mask, **controls}
+        summarize = functools.partial(_summary, found, masks)
+        yield Cell({"kind": "search", **self._common()}, summarize, "search")
+        for series, excerpts in self.judged:
+            judge = functools.cache(
+                lambda excerpts=excerpts: Judge(bench.model, excerpts, fills=found.fills)
+            )
+            for name, mask in masks.items():
+                yield self._judged_cell(bench, name, mask, found.fills, series, excerpts, judge)
+        records = list(bench.results)
+        provenance, quality = saved_search(records)
+        quality |= over_budget(records, self.kl_budget)
+        file = self.mask_file or bench.results.folder / "mask.json"
+        save_mask(file, found.mask, provenance=provenance, quality=quality, fills=found.fills)
+
+    def _judged_cell(
+        self,
+        bench: Bench,
+        name: str,
+        mask: SinkMask,
+        fills: np.ndarray | None,
+        series: Series,
+        excerpts: np.ndarray,
+        judge: Any,
+    ) -> Cell:
+        def measure() -> dict[str, Any]:
+            stats = bench.keep(
+                "quality", excerpts, lambda: judge().stats(mask).arrays(), mask=mask, fills=fills
+            )
+            return summarize_quality(QualityStats(**stats), seed=self.seed)
+
+        of_mask = {} if fills is None else {mask: fills}
+        fields = {
+            "kind": "quality",
+            "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
+            "source": series.source.describe(),
+            "bos": series.bos,
+            "bos_added": series.bos_added,
+            "length": self.length,
+            "num_windows": len(excerpts),
+            "tokens_sha256": tokens_digest(excerpts),
+            "score_from": SCORE_FROM,
+            "seed": self.seed,
+        }
+        return Cell(fields, measure, name, steps=excerpts.size)
+
+    @classmethod
+    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
+        return search_tables(records)
+
+    @classmethod
+    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+        return page(specification, records)
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        return [
+            f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
+            budget_line(records, self.kl_budget),
+        ]
 
 
-def run_search(
-    search: Search,
-    folder: str,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> Found:
-    """Runs what a folder does not hold yet.
-
-    Args:
-      search: of `plan_search`.
-      folder: for the results; for users, the value of --output_dir.
-      on_progress: called after every step.
-
-    Returns:
-      what was found; the folder holds a record of kind "search", and one of kind "quality" for
-      each judged text of the chosen mask and of each of `CONTROLS`.
-
-    Raises:
-      InputError: for weights that cannot be read, or a folder that cannot be used.
-    """
-    subject = search.series.subject
-    model = subject.load()
-    described = describe_model(subject, model)
-    on_progress(Progress("model", f"loaded {subject.name}"))
-    gates = search.settings.gates
-    if gates is not None and gates.model_digest != described["model_digest"]:
-        raise InputError(
-            f"--gates are of another model than --model={subject.name}: give the folder of its own"
-        )
-    with Results(folder, _specification(search, described)) as results:
-        judged_tokens = sum(judged.windows.size for judged in search.judged)
-        records = 1 + (1 + len(CONTROLS)) * len(search.judged)
-        results.reserve(_RECORD_BYTES * records + _POSITION_BYTES * records * judged_tokens)
-
-        def keep_progress(what: str, tokens: int) -> None:
-            on_progress(Progress("measured", what, tokens=tokens))
-
-        store = Store(results, described["model_digest"], keep_progress)
-        found = search_mask(model, search.ranking, search.held, search.settings, store)
-        scores = sink_scores(model, search.ranking, store)
-        masks = {CHOSEN: found.mask, **control_masks(found, search.settings, model.config, scores)}
-        common = _common(search, described)
-        results.record({"kind": "search", **common}, lambda: _summary(found, masks))
-        on_progress(Progress("record", "search", records=1))
-        for judged in search.judged:
-            _judge(model, judged, masks, found.fills, common, store, results, on_progress)
-    return found
-
-
-def control_masks(
-    found: Found, settings: SearchSettings, config, scores: np.ndarray
-) -> dict[str, SinkMask]:
-    """What the chosen mask has to beat: others with as many heads off `full`, by their names.
-
-    Args:
-      found: the search's outcome.
-      settings: of the search.
-      config: of the model.
-      scores: float [L, N], sink scores.
-    """
-    kv_heads = config.num_kv_heads if settings.by == "group" else None
-    size = 1 if kv_heads is None else config.num_heads // kv_heads
-    order = sorted(zip(-found.savings, map(str, settings.paths), settings.paths, strict=True))
-    counts = [path for layer in found.mask.heads for path in layer[::size]]
-    taken = [path for *_, path in order for _ in range(counts.count(path))]
-    widest = settings.paths[int(found.errors.mean(axis=(1, 2)).argmin())]
-    # Of all paths a head's least costly one: what no path suits is last.
-    least = -found.errors.min(axis=0)
-    masks = (
-        random_control(found.mask, seed=settings.seed, num_kv_heads=kv_heads),
-        by_ranking(scores, taken, num_kv_heads=kv_heads),
-        by_ranking(scores, [widest] * len(taken), num_kv_heads=kv_heads),
-        by_ranking(least, taken, num_kv_heads=kv_heads),
-    )
-    return dict(zip(CONTROLS, masks, strict=True))
+def _read_gates(folder: str) -> Gates:
+    """What a training has learned."""
+    for record in read_records(folder)[1]:
+        if record["kind"] == "training" and "gates" in record["result"]:
+            names = ("id", "chosen_on", "length", "path", "units", "price", "train")
+            return Gates(
+                np.array(record["result"]["gates"]),
+                parse_path(record["path"]),
+                record["model"]["model_digest"],
+                record["chosen_on"]["sha256"],
+                {name: record[name] for name in names},
+            )
+    raise InputError(Problem("gates", folder, "the training has not ended; let it, first"))
 
 
 def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
@@ -256,46 +436,6 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     return provenance, {**measured_quality(by_name[CHOSEN]), "controls": controls}
 
 
-def _judge(
-    model: Llama,
-    judged: Judged,
-    masks: Mapping[str, SinkMask],
-    fills: np.ndarray | None,
-    common: Mapping[str, Any],
-    store: Store,
-    results: Results,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Appends a record of kind "quality" for each mask."""
-    judges: list[Judge] = []
-    for name, mask in masks.items():
-
-        def measured(mask: SinkMask = mask) -> dict[str, np.ndarray]:
-            if not judges:
-                judges.append(Judge(model, judged.windows, fills=fills))
-            return judges[0].stats(mask).arrays()
-
-        arrays = store("quality", judged.windows, measured, mask=mask, fills=fills)
-        length = judged.windows.shape[1]
-        of_mask = {} if fills is None else {mask: fills}
-        fields = {
-            "kind": "quality",
-            "model": common["model"],
-            "candidate": Candidate(name, {length: mask}, of_mask).describe(length),
-            "source": describe_source(judged.series.source),
-            "bos": judged.series.bos,
-            "bos_added": judged.series.bos_added,
-            "length": length,
-            "num_windows": len(judged.windows),
-            "tokens_sha256": tokens_digest(judged.windows),
-            "score_from": SCORE_FROM,
-            "seed": common["settings"]["seed"],
-        }
-        stats, seed = QualityStats(**arrays), common["settings"]["seed"]
-        results.record(fields, lambda stats=stats, seed=seed: summarize_quality(stats, seed=seed))
-        on_progress(Progress("record", name, records=1))
-
-
 def _summary(found: Found, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
     """The "result" of a record of kind "search"."""
     return {
@@ -314,78 +454,3 @@ def _summary(found: Found, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
         ],
         "controls": {name: str(mask) for name, mask in masks.items() if name != CHOSEN},
     }
-
-
-def _common(search: Search, described: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record of kind "search" says but for its result."""
-    series = search.series
-    return {
-        "model": {key: value for key, value in described.items() if key != "max_length"},
-        "source": describe_source(series.source),
-        "bos": series.bos,
-        "bos_added": series.bos_added,
-        "length": search.settings.workload.length,
-        "ranking_sha256": tokens_digest(search.ranking),
-        "held_sha256": tokens_digest(search.held),
-        "num_windows": [len(search.ranking), len(search.held)],
-        "settings": search.settings.describe(),
-    }
-
-
-def _specification(search: Search, described: Mapping[str, Any]) -> dict[str, Any]:
-    """All that defines the records, of JSON values."""
-    return {
-        "experiment": "search",
-        **_common(search, described),
-        "judged": [
-            {
-                **describe_source(judged.series.source),
-                "tokens_sha256": tokens_digest(judged.windows),
-            }
-            for judged in search.judged
-        ],
-    }
-
-
-def _gate_problems(settings: SearchSettings, config: LlamaConfig):
-    gates = settings.gates
-    if gates is None:
-        if settings.ranking == "gates":
-            yield "--gates is missing: --ranking=gates needs the output folder of experiments.gates"
-        return
-    if settings.ranking != "gates":
-        yield f"--ranking={settings.ranking} makes no use of --gates: give --ranking=gates, or none"
-    if settings.paths != (gates.path,):
-        named = ",".join(map(str, settings.paths))
-        yield f"--paths={named}: the gates were learned for {gates.path}; give that path alone"
-    units = {"head": (config.num_heads,), "group": (config.num_heads, config.num_kv_heads)}
-    fitting = {(config.num_layers, count) for count in units[settings.by]}
-    if gates.values.shape not in fitting:
-        yield (
-            f"--gates has {gates.values.shape[1]} a layer, in {gates.values.shape[0]} layers; "
-            f"--by={settings.by} takes {' or '.join(f'{n} in {m}' for m, n in sorted(fitting))}"
-        )
-
-
-def _setting_problems(settings: SearchSettings):
-    if not settings.paths:
-        yield "--paths is empty: give at least one, such as window(4,128)"
-    for path in settings.paths:
-        if isinstance(path, Full | Copy):
-            yield f"--paths: {path} is none to search for: give windows and sinks"
-    for path in {path for path in settings.paths if settings.paths.count(path) > 1}:
-        yield f"--paths: {path} is there twice"
-    if not settings.kl_budget > 0:
-        yield f"--kl_budget={settings.kl_budget:g}: give nats a token, above 0"
-    for name, known in (("ranking", RANKINGS), ("objective", OBJECTIVES)):
-        if getattr(settings, name) not in known:
-            yield f"--{name}={getattr(settings, name)}: use one of {', '.join(known)}"
-    for name in ("rounds", "tries", "samples"):
-        if getattr(settings, name) < 1:
-            yield f"--{name}={getattr(settings, name)}: give at least 1"
-    if settings.seed < 0:
-        yield f"--seed={settings.seed}: give 0 or more"
-    workload = settings.workload
-    for name in ("batch_size", "generated", "operations_per_byte"):
-        if getattr(workload, name) <= 0:
-            yield f"--{name}={getattr(workload, name):g}: give a number above 0"

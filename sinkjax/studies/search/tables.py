@@ -10,7 +10,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.resampling import LEVEL
-from sinkjax.studies.search.study import CHOSEN, CONTROLS
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:

@@ -8,7 +8,7 @@ logits are there for a block of positions at a time.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
+from sinkjax.studies.settings import at_least
 
 Parameters = Any
 """A pytree of arrays."""
@@ -48,23 +49,13 @@ class TrainSettings:
     save_every: int = 10
     seed: int = 0
 
-    def check(self) -> None:
-        """Raises InputError, listing what is out of its range."""
-        problems = [
-            Problem(name, getattr(self, name), "give at least 1")
-            for name in ("steps", "rows", "save_every")
-            if getattr(self, name) < 1
-        ]
+    def problems(self) -> Iterator[Problem]:
+        """What is out of its range."""
+        yield from at_least(self, steps=1, rows=1, save_every=1, seed=0)
         if not self.learning_rate > 0:
-            problems.append(Problem("learning_rate", self.learning_rate, "give a rate above 0"))
+            yield Problem("learning_rate", self.learning_rate, "give a rate above 0")
         if not 0 <= self.warmup <= 1:
-            problems.append(
-                Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
-            )
-        if self.seed < 0:
-            problems.append(Problem("seed", self.seed, "give 0 or more"))
-        if problems:
-            raise InputError(*problems)
+            yield Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +99,8 @@ def distil(
     Raises:
       InputError: for settings out of their range, or a loss that is not finite.
     """
-    settings.check()
+    if problems := list(settings.problems()):
+        raise InputError(*problems)
     optimizer = _optimizer(settings)
     history = np.full((settings.steps, 2), np.nan, np.float32)
     state = {"parameters": start, "optimizer": optimizer.init(start), "history": history}
@@ -132,7 +124,11 @@ def distil(
             state["history"][step] = kl, paid
             if not np.isfinite(state["history"][step]).all():
                 raise InputError(
-                    f"the loss is not finite at step {step}: give a lower learning_rate"
+                    Problem(
+                        "learning_rate",
+                        settings.learning_rate,
+                        f"the loss is not finite at step {step}: give a lower rate",
+                    )
                 )
             (gradient,) = back(gradient)
             state["parameters"], state["optimizer"] = update(

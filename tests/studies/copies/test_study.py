@@ -156,8 +156,8 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
     flags = [
         f"--model={small}",
         "--lengths=8",
-        "--num_windows=3",
-        "--choose_windows=2",
+        "--judge_excerpts=3",
+        "--choose_excerpts=2",
         "--shares=0.1,0.25",
         f"--output_dir={tmp_path}",
     ]
@@ -185,17 +185,20 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
 
 BAD = {
     "share": ({"shares": "0,0.1"}, ["--shares=0:"]),
-    "none": ({"shares": ""}, ["--shares is empty"]),
+    "none": ({"shares": ""}, ["--shares: give at least one"]),
     "many": ({"shares": "0.9"}, ["--shares: 11 heads are to copy"]),
-    "windows": ({"num_windows": "0"}, ["--num_windows=0"]),
-    "text": ({"text": "/nowhere.txt", "choose_text": "/nor.txt"}, ["/nowhere.txt", "/nor.txt"]),
+    "windows": ({"judge_excerpts": "0"}, ["--judge_excerpts=0"]),
+    "text": (
+        {"judge_text": "/nowhere.txt", "choose_text": "/nor.txt"},
+        ["/nowhere.txt", "/nor.txt"],
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_flags_are_refused(what, small, tmp_path):
     more, mentions = BAD[what]
-    flags = {"model": small, "lengths": "8", "num_windows": "2", "output_dir": tmp_path, **more}
+    flags = {"model": small, "lengths": "8", "judge_excerpts": "2", "output_dir": tmp_path, **more}
     with pytest.raises(InputError) as error:
         run_main(COPIES, *(f"--{name}={value}" for name, value in flags.items()))
     for mention in mentions:

@@ -22,13 +22,13 @@ TOO_LONG = {"lengths": "100", "paths": "100:sink(first)", "saved": "compiled"}
 def arguments(model, folder, text, **more):
     flags = {
         "model": model,
-        "text": text,
+        "judge_text": text,
         "lengths": "8,24",
         "paths": "8:sink(mean);24:sink(mean),window(1,6)",
         "shares": ",".join(map(str, SHARES)),
-        "choose_windows": 2,
-        "num_windows": 3,
-        "saved": "by_hand",
+        "choose_excerpts": 2,
+        "judge_excerpts": 3,
+        "saved": "formula",
         "output_dir": folder,
         **more,
     }
@@ -94,7 +94,7 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small
     _, records = read_records(ran)
     (record, *_) = [r for r in records if (r["path"], r["method"]) == ("window(1,6)", "random")]
     mask = SinkMask.from_text(record["result"]["mask"])
-    text = inputs.read_text(other_text, 5, 0)
+    text = inputs.read_text(other_text, 3, 0)
     windows = text.at_length(small_tokenizer, "tokenizer", 24)[:3]
     kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
@@ -110,7 +110,7 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small
 def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_path):
     small = {"lengths": "8", "paths": "8:sink(mean)", "shares": "0.75", "saved": "compiled"}
     run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **small))
-    compiled, by_hand = (
+    compiled, formula = (
         {
             record["mask_digest"]: record["result"]["saved"]
             for record in read_records(folder)[1]
@@ -121,7 +121,7 @@ def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_
     assert len(compiled) > 1
     for digest, saved in compiled.items():
         assert saved["prefill_operations"] > 0
-        assert saved == by_hand[digest]
+        assert saved == formula[digest]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "programs that each mask compiles into" in page
 
@@ -145,7 +145,7 @@ def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, t
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
     assert "24 tokens" in str(error.value)
     assert "--shares=0:" in str(error.value)
-    with pytest.raises(InputError, match=r"--lengths=100: .* --saved=by_hand"):
+    with pytest.raises(InputError, match=r"--lengths=100: .* saved=formula"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **TOO_LONG))
     with pytest.raises(InputError, match="512:window"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, paths="window(1,6)"))

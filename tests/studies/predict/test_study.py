@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sinkjax.studies.predict.logistic import Examples, fit, fit_penalty
 from sinkjax.studies.predict.metrics import auc, compare_brier, operate, score_predictions
-from sinkjax.studies.predict.study import PREDICTORS, PredictSettings, predict_sinks
+from sinkjax.studies.predict.predictor import PREDICTORS, HeldOut, predict_sinks
 from sinkjax.studies.predict.tables import verdict
 from sinkjax.studies.resampling import resample_counts
 
@@ -171,7 +171,7 @@ def test_a_strong_prior_is_chosen_where_scores_are_noise():
     assert found.penalty == 0.1
 
 
-SETTINGS = PredictSettings(held_out_lengths=(4,), held_out_share=0.5)
+SETTINGS = HeldOut(lengths=(4,), share=0.5)
 RULE = {"definition": "mean", "threshold": 0.6}
 
 
@@ -200,7 +200,7 @@ def test_what_scores_tell_is_found_and_what_they_do_not_is_not(predicted):
 
 def test_nothing_of_held_out_prompts_or_lengths_enters_a_fit(predicted, monkeypatch):
     """Held-out examples replaced by others: every fit stays bit for bit what it was."""
-    from sinkjax.studies.predict import study as run
+    from sinkjax.studies.predict import predictor as run
 
     def fits_of(scores, tokens):
         seen = []
@@ -219,7 +219,7 @@ def test_nothing_of_held_out_prompts_or_lengths_enters_a_fit(predicted, monkeypa
         return seen, rates
 
     scores, tokens = made()
-    held_out = run._held_out(48, SETTINGS)
+    held_out = run.held_out_prompts(48, SETTINGS)
     other_scores = {n: array.copy() for n, array in scores.items()}
     other_tokens = {n: array.copy() for n, array in tokens.items()}
     for n in scores:

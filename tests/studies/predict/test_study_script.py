@@ -65,7 +65,7 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
 
 BAD = {
     "unknown": ({"held_out_lengths": "3"}, ["--held_out_lengths=3", "2,4"]),
-    "none": ({"held_out_lengths": ""}, ["--held_out_lengths is empty"]),
+    "none": ({"held_out_lengths": ""}, ["--held_out_lengths: it is empty"]),
     "all": ({"held_out_lengths": "2,4"}, ["leaves no length"]),
     "share": ({"held_out_share": "1.5"}, ["--held_out_share=1.5"]),
     "few": ({"held_out_share": "0.1"}, ["12 prompts", "1 are held out"]),

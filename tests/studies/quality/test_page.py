@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sinkjax import InputError
-from sinkjax.studies.pages import write_report
+from sinkjax.cli.study import write_report
 from sinkjax.studies.quality.tables import quality_tables
 
 
@@ -47,8 +47,8 @@ def test_many_masks_are_shown_some_a_figure_and_one_window_has_no_interval(
 
 def test_records_without_a_report_are_refused(quality_run, save_sweep, tmp_path):
     specification, records = quality_run
-    with pytest.raises(InputError, match=r"holds no records yet: run experiments\.quality"):
+    with pytest.raises(InputError, match=r"holds no records yet: run sinkjax quality"):
         write_report(save_sweep(tmp_path / "none", specification, []))
     other = {**specification, "experiment": "other"}
-    with pytest.raises(InputError, match=r"records of experiments\.other; reports are"):
+    with pytest.raises(InputError, match=r"records of sinkjax other; reports are"):
         write_report(save_sweep(tmp_path / "other", other, records))

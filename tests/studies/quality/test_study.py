@@ -13,11 +13,12 @@ from tiny import quick_jit
 import sinkjax
 from sinkjax import InputError, SinkMask, load_mask, save_mask
 from sinkjax.studies import texts as inputs
-from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.quality.continuation import first_differences
-from sinkjax.studies.quality.study import QualitySettings, plan_quality, run_quality
+from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.results import read_records
-from sinkjax.studies.sweep.study import Settings, Source, Subject, plan_sweep
+from sinkjax.studies.study import run_study
+from sinkjax.studies.subject import Subject
 from sinkjax.testing.oracle import reference_logits
 
 QUALITY = "experiments.quality"
@@ -37,7 +38,7 @@ def arguments(model, folder, /, **more):
     flags = {
         "model": model,
         "lengths": "2,40",
-        "num_windows": 3,
+        "num_excerpts": 3,
         "continuation_tokens": 0,
         "output_dir": folder,
         **more,
@@ -58,7 +59,7 @@ def names(record, candidate):
 def measured(tiny, mask_file, tmp_path_factory):
     """A run's folder: a mask's file and the text form of the baseline's, of every kind."""
     folder = tmp_path_factory.mktemp("out") / "quality"
-    more = {"continuation_tokens": 4, "passkey": "0.5", "lengths": "2,90", "num_windows": 2}
+    more = {"continuation_tokens": 4, "passkey_depths": "0.5", "lengths": "2,90", "num_excerpts": 2}
     run_main(QUALITY, *arguments(tiny, folder, **more), f"--mask={mask_file}", f"--mask={FULL}")
     return folder
 
@@ -66,7 +67,7 @@ def measured(tiny, mask_file, tmp_path_factory):
 def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, small_tokenizer):
     model, saved = sinkjax.load(tiny), load_mask(mask_file)
     for length in (2, 90):
-        windows = inputs.default_text(2, 0).at_length(small_tokenizer, "tokenizer", length)
+        windows = inputs.judge_text(None, 2, 0).at_length(small_tokenizer, "tokenizer", length)
         tokens = jnp.asarray(windows)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
@@ -105,7 +106,7 @@ def test_the_baselines_own_mask_costs_exactly_nothing(measured):
 def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, capsys):
     """The same command again: everything is there."""
     before = {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
-    more = {"continuation_tokens": 4, "passkey": "0.5", "lengths": "2,90", "num_windows": 2}
+    more = {"continuation_tokens": 4, "passkey_depths": "0.5", "lengths": "2,90", "num_excerpts": 2}
     run_main(QUALITY, *arguments(tiny, measured, **more), f"--mask={mask_file}", f"--mask={FULL}")
     assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
     out = capsys.readouterr().out
@@ -115,7 +116,7 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out
     assert "No number is hidden in 2 tokens" in out
-    assert out.splitlines()[-1] == f"report: {measured}/report.html"
+    assert out.splitlines()[-2] == f"report: {measured}/report.html"
     page = (measured / "report.html").read_text()
     for record in records_of(measured, kind="quality"):
         assert f"{record['result']['kl']['mean']['value']:.4f}" in page
@@ -148,7 +149,7 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
     full = under(SinkMask.from_text(FULL))
     below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
     for length, own in ((8, below), (14, beyond)):
-        windows = inputs.default_text(3, 0).at_length(small_tokenizer, "tokenizer", length)
+        windows = inputs.judge_text(None, 3, 0).at_length(small_tokenizer, "tokenizer", length)
         padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
         kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
         baseline = continued(padded, length, lambda size: full)
@@ -183,19 +184,22 @@ def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_tokenizer):
-    config, text = sinkjax.load_config(tiny), inputs.default_text(4, 0)
+    config = sinkjax.load_config(tiny)
     subject = Subject("tiny", config, small_tokenizer, lambda: sinkjax.load(tiny))
-    source = Source(text, "text", (8,))
-    series = plan_sweep([subject], [source], Settings((8,), num_prompts=4))
     sinks = SinkMask.from_text("L0: 6f | L1: 6s(first)")
     candidates = [
         Candidate("a", {8: sinks}),
         Candidate("b", {8: SinkMask.from_text(FULL)}),
         Candidate("a again", {8: sinks}),
     ]
-    settings = QualitySettings(continuation_tokens=3)
-    cells = plan_quality(series, candidates, settings)
-    run_quality(cells, settings, str(tmp_path / "whole"))
+    study = Quality(
+        model=subject,
+        mask=tuple(candidates),
+        lengths=(8,),
+        num_excerpts=4,
+        continuation_tokens=3,
+    )
+    run_study(study, str(tmp_path / "whole"))
 
     def stopping(step):
         steps = itertools.count()
@@ -208,10 +212,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_t
 
     for step in (1, 3, 5):  # the first one before any record
         with pytest.raises(KeyboardInterrupt):
-            run_quality(cells, settings, str(tmp_path / "stopped"), stopping(step))
+            run_study(study, str(tmp_path / "stopped"), stopping(step))
     kept = len(list((tmp_path / "stopped" / "measured").iterdir()))
     assert kept >= 2
-    run_quality(cells, settings, str(tmp_path / "stopped"))
+    run_study(study, str(tmp_path / "stopped"))
     assert read_records(tmp_path / "stopped") == read_records(tmp_path / "whole")
     first, again = (
         [r["result"] for r in records_of(tmp_path / "whole") if names(r, name)]
@@ -228,11 +232,11 @@ BAD = {
     "no text": (["L0: 6q"], {}, ["--mask=L0: 6q"]),
     "no means": (["L0-1: 6s(mean)"], {}, ["calibrated means"]),
     "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
-    "depth": ([FULL], {"passkey": "0.5,2"}, ["--passkey=2", "between 0 and 1"]),
-    "no room": ([FULL], {"passkey": "0.5"}, ["--passkey: excerpts of 40 tokens", "at least"]),
-    "context": ([FULL], {"continuation_tokens": 100}, ["--lengths=40", "context of 128"]),
+    "depth": ([FULL], {"passkey_depths": "0.5,2"}, ["--passkey_depths=2", "between 0 and 1"]),
+    "no room": ([FULL], {"passkey_depths": "0.5"}, ["excerpts of 40 tokens", "at least"]),
+    "context": ([FULL], {"continuation_tokens": 100}, ["lengths=40", "context of 128"]),
     "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
-    "windows": ([FULL], {"num_windows": 0}, ["--num_windows=0"]),
+    "windows": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
     "length": ([FULL], {"lengths": "1,40"}, ["--lengths=1"]),
     "text": ([FULL], {"text": "/nowhere.txt"}, ["--text=/nowhere.txt"]),
 }

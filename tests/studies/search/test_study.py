@@ -13,8 +13,8 @@ from sinkjax import InputError, load_mask, specialize
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 from sinkjax.studies.search.page import page
-from sinkjax.studies.search.study import CHOSEN, CONTROLS
 from sinkjax.studies.search.tables import search_tables
 
 SEARCH = "experiments.search"
@@ -23,12 +23,12 @@ SEARCH = "experiments.search"
 def arguments(model, folder, text, **more):
     flags = {
         "model": model,
-        "length": 24,
+        "lengths": 24,
         "kl_budget": 0.3,
         "paths": "sink(mean),window(1,4),window(1,12)",
-        "rank_windows": 2,
-        "hold_windows": 3,
-        "judge_windows": 4,
+        "rank_excerpts": 2,
+        "hold_excerpts": 3,
+        "judge_excerpts": 4,
         "rounds": 2,
         "tries": 3,
         "judge_text": text,
@@ -49,7 +49,7 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     saved = load_mask(searched / "mask.json")
     model = sinkjax.load(tiny)
     assert saved.provenance.model_digest == sinkjax.model_digest(model)
-    windows = inputs.default_text(9, 0).at_length(small_tokenizer, "tokenizer", 24)[5:]
+    windows = inputs.choose_text(None, 9, 0).at_length(small_tokenizer, "tokenizer", 24)[5:]
     fast = specialize(model, saved.mask, fills=saved.fills)
     kl = kl_of(model(windows), fast(windows))[:, 1:]
     own, other = saved.quality["quality"]
@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, other_text, searc
 
 
 def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
-    more = {"by": "group", "ranking": "error", "kl_budget": 1, "judge_windows": 2}
+    more = {"units": "group", "ranking": "error", "kl_budget": 1, "judge_excerpts": 2}
     run_main(SEARCH, *arguments(tiny, tmp_path, other_text, **more))
     mask = load_mask(tmp_path / "mask.json").mask
     assert mask.masked.any()
@@ -106,8 +106,8 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
 def learned(tiny, other_text, tmp_path_factory):
     """Gates at 24 tokens."""
     folder = tmp_path_factory.mktemp("out") / "gates"
-    flags = {"model": tiny, "choose_text": other_text, "lengths": 24, "path": "window(1,4)"}
-    sizes = {"choose_windows": 3, "num_windows": 2, "steps": 3, "shares": 0.5}
+    flags = {"model": tiny, "choose_text": other_text, "lengths": 24, "paths": "window(1,4)"}
+    sizes = {"choose_excerpts": 3, "judge_excerpts": 2, "steps": 3, "shares": 0.5}
     every = {**flags, **sizes, "output_dir": folder}
     run_main("experiments.gates", *(f"--{name}={value}" for name, value in every.items()))
     return folder
@@ -123,10 +123,11 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
     )
     here = pathlib.Path(__file__)
     flags = arguments(tiny, tmp_path / "out", here, ranking="gates", gates=learned)
-    flags.append(f"--text={other_text}")
+    flags.append(f"--choose_text={other_text}")
+    none = [flag for flag in flags if not flag.startswith("--judge_text")]
     with pytest.raises(InputError) as error:
-        run_main(SEARCH, *(flag for flag in flags if not flag.startswith("--judge_text")))
-    assert "--judge_text is missing" in str(error.value)
+        run_main(SEARCH, *none, "--judge_text=")
+    assert "--judge_text: the gates were trained on the text to choose on" in str(error.value)
     assert "--paths=sink(mean),window(1,4),window(1,12): the gates" in str(error.value)
     run_main(SEARCH, *flags, "--paths=window(1,4)")
     off = load_mask(tmp_path / "out" / "mask.json").mask.masked
@@ -139,9 +140,9 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
 BAD = {
     "path": ({"paths": "sink(some),full"}, ["sink(some)", "full", "sink(fill)"]),
     "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
-    "windows": ({"hold_windows": 0, "tries": 0}, ["--hold_windows=0", "--tries=0"]),
-    "text": ({"length": 120, "judge_windows": 100}, ["other.txt has", "100 are wanted"]),
-    "no gates": ({"ranking": "gates"}, ["--gates is missing"]),
+    "windows": ({"hold_excerpts": 0, "tries": 0}, ["--hold_excerpts=0", "--tries=0"]),
+    "text": ({"lengths": 120, "judge_excerpts": 100}, ["other.txt has", "100 are wanted"]),
+    "no gates": ({"ranking": "gates"}, ["--gates: ranking=gates needs"]),
 }
 
 

@@ -9,21 +9,29 @@ from masks import problems_of
 
 import sinkjax
 from sinkjax.report.page import render_page
-from sinkjax.studies.quality.candidate import Candidate
+from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.results import read_records
+from sinkjax.studies.study import run_study
+from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.page import page
-from sinkjax.studies.timing.study import (
-    TimingSettings,
-    Workload,
-    plan_timing,
-    run_timing,
-)
+from sinkjax.studies.timing.study import Timing
 from sinkjax.studies.timing.tables import timing_tables
 
 MASK = sinkjax.SinkMask.from_text("L0: 3f 3w(1,4) | L1: 3f 3s(first)")
-WORKLOAD = Workload(batch_size=2, prompt_length=16, generated=5)
-SETTINGS = TimingSettings(rounds=3, warmup=1, steps_per_call=2)
+ROUNDS = 3
+
+
+def study_of(model, **settings):
+    subject = Subject("tiny", model.config, None, lambda: model)
+    return Timing(**{"model": subject, "warmup": 1, **settings})
+
+
+def mine(model, **settings):
+    """One mask beside the baseline, two rows of 16 tokens and five more."""
+    sizes = {"batch_sizes": (2,), "lengths": (16,), "generated": (5,), "steps_per_call": 2}
+    masks = (Candidate("mine", {16: MASK}),)
+    return study_of(model, **{"mask": masks, "rounds": ROUNDS, **sizes, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +40,10 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def cells(model):
-    candidate = Candidate("mine", {WORKLOAD.prompt_length: MASK})
-    return plan_timing(model.config, [candidate], [WORKLOAD], SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def folder(model, cells, tmp_path_factory):
+def folder(model, tmp_path_factory):
     """What was timed in one go, with traces."""
     path = tmp_path_factory.mktemp("timing")
-    run_timing(model, "tiny", cells, SETTINGS, str(path / "out"), profile=str(path / "traces"))
+    run_study(mine(model, profile=str(path / "traces")), str(path / "out"))
     return path
 
 
@@ -66,8 +68,8 @@ def test_records_hold_every_sample_and_what_reproduces_them(records, model):
         assert set(result["machine"]) == {"read", "multiply"}
         machine = [one for measured in result["machine"].values() for one in measured["samples"]]
         for samples in (*(program["samples"] for program in programs), *machine):
-            assert len(samples["seconds"]) == SETTINGS.rounds
-            assert len(samples["warmup"]) == SETTINGS.warmup
+            assert len(samples["seconds"]) == ROUNDS
+            assert len(samples["warmup"]) == 1
             assert min(samples["seconds"]) > 0
         for measured in result["machine"].values():
             best = np.min([samples["seconds"] for samples in measured["samples"]], axis=0)
@@ -110,9 +112,8 @@ def test_memory_is_the_process_own(records):
             assert rise is None or 0 <= rise < 100e6
 
 
-def test_other_settings_are_refused_in_the_same_folder(model, cells, folder):
-    other = TimingSettings(rounds=5, warmup=1, steps_per_call=2)
-    problems = problems_of(run_timing, model, "tiny", cells, other, folder=str(folder / "out"))
+def test_other_settings_are_refused_in_the_same_folder(model, folder):
+    problems = problems_of(run_study, mine(model, rounds=5), str(folder / "out"))
     assert any("rounds is 3 there and 5 here" in problem for problem in problems)
 
 
@@ -135,22 +136,19 @@ class KilledError(Exception):
 def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
     """JAX's profiler, as on an accelerator, for what XLA does on this CPU."""
     model = tiny.make(num_layers=1)
-    settings = TimingSettings(rounds=2, warmup=1, clock="device")
-    cells = plan_timing(model.config, [], [Workload(1, 8, 4)], settings)
+    study = study_of(model, rounds=2, clock="device", lengths=(8,), generated=(4,))
     out = str(tmp_path / "out")
 
-    def kill(cell, rounds):
-        if cell.stage == "decode":
+    def kill(progress):
+        if progress.steps and progress.text.startswith("decode"):
             raise KilledError
 
     with pytest.raises(KilledError):
-        run_timing(model, "tiny", cells, settings, out, on_rounds=kill)
+        run_study(study, out, kill)
     _, before = read_records(out)
     assert [record["stage"] for record in before] == ["prefill"]
     done = []
-    run_timing(
-        model, "tiny", cells, settings, out, on_rounds=lambda cell, rounds: done.append(rounds)
-    )
+    run_study(study, out, lambda progress: progress.steps and done.append(progress.steps))
     assert done == [2, 1, 1]
     _, records = read_records(out)
     assert [record["stage"] for record in records] == ["prefill", "decode"]
@@ -160,7 +158,7 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
         assert result["clock"] == "device"
         program = result["programs"]["baseline"]
         device = program["samples"]["device_seconds"]
-        assert len(device) == len(program["samples"]["seconds"]) == settings.rounds
+        assert len(device) == len(program["samples"]["seconds"]) == study.rounds
         assert program["seconds"]["median"] == pytest.approx(np.median(device))
 
 
@@ -170,7 +168,7 @@ def test_google_benchmark_json_has_its_shape(records):
     assert {"date", "executable", "num_cpus", "load_avg", "library_build_type"} <= set(context)
     runs = [run for run in found["benchmarks"] if run["run_type"] == "iteration"]
     aggregates = [run for run in found["benchmarks"] if run["run_type"] == "aggregate"]
-    assert len(runs) == 2 * 3 * SETTINGS.rounds
+    assert len(runs) == 2 * 3 * ROUNDS
     assert len(aggregates) == 2 * 3 * 4
     for run in found["benchmarks"]:
         assert {"name", "run_name", "iterations", "real_time", "cpu_time"} <= set(run)
@@ -200,31 +198,33 @@ def test_tables_tell_a_restless_machine(records):
 
 
 def test_a_prompt_is_prefilled_once_however_much_follows(model):
-    workloads = [Workload(1, 8, 0), Workload(1, 8, 4), Workload(1, 8, 6), Workload(2, 8, 4)]
-    cells = plan_timing(model.config, [], workloads, TimingSettings())
-    assert [cell.slug for cell in cells] == [
+    study = study_of(model, batch_sizes=(1, 2), lengths=(8,), generated=(0, 4, 6))
+    assert [run.slug for run in study.runs] == [
         "prefill-b1-t8",
         "decode-b1-t8-n4",
         "decode-b1-t8-n6",
         "prefill-b2-t8",
         "decode-b2-t8-n4",
+        "decode-b2-t8-n6",
     ]
 
 
 def test_all_that_is_wrong_is_said_at_once(model):
     candidate = Candidate("baseline", {8: sinkjax.SinkMask.from_text("L0: 6f")})
-    settings = TimingSettings(("prefil",), rounds=1, warmup=0, clock="sundial", attention="flash")
-    problems = problems_of(plan_timing, model.config, [candidate], [Workload(0, 60, 5)], settings)
+    sizes = {"mask": (candidate,), "lengths": (60,), "generated": (5,)}
+    how = {"rounds": 1, "warmup": 0, "clock": "sundial", "attention": "flash"}
+    wrong = study_of(model, batch_sizes=(0,), stages=("prefil",), **sizes, **how)
+    problems = problems_of(wrong.check)
     for part in (
-        "--rounds=1",
-        "--warmup=0",
-        "--stages=prefil: use prefill or decode",
-        "--clock=sundial",
-        "--attention=flash: use one of xla",
-        "--batch_sizes=0",
+        "rounds=1",
+        "warmup=0",
+        "stages=prefil: use one of prefill, decode",
+        "clock=sundial: use one of auto",
+        "attention=flash: use one of xla",
+        "batch_sizes=0",
         "more than the model's context, 64 tokens",
-        "--mask=baseline: the name is taken",
-        "baseline: ",
+        "mask=baseline: the name is taken",
+        "mask=baseline: ",
     ):
         assert any(part in problem for problem in problems), part
 

@@ -26,7 +26,7 @@ def test_a_shape_is_timed_with_random_weights(shape, tmp_path, capsys):
     arguments = [
         f"--model={shape}",
         f"--mask={MASK}",
-        "--prompt_lengths=8",
+        "--lengths=8",
         "--generated=3",
         "--rounds=2",
         "--warmup=1",
@@ -56,8 +56,8 @@ def test_a_shape_is_timed_with_random_weights(shape, tmp_path, capsys):
 def test_what_is_wrong_is_named_by_flag(shape, tmp_path):
     model = f"--model={shape}"
     for arguments, wanted in (
-        (["--rounds=1", "--prompt_lengths=200"], ("--rounds=1", "--prompt_lengths=200 with")),
-        (["--batch_sizes=two"], ("--batch_sizes=two: no whole number",)),
+        (["--rounds=1", "--lengths=200"], ("--rounds=1", "--lengths=200: with")),
+        (["--batch_sizes=two"], ("--batch_sizes: 'two' is no whole number",)),
         (["--mask=L0: 5f"], ("--mask=L0: 5f",)),
         (["--google_benchmark=/nowhere/at/all.json"], ("--google_benchmark=/nowhere",)),
         (["--model=shape:llama-9"], ("shape:llama-9: it is no known shape",)),

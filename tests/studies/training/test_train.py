@@ -118,17 +118,16 @@ def test_the_lowest_gates_leave_full_the_first_of_equals_first():
 @pytest.mark.parametrize(
     ("changes", "mentions"),
     [
-        ({"steps": 0, "rows": 0}, ["--steps=0", "--rows=0"]),
-        ({"learning_rate": 0.0}, ["--learning_rate=0"]),
-        ({"warmup": 2.0}, ["--warmup=2"]),
-        ({"seed": -1}, ["--seed=-1"]),
+        ({"steps": 0, "rows": 0}, ["steps=0", "rows=0"]),
+        ({"learning_rate": 0.0}, ["learning_rate=0"]),
+        ({"warmup": 2.0}, ["warmup=2"]),
+        ({"seed": -1}, ["seed=-1"]),
     ],
 )
 def test_impossible_training_is_refused(changes, mentions):
-    with pytest.raises(InputError) as error:
-        dataclasses.replace(TRAIN, **changes).check()
+    problems = " ".join(map(str, dataclasses.replace(TRAIN, **changes).problems()))
     for mention in mentions:
-        assert mention in str(error.value)
+        assert mention in problems
 
 
 MASK = SinkMask.from_text("L0: 6f | L1: 2s(first) f 3w(1,4) | L2: 3s(zero) c(1,2) 2f")
@@ -196,8 +195,8 @@ def arguments(model, folder, /, **more):
     flags = {
         "model": model,
         "lengths": "12",
-        "choose_windows": 2,
-        "num_windows": 2,
+        "choose_excerpts": 2,
+        "judge_excerpts": 2,
         "steps": 2,
         "output_dir": folder,
         **more,
@@ -206,7 +205,7 @@ def arguments(model, folder, /, **more):
 
 
 def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
-    flags = arguments(small, tmp_path, path="sink(mean)", units="group", shares="0.5")
+    flags = arguments(small, tmp_path, paths="sink(mean)", units="group", shares="0.5")
     run_main("experiments.gates", *flags)
     out = capsys.readouterr().out
     _, records = read_records(tmp_path)
@@ -246,12 +245,12 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
 
 
 BAD = {
-    "path": ("gates", {"path": "full"}, ["--path"]),
-    "paths": ("gates", {"path": "sink(zero),sink(first)"}, ["give one path"]),
+    "path": ("gates", {"paths": "full"}, ["--paths=full"]),
+    "paths": ("gates", {"paths": "sink(zero),sink(first)"}, ["give one path"]),
     "share": ("gates", {"shares": "1.5", "price": "-1"}, ["--shares=1.5", "--price=-1"]),
     "lengths": ("gates", {"lengths": "8,12"}, ["--lengths=8,12"]),
-    "steps": ("gates", {"steps": "0"}, ["--steps=0"]),
-    "no mask": ("repair", {}, ["--mask is missing"]),
+    "steps": ("gates", {"steps": "0"}, ["steps=0"]),
+    "no mask": ("repair", {}, ["--mask: it is missing"]),
     "lengths of repair": ("repair", {"mask": "L0-1: 6w(1,4)", "lengths": "8,12"}, ["--lengths"]),
 }
 

@@ -12,8 +12,8 @@ import warnings
 import pytest
 from PIL import Image
 
+from sinkjax.cli.study import write_report
 from sinkjax.errors import InputError
-from sinkjax.studies.pages import write_report
 from sinkjax.studies.sweep.tables import summary_tables
 
 EMBEDDED = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"')
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(small_sweep, save_sweep, t
     code = (
         "import resource, sys\n"
         "from sinkjax.errors import InputError\n"
-        "from sinkjax.studies.pages import write_report\n"
+        "from sinkjax.cli.study import write_report\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
         "try: write_report(sys.argv[1])\n"
         "except InputError as error: print(error)\n"

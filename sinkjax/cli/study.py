@@ -1,0 +1,111 @@
+"""Answers a study in a terminal: bars while it runs, then its tables and where its files lie."""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import flags
+from tqdm import tqdm
+
+from sinkjax.cli import terminal
+from sinkjax.cli.commands import STUDIES
+from sinkjax.cli.settings import define_flags, read_study
+from sinkjax.errors import InputError
+from sinkjax.report.write import write_page
+from sinkjax.studies.results import read_records
+from sinkjax.studies.study import Progress, Size, Study, run_study
+
+
+def study_class(name: str) -> type[Study]:
+    """The study of a name, imported when it is asked for."""
+    return getattr(importlib.import_module(f"sinkjax.studies.{name}.study"), STUDIES[name])
+
+
+def define_study(study: type[Study]) -> Callable[[], None]:
+    """Defines the flags of a study; what answers it as they say."""
+    define_flags(study)
+    values = flags.FLAGS
+    return lambda: answer(read_study(study), values.output_dir, dry_run=values.dry_run)
+
+
+def answer(study: Study, folder: str, *, dry_run: bool = False) -> None:
+    """Measures what the folder does not hold yet, prints the tables, and says where the rest is.
+
+    Raises:
+      InputError: as `run_study` does.
+    """
+    study.check()
+    console = terminal.console()
+    if dry_run:
+        terminal.print_table(console, study.planned())
+        if study.size().flops:
+            console.print(_estimate(study.size().flops))
+        return
+    with _bar(study.size()) as show:
+        specification, records = run_study(study, folder, show)
+    for table in study.tables(specification, records):
+        terminal.print_table(console, table)
+    console.print(f"report: {folder}/report.html", soft_wrap=True)
+    for line in study.closing(folder, records):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _estimate(flops: float) -> str:
+    rate = terminal.matrix_rate()
+    return (
+        f"{flops / 1e12:.2f} TFLOP to measure, what the folder holds already included. At half of "
+        f"the {rate / 1e9:.0f} GFLOP/s that this machine's matrix product makes now: about "
+        f"{terminal.duration(flops / (rate / 2))}, downloads and compilation apart."
+    )
+
+
+def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Makes the report anew out of a run's records, as its study does at its end.
+
+    The same records give the same bytes, in whatever order they were made.
+
+    Args:
+      folder: the output folder of a study, of this version or an earlier one.
+
+    Returns:
+      the path of report.html, which needs no other file.
+
+    Raises:
+      InputError: where the folder holds no records, or those of an unknown study, or the report
+        cannot be written to it.
+    """
+    specification, records = read_records(folder)
+    name = specification["experiment"]
+    if name not in STUDIES:
+        raise InputError(
+            f"{folder} holds the records of sinkjax {name}; reports are made of those of "
+            f"{', '.join(STUDIES)}"
+        )
+    if not records:
+        raise InputError(f"{folder} holds no records yet: run sinkjax {name} first")
+    return write_page(folder, study_class(name).page(specification, records))
+
+
+@contextlib.contextmanager
+def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
+    """A bar for the work; one alone, since two move the cursor, and seldom redrawn in a file."""
+    interval = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(
+        total=size.steps,
+        unit=f" {size.unit}",
+        desc="measuring",
+        smoothing=0.05,
+        mininterval=interval,
+    ) as bar:
+        records = 0
+
+        def show(progress: Progress) -> None:
+            nonlocal records
+            records += progress.records
+            bar.set_postfix_str(f"{records}/{size.records} records, {progress.text}", refresh=False)
+            bar.update(progress.steps)
+
+        yield show

@@ -1,0 +1,240 @@
+"""What is held against the baseline: masks, plans of masks by length, and how users name them."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sinkjax.errors import InputError, Problem
+from sinkjax.masks.file import load_mask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Sink
+from sinkjax.models.config import LlamaConfig
+from sinkjax.programs.dispatch import Plan, Stage
+from sinkjax.studies.settings import problems_of
+
+MASKS = (
+    "Mask files or names of shipped masks, with commas between them, or a mask's text form. May be "
+    "repeated."
+)
+"""What `read_masks` reads, for who sets it."""
+
+Fills = Mapping[SinkMask, np.ndarray]
+"""float32 [L, N, H] of each mask that has `sink(mean)` heads."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """What is held against the baseline.
+
+    Attributes:
+      name: as the user gave it.
+      masks: by length T, the one that serves prompts of T tokens.
+      fills: float32 [L, N, H] of each mask that has `sink(mean)` heads.
+      plan: that the masks are of; None where one mask serves all lengths.
+
+    Raises:
+      ValueError: for several masks without a plan.
+    """
+
+    name: str
+    masks: Mapping[int, SinkMask]
+    fills: Mapping[SinkMask, np.ndarray] = dataclasses.field(default_factory=dict)
+    plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        if self.plan is None and len(set(self.masks.values())) > 1:
+            raise ValueError(f"{self.name} has several masks, but no plan that says what they are")
+
+    @classmethod
+    def of_plan(
+        cls, name: str, plan: Plan, lengths: Sequence[int], fills: Mapping[SinkMask, np.ndarray]
+    ) -> "Candidate":
+        """A plan's mask for each length."""
+        return cls(name, {length: plan.mask(length) for length in lengths}, fills, plan)
+
+    def describe(self, length: int) -> dict[str, Any]:
+        """The "candidate" of a record."""
+        mask = self.masks[length]
+        return {"name": self.name, **self._digests(mask), "heads": mask.counts()}
+
+    def specification(self) -> dict[str, Any]:
+        """Its entry in the specification of a run."""
+        return {
+            "name": self.name,
+            "masks": {str(length): str(mask) for length, mask in self.masks.items()},
+            "described": [self.describe(length) for length in self.masks],
+            **({} if self.plan is None else {"plan": self.plan.to_dict()}),
+        }
+
+    def crossing(self, length: int, num_tokens: int) -> dict[str, Any] | None:
+        """The "crossing" of a record of a continuation; None where it crosses no boundary.
+
+        Returns:
+          the plan's `rule`; `boundaries`, the longest lengths of the stages that the text outgrows
+          before its last token is drawn; `masks`, those that serve beyond them: under `stay` none.
+        """
+        if self.plan is None:
+            return None
+        first, last = self.plan.stage(length), self.plan.stage(length + num_tokens - 1)
+        if first == last:
+            return None
+        later = self.plan.stages[first + 1 : last + 1] if self.plan.crossing == "prefill" else ()
+        return {
+            "rule": self.plan.crossing,
+            "boundaries": [stage.up_to for stage in self.plan.stages[first:last]],
+            "masks": [self._digests(stage.mask) for stage in later],
+        }
+
+    def reached(self, lengths: Sequence[int], num_tokens: int) -> Plan:
+        """What of a plan serves windows of these lengths and what they grow to.
+
+        Stages that none of them comes to are left out: nothing would be compiled for them.
+        """
+        if self.plan is None:
+            return Plan((Stage(self.masks[lengths[0]]),))
+        grown = num_tokens if self.plan.crossing == "prefill" else 1
+        reached = {
+            index
+            for length in lengths
+            for index in range(self.plan.stage(length), self.plan.stage(length + grown - 1) + 1)
+        }
+        *stages, last = (self.plan.stages[index] for index in sorted(reached))
+        return Plan((*stages, Stage(last.mask)), self.plan.crossing)
+
+    def _digests(self, mask: SinkMask) -> dict[str, str | None]:
+        fills_sha256 = None
+        if mask in self.fills:
+            fills = np.ascontiguousarray(self.fills[mask], np.float32)
+            fills_sha256 = hashlib.sha256(fills.tobytes()).hexdigest()
+        return {"mask_digest": mask.digest, "fills_sha256": fills_sha256}
+
+
+def candidates(
+    masks: Sequence[str | Candidate],
+    plans: Sequence[str],
+    config: LlamaConfig,
+    lengths: Sequence[int],
+) -> list[Candidate]:
+    """What users name as `mask` and `plan`, to be held against the baseline at each length.
+
+    Args:
+      masks: as for `read_masks`, or what has been read.
+      plans: as for `read_plan`.
+      config: of the model.
+      lengths: T of all excerpts.
+
+    Raises:
+      InputError: as `read_masks` and `read_plan` do.
+    """
+    named = [mask for mask in masks if isinstance(mask, Candidate)]
+    texts = [mask for mask in masks if not isinstance(mask, Candidate)]
+    named += [
+        Candidate(name, dict.fromkeys(lengths, mask), fills)
+        for name, (mask, fills) in read_masks(texts, config).items()
+    ]
+    for name in plans:
+        plan, fills = read_plan(name)
+        named.append(Candidate.of_plan(name, plan, lengths, fills))
+    return named
+
+
+def check_candidates(
+    candidates: Sequence[Candidate], config: LlamaConfig, taken: Sequence[str] = ()
+) -> Iterator[Problem]:
+    """Masks of another shape than the model's, and names that are there twice or taken."""
+    names = [*taken, *(candidate.name for candidate in candidates)]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield Problem("mask", name, "the name is taken, or there twice")
+    for candidate in candidates:
+        stages = () if candidate.plan is None else candidate.plan.stages
+        for mask in dict.fromkeys([*candidate.masks.values(), *(s.mask for s in stages)]):
+            for problem in problems_of(functools.partial(mask.check, config)):
+                yield Problem("mask", candidate.name, str(problem))
+
+
+def read_masks(values: Sequence[str], config: LlamaConfig) -> dict[str, tuple[SinkMask, Fills]]:
+    """The masks that users name, each with its fills.
+
+    Args:
+      values: each is files, or names of shipped masks, with commas between them, or one mask's text
+        form.
+      config: of the model that they are for.
+
+    Returns:
+      by what the user wrote.
+
+    Raises:
+      InputError: listing all files that cannot be read, texts that are no mask, and masks for
+        another model.
+    """
+    masks: dict[str, tuple[SinkMask, Fills]] = {}
+    problems = []
+    for value in values:
+        for name in [value] if is_text(value) else value.split(","):
+            try:
+                masks[name] = (_from_text if is_text(value) else _from_file)(name, config)
+            except InputError as error:
+                problems += [Problem("mask", name, problem.text) for problem in error.problems]
+    if problems:
+        raise InputError(*problems)
+    return masks
+
+
+def is_text(name: str) -> bool:
+    """Whether a user wrote a mask itself, and no name of one."""
+    return re.match(r"L0(-\d+)?: ", name) is not None
+
+
+def read_plan(name: str) -> tuple[Plan, Fills]:
+    """A plan's file, and the fills of the mask files that it names.
+
+    Args:
+      name: of a JSON file as `Plan.to_dict` makes them, in which each mask is its text form or the
+        name of its file, counted from the plan's folder.
+
+    Raises:
+      InputError: for a file that cannot be read, or is no possible plan.
+    """
+    path = Path(name)
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            Problem("plan", name, f"it cannot be read ({error}); give a JSON file")
+        ) from error
+    fills: dict[SinkMask, np.ndarray] = {}
+    try:
+        if not isinstance(fields, dict):
+            raise InputError('it holds no JSON object with "crossing" and "stages"')
+        for stage in fields["stages"] if isinstance(fields.get("stages"), list) else ():
+            if isinstance(stage, dict) and str(stage.get("mask")).endswith(".json"):
+                saved = load_mask(path.parent / stage["mask"])
+                stage["mask"] = str(saved.mask)
+                fills |= {} if saved.fills is None else {saved.mask: saved.fills}
+        return Plan.from_dict(fields), fills
+    except InputError as error:
+        raise InputError(
+            *(Problem("plan", name, str(problem)) for problem in error.problems)
+        ) from error
+
+
+def _from_text(text: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
+    mask = SinkMask.from_text(text)
+    mask.check(config)
+    if any(path == Sink("mean") for layer in mask.heads for path in layer):
+        raise InputError("s(mean) needs calibrated means, which only a mask's file has: give one")
+    return mask, {}
+
+
+def _from_file(name: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
+    saved = load_mask(name)
+    saved.check(config)
+    return saved.mask, {} if saved.fills is None else {saved.mask: saved.fills}

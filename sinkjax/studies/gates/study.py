@@ -1,0 +1,178 @@
+"""Which heads can leave `full`, as learned gates say: trained by distillation, with a price.
+
+  sinkjax gates --choose_text=one.txt --judge_text=other.txt --lengths=256
+  sinkjax gates --flagfile=gates.flags
+
+Every head (--units=group: every key/value group) gets a gate between its `full` output and that on
+--paths. The gates are trained on --choose_text to keep the model's own predictions, while --price
+draws them down. Then, for each of --shares, the heads of the lowest gates are masked; the KL of
+that mask to the baseline is measured on --judge_text, beside masks of as many heads by own error
+and at random.
+
+Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
+checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
+again.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sinkjax.errors import Problem
+from sinkjax.instruments.judge import Judge
+from sinkjax.instruments.own_errors import mean_outputs, own_errors
+from sinkjax.masks.choose import random_control
+from sinkjax.masks.file import Provenance, save_mask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Path, Sink, Window, parse_paths
+from sinkjax.report.records import Record
+from sinkjax.studies import settings
+from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
+from sinkjax.studies.held_out import HeldOutStudy, mask_result
+from sinkjax.studies.results import Results
+from sinkjax.studies.settings import setting
+from sinkjax.studies.study import Bench, Cell, Size
+from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
+from sinkjax.studies.training.train import distil
+
+METHODS = ("gates", "own_error", "random")
+"""How masks of one size are chosen: by learned gates; by each head's own error under the path; at
+random, with as many heads in each layer as by gates."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Gates(TrainingStudy):
+    """Which heads can be masked, as learned gates say."""
+
+    name = "gates"
+    renamed: ClassVar[Mapping[str, str]] = {**HeldOutStudy.renamed, "path": "paths"}
+
+    paths: tuple[Path, ...] = setting(
+        (Window(4, 32),),
+        "Path of the heads that are masked, a window or a sink; gates are learned for one.",
+        parse=functools.partial(parse_paths, kinds=("window", "sink")),
+    )
+    units: Literal["head", "group"] = setting(
+        "head", "What has a gate of its own: each head, or each key/value group."
+    )
+    price: float = setting(0.1, "What all gates open cost, in nats a token.")
+    shares: tuple[float, ...] = setting((0.3, 0.5, 0.7), "Shares of the units that are masked.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from settings.shares("shares", self.shares, of="the units")
+        if not self.price >= 0:
+            yield Problem("price", self.price, "give 0 nats or more")
+        if len(self.paths) != 1:
+            yield Problem("paths", self.paths, "give one path, such as window(4,32)")
+        elif not isinstance(self.paths[0], Window | Sink):
+            yield Problem("paths", self.paths, "give a window or a sink")
+
+    @property
+    def path(self) -> Path:
+        """Of the heads that are masked."""
+        (path,) = self.paths
+        return path
+
+    def specification(self) -> dict[str, Any]:
+        return {
+            **self.common(),
+            "path": str(self.path),
+            "units": self.units,
+            "price": self.price,
+            "shares": list(self.shares),
+        }
+
+    def size(self) -> Size:
+        masks = len(self.shares) * len(METHODS)
+        tokens = self.training_tokens + masks * self.judged.size
+        return Size(tokens, 1 + masks, RECORD_BYTES * (1 + masks))
+
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        model, config = bench.model, bench.model.config
+        fields = {
+            **self.common(),
+            "path": str(self.path),
+            "units": self.units,
+            "price": self.price,
+        }
+        units = config.num_kv_heads if self.units == "group" else config.num_heads
+        fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
+        gated = GatedModel(model, self.path, fills=fills)
+        trained = distil(
+            model,
+            gated.residuals,
+            start_gates(config.num_layers, units),
+            self.trained_on,
+            self.train,
+            bench.results.folder / "checkpoints",
+            price=lambda logits: self.price * gates_of(logits).mean(),
+            on_step=functools.partial(bench.keep.report, "trained"),
+        )
+        logits = np.asarray(trained.parameters)
+        gates = np.asarray(gates_of(logits)).tolist()
+        yield Cell(
+            {"kind": "training", **fields}, lambda: {**history(trained), "gates": gates}, "training"
+        )
+        errors = own_errors(model, self.trained_on, [self.path], fills=fills)[0]
+        # The errors of a group's heads add up to its own where they point in different directions.
+        errors = np.sqrt(np.square(errors).reshape(*logits.shape, -1).sum(axis=-1))
+        judge = Judge(model, self.judged, fills=fills)
+        for share in sorted(self.shares):
+            for method, mask in self._masks(share, logits, errors, config.num_heads).items():
+                record = {"kind": "gates", **fields, "method": method, "share": share}
+                yield Cell(
+                    record,
+                    lambda mask=mask: mask_result(mask, judge(mask), self.seed),
+                    f"{method} {share:g}",
+                    steps=self.judged.size,
+                )
+                if method == "gates":
+                    _save(bench.results, bench.record_id(record), mask, fills)
+
+    def _masks(
+        self, share: float, logits: np.ndarray, errors: np.ndarray, num_heads: int
+    ) -> dict[str, SinkMask]:
+        """Masks of a share of the units, by method."""
+        count = round(share * logits.size)
+        masks = {
+            method: mask_of_gates(ranking, self.path, count, num_heads=num_heads)
+            for method, ranking in (("gates", logits), ("own_error", errors))
+        }
+        kv_heads = logits.shape[1] if self.units == "group" else None
+        masks["random"] = random_control(masks["gates"], seed=self.seed, num_kv_heads=kv_heads)
+        return masks
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        return [f"masks: {folder}/masks"]
+
+
+def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | None) -> None:
+    """Writes a mask with what its record says: masks/gates-SHARE.json."""
+    record = results.get(record_id)
+    how = ("path", "units", "price", "share", "train")
+    save_mask(
+        results.folder / "masks" / f"gates-{record['share']:g}.json",
+        mask,
+        provenance=Provenance.from_records(
+            [record],
+            text="chosen_on",
+            method="learned gates",
+            **{name: record[name] for name in how},
+        ),
+        quality={
+            "kl": [
+                {
+                    "text": record["source"]["name"],
+                    "text_sha256": record["source"]["sha256"],
+                    "length": record["length"],
+                    "num_windows": record["source"]["num_windows"],
+                    **record["result"]["kl"],
+                }
+            ]
+        },
+        fills=fills,
+    )

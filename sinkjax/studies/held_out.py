@@ -1,0 +1,113 @@
+"""What studies that choose and judge share: one text to choose on, another to judge on.
+
+No choice is judged where it was made.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sinkjax.errors import InputError, Problem, each
+from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.resampling import estimate_mean
+from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.study import Study
+from sinkjax.studies.texts import choose_text, judge_text
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class HeldOutStudy(Study):
+    """A study that chooses on one text and judges on another, or on other excerpts of the same."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "text": "judge_text",
+        "choose_windows": "choose_excerpts",
+        "num_windows": "judge_excerpts",
+    }
+
+    choose_text: str | None = setting(
+        None, "Text file to choose on. Default: the shipped text for choosing."
+    )
+    judge_text: str | None = setting(
+        None, "Text file to judge on. Default: the shipped text for judging."
+    )
+    lengths: tuple[int, ...] = setting((256,), "Tokens of an excerpt, BOS included.")
+    choose_excerpts: int = setting(32, "Number of excerpts to choose on, at most.")
+    judge_excerpts: int = setting(32, "Number of excerpts to judge on, at most.")
+    max_tokens: int = setting(
+        sys.maxsize, "Tokens at one length on either text; fewer excerpts where they are long."
+    )
+    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from at_least(self, choose_excerpts=1, judge_excerpts=1, max_tokens=1)
+        if not self.lengths:
+            yield Problem("lengths", None, "give at least one, such as 256")
+
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
+        yield from problems_of(lambda: self._series)
+
+    @property
+    def chosen_on(self) -> Series:
+        """Excerpts to choose on."""
+        return self._series[0]
+
+    @property
+    def judged_on(self) -> Series:
+        """Excerpts to judge on."""
+        return self._series[1]
+
+    @functools.cached_property
+    def _series(self) -> tuple[Series, Series]:
+        counts = self.choose_excerpts, self.judge_excerpts
+        # Of one text they are different excerpts, which do not overlap.
+        same = self.choose_text is not None and self.choose_text == self.judge_text
+        count = sum(counts) if same else max(counts)
+        named = [(choose_text, self.choose_text), (judge_text, self.judge_text)]
+        texts = each(named[:1] if same else named, lambda text: text[0](text[1], count, self.seed))
+        series = plan_series(
+            [self.subject],
+            [Source(text, "text", tuple(sorted(self.lengths))) for text in texts],
+            bos=(self.bos,),
+            num_prompts=count,
+        )
+        judged_on = self._part(series[-1], self.judge_excerpts)
+        after = self.judge_excerpts if same else 0
+        return self._part(series[0], self.choose_excerpts, after), judged_on
+
+    def _part(self, series: Series, count: int, after: int = 0) -> Series:
+        counts = {n: min(count, max(1, self.max_tokens // n)) for n in series.tokens}
+        tokens = {n: rows[after : after + counts[n]] for n, rows in series.tokens.items()}
+        if empty := [length for length, rows in tokens.items() if not len(rows)]:
+            raise InputError(
+                Problem(
+                    "lengths",
+                    empty,
+                    f"{series.name} has no excerpts left to choose on; give a longer text, or ask "
+                    "for fewer excerpts",
+                )
+            )
+        return dataclasses.replace(series, tokens=tokens)
+
+
+def mask_result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
+    """The "result" of a record of a judged mask.
+
+    Args:
+      kl: float [W, P], of every scored position, nats.
+      seed: of the resamples.
+    """
+    return {
+        "heads": mask.counts(),
+        "kl": estimate_mean(kl, seed),
+        "mask": str(mask),
+        "mask_digest": mask.digest,
+    }

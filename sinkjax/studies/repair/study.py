@@ -1,0 +1,123 @@
+"""How much of a mask's cost does a short training of what is left make up for?
+
+  sinkjax repair --mask=mask.json --choose_text=one.txt --judge_text=other.txt
+  sinkjax repair --mask='L0: 9f | L1-29: 9w(4,32)' --steps=60
+
+The mask's model is trained to say what the baseline says on --choose_text: of each layer that the
+mask changes, the output slices of its heads and the bias alone. The KL to the baseline is measured
+on --judge_text, as it was and repaired.
+
+Everything goes to --output_dir: records.jsonl, report.html with the loss, figures/,
+checkpoints/, and the repair, MASK.repair.safetensors, for `load_repair` of
+sinkjax.studies.repair.repair: keep it beside the mask. A run that was stopped goes on from its last
+checkpoint when the same command is given again.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.errors import Problem
+from sinkjax.instruments.batches import batches
+from sinkjax.instruments.token_losses import residuals, token_divergences
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.decoder import Llama
+from sinkjax.report.records import Record
+from sinkjax.specialize.build import specialize
+from sinkjax.studies.candidates import Fills, is_text, read_masks
+from sinkjax.studies.held_out import mask_result
+from sinkjax.studies.repair.repair import Changes, Repair, save_repair
+from sinkjax.studies.settings import setting
+from sinkjax.studies.study import Bench, Cell, Size
+from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
+from sinkjax.studies.training.train import distil
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RepairStudy(TrainingStudy):
+    """How much of a mask's cost a short training of what is left makes up for."""
+
+    name = "repair"
+
+    mask: str | None = setting(None, "File of a mask, name of a shipped one, or its text form.")
+    steps: int = setting(60, "Steps of the optimizer.")
+    learning_rate: float = setting(3e-4, "Learning rate of Adam, at its highest.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if not self.mask:
+            yield Problem("mask", None, "it is missing: give the file of a mask, or its text form")
+
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
+        if len(self._named) != 1:
+            yield Problem("mask", self.mask, "one mask is repaired at a time; give one")
+
+    @functools.cached_property
+    def _named(self) -> dict[str, tuple[SinkMask, Fills]]:
+        return read_masks([self.mask], self.subject.config)
+
+    @property
+    def mask_name(self) -> str:
+        """Of the mask, for records and for the repair's file."""
+        (name,) = self._named
+        return "mask" if is_text(name) else pathlib.Path(name).stem
+
+    def common(self) -> dict[str, Any]:
+        ((mask, _),) = self._named.values()
+        return {**super().common(), "mask": self.mask_name, "mask_digest": mask.digest}
+
+    def specification(self) -> dict[str, Any]:
+        return self.common()
+
+    def size(self) -> Size:
+        return Size(self.training_tokens + 2 * self.judged.size, 3, 3 * RECORD_BYTES)
+
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        ((mask, fills),) = self._named.values()
+        repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
+        fields, folder = self.common(), bench.results.folder
+        trained = distil(
+            bench.model,
+            repair.residuals,
+            dict(repair.start),
+            self.trained_on,
+            self.train,
+            folder / "checkpoints",
+            on_step=functools.partial(bench.keep.report, "trained"),
+        )
+        save_repair(
+            folder / f"{self.mask_name}.json",
+            trained.parameters,
+            mask_digest=mask.digest,
+            model_digest=bench.described["model_digest"],
+        )
+        yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
+        for repaired, changes in ((False, repair.start), (True, trained.parameters)):
+            yield Cell(
+                {"kind": "repair", **fields, "repaired": repaired},
+                lambda changes=changes: mask_result(
+                    mask, _divergences(bench.model, repair, changes, self.judged), self.seed
+                ),
+                "judged",
+                steps=self.judged.size,
+            )
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        return [f"repair: {folder}/{self.mask_name}.repair.safetensors"]
+
+
+def _divergences(
+    model: Llama, repair: Repair, changes: Changes, excerpts: np.ndarray
+) -> np.ndarray:
+    """KL(baseline ‖ model with these changes), float32 [W, T - 1]."""
+    changed = repair.model(changes)
+    parts = []
+    for tokens, count in batches(excerpts):
+        streams = (residuals(one, tokens)[:, 1:] for one in (model, changed))
+        parts.append(np.asarray(token_divergences(model, *streams))[:count])
+    return np.concatenate(parts)

@@ -1,0 +1,157 @@
+"""Prompts and excerpts of one model, cut to every length: what a study measures on.
+
+A series is one model on one source of prompts under one BOS policy, at every length.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sinkjax.errors import InputError, Problem
+from sinkjax.models.digest import tokens_digest
+from sinkjax.studies.prompts import BOS_POLICIES, PromptList, PromptSet, encode
+from sinkjax.studies.subject import Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Prompts, and the lengths at which they are used.
+
+    Attributes:
+      prompts: cut to each length.
+      role: `study` prompts are used whole and without BOS, whatever the settings say.
+      lengths: tokens, BOS included; of `study` prompts none.
+    """
+
+    prompts: PromptSet
+    role: Literal["prompts", "text", "study"]
+    lengths: tuple[int, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """The "source" of a record."""
+        return {"name": self.prompts.name, "sha256": self.prompts.sha256, "role": self.role}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One model on one source of prompts under one BOS policy.
+
+    Attributes:
+      subject, source: whose and what prompts.
+      bos: the policy. bos_added: whether it puts a BOS in front.
+      tokens: by length T, int32 [P, T].
+    """
+
+    subject: Subject
+    source: Source
+    bos: str
+    bos_added: bool
+    tokens: Mapping[int, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return self.source.prompts.name
+
+    @property
+    def size(self) -> int:
+        """Tokens of all lengths."""
+        return sum(rows.size for rows in self.tokens.values())
+
+    def describe(self) -> dict[str, Any]:
+        """The series in a specification."""
+        return {**self.source.describe(), "bos": self.bos, "lengths": sorted(self.tokens)}
+
+
+def plan_series(
+    subjects: Sequence[Subject],
+    sources: Sequence[Source],
+    *,
+    bos: Sequence[str] = ("tokenizer",),
+    num_prompts: int,
+    max_tokens: int = sys.maxsize,
+) -> list[Series]:
+    """Every model on every source under every BOS policy, tokenized and cut.
+
+    Args:
+      bos: policies of `sinkjax.studies.prompts.encode`.
+      num_prompts: the most prompts at one length.
+      max_tokens: the most tokens at one length; one prompt is there in any case.
+
+    Raises:
+      InputError: listing all that is wrong: an unknown policy, a length below 2 or beyond a model's
+        context, a prompt with fewer tokens than a length needs, no BOS to add.
+    """
+    series, problems = (
+        [],
+        [
+            Problem("bos", policy, f"use one of {', '.join(BOS_POLICIES)}")
+            for policy in bos
+            if policy not in BOS_POLICIES
+        ],
+    )
+    for subject, source in itertools.product(subjects, sources):
+        limit = subject.config.max_length
+        wrong = [length for length in source.lengths if not 1 < length <= limit]
+        if wrong:
+            problems.append(
+                Problem(
+                    "lengths",
+                    wrong,
+                    f"give 2 or more tokens; the context of model={subject.name} is {limit} tokens",
+                )
+            )
+        elif not problems:
+            for policy in ("never",) if source.role == "study" else bos:
+                try:
+                    series.append(_series(subject, source, policy, num_prompts, max_tokens))
+                except InputError as error:
+                    problems += error.problems
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    return series
+
+
+def describe_texts(chosen_on: Series, judged_on: Series, length: int) -> dict[str, Any]:
+    """Of a record at one length, what was chosen on one text and judged on another."""
+    texts = {"chosen_on": chosen_on, "source": judged_on}
+    return {
+        **{
+            name: {
+                **series.source.describe(),
+                "num_windows": len(series.tokens[length]),
+                "tokens_sha256": tokens_digest(series.tokens[length]),
+            }
+            for name, series in texts.items()
+        },
+        "bos": judged_on.bos,
+        "bos_added": judged_on.bos_added,
+        "length": length,
+    }
+
+
+def _series(
+    subject: Subject, source: Source, bos: str, num_prompts: int, max_tokens: int
+) -> Series:
+    prompts, tokenizer = source.prompts, subject.tokenizer
+    if source.role == "study":
+        (row,) = prompts.whole(tokenizer, bos)
+        return Series(subject, source, bos, False, {len(row): row[None]})
+    counts = {}
+    for length in source.lengths:
+        most = max(1, min(num_prompts, max_tokens // length))
+        if isinstance(prompts, PromptList):
+            most = min(most, len(prompts.texts))
+        else:
+            most = min(most, max(1, prompts.fits(tokenizer, length)))
+        counts[length] = most
+    prompts.check(tokenizer, bos, counts)
+    tokens = {
+        length: prompts.at_length(tokenizer, bos, length, count) for length, count in counts.items()
+    }
+    added = len(encode(tokenizer, "a", bos)) > len(encode(tokenizer, "a", "never"))
+    return Series(subject, source, bos, added, tokens)

@@ -1,0 +1,69 @@
+"""The settings of a study: fields that say their default and their help, once."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sinkjax.errors import InputError, Problem
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    repeated: bool = False,
+) -> Any:
+    """Returns a dataclass field for one setting, of which a script makes a flag.
+
+    Args:
+      default: its value.
+      help: a sentence about it.
+      parse: reads its value from a flag's text, where its type alone does not say how; raises
+        ValueError or InputError.
+      repeated: whether the flag is given once for each value of a tuple of texts, which may then
+        hold commas.
+    """
+    metadata = {"help": help, "parse": parse, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(settings: Any, **least: int) -> Iterator[Problem]:
+    """The settings that are below a number, by name."""
+    for name, minimum in least.items():
+        value = getattr(settings, name)
+        if value < minimum:
+            yield Problem(name, value, f"give {minimum} or more")
+
+
+def shares(
+    field: str, values: Sequence[float], *, of: str = "all heads", one: bool = False
+) -> Iterator[Problem]:
+    """Shares that are none, or missing.
+
+    Args:
+      of: what they are shares of.
+      one: whether 1 is a share that can be asked for.
+    """
+    for share in values:
+        if not (0 < share < 1 or (one and share == 1)):
+            most = "at most" if one else "below"
+            yield Problem(field, share, f"give shares of {of}, above 0 and {most} 1")
+    if not values:
+        yield Problem(field, None, "give at least one, such as 0.5")
+
+
+def known(field: str, values: Sequence[str], allowed: Sequence[str]) -> Iterator[Problem]:
+    """Names that are not among those allowed."""
+    for value in values:
+        if value not in allowed:
+            yield Problem(field, value, f"use one of {', '.join(allowed)}")
+
+
+def problems_of(check: Callable[[], object]) -> tuple[Problem, ...]:
+    """The problems that a call raises; none where it passes."""
+    try:
+        check()
+    except InputError as error:
+        return error.problems
+    return ()

@@ -1,0 +1,296 @@
+"""A study: one question, put to a model, whose answer is records, one a cell; and how it is run.
+
+A study is a frozen dataclass: its fields are its settings, of which a script makes flags. A cell is
+a record that is to be: the fields that decide its result, and how the result is measured. What is
+costly within is measured through `Bench.keep`, which holds it under a name that says what it was.
+So a study that is killed loses what it was measuring, and one that goes on makes the records that
+it would have made.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from sinkjax.environment import environment
+from sinkjax.errors import InputError, Problem
+from sinkjax.models.decoder import Llama
+from sinkjax.report.page import Page
+from sinkjax.report.records import Record
+from sinkjax.report.table import Table
+from sinkjax.report.write import write_page
+from sinkjax.studies.results import Results, identity, read_records
+from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.store import Store
+from sinkjax.studies.subject import Subject
+
+MODEL = (
+    "smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf file, "
+    "a folder that `sinkjax convert` wrote, or a Hub id such as meta-llama/Llama-3.2-1B"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much a study is at most.
+
+    Attributes:
+      steps: of work, in `unit`s, that its cells report in all.
+      records: that it makes.
+      bytes: that records and kept arrays take.
+      unit: of its steps.
+      flops: floating-point operations of its work, where they are known.
+    """
+
+    steps: int
+    records: int
+    bytes: int
+    unit: str = "tokens"
+    flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What was done.
+
+    Attributes:
+      text: what it was.
+      steps: of the study's work.
+      records: that were made, or found made.
+    """
+
+    text: str
+    steps: int = 0
+    records: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A record that is to be.
+
+    Attributes:
+      fields: all that decides the result, of JSON values, the model apart.
+      measure: gives the result.
+      name: for progress.
+      steps: of the study's work that the cell is; those that measuring does not report itself are
+        reported when the record is there.
+    """
+
+    fields: Mapping[str, Any]
+    measure: Callable[[], Mapping[str, Any]]
+    name: str
+    steps: int = 0
+
+
+class Bench:
+    """What cells are measured with.
+
+    Attributes:
+      subject, model: whose weights are loaded.
+      described: the model, as the specification has it.
+      results: where records and arrays are kept.
+      keep: measures what is not kept yet.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        model: Llama,
+        described: Mapping[str, Any],
+        results: Results,
+        on_progress: Callable[[Progress], None],
+        without: Sequence[str],
+    ):
+        self.subject, self.model, self.described = subject, model, described
+        self._identity = {key: value for key, value in described.items() if key not in without}
+        self.results = results
+        self.keep = Store(
+            results,
+            described["model_digest"],
+            lambda text, steps: on_progress(Progress(text, steps=steps)),
+        )
+
+    def complete(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A cell's fields with the model's."""
+        return {"model": self._identity, **fields}
+
+    def record_id(self, fields: Mapping[str, Any]) -> str:
+        """Of a cell's record."""
+        return identity(self.complete(fields))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Study(abc.ABC):
+    """One question with its settings.
+
+    Attributes:
+      name: that of its script, `experiments.NAME`, and of its folder here.
+      renamed: settings of earlier versions, by name, and what each is called now.
+      without: of a model's description, what its records leave out.
+      shapes: whether it takes models without a tokenizer and trained weights.
+    """
+
+    name: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    without: ClassVar[tuple[str, ...]] = ("max_length",)
+    shapes: ClassVar[bool] = False
+
+    model: str | Subject = setting("smollm2-135m", f"Model: {MODEL}.")
+    revision: str | None = setting(None, "Branch, tag or commit, where the model is a Hub id.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "Type of the parameters, whatever the stored type is."
+    )
+    seed: int = setting(0, "Seed of everything that is drawn at random.")
+
+    @abc.abstractmethod
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with its settings by themselves."""
+        yield from at_least(self, seed=0)
+
+    def plan_problems(self) -> Iterator[Problem]:
+        """What texts, masks and the model's config show, before any weight is read.
+
+        Asked whatever the settings are by themselves; may raise InputError.
+        """
+        yield from ()
+
+    @abc.abstractmethod
+    def specification(self) -> dict[str, Any]:
+        """All that defines its cells, of JSON values, the model apart."""
+
+    @abc.abstractmethod
+    def size(self) -> Size:
+        """How much it is at most."""
+
+    @abc.abstractmethod
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        """Its records that are to be, in order. A cell's record is there when the next is asked."""
+
+    @classmethod
+    @abc.abstractmethod
+    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
+        """What its records say, in the order in which to read it."""
+
+    @classmethod
+    @abc.abstractmethod
+    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
+        """The same as a page."""
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        """The last lines: what else there is to know, and where files for other programs lie."""
+        return []
+
+    def planned(self) -> Table:
+        """What would be run, for who asks before."""
+        size = self.size()
+        return Table(
+            title=f"{self.name}: nothing run",
+            columns=("what", "at most"),
+            rows=(
+                (size.unit, f"{size.steps:,}"),
+                ("records", f"{size.records:,}"),
+                ("disk", f"{size.bytes / 1e6:,.1f} MB"),
+            ),
+        )
+
+    @functools.cached_property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The models that it is put to."""
+        named = self.model if isinstance(self.model, tuple) else (self.model,)
+        how = {"revision": self.revision, "dtype": self.dtype, "seed": self.seed}
+        subjects = tuple(
+            name if isinstance(name, Subject) else Subject.named(name, **how) for name in named
+        )
+        for subject in subjects:
+            if subject.tokenizer is None and not self.shapes:
+                raise InputError(
+                    Problem("model", subject.name, "a shape has no tokenizer; name a model")
+                )
+        return subjects
+
+    @property
+    def subject(self) -> Subject:
+        """The one model of a study that takes one."""
+        (subject,) = self.subjects
+        return subject
+
+    def describe(self, subject: Subject, model: Llama) -> dict[str, Any]:
+        """A model in the specification."""
+        return subject.describe(model)
+
+    def environment(self) -> dict[str, Any]:
+        """What a record was measured with."""
+        return environment()
+
+    def check(self) -> None:
+        """Raises InputError with all of `problems`, and of `plan_problems`."""
+        problems = [*self._unknown(), *self.problems()]
+        try:
+            for problem in self.plan_problems():
+                problems.append(problem)
+        except InputError as error:
+            problems += error.problems
+        except Exception:  # of what cannot be planned with settings that are wrong
+            if not problems:
+                raise
+        if problems:
+            raise InputError(*dict.fromkeys(problems))
+
+    def _unknown(self) -> Iterator[Problem]:
+        """Settings that take one of a few values, and have another."""
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                yield Problem(name, getattr(self, name), f"use one of {', '.join(get_args(hint))}")
+
+
+def run_study(
+    study: Study, folder: str, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> tuple[dict[str, Any], list[Record]]:
+    """Measures what a folder does not hold yet, and writes the page of all that it holds.
+
+    Args:
+      study: to be answered.
+      folder: of its results.
+      on_progress: called after every step.
+
+    Returns:
+      the specification that the folder now belongs to, and all its records.
+
+    Raises:
+      InputError: for settings out of their range, weights that cannot be read, or a folder that
+        cannot be used: another study's, not writable, full.
+    """
+    study.check()
+    described, model = [], None
+    for subject in study.subjects:
+        model = None  # one model at a time, however many there are
+        model = subject.load()
+        described.append(study.describe(subject, model))
+        on_progress(Progress(f"loaded {subject.name}"))
+    several = isinstance(study.model, tuple)
+    specification = {
+        "experiment": study.name,
+        **({"models": described} if several else {"model": described[0]}),
+        **study.specification(),
+    }
+    with Results(folder, specification) as results:
+        results.reserve(study.size().bytes)
+        for index, subject in enumerate(study.subjects):
+            if len(study.subjects) > 1:
+                model = None
+                model = subject.load()
+            bench = Bench(subject, model, described[index], results, on_progress, study.without)
+            _record(study, bench, on_progress)
+    specification, records = read_records(folder)
+    write_page(folder, study.page(specification, records))
+    return specification, records
+
+
+def _record(study: Study, bench: Bench, on_progress: Callable[[Progress], None]) -> None:
+    """Makes the records of one model that are not there yet."""
+    for cell in study.cells(bench):
+        before = bench.keep.reported
+        bench.results.record(bench.complete(cell.fields), cell.measure, study.environment)
+        rest = max(0, cell.steps - (bench.keep.reported - before))
+        on_progress(Progress(cell.name, steps=rest, records=1))

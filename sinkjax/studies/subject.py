@@ -1,0 +1,112 @@
+"""A model before its weights are read: what a study is put to."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from sinkjax.checkpoint import load, load_config, load_tokenizer
+from sinkjax.errors import InputError, Problem
+from sinkjax.models.config import LlamaConfig, from_hf_config
+from sinkjax.models.decoder import Llama
+from sinkjax.models.digest import model_digest, tokenizer_digest
+from sinkjax.models.shapes import SHAPES, random_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHAPE = "shape:"
+"""Begins the name of a model without tokenizer and trained weights: `shape:NAME`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model before its weights are read.
+
+    Attributes:
+      name: as the user gave it.
+      config: its shape.
+      tokenizer: its own; None for a shape.
+      load: reads the weights.
+    """
+
+    name: str
+    config: LlamaConfig
+    tokenizer: "PreTrainedTokenizerBase"
+    load: Callable[[], Llama]
+
+    @classmethod
+    def named(
+        cls, name: str, *, revision: str | None = None, dtype: str = "float32", seed: int = 0
+    ) -> "Subject":
+        """The model of a name.
+
+        Args:
+          name, revision, dtype: as for `sinkjax.load`; or `shape:NAME` or `shape:FOLDER`, of random
+            weights.
+          seed: of random weights.
+
+        Raises:
+          InputError: as `sinkjax.load_config` and `sinkjax.load_tokenizer` do.
+        """
+        weights = functools.partial(load_model, name, revision=revision, dtype=dtype, seed=seed)
+        if name.startswith(SHAPE):
+            return cls(name, shape_config(name, revision), None, weights)
+        return cls(
+            name,
+            load_config(name, revision=revision),
+            load_tokenizer(name, revision=revision),
+            weights,
+        )
+
+    def describe(self, model: Llama) -> dict[str, Any]:
+        """The "model" of a specification; reads all parameters once."""
+        config = self.config
+        return {
+            "name": self.name,
+            "model_digest": model_digest(model),
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+            "num_layers": config.num_layers,
+            "num_heads": config.num_heads,
+            "num_kv_heads": config.num_kv_heads,
+            "max_length": config.max_length,
+            "dtype": model.embedding[...].dtype.name,
+        }
+
+
+def load_model(name: str, *, revision: str | None, dtype: str, seed: int) -> Llama:
+    """`sinkjax.load`, or random weights of a shape."""
+    if not name.startswith(SHAPE):
+        return load(name, revision=revision, dtype=dtype)
+    return random_model(shape_config(name, revision), dtype=jnp.dtype(dtype), seed=seed)
+
+
+def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
+    """The config of `shape:...`, from the table of shapes or a folder's config.json.
+
+    Raises:
+      InputError: for a shape that is not known and no file that can be read.
+    """
+    shape = name.removeprefix(SHAPE)
+    if revision is not None:
+        raise InputError(Problem("model", name, "it has no revisions; leave revision out"))
+    if shape in SHAPES:
+        return SHAPES[shape]
+    path = pathlib.Path(shape).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        attributes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            Problem(
+                "model",
+                name,
+                f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
+                f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file",
+            )
+        ) from error
+    return from_hf_config(attributes, str(path))

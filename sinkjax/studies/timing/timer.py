@@ -1,0 +1,244 @@
+"""Times programs by turns: the baseline, masks, the baseline once more, and the machine."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.decoder import Llama
+from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.executable import Executable
+from sinkjax.specialize.build import specialize
+from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.results import identity
+from sinkjax.studies.timing.device_time import device_seconds, trace
+from sinkjax.studies.timing.machine import Machine
+from sinkjax.studies.timing.measured import AGAIN, BASELINE, Measured
+from sinkjax.studies.timing.memory import device_memory, resident_kept, resident_rise
+from sinkjax.studies.timing.pairs import Call, interleave
+from sinkjax.studies.timing.stages import cache_bytes, decode_call, prefill_call
+
+Stage = Literal["prefill", "decode"]
+Clock = Literal["auto", "host", "device"]
+STAGES: tuple[str, ...] = get_args(Stage)
+
+_TRACED_ROUNDS = 2  # of a trace that is only to be looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The sizes of what is timed.
+
+    Attributes:
+      batch_size: B.
+      prompt_length: T, of every row.
+      generated: tokens of each row that are decoded, one after the other; 0 for prefill alone.
+    """
+
+    batch_size: int
+    prompt_length: int
+    generated: int
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the cache has room for: no more than are there at the end."""
+        return self.prompt_length + self.generated
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How runs are timed.
+
+    Attributes:
+      rounds: samples of each program.
+      warmup: runs of each program before them.
+      steps_per_call: decode steps of one call.
+      attention: what computes a prompt's, as for `sinkjax.compile`.
+      clock: the host's, or the device's by JAX's profiler; `auto` is the device's on accelerators.
+      seed: of tokens, order and resamples.
+    """
+
+    rounds: int
+    warmup: int
+    steps_per_call: int
+    attention: str
+    clock: Clock
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What one record is of: a stage of a workload, by the baseline and every candidate."""
+
+    stage: Stage
+    workload: Workload
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Tokens that one run takes in, or gives."""
+        workload = self.workload
+        return workload.prompt_length if self.stage == "prefill" else workload.generated
+
+    @property
+    def slug(self) -> str:
+        """`decode-b1-t512-n16`."""
+        workload = self.workload
+        name = f"{self.stage}-b{workload.batch_size}-t{workload.prompt_length}"
+        return name if self.stage == "prefill" else f"{name}-n{workload.generated}"
+
+
+class Timer:
+    """Times runs; what neighbouring ones share is made once."""
+
+    def __init__(self, model: Llama, how: How, profile: str | None):
+        """Prepares to time programs of a model.
+
+        Args:
+          model: the baseline.
+          profile: folder for traces, one a run that is timed; None for none that stay.
+        """
+        self._model, self._how = model, how
+        self._profile = None if profile is None else pathlib.Path(profile)
+        self._clock = how.clock
+        if how.clock == "auto":
+            self._clock = "host" if jax.devices()[0].platform == "cpu" else "device"
+        dtype = model.embedding[...].dtype
+        self._itemsize = dtype.itemsize
+        self._machine = Machine.here(dtype, by_jax=self._clock == "device")
+        self._models: dict[str, Llama] = {}
+        self._programs: tuple[Workload, dict[str, Program]] | None = None
+
+    def __call__(self, run: Run, on_round: Callable[[], None]) -> dict[str, Any]:
+        """The "result" of a run's record."""
+        how, programs = self._how, self._compiled(run)
+        calls, kept = self._calls(run, programs)
+        timed = {**calls, AGAIN: calls[BASELINE], **self._machine.calls}
+        load = [os.getloadavg()]
+        samples = interleave(
+            timed,
+            rounds=how.rounds,
+            warmup=how.warmup,
+            seed=how.seed,
+            on_round=on_round,
+        )
+        load.append(os.getloadavg())
+        measured = Measured(samples, self._traced(run, timed), self._machine.amounts, how.seed)
+        limits = {name: self._limit(run, mask) for name, mask in self._masks(run).items()}
+        memory = {
+            name: {
+                "peak": _executable(program, run).memory.peak,
+                "compiled": dataclasses.asdict(_executable(program, run).memory),
+                "resident_rise": resident_rise(calls[name]),
+                "cache": cache_bytes(program),
+                "cache_resident": kept.get(name),
+            }
+            for name, program in programs.items()
+        }
+        tokens = run.workload.batch_size * run.tokens_per_row
+        return {
+            "clock": self._clock,
+            "load_average": [list(averages) for averages in load],
+            "device_memory": device_memory(),
+            "machine": measured.machine(),
+            "programs": {
+                name: {
+                    **measured.program(name, limits[name], limits[BASELINE], tokens),
+                    "attention": program.attention[run.workload.prompt_length].name,
+                    "memory": memory[name],
+                    "compile_seconds": _executable(program, run).compile_seconds,
+                }
+                for name, program in programs.items()
+            },
+            "baseline_again": measured.program(AGAIN, limits[BASELINE], limits[BASELINE], tokens),
+        }
+
+    def _compiled(self, run: Run) -> dict[str, Program]:
+        """The programs of a run's workload, the baseline's first."""
+        workload = run.workload
+        if self._programs is None or self._programs[0] != workload:
+            self._programs = None  # frees what was compiled for another
+            models = {BASELINE: self._model} | {
+                candidate.name: self._specialized(candidate, workload.prompt_length)
+                for candidate in run.candidates
+            }
+            self._programs = (
+                workload,
+                {
+                    name: compile(
+                        model,
+                        batch_size=workload.batch_size,
+                        prefill_lengths=[workload.prompt_length],
+                        max_length=workload.max_length,
+                        steps_per_call=self._how.steps_per_call,
+                        attention=self._how.attention,
+                    )
+                    for name, model in models.items()
+                },
+            )
+        return self._programs[1]
+
+    def _specialized(self, candidate: Candidate, length: int) -> Llama:
+        key = identity({**candidate.describe(length), "name": None})
+        if key not in self._models:
+            mask = candidate.masks[length]
+            self._models[key] = specialize(self._model, mask, fills=candidate.fills.get(mask))
+        return self._models[key]
+
+    def _calls(
+        self, run: Run, programs: Mapping[str, Program]
+    ) -> tuple[dict[str, Call], dict[str, int | None]]:
+        """What is timed of each program, all on the same tokens.
+
+        And of what decodes, the resident memory that holding a filled cache takes.
+        """
+        workload = run.workload
+        shape = (workload.batch_size, workload.prompt_length)
+        rng = np.random.default_rng(self._how.seed)
+        tokens = rng.integers(self._model.config.vocab_size, size=shape).astype(np.int32)
+        if run.stage == "prefill":
+            return {name: prefill_call(program, tokens) for name, program in programs.items()}, {}
+        calls, kept = {}, {}
+        for name, program in programs.items():
+            decode = functools.partial(decode_call, program, tokens, workload.generated)
+            calls[name], kept[name] = resident_kept(decode)
+        return calls, kept
+
+    def _traced(self, run: Run, calls: Mapping[str, Call]) -> dict[str, list[float]] | None:
+        """Seconds on the device, where they count; leaves a trace where one is wanted."""
+        on_device = self._clock == "device"
+        if not on_device and self._profile is None:
+            return None
+        rounds = self._how.rounds if on_device else _TRACED_ROUNDS
+        folder = None if self._profile is None else self._profile / run.slug
+        data = trace(calls, rounds, folder)
+        return device_seconds(data) if on_device else None
+
+    def _masks(self, run: Run) -> dict[str, SinkMask]:
+        length = run.workload.prompt_length
+        candidates = {candidate.name: candidate.masks[length] for candidate in run.candidates}
+        return {BASELINE: SinkMask.full(self._model.config), **candidates}
+
+    def _limit(self, run: Run, mask: SinkMask) -> Limit:
+        """Of one run: all steps of a decode, each as its middle one."""
+        workload, config = run.workload, self._model.config
+        if run.stage == "prefill":
+            return prefill_limit(
+                config, mask, workload.batch_size, workload.prompt_length, self._itemsize
+            )
+        middle = workload.prompt_length + (workload.generated + 1) // 2
+        step = decode_limit(config, mask, workload.batch_size, middle, self._itemsize)
+        return step * workload.generated
+
+
+def _executable(program: Program, run: Run) -> Executable:
+    if run.stage == "prefill":
+        return program.prefill[run.workload.prompt_length]
+    return program.decode
