@@ -28,7 +28,7 @@ from tqdm import tqdm
 import sinkjax
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import flags as cli
-from sinkjax.cli import masks, terminal
+from sinkjax.cli import terminal
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models import sampling
@@ -36,6 +36,7 @@ from sinkjax.programs.options import choose_attention
 from sinkjax.programs.targets import target_device
 from sinkjax.report import formats
 from sinkjax.report.table import Table
+from sinkjax.studies.candidates import read_masks
 
 cli.define_model_flags(shapes=True)
 flags.FLAGS.set_default("model", "shape:llama-3.2-1b")
@@ -112,7 +113,7 @@ def main() -> None:
 
 
 def _mask(config: sinkjax.LlamaConfig) -> SinkMask:
-    read = masks.read_masks([_MASK.value], config)
+    read = read_masks([_MASK.value], config)
     if len(read) > 1:
         raise InputError(f"--mask={_MASK.value} names several masks; give one")
     return next(mask for mask, _ in read.values())
