@@ -1,0 +1,104 @@
+"""Flags made from settings: every field of every study has one, with its default and help."""
+
+import dataclasses
+import importlib
+import typing
+
+import pytest
+from absl import flags
+from masks import problems_of
+
+from sinkjax import Sink, Window
+from sinkjax.cli.commands import STUDIES
+from sinkjax.cli.settings import define_flags, read_study
+from sinkjax.cli.study import study_class
+from sinkjax.studies.copies.study import Copies
+from sinkjax.studies.frontier.study import Frontier
+from sinkjax.studies.search.study import Search
+from sinkjax.studies.sweep.study import Sweep
+
+pytestmark = pytest.mark.quick
+
+SAME = {"output_dir", "dry_run"}  # of every study: of running it, not of what it asks
+
+
+def read(study, *arguments):
+    values = flags.FlagValues()
+    define_flags(study, values)
+    values(["script", *arguments])
+    return read_study(study, values)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_setting_is_a_flag_with_its_default_and_a_sentence_of_help(name):
+    study, values = study_class(name), flags.FlagValues()
+    define_flags(study, values)
+    values(["script"])
+    fields = {field.name: field for field in dataclasses.fields(study)}
+    assert set(values) == set(fields) | SAME
+    for field in fields.values():
+        help_text = field.metadata["help"]
+        assert help_text in values[field.name].help
+        assert help_text[0].isupper(), help_text
+        assert help_text.endswith("."), help_text
+    assert values.output_dir == f"results/{name}"
+    default = read_study(study, values)
+    for field in fields.values():
+        assert getattr(default, field.name) == field.default
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_defaults_survive_being_written_as_flags(name):
+    """What --help shows as a default is text that gives the default again."""
+    study, values = study_class(name), flags.FlagValues()
+    define_flags(study, values)
+    values(["script"])
+    written = {}
+    for field in dataclasses.fields(study):
+        value = values[field.name].value
+        if value not in (None, [], True, False):
+            parts = value if field.metadata["repeated"] else [value]
+            texts = [",".join(part) if isinstance(part, list) else str(part) for part in parts]
+            written[field.name] = [f"--{field.name}={text}" for text in texts]
+    again = read(study, *(text for texts in written.values() for text in texts))
+    for name in written:
+        assert getattr(again, name) == getattr(study(), name), name
+
+
+def test_values_have_the_type_of_their_field():
+    copies = read(Copies, "--lengths=8,16", "--shares=0.1", "--seed=3", "--dtype=bfloat16")
+    assert (copies.lengths, copies.shares, copies.seed) == ((8, 16), (0.1,), 3)
+    assert copies.dtype == "bfloat16"
+    search = read(Search, "--paths=s(mean),window(4,16)", "--judge_text=a,b.txt", "--judge_text=c")
+    assert search.paths == (Sink("mean"), Window(4, 16))
+    assert search.judge_text == ("a,b.txt", "c")  # a file's name may hold a comma
+    assert read(Search, "--judge_text=").judge_text == ()
+    frontier = read(Frontier, "--paths=8:w(1,4);24:sink(zero),w(2,8)")
+    assert frontier.paths_at == {8: (Window(1, 4),), 24: (Sink("zero"), Window(2, 8))}
+    sweep = read(Sweep, "--model=a,b", "--nostudy", "--thresholds=0.3,0.5")
+    assert (sweep.model, sweep.study, sweep.thresholds) == (("a", "b"), False, (0.3, 0.5))
+
+
+def test_all_flags_that_cannot_be_read_are_named_together():
+    problems = problems_of(read, Copies, "--lengths=8,many", "--shares=half")
+    assert len(problems) == 2
+    assert any("lengths: 'many' is no whole number" in problem for problem in problems)
+    assert any("shares: 'half' is no number" in problem for problem in problems)
+    (problem,) = problems_of(read, Frontier, "--paths=window(4,8)")
+    assert problem.startswith("paths=window(4,8): ")
+    assert "begins with no length" in problem
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_settings_that_were_renamed_are_settings_now_and_no_longer_by_the_old_name(name):
+    study = study_class(name)
+    fields = typing.get_type_hints(study)
+    for old, new in study.renamed.items():
+        assert new in fields
+        assert old not in {field.name for field in dataclasses.fields(study)}
+
+
+def test_a_study_is_in_the_folder_of_its_name():
+    for name, class_name in STUDIES.items():
+        module = importlib.import_module(f"sinkjax.studies.{name}.study")
+        assert getattr(module, class_name).name == name

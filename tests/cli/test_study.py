@@ -1,0 +1,39 @@
+"""What every study does in a terminal: old flags, plans, progress."""
+
+from scripts import finish, start
+
+
+def test_an_old_flag_is_refused_with_its_new_name_wherever_it_is_written(tmp_path):
+    old = tmp_path / "old.flags"
+    old.write_text("--text=book.txt\n")
+    for arguments in (["--text=book.txt"], ["--text", "book.txt"], [f"--flagfile={old}"]):
+        process = start("experiments.gates", *arguments)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (1, "")
+        assert err.startswith("error: --text is called --judge_text now")
+        assert err.count("\n") == 1
+
+
+def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):
+    arguments = [f"--model={tiny}", "--lengths=2,4", "--num_prompts=2", "--nostudy"]
+    process = start("experiments.sweep", *arguments, f"--output_dir={tmp_path / 'out'}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "100%" in err
+    assert "\x1b" not in out + err
+
+
+def test_a_dry_run_says_how_much_there_is_and_measures_nothing(tiny, tmp_path):
+    out = finish(
+        "experiments.copies",
+        f"--model={tiny}",
+        "--lengths=8",
+        "--choose_excerpts=2",
+        "--judge_excerpts=3",
+        "--shares=0.5",
+        "--dry_run",
+        f"--output_dir={tmp_path / 'out'}",
+    )
+    assert "copies: nothing run" in out
+    assert f"{2 * 8 + 6 * 3 * 8:,}" in out  # excerpts to fit on, and six masks on those to judge
+    assert not (tmp_path / "out").exists()
