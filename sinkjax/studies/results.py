@@ -272,8 +272,8 @@ class Results:
                         f"another program's. {advice}"
                     )
                 ) from error
-            if found == wanted:
-                return
+            if {"experiment": "sweep", **found} == {"experiment": "sweep", **wanted}:
+                return  # version 0.1.0 left the experiment out of a sweep's
             if used:
                 raise InputError(
                     self._problem(f"it holds the results of another run. {advice}"),
@@ -348,7 +348,7 @@ def _specification(path: Path) -> dict[str, Any]:
     specification = content.get("specification") if isinstance(content, dict) else None
     if not isinstance(specification, dict):
         raise ValueError(f"{path.name} has no specification")
-    return {"experiment": "sweep", **specification}  # which version 0.1.0 left out of a sweep's
+    return specification
 
 
 def _index(content: bytes) -> tuple[dict[str, tuple[int, int]], int, list[str]]:

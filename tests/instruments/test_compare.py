@@ -392,5 +392,5 @@ def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_token
     assert not stats.kl.any()
     found = summarize_quality(stats, seed=0)["perplexity"]["baseline"]["value"]
     nll = [nll_of(hf.logits(hf_smollm2, row[None])[:, 256:], row[None, 256:]) for row in windows]
-    assert np.shape(nll) == (2, 1, 255)
+    assert np.shape(nll) == (4, 1, 255)
     np.testing.assert_allclose(found, np.exp(np.mean(nll)), rtol=1e-3)

@@ -10,6 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
+from sinkjax import shipped
 from sinkjax.errors import InputError
 from sinkjax.studies import texts as inputs
 
@@ -149,11 +150,11 @@ def test_a_shipped_text_is_prose_without_repeats_markup_or_a_publishers_words(de
 
 
 def test_the_shipped_texts_are_those_that_their_readme_describes():
-    folder = inputs.CONFIGS / "texts"
+    folder = shipped.FOLDER / "texts"
     table = re.findall(
         r"`(\S+\.txt)` \| (.+?) \|.*`([0-9a-f]{64})`", (folder / "README.md").read_text()
     )
     found = [(path.name, inputs.read_text(path, 1, 0).sha256) for path in folder.glob("*.txt")]
     assert sorted(found) == sorted((file, sha256) for file, _, sha256 in table)
-    named = [(text.name, text.sha256) for text in (f(1, 0) for f in DEFAULTS)]
+    named = [(text.name, text.sha256) for text in (f(count=1, seed=0) for f in DEFAULTS)]
     assert named == [(name, sha256) for _, name, sha256 in table]

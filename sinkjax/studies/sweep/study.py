@@ -5,9 +5,9 @@
   sinkjax sweep --text=book.txt --lengths=64,256,1024 --output_dir=results/book
 
 Without --prompts and --text, two sources need no file and no network: about a hundred short
-prompts written for the project, at lengths up to 64, and windows of Python's own language reference
-at every length. The founding study's two prompts are measured whole beside them (--nostudy leaves
-them out).
+prompts written for the project, at lengths up to 64, and excerpts of the text that is shipped for
+choosing, at every length. The two prompts of the founding study, an unpublished one of
+Llama-3.2-1B, are measured whole beside them (--nostudy leaves them out).
 
 Everything goes to --output_dir: records.jsonl (one record a cell), measured/ (the scores of every
 prompt), report.html and figures/. A sweep that was stopped goes on where it was when the same
