@@ -1,1 +1,1 @@
-"""The paths by which a head attends: one file each, and the dense oracle that defines them."""
+"""The paths by which a head attends, one file each, their kernels and the cache."""

@@ -9,10 +9,20 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+PerHead = Float[Array, "B T N H"]
+"""Rotated queries, or the heads' outputs before the output projection."""
+
+PerKvHead = Float[Array, "B T K H"]
+"""Rotated keys, or values; query head n reads those of key/value head n // (N / K)."""
+
+Position = Int[Array, ""] | int
+"""Of a block's first query: an array within a loop."""
 
 
-def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, T, N, H] -> [B, K, G, T, H], scaled by 1 / sqrt(H).
+def group_queries(q: PerHead, kv_heads: int) -> Float[Array, "B K G T H"]:
+    """Returns the queries by key/value head, scaled by 1 / sqrt(H).
 
     Scaling the queries touches T·H numbers a head, scaling the scores T².
     """
@@ -21,47 +31,43 @@ def group_queries(q: jax.Array, kv_heads: int) -> jax.Array:
     return q.transpose(0, 2, 3, 1, 4)
 
 
-def scale_queries(q: jax.Array) -> jax.Array:
-    """q / sqrt(H), in q's dtype."""
+def scale_queries(q: PerHead) -> PerHead:
+    """Returns q / sqrt(H), in q's dtype."""
     return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
 
 
-def group_keys(k: jax.Array) -> jax.Array:
-    """Keys or values [B, S, K, H] -> [B, K, S, H]."""
+def group_keys(k: PerKvHead) -> Float[Array, "B K T H"]:
+    """Returns keys or values by key/value head."""
     return k.transpose(0, 2, 1, 3)
 
 
-def ungroup(outputs: jax.Array) -> jax.Array:
-    """[B, K, G, T, H] -> [B, T, N, H]."""
+def ungroup(outputs: Float[Array, "B K G T H"]) -> PerHead:
+    """Returns outputs by query head, as the output projection takes them."""
     batch, kv_heads, group, length, head_dim = outputs.shape
     return outputs.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
 
 
-def scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q . k: [B, K, G, T, H], [B, K, S, H] -> float32 [B, K, G, T, S]."""
+def scores(q: Float[Array, "B K G T H"], k: Float[Array, "B K S H"]) -> Float32[Array, "B K G T S"]:
+    """Returns q . k."""
     product = jnp.einsum("bkth,bksh->bkts", _rows(q), k, preferred_element_type=jnp.float32)
     return product.reshape(*q.shape[:-1], k.shape[2])
 
 
-def weighted_sums(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """Σ_s weights_ts values_s: [B, K, G, T, S], [B, K, S, M] -> float32 [B, K, G, T, M]."""
+def weighted_sums(
+    weights: Float[Array, "B K G T S"], values: Float[Array, "B K S M"]
+) -> Float32[Array, "B K G T M"]:
+    """Returns Σ_s weights_ts values_s."""
     rows = _rows(weights.astype(values.dtype))
     sums = jnp.einsum("bkts,bksm->bktm", rows, values, preferred_element_type=jnp.float32)
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
 
 
 def map_blocks(
-    function: Callable[[jax.Array | int], jax.Array], start: int, stop: int, block: int
-) -> jax.Array:
-    """`function(begin)` of every block of queries in a run, side by side.
+    function: Callable[[Position], Float[Array, "B K G block M"]], start: int, stop: int, block: int
+) -> Float[Array, "B K G T M"]:
+    """Returns `function(begin)` of every block of queries from `start` to `stop`, side by side.
 
-    Args:
-      function: from a block's first query to [B, K, G, block, M].
-      start, stop: of the run, a whole number of blocks.
-      block: queries a block.
-
-    Returns:
-      [B, K, G, stop - start, M].
+    The run is a whole number of blocks.
     """
     if stop - start == block:
         return function(start)
@@ -69,7 +75,6 @@ def map_blocks(
     return blocks.reshape(*blocks.shape[:3], stop - start, blocks.shape[-1])
 
 
-def _rows(x: jax.Array) -> jax.Array:
-    """[B, K, G, T, M] -> [B, K, G · T, M]."""
+def _rows(x: Float[Array, "B K G T M"]) -> Float[Array, "B K GT M"]:
     batch, kv_heads, group, length, columns = x.shape
     return x.reshape(batch, kv_heads, group * length, columns)

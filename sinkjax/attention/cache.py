@@ -5,8 +5,8 @@ axes B and K are left out where they are 1: XLA would drop them from the product
 reshape between would cost a copy of the whole store at every step. A donated store is updated in
 place.
 
-Which position lies in which slot is a layout. Wherever t is passed, it is int32 [B], the position
-of each row's newest token.
+Which position lies in which slot is a layout. Wherever t is passed, it is the position of each
+row's newest token.
 """
 
 import dataclasses
@@ -14,9 +14,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int32
 
+from sinkjax.attention.blocks import PerKvHead
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, Window
+
+Store = Float[Array, "*BK S H"]
+Rows = Int32[Array, " B"]
 
 
 @struct.dataclass
@@ -26,12 +31,12 @@ class LayerCache:
     Attributes:
       keys: a store a block of groups, rotated; None where no head needs keys.
       values: a store a block.
-      bias: [B, D], what the `sink` heads add at every position but the first; None without any.
+      bias: what the `sink` heads add at every position but the first; None without any.
     """
 
-    keys: tuple[jax.Array | None, ...]
-    values: tuple[jax.Array, ...]
-    bias: jax.Array | None = None
+    keys: tuple[Store | None, ...]
+    values: tuple[Store, ...]
+    bias: Float[Array, "B D"] | None = None
 
 
 @struct.dataclass
@@ -39,12 +44,12 @@ class Cache:
     """What a model keeps of the tokens so far: a pytree of static shape, made to be donated.
 
     Attributes:
-      lengths: int32 [B], tokens of each row so far, which is the position of its next one.
-      layers: one for each layer.
+      lengths: tokens of each row so far, which is the position of its next token.
+      layers: the cache of each layer.
       max_length: tokens of a row that there is room for, static.
     """
 
-    lengths: jax.Array
+    lengths: Rows
     layers: tuple[LayerCache, ...]
     max_length: int = struct.field(pytree_node=False)
 
@@ -55,13 +60,13 @@ class Whole:
 
     size: int
 
-    def positions(self, t: jax.Array) -> jax.Array:
-        """int32 [B, S], the position in each slot; beyond t where the slot is empty."""
+    def positions(self, t: Rows) -> Int32[Array, "B S"]:
+        """Returns the position in each slot; beyond t where the slot is empty."""
         slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
         return jnp.broadcast_to(slots, (t.shape[0], self.size))
 
-    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
-        """int32 [B, P], the slots of positions [B, P], which the layout holds at time t."""
+    def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
+        """Returns the slots of positions that the layout holds at time t."""
         return positions
 
 
@@ -72,13 +77,13 @@ class Ring:
     sinks: int
     size: int
 
-    def positions(self, t: jax.Array) -> jax.Array:
+    def positions(self, t: Rows) -> Int32[Array, "B S"]:
         """As of `Whole`."""
         slots, t = jnp.arange(self.size, dtype=jnp.int32)[None, :], t[:, None]
         newest = t - (t - slots) % (self.size - self.sinks)
         return jnp.where((slots < self.sinks) | (slots > t), slots, newest)
 
-    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+    def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
         """As of `Whole`."""
         turns = (positions - self.sinks) % (self.size - self.sinks)
         return jnp.where(positions < self.sinks, positions, self.sinks + turns)
@@ -91,16 +96,16 @@ class Band:
     sinks: int
     size: int
 
-    def start(self, t: jax.Array) -> jax.Array:
-        """int32 [B], the position after the sinks."""
+    def start(self, t: Rows) -> Rows:
+        """Returns the position after the sinks."""
         return jnp.maximum(t + 1 - (self.size - self.sinks), self.sinks)
 
-    def positions(self, t: jax.Array) -> jax.Array:
+    def positions(self, t: Rows) -> Int32[Array, "B S"]:
         """As of `Whole`."""
         slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
         return jnp.where(slots < self.sinks, slots, slots - self.sinks + self.start(t)[:, None])
 
-    def slots(self, positions: jax.Array, t: jax.Array) -> jax.Array:
+    def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
         """As of `Whole`."""
         shifted = positions - self.start(t)[:, None] + self.sinks
         return jnp.where(positions < self.sinks, positions, shifted)
@@ -110,22 +115,22 @@ Layout = Whole | Ring | Band
 
 
 def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
-    """How a store lies that holds what `full` heads or one window see."""
+    """Returns the layout of a store that holds what `full` heads or one window see."""
     if isinstance(span, Window) and span.sinks + span.recent < max_length:
         return Ring(span.sinks, span.sinks + span.recent)
     return Whole(max_length)
 
 
 def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layout:
-    """How what a window sees lies, taken out of a store at the least cost."""
+    """Returns the layout in which what a window sees costs least to take out of a store."""
     alone = layout_of(window, max_length)
-    if alone == store or isinstance(store, Ring):
+    if isinstance(alone, Whole) or isinstance(store, Ring):
         return alone
     return Band(alone.sinks, alone.size)
 
 
-def new_store(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
-    """Keys or values [B, T, K, H] of a prompt with lengths int32 [B] as a store."""
+def new_store(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Store:
+    """Returns keys or values of a prompt, with tokens in each row, as a store."""
     filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)
     padding = [(0, 0), (0, 0), (0, layout.size - filled.shape[2]), (0, 0)]
     padded = jnp.pad(filled, padding)
@@ -133,8 +138,8 @@ def new_store(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Arr
     return padded.reshape(*lead, *padded.shape[2:])
 
 
-def write_store(store: jax.Array, new: jax.Array, layout: Whole | Ring, t: jax.Array) -> jax.Array:
-    """The store with one key or value a row, [B, 1, K, H], at position t."""
+def write_store(store: Store, new: Float[Array, "B 1 K H"], layout: Whole | Ring, t: Rows) -> Store:
+    """Returns the store with one key or value a row at position t."""
     slots = layout.slots(t[:, None], t)[:, 0]
     if t.shape[0] == 1:
         new = new.reshape(*store.shape[:-2], 1, store.shape[-1])
@@ -147,8 +152,8 @@ def write_store(store: jax.Array, new: jax.Array, layout: Whole | Ring, t: jax.A
     )(store, new, slots)
 
 
-def view_store(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
-    """What another layout holds of a store."""
+def view_store(store: Store, layout: Layout, view: Layout, t: Rows) -> Float[Array, "*BK P H"]:
+    """Returns what another layout holds of a store."""
     if layout == view:
         return store
     if isinstance(view, Band):  # slices: on a CPU half the time of a gather
@@ -161,16 +166,18 @@ def view_store(store: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> 
     else:
         positions = layout.slots(view.positions(t), t)
 
-        def cut(row: jax.Array, slots: jax.Array) -> jax.Array:
-            return jnp.take(row, slots, axis=-2, mode="clip")
+        def cut(row: jax.Array, start: jax.Array) -> jax.Array:
+            return jnp.take(row, start, axis=-2, mode="clip")
 
     if t.shape[0] == 1:
         return cut(store, positions[0])
     return jax.vmap(cut)(store, positions)
 
 
-def view_weights(weights: jax.Array, layout: Layout, view: Layout, t: jax.Array) -> jax.Array:
-    """Weights [B, N, S] on the slots of one layout as those on the slots of another."""
+def view_weights(
+    weights: Float[Array, "B N S"], layout: Layout, view: Layout, t: Rows
+) -> Float[Array, "B N P"]:
+    """Returns weights on the slots of one layout as those on the slots of another."""
     if layout == view:
         return weights
     positions = view.positions(t)
@@ -188,8 +195,8 @@ def check_capacity(length: int, max_length: int) -> None:
         )
 
 
-def _laid_out(x: jax.Array, layout: Whole | Ring, lengths: jax.Array) -> jax.Array:
-    """A prompt's [B, T, K, H] in the order of slots, as many of them as T has filled."""
+def _laid_out(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> PerKvHead:
+    """Returns a prompt's entries in the order of slots, as many of them as T has filled."""
     length = x.shape[1]
     if length <= layout.size:
         return x

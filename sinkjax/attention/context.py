@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import jax
 from flax import struct
+from jaxtyping import Array, Float32, Int32
 
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.products import PLAIN, Products
@@ -17,9 +17,9 @@ class Context:
     """A pytree, passed from layer to layer.
 
     Attributes:
-      cos, sin: float32 [B or 1, T, H/2], of the positions at hand.
-      lengths: int32 [B]; of a prompt the tokens in each row, in decoding those before the one at
-        hand, which is its position.
+      cos, sin: of the positions at hand.
+      lengths: of a prompt the tokens in each row, in decoding those before the one at hand, which
+        is its position.
       max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
       products: how products are written, static.
       kernel: what computes a prompt's attention, static.
@@ -27,9 +27,9 @@ class Context:
         of it for a prompt, `sinkjax.attention.copy.SlotWeights` in decoding.
     """
 
-    cos: jax.Array
-    sin: jax.Array
-    lengths: jax.Array
+    cos: Float32[Array, "#B T half"]
+    sin: Float32[Array, "#B T half"]
+    lengths: Int32[Array, " B"]
     max_length: int | None = struct.field(pytree_node=False, default=None)
     products: Products = struct.field(pytree_node=False, default=PLAIN)
     kernel: Kernel = struct.field(pytree_node=False, default=XLA)

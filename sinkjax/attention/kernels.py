@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from sinkjax.attention.blocks import scale_queries
+from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.full import causal_attention
 from sinkjax.attention.products import PLAIN, Products
 from sinkjax.attention.window import covers, window_attention
@@ -41,30 +41,23 @@ class Kernel(abc.ABC):
     @abc.abstractmethod
     def attend(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        q: PerHead,
+        k: PerKvHead,
+        v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
-    ) -> jax.Array:
-        """Attention of heads that are all on one path.
+    ) -> PerHead:
+        """Returns the outputs of heads that are all on one path, in v's dtype.
 
-        Args:
-          q: [B, T, N, H], rotated.
-          k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
-          v: [B, T, K, H].
-          path: theirs.
-          products: how `xla` writes its products; kernels have their own.
-
-        Returns:
-          [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
+        Scores and softmax are float32. `products` is how `xla` writes its products; kernels have
+        their own.
 
         Raises:
           InputError: for what `problems` says.
         """
 
     def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
-        """Why it cannot compute T tokens and heads of size H in a dtype; none where it can."""
+        """Returns why it cannot compute T tokens and heads of size H in a dtype."""
         return []
 
 
@@ -76,12 +69,12 @@ class Xla(Kernel):
 
     def attend(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        q: PerHead,
+        k: PerKvHead,
+        v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
-    ) -> jax.Array:
+    ) -> PerHead:
         """As of `Kernel`."""
         if isinstance(path, Window):
             return window_attention(q, k, v, path, products)
@@ -96,7 +89,8 @@ class Blocked(Kernel):
     """A kernel that works on blocks of queries and keys. It has no gradient.
 
     Attributes:
-      interpret: computed by JAX's interpreter of kernels, on any platform and slowly: for tests.
+      interpret: whether JAX's interpreter of kernels computes it, on any platform, slowly: for
+        tests.
     """
 
     multiple: ClassVar[int] = 128  # of which T has to be one
@@ -109,17 +103,17 @@ class Blocked(Kernel):
         """Queries and keys a block; both divide T."""
 
     @abc.abstractmethod
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, path: Full | Window) -> jax.Array:
+    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
         """As `attend`, of scaled queries and shapes without problems."""
 
     def attend(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        q: PerHead,
+        k: PerKvHead,
+        v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
-    ) -> jax.Array:
+    ) -> PerHead:
         """As of `Kernel`."""
         if problems := self.problems(q.shape[1], q.shape[3], q.dtype):
             raise InputError(
@@ -143,15 +137,15 @@ class Blocked(Kernel):
         return problems
 
     def read_path(self, scopes: Iterable[str]) -> Full | Window | None:
-        """The path of a call that was made in `jax.named_scope`s; None for none of this kernel."""
+        """Returns the path of a call made in `jax.named_scope`s; None if not of this kernel."""
         for scope in scopes:
-            found = re.search(rf"/{self.name}:(?:full|window\((\d+),(\d+)\))/", scope)
-            if found is not None:
-                return Full() if found[1] is None else Window(int(found[1]), int(found[2]))
+            match = re.search(rf"/{self.name}:(?:full|window\((\d+),(\d+)\))/", scope)
+            if match is not None:
+                return Full() if match[1] is None else Window(int(match[1]), int(match[2]))
         return None
 
     def pairs(self, path: Full | Window, length: int) -> int:
-        """Pairs of a query and a key that a head's blocks hold, hidden ones among them."""
+        """Returns how many pairs of query and key a head's blocks hold, hidden pairs included."""
         path = _reach(path, length)
         block_q, block_kv = self.blocks(path, length)
         return sum(
@@ -161,23 +155,21 @@ class Blocked(Kernel):
 
 
 def span(path: Full | Window, length: int) -> tuple[int, int]:
-    """c and w of a path over T tokens."""
-    return (0, length) if path == Full() else (path.sinks, path.recent)
+    """Returns c and w of a path over T tokens."""
+    return (path.sinks, path.recent) if isinstance(path, Window) else (0, length)
 
 
 def sees(t: Any, s: Any, sinks: int, recent: int) -> Any:
-    """Whether queries at t see keys at s: of numpy's arrays as of those within a kernel."""
+    """Returns whether queries at t see keys at s: numpy's arrays, or those within a kernel."""
     return (s <= t) & ((s < sinks) | (s > t - recent))
 
 
 def visited(
     path: Full | Window, length: int, block_q: int, block_kv: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Of every block of queries, the blocks of keys that any of its queries sees any of.
+    """Yields the blocks of keys that each block of queries can see, as (apart, first, stop).
 
-    Yields:
-      (apart, first, stop): blocks 0 to apart - 1, of sinks before the recent keys, and first to
-      stop - 1. None is in both.
+    They are blocks 0 to apart - 1, of sinks before the recent keys, and first to stop - 1.
     """
     sinks, recent = span(path, length)
     for begin in range(0, length, block_q):
@@ -186,7 +178,7 @@ def visited(
 
 
 def power_of_two(most: int, length: int) -> int:
-    """The largest power of two, from `Blocked.multiple` to `most`, that divides T."""
+    """Returns the largest power of two, from `Blocked.multiple` to `most`, that divides T."""
     size = Blocked.multiple
     while size * 2 <= most and length % (size * 2) == 0:
         size *= 2
@@ -194,5 +186,5 @@ def power_of_two(most: int, length: int) -> int:
 
 
 def _reach(path: Full | Window, length: int) -> Full | Window:
-    """`full` where a window leaves nothing out of T tokens."""
+    """Returns the path, or `full` where a window leaves nothing out of T tokens."""
     return Full() if isinstance(path, Window) and covers(path, length) else path

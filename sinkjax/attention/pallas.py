@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from sinkjax.attention.blocks import PerHead, PerKvHead
 from sinkjax.attention.kernels import Blocked, sees, span
 from sinkjax.masks.paths import Full, Window
 
@@ -44,7 +45,7 @@ class Pallas(Blocked):
             )
         return problems
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, path: Full | Window) -> jax.Array:
+    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
         batch, length, heads, head_dim = q.shape
         group = heads // k.shape[2]
         sinks, recent = span(path, length)
@@ -65,11 +66,10 @@ class Pallas(Blocked):
 
 
 def _attend_block(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, sinks: int, recent: int):
-    """One block of queries of one head.
+    """Computes one block of queries of one head, under a window of c sinks and w recent keys.
 
-    Args:
-      q_ref, out_ref: [BLOCK_Q, H]. k_ref, v_ref: [T, H], of which only the blocks visited are read.
-      sinks, recent: c and w.
+    q_ref and out_ref are [BLOCK_Q, H], k_ref and v_ref [T, H], of which only visited blocks are
+    read.
     """
     begin = pl.program_id(0) * BLOCK_Q
     q = q_ref[...]
@@ -85,9 +85,9 @@ def _attend_block(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, sinks: in
         start = jnp.where(step < apart, step, step - apart + first) * BLOCK_KV
         s = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         visible = sees(t, s, sinks, recent)
-        found = jnp.where(visible, _dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), _HIDDEN)
-        new_top = jnp.maximum(top, found.max(axis=1))
-        weights = jnp.exp(found - new_top[:, None])
+        scores = jnp.where(visible, _dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), _HIDDEN)
+        new_top = jnp.maximum(top, scores.max(axis=1))
+        weights = jnp.exp(scores - new_top[:, None])
         # Of a row that has seen nothing yet all weigh 1: its first visible key takes that to 0.
         shrink = jnp.exp(top - new_top)
         values = v_ref[pl.ds(start, BLOCK_KV), :]

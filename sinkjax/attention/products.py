@@ -15,6 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32
 
 from sinkjax.attention.blocks import weighted_sums
 
@@ -24,80 +25,60 @@ class Products:
     """One `dot_general` a product."""
 
     def project(
-        self, x: jax.Array, *weights: jax.Array, dtype: jnp.dtype | None = None
-    ) -> tuple[jax.Array, ...]:
-        """x by each of several weights.
+        self,
+        x: Float[Array, "B T *inputs"],
+        *weights: Float[Array, "..."],
+        dtype: jnp.dtype | None = None,
+    ) -> tuple[Float[Array, "B T ..."], ...]:
+        """Returns [B, T, out...] of x [B, T, in...] by each of several weights [out..., in...].
 
-        Args:
-          x: [B, T, in...].
-          weights: [out..., in...], each with outputs of its own.
-          dtype: of the results and of their sums; None for x's.
-
-        Returns:
-          [B, T, out...] each.
+        `dtype` is that of the results and of their sums; None for x's.
         """
         return tuple(_dot(x, weight, dtype) for weight in weights)
 
-    def slot_scores(self, q: jax.Array, keys: jax.Array) -> jax.Array:
-        """q . k of every slot of a store.
-
-        Args:
-          q: [B, K, G, H].
-          keys: [B, K, S, H], without axes of B and K that are 1 (`sinkjax.attention.cache`).
-
-        Returns:
-          float32 [B, K, G, S].
-        """
+    def slot_scores(
+        self, q: Float[Array, "B K G H"], keys: Float[Array, "*BK S H"]
+    ) -> Float32[Array, "B K G S"]:
+        """Returns q . k of every slot of a store (`sinkjax.attention.cache`)."""
         rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
         # With the keys on the left: on the right, XLA on a CPU copies them in another order first.
-        found = jnp.einsum("...sh,...gh->...sg", keys, rows, preferred_element_type=_WIDE)
-        return found.swapaxes(-1, -2).reshape(*q.shape[:-1], keys.shape[-2])
+        product = jnp.einsum("...sh,...gh->...sg", keys, rows, preferred_element_type=_WIDE)
+        return product.swapaxes(-1, -2).reshape(*q.shape[:-1], keys.shape[-2])
 
-    def sum_slots(self, weights: jax.Array, values: jax.Array) -> jax.Array:
-        """Σ_s weights_s v_s over all slots of a store.
-
-        Args:
-          weights: float32 [B, K, G, S].
-          values: as keys.
-
-        Returns:
-          [B, K, G, H] in v's dtype.
-        """
+    def sum_slots(
+        self, weights: Float32[Array, "B K G S"], values: Float[Array, "*BK S H"]
+    ) -> Float[Array, "B K G H"]:
+        """Returns Σ_s weights_s v_s over all slots of a store, in v's dtype."""
         rows = weights.astype(values.dtype).reshape(*values.shape[:-2], *weights.shape[-2:])
         sums = jnp.einsum("...gs,...sh->...gh", rows, values, preferred_element_type=_WIDE)
         return sums.astype(values.dtype).reshape(*weights.shape[:-1], values.shape[-1])
 
-    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
-        """exp(score - the row's largest) where visible, 0 elsewhere.
+    def unnormalized(
+        self, scores: Float32[Array, "*rows S"], visible: Bool[Array, "... S"]
+    ) -> Float32[Array, "*rows S"]:
+        """Returns exp(score - the row's largest) where visible, 0 elsewhere.
 
-        Args:
-          scores: float32 [..., T, S].
-          visible: bool, of axes that broadcast to those of scores.
+        `visible` broadcasts to the axes of `scores`.
         """
         scores = jnp.where(visible, scores, -jnp.inf)
         return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
 
-    def counted(self, values: jax.Array) -> jax.Array:
-        """Values [B, K, S, H] as `sum_counted` takes them: with a column of ones."""
+    def counted(self, values: Float[Array, "B K S H"]) -> Float[Array, "B K S M"]:
+        """Returns values as `sum_counted` takes them: with a column of ones."""
         return jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
 
-    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
-        """Σ_s weights_ts values_s, and Σ_s weights_ts as one more column.
+    def sum_counted(
+        self, weights: Float32[Array, "B K G T S"], values: Float[Array, "B K S M"]
+    ) -> Float32[Array, "B K G T columns"]:
+        """Returns Σ_s weights_ts values_s, of `counted` values, and last Σ_s weights_ts.
 
         One product gives both. Reading the weights themselves would make XLA keep or compute them
         twice: at 1,024 tokens that doubles a layer's attention time on a CPU.
-
-        Args:
-          weights: float32 [B, K, G, T, S].
-          values: of `counted`.
-
-        Returns:
-          float32 [B, K, G, T, H + 1].
         """
         return weighted_sums(weights, values)
 
-    def settle(self, x: jax.Array) -> jax.Array:
-        """x itself, as an array that is computed once. Here XLA decides what that is good for."""
+    def settle(self, x: Array) -> Array:
+        """Returns x, as an array that is computed once; here XLA decides what that is good for."""
         return x
 
 
@@ -109,8 +90,11 @@ class CpuProducts(Products):
     """Few rows by reading each weight once, in order, on all cores; many as one `dot_general`."""
 
     def project(
-        self, x: jax.Array, *weights: jax.Array, dtype: jnp.dtype | None = None
-    ) -> tuple[jax.Array, ...]:
+        self,
+        x: Float[Array, "B T *inputs"],
+        *weights: Float[Array, "..."],
+        dtype: jnp.dtype | None = None,
+    ) -> tuple[Float[Array, "B T ..."], ...]:
         """As of `Products`."""
         dtype = x.dtype if dtype is None else dtype
         lead, inputs = x.shape[:2], x.shape[2:]
@@ -125,8 +109,9 @@ class CpuProducts(Products):
             for product, weight in zip(products, weights, strict=True)
         )
 
-    def _products(self, x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
-        """x [R, D] by each weight [M, D]: float32 [R, M]."""
+    def _products(
+        self, x: Float[Array, "R D"], weights: list[Float[Array, "_ D"]]
+    ) -> list[Float32[Array, "R _"]]:
         rows, inputs = x.shape
         if rows == 1 and inputs <= _ROW_INPUTS:
             return _reduced_row(x, weights)
@@ -136,23 +121,27 @@ class CpuProducts(Products):
             return [self._left(x, weight) for weight in weights]
         return [jnp.einsum("rd,md->rm", x, w, preferred_element_type=_WIDE) for w in weights]
 
-    def _left(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        """With the weight on the left, where the library reads it as it lies."""
+    def _left(self, x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
+        """Puts the weight on the left, where the library reads it as it lies."""
         product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=_WIDE)
         return self.settle(product).T
 
-    def slot_scores(self, q: jax.Array, keys: jax.Array) -> jax.Array:
+    def slot_scores(
+        self, q: Float[Array, "B K G H"], keys: Float[Array, "*BK S H"]
+    ) -> Float32[Array, "B K G S"]:
         """As of `Products`."""
         # One pass over the keys for all query heads of a group.
         rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
         with jax.named_scope("dot_general"):
-            found = _reduced(
+            heads = _reduced(
                 [_wide(keys) * _wide(rows[..., g, None, :]) for g in range(q.shape[2])]
             )
-        found = jnp.stack([self.settle(scores) for scores in found], axis=-2)
-        return found.reshape(*q.shape[:-1], keys.shape[-2])
+        scores = jnp.stack([self.settle(head) for head in heads], axis=-2)
+        return scores.reshape(*q.shape[:-1], keys.shape[-2])
 
-    def unnormalized(self, scores: jax.Array, visible: jax.Array) -> jax.Array:
+    def unnormalized(
+        self, scores: Float32[Array, "*rows S"], visible: Bool[Array, "... S"]
+    ) -> Float32[Array, "*rows S"]:
         """As of `Products`.
 
         A row is folded before its largest is found: XLA reduces a row number by number, since one
@@ -162,7 +151,7 @@ class CpuProducts(Products):
         length = scores.shape[-1]
         width = _FOLD * max(1, -(-length // _FOLD**2))
 
-        def masked(start: int, stop: int) -> jax.Array:
+        def masked(start: int, stop: int) -> Array:
             return jnp.where(visible[..., start:stop], scores[..., start:stop], -jnp.inf)
 
         whole = length - length % width
@@ -173,20 +162,20 @@ class CpuProducts(Products):
         top = self.settle(functools.reduce(jnp.maximum, tops))
         return self.settle(jnp.exp(masked(0, length) - top))
 
-    def counted(self, values: jax.Array) -> jax.Array:
+    def counted(self, values: Float[Array, "B K S H"]) -> Float[Array, "B K S M"]:
         """As of `Products`: as they are."""
         return values
 
-    def sum_counted(self, weights: jax.Array, values: jax.Array) -> jax.Array:
-        """As of `Products`. The weights are in memory anyway, and 65 columns take a third longer
-        than 64.
-        """
+    def sum_counted(
+        self, weights: Float32[Array, "B K G T S"], values: Float[Array, "B K S M"]
+    ) -> Float32[Array, "B K G T columns"]:
+        """As of `Products`: weights are in memory, and 65 columns take a third longer than 64."""
         with jax.named_scope("dot_general"):
             totals = weights.sum(axis=-1, keepdims=True)
         return jnp.concatenate([weighted_sums(weights, values), totals], axis=-1)
 
-    def settle(self, x: jax.Array) -> jax.Array:
-        """x behind a barrier, which the options keep until XLA has fused what it will.
+    def settle(self, x: Array) -> Array:
+        """Returns x behind a barrier, which the options keep until XLA has fused what it will.
 
         Without one, a reduction computes what feeds it again for every output, and a product that
         feeds a slower function is computed inside it, on one thread.
@@ -194,8 +183,8 @@ class CpuProducts(Products):
         return jax.lax.optimization_barrier(x)
 
 
-def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    """Adds a bias [...] to x [B, T, ...]; x itself where there is none."""
+def add_bias(x: Float[Array, "B T ..."], bias: nnx.Param | None) -> Float[Array, "B T ..."]:
+    """Adds a bias [...] to x [B, T, ...], where there is one."""
     return x if bias is None else x + bias[...][None, None]
 
 
@@ -214,8 +203,8 @@ _LEFT_ROWS = 64
 """Up to which the library's time goes into packing the weight, unless it is on the left."""
 
 
-def _dot(x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
-    """[B, T, in...] by [out..., in...]: [B, T, out...]."""
+def _dot(x: Array, weight: Array, dtype: jnp.dtype | None) -> Array:
+    """Returns x [B, T, in...] by a weight [out..., in...]: [B, T, out...]."""
     outputs = weight.shape[: weight.ndim - (x.ndim - 2)]
     rows = x.reshape(*x.shape[:2], -1)
     # Of more than two axes, XLA on a CPU would copy a weight in another order at every call.
@@ -224,34 +213,36 @@ def _dot(x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
     return product.reshape(*x.shape[:2], *outputs)
 
 
-def _reduced_row(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
-    """x [1, D] by weights [M, D]; those of one shape in one pass, which saves a start for each."""
-    products: list[jax.Array] = [x] * len(weights)
+def _reduced_row(
+    x: Float[Array, "1 D"], weights: list[Float[Array, "_ D"]]
+) -> list[Float32[Array, "1 _"]]:
+    """Multiplies by weights of one shape in one pass, which saves a start for each."""
+    products = [x] * len(weights)
     for shape in dict.fromkeys(weight.shape for weight in weights):
         places = [place for place, weight in enumerate(weights) if weight.shape == shape]
-        found = _reduced([_wide(weights[place]) * _wide(x) for place in places])
-        for place, product in zip(places, found, strict=True):
+        sums = _reduced([_wide(weights[place]) * _wide(x) for place in places])
+        for place, product in zip(places, sums, strict=True):
             products[place] = product[None, :]
     return products
 
 
-def _reduced_pairs(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [R, D] by a weight [M, D], two rows at each reading of a number."""
+def _reduced_pairs(x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
+    """Multiplies two rows at each reading of a number."""
     weight = _wide(weight)[:, None, :]
-    found = _reduced([weight * _wide(x[start::2])[None] for start in range(2)])
-    found = [jax.lax.optimization_barrier(product) for product in found]
-    return jnp.stack(found, axis=2).reshape(weight.shape[0], x.shape[0]).T
+    pair = _reduced([weight * _wide(x[start::2])[None] for start in range(2)])
+    pair = [jax.lax.optimization_barrier(product) for product in pair]
+    return jnp.stack(pair, axis=2).reshape(weight.shape[0], x.shape[0]).T
 
 
-def _reduced(terms: list[jax.Array]) -> list[jax.Array]:
-    """Sums over the last axis of arrays of one shape, in one pass over them."""
+def _reduced(terms: list[Array]) -> list[Array]:
+    """Returns sums over the last axis of arrays of one shape, in one pass over them."""
     zeros = [jnp.float32(0)] * len(terms)
 
-    def add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-        return [a + b for a, b in zip(one, other, strict=True)]
+    def add(sums: list[Array], terms: list[Array]) -> list[Array]:
+        return [a + b for a, b in zip(sums, terms, strict=True)]
 
     return jax.lax.reduce(terms, zeros, add, (terms[0].ndim - 1,))
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Array) -> Array:
     return x.astype(_WIDE)

@@ -10,19 +10,23 @@ heads of a layer and multiplied by o this is two vectors of size D a sequence,
 and as the heads of a group share v_0, the sum over n is taken of the o_n beforehand, once a group.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from sinkjax.attention.products import Products
 
 
-def first_token_term(v0: jax.Array, o: jax.Array, products: Products) -> jax.Array:
-    """Σ_k (Σ_n o_n) v_0: the groups' first values [B, K, H], their o sums [D, K, H] -> [B, D]."""
+def first_token_term(
+    v0: Float[Array, "B K H"], o: Float[Array, "D K H"], products: Products
+) -> Float[Array, "B D"]:
+    """Returns Σ_k o_k v_0, with o_k the sum of o_n over the group's sink heads."""
     (term,) = products.project(v0[:, None], o, dtype=jnp.float32)
     return term[:, 0].astype(v0.dtype)
 
 
-def add_biases(out: jax.Array, at_first: jax.Array, later: jax.Array) -> jax.Array:
-    """Adds one bias [B, D] at the first position of out [B, T, D], the other at all later ones."""
+def add_biases(
+    out: Float[Array, "B T D"], at_first: Float[Array, "B D"], later: Float[Array, "B D"]
+) -> Float[Array, "B T D"]:
+    """Adds one bias at the first position, the other at all later ones."""
     is_first = (jnp.arange(out.shape[1]) == 0)[None, :, None]
     return out + jnp.where(is_first, at_first[:, None], later[:, None])

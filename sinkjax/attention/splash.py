@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from sinkjax.attention.blocks import PerHead, PerKvHead
 from sinkjax.attention.kernels import Blocked, power_of_two, sees, span
 from sinkjax.masks.paths import Full, Window
 
@@ -33,10 +34,9 @@ class Splash(Blocked):
         What a block computes in vain grows with its size; so does what a grid's step is worth.
         """
         queries = power_of_two(min(MAX_BLOCK, length // 8), length)
-        recent = length if path == Full() else path.recent
-        return queries, power_of_two(min(queries, recent), length)
+        return queries, power_of_two(min(queries, span(path, length)[1]), length)
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, path: Full | Window) -> jax.Array:
+    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
         length, heads = q.shape[1:3]
         block_q, block_kv = self.blocks(path, length)
         kernel = splash_attention.make_splash_mha(
@@ -57,16 +57,17 @@ class _Visible:
     path: Full | Window
 
     def __call__(self, t: Any, s: Any) -> Any:
-        if self.path == Full():
-            return s <= t
-        return sees(t, s, self.path.sinks, self.path.recent)
+        if isinstance(self.path, Window):
+            return sees(t, s, self.path.sinks, self.path.recent)
+        return s <= t
 
 
 class _PathMask(splash_attention.Mask):
     """A path over T tokens as splash attention asks for it; no [T, T] array is ever made.
 
-    It asks of each block whether any pair is visible, and whether all are; a block that is all
-    alike answers with one element. The kernel computes the mask itself, by `mask_function`.
+    It asks of each block whether any pair is visible, and whether all are; where all pairs of a
+    block are the same, the answer is one element. The kernel computes the mask itself, by
+    `mask_function`.
     """
 
     def __init__(self, path: Full | Window, length: int):

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Iterable, Mapping
 
 from sinkjax.attention.context import PartName
-from sinkjax.attention.copy import Source
+from sinkjax.attention.copy import CopiedHead
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 
@@ -51,7 +51,7 @@ class Copied:
 
     path: Full | Window
     heads: int
-    sources: tuple[Source, ...]
+    sources: tuple[CopiedHead, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def plan_layers(mask: SinkMask, group: int) -> list[tuple[LayerPlan, HeadOrder] 
       group: G, query heads a group.
     """
     copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
-    sources: dict[tuple[int, int], Source] = {}
+    sources: dict[tuple[int, int], CopiedHead] = {}
     plans = []
     for layer, paths in enumerate(mask.heads):
         kept = frozenset(head for source, head in copied if source == layer)
@@ -141,7 +141,7 @@ def _plan_layer(
     mask: SinkMask,
     group: int,
     kept: frozenset[int],
-    sources: dict[tuple[int, int], Source],
+    sources: dict[tuple[int, int], CopiedHead],
 ) -> tuple[LayerPlan, HeadOrder]:
     """One layer's plan; adds its kept heads to `sources`, which has those of earlier layers."""
     paths = mask.heads[layer]
