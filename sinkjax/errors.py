@@ -70,7 +70,8 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
     Raises:
       InputError: with the problems of all the items together.
     """
-    results, problems = [], []
+    results: list[Result] = []
+    problems: list[Problem] = []
     for item in items:
         try:
             results.append(function(item))

@@ -6,25 +6,21 @@ import numpy as np
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path
-from sinkjax.masks.scores import group_size, ranks
+from sinkjax.masks.scores import Scores, group_size, ranks
 
 _CONTROL = 2  # tells these draws from others of the same seed
 
 
 def by_ranking(
-    scores: np.ndarray, paths: Sequence[Path], *, num_kv_heads: int | None = None
+    scores: Scores, paths: Sequence[Path], *, num_kv_heads: int | None = None
 ) -> SinkMask:
-    """The heads of the highest scores, the i-th highest on the i-th path.
+    """Returns the mask of the heads, or groups, that rank highest, the i-th on the i-th path.
 
-    Args:
-      scores: float [P, L, N], of which the mean over prompts counts, or [L, N]. For heads' errors,
-        their negatives.
-      paths: at most as many as there are heads, or groups.
-      num_kv_heads: K, to choose whole groups, each by its lowest head; None for heads one by one.
+    Scores and K are as of `ranks`; for heads' errors give their negatives.
 
     Raises:
-      ValueError: for scores of another shape or not finite, more paths than heads, or K that does
-        not divide N. Also InputError of `SinkMask`.
+      ValueError: for more paths than heads, or groups, and as `ranks`. Also InputError of
+        `SinkMask`.
     """
     places = ranks(scores, num_kv_heads)
     if len(paths) > (units := places.max() + 1):
@@ -34,14 +30,14 @@ def by_ranking(
 
 
 def random_control(mask: SinkMask, *, seed: int, num_kv_heads: int | None = None) -> SinkMask:
-    """The same paths in every layer, each on a head drawn at random: what a choice has to beat.
+    """Returns the same paths in every layer, each on a head drawn at random.
 
     Counts per layer and kind stay. A copy follows the head that it copies to where that one went;
     for the control of `copy_first_layer`, draw the heads first and let those copy.
 
     Args:
       mask: to control for.
-      seed: not negative; equal seeds draw equally.
+      seed: not negative.
       num_kv_heads: K, to move whole groups, their heads in order, so that as many groups lose their
         keys and values as in the mask; None to move heads one by one.
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
@@ -36,7 +37,7 @@ _SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_m
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What a mask was made from. None, or nothing, where it does not apply.
+    """What a mask was made from; None, or nothing, where it does not apply.
 
     Attributes:
       model, model_digest: its name, and `sinkjax.model_digest`.
@@ -63,7 +64,7 @@ class Provenance:
     def from_records(
         cls, records: Sequence[Mapping[str, Any]], *, text: str = "source", **selection: Any
     ) -> "Provenance":
-        """Of a mask made from records.
+        """Returns the provenance of a mask made from records.
 
         Args:
           records: of one model, text, BOS policy and, where they have such, definition and
@@ -96,15 +97,14 @@ class SavedMask:
       mask: the path of every head.
       provenance: what it was made from.
       quality: what it was measured to cost, of JSON values.
-      fills: float32 [L, N, H], the means of `sink(mean)` heads, 0 for all others; None where no
-        head is one.
+      fills: the means of `sink(mean)` heads, 0 for all others; None where no head is one.
       digest: of all the above; two files of one digest say the same.
     """
 
     mask: SinkMask
     provenance: Provenance
     quality: dict[str, Any]
-    fills: np.ndarray | None
+    fills: Float32[np.ndarray, "L N H"] | None
     digest: str
 
     def check(self, config: Shape) -> None:
@@ -123,23 +123,18 @@ def save_mask(
     *,
     provenance: Provenance = Provenance(),
     quality: Mapping[str, Any] | None = None,
-    fills: np.ndarray | None = None,
+    fills: Float32[np.ndarray, "L N H"] | None = None,
 ) -> str:
-    """Writes a mask, in place of one that the file holds.
+    """Writes a mask, in place of what the file holds, and returns the digest of what was written.
 
     A kill leaves the old files or the new. One between the two files of a mask with fills leaves a
     pair that `load_mask` refuses.
 
     Args:
       path: ends in ".json". Its folder is made where it is missing.
-      mask: the path of every head.
-      provenance: what it was made from.
-      quality: what it was measured to cost, of JSON values without NaN.
-      fills: float32 [L, N, H], of which those of `sink(mean)` heads are kept; needed where there
-        are such heads.
-
-    Returns:
-      the digest of what was written.
+      mask, provenance: what is written.
+      quality: what the mask was measured to cost, of JSON values without NaN.
+      fills: needed where there are `sink(mean)` heads; theirs are kept.
 
     Raises:
       InputError: for a path that does not end in ".json" or cannot be written.
@@ -177,7 +172,7 @@ def save_mask(
     return digest
 
 
-def load_mask(path: str | os.PathLike[str]) -> SavedMask:
+def load_mask(path: str | pathlib.Path) -> SavedMask:
     """Reads a mask's file, and its fills where it has some.
 
     Args:
@@ -211,7 +206,7 @@ def load_mask(path: str | os.PathLike[str]) -> SavedMask:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object of this version's schema in a file, or InputError."""
+    """Reads the JSON object of this version's schema from a file."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -277,8 +272,8 @@ def _read_provenance(fields: Mapping[str, Any], problems: list[Problem | str]) -
 
 def _read_fills(
     path: pathlib.Path, mask: SinkMask, sha256: str | None, problems: list[Problem | str]
-) -> np.ndarray | None:
-    """The fills [L, N, H] from their file; None where the mask has none or they are refused."""
+) -> Float32[np.ndarray, "L N H"] | None:
+    """Reads the fills from their file; None where the mask has none or they are refused."""
     needed = _mean_heads(mask)
     if (sha256 is not None) != bool(needed.any()):
         has = (
@@ -315,8 +310,10 @@ def _read_fills(
     return fills
 
 
-def _packed(mask: SinkMask, fills: np.ndarray | None) -> np.ndarray | None:
-    """The means of `sink(mean)` heads, float32 [heads, H]; None where there are none."""
+def _packed(
+    mask: SinkMask, fills: Float32[np.ndarray, "L N H"] | None
+) -> Float32[np.ndarray, "heads H"] | None:
+    """Returns the means of `sink(mean)` heads; None where there are none."""
     needed = _mean_heads(mask)
     if fills is not None:
         fills = np.asarray(fills)
@@ -334,8 +331,7 @@ def _packed(mask: SinkMask, fills: np.ndarray | None) -> np.ndarray | None:
     return fills[needed]
 
 
-def _mean_heads(mask: SinkMask) -> np.ndarray:
-    """bool [L, N]."""
+def _mean_heads(mask: SinkMask) -> Bool[np.ndarray, "L N"]:
     return np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
 
 

@@ -16,29 +16,26 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool
 
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, parse_path, short
-from sinkjax.masks.scores import consistent, group_size, ranks, sink_shares
+from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
 
 
+@runtime_checkable
 class Shape(Protocol):
     """What masks know of a model: a config is one."""
 
     @property
-    def num_layers(self) -> int:
-        """L."""
-
+    def num_layers(self) -> int: ...
     @property
-    def num_heads(self) -> int:
-        """N."""
-
+    def num_heads(self) -> int: ...
     @property
-    def head_dim(self) -> int:
-        """H."""
+    def head_dim(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -64,16 +61,12 @@ class SinkMask:
 
     @classmethod
     def full(cls, config: Shape) -> "SinkMask":
-        """The baseline's mask."""
+        """Returns the baseline's mask."""
         return cls(((Full(),) * config.num_heads,) * config.num_layers)
 
     @classmethod
-    def where(cls, chosen: np.ndarray, path: Path) -> "SinkMask":
-        """One path for the chosen heads and `full` for all others.
-
-        Args:
-          chosen: bool [L, N].
-          path: of every chosen head.
+    def where(cls, chosen: Bool[np.ndarray, "L N"], path: Path) -> "SinkMask":
+        """Returns the mask with one path for the chosen heads and `full` for all others.
 
         Raises:
           InputError: for a copy that is impossible for a chosen head.
@@ -84,11 +77,10 @@ class SinkMask:
         )
 
     @classmethod
-    def copy_first_layer(cls, chosen: np.ndarray) -> "SinkMask":
-        """The founding study's optimization: chosen heads copy layer 0's head of their own index.
+    def copy_first_layer(cls, chosen: Bool[np.ndarray, "L N"]) -> "SinkMask":
+        """Returns the founding study's mask: chosen heads copy layer 0's head of their own index.
 
-        Args:
-          chosen: bool [L, N]. Layer 0's heads are what is copied, and `full` whether chosen or not.
+        Layer 0's heads are what is copied, and `full` whether chosen or not.
 
         Raises:
           ValueError: for anything but bool [L, N].
@@ -106,7 +98,7 @@ class SinkMask:
     @classmethod
     def from_scores(
         cls,
-        scores: np.ndarray,
+        scores: Scores,
         *,
         threshold: float,
         path: Path,
@@ -114,10 +106,10 @@ class SinkMask:
         min_share: float = 0.9,
         num_kv_heads: int | None = None,
     ) -> "SinkMask":
-        """The heads that are sinks in at least a given share of the prompts.
+        """Returns the mask of the heads that are sinks in at least a given share of the prompts.
 
         Args:
-          scores: float [P, L, N] or, of one prompt or averaged over prompts, [L, N].
+          scores: of P prompts or, of one prompt or averaged over prompts, without that axis.
           threshold: an attention share, within (0, 1); sinks are strictly above it.
           path: of the chosen heads.
           definition: of the scores. Those of `log_odds` are held against the threshold's log-odds.
@@ -134,20 +126,19 @@ class SinkMask:
 
     @classmethod
     def from_quantile(
-        cls, scores: np.ndarray, *, quantile: float, path: Path, num_kv_heads: int | None = None
+        cls, scores: Scores, *, quantile: float, path: Path, num_kv_heads: int | None = None
     ) -> "SinkMask":
-        """The share 1 - quantile of all heads, to the nearest whole number, that scores highest.
+        """Returns the mask of the share 1 - quantile of all heads that scores highest.
 
         Args:
-          scores: float [P, L, N], of which the mean over prompts counts, or [L, N].
-          quantile: within [0, 1]; 0.9 chooses a tenth of the heads.
+          scores: as of `from_scores`; their mean over prompts counts.
+          quantile: within [0, 1]; 0.9 chooses a tenth of the heads, to the nearest whole number.
           path: of the chosen heads.
           num_kv_heads: K, to choose that share of the groups, each by its lowest head; None for
             heads one by one.
 
         Raises:
-          ValueError: for scores of another shape or not finite, a quantile outside [0, 1], or K
-            that does not divide N. Also as `where`.
+          ValueError: for a quantile outside [0, 1], and as `from_scores`.
         """
         if not 0 <= quantile <= 1:
             raise ValueError(f"quantile is {quantile}; it has to lie between 0 and 1")
@@ -163,18 +154,15 @@ class SinkMask:
         min_share: float | None = None,
         num_kv_heads: int | None = None,
     ) -> "SinkMask":
-        """The heads that are sinks in most prompts at every length of a sweep.
+        """Returns the mask of the heads that are sinks in most prompts at every length of a sweep.
 
         Args:
           record: of kind "lengths", as `sinkjax.studies.results.read_records` returns it.
-          path: of the chosen heads.
+          path, num_kv_heads: as of `from_scores`.
           min_share: of the prompts, within (0, 1]; None for the sweep's own.
-          num_kv_heads: K, to choose the groups whose heads are all chosen; None for heads one by
-            one.
 
         Raises:
-          InputError: for a record of another kind. Also as `where`.
-          ValueError: for a min_share outside (0, 1] or K that does not divide N.
+          InputError: for a record of another kind. Also as `from_scores`.
         """
         if record.get("kind") != "lengths":
             raise InputError(
@@ -224,8 +212,8 @@ class SinkMask:
         return len(self.heads[0])
 
     @property
-    def masked(self) -> np.ndarray:
-        """bool [L, N]: the masked heads, those on any path but `full`."""
+    def masked(self) -> Bool[np.ndarray, "L N"]:
+        """The masked heads, those on any path but `full`."""
         return np.array([[path != Full() for path in layer] for layer in self.heads])
 
     @functools.cached_property
@@ -260,21 +248,17 @@ class SinkMask:
             )
 
     def counts(self) -> dict[str, int]:
-        """How many heads take each path, by its kind, in the order of `KINDS`."""
+        """Returns how many heads take each path, by its kind, in the order of `KINDS`."""
         return _count(path.kind for layer in self.heads for path in layer)
 
     def counts_per_layer(self) -> list[dict[str, int]]:
-        """`counts` of each of the L layers."""
+        """Returns the `counts` of each layer."""
         return [_count(path.kind for path in layer) for layer in self.heads]
 
     def group_counts(self, num_kv_heads: int) -> dict[str, int]:
-        """How many key/value groups take one kind of path with all their heads, or are mixed.
+        """Returns how many of the L·K groups take each kind with all their heads, or are "mixed".
 
-        Args:
-          num_kv_heads: K, which divides N.
-
-        Returns:
-          by kind, and "mixed"; sums to L·K. Those of `sink` lose all key and value work.
+        Those of `sink` lose all key and value work.
 
         Raises:
           ValueError: where K does not divide N.
@@ -288,7 +272,7 @@ class SinkMask:
         return _count(kinds, (*KINDS, "mixed"))
 
     def union(self, other: "SinkMask") -> "SinkMask":
-        """The masked heads of either mask, on their paths there; also `a | b`.
+        """Returns the masked heads of either mask, on their paths there; also `a | b`.
 
         Raises:
           InputError: for masks of different shapes, for heads that the two mask differently,
@@ -298,7 +282,7 @@ class SinkMask:
         return self._joined(other, lambda mine, its: its if mine == Full() else mine)
 
     def intersection(self, other: "SinkMask") -> "SinkMask":
-        """The heads that both masks mask alike, on their paths there; also `a & b`.
+        """Returns the heads that are on the same path in both masks; also `a & b`.
 
         A copied head that leaves `window` so is copied as `full`.
 
@@ -310,7 +294,7 @@ class SinkMask:
         return self._joined(other, lambda mine, its: mine if mine == its else Full())
 
     def difference(self, other: "SinkMask") -> "SinkMask":
-        """The masked heads that are `full` in the other mask; also `a - b`.
+        """Returns the masked heads that are `full` in the other mask; also `a - b`.
 
         What the other's paths are does not matter: `(a - b) | b` is b, and a wherever b is `full`.
         A copied head that leaves `window` so is copied as `full`.
@@ -324,7 +308,7 @@ class SinkMask:
     __or__, __and__, __sub__ = union, intersection, difference
 
     def restrict(self, layers: Iterable[int]) -> "SinkMask":
-        """The same paths in these layers, `full` in all others.
+        """Returns the same paths in these layers, `full` in all others.
 
         Raises:
           InputError: naming the layers that do not exist.

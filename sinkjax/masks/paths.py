@@ -163,7 +163,7 @@ def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
 
 
 def short(path: Path) -> str:
-    """The path's short form."""
+    """Returns the path's short form."""
     return path.kind[0] + str(path).removeprefix(path.kind)
 
 

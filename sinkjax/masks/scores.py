@@ -1,6 +1,8 @@
 """Sink scores: what makes a head a sink, and which heads their scores choose.
 
-Choices are bool [L, N]. With `num_kv_heads` whole key/value groups are chosen or left, for only
+Scores are of P prompts or, of one prompt or averaged over prompts, without that axis. All functions
+raise ValueError for scores of another shape or not finite, and for K that does not divide N. With
+`num_kv_heads` (K; None for heads one by one) whole key/value groups are chosen or left, for only
 those free the keys, values and cache that they share. Equal scores are broken by (layer, head), the
 first head first.
 """
@@ -9,19 +11,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Scores = Float[np.ndarray, "*P L N"]
 
 
-def is_sink(scores: np.ndarray, definition: str, threshold: float) -> np.ndarray:
-    """Which heads are sinks: those whose score is strictly above the threshold.
+def is_sink(
+    scores: Float[np.ndarray, "*any"], definition: str, threshold: float
+) -> Bool[np.ndarray, "*any"]:
+    """Returns which heads are sinks: those whose score is strictly above the threshold.
 
-    Args:
-      scores: float, any shape, under `definition`.
-      definition: the name of the scores' definition.
-      threshold: an attention share, within (0, 1). Scores of the definition `log_odds` are held
-        against its log-odds, ln(τ / (1 - τ)).
-
-    Returns:
-      bool, of the shape of `scores`.
+    The threshold is an attention share. Scores of the definition `log_odds` are held against its
+    log-odds, ln(τ / (1 - τ)).
 
     Raises:
       ValueError: for a threshold outside (0, 1).
@@ -35,17 +36,12 @@ def is_sink(scores: np.ndarray, definition: str, threshold: float) -> np.ndarray
 
 
 def sink_shares(
-    scores_by_length: Sequence[np.ndarray], definition: str, threshold: float
-) -> np.ndarray:
-    """The least share of prompts, over the lengths, in which each head is a sink: float [L, N].
-
-    Args:
-      scores_by_length: one array a length, float [P, L, N] or, of one prompt, [L, N]; P may differ.
-      definition, threshold: as for `is_sink`.
+    scores_by_length: Sequence[Float[np.ndarray, "*_ L N"]], definition: str, threshold: float
+) -> Float[np.ndarray, "L N"]:
+    """Returns the least share of prompts, over the lengths, in which each head is a sink.
 
     Raises:
-      ValueError: for scores of another shape or not finite, no length, L or N that differ, or a
-        threshold outside (0, 1).
+      ValueError: for no length, or L or N that differ. Also as `is_sink`.
     """
     by_length = [_with_prompts(scores) for scores in scores_by_length]
     if len({scores.shape[1:] for scores in by_length}) != 1:
@@ -57,17 +53,12 @@ def sink_shares(
 
 
 def consistent(
-    shares: np.ndarray, min_share: float = 0.9, num_kv_heads: int | None = None
-) -> np.ndarray:
-    """The heads that are sinks in at least a given share of the prompts.
-
-    Args:
-      shares: float [L, N], as of `sink_shares`.
-      min_share: of the prompts, within (0, 1].
-      num_kv_heads: K, to choose the groups whose heads are all chosen; None for heads one by one.
+    shares: Float[np.ndarray, "L N"], min_share: float = 0.9, num_kv_heads: int | None = None
+) -> Bool[np.ndarray, "L N"]:
+    """Returns the heads whose `sink_shares` are `min_share` or more; with K, in whole groups.
 
     Raises:
-      ValueError: for a min_share outside (0, 1] or K that does not divide N.
+      ValueError: for a min_share outside (0, 1].
     """
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share is {min_share}; it has to be above 0 and at most 1")
@@ -78,16 +69,11 @@ def consistent(
     return np.repeat(chosen.reshape(len(chosen), -1, size).all(axis=-1), size, axis=1)
 
 
-def ranks(scores: np.ndarray, num_kv_heads: int | None = None) -> np.ndarray:
-    """The rank of every head by its score, 0 for the highest: int [L, N].
+def ranks(scores: Scores, num_kv_heads: int | None = None) -> Int[np.ndarray, "L N"]:
+    """Returns the rank of every head by its mean score over prompts, 0 for the highest.
 
-    Args:
-      scores: float [P, L, N], of which the mean over prompts counts, or [L, N].
-      num_kv_heads: K, to rank groups, each by its lowest head, which all its heads then share: a
-        group is no better to take out than its worst head; None for heads one by one.
-
-    Raises:
-      ValueError: for scores of another shape or not finite, or K that does not divide N.
+    With K groups are ranked, each by its lowest head, and all heads of a group have its rank: a
+    group is no better to take out than its worst head.
     """
     means = _with_prompts(scores).mean(axis=0, dtype=np.float64)
     num_layers, num_heads = means.shape
@@ -98,8 +84,8 @@ def ranks(scores: np.ndarray, num_kv_heads: int | None = None) -> np.ndarray:
     return np.repeat(places.reshape(units.shape), size, axis=1)
 
 
-def checked(values: np.ndarray, name: str) -> np.ndarray:
-    """The values as an array, or ValueError where they are not finite [P, L, N]."""
+def checked(values: np.ndarray, name: str) -> Float[np.ndarray, "P L N"]:
+    """Returns the values, or raises ValueError where they are not finite [P, L, N]."""
     values = np.asarray(values)
     if values.ndim != 3 or not values.size:
         raise ValueError(f"{name} have shape {values.shape}; [prompts, layers, heads] is needed")
@@ -112,13 +98,12 @@ def checked(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """G; ValueError where K does not divide N."""
+    """Returns G, or raises ValueError where K does not divide N."""
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"{num_kv_heads} key/value heads do not divide {num_heads} query heads")
     return num_heads // num_kv_heads
 
 
-def _with_prompts(scores: np.ndarray) -> np.ndarray:
-    """Scores [P, L, N] of [P, L, N] or [L, N], finite."""
+def _with_prompts(scores: Scores) -> Float[np.ndarray, "P L N"]:
     scores = np.asarray(scores)
     return checked(scores[None] if scores.ndim == 2 else scores, "scores")

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,21 @@ from flax import nnx
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
+"""The attributes and indices that lead to a parameter."""
 
 
 def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
-    """The model with shapes in place of arrays."""
+    """Returns the model with shapes in place of arrays."""
     key = jax.random.key(0)
     # Tracing the counter of nnx.Rngs from parameter to parameter takes time quadratic in their
     # number: for 30 layers, longer than it takes to read the weights.
-    one_key = types.SimpleNamespace(params=lambda: key)
+    one_key: Any = types.SimpleNamespace(params=lambda: key)
     return nnx.eval_shape(lambda: Llama(config, rngs=one_key, dtype=dtype))
 
 
 def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:
-    """An abstract model with every parameter replaced by `parameter(path)`."""
+    """Returns an abstract model with every parameter replaced by `parameter(path)`."""
     graph, state = nnx.split(model)
     flat = [(path, leaf.replace(parameter(path))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))

@@ -5,23 +5,26 @@ that changes nothing. What is not understood is never ignored; all of it is repo
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from sinkjax.errors import InputError
 
-ACTIVATIONS = (
-    "silu",
-    "swish",
-    "gelu",
-    "gelu_new",
-    "gelu_pytorch_tanh",
-    "relu",
-    "sigmoid",
-    "tanh",
-)
-"""The feed-forward activations that `sinkjax.models.decoder` computes, by transformers' names."""
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jax.numpy.tanh,
+}
+"""The feed-forward activations, by transformers' names."""
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
@@ -31,7 +34,7 @@ class RopeConfig:
     """Rotary embedding and its scaling, under transformers' meanings.
 
     Attributes:
-      type: one of `ROPE_TYPES`.
+      type: of `ROPE_TYPES`.
       theta: base of the geometric series of wavelengths.
       factor: linear, dynamic, yarn, llama3: how far the context is stretched.
       original_max_length: yarn, llama3: tokens of context before stretching.
@@ -105,7 +108,7 @@ class LlamaConfig:
     pad_token_id: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form that `from_dict` reads back."""
+        """Returns the JSON-able form that `from_dict` reads back."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -214,26 +217,15 @@ _INERT = frozenset(
     }
 )
 
+_YARN = "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"
+
 # rope_type -> (required, optional) keys of the rope parameters, beside rope_type and rope_theta.
-_ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "default": (frozenset(), frozenset({"freq_factors"})),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset()),
-    "yarn": (
-        frozenset(),
-        frozenset(
-            {
-                "factor",
-                "attention_factor",
-                "beta_fast",
-                "beta_slow",
-                "mscale",
-                "mscale_all_dim",
-                "truncate",
-            }
-        ),
-    ),
-    "llama3": (frozenset({"factor", "low_freq_factor", "high_freq_factor"}), frozenset()),
+_ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), {"freq_factors"}),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, set()),
+    "yarn": (set(), {"factor", *_YARN}),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
 }
 
 
@@ -260,7 +252,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"{name}: model_type is {model_type!r}; only 'llama' models can be read. "
             "Choose a checkpoint of the Llama architecture."
         )
-    shape = {}
+    shape: dict[str, Any] = {}
     for ours, theirs, default in _SHAPE:
         value = attributes.get(theirs)
         shape[ours] = default if value is None else value
@@ -319,7 +311,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
 
 
 def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The same config in the form of a Hugging Face `config.json` (the new rotary form).
+    """Returns the config in the form of a Hugging Face `config.json` (the new rotary form).
 
     Raises:
       InputError: if the rotary frequencies are of a kind that transformers cannot express.
@@ -353,7 +345,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
 
 
 def _problem_with(value: Any, default: Any) -> str | None:
-    """What is wrong with a value of an attribute that has this default; None is a number's."""
+    """Returns what is wrong with a value; a default of None is a whole number's."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false is needed"
     if isinstance(default, str):
@@ -369,14 +361,14 @@ def _is_positive(value: Any) -> bool:
 
 
 def _says_nothing(value: Any) -> bool:
-    """Whether an unknown attribute is switched off, so that ignoring it loses nothing."""
+    """Returns whether an unknown attribute is switched off, so that ignoring it loses nothing."""
     return value is None or value is False or value == {} or value == []
 
 
 def _rope_from_hf(
     attributes: Mapping[str, Any], max_length: int, problems: list[str]
 ) -> RopeConfig:
-    """The rotary embedding from either form of the attributes; appends to `problems`."""
+    """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
     where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
     parameters = attributes.get(where) or {}
     if not isinstance(parameters, Mapping):
@@ -398,16 +390,15 @@ def _rope_from_hf(
     original = attributes.get("original_max_position_embeddings")
     original = original or parameters.get("original_max_position_embeddings") or max_length
     parameters["original_max_position_embeddings"] = original
-    found = _rope_problems(rope_type, parameters)
-    problems += [f"{where}: {problem}" for problem in found]
-    if found:
+    if rope_problems := _rope_problems(rope_type, parameters):
+        problems += [f"{where}: {problem}" for problem in rope_problems]
         return RopeConfig()
 
     # As floats, so that equal configs have equal JSON.
-    fields = {
+    fields: dict[str, Any] = {
         key: tuple(map(float, value)) if key == "freq_factors" else float(value)
         for key, value in parameters.items()
-        if key in frozenset.union(*_ROPE_KEYS[rope_type])
+        if key in set.union(*_ROPE_KEYS[rope_type])
     }
     theta = float(parameters["rope_theta"])
     if rope_type == "yarn":
@@ -419,7 +410,7 @@ def _rope_from_hf(
 
 
 def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with the parameters of a rope type."""
+    """Returns everything that is wrong with the parameters of a rope type."""
     if rope_type not in ROPE_TYPES:
         return [f"rope_type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}"]
     required, _ = _ROPE_KEYS[rope_type]

@@ -1,47 +1,44 @@
 """A Llama in Flax NNX, every head `full`.
 
-Axes: B batch, T query length, N query heads, K key/value heads, H head size, D model size,
-F feed-forward size, V vocabulary, L layers. Parameters lie as [out..., in...], heads as an axis of
-their own, so that a head is a slice. Each parameter names its logical axes in `out_sharding`;
-`sinkjax.models.sharding` lays them over a mesh. How products are written is passed in, by whoever
-knows what the model is compiled for (`sinkjax.attention.products`).
+Axes, here as everywhere: B batch, T query length, S key length, N query heads, K key/value heads,
+G query heads a group, H head size, D model size, F feed-forward size, V vocabulary, L layers.
+
+Parameters lie as [out..., in...], heads as an axis of their own, so that a head is a slice. Each
+parameter names its logical axes in `out_sharding`; `sinkjax.models.sharding` lays them over a mesh.
+How products are written is passed in, by whoever knows what the model is compiled for
+(`sinkjax.attention.products`).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, Int32
 
-from sinkjax.attention.blocks import scale_queries
+from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, new_store, write_store
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.products import PLAIN, Products, add_bias
 from sinkjax.masks.paths import Full
-from sinkjax.models.config import LlamaConfig
+from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Observed]]
-"""Any attention: rotated q [B, T, N, H] and k [B, T, K, H], and v [B, T, K, H], to the heads'
-outputs [B, T, N, H] before the output projection, and what was observed."""
+Attend = Callable[[PerHead, PerKvHead, PerKvHead], tuple[PerHead, Observed]]
+"""Any attention: rotated queries and keys, and values, to the heads' outputs before the output
+projection, and what was observed."""
 
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-}
+Residual = Float[Array, "B T D"]
+Tokens = Int[Array, "B T"]
+Lengths = Int[Array, " B"]
+"""Tokens in each row, at least 1; None in its place where every row is full."""
 
 
 class _Maker:
@@ -76,8 +73,8 @@ class RMSNorm(nnx.Module):
         self.eps = config.norm_eps
         self.scale = make.scale(("embed", config.embed_dim))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D] in x's dtype."""
+    def __call__(self, x: Residual) -> Residual:
+        """Returns the normed residual, in x's dtype."""
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
@@ -106,8 +103,8 @@ class Attention(nnx.Module):
         self.o_bias = make.bias(embed) if biased else None
 
     def attend(
-        self, x: jax.Array, context: Context, attend: Attend[Observed]
-    ) -> tuple[jax.Array, Observed]:
+        self, x: Residual, context: Context, attend: Attend[Observed]
+    ) -> tuple[Residual, Observed]:
         """As `Layer.attend`, without norm and residual."""
         products, cos, sin = context.products, context.cos, context.sin
         q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
@@ -118,11 +115,11 @@ class Attention(nnx.Module):
         return add_bias(out, self.o_bias), observed
 
     def __call__(
-        self, x: jax.Array, context: Context
-    ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
-        """A prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
+        self, x: Residual, context: Context
+    ) -> tuple[Residual, tuple[Context, LayerCache | None]]:
+        """Computes a prompt, every head `full`: as `Layer.__call__`, without norm and residual."""
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array):
+        def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             cache = None
             if context.max_length is not None:
                 whole = Whole(context.max_length)
@@ -134,14 +131,16 @@ class Attention(nnx.Module):
         return self.attend(x, context, attend)
 
     def decode(
-        self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
-        """One token a row: as `Layer.decode`, without norm and residual."""
-        whole, t, products = Whole(context.max_length), context.lengths, context.products
+        self, x: Residual, context: Context, cache: LayerCache
+    ) -> tuple[Residual, tuple[Context, LayerCache]]:
+        """Computes one token a row: as `Layer.decode`, without norm and residual."""
+        (old_keys,), (old_values,) = cache.keys, cache.values
+        assert old_keys is not None
+        whole, t, products = Whole(old_keys.shape[-2]), context.lengths, context.products
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array):
-            keys = products.settle(write_store(cache.keys[0], k, whole, t))
-            values = products.settle(write_store(cache.values[0], v, whole, t))
+        def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
+            keys = products.settle(write_store(old_keys, k, whole, t))
+            values = products.settle(write_store(old_values, v, whole, t))
             scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
             weights = cached_weights(scores, whole.positions(t), t, products)
             weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
@@ -165,11 +164,11 @@ class MLP(nnx.Module):
         self.up_bias = make.bias(mlp) if biased else None
         self.down_bias = make.bias(embed) if biased else None
 
-    def __call__(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+    def __call__(self, x: Residual, products: Products = PLAIN) -> Residual:
+        """Returns what the feed-forward adds to the residual, of which x is the norm."""
         gate, up = products.project(x, self.gate[...], self.up[...])
         gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
-        (out,) = products.project(_ACTIVATIONS[self.activation](gate) * up, self.down[...])
+        (out,) = products.project(ACTIVATIONS[self.activation](gate) * up, self.down[...])
         return add_bias(out, self.down_bias)
 
 
@@ -183,9 +182,9 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, make)
 
     def __call__(
-        self, x: jax.Array, context: Context
-    ) -> tuple[jax.Array, Context, LayerCache | None]:
-        """A prompt: residual [B, T, D] to [B, T, D], the context for the next layer, the cache.
+        self, x: Residual, context: Context
+    ) -> tuple[Residual, Context, LayerCache | None]:
+        """Returns a prompt's residual, the context for the next layer, and the cache.
 
         There is a cache where the context says how many tokens it is to hold.
         """
@@ -193,37 +192,32 @@ class Layer(nnx.Module):
         return self.feed_forward(x, context.products), context, cache
 
     def decode(
-        self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, Context, LayerCache]:
-        """One token a row: residual [B, 1, D], context for the next layer, cache with the token."""
+        self, x: Float[Array, "B 1 D"], context: Context, cache: LayerCache
+    ) -> tuple[Float[Array, "B 1 D"], Context, LayerCache]:
+        """Returns a token's residual, the context for the next layer, the cache with the token."""
         x, (context, cache) = self._add_attention(x, self.attention.decode, context, cache)
         return self.feed_forward(x, context.products), context, cache
 
     def attend(
-        self, x: jax.Array, context: Context, attend: Attend[Observed]
-    ) -> tuple[jax.Array, Observed]:
-        """The layer up to its feed-forward, around any attention of all its heads.
+        self, x: Residual, context: Context, attend: Attend[Observed]
+    ) -> tuple[Residual, Observed]:
+        """Computes the layer up to its feed-forward, around any attention of all its heads.
 
-        Args:
-          x: residual [B, T, D].
-          context: of the positions at hand, as `Llama.enter` gives it.
-          attend: computes attention.
-
-        Returns:
-          residual [B, T, D], for `feed_forward`, and what `attend` observed.
+        Returns the residual, for `feed_forward`, and what `attend` observed. The context is that of
+        the positions at hand, as `Llama.enter` gives it.
         """
         return self._add_attention(x, self.attention.attend, context, attend)
 
-    def feed_forward(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
-        """Residual [B, T, D] after attention to that after the layer."""
+    def feed_forward(self, x: Residual, products: Products = PLAIN) -> Residual:
+        """Returns the residual after the layer, of that after its attention."""
         with jax.named_scope("mlp"):
             x = products.settle(x)
             return products.settle(x + self.mlp(self.mlp_norm(x), products))
 
     def _add_attention(
-        self, x: jax.Array, attention: Callable[..., tuple[jax.Array, Observed]], *arguments: Any
-    ) -> tuple[jax.Array, Observed]:
-        """The residual with attention of its norm added, and what attention observed."""
+        self, x: Residual, attention: Callable[..., tuple[Residual, Observed]], *arguments: Any
+    ) -> tuple[Residual, Observed]:
+        """Adds attention of its norm to the residual; also returns what attention observed."""
         with jax.named_scope("attention"):
             out, observed = attention(self.attention_norm(x), *arguments)
         return x + out, observed
@@ -239,7 +233,7 @@ class Llama(nnx.Module):
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
-        """Random weights in `dtype`; `sinkjax.load` fills in trained ones."""
+        """Draws random weights in `dtype`; `sinkjax.load` fills in trained ones."""
         make = _Maker(config, rngs, dtype)
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
@@ -248,42 +242,37 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config, make)
         self.head = None if config.tie_embeddings else make.weight(vocab, embed)
 
-    def __call__(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
-        """Next-token logits.
+    def __call__(
+        self, tokens: Tokens, *, lengths: Lengths | None = None
+    ) -> Float32[Array, "B T V"]:
+        """Returns next-token logits; at padding they mean nothing.
 
         Args:
-          tokens: int [B, T], right-padded with any id where rows are shorter than T.
-          lengths: int [B], tokens in each row; None where every row is full.
-
-        Returns:
-          float32 [B, T, V]; at padding they mean nothing.
+          tokens: right-padded with any id where rows are shorter than T.
+          lengths: tokens in each row; None where every row is full.
         """
         return self.logits(self.hidden(tokens, lengths=lengths))
 
-    def hidden(self, tokens: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
-        """The residual stream after the last layer, before its norm: [B, T, D]."""
+    def hidden(self, tokens: Tokens, *, lengths: Lengths | None = None) -> Residual:
+        """Returns the residual stream after the last layer, before its norm."""
         return self._run_prompt(tokens, lengths, max_length=None)[0]
 
     def prefill(
         self,
-        tokens: jax.Array,
+        tokens: Tokens,
         *,
-        lengths: jax.Array | None = None,
+        lengths: Lengths | None = None,
         max_length: int,
         products: Products = PLAIN,
         kernel: Kernel = XLA,
-    ) -> tuple[jax.Array, Cache]:
-        """Next-token logits of each row's last token alone, and the cache to go on from.
+    ) -> tuple[Float32[Array, "B V"], Cache]:
+        """Returns next-token logits of each row's last token alone, and the cache for `decode`.
 
         Args:
-          tokens: int [B, T], right-padded with any id where rows are shorter than T.
-          lengths: int [B], tokens in each row, at least 1; None where every row is full.
+          tokens, lengths: as of the model's call; rows have at least 1 token.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
           products: how they are written, static; as `sinkjax.compile` chooses.
           kernel: what computes attention, static, where no later layer copies it.
-
-        Returns:
-          logits: float32 [B, V]. cache: for `decode`.
 
         Raises:
           InputError: if T is beyond max_length, or for what the kernel cannot compute.
@@ -292,24 +281,18 @@ class Llama(nnx.Module):
         lengths = self._row_lengths(tokens, lengths)
         x, layers = self._run_prompt(tokens, lengths, max_length, products, kernel)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self.logits(last, products)[:, 0], Cache(lengths, layers, max_length)
+        caches = cast(tuple[LayerCache, ...], layers)
+        return self.logits(last, products)[:, 0], Cache(lengths, caches, max_length)
 
     def decode(
-        self, token: jax.Array, cache: Cache, *, products: Products = PLAIN
-    ) -> tuple[jax.Array, Cache]:
-        """Next-token logits after one more token a row, each at its row's own next position.
+        self, token: Int[Array, " B"], cache: Cache, *, products: Products = PLAIN
+    ) -> tuple[Float32[Array, "B V"], Cache]:
+        """Returns logits after one more token a row, at its row's own next position, and the cache.
 
         Keys stay rotated as they were when their token came, as in transformers' cached generation:
         under dynamic rope a new query meets older keys that were rotated for a shorter length.
-
-        Args:
-          token: int [B].
-          cache: from `prefill` or `decode`, with room left in every row: beyond `max_length` the
-            logits mean nothing. Donate it, and it is updated in place.
-          products: as of `prefill`.
-
-        Returns:
-          logits: float32 [B, V]. cache: one token longer.
+        The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
+        logits mean nothing. Donate it, and it is updated in place.
         """
         positions = cache.lengths
         cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
@@ -325,13 +308,13 @@ class Llama(nnx.Module):
 
     def _run_prompt(
         self,
-        tokens: jax.Array,
-        lengths: jax.Array | None,
+        tokens: Tokens,
+        lengths: Lengths | None,
         max_length: int | None,
         products: Products = PLAIN,
         kernel: Kernel = XLA,
-    ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
-        """The residual stream after the last layer, [B, T, D], and every layer's cache."""
+    ) -> tuple[Residual, tuple[LayerCache | None, ...]]:
+        """Returns the residual stream after the last layer, and every layer's cache."""
         x, context = self.enter(tokens, lengths, max_length, products, kernel)
         caches = []
         for index, layer in enumerate(self.layers):
@@ -342,13 +325,13 @@ class Llama(nnx.Module):
 
     def enter(
         self,
-        tokens: jax.Array,
-        lengths: jax.Array | None = None,
+        tokens: Tokens,
+        lengths: Lengths | None = None,
         max_length: int | None = None,
         products: Products = PLAIN,
         kernel: Kernel = XLA,
-    ) -> tuple[jax.Array, Context]:
-        """A prompt's residual before the first layer, [B, T, D], and what layers need beside it.
+    ) -> tuple[Residual, Context]:
+        """Returns a prompt's residual before the first layer, and what layers need beside it.
 
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
@@ -357,30 +340,29 @@ class Llama(nnx.Module):
         cos, sin = products.settle(cos), products.settle(sin)
         return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """int [B, T] -> [B, T, D]."""
+    def embed(self, tokens: Tokens) -> Residual:
+        """Returns the rows of the embedding."""
         return jnp.take(self.embedding[...], tokens, axis=0)
 
     @staticmethod
-    def _row_lengths(tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        """int32 [B]."""
+    def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
         if lengths is None:
             return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
         return jnp.asarray(lengths, jnp.int32)
 
-    def output_weight(self) -> jax.Array:
-        """[V, D]: the embedding where it is tied."""
+    def output_weight(self) -> Float[Array, "V D"]:
+        """Returns the head, or the embedding where it is tied."""
         return (self.embedding if self.head is None else self.head)[...]
 
-    def logits(self, x: jax.Array, products: Products = PLAIN) -> jax.Array:
-        """Residual [B, T, D] -> float32 [B, T, V]."""
+    def logits(self, x: Residual, products: Products = PLAIN) -> Float32[Array, "B T V"]:
+        """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
             return products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _prompt_tables(
-    config: LlamaConfig, length: int, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Rotary tables of T positions; one program where they are not part of a larger one."""
+    config: LlamaConfig, length: int, lengths: Int32[Array, " B"]
+) -> tuple[Float32[Array, "#B T half"], Float32[Array, "#B T half"]]:
+    """Returns rotary tables of T positions; one program where they are not part of a larger one."""
     return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)

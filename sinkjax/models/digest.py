@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from sinkjax.models.decoder import Llama
 
@@ -12,7 +13,7 @@ _NOT_COMPUTED_WITH = ("initializer_range", "bos_token_id", "eos_token_ids", "pad
 
 
 def model_digest(model: Llama) -> str:
-    """sha256 over the parameters and what of the config decides the logits.
+    """Returns the sha256 over the parameters and what of the config decides the logits.
 
     Equal for equal models, whatever file they came from. Costs one pass over the parameters, about
     a second a gigabyte.
@@ -22,12 +23,12 @@ def model_digest(model: Llama) -> str:
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         value = np.asarray(parameter[...])
         digest.update(f"{path} {value.shape} {value.dtype}".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8))
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def tokenizer_digest(tokenizer) -> str:
-    """sha256 over a fast tokenizer's whole definition and its special tokens.
+    """Returns the sha256 over the definition and the special tokens of a fast tokenizer.
 
     Args:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
@@ -41,7 +42,7 @@ def tokenizer_digest(tokenizer) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def tokens_digest(tokens: np.ndarray) -> str:
-    """sha256 over the shape and the ids of int [P, T]."""
+def tokens_digest(tokens: Int[np.ndarray, "P T"]) -> str:
+    """Returns the sha256 over the shape and the ids of P prompts."""
     header = f"int32 {tokens.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(tokens, np.int32).tobytes()).hexdigest()

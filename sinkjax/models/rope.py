@@ -8,55 +8,48 @@ in the last place of a frequency is 4e-4 rad at position 8,192.
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
 
 from sinkjax.models.config import LlamaConfig, RopeConfig
 
 
 def rotary_tables(
-    config: LlamaConfig, positions: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for `rotate`.
+    config: LlamaConfig, positions: Int32[Array, "#B T"], lengths: Int32[Array, " B"]
+) -> tuple[Float32[Array, "#B T half"], Float32[Array, "#B T half"]]:
+    """Returns cosines and sines of H/2 angles for `rotate`.
 
     Args:
       config: of the model.
-      positions: int32 [B, T], counted from the prompt's first token.
-      lengths: int32 [B], tokens in each row so far; only dynamic scaling reads it. A row's angles
-        follow its own length, so that a row padded beside longer ones equals the row alone.
-
-    Returns:
-      cos, sin: float32 [B, T, H/2].
+      positions: counted from the prompt's first token.
+      lengths: tokens in each row so far; only dynamic scaling reads it. A row's angles follow its
+        own length, so that a row padded beside longer ones equals the row alone.
     """
     if config.rope.type == "dynamic":
         frequencies = _dynamic_frequencies(config, lengths)[:, None, :]
     else:
-        frequencies = jnp.asarray(inverse_frequencies(config.rope, config.head_dim))
-        frequencies = frequencies[None, None, :]
+        fixed = inverse_frequencies(config.rope, config.head_dim)
+        frequencies = jnp.asarray(fixed)[None, None, :]
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies
     scale = jnp.float32(attention_factor(config.rope))
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates each pair (x[h], x[h + H/2]) by its angle.
-
-    Args:
-      x: [B, T, heads, H], any float dtype.
-      cos, sin: float32 [B, T, H/2].
-
-    Returns:
-      [B, T, heads, H] in x's dtype; the arithmetic is float32.
-    """
+def rotate(
+    x: Float[Array, "B T heads H"],
+    cos: Float32[Array, "#B T H//2"],
+    sin: Float32[Array, "#B T H//2"],
+) -> Float[Array, "B T heads H"]:
+    """Rotates each pair (x[h], x[h + H/2]) by its angle, in float32; the result has x's dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Radians a position, float32 [H/2]; for dynamic, those within the original length."""
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " half"]:
+    """Returns H/2 radians a position; for dynamic, those within the original length."""
     if rope.type == "yarn":
         return _yarn_frequencies(rope, head_dim)
     frequencies = np.float32(1.0) / _wavelength_series(rope.theta, head_dim)
@@ -70,53 +63,63 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """What cos and sin are multiplied by: 1 but for yarn (Peng et al. 2023, eq. 22)."""
+    """Returns what cos and sin are multiplied by: 1 but for yarn (Peng et al. 2023, eq. 22)."""
     if rope.type != "yarn":
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
+    factor = rope.factor
+    assert factor is not None
 
     def mscale(weight: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     if rope.mscale and rope.mscale_all_dim:
         return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
     return mscale(1.0)
 
 
-def _wavelength_series(theta: float, head_dim: int) -> np.ndarray:
-    """theta^(2i/H) for i < H/2, float32."""
+def _wavelength_series(theta: float, head_dim: int) -> Float32[np.ndarray, " half"]:
+    """Returns theta^(2i/H) for i < H/2."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return np.float32(theta) ** exponents
 
 
-def _dynamic_frequencies(config: LlamaConfig, lengths: jax.Array) -> jax.Array:
-    """float32 [B, H/2]: theta grows with a row's length once it is beyond `max_length`."""
+def _dynamic_frequencies(
+    config: LlamaConfig, lengths: Int32[Array, " B"]
+) -> Float32[Array, "B half"]:
+    """Returns frequencies whose theta grows with a row's length once beyond `max_length`."""
     dim, factor = config.head_dim, config.rope.factor
+    assert factor is not None
     stretch = jnp.maximum(lengths, config.max_length).astype(jnp.float32) / config.max_length
     theta = config.rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
     return 1.0 / (theta[:, None] ** exponents[None, :])
 
 
-def _llama3_frequencies(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    """Short wavelengths stay, long ones are stretched by `factor`, between them a blend."""
+def _llama3_frequencies(
+    rope: RopeConfig, frequencies: Float32[np.ndarray, " half"]
+) -> Float32[np.ndarray, " half"]:
+    """Keeps short wavelengths, stretches long ones by `factor` and blends between them."""
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    assert low is not None
+    assert high is not None
     wavelengths = np.float32(2 * math.pi) / frequencies
     turns = np.float32(rope.original_max_length) / wavelengths
-    blend = (turns - np.float32(rope.low_freq_factor)) / np.float32(
-        rope.high_freq_factor - rope.low_freq_factor
-    )
+    blend = (turns - np.float32(low)) / np.float32(high - low)
     blend = np.clip(blend, np.float32(0), np.float32(1))
     stretched = frequencies / np.float32(rope.factor)
     return (np.float32(1) - blend) * stretched + blend * frequencies
 
 
-def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Dimensions that turn often stay, those that turn rarely are stretched, a ramp between."""
+def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " half"]:
+    """Keeps dimensions that turn often, stretches those that turn rarely, a ramp between."""
+    original = rope.original_max_length
+    assert original is not None
 
     def dimension_of(rotations: float) -> float:
-        """The dimension that makes so many rotations over the original context."""
-        span = rope.original_max_length / (rotations * 2 * math.pi)
+        """Returns the dimension that makes so many rotations over the original context."""
+        span = original / (rotations * 2 * math.pi)
         return head_dim * math.log(span) / (2 * math.log(rope.theta))
 
     low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)

@@ -13,8 +13,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int32, UInt32
 
 from sinkjax.errors import InputError, Problem
+
+Logits = Float32[Array, "B V"]
+Rows = Int32[Array, " B"]
 
 
 @jax.tree_util.register_dataclass
@@ -23,16 +27,16 @@ class Sampler:
     """How to draw tokens, as the arrays that a program reads. A pytree.
 
     Attributes:
-      seed: uint32 [B], one for each row.
-      temperature: float32 []; 0 is greedy.
-      top_k: int32 []; only the k likeliest tokens are drawn from. V or more: all of them.
-      top_p: float32 []; of those, the fewest likeliest whose probabilities reach p. 1: all of them.
+      seed: of each row.
+      temperature: 0 is greedy.
+      top_k: only the k likeliest tokens are drawn from. V or more: all of them.
+      top_p: of those, the fewest likeliest whose probabilities reach p. 1: all of them.
     """
 
-    seed: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
+    seed: UInt32[Array | np.ndarray, " B"]
+    temperature: Float32[Array | np.float32, ""]
+    top_k: Int32[Array | np.int32, ""]
+    top_p: Float32[Array | np.float32, ""]
 
 
 def make_sampler(
@@ -42,13 +46,7 @@ def make_sampler(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Sampler:
-    """A sampler from settings as people write them.
-
-    Args:
-      seeds: one for each of B rows.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: None for all tokens.
-      top_p: None for all tokens.
+    """Returns a sampler for B rows, each with its seed; None for all tokens.
 
     Raises:
       InputError: naming every setting that is out of its range, or that greedy decoding would
@@ -80,17 +78,8 @@ def make_sampler(
     )
 
 
-def draw(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
-    """The next token of each row.
-
-    Args:
-      logits: float32 [B, V].
-      sampler: for B rows.
-      positions: int32 [B], of the tokens to be drawn.
-
-    Returns:
-      int32 [B]. Equal logits go to the lower token id.
-    """
+def draw(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
+    """Returns the next token of each row, at its position; of equal logits the lower token id."""
     filtered = (sampler.top_k < logits.shape[-1]) | (sampler.top_p < 1)
     way = jnp.where(sampler.temperature == 0, 0, jnp.where(filtered, 2, 1))
     ways = (_greedy, _plain, _filtered)
@@ -98,20 +87,20 @@ def draw(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array
         return jax.lax.switch(way, ways, logits, sampler, positions)
 
 
-def _greedy(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+def _greedy(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
     # Two plain reductions: on a CPU a tenth of the time of argmax, which carries pairs.
     top = logits.max(axis=-1, keepdims=True)
     ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     return jnp.where(logits == top, ids, logits.shape[-1] - 1).min(axis=-1)
 
 
-def _plain(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
-    """The Gumbel-max trick: argmax of logits + noise is a draw from their softmax."""
+def _plain(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
+    """Uses the Gumbel-max trick: argmax of logits + noise is a draw from their softmax."""
     scaled = logits / sampler.temperature
     return jnp.argmax(scaled + _noise(logits, sampler, positions), axis=-1).astype(jnp.int32)
 
 
-def _filtered(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
+def _filtered(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
     scaled = logits / sampler.temperature
     order = jnp.argsort(-scaled, axis=-1, stable=True)
     ranked = jnp.take_along_axis(scaled, order, axis=-1)
@@ -127,10 +116,10 @@ def _filtered(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.
     return jnp.take_along_axis(order, choice, axis=-1)[:, 0].astype(jnp.int32)
 
 
-def _noise(logits: jax.Array, sampler: Sampler, positions: jax.Array) -> jax.Array:
-    """Gumbel noise, float32 [B, V]."""
+def _noise(logits: Logits, sampler: Sampler, positions: Rows) -> Logits:
+    """Returns Gumbel noise."""
 
-    def row(seed: jax.Array, position: jax.Array) -> jax.Array:
+    def row(seed: Array | np.ndarray, position: Array) -> Float32[Array, " V"]:
         key = jax.random.fold_in(jax.random.key(seed), position)
         return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
 

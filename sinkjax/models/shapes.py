@@ -1,6 +1,7 @@
 """Shapes of well-known Llamas, for programs that are compiled and timed without their weights."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,17 @@ from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
 
 
-def _llama3_rope(factor: float) -> RopeConfig:
-    return RopeConfig(
+def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
+    rope = RopeConfig(
         type="llama3",
         theta=500_000.0,
-        factor=factor,
+        factor=stretch,
         original_max_length=8192,
         low_freq_factor=1.0,
         high_freq_factor=4.0,
+    )
+    return LlamaConfig(
+        vocab_size=128_256, max_length=131_072, norm_eps=1e-5, num_kv_heads=8, rope=rope, **sizes
     )
 
 
@@ -35,54 +39,28 @@ SHAPES: dict[str, LlamaConfig] = {
         max_length=4096,
         norm_eps=1e-5,
     ),
-    "llama-3.1-8b": LlamaConfig(
-        vocab_size=128_256,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        embed_dim=4096,
-        mlp_dim=14_336,
-        max_length=131_072,
-        norm_eps=1e-5,
-        rope=_llama3_rope(8.0),
+    "llama-3.1-8b": _llama3(
+        8.0, num_layers=32, num_heads=32, head_dim=128, embed_dim=4096, mlp_dim=14_336
     ),
-    "llama-3.1-70b": LlamaConfig(
-        vocab_size=128_256,
-        num_layers=80,
-        num_heads=64,
-        num_kv_heads=8,
-        head_dim=128,
-        embed_dim=8192,
-        mlp_dim=28_672,
-        max_length=131_072,
-        norm_eps=1e-5,
-        rope=_llama3_rope(8.0),
+    "llama-3.1-70b": _llama3(
+        8.0, num_layers=80, num_heads=64, head_dim=128, embed_dim=8192, mlp_dim=28_672
     ),
-    "llama-3.2-1b": LlamaConfig(
-        vocab_size=128_256,
+    "llama-3.2-1b": _llama3(
+        32.0,
         num_layers=16,
         num_heads=32,
-        num_kv_heads=8,
         head_dim=64,
         embed_dim=2048,
         mlp_dim=8192,
-        max_length=131_072,
-        norm_eps=1e-5,
-        rope=_llama3_rope(32.0),
         tie_embeddings=True,
     ),
-    "llama-3.2-3b": LlamaConfig(
-        vocab_size=128_256,
+    "llama-3.2-3b": _llama3(
+        32.0,
         num_layers=28,
         num_heads=24,
-        num_kv_heads=8,
         head_dim=128,
         embed_dim=3072,
         mlp_dim=8192,
-        max_length=131_072,
-        norm_eps=1e-5,
-        rope=_llama3_rope(32.0),
         tie_embeddings=True,
     ),
     "smollm2-135m": LlamaConfig(
@@ -103,7 +81,7 @@ SHAPES: dict[str, LlamaConfig] = {
 
 
 def random_model(config: LlamaConfig, *, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> Llama:
-    """A model of random weights, of which time and memory are those of trained ones.
+    """Returns a model of random weights, of which time and memory are those of trained ones.
 
     Args:
       config: its shape.

@@ -1,6 +1,7 @@
 """Which mesh axis each logical axis of a parameter lies along: the rules, in one place."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -20,15 +21,10 @@ RULES: Mapping[str, str | None] = {
 def named_sharding(
     parameter: nnx.Variable, mesh: Mesh, rules: Mapping[str, str | None] = RULES
 ) -> NamedSharding:
-    """Where a parameter lies on a mesh.
+    """Returns where a parameter, concrete or abstract, lies on a mesh.
 
-    A logical axis whose rule names no axis of this mesh, or whose size the mesh axis does not
-    divide (three key/value heads over two devices), is kept whole on every device.
-
-    Args:
-      parameter: with logical axis names in `out_sharding`, concrete or abstract.
-      mesh: any mesh.
-      rules: logical axis to mesh axis.
+    A logical axis of its `out_sharding` whose rule names no axis of this mesh, or whose size the
+    mesh axis does not divide (three key/value heads over two devices), is whole on every device.
     """
     axes = []
     for name, size in zip(parameter.out_sharding, parameter.shape, strict=True):
@@ -40,14 +36,14 @@ def named_sharding(
 
 def parameter_shardings(
     model: nnx.Module, mesh: Mesh, rules: Mapping[str, str | None] = RULES
-) -> dict[tuple[str | int, ...], NamedSharding]:
-    """The sharding of every parameter of a model, concrete or abstract, by path."""
+) -> dict[tuple[Any, ...], NamedSharding]:
+    """Returns the sharding of every parameter of a model, concrete or abstract, by path."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {path: named_sharding(parameter, mesh, rules) for path, parameter in state}
 
 
 def shard(model: nnx.Module, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> nnx.Module:
-    """The same model with its parameters laid over a mesh."""
+    """Returns the same model with its parameters laid over a mesh."""
     graph, state = nnx.split(model)
     shardings = parameter_shardings(model, mesh, rules)
     flat = [
