@@ -11,19 +11,20 @@ with install_import_hook(folders, "beartype.beartype"):
     import sinkjax
     import sinkjax.instruments.sinks
     import sinkjax.models.sampling as sampling
-    import sinkjax.models.shapes as shapes
     import sinkjax.programs.compile
     import sinkjax.specialize.build
     from sinkjax.models.config import LlamaConfig, RopeConfig
+    from sinkjax.models.decoder import Llama
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 config = LlamaConfig(
     vocab_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, embed_dim=16, mlp_dim=24,
     max_length=64, norm_eps=1e-5, attention_bias=True, rope=RopeConfig(type="dynamic", factor=2.0),
 )
-model = shapes.random_model(config, dtype=jnp.bfloat16)
+model = Llama(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
 tokens, lengths = jnp.arange(14).reshape(2, 7), jnp.array([7, 5])
 mask = sinkjax.SinkMask.from_text("L0: f w(1,2) 2s(first) | L1: c(0,0) c(0,1) w(2,3) s(zero)")
 for each in (model, sinkjax.specialize(model, mask)):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, DTypeLike, Float, Float32
 
 from sinkjax.attention.blocks import PerHead, PerKvHead
 from sinkjax.attention.cache import Layout, Rows, view_weights
@@ -31,7 +31,7 @@ class SlotWeights:
     layout: Layout = struct.field(pytree_node=False)
 
 
-def keep_pattern(q: PerHead, k: PerKvHead, path: Full | Window, dtype: jnp.dtype) -> Pattern:
+def keep_pattern(q: PerHead, k: PerKvHead, path: Full | Window, dtype: DTypeLike) -> Pattern:
     """Returns how heads attend, to be kept for later layers."""
     if isinstance(path, Window):
         return window_pattern(q, k, path, dtype)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
 from sinkjax.attention.blocks import (
     PerHead,
@@ -58,7 +58,7 @@ def observed_causal_attention(
     return _attend(q, k, v, tuple(key_positions), PLAIN)
 
 
-def causal_pattern(q: PerHead, k: PerKvHead, dtype: jnp.dtype) -> Pattern:
+def causal_pattern(q: PerHead, k: PerKvHead, dtype: DTypeLike) -> Pattern:
     """Returns the weights of `causal_attention`, in `dtype`, in memory that grows with T²."""
     queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
     for start, stop, _ in query_spans(q.shape[1]):

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import DTypeLike
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.full import causal_attention
@@ -56,7 +57,7 @@ class Kernel(abc.ABC):
           InputError: for what `problems` says.
         """
 
-    def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
+    def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
         """Returns why it cannot compute T tokens and heads of size H in a dtype."""
         return []
 
@@ -123,7 +124,7 @@ class Blocked(Kernel):
         with jax.named_scope(f"{self.name}:{path}"):
             return self._attend(scale_queries(q), k, v, path)
 
-    def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
+    def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
         """As of `Kernel`."""
         problems = []
         if length % self.multiple:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import DTypeLike
 
 from sinkjax.attention.blocks import PerHead, PerKvHead
 from sinkjax.attention.kernels import Blocked, sees, span
@@ -36,7 +37,7 @@ class Pallas(Blocked):
         """As of `Blocked`."""
         return BLOCK_Q, BLOCK_KV
 
-    def problems(self, length: int, head_dim: int, dtype: jnp.dtype) -> list[str]:
+    def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
         """As of `Kernel`."""
         problems = super().problems(length, head_dim, dtype)
         if head_dim not in _HEAD_DIMS:

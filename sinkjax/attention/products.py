@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, DTypeLike, Float, Float32
 
 from sinkjax.attention.blocks import weighted_sums
 
@@ -28,7 +28,7 @@ class Products:
         self,
         x: Float[Array, "B T *inputs"],
         *weights: Float[Array, "..."],
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "B T ..."], ...]:
         """Returns [B, T, out...] of x [B, T, in...] by each of several weights [out..., in...].
 
@@ -93,7 +93,7 @@ class CpuProducts(Products):
         self,
         x: Float[Array, "B T *inputs"],
         *weights: Float[Array, "..."],
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "B T ..."], ...]:
         """As of `Products`."""
         dtype = x.dtype if dtype is None else dtype
@@ -203,7 +203,7 @@ _LEFT_ROWS = 64
 """Up to which the library's time goes into packing the weight, unless it is on the left."""
 
 
-def _dot(x: Array, weight: Array, dtype: jnp.dtype | None) -> Array:
+def _dot(x: Array, weight: Array, dtype: DTypeLike | None) -> Array:
     """Returns x [B, T, in...] by a weight [out..., in...]: [B, T, out...]."""
     outputs = weight.shape[: weight.ndim - (x.ndim - 2)]
     rows = x.reshape(*x.shape[:2], -1)

@@ -7,7 +7,7 @@ counts there and not among the sinks, so that no key counts twice.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, DTypeLike, Float, Float32
 
 from sinkjax.attention.blocks import (
     PerHead,
@@ -51,7 +51,7 @@ def window_attention(
     return ungroup((sums[..., :-1] / sums[..., -1:]).astype(v.dtype))
 
 
-def window_pattern(q: PerHead, k: PerKvHead, window: Window, dtype: jnp.dtype) -> Pattern:
+def window_pattern(q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike) -> Pattern:
     """Returns the weights of `window_attention`, in `dtype`; S is the sinks and the band."""
     if covers(window, q.shape[1]):
         return causal_pattern(q, k, dtype)

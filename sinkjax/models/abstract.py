@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import DTypeLike
 
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
@@ -15,7 +15,7 @@ Path = tuple[Any, ...]
 """The attributes and indices that lead to a parameter."""
 
 
-def abstract_model(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
+def abstract_model(config: LlamaConfig, dtype: DTypeLike) -> Llama:
     """Returns the model with shapes in place of arrays."""
     key = jax.random.key(0)
     # Tracing the counter of nnx.Rngs from parameter to parameter takes time quadratic in their

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, new_store, write_store
@@ -44,7 +44,7 @@ Lengths = Int[Array, " B"]
 class _Maker:
     """Makes parameters: one call gives shape, initial value, dtype and logical axes."""
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: DTypeLike):
         self._init = nnx.initializers.normal(config.initializer_range)
         self._rngs, self._dtype = rngs, dtype
 
@@ -232,7 +232,7 @@ class Llama(nnx.Module):
       layers: L layers. norm: the last one.
     """
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Draws random weights in `dtype`; `sinkjax.load` fills in trained ones."""
         make = _Maker(config, rngs, dtype)
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import DTypeLike
 
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, RopeConfig
@@ -80,7 +81,7 @@ SHAPES: dict[str, LlamaConfig] = {
 """By name, as each model's `config.json` has them, without the token ids that no program reads."""
 
 
-def random_model(config: LlamaConfig, *, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> Llama:
+def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Llama:
     """Returns a model of random weights, of which time and memory are those of trained ones.
 
     Args:
