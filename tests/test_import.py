@@ -73,6 +73,6 @@ def test_importing_sinkjax_imports_little_beside_jax_and_flax():
     ran = subprocess.run([sys.executable, "-c", _ADDED], capture_output=True, text=True, check=True)
     added = json.loads(ran.stdout)
     packages = {name.split(".")[0] for name in added} - sys.stdlib_module_names
-    assert packages <= {"sinkjax", "safetensors", "jax", "jaxlib"}
+    assert packages <= {"sinkjax", "safetensors", "jax", "jaxlib", "jaxtyping", "wadler_lindig"}
     assert not [name for name in added if "pallas" in name.split(".")]
     assert not [name for name in added if name.startswith(("sinkjax.report", "sinkjax.studies"))]

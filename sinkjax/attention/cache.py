@@ -195,7 +195,7 @@ def check_capacity(length: int, max_length: int) -> None:
         )
 
 
-def _laid_out(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> PerKvHead:
+def _laid_out(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Float[Array, "B S K H"]:
     """Returns a prompt's entries in the order of slots, as many of them as T has filled."""
     length = x.shape[1]
     if length <= layout.size:

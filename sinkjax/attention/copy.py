@@ -27,7 +27,7 @@ CopiedHead = tuple[PartName, int]
 class SlotWeights:
     """How the heads of a part attend to the slots of a layout in one decoding step."""
 
-    weights: Float32[Array, "B N S"]
+    weights: Float32[Array, "B _ S"]
     layout: Layout = struct.field(pytree_node=False)
 
 
@@ -67,7 +67,7 @@ def _by_part(sources: Sequence[CopiedHead]) -> list[tuple[PartName, list[int]]]:
     return [(name, [head for _, head in run]) for name, run in parts]
 
 
-def _heads(arrays: Pattern, heads: list[int]) -> Pattern:
+def _heads(arrays: tuple[Array, ...], heads: list[int]) -> tuple[Array, ...]:
     """Returns some heads of arrays [B, N, ...]; the arrays themselves for all heads in order."""
     if heads == list(range(arrays[0].shape[1])):
         return arrays

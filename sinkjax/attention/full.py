@@ -34,8 +34,8 @@ MAX_SPANS = 8
 """Unrolled steps of growing key length: the compile time's bound, at 1/16 of the scores wasted."""
 
 
-Pattern = tuple[Float[Array, "B N T S"], ...]
-"""Weights of runs of queries, one array a run, whose last query is S - 1."""
+Pattern = tuple[Float[Array, "B _ _ _"], ...]
+"""Weights [B, N, T, S] of runs of queries, one array a run, whose last query is S - 1."""
 
 
 def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products = PLAIN) -> PerHead:
