@@ -1,6 +1,6 @@
 """What compiled executables cost, by path, read from the executables themselves.
 
-Operations come from the optimized HLO, by the `jax.named_scope` in which the model computed them;
+FLOPs come from the optimized HLO, by the `jax.named_scope` in which the model computed them;
 parameters and cache from the executable's own arguments, where what XLA found dead is not listed.
 What the heads of a layer do in one product, its projections, is shared out by heads: a product's
 cost is linear in them. What the heads of a group share counts to its strongest path, as in
@@ -20,17 +20,17 @@ from fractions import Fraction
 from flax import nnx
 
 from sinkjax.accounts.formulas import ROWS, Cost, needed_pairs
-from sinkjax.attention.kernels import XLA, Blocked, Kernel
+from sinkjax.attention.kernels import XLA, Blocked
 from sinkjax.masks.paths import Full
 from sinkjax.programs.compile import Program
 from sinkjax.programs.executable import Executable
-from sinkjax.programs.hlo import Call, Scopes
+from sinkjax.programs.hlo import Scopes
 from sinkjax.specialize.plan import Block, LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
 _SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|o|full|window|copy|sink)/")
 _PARAMETER = re.compile(r"parameters\['layers\.(\d+)\.(?:layer\.)?attention\.(\w+)'\]")
-_CACHE = re.compile(r"cache\.layers\[(\d+)\]\.(keys|values|bias)(?:\[(\d+)\])?")
+_CACHE = re.compile(r"cache\.layers\[(\d+)\]\.(?:(?:keys|values)\[(\d+)\]|bias)")
 
 _PATHS = set(ROWS) - {"rest"}
 
@@ -42,11 +42,11 @@ class Account:
     """One executable's costs.
 
     Attributes:
-      rows: by `sinkjax.accounts.formulas.ROWS`; operations are of matrix products.
-      all_operations: with those of elementwise functions and reductions, but for a kernel's.
-      kernel_operations: those of `rows` that are a kernel's, counted from its blocks.
+      rows: by `sinkjax.accounts.formulas.ROWS`; FLOPs are of matrix products.
+      all_operations: FLOPs with those of elementwise functions and reductions, a kernel's apart.
+      kernel_operations: the FLOPs of `rows` that are a kernel's, counted from its blocks.
       needed_operations: what these would be, did blocks hold no pair that the path hides.
-      uncounted: custom calls whose operations are not known; none, in a whole account.
+      uncounted: custom calls whose FLOPs are not known; none, in a whole account.
     """
 
     rows: dict[str, Cost]
@@ -67,8 +67,7 @@ def account(program: Program, executable: Executable) -> Account:
 
     def add(shares: Shares, **amounts: int) -> None:
         for row, share in shares.items():
-            parts = {name: _whole(share * amount) for name, amount in amounts.items()}
-            sums[row] += Cost(**parts)
+            sums[row] += Cost(**{name: round(share * amount) for name, amount in amounts.items()})
 
     operations: dict[tuple[int, str] | None, int] = collections.Counter()
     for work in module.work:
@@ -79,27 +78,29 @@ def account(program: Program, executable: Executable) -> Account:
     kernel_operations = needed_operations = 0
     uncounted = set()
     for call in module.calls:
-        found = _kernel_work(call, kernel, length)
-        if found is None:
+        path = kernel.read_path(call.scopes) if isinstance(kernel, Blocked) else None
+        if path is None:
             uncounted.add(call.target)
             continue
-        operations[_place(call.scopes)] += found[0]
-        kernel_operations += found[0]
-        needed_operations += found[1]
+        # Two products, of scores and of sums, take 2 H FLOPs a pair each. The last result of every
+        # kernel is what its heads give: B, T, N and H are its axes in some order.
+        a_pair = 2 * 2 * math.prod(call.shapes[-1]) // length * call.times
+        amount = a_pair * kernel.pairs(path, length)
+        operations[_place(call.scopes)] += amount
+        kernel_operations += amount
+        needed_operations += a_pair * needed_pairs(path, length)
     for place, amount in operations.items():
         add(_REST if place is None else layers[place[0]].products[place[1]], operations=amount)
     for argument in module.arguments:
         if argument.name.startswith("parameters["):
-            found = _PARAMETER.fullmatch(argument.name)
-            shares = layers[int(found[1])].parameters[found[2]] if found else _REST
+            name = _PARAMETER.fullmatch(argument.name)
+            shares = layers[int(name[1])].parameters[name[2]] if name else _REST
             add(shares, parameters=argument.size)
     for argument in program.decode.module.arguments:
         if argument.name.startswith("cache."):
-            found = _CACHE.fullmatch(argument.name)
-            add(
-                layers[int(found[1])].stored(found[2], found[3]) if found else _REST,
-                cache=argument.size,
-            )
+            name = _CACHE.fullmatch(argument.name)
+            shares = layers[int(name[1])].stored(name[2]) if name else _REST
+            add(shares, cache=argument.size)
     return Account(
         rows={row: sums[row] for row in ROWS},
         all_operations=module.operations() + kernel_operations,
@@ -109,37 +110,22 @@ def account(program: Program, executable: Executable) -> Account:
     )
 
 
-def _kernel_work(call: Call, kernel: Kernel, length: int | None) -> tuple[int, int] | None:
-    """Operations of a kernel's call: of its blocks, and of the pairs needed. None if it is none.
-
-    Two products, of scores and of sums, take 2 H operations a pair each. The last result of every
-    kernel is what its heads give: B, T, N and H are its axes in some order.
-    """
-    path = kernel.read_path(call.scopes) if isinstance(kernel, Blocked) else None
-    if path is None:
-        return None
-    operations = 2 * 2 * math.prod(call.shapes[-1]) // length * call.times
-    found = kernel.pairs(path, length), needed_pairs(path, length)
-    return operations * found[0], operations * found[1]
-
-
 _REST: Shares = {"rest": Fraction(1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _LayerShares:
-    """Which rows the work of one layer counts to, and to what part.
+    """The rows that the work of one layer counts to, and its part in each.
 
     Attributes:
       products: by scope.
       parameters: by name.
-      keys, values: of each block's stores.
+      stores: of each block, its keys' and its values'.
     """
 
     products: Mapping[str, Shares]
     parameters: Mapping[str, Shares]
-    keys: tuple[Shares, ...]
-    values: tuple[Shares, ...]
+    stores: tuple[Shares, ...]
 
     @classmethod
     def of(cls, layer: nnx.Module) -> "_LayerShares":
@@ -151,23 +137,22 @@ class _LayerShares:
     def _baseline(cls) -> "_LayerShares":
         full = {"full": Fraction(1)}
         always: Mapping[str, Shares] = collections.defaultdict(lambda: full, o_bias=_REST)
-        return cls(always, always, (full,), (full,))
+        return cls(always, always, (full,))
 
     @classmethod
     def _planned(cls, plan: LayerPlan) -> "_LayerShares":
         q, k, v, o = (collections.Counter() for _ in range(4))
-        keys, values = [], []
+        stores = []
         for block in plan.blocks:
             for part in block.computed:
                 q[part.path.kind] += block.groups * part.heads
             for part in block.copied:
                 o["copy"] += block.groups * part.heads
-            key_row, value_row = _strongest(block)
-            v[value_row] += block.groups
+            row = _strongest(block)
+            v[row] += block.groups
             if block.computed:
-                k[key_row] += block.groups
-            keys.append({key_row: Fraction(1)})
-            values.append({value_row: Fraction(1)})
+                k[row] += block.groups
+            stores.append({row: Fraction(1)})
         o += q
         by_name = dict(q=q, k=k, v=v, o=o)
         heads = {name: _shares(counts) for name, counts in by_name.items()}
@@ -180,13 +165,11 @@ class _LayerShares:
             **dict.fromkeys(("sink_v", "sink_v_bias", "first_o", "other_o", "mean_bias"), sink),
         }
         paths = {row: {row: Fraction(1)} for row in _PATHS}
-        return cls({**products, **paths}, parameters, tuple(keys), tuple(values))
+        return cls({**products, **paths}, parameters, tuple(stores))
 
-    def stored(self, name: str, block: str | None) -> Shares:
-        """Of one array of the layer's cache."""
-        if name == "bias":
-            return {"sink": Fraction(1)}
-        return (self.keys if name == "keys" else self.values)[int(block)]
+    def stored(self, block: str | None) -> Shares:
+        """The shares of an array of the layer's cache: of a block, or else the sinks' bias."""
+        return {"sink": Fraction(1)} if block is None else self.stores[int(block)]
 
 
 def _place(scopes: Scopes) -> tuple[int, str] | None:
@@ -196,32 +179,27 @@ def _place(scopes: Scopes) -> tuple[int, str] | None:
     scores and sums have their path's own elementwise work on one side. What reads an earlier
     layer's path is a copy: nothing else does.
     """
-    found: dict[int, set[str]] = collections.defaultdict(set)
+    by_layer: dict[int, set[str]] = collections.defaultdict(set)
     for scope in scopes:
         layer = _LAYER.search(scope)
         if layer is not None and "/attention/" in scope:
             name = _SCOPE.search(scope)
-            found[int(layer[1])].add(name[1] if name else "")
-    if not found:
+            by_layer[int(layer[1])].add(name[1] if name else "")
+    if not by_layer:
         return None
-    latest = max(found)
-    names = found.pop(latest)
-    if any(earlier & _PATHS for earlier in found.values()):
+    latest = max(by_layer)
+    names = by_layer.pop(latest)
+    if any(earlier & _PATHS for earlier in by_layer.values()):
         return latest, "copy"
     return latest, max(names & _PATHS or names)
 
 
-def _strongest(block: Block) -> tuple[str, str]:
-    """The rows to which a block's keys and values count."""
+def _strongest(block: Block) -> str:
+    """The row to which a block's keys and values count."""
     if not block.computed:
-        return "copy", "copy"
-    row = "full" if any(part.path == Full() for part in block.computed) else "window"
-    return row, row
+        return "copy"
+    return "full" if any(part.path == Full() for part in block.computed) else "window"
 
 
 def _shares(counts: Mapping[str, int]) -> Shares:
     return {row: Fraction(count, sum(counts.values())) for row, count in counts.items()}
-
-
-def _whole(amount: Fraction) -> int:
-    return round(amount)

@@ -1,9 +1,9 @@
-"""What a mask's programs cost, by hand: from the config, the mask and the sizes alone.
+"""What a mask's programs cost by formulas: from the config, the mask and the sizes alone.
 
 Nothing here looks at a model, a plan or an executable: these are the formulas that compiled
 executables are held against (`sinkjax.accounts.compiled`).
 
-Operations are those of matrix products, a multiply and an add each. For one layer, B rows, T
+FLOPs are those of matrix products, a multiply and an add each. For one layer, B rows, T
 queries a row (in decoding 1) and P pairs of a query and a key that are worked on:
 
   q, o    2 B T D H    a head with queries (`full`, `window`); with an output (all but `sink`)
@@ -36,7 +36,7 @@ from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
 
 ROWS = ("full", "window", "copy", "sink", "rest")
-"""What costs are told apart by: the paths, and all that no mask touches."""
+"""The rows of an account: the paths, and all that no mask touches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cost:
     """What some part of an executable needs each time it runs.
 
     Attributes:
-      operations: of matrix products.
+      operations: FLOPs, of matrix products.
       parameters: bytes of those that it reads.
       cache: bytes of the keys, values and biases that it keeps of a text.
     """
@@ -131,7 +131,7 @@ def _span(mask: SinkMask, path: Path) -> Full | Window | None:
 
 
 def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterator[tuple[str, Cost]]:
-    """What one layer's attention costs, in pieces, each with its row."""
+    """The costs of one layer's attention, in pieces, each with its row."""
     B, T = sizes.batch_size, sizes.length or 1
     D, H = config.embed_dim, config.head_dim
     projection = Cost(2 * B * T * D * H, D * H * sizes.itemsize)
@@ -157,7 +157,7 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
 
 
 def _sink_group(members: Sequence[_Head], biased: Cost, config: LlamaConfig, sizes: Sizes) -> Cost:
-    """What a group's `sink` heads cost in prefill: v_0 and its way through o."""
+    """The cost of a group's `sink` heads in prefill: v_0 and its way through o."""
     fills = {head.path.fill for head in members if isinstance(head.path, Sink)}
     D, H = config.embed_dim, config.head_dim
     term = Cost(2 * sizes.batch_size * D * H, D * H * sizes.itemsize)

@@ -1,4 +1,4 @@
-"""What a program's executables cost, compiled beside by hand, as records of JSON values."""
+"""What a program's executables cost, compiled beside formulas, as records of JSON values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,8 +17,6 @@ from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.compile import Program, compile
 from sinkjax.programs.executable import Executable
 from sinkjax.specialize.build import specialize
-
-_Rows = dict[str, dict[str, int]]
 
 
 def compile_shapes(
@@ -45,9 +43,9 @@ def inspect_program(program: Program) -> list[dict[str, Any]]:
     Returns:
       one record of kind "executable" each, prefill by ascending bucket, then decode. Its `compiled`
       is what was read from the executable and its `by_hand` what the mask's formulas say, both by
-      `sinkjax.accounts.formulas.ROWS` and in "total". `attention` is what computes it; of
-      `operations` so many are a `kernel`'s, counted from its blocks, where those pairs
-      alone that the mask asks for are `needed`. The rest is as XLA and the clock have it.
+      `sinkjax.accounts.formulas.ROWS` and in "total". `attention` is what computes it; of its FLOPs
+      (`operations`) so many are a `kernel`'s, counted from its blocks, where those pairs alone that
+      the mask asks for are `needed`. The rest is as XLA and the clock have it.
     """
     common = {
         "kind": "executable",
@@ -73,7 +71,7 @@ def _mask(program: Program) -> SinkMask:
 
 
 def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
-    found = account(program, executable)
+    costs = account(program, executable)
     itemsize = program.model.embedding.dtype.itemsize
     kernel = XLA if length is None else program.attention[length]
     sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
@@ -84,14 +82,14 @@ def _read(program: Program, executable: Executable, length: int | None) -> dict[
         "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
         "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
         "attention": kernel.name,
-        "kernel": {"operations": found.kernel_operations, "needed": found.needed_operations},
-        "all_operations": found.all_operations,
-        "uncounted": list(found.uncounted),
-        "compiled": _rows(found.rows),
+        "kernel": {"operations": costs.kernel_operations, "needed": costs.needed_operations},
+        "all_operations": costs.all_operations,
+        "uncounted": list(costs.uncounted),
+        "compiled": _rows(costs.rows),
         "by_hand": _rows(predict(program.model.config, _mask(program), sizes)),
     }
 
 
-def _rows(costs: Mapping[str, Cost]) -> _Rows:
+def _rows(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
     whole = {**{row: costs[row] for row in ROWS}, "total": total(costs)}
     return {row: dataclasses.asdict(cost) for row, cost in whole.items()}

@@ -20,7 +20,7 @@ class Limit:
     """What a step needs.
 
     Attributes:
-      operations: floating-point, of matrix products.
+      operations: FLOPs of matrix products.
       bytes: read or written: parameters, and the cache.
     """
 
@@ -34,7 +34,7 @@ class Limit:
         """The least time, memory and arithmetic at work at once (Williams et al. 2009, roofline).
 
         Args:
-          rates: `read` in bytes and `multiply` in operations a second.
+          rates: `read` in bytes and `multiply` in FLOPs a second.
         """
         return max(self.bytes / rates["read"], self.operations / rates["multiply"])
 
@@ -42,7 +42,7 @@ class Limit:
 def prefill_limit(
     config: LlamaConfig, mask: SinkMask, batch_size: int, length: int, itemsize: int
 ) -> Limit:
-    """Of a prompt of `length` tokens a row: its cache written, its last token's logits."""
+    """The limit of a prompt of `length` tokens a row: its cache written, its last token's logits."""
     sizes = Sizes(batch_size, length, length, itemsize, blocked=False)
     return _limit(config, mask, sizes, batch_size * length)
 
@@ -50,7 +50,7 @@ def prefill_limit(
 def decode_limit(
     config: LlamaConfig, mask: SinkMask, batch_size: int, context: int, itemsize: int
 ) -> Limit:
-    """Of one step whose token is the `context`-th of its row: it sees as many, itself included."""
+    """The limit of one step, of which the token is the `context`-th of its row."""
     return _limit(config, mask, Sizes(batch_size, None, context, itemsize), batch_size)
 
 

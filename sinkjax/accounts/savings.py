@@ -1,11 +1,11 @@
 """What masks and paths save: by formulas, and read from compiled programs, which are held to them.
 
 The work of one text is a prefill of `length` tokens and `generated` decode steps. Its price is one
-number: the bytes that the executables read and keep, and their operations at as many operations as
-the machine does in the time of a byte (its balance, from the roofline model of Williams, Waterman
-and Patterson 2009, with the two times added and not overlapped):
+number: the bytes that the executables read and keep, and their FLOPs at as many FLOPs as the
+machine does in the time of a byte (its balance, from the roofline model of Williams, Waterman and
+Patterson 2009, with the two times added and not overlapped):
 
-  price = bytes + operations / operations_per_byte
+  price = bytes + FLOPs / FLOPs a byte
 
 Formulas are those of `sinkjax.accounts.formulas`, which tests hold equal to compiled executables.
 Paths are weighed by them, since a search weighs far more than it could compile.
@@ -28,7 +28,7 @@ from sinkjax.models.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a text needs: once of the prompt's executable, and of every decode step's."""
+    """The cost of a text: of the prompt's executable once, and of every decode step."""
 
     prefill: Cost
     decode: Cost
@@ -36,14 +36,15 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a mask is to serve.
+    """The text that a mask is to serve.
 
     Attributes:
       length: tokens of a prompt.
       batch_size: rows.
       generated: decode steps after it.
       itemsize: bytes of a parameter and of a cached number.
-      operations_per_byte: of the machine; some ten for a CPU, hundreds for an accelerator.
+      operations_per_byte: the machine's FLOPs a byte; some ten for a CPU, hundreds for an
+        accelerator.
     """
 
     length: int
@@ -54,20 +55,21 @@ class Workload:
 
     @property
     def prefill(self) -> Sizes:
-        """Of the prompt's executable."""
+        """The sizes of the prompt's executable."""
         return Sizes(self.batch_size, self.length, self.length + self.generated, self.itemsize)
 
     @property
     def decode(self) -> Sizes:
-        """Of one step's executable."""
+        """The sizes of one step's executable."""
         return dataclasses.replace(self.prefill, length=None)
 
     def needs(self, config: LlamaConfig, mask: SinkMask) -> Needs:
-        """Of a text under a mask, rows together, by the formulas."""
-        return Needs(*(total(predict(config, mask, one)) for one in (self.prefill, self.decode)))
+        """The needs of a text under a mask, rows together, by the formulas."""
+        sizes = self.prefill, self.decode
+        return Needs(*(total(predict(config, mask, each)) for each in sizes))
 
     def price(self, config: LlamaConfig, mask: SinkMask) -> float:
-        """Of a text under a mask, rows together, in bytes and their equivalents."""
+        """The price of a text under a mask, rows together, in bytes and their equivalents."""
         needs = self.needs(config, mask)
         return self._price(needs.prefill) + self.generated * self._price(needs.decode)
 
@@ -76,7 +78,7 @@ class Workload:
 
 
 def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: jnp.dtype) -> Needs:
-    """What a text needs of a mask's programs, compiled for this machine and read.
+    """The needs of a text, read from a mask's programs, compiled for this machine.
 
     Args:
       config: of the model.
@@ -85,7 +87,7 @@ def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: j
       dtype: of the parameters.
 
     Raises:
-      InputError: where a program calls what has operations that cannot be read from it.
+      InputError: where a program calls what has FLOPs that cannot be read from it.
     """
     program = compile_shapes(
         config,
@@ -97,22 +99,16 @@ def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: j
     )
     records = inspect_program(program)
     if unknown := sorted({target for record in records for target in record["uncounted"]}):
-        raise InputError(
-            Problem(
-                "saved",
-                "compiled",
-                f"the programs call {', '.join(unknown)}, whose operations cannot be read here; "
-                "give by_hand",
-            )
-        )
+        text = f"the programs call {', '.join(unknown)}, whose FLOPs cannot be read; give formula"
+        raise InputError(Problem("saved", "compiled", text))
     return Needs(*(Cost(**record["compiled"]["total"]) for record in records))
 
 
 def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
-    """What a mask takes away, in shares of what the baseline needs.
+    """The shares of what the baseline needs that a mask takes away.
 
-    Operations of the prefill and of a decode step, bytes that a decode step reads (parameters and
-    cache), and the cache alone.
+    Of the FLOPs of the prefill and of a decode step, of the bytes that a decode step reads
+    (parameters and cache), and of the cache alone.
     """
 
     def share(of: Callable[[Needs], int]) -> float:
@@ -129,7 +125,7 @@ def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
 def path_savings(
     config: LlamaConfig, paths: Sequence[Path], workload: Workload, *, num_kv_heads: int | None
 ) -> np.ndarray:
-    """How much of the price goes when a head, or a whole key/value group, takes each path.
+    """The share of the price that goes when a head, or a whole key/value group, takes each path.
 
     A head of its own is credited with its own work and the G-th part of what its group shares,
     which it frees only together with the others; a group with all that it frees.

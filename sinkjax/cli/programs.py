@@ -1,6 +1,6 @@
-"""Tables of compiled programs: what a mask took out, from `sinkjax.accounts.inspect`'s records."""
+"""Tables of what a mask takes out of programs, from records of `sinkjax.accounts.inspect`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
@@ -25,7 +25,7 @@ def _cost_table(baseline: Record, masked: Record) -> Table:
     ways = {
         "baseline": baseline["compiled"],
         "mask": masked["compiled"],
-        "by hand": masked["by_hand"],
+        "formula": masked["by_hand"],
     }
     rows = []
     for row in masked["compiled"]:
@@ -33,13 +33,13 @@ def _cost_table(baseline: Record, masked: Record) -> Table:
             rows += _named(row, {way: _cells(costs[row]) for way, costs in ways.items()})
     saved = {
         "mask": _saved(baseline["compiled"]["total"], masked["compiled"]["total"]),
-        "by hand": _saved(baseline["by_hand"]["total"], masked["by_hand"]["total"]),
+        "formula": _saved(baseline["by_hand"]["total"], masked["by_hand"]["total"]),
     }
     rows += _named("saved", saved)
     return Table(
         title=f"{masked['name']}, {masked['batch_size']} x, {masked['dtype']}, "
         f"cache for {formats.count(masked['max_length'])} tokens, attention: {masked['attention']}",
-        columns=("path", "program", "operations", "bytes", "parameters", "cache"),
+        columns=("path", "program", "FLOPs", "bytes", "parameters", "cache"),
         rows=rows,
         notes=(
             "Bytes: parameters and cache, which a run has to move at least.",
@@ -65,7 +65,7 @@ def _cells(cost: Mapping[str, int]) -> list[str]:
 
 
 def _saved(whole: Mapping[str, int], part: Mapping[str, int]) -> list[str]:
-    """What share of a total is gone, in the columns of `_cells`."""
+    """The share of a total that is gone, in the columns of `_cells`."""
     pairs = [(whole[column], part[column]) for column in _COLUMNS]
     (_, parameters, cache) = pairs
     pairs.insert(1, (parameters[0] + cache[0], parameters[1] + cache[1]))
@@ -73,35 +73,31 @@ def _saved(whole: Mapping[str, int], part: Mapping[str, int]) -> list[str]:
 
 
 def _agreement(record: Record) -> str:
-    """Whether compiled and by hand are the same, or where they differ most."""
-    differences = dict(_differences(record))
+    """Says that compiled costs and formulas are the same, or where they differ most."""
+    differences = {
+        f"{row}, {column}": abs(cost - formula) / max(cost, formula)
+        for row, costs in record["compiled"].items()
+        for column, cost in costs.items()
+        if cost != (formula := record["by_hand"][row][column])
+    }
     in_total = max((share for name, share in differences.items() if "total" in name), default=0)
     if not differences:
-        return "The mask's compiled costs are those by hand, to the operation and to the byte."
+        return "The mask's compiled costs are the formulas', to the FLOP and to the byte."
     where = max(differences, key=differences.get)
     total = formats.percent(in_total, 2) if in_total else "nothing"
     return (
-        f"The mask's compiled costs differ from those by hand by {total} in total, and at most by "
+        f"The mask's compiled costs differ from the formulas' by {total} in total, and at most by "
         f"{formats.percent(differences[where], 2)} ({where})."
     )
 
 
-def _differences(record: Record) -> Iterator[tuple[str, float]]:
-    """What differs, and by what share of the larger one."""
-    for row, costs in record["compiled"].items():
-        for column, found in costs.items():
-            predicted = record["by_hand"][row][column]
-            if found != predicted:
-                yield f"{row}, {column}", abs(found - predicted) / max(found, predicted)
-
-
 def _kernel(record: Record) -> list[str]:
-    """How a kernel's operations were counted."""
-    found, needed = (record["kernel"][name] for name in ("operations", "needed"))
-    if not found:
+    """Says how a kernel's FLOPs were counted."""
+    flops, needed = (record["kernel"][name] for name in ("operations", "needed"))
+    if not flops:
         return []
     return [
-        f"Of the mask's operations {formats.scaled(found)} are counted from the blocks that the "
+        f"Of the mask's FLOPs {formats.scaled(flops)} are counted from the blocks that the "
         f"kernel {record['attention']} computes, not read from XLA; the pairs in them that the "
         f"mask asks for need {formats.scaled(needed)}."
     ]
@@ -114,7 +110,7 @@ def _uncounted(*records: Record) -> list[str]:
 
 
 def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
-    """What XLA says of each executable, and how long it took."""
+    """XLA's figures of each executable, and its compile time."""
     rows = [
         [
             f"{record['name']}, {who}",
@@ -135,7 +131,7 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
     return Table(
         title=f"{len(rows)} executables for {pairs[0][0]['device']}, "
         f"made in {formats.seconds(together)}",
-        columns=("", *headings, "operations,\nby XLA", "bytes read\nand written"),
+        columns=("", *headings, "FLOPs,\nby XLA", "bytes read\nand written"),
         rows=rows,
         notes=(
             "Arguments and peak with the padding of the platform. XLA counts elementwise work, "
@@ -145,5 +141,5 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
 
 
 def _or_dash(value: float | None, write: Callable[[float], str]) -> str:
-    """A count of XLA's own, which it does not have on every platform."""
+    """A count of XLA's own, "-" on a platform where it has none."""
     return "-" if value is None else write(value)

@@ -32,3 +32,29 @@ def batches(excerpts: np.ndarray, rows: int | None = None) -> Iterator[tuple[jax
         chunk = excerpts[start : start + rows]
         filled = np.resize(chunk, (rows, excerpts.shape[1])).astype(np.int32)
         yield jnp.asarray(filled), len(chunk)
+
+
+def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, rows: str) -> None:
+    """Raises for tokens that no model of V tokens can be given; those traced are taken on trust.
+
+    Args:
+      tokens: int [rows, T].
+      vocab_size: V.
+      name, rows: of the argument and of its rows, in messages.
+
+    Raises:
+      TypeError: for tokens that are not whole numbers.
+      ValueError: for tokens of another shape, or outside the vocabulary.
+    """
+    if tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"{name} have shape {tokens.shape}; [{rows}, length] is needed")
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise TypeError(f"{name} are {tokens.dtype}; whole numbers are needed")
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(
+            f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
+            f"{vocab_size - 1}, has to hold all of them, padding too"
+        )

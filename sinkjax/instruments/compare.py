@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.errors import InputError
-from sinkjax.instruments.batches import batches
-from sinkjax.instruments.token_losses import TOP, Comparison, compare_tokens, residuals
+from sinkjax.instruments.batches import batches, check_tokens
+from sinkjax.instruments.token_losses import TOP, Comparison, OutputHead, compare_tokens, residuals
 from sinkjax.models.decoder import Llama
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QualityStats:
-    """What each position of W excerpts says; P positions are scored, one after the other.
+    """Scores of the P scored positions of W excerpts.
 
-    The last position of an excerpt has a prediction, and so a KL, but no next token there.
+    The last position of an excerpt has a prediction, and so a KL, but no next token.
 
     Attributes:
       positions: int32 [P], counted from the excerpt's first token.
       kl: float32 [W, P], KL(baseline ‖ candidate) in nats.
-      top1: bool [W, P], whether both find the same token likeliest.
+      top1: bool [W, P], whether the same token is the likeliest under both.
       top5: float32 [W, P], the share of the baseline's five likeliest tokens that are among the
         candidate's five.
       baseline_nll, candidate_nll: float32 [W, P - 1], -ln of the next token's probability.
@@ -59,11 +59,10 @@ def compare(
     score_from: int = 1,
     batch_size: int | None = None,
 ) -> QualityStats:
-    """How a candidate's predictions differ from the baseline's on the same tokens.
+    """Compares a candidate's predictions with the baseline's on the same tokens, teacher-forced.
 
-    Both see the text as it is, whatever they would have said themselves. Logits are there for a few
-    positions at a time (`sinkjax.instruments.token_losses`): beside the models, memory holds their
-    residual streams [batch, T, D] and what one layer needs.
+    Beside the models, memory holds their residual streams [batch, T, D], what one layer needs, and
+    logits of a few positions (`sinkjax.instruments.token_losses`).
 
     Args:
       baseline, candidate: each a `Llama`, or what `sinkjax.specialize` makes of one, of the same
@@ -81,11 +80,11 @@ def compare(
     """
     excerpts = np.asarray(excerpts)
     _check(baseline, candidate, excerpts, score_from, batch_size)
+    heads = OutputHead(baseline), OutputHead(candidate)
     parts = []
     for tokens, count in batches(excerpts, batch_size):
         compared = compare_tokens(
-            baseline,
-            candidate,
+            *heads,
             residuals(baseline, tokens)[:, score_from:],
             residuals(candidate, tokens)[:, score_from:],
             jnp.roll(tokens, -1, axis=1)[:, score_from:],
@@ -97,7 +96,7 @@ def compare(
 
 
 def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
-    """The first `count` excerpts of a comparison, without next tokens that are not there."""
+    """The first `count` excerpts of a comparison; the last position has no next token."""
     kl, top1, top5 = (np.asarray(x)[:count] for x in (compared.kl, compared.top1, compared.top5))
     models = {"baseline": compared.baseline, "candidate": compared.candidate}
     scores = {
@@ -116,21 +115,13 @@ def _check(
     score_from: int,
     batch_size: int | None,
 ) -> None:
-    vocab_size, other = baseline.config.vocab_size, candidate.config.vocab_size
-    if vocab_size != other or vocab_size < TOP:
+    vocab_size, candidate_size = baseline.config.vocab_size, candidate.config.vocab_size
+    if vocab_size != candidate_size or vocab_size < TOP:
         raise ValueError(
-            f"the vocabularies have {vocab_size} and {other} tokens; as many are needed, and at "
-            f"least {TOP}"
+            f"the vocabularies have {vocab_size} and {candidate_size} tokens; as many are needed, "
+            f"and at least {TOP}"
         )
-    if excerpts.ndim != 2 or not excerpts.size:
-        raise ValueError(f"excerpts have shape {excerpts.shape}; [excerpts, length] is needed")
-    if not np.issubdtype(excerpts.dtype, np.integer):
-        raise TypeError(f"excerpts are {excerpts.dtype}; whole numbers are needed")
-    if excerpts.min() < 0 or excerpts.max() >= vocab_size:
-        raise ValueError(
-            f"tokens lie between {excerpts.min()} and {excerpts.max()}; the vocabulary, from 0 to "
-            f"{vocab_size - 1}, has to hold all of them"
-        )
+    check_tokens(excerpts, vocab_size, "excerpts", "excerpts")
     if not 0 <= score_from < excerpts.shape[1]:
         raise ValueError(
             f"score_from is {score_from}; the excerpts have positions 0 to {excerpts.shape[1] - 1}"

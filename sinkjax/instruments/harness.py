@@ -20,7 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from sinkjax.instruments.token_losses import residuals, score_tokens
+from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import Program, compile
 
@@ -36,8 +36,8 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 class HarnessLM(TemplateLM):
     """A model as the harness takes it.
 
-    What is longer than the model's context loses its beginning. Inputs are padded to powers of two,
-    each of which is compiled once.
+    An input longer than the model's context loses its beginning. Inputs are padded to powers of
+    two, each of which is compiled once.
 
     Attributes:
       model: a `Llama`, or what `sinkjax.specialize` makes of one.
@@ -69,13 +69,13 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context: BOS, or EOS where there is none."""
+        """The token before a text without a context: BOS, or EOS where there is none."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
-        """By which the harness keeps requests apart in its cache."""
+        """The name by which the harness keeps requests apart in its cache."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(
@@ -104,7 +104,7 @@ class HarnessLM(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """ln P of whole texts, each token once, with as much before it as the context holds."""
-        windows, owners = [], []
+        pieces, owners = [], []
         for index, request in enumerate(requests):
             rolling = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
@@ -113,10 +113,10 @@ class HarnessLM(TemplateLM):
                 context_len=1,
             )
             own = [(None, *make_disjoint_window(window)) for window in rolling]
-            windows += own
+            pieces += own
             owners += [index] * len(own)
         totals = [0.0] * len(requests)
-        scored = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        scored = self._loglikelihood_tokens(pieces, disable_tqdm=disable_tqdm)
         for owner, (total, _) in zip(owners, scored, strict=True):
             totals[owner] += total
         for request, total in zip(requests, totals, strict=True):
@@ -129,18 +129,18 @@ class HarnessLM(TemplateLM):
         """ln P of each continuation, and whether greedy decoding says it."""
         rows = [(context + wanted)[-self.max_length - 1 :] for _, context, wanted in requests]
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         with tqdm(total=len(rows), desc="log-likelihoods", disable=disable_tqdm) as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 wanted = [len(requests[index][2]) for index in batch]
-                scores = self._score([rows[index] for index in batch], wanted)
-                for index, score in zip(batch, scores, strict=True):
-                    found[index] = score
+                of_batch = self._score([rows[index] for index in batch], wanted)
+                for index, score in zip(batch, of_batch, strict=True):
+                    scores[index] = score
                     if requests[index][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], score)
                 bar.update(len(batch))
-        return found
+        return scores
 
     def _score(
         self, rows: Sequence[Sequence[int]], wanted: Sequence[int]
@@ -159,7 +159,7 @@ class HarnessLM(TemplateLM):
         places = np.maximum(lengths[:, None] - size + np.arange(size), 0)
         residual = residuals(self.model, jnp.asarray(tokens), jnp.asarray(lengths))
         residual = jnp.take_along_axis(residual, jnp.asarray(places)[:, :, None], axis=1)
-        scores = score_tokens(self.model, residual, jnp.asarray(targets))
+        scores = score_tokens(OutputHead(self.model), residual, jnp.asarray(targets))
         nll, correct = np.asarray(scores.nll, np.float64)[:count], np.asarray(scores.correct)
         return [
             (-float(nll[index, size - n :].sum()), bool(correct[index, size - n :].all()))
@@ -203,17 +203,16 @@ class HarnessLM(TemplateLM):
                 prefill_lengths=buckets,
                 max_length=room,
             )
-        eos = {self.eot_token_id, *self.model.config.eos_token_ids}
-        found = self._programs[buckets, room].generate(
+        new_tokens = self._programs[buckets, room].generate(
             prompts,
             max_new_tokens=new,
             temperature=how["temperature"] if how["do_sample"] else 0.0,
             top_k=how.get("top_k"),
             top_p=how.get("top_p"),
-            stop_tokens=eos,
+            stop_tokens={self.eot_token_id, *self.model.config.eos_token_ids},
             seed=self.seed,
         )
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         for stop in filter(None, how["until"]):
             texts = [text.split(stop)[0] for text in texts]
         return texts

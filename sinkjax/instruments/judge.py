@@ -10,7 +10,7 @@ import numpy as np
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.compare import QualityStats, collect_stats
 from sinkjax.instruments.patterns import copied_residuals, source_numbers
-from sinkjax.instruments.token_losses import compare_tokens, token_divergences
+from sinkjax.instruments.token_losses import OutputHead, compare_tokens, token_divergences
 from sinkjax.instruments.traced import traced_paths, traced_residuals
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
@@ -20,7 +20,7 @@ SCORE_FROM = 1
 
 
 class Judge:
-    """A baseline on W excerpts of T tokens, against which masks are held.
+    """A baseline on W excerpts of T tokens, with which masks are compared.
 
     The baseline's residual streams are kept, [W, T, D] in all; logits are there for a block of
     positions at a time. Masks have `full`, `window` and `sink` heads, or `full` and `copy` ones.
@@ -43,7 +43,7 @@ class Judge:
           rows: excerpts that go through the model at once, as of `batches`; masks with `copy` heads
             keep L·N·T² numbers for each.
         """
-        self._model, self._fills = model, fills
+        self._model, self._head, self._fills = model, OutputHead(model), fills
         self._batches = list(batches(excerpts, rows))
         self._baseline: dict[Callable, list[jax.Array]] = {}  # by program, where it was needed
 
@@ -51,7 +51,7 @@ class Judge:
         """KL(baseline ‖ masked) in nats of each scored position: float32 [W, T - 1]."""
         parts = []
         for (_, count), *residuals in self._compared(mask):
-            parts.append(np.asarray(token_divergences(self._model, *residuals))[:count])
+            parts.append(np.asarray(token_divergences(self._head, *residuals))[:count])
         return np.concatenate(parts)
 
     def stats(self, mask: SinkMask) -> QualityStats:
@@ -59,7 +59,7 @@ class Judge:
         parts = []
         for (tokens, count), *residuals in self._compared(mask):
             targets = jnp.roll(tokens, -1, axis=1)[:, SCORE_FROM:]
-            compared = compare_tokens(self._model, self._model, *residuals, targets)
+            compared = compare_tokens(self._head, self._head, *residuals, targets)
             parts.append(collect_stats(compared, SCORE_FROM, count))
         return QualityStats.join(parts)
 

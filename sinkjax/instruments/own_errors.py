@@ -1,4 +1,4 @@
-"""How much each head's own output changes under each path: all heads and paths in one pass.
+"""The change of each head's own output under each path: all heads and paths in one pass.
 
 The error of a head under a path is the root of the mean over positions t >= 1 of
 
@@ -77,15 +77,10 @@ def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
 
 def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | None) -> TracedPaths:
     """Every head on each of P paths: [L, P, N]."""
-    each = [
-        traced_paths(
-            SinkMask(((path,) * model.config.num_heads,) * model.config.num_layers),
-            model.config,
-            fills=fills,
-        )
-        for path in paths
-    ]
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *each)
+    config = model.config
+    masks = [SinkMask(((path,) * config.num_heads,) * config.num_layers) for path in paths]
+    traced = [traced_paths(mask, config, fills=fills) for mask in masks]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *traced)
 
 
 @jax.jit

@@ -23,7 +23,7 @@ _STREAM = 2  # tells these draws from others of the same seed
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Passkeys:
-    """Windows that hide a number and end in it.
+    """Excerpts that hide a number and end in it.
 
     Attributes:
       tokens: int32 [W, T].
@@ -44,8 +44,7 @@ def hide_passkeys(
 ) -> Passkeys:
     """Hides a number of five digits in each excerpt, in place of as much text at its end.
 
-    The first token stays what it is, so that a BOS stays in front. The numbers do not depend on the
-    depth.
+    The first token stays, so that a BOS stays in front. The numbers do not depend on the depth.
 
     Args:
       tokenizer: the excerpts' own.
@@ -61,14 +60,8 @@ def hide_passkeys(
     count, length = excerpts.shape
     parts = _parts(tokenizer, count, seed)
     if length < (needed := _length(parts)):
-        raise InputError(
-            Problem(
-                "passkey",
-                None,
-                f"excerpts of {length} tokens cannot hold a number and the question for it; give "
-                f"lengths of at least {needed}",
-            )
-        )
+        text = f"excerpts of {length} tokens cannot hold a number and the question for it; give "
+        raise InputError(Problem("passkey", None, f"{text}lengths of at least {needed}"))
     rows = []
     for excerpt, (hidden, asked, answer) in zip(excerpts.tolist(), parts, strict=True):
         room = length - len(hidden) - len(asked) - len(answer)
@@ -78,20 +71,19 @@ def hide_passkeys(
     return Passkeys(np.array(rows, np.int32), answer_tokens)
 
 
-def shortest_window(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> int:
+def shortest_excerpt(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> int:
     """The least T at which `hide_passkeys` has room in `count` excerpts."""
     return _length(_parts(tokenizer, count, seed))
 
 
-_Parts = tuple[list[int], list[int], list[int]]
-"""Tokens of the text with the number, of the question, and of the number as its answer."""
-
-
-def _length(parts: list[_Parts]) -> int:
+def _length(parts: list[tuple[list[int], ...]]) -> int:
     return max(sum(map(len, row)) for row in parts) + 1  # the excerpt's first token
 
 
-def _parts(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> list[_Parts]:
+def _parts(
+    tokenizer: "PreTrainedTokenizerBase", count: int, seed: int
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Tokens of the text with the number, of the question, and of the number as its answer."""
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     question, parts = encode(_ASKED), []
     rng = np.random.default_rng((_STREAM, seed))
@@ -99,6 +91,6 @@ def _parts(tokenizer: "PreTrainedTokenizerBase", count: int, seed: int) -> list[
         whole = encode(f"{_ASKED} {key}")
         # The answer begins where its presence first shows, should it merge with the question's end.
         pairs = zip(question, whole, strict=False)
-        same = next((i for i, (one, other) in enumerate(pairs) if one != other), len(question))
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(question))
         parts.append((encode(_HIDDEN.format(key=key)), whole[:same], whole[same:]))
     return parts

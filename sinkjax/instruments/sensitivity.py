@@ -24,7 +24,7 @@ from sinkjax.attention.context import Context
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.instruments.own_errors import candidate_paths
-from sinkjax.instruments.token_losses import Head, by_blocks
+from sinkjax.instruments.token_losses import OutputHead, by_blocks
 from sinkjax.instruments.traced import (
     TracedPaths,
     traced_attention,
@@ -39,7 +39,7 @@ from sinkjax.models.decoder import Layer, Llama
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What moves away from a mask cost in KL, to second order.
+    """The cost in KL of moves away from a mask, to second order.
 
     A set of moves costs Σ linear + ½ [(1 - λ) mean_n (Σ products_n)² + λ Σ mean_n products_n²],
     with λ as `shrinkage` gives it: sums over the moves of the set, means over draws.
@@ -66,7 +66,7 @@ def predict_moves(
     samples: int = 8,
     seed: int = 0,
 ) -> Prediction:
-    """What every move away from a mask costs.
+    """Predicts the cost of every move away from a mask.
 
     Args:
       model: every head `full`.
@@ -96,7 +96,7 @@ def predict_moves(
             inputs.append(x)
             x = traced_layer(layer, x, context, current.layer(index))
         y = traced_residuals(model, tokens, baseline)
-        slopes = _slopes(Head(model), y, x, keys[batch], samples)
+        slopes = _slopes(OutputHead(model), y, x, keys[batch], samples)
         products = np.zeros((1 + samples, count, *linear.shape))
         for index in reversed(range(config.num_layers)):
             slopes, of_layer = _back(
@@ -117,7 +117,9 @@ def predict_moves(
 
 
 @functools.partial(jax.jit, static_argnames="samples")
-def _slopes(head: Head, y: jax.Array, x: jax.Array, key: jax.Array, samples: int) -> jax.Array:
+def _slopes(
+    head: OutputHead, y: jax.Array, x: jax.Array, key: jax.Array, samples: int
+) -> jax.Array:
     """The slopes at the residual stream: of the KL, and of ln q of each drawn label.
 
     Args:
@@ -131,11 +133,11 @@ def _slopes(head: Head, y: jax.Array, x: jax.Array, key: jax.Array, samples: int
     normed, from_normed = jax.vjp(head.norm, x)
     uniform = jax.random.uniform(key, (x.shape[0] * x.shape[1], samples))
 
-    def block(mine: jax.Array, its: jax.Array, drawn: jax.Array) -> jax.Array:
+    def block(current: jax.Array, baseline: jax.Array, drawn: jax.Array) -> jax.Array:
         equation, wide = "cd,vd->cv", jnp.float32
         q, p = (
             jax.nn.softmax(jnp.einsum(equation, z, weight, preferred_element_type=wide))
-            for z in (mine, its)
+            for z in (current, baseline)
         )
         # The label is the first whose cumulative probability is above the draw.
         total = jnp.cumsum(q, axis=-1)

@@ -27,6 +27,7 @@ from flax import struct
 
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
+from sinkjax.instruments.batches import check_tokens
 from sinkjax.models.decoder import Attention, Layer, Llama
 
 DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
@@ -36,7 +37,7 @@ DEFAULT_TAIL = 16
 
 @struct.dataclass
 class HeadStats:
-    """What `measure_sinks` saw, per prompt, layer and head. A pytree.
+    """Sink scores and output norms, per prompt, layer and head. A pytree.
 
     Attributes:
       scores: float32 [definition, C, P, L, N], in the order of `DEFINITIONS` and `key_positions`.
@@ -134,27 +135,14 @@ def _check(
     tail: int,
 ) -> None:
     """Raises for what cannot be measured; traced tokens and lengths are taken on trust."""
-    other = [
-        index
-        for index, layer in enumerate(model.layers)
-        if not isinstance(layer.attention, Attention)
-    ]
-    if other:
+    full = [isinstance(layer.attention, Attention) for layer in model.layers]
+    masked = [index for index, is_full in enumerate(full) if not is_full]
+    if masked:
         raise ValueError(
-            f"layers {other} have heads that are not full; measure the model from which this one "
+            f"layers {masked} have heads that are not full; measure the model from which this one "
             "was specialized"
         )
-    if tokens.ndim != 2 or not tokens.size:
-        raise ValueError(f"tokens have shape {tokens.shape}; [prompts, length] is needed")
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens are {tokens.dtype}; whole numbers are needed")
-    if not isinstance(tokens, jax.core.Tracer):
-        ids = np.asarray(tokens)
-        if ids.min() < 0 or ids.max() >= model.config.vocab_size:
-            raise ValueError(
-                f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
-                f"{model.config.vocab_size - 1}, has to hold all of them, padding too"
-            )
+    check_tokens(tokens, model.config.vocab_size, "tokens", "prompts")
     if not key_positions or not all(0 <= c < MAX_KEY_POSITIONS for c in key_positions):
         raise ValueError(
             f"key_positions are {key_positions}; one or more of 0 to {MAX_KEY_POSITIONS - 1}"
@@ -186,11 +174,8 @@ def _feed_forward(layer: Layer, x: jax.Array) -> jax.Array:
 def _attend(
     layer: Layer, x: jax.Array, context: Context, *, key_positions: tuple[int, ...], tail: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One layer's attention.
-
-    Returns:
-      the residual after it [P, T, D], scores float32 [definition, C, P, N], relative output norms
-      float32 [P, N].
+    """One layer's residual after attention [P, T, D], scores float32 [definition, C, P, N], and
+    relative output norms float32 [P, N].
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
@@ -209,7 +194,7 @@ def _attend(
 def _reduce(
     log_odds: jax.Array, lengths: jax.Array, key_positions: tuple[int, ...], tail: int
 ) -> jax.Array:
-    """log-odds float32 [P, N, T, C] on each key to scores float32 [definition, C, P, N]."""
+    """Reduces log-odds float32 [P, N, T, C] on each key to scores float32 [definition, C, P, N]."""
     query = jnp.arange(log_odds.shape[2], dtype=jnp.int32)[None, None, :, None]
     position = jnp.asarray(key_positions, jnp.int32)[None, None, None, :]
     length = lengths[:, None, None, None]

@@ -1,7 +1,6 @@
-"""What models say of each token, from their residual streams: one block of positions at a time.
+"""Scores of each token under models, from their residual streams, a block of positions at a time.
 
-Logits are the largest arrays that quality needs. They are there for one block of positions only,
-however long the text is.
+Logits are the largest arrays that quality needs: they exist for one block of positions only.
 
 Axes: B batch, P scored positions, D model size, V vocabulary, C positions of a block.
 """
@@ -23,7 +22,7 @@ _BLOCK = 128  # positions: two models' logits over 128k tokens take 128 MB, and 
 
 
 class Scores(NamedTuple):
-    """How well one model predicts tokens.
+    """One model's predictions of tokens.
 
     Attributes:
       nll: float32 [B, P], -ln of the probability of each next token.
@@ -35,14 +34,14 @@ class Scores(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How two models' predictions differ.
+    """The difference of two models' predictions.
 
     Attributes:
       kl: float32 [B, P], KL(baseline ‖ candidate) in nats, never negative.
-      top1: bool [B, P], whether both find the same token likeliest.
+      top1: bool [B, P], whether the same token is the likeliest under both.
       top5: float32 [B, P], the share of the baseline's `TOP` likeliest tokens that are among the
         candidate's.
-      baseline, candidate: of each.
+      baseline, candidate: the scores of each.
     """
 
     kl: jax.Array
@@ -52,8 +51,8 @@ class Comparison(NamedTuple):
     candidate: Scores
 
 
-class Head(nnx.Module):
-    """What logits come from: alike for all masks of a model, which so share what is compiled."""
+class OutputHead(nnx.Module):
+    """A model's last norm and output head: the same for all its masks, so compiled once for all."""
 
     logits = Llama.logits
     output_weight = Llama.output_weight
@@ -64,7 +63,7 @@ class Head(nnx.Module):
 
 
 def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    """What `model.hidden` gives, compiled a layer at a time.
+    """The residual stream that `model.hidden` gives, compiled a layer at a time.
 
     Layers of one structure share what is compiled for them, in one model or in several: a mask
     that differs from another in few layers costs the compile time of those.
@@ -83,52 +82,6 @@ def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None)
     return x
 
 
-def score_tokens(model: Llama, residual: jax.Array, next_tokens: jax.Array) -> Scores:
-    """How well a model predicts each position's next token.
-
-    Args:
-      model: whose norm and head are used.
-      residual: [B, P, D], the stream after its last layer.
-      next_tokens: int [B, P].
-    """
-    return _score(Head(model), residual, next_tokens)
-
-
-def compare_tokens(
-    baseline: Llama,
-    candidate: Llama,
-    baseline_residual: jax.Array,
-    candidate_residual: jax.Array,
-    next_tokens: jax.Array,
-) -> Comparison:
-    """How two models' predictions differ at each position, and how good they are.
-
-    Equal logits give a KL of exactly 0, whatever XLA makes of the rest.
-
-    Args:
-      baseline, candidate: whose norms and heads are used.
-      baseline_residual, candidate_residual: [B, P, D], the streams after their last layers.
-      next_tokens: int [B, P].
-    """
-    heads = Head(baseline), Head(candidate)
-    return _compare(*heads, baseline_residual, candidate_residual, next_tokens)
-
-
-def token_divergences(
-    model: Llama, baseline_residual: jax.Array, candidate_residual: jax.Array
-) -> jax.Array:
-    """The KL of `compare_tokens` alone, of two residual streams of one model.
-
-    Args:
-      model: whose norm and head are used for both.
-      baseline_residual, candidate_residual: [B, P, D], streams after the last layer.
-
-    Returns:
-      float32 [B, P], KL(baseline ‖ candidate) in nats.
-    """
-    return _divergences(Head(model), baseline_residual, candidate_residual)
-
-
 @jax.jit
 def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
     """The stream after a layer, and the context for the next one."""
@@ -137,22 +90,40 @@ def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Cont
 
 
 @jax.jit
-def _score(head: Head, residual: jax.Array, next_tokens: jax.Array) -> Scores:
+def score_tokens(model: OutputHead, residual: jax.Array, next_tokens: jax.Array) -> Scores:
+    """Scores a model's predictions of each position's next token.
+
+    Args:
+      model: its norm and output head.
+      residual: [B, P, D], the stream after its last layer.
+      next_tokens: int [B, P].
+    """
+
     def block(x: jax.Array, targets: jax.Array) -> Scores:
-        logits = head.logits(x[None])
+        logits = model.logits(x[None])
         return Scores(_nll(logits, targets)[0], _likeliest(logits, 1)[0, :, 0] == targets)
 
     return by_blocks(block, residual, next_tokens)
 
 
 @jax.jit
-def _compare(
-    baseline: Head,
-    candidate: Head,
+def compare_tokens(
+    baseline: OutputHead,
+    candidate: OutputHead,
     baseline_residual: jax.Array,
     candidate_residual: jax.Array,
     next_tokens: jax.Array,
 ) -> Comparison:
+    """Compares two models' predictions at each position, and scores them.
+
+    Equal logits give a KL of exactly 0, whatever XLA makes of the rest.
+
+    Args:
+      baseline, candidate: their norms and output heads.
+      baseline_residual, candidate_residual: [B, P, D], the streams after their last layers.
+      next_tokens: int [B, P].
+    """
+
     def block(x: jax.Array, y: jax.Array, targets: jax.Array) -> Comparison:
         # In one array, so that one reduction serves both, with the same bits for the same logits.
         logits = jnp.concatenate([baseline.logits(x[None]), candidate.logits(y[None])])
@@ -171,11 +142,21 @@ def _compare(
 
 
 @jax.jit
-def _divergences(
-    head: Head, baseline_residual: jax.Array, candidate_residual: jax.Array
+def token_divergences(
+    model: OutputHead, baseline_residual: jax.Array, candidate_residual: jax.Array
 ) -> jax.Array:
+    """The KL of `compare_tokens` alone, of two residual streams of one model.
+
+    Args:
+      model: its norm and output head, used for both.
+      baseline_residual, candidate_residual: [B, P, D], streams after the last layer.
+
+    Returns:
+      float32 [B, P], KL(baseline ‖ candidate) in nats.
+    """
+
     def block(x: jax.Array, y: jax.Array) -> jax.Array:
-        return _kl(head.logits(jnp.stack([x, y])))
+        return _kl(model.logits(jnp.stack([x, y])))
 
     return by_blocks(block, baseline_residual, candidate_residual)
 
@@ -210,7 +191,7 @@ def _likeliest(logits: jax.Array, count: int) -> jax.Array:
 
 
 def by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """A function of positions, computed for one block of them after another.
+    """Computes a function of positions for a block of them after another.
 
     Args:
       block: from slices [C, ...] of the arrays to a pytree of results [C, ...].

@@ -149,11 +149,8 @@ def _windowed(
     q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array, recent: jax.Array
 ) -> jax.Array:
     """Attention of each head to s < sinks and t - recent < s <= t; int32 [N] both."""
-    queries, keys, values = (
-        group_queries(q, k.shape[2]),
-        group_keys(k),
-        with_counters(group_keys(v), 0),
-    )
+    queries, keys = group_queries(q, k.shape[2]), group_keys(k)
+    values = with_counters(group_keys(v), 0)
     grouped = (1, k.shape[2], q.shape[2] // k.shape[2], 1, 1)
     sinks, recent = sinks.reshape(grouped), recent.reshape(grouped)
     sums = []
@@ -190,15 +187,7 @@ def _attend_block(
 
 
 def _sink_outputs(v: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Array:
-    """What `sink` heads put in place of their outputs.
-
-    Args:
-      v: [B, T, K, H].
-      first: float32 [N]. offset: float32 [N, H].
-
-    Returns:
-      [B, T, N, H] in v's dtype: v_0 at t = 0, first · v_0 + offset at t >= 1.
-    """
+    """The fills of `sink` heads: v [B, T, K, H] to [B, T, N, H], as `TracedPaths` defines them."""
     v0 = jnp.repeat(v[:, :1], first.shape[0] // v.shape[2], axis=2)
     later = first[None, None, :, None].astype(v.dtype) * v0 + offset[None, None].astype(v.dtype)
     is_first = (jnp.arange(v.shape[1]) == 0)[None, :, None, None]

@@ -11,9 +11,8 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sinkjax.attention.kernels import Kernel
 from sinkjax.errors import InputError, Problem
@@ -22,9 +21,10 @@ from sinkjax.models.sampling import Sampler, draw
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import (
     MAX_STOP_TOKENS,
+    Generator,
     OnTokens,
-    Prompts,
     Request,
+    Row,
     Steps,
     decode_steps,
     run,
@@ -40,17 +40,17 @@ LAYERS: tuple[str, ...] = get_args(Layers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """The executables of one model, and what they are given.
+class Program(Generator):
+    """The executables of one model, and their arguments.
 
     Attributes:
-      model: what was compiled; its arrays are shared, not copied.
-      structure: as it was compiled, with runs of like layers where they are scanned.
+      model: the one compiled; its arrays are shared, not copied.
+      structure: the model as it was compiled, with runs of like layers where they are scanned.
       batch_size: B, rows of every call.
       max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
       steps_per_call: decode steps of one call at most.
       prefill: by bucket, the padded length T.
-      attention: what computes it, by bucket.
+      attention: the kernel that computes it, by bucket.
       decode: one step for every row, up to `steps_per_call` times.
       parameters: the model's arrays by name, the first argument of every executable; None where
         they are abstract or were compiled for a device that is not here: to be read, not run.
@@ -80,52 +80,11 @@ class Program:
         """Lowering and compiling of all executables, together."""
         return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
 
-    def generate(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_tokens: Iterable[int] = (),
-        seed: int | Sequence[int] = 0,
-        on_tokens: OnTokens | None = None,
-    ) -> np.ndarray | list[np.ndarray]:
-        """Continues prompts, any number of them, of any lengths that have a bucket.
+    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
+        return self.model.config.vocab_size, tuple(self.prefill), self.max_length
 
-        Args:
-          prompts: token ids: one prompt, or a sequence of prompts.
-          max_new_tokens: for each prompt.
-          temperature, top_k, top_p: as in `sinkjax.models.sampling`; temperature 0 is greedy.
-          stop_tokens: ids that end a row, at most `MAX_STOP_TOKENS` of them.
-          seed: one for each prompt, or a number s for s, s + 1, ... A prompt's tokens depend on its
-            seed and on nothing else: not on what is beside it, not on `steps_per_call`.
-          on_tokens: called with (prompt's index, its new tokens) as they come, the first one alone.
-
-        Returns:
-          the new tokens, int32, the stop token at their end where one was drawn; a list of such
-          arrays for a sequence of prompts.
-
-        Raises:
-          InputError: listing every prompt that is empty, holds an id outside the vocabulary, is
-            longer than every bucket or has no room for `max_new_tokens`, and every setting that is
-            out of its range.
-          ValueError: for a program that is only for reading.
-        """
-        request = Request.read(
-            prompts,
-            vocab_size=self.model.config.vocab_size,
-            buckets=list(self.prefill),
-            max_length=self.max_length,
-            max_new_tokens=max_new_tokens,
-            sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-            stop_tokens=stop_tokens,
-            seed=seed,
-        )
-        rows = request.rows()
+    def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
         run(self, rows, request, on_tokens)
-        return request.result(rows)
 
 
 def compile(
@@ -148,7 +107,7 @@ def compile(
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
       prefill_lengths: the buckets, to which prompts are padded.
       max_length: tokens that a row has room for, the prompt's and the new ones'.
-      steps_per_call: decode steps between two looks at the host, and so the grain of streaming.
+      steps_per_call: decode steps per device call, and so the grain of streaming.
       layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
         compiles a run of like layers once (`sinkjax.programs.scan`): compile time no longer grows
         with depth, weights are copied once to be stacked, and a decode step took 1.6 times as
@@ -257,9 +216,7 @@ class _Placement:
     def weights(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The parameters, each where it lies."""
         return {
-            name: jax.ShapeDtypeStruct(
-                array.shape, array.dtype, sharding=array.sharding if self.runs_here else self._small
-            )
+            name: _described(array, array.sharding if self.runs_here else self._small)
             for name, array in self._parameters.items()
         }
 
@@ -271,20 +228,16 @@ class _Placement:
         """
         arrays = compiled.out_info[index]
         if self._mesh is None:
-            shardings = jax.tree.map(lambda _: self._small, arrays)
-        else:
-            shardings = compiled.output_shardings[index]
-        return jax.tree.map(
-            lambda array, sharding: jax.ShapeDtypeStruct(
-                array.shape, array.dtype, sharding=sharding
-            ),
-            arrays,
-            shardings,
-        )
+            return jax.tree.map(lambda array: _described(array, self._small), arrays)
+        return jax.tree.map(_described, arrays, compiled.output_shardings[index])
 
     def output_shardings(self, arrays: Any) -> Any:
         """For `jax.jit`, of outputs that have to lie as these arguments do."""
         return None if self._mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
+
+
+def _described(array: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def _check(
@@ -304,22 +257,12 @@ def _check(
     elif buckets[0] < 1:
         problems.append(Problem("prefill_lengths", buckets[0], "at least 1 is allowed"))
     elif buckets[-1] > max_length:
-        problems.append(
-            Problem(
-                "prefill_lengths",
-                buckets[-1],
-                f"more than max_length, {max_length}: a prompt that long would leave no room",
-            )
-        )
+        text = f"more than max_length, {max_length}: a prompt that long would leave no room"
+        problems.append(Problem("prefill_lengths", buckets[-1], text))
     # Dynamic rope is made to go beyond; any other model has seen no such position.
     if max_length > model.config.max_length and model.config.rope.type != "dynamic":
-        problems.append(
-            Problem(
-                "max_length",
-                max_length,
-                f"the model is made for {model.config.max_length} tokens",
-            )
-        )
+        text = f"the model is made for {model.config.max_length} tokens"
+        problems.append(Problem("max_length", max_length, text))
     if layers not in LAYERS:
         problems.append(Problem("layers", layers, f"allowed are {', '.join(LAYERS)}"))
     if problems:

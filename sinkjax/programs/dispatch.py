@@ -1,4 +1,4 @@
-"""Which mask serves which length: plans, and the programs that carry them out.
+"""The mask that serves each length: plans, and the programs that carry them out.
 
 The founding study's hybrid is one line, `Plan.hybrid(mask, up_to=10)`: the mask's program for
 prompts of up to ten tokens, the baseline's for longer ones.
@@ -7,19 +7,17 @@ prompts of up to ten tokens, the baseline's for longer ones.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
-import numpy as np
 
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, Layers, Program, compile
-from sinkjax.programs.generate import OnTokens, Prompts, Request, run
-from sinkjax.programs.options import DEFAULT_ATTENTION
+from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.generate import Generator, OnTokens, Request, Row, run
 from sinkjax.specialize.build import specialize
 
 Crossing = Literal["stay", "prefill"]
@@ -65,7 +63,7 @@ class Plan:
 
     @classmethod
     def hybrid(cls, mask: SinkMask, *, up_to: int, crossing: Crossing = "stay") -> Plan:
-        """The founding study's: a mask up to a length, every head `full` beyond."""
+        """The founding study's plan: a mask up to a length, every head `full` beyond."""
         baseline = SinkMask(((Full(),) * mask.num_heads,) * mask.num_layers)
         return cls((Stage(mask, up_to), Stage(baseline)), crossing)
 
@@ -115,11 +113,11 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dispatcher:
-    """The programs of a plan.
+class Dispatcher(Generator):
+    """The programs of a plan; each prompt is continued by the stages that its length asks for.
 
     Attributes:
-      plan: which serves which length.
+      plan: the mask of each length.
       programs: one for each stage.
       buckets: all prefill lengths; each stage has those that its lengths need.
       max_length: tokens that a prompt and its new tokens may have together.
@@ -135,35 +133,14 @@ class Dispatcher:
         """Lowering and compiling of all executables of all stages, together."""
         return sum(program.compile_seconds for program in self.programs)
 
-    def generate(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_tokens: Iterable[int] = (),
-        seed: int | Sequence[int] = 0,
-        on_tokens: OnTokens | None = None,
-    ) -> np.ndarray | list[np.ndarray]:
-        """As `Program.generate`, each prompt by the stages that its length asks for."""
-        request = Request.read(
-            prompts,
-            vocab_size=self.programs[0].model.config.vocab_size,
-            buckets=self.buckets,
-            max_length=self.max_length,
-            max_new_tokens=max_new_tokens,
-            sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-            stop_tokens=stop_tokens,
-            seed=seed,
-        )
-        rows = request.rows()
+    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
+        return self.programs[0].model.config.vocab_size, self.buckets, self.max_length
+
+    def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
         for index, (stage, program) in enumerate(zip(self.plan.stages, self.programs, strict=True)):
             up_to = stage.up_to if self.plan.crossing == "prefill" else None
             own = [row for row in rows if row.budget and self.plan.stage(row.length) == index]
             run(program, own, request, on_tokens, up_to=up_to)
-        return request.result(rows)
 
 
 def compile_plan(
@@ -171,12 +148,9 @@ def compile_plan(
     plan: Plan,
     *,
     fills: Mapping[SinkMask, jax.Array] | None = None,
-    batch_size: int = 1,
     prefill_lengths: Iterable[int] = (64, 512),
     max_length: int = 1024,
-    steps_per_call: int = DEFAULT_STEPS_PER_CALL,
-    layers: Layers = "unrolled",
-    attention: str = DEFAULT_ATTENTION,
+    **options: Any,
 ) -> Dispatcher:
     """Compiles a program for each stage of a plan, with the buckets and the room that it needs.
 
@@ -184,45 +158,30 @@ def compile_plan(
       model: the baseline, whose arrays all stages share as far as their masks leave them whole.
       plan: masks for this model.
       fills: float32 [L, N, H] for each mask that has `sink(mean)` heads, as for `specialize`.
-      batch_size, prefill_lengths, max_length, steps_per_call, layers, attention: as for `compile`.
+      prefill_lengths, max_length: as for `compile`.
+      options: `batch_size`, `steps_per_call`, `layers` and `attention`, as for `compile`.
 
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no bucket reaches.
     """
     buckets = tuple(sorted(set(prefill_lengths)))
-    shares = list(_shares(plan, buckets, max_length))
-    problems = [problem for share in shares for problem in share.problems]
-    if problems:
-        raise InputError(*problems)
     models: dict[SinkMask, Any] = {}
     programs = []
-    for stage, share in zip(plan.stages, shares, strict=True):
+    needs = _stage_needs(plan, buckets, max_length)
+    for stage, (own_buckets, room) in zip(plan.stages, needs, strict=True):
         if stage.mask not in models:
             models[stage.mask] = specialize(model, stage.mask, fills=(fills or {}).get(stage.mask))
         programs.append(
-            compile(
-                models[stage.mask],
-                batch_size=batch_size,
-                prefill_lengths=share.buckets,
-                max_length=share.max_length,
-                steps_per_call=steps_per_call,
-                layers=layers,
-                attention=attention,
-            )
+            compile(models[stage.mask], prefill_lengths=own_buckets, max_length=room, **options)
         )
     return Dispatcher(plan, tuple(programs), buckets, max_length)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """What one stage needs of the whole: its buckets, its room, or why it cannot be."""
-
-    buckets: tuple[int, ...]
-    max_length: int
-    problems: tuple[str, ...]
-
-
-def _shares(plan: Plan, buckets: tuple[int, ...], max_length: int) -> Iterable[_Share]:
+def _stage_needs(
+    plan: Plan, buckets: tuple[int, ...], max_length: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """The buckets and the room, in tokens, that each stage needs of the whole."""
+    needs, problems = [], []
     shortest = 1
     for stage in plan.stages:
         longest = max_length if stage.up_to is None else min(stage.up_to, max_length)
@@ -232,17 +191,19 @@ def _shares(plan: Plan, buckets: tuple[int, ...], max_length: int) -> Iterable[_
             for low, bucket in zip(below, buckets, strict=True)
             if low < longest and bucket >= shortest
         )
-        problems = ()
         if not own or longest < shortest:
-            problems = (
+            problems.append(
                 f"the stage from {shortest} tokens on is reached by no bucket "
                 f"({', '.join(map(str, buckets))}) within max_length, {max_length}: give it a "
-                "longer one (prefill_lengths), or leave the stage out",
+                "longer one (prefill_lengths), or leave the stage out"
             )
         # Under `prefill` the cache never holds more than the stage serves; its buckets have to fit.
         room = max(longest, *own, 1) if plan.crossing == "prefill" else max_length
-        yield _Share(own, room, problems)
+        needs.append((own, room))
         shortest = longest + 1
+    if problems:
+        raise InputError(*problems)
+    return needs
 
 
 def _plan_problems(plan: Plan) -> Iterable[str]:

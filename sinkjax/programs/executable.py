@@ -1,4 +1,4 @@
-"""One function compiled ahead of time, with what that took and what came of it."""
+"""One function compiled ahead of time: its executable, and the time and memory that it takes."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ class Memory:
     """Bytes on the device, as XLA's buffer assignment has them, padding included.
 
     Attributes:
-      arguments: what it is given, parameters among them.
-      outputs: what it gives back; `aliased` of them lie in the arguments' place.
+      arguments: parameters among them.
+      outputs: `aliased` of them lie in the arguments' place.
       aliased: donated arguments that outputs are written over.
       temporary: needed beside both while it runs.
       code: the executable itself; 0 where the platform does not say.
@@ -33,13 +33,13 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All that has to be on the device at once, code apart."""
+        """Bytes on the device at once, code apart."""
         return self.arguments + self.outputs - self.aliased + self.temporary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Executable:
-    """One compiled XLA executable and what is known of it.
+    """One compiled XLA executable, with its times, memory and cost.
 
     Attributes:
       name: `prefill 64`, by its bucket, or `decode`.
@@ -47,8 +47,8 @@ class Executable:
       lowering_seconds: tracing in JAX, to StableHLO.
       compile_seconds: XLA's part.
       from_cold: whether the compile time is XLA's own: JAX's persistent cache was off.
-      memory: what it needs.
-      operations: XLA's own count, where a loop's body counts once; None where it does not count.
+      memory: its bytes.
+      operations: XLA's own count of FLOPs, a loop's body once; None where it does not count.
       bytes_accessed: likewise, read and written by all instructions.
     """
 

@@ -7,8 +7,9 @@ that a call's results decide is whether there is another one.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -28,66 +29,67 @@ Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 OnTokens = Callable[[int, list[int]], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be generated, read and checked.
+class Generator(abc.ABC):
+    """What continues prompts: a program, or the programs of a plan."""
 
-    Attributes:
-      prompts: int32 arrays.
-      single: whether one prompt was given, not a sequence of them.
-      max_new_tokens: for each.
-      sampling: of `sinkjax.models.sampling.make_sampler`.
-      stop_tokens: int32 [MAX_STOP_TOKENS].
-      seeds: one for each prompt.
-    """
+    @abc.abstractmethod
+    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
+        """V, the buckets in ascending order, and the tokens that a prompt has room for in all."""
 
-    prompts: list[np.ndarray]
-    single: bool
-    max_new_tokens: int
-    sampling: Mapping[str, Any]
-    stop_tokens: np.ndarray
-    seeds: list[int]
+    @abc.abstractmethod
+    def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
+        """Generates the new tokens of every row."""
 
-    @classmethod
-    def read(
-        cls,
+    def generate(
+        self,
         prompts: Prompts,
         *,
-        vocab_size: int,
-        buckets: Sequence[int],
-        max_length: int,
-        max_new_tokens: int,
-        sampling: Mapping[str, Any],
-        stop_tokens: Iterable[int],
-        seed: int | Sequence[int],
-    ) -> Request:
-        """Reads what a user asks for, or raises InputError with all that is wrong with it."""
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Iterable[int] = (),
+        seed: int | Sequence[int] = 0,
+        on_tokens: OnTokens | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Continues prompts, any number of them, of any lengths that have a bucket.
+
+        Args:
+          prompts: token ids: one prompt, or a sequence of prompts.
+          max_new_tokens: for each prompt.
+          temperature, top_k, top_p: as in `sinkjax.models.sampling`; temperature 0 is greedy.
+          stop_tokens: ids that end a row, at most `MAX_STOP_TOKENS` of them.
+          seed: one for each prompt, or a number s for s, s + 1, ... A prompt's tokens depend on its
+            seed and on nothing else: not on what is beside it, not on `steps_per_call`.
+          on_tokens: called with (prompt's index, its new tokens) as they come, the first one alone.
+
+        Returns:
+          the new tokens, int32, the stop token at their end where one was drawn; a list of such
+          arrays for a sequence of prompts.
+
+        Raises:
+          InputError: listing every prompt that is empty, holds an id outside the vocabulary, is
+            longer than every bucket or has no room for `max_new_tokens`, and every setting that is
+            out of its range.
+          ValueError: for a program that is only for reading.
+        """
         single = _is_single(prompts)
-        rows = [np.asarray(tokens) for tokens in ([prompts] if single else prompts)]
+        arrays = [np.asarray(tokens) for tokens in ([prompts] if single else prompts)]
         problems = []
-        for index, tokens in enumerate(rows):
+        for index, tokens in enumerate(arrays):
             which = "the prompt" if single else f"prompt {index}"
-            problems += [f"{which} {problem}" for problem in _token_problems(tokens, vocab_size)]
-            if tokens.size > max(buckets):
-                problems.append(
-                    f"{which} has {tokens.size} tokens, more than the longest bucket; the buckets "
-                    f"are {', '.join(map(str, buckets))}. Shorten it, or compile a longer one "
-                    "(prefill_lengths)"
-                )
-            elif tokens.size + max_new_tokens > max_length:
-                problems.append(
-                    f"{which} has {tokens.size} tokens, which with max_new_tokens "
-                    f"{max_new_tokens} is more than max_length, {max_length}. Ask for at most "
-                    f"{max_length - tokens.size}, or compile for more"
-                )
+            of_prompt = _prompt_problems(tokens, max_new_tokens, *self._sizes())
+            problems += [f"{which} {problem}" for problem in of_prompt]
         if max_new_tokens < 1:
             problems.append(Problem("max_new_tokens", max_new_tokens, "at least 1 is allowed"))
         stops = sorted(set(stop_tokens))
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
-        seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(rows):
-            problems.append(Problem("seed", seeds, f"give one for each of the {len(rows)} prompts"))
+        count = len(arrays)
+        seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            problems.append(Problem("seed", seeds, f"give one for each of the {count} prompts"))
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         try:
             make_sampler(seeds, **sampling)
         except InputError as error:
@@ -95,27 +97,26 @@ class Request:
         if problems:
             raise InputError(*problems)
         padding = [_NO_TOKEN] * (MAX_STOP_TOKENS - len(stops))
-        return cls(
-            prompts=[tokens.astype(np.int32) for tokens in rows],
-            single=single,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop_tokens=np.asarray(stops + padding, np.int32),
-            seeds=seeds,
-        )
-
-    def rows(self) -> list[Row]:
-        """The prompts at their start."""
-        pairs = zip(self.prompts, self.seeds, strict=True)
-        return [
-            Row(index, prompt, self.max_new_tokens, seed)
-            for index, (prompt, seed) in enumerate(pairs)
+        rows = [
+            Row(index, tokens.astype(np.int32), max_new_tokens, row_seed)
+            for index, (tokens, row_seed) in enumerate(zip(arrays, seeds, strict=True))
         ]
+        self._run(Request(sampling, np.asarray(stops + padding, np.int32)), rows, on_tokens)
+        new = [np.asarray(row.new, np.int32) for row in rows]
+        return new[0] if single else new
 
-    def result(self, rows: list[Row]) -> np.ndarray | list[np.ndarray]:
-        """The new tokens in the form in which the prompts were given."""
-        arrays = [np.asarray(row.new, np.int32) for row in rows]
-        return arrays[0] if self.single else arrays
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What all rows have in common.
+
+    Attributes:
+      sampling: of `sinkjax.models.sampling.make_sampler`.
+      stop_tokens: int32 [MAX_STOP_TOKENS].
+    """
+
+    sampling: Mapping[str, Any]
+    stop_tokens: np.ndarray
 
 
 @dataclasses.dataclass
@@ -145,7 +146,7 @@ class Row:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What one call of the decode executable leaves behind. A pytree.
+    """The results of one call of the decode executable. A pytree.
 
     Attributes:
       cache: the model's, donated from call to call.
@@ -253,7 +254,7 @@ def run(
 
 
 class _Batch:
-    """At most as many rows as the executables have, from prefill to the last token."""
+    """Rows that go through the executables together, from prefill to the last token."""
 
     def __init__(
         self,
@@ -332,12 +333,27 @@ def _is_single(prompts: Prompts) -> bool:
     return len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
 
 
-def _token_problems(tokens: np.ndarray, vocab_size: int) -> list[str]:
+def _prompt_problems(
+    tokens: np.ndarray,
+    max_new_tokens: int,
+    vocab_size: int,
+    buckets: tuple[int, ...],
+    max_length: int,
+) -> Iterator[str]:
     if tokens.size == 0:
-        return ["is empty; at least one token is needed"]
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        return [f"is {tokens.dtype} {tokens.shape}; whole numbers [T] are needed"]
-    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if outside.size:
-        return [f"holds token {outside[0]}; the vocabulary has ids 0 to {vocab_size - 1}"]
-    return []
+        yield "is empty; at least one token is needed"
+    elif tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        yield f"is {tokens.dtype} {tokens.shape}; whole numbers [T] are needed"
+    elif (outside := tokens[(tokens < 0) | (tokens >= vocab_size)]).size:
+        yield f"holds token {outside[0]}; the vocabulary has ids 0 to {vocab_size - 1}"
+    if tokens.size > max(buckets):
+        yield (
+            f"has {tokens.size} tokens, more than the longest bucket; the buckets are "
+            f"{', '.join(map(str, buckets))}. Shorten it, or compile a longer one (prefill_lengths)"
+        )
+    elif tokens.size + max_new_tokens > max_length:
+        yield (
+            f"has {tokens.size} tokens, which with max_new_tokens {max_new_tokens} is more than "
+            f"max_length, {max_length}. Ask for at most {max_length - tokens.size}, or compile for "
+            "more"
+        )

@@ -59,7 +59,7 @@ class Work:
     Attributes:
       scopes: where it came from, as `jit(f)/layer_0/attention/...`. Passes that rewrite an
         instruction may forget it: then where its operands came from, and where its result goes.
-      operations: floating-point operations; a multiply and an add are two.
+      operations: FLOPs; a multiply and an add are two.
       is_matmul: whether they belong to a matrix product, as XLA calls it or as JAX did.
     """
 
@@ -70,7 +70,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A custom call of which the HLO does not say what it computes.
+    """A custom call whose FLOPs the HLO does not show.
 
     Attributes:
       scopes: as of `Work`.
@@ -120,8 +120,8 @@ class _Instruction:
 
     @functools.cached_property
     def scope(self) -> str:
-        found = _OP_NAME.search(self.attributes)
-        return found[1].replace("\\'", "'") if found else ""
+        name = _OP_NAME.search(self.attributes)
+        return name[1].replace("\\'", "'") if name else ""
 
 
 class Module:
@@ -130,7 +130,7 @@ class Module:
     Attributes:
       arguments: what it is given, in order.
       work: of all instructions but `calls`.
-      calls: custom calls whose operations are not known from the HLO, kernels among them.
+      calls: custom calls whose FLOPs the HLO does not show, kernels among them.
     """
 
     def __init__(self, text: str):
@@ -144,7 +144,7 @@ class Module:
         self.calls = tuple(calls)
 
     def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
-        """Operations of all instructions that came from a scope: a regular expression, anywhere."""
+        """FLOPs of all instructions that came from a scope: a regular expression, anywhere."""
         pattern = re.compile(scope)
         return sum(
             item.operations
@@ -177,9 +177,9 @@ class Module:
         passed_sums: Sequence[bool],
         calls: list[Call],
     ) -> Iterator[Work]:
-        """What one computation does, run so often; the rest as of `_scopes` and `_sums`.
+        """The work of one computation, run `times` times; adds to `calls` what cannot be counted.
 
-        Adds to `calls` what cannot be counted.
+        The other arguments are those of `_scopes` and `_sums`.
         """
         block = self._computations[computation]
         types = {instruction.name: instruction.types for instruction in block}
@@ -212,7 +212,7 @@ class Module:
                 yield Work(scopes, operations * times, is_matmul)
 
     def _turns(self, instruction: _Instruction) -> int:
-        """How often a loop turns; 1 where that is not known, and for all else.
+        """The number of turns of a loop; 1 where that is not known, and for all else.
 
         Where the compiler does not say, as for TPUs, the loop's condition may: JAX's loops of known
         length count from 0, while below it.
@@ -222,7 +222,7 @@ class Module:
         if known := _TRIPS.search(instruction.attributes):
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
-        block = {each.name: each for each in self._computations[condition]}
+        block = {instruction.name: instruction for instruction in self._computations[condition]}
         *_, root = block.values()
         if root.opcode == "compare" and "direction=LT" in root.attributes:
             counter, bound = (block[operand] for operand in root.operands)
@@ -231,25 +231,23 @@ class Module:
         return 1
 
     def _sums(self, computation: str, passed: Sequence[bool]) -> dict[str, bool]:
-        """Which values of a computation are products summed already, of a part at least.
+        """Tells which values of a computation are sums of products already, of a part at least.
 
-        Args:
-          computation: its name.
-          passed: whether what the caller passes in is.
+        `passed` says so of the caller's arguments.
         """
         sums: dict[str, bool] = {}
         for instruction in self._computations[computation]:
             operands = [sums.get(operand, False) for operand in instruction.operands]
-            found = instruction.opcode in _SUMS or _is_gemm(instruction)
+            is_sum = instruction.opcode in _SUMS or _is_gemm(instruction)
             if instruction.opcode == "parameter":
                 number = int(instruction.operands[0])
-                found = number < len(passed) and passed[number]
+                is_sum = number < len(passed) and passed[number]
             elif instruction.opcode in _VIEWS:
-                found = any(operands)
+                is_sum = any(operands)
             elif instruction.opcode == "fusion":
                 (fused,) = _called(instruction)
-                found = list(self._sums(fused, operands).values())[-1]
-            sums[instruction.name] = found
+                is_sum = list(self._sums(fused, operands).values())[-1]
+            sums[instruction.name] = is_sum
         return sums
 
     def _count(
@@ -259,7 +257,7 @@ class Module:
         sums: Mapping[str, bool],
         scopes: Scopes,
     ) -> tuple[int, bool]:
-        """Operations of one instruction, once, and whether they are a matrix product's.
+        """FLOPs of one instruction, run once, and whether they are a matrix product's.
 
         XLA, and on a CPU `attention.products`, make products of few rows a multiplication and a
         reduction, of several products at once where they share a row: they count as the products
@@ -299,7 +297,7 @@ class Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Lines, each instruction on one; those of a TPU's kernels have line breaks in attributes."""
+    """Each instruction on one line; those of a TPU's kernels have line breaks in attributes."""
     whole = ""
     for line in text.splitlines():
         if line[:1] not in ('"', "}") or line == "}":
@@ -310,9 +308,9 @@ def _whole_lines(text: str) -> Iterator[str]:
 
 
 def _target(instruction: _Instruction) -> str:
-    """Of a custom call."""
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
+    """What a custom call calls."""
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return target[1] if target else ""
 
 
 def _is_gemm(instruction: _Instruction) -> bool:
@@ -345,24 +343,21 @@ def _parse(name: str, rest: str) -> _Instruction:
 def _scopes(
     block: list[_Instruction], passed: Sequence[Scopes], caller: Scopes
 ) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
-    """Where each instruction of a computation came from, and where its result goes.
+    """Tells where each instruction of a computation came from, and where its result goes.
 
-    Args:
-      block: in order of execution.
-      passed: where what the caller passes in came from.
-      caller: where the caller came from, and where its result goes.
+    `passed` says it of the caller's arguments, `caller` of the caller.
     """
     sources: dict[str, Scopes] = {}
     for instruction in block:
-        found: Scopes = ()
+        scopes: Scopes = ()
         if instruction.scope:
-            found = (instruction.scope,)
+            scopes = (instruction.scope,)
         elif instruction.opcode == "parameter":
             number = int(instruction.operands[0])
-            found = passed[number] if number < len(passed) else ()
+            scopes = passed[number] if number < len(passed) else ()
         elif instruction.opcode not in _BUNDLES:
-            found = _joined(sources.get(operand, ()) for operand in instruction.operands)
-        sources[instruction.name] = found
+            scopes = _joined(sources.get(operand, ()) for operand in instruction.operands)
+        sources[instruction.name] = scopes
     uses: dict[str, list[Scopes]] = collections.defaultdict(list)
     for instruction in reversed(block):
         if instruction.opcode in _BUNDLES:
@@ -381,7 +376,7 @@ def _joined(scopes: Iterable[Scopes]) -> Scopes:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis that opens at `opening` closes."""
+    """The place of the parenthesis that closes the one at `opening`."""
     depth = 0
     for index in range(opening, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -393,14 +388,14 @@ def _closing(text: str, opening: int) -> int:
 def _called(instruction: _Instruction) -> list[str]:
     """Computations that an instruction runs, each once a turn."""
     names = []
-    for one, several in _CALLED.findall(instruction.attributes):
-        names += [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
+    for name, branches in _CALLED.findall(instruction.attributes):
+        names += [name] if name else [branch.strip().lstrip("%") for branch in branches.split(",")]
     return names
 
 
 def _numbers(attributes: str, key: str) -> list[int]:
-    found = re.search(rf"{key}={{([\d,]*)}}", attributes)
-    return [int(number) for number in found[1].split(",") if number] if found else []
+    numbers = re.search(rf"{key}={{([\d,]*)}}", attributes)
+    return [int(number) for number in numbers[1].split(",") if number] if numbers else []
 
 
 def _bytes(dtype: str) -> int:
@@ -410,52 +405,33 @@ def _bytes(dtype: str) -> int:
 
 
 def _convolution(instruction: _Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
-    """Operations of a convolution, without those that fall on padding or dilation.
+    """FLOPs of a convolution, without those that fall on padding or dilation.
 
     XLA's TPU compiler writes matrix products this way, batch axes as spatial ones, so that most of
     a window's positions fall on nothing.
     """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    inputs, kernel, outputs = re.search(
+        r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes
+    ).groups()
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(item.split("=") for item in window[1].split()) if window else {}
     result = instruction.types[0].shape
-    total = 2
-    for axis, label in enumerate(labels[3]):
-        if label.isalpha():
-            total *= result[axis]
-    total *= rhs[labels[2].index("i")]
-    for number in range(sum(label.isdigit() for label in labels[3])):
-        label = str(number)
+    total = 2 * rhs[kernel.index("i")]
+    total *= math.prod(result[axis] for axis, label in enumerate(outputs) if label.isalpha())
+    for label in filter(str.isdigit, outputs):
 
-        def field(key: str, default: str, number: int = number) -> str:
-            return fields[key].split("x")[number] if key in fields else default
+        def field(key: str, default: str, axis: int = int(label)) -> str:
+            return fields[key].split("x")[axis] if key in fields else default
 
+        stride, dilation = int(field("stride", "1")), int(field("lhs_dilate", "1"))
+        kernel_dilation = int(field("rhs_dilate", "1"))
         padding = int(field("pad", "0_0").split("_")[0])
-        total *= _positions(
-            inputs=lhs[labels[1].index(label)],
-            kernel=rhs[labels[2].index(label)],
-            outputs=result[labels[3].index(label)],
-            stride=int(field("stride", "1")),
-            padding=padding,
-            lhs_dilation=int(field("lhs_dilate", "1")),
-            rhs_dilation=int(field("rhs_dilate", "1")),
+        size = lhs[inputs.index(label)]
+        places = (
+            out * stride - padding + k * kernel_dilation
+            for out in range(result[outputs.index(label)])
+            for k in range(rhs[kernel.index(label)])
         )
+        # Pairs of output and kernel positions along this axis that meet an input.
+        total *= sum(place % dilation == 0 and 0 <= place // dilation < size for place in places)
     return total
-
-
-def _positions(
-    *,
-    inputs: int,
-    kernel: int,
-    outputs: int,
-    stride: int,
-    padding: int,
-    lhs_dilation: int,
-    rhs_dilation: int,
-) -> int:
-    """Pairs of output and kernel positions along one axis that meet an input."""
-    return sum(
-        place % lhs_dilation == 0 and 0 <= place // lhs_dilation < inputs
-        for out in range(outputs)
-        for place in (out * stride - padding + k * rhs_dilation for k in range(kernel))
-    )

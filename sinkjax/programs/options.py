@@ -1,4 +1,4 @@
-"""What is chosen for each platform: products, attention, and XLA's options for one compile."""
+"""The choices for each platform: products, attention, and XLA's options for one compile."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ CPU_OPTIONS: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How a model is compiled.
+    """The way to compile a model.
 
     Attributes:
       products: the form of its products.
@@ -51,9 +51,8 @@ _AUTO = "auto"
 
 Attention = Literal["xla", "splash", "pallas", "auto"]
 ATTENTION: tuple[str, ...] = get_args(Attention)
-"""Names of what computes a prompt's attention. `auto` is, for each prompt length by itself, the
-platform's kernel where it can compute that length, and `xla` where not, or where weights lie over
-several devices.
+"""Names of the kernels for a prompt's attention. `auto` is, for each prompt length, the platform's
+kernel where it can compute that length, and `xla` where not, or over several devices.
 """
 
 DEFAULT_ATTENTION = XLA.name
@@ -79,7 +78,7 @@ def choose_attention(
     config: LlamaConfig,
     dtype: jnp.dtype,
 ) -> dict[int, Kernel]:
-    """What computes attention, by prompt length.
+    """Chooses the kernel that computes attention, by prompt length.
 
     Args:
       name: one of `ATTENTION`.
@@ -95,12 +94,12 @@ def choose_attention(
         raise InputError(Problem("attention", name, f"allowed are {', '.join(ATTENTION)}"))
 
     def problems(kernel: Kernel, length: int) -> list[str]:
-        found = kernel.problems(length, config.head_dim, dtype)
+        texts = kernel.problems(length, config.head_dim, dtype)
         if kernel.platform not in (None, platform):
-            found.append(f"on a {platform} ({kernel.name} is made for a {kernel.platform})")
+            texts.append(f"on a {platform} ({kernel.name} is made for a {kernel.platform})")
         if kernel.platform is not None and devices > 1:
-            found.append(f"over {devices} devices ({kernel.name} runs on one)")
-        return found
+            texts.append(f"over {devices} devices ({kernel.name} runs on one)")
+        return texts
 
     if name == _AUTO:
         own = [kernel for kernel in _kernels().values() if kernel.platform == platform]
@@ -109,17 +108,10 @@ def choose_attention(
             for length in lengths
         }
     kernel = _kernels()[name]
-    found = dict.fromkeys(problem for length in lengths for problem in problems(kernel, length))
-    if found:
+    texts = dict.fromkeys(text for length in lengths for text in problems(kernel, length))
+    if texts:
+        way_on = f"choose {XLA.name}, or {_AUTO}, which takes {XLA.name} where it has to"
         raise InputError(
-            *(
-                Problem(
-                    "attention",
-                    name,
-                    f"it cannot compute {problem}; choose {XLA.name}, or {_AUTO}, which takes "
-                    f"{XLA.name} where it has to",
-                )
-                for problem in found
-            )
+            *(Problem("attention", name, f"it cannot compute {text}; {way_on}") for text in texts)
         )
     return dict.fromkeys(lengths, kernel)

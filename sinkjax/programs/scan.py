@@ -32,7 +32,7 @@ class LayerRun(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Context, LayerCache | None]:
-        """As of one layer; every array of the cache has an axis of layers in front."""
+        """Does what one layer does; every array of the cache has an axis of layers in front."""
         graph, state = nnx.split(self.layer)
 
         def step(x: jax.Array, state: Any) -> tuple[jax.Array, LayerCache | None]:
@@ -46,7 +46,7 @@ class LayerRun(nnx.Module):
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
-        """As of one layer, with a cache of `__call__`."""
+        """Does what one layer does, with a cache of `__call__`."""
         graph, state = nnx.split(self.layer)
         arrays, structure = jax.tree.flatten(state)
 
@@ -63,7 +63,7 @@ class LayerRun(nnx.Module):
 
         # All that a loop goes over is an argument of the program, read or not; and some weights are
         # for prompts alone: those of `sink` heads, which leave their sum in the cache.
-        read = _read_by(lambda own, cache: step(x, (own, cache)), *_one_of((arrays, cache)))
+        read = _read_by(lambda own, cache: step(x, (own, cache)), *_one_layer((arrays, cache)))
         own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
         x, caches = jax.lax.scan(step, x, (own, cache))
         return x, context, caches
@@ -96,13 +96,13 @@ def _stack(*arrays: Any) -> Any:
     return jnp.stack(arrays)
 
 
-def _one_of(stacked: Any) -> Any:
+def _one_layer(stacked: Any) -> Any:
     """The shapes of one layer's part of arrays with an axis of layers."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), stacked)
 
 
 def _read_by(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Whether a function reads each array of its arguments, which may be shapes: bools in trees."""
+    """Whether a function reads each array, or shape, of its arguments: bools in their trees."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     read = {id(v) for v in (*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars))}
     structure = jax.tree.structure(arguments)

@@ -4,7 +4,6 @@ XLA's compilers for TPUs and GPUs come as wheels and need no hardware until a pr
 is compiled this way can be read (memory, cost, HLO), not executed.
 """
 
-import dataclasses
 import importlib.util
 from contextlib import AbstractContextManager
 
@@ -24,96 +23,62 @@ _TPU_TOPOLOGIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Gpu:
-    """What XLA's GPU compiler asks of a chip, under the names of its GpuTargetConfigProto."""
-
-    name: str
-    compute_capability: int
-    accelerated: bool
-    cores: int
-    fpus_per_core: int
-    clock_rate_ghz: float
-    memory_bandwidth: int
-    device_memory_size: int
-    l2_cache_size: int
-    shared_memory_per_core: int
-    shared_memory_per_block_optin: int
-
-    def target_config(self) -> str:
-        """A GpuTargetConfigProto in text form; what is written out is common to all of them."""
-        feature = "ACCELERATED_FEATURES" if self.accelerated else "NONE"
-        return f"""
-            gpu_device_info {{
-              threads_per_block_limit: 1024
-              threads_per_warp: 32
-              threads_per_core_limit: 2048
-              thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-              block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-              registers_per_core_limit: 65536
-              registers_per_block_limit: 65536
-              shared_memory_per_block: 49152
-              shared_memory_per_block_optin: {self.shared_memory_per_block_optin}
-              shared_memory_per_core: {self.shared_memory_per_core}
-              core_count: {self.cores}
-              fpus_per_core: {self.fpus_per_core}
-              clock_rate_ghz: {self.clock_rate_ghz}
-              memory_bandwidth: {self.memory_bandwidth}
-              device_memory_size: {self.device_memory_size}
-              l2_cache_size: {self.l2_cache_size}
-              cuda_compute_capability {{
-                major: {self.compute_capability} feature_extension: {feature}
-              }}
-            }}
-            platform_name: "CUDA"
-            dnn_version_info {{ major: 9 minor: 10 }}
-            runtime_version {{ major: 12 minor: 8 }}
-            device_description_str: "{self.name}"
-        """
-
-
-# Published figures of each chip, as XLA's own target_config/specs give them.
+# Published figures of each chip, as XLA's own target_config/specs give them: its name, and fields
+# of a GpuDeviceInfoProto.
 _GPUS = {
-    "a100": _Gpu(
-        name="NVIDIA A100-SXM4-80GB",
-        compute_capability=8,
-        accelerated=False,
-        cores=108,
-        fpus_per_core=64,
-        clock_rate_ghz=1.41,
-        memory_bandwidth=2_039_040_000_000,
-        device_memory_size=85_100_068_864,
-        l2_cache_size=41_943_040,
-        shared_memory_per_core=167_936,
-        shared_memory_per_block_optin=166_912,
+    "a100": (
+        "NVIDIA A100-SXM4-80GB",
+        """
+              core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41
+              memory_bandwidth: 2039040000000 device_memory_size: 85100068864
+              l2_cache_size: 41943040
+              shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
+              cuda_compute_capability { major: 8 feature_extension: NONE }
+        """,
     ),
-    "h100": _Gpu(
-        name="NVIDIA H100 80GB HBM3",
-        compute_capability=9,
-        accelerated=True,
-        cores=132,
-        fpus_per_core=128,
-        clock_rate_ghz=1.98,
-        memory_bandwidth=3_352_320_000_000,
-        device_memory_size=84_942_979_072,
-        l2_cache_size=52_428_800,
-        shared_memory_per_core=233_472,
-        shared_memory_per_block_optin=232_448,
+    "h100": (
+        "NVIDIA H100 80GB HBM3",
+        """
+              core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+              memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+              l2_cache_size: 52428800
+              shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+              cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+        """,
     ),
-    "b200": _Gpu(
-        name="NVIDIA B200",
-        compute_capability=10,
-        accelerated=True,
-        cores=148,
-        fpus_per_core=128,
-        clock_rate_ghz=1.965,
-        memory_bandwidth=7_672_320_000_000,
-        device_memory_size=191_514_411_008,
-        l2_cache_size=132_644_864,
-        shared_memory_per_core=233_472,
-        shared_memory_per_block_optin=232_448,
+    "b200": (
+        "NVIDIA B200",
+        """
+              core_count: 148 fpus_per_core: 128 clock_rate_ghz: 1.965
+              memory_bandwidth: 7672320000000 device_memory_size: 191514411008
+              l2_cache_size: 132644864
+              shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+              cuda_compute_capability { major: 10 feature_extension: ACCELERATED_FEATURES }
+        """,
     ),
 }
+
+
+def _target_config(name: str, figures: str) -> str:
+    """A GpuTargetConfigProto in text form; what is written out is common to all of them."""
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024
+          threads_per_warp: 32
+          threads_per_core_limit: 2048
+          thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+          block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+          registers_per_core_limit: 65536
+          registers_per_block_limit: 65536
+          shared_memory_per_block: 49152
+          {figures}
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 10 }}
+        runtime_version {{ major: 12 minor: 8 }}
+        device_description_str: "{name}"
+    """
+
 
 TARGETS = (
     "cpu",
@@ -122,7 +87,6 @@ TARGETS = (
 )
 """What `target_device` knows."""
 
-
 WITHOUT_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -130,17 +94,13 @@ WITHOUT_TPU = {
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
-"""For the environment of a process on a machine that has no TPU. libtpu, where it is installed,
-asks around for one, and is told this in place of an answer, whatever is then compiled for; and it
-does not keep other processes from compiling as well.
+"""Environment variables for a process on a machine that has no TPU. They keep libtpu, where it is
+installed, from asking the network for one, and from locking other processes out of compiling.
 """
 
 
 def target_device(target: str) -> jax.Device:
-    """One device of a kind, to compile for.
-
-    Args:
-      target: one of `TARGETS`.
+    """One device of a kind, of `TARGETS`, to compile for.
 
     Raises:
       InputError: for a name that is not one of them, or where the wheels for it are missing.
@@ -148,11 +108,20 @@ def target_device(target: str) -> jax.Device:
     platform, _, chip = target.partition(":")
     if target not in TARGETS:
         raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
+    if platform == "cpu":
+        return jax.devices("cpu")[0]
+    wheels = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if not any(map(importlib.util.find_spec, wheels)):
+        text = (
+            "it needs XLA's compiler for it, which is not installed: "
+            f"pip install -e '.[targets-{platform}]' in the checkout"
+        )
+        raise InputError(Problem("target", target, text))
     if platform == "tpu":
-        return _tpu_device(target, _TPU_TOPOLOGIES[chip])
-    if platform == "cuda":
-        return _cuda_device(target, _GPUS[chip])
-    return jax.devices("cpu")[0]
+        topology = topologies.get_topology_desc(_TPU_TOPOLOGIES[chip], "tpu")
+    else:
+        topology = _cuda_topology(target, _target_config(*_GPUS[chip]))
+    return topology.devices[0]
 
 
 def lowering_for(device: jax.Device) -> AbstractContextManager:
@@ -163,37 +132,15 @@ def lowering_for(device: jax.Device) -> AbstractContextManager:
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=described))
 
 
-def _tpu_device(target: str, topology: str) -> jax.Device:
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(_missing(target, "tpu"))
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-
-
-def _cuda_device(target: str, gpu: _Gpu) -> jax.Device:
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    if not any(importlib.util.find_spec(plugin) for plugin in plugins):
-        raise InputError(_missing(target, "cuda"))
+def _cuda_topology(target: str, target_config: str) -> topologies.TopologyDescription:
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology="1x1x1", target_config=gpu.target_config()
+        return topologies.get_topology_desc(
+            platform="cuda", topology="1x1x1", target_config=target_config
         )
     except NotImplementedError as error:
         # JAX gives the plugin up where it finds no CUDA, unless it was told not to look for one.
-        raise InputError(
-            Problem(
-                "target",
-                target,
-                "JAX did not start its CUDA compiler, which looks for a GPU first; on a machine "
-                "without one, set JAX_PLATFORMS=cpu",
-            )
-        ) from error
-    return topology.devices[0]
-
-
-def _missing(target: str, extra: str) -> Problem:
-    return Problem(
-        "target",
-        target,
-        "it needs XLA's compiler for it, which is not installed: "
-        f"pip install -e '.[targets-{extra}]' in the checkout",
-    )
+        text = (
+            "JAX did not start its CUDA compiler, which looks for a GPU first; on a machine "
+            "without one, set JAX_PLATFORMS=cpu"
+        )
+        raise InputError(Problem("target", target, text)) from error

@@ -36,10 +36,10 @@ from sinkjax.specialize.plan import Block, LayerPlan
 
 
 class SpecializedAttention(nnx.Module):
-    """As `sinkjax.models.decoder.Attention`, without the work that the mask took away.
+    """`sinkjax.models.decoder.Attention` without the work that the mask takes away.
 
     Attributes:
-      plan: which heads lie where, static. Of the axes below, heads in the plan's order.
+      plan: the order of heads, static, as they lie along the axes below.
       q: [computed heads, H, D]; k, v: [groups, H, D]; o: [D, computed and copied heads, H].
       q_bias, k_bias, v_bias: their biases; o_bias: [D].
       sink_v: [groups with only `sink` heads, H, D], applied to the first token alone; sink_v_bias.
@@ -66,7 +66,7 @@ class SpecializedAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
-        """A prompt: as `sinkjax.models.decoder.Attention.__call__`."""
+        """Attends over a prompt: as `sinkjax.models.decoder.Attention.__call__`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         all_values = []
         for block, q, k, v in self._blocks(*self._project(x, context)):
@@ -90,7 +90,7 @@ class SpecializedAttention(nnx.Module):
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
-        """One token a row: as `sinkjax.models.decoder.Attention.decode`."""
+        """Attends with one token a row: as `sinkjax.models.decoder.Attention.decode`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         settle, queries = context.products.settle, []
         q, k, v = self._project(x, context)
@@ -117,10 +117,7 @@ class SpecializedAttention(nnx.Module):
     def _project(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-        """Rotated queries [B, T, N, H], rotated keys and values [B, T, K, H] of what is there.
-
-        Without computed heads there are neither queries nor keys, without copied ones no values.
-        """
+        """Rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]; None without any."""
         if not self.plan.blocks:
             return None, None, None
         weights = [w[...] for w in (self.q, self.k, self.v) if w is not None]
@@ -166,7 +163,7 @@ class SpecializedAttention(nnx.Module):
     def _sink_biases(
         self, x: jax.Array, values: list[jax.Array], products: Products
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """What the `sink` heads add, [B, D], at the first position and at all later ones."""
+        """The sum of the `sink` heads, [B, D], at the first position and at all later ones."""
         v0 = [v[:, 0] for v in values]
         if self.sink_v is not None:
             first = x[:, :1] if self.norm is None else self.norm(x[:, :1])
@@ -221,7 +218,7 @@ def _slot_weights(
     keys: Sequence[jax.Array | None],
     context: Context,
 ) -> list[list[SlotWeights]]:
-    """How every part of every block attends with one token a row.
+    """The attention weights of every part of every block, for one token a row.
 
     The softmax of all parts that see the same slots is taken at once: a step on a CPU is made of
     many short operations, and each takes a while to start.
@@ -233,7 +230,7 @@ def _slot_weights(
       context: of the layer.
     """
     t, max_length, products = context.lengths, context.max_length, context.products
-    found: dict[Layout, list[tuple[str, jax.Array]]] = {}
+    by_view: dict[Layout, list[tuple[str, jax.Array]]] = {}
     places: list[list[tuple[Layout, int]]] = []
     for block, of_parts, store in zip(blocks, queries, keys, strict=True):
         places.append([])
@@ -242,18 +239,18 @@ def _slot_weights(
                 layout = layout_of(block.keys, max_length)
                 view = _view_layout(part.path, layout, max_length)
                 slots = view_store(store, layout, view, t)
-                alike = found.setdefault(view, [])
-                places[-1].append((view, len(alike)))
+                of_view = by_view.setdefault(view, [])
+                places[-1].append((view, len(of_view)))
                 scores = cached_scores(q, slots, block.groups, products)
-                alike.append((part.path.kind, scores))
+                of_view.append((part.path.kind, scores))
     weights = {}
-    for view, alike in found.items():
-        kinds = dict.fromkeys(kind for kind, _ in alike)
+    for view, of_view in by_view.items():
+        kinds = dict.fromkeys(kind for kind, _ in of_view)
         with jax.named_scope("_and_".join(kinds)):
-            together = _concatenate([scores for _, scores in alike], axis=1)
+            together = _concatenate([scores for _, scores in of_view], axis=1)
             together = cached_weights(together, view.positions(t), t, products)
         weights[view], start = [], 0
-        for kind, scores in alike:
+        for kind, scores in of_view:
             with jax.named_scope(kind):  # whose work it is that follows
                 own = _slice(together, start, scores.shape[1], axis=1)
             weights[view].append(SlotWeights(own, view))
@@ -293,7 +290,7 @@ def _sum_stores(
 
 
 def _view_layout(path: Full | Window, store: Layout, max_length: int) -> Layout:
-    """How a head on this path reads a store that holds at least what it sees."""
+    """The layout in which a head on this path reads a store of at least its span."""
     if isinstance(path, Window):
         return window_layout(path, store, max_length)
     return Whole(max_length)

@@ -1,4 +1,4 @@
-"""(model, mask) to the specialized model."""
+"""Makes the specialized model of a model and a mask."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -40,7 +40,7 @@ class SpecializedLlama(Llama):
 def specialize(
     model: Llama, mask: SinkMask | SavedMask, *, fills: jax.Array | None = None
 ) -> SpecializedLlama:
-    """A model in which every head takes its path, and no work is left of what the mask removes.
+    """Makes a model in which every head takes its path, without the work that the mask removes.
 
     Weights that the mask leaves alone are shared with `model`, not copied; a slice or a new order
     of heads is a new array. With every head `full` it is the baseline's own program.

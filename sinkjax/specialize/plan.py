@@ -15,7 +15,6 @@ k the blocks that need keys, v all blocks.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 
 from sinkjax.attention.context import PartName
@@ -56,12 +55,7 @@ class Copied:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Groups of equal make-up.
-
-    Attributes:
-      groups: how many.
-      computed, copied: its parts.
-    """
+    """Groups of equal make-up: their number, and their parts."""
 
     groups: int
     computed: tuple[Computed, ...]
@@ -69,29 +63,27 @@ class Block:
 
     @property
     def keys(self) -> Full | Window | None:
-        """What of the past a store of keys has to hold; None for no keys."""
+        """The span of the past that a store of keys has to hold; None for no keys."""
         return _span(part.path for part in self.computed) if self.computed else None
 
     @property
     def values(self) -> Full | Window:
-        """What of the past a store of values has to hold."""
+        """The span of the past that a store of values has to hold."""
         return _span(part.path for part in (*self.computed, *self.copied))
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """A layer: its blocks, and which groups have `sink` heads.
+    """A layer: its blocks, and the groups that have `sink` heads.
 
     Attributes:
       blocks: all groups with other than `sink` heads.
-      sink_groups: how many groups have only `sink` heads.
       first, other: groups with heads that are `sink(first)`, and `sink` with another fill: places
         in the order of v, those with only `sink` heads last.
       mean: whether a head is `sink(mean)`.
     """
 
     blocks: tuple[Block, ...]
-    sink_groups: int
     first: tuple[int, ...]
     other: tuple[int, ...]
     mean: bool
@@ -99,7 +91,7 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class HeadOrder:
-    """Which heads of the original lie where: what weights are sliced by.
+    """The heads of the original in the order of a plan, by which weights are sliced.
 
     Attributes:
       q, o: query heads. k, v: groups. sink_v: groups with only `sink` heads.
@@ -147,20 +139,20 @@ def _plan_layer(
     paths = mask.heads[layer]
     groups = range(len(paths) // group)
     by_part = [_parts(mask, layer, range(k * group, (k + 1) * group), kept) for k in groups]
-    alike = collections.defaultdict(list)
+    by_make_up = collections.defaultdict(list)
     for k, parts in enumerate(by_part):
-        alike[tuple((key, len(heads)) for key, heads in parts.items())].append(k)
-    sink_v = tuple(alike.pop((), ()))
+        by_make_up[tuple((key, len(heads)) for key, heads in parts.items())].append(k)
+    sink_v = tuple(by_make_up.pop((), ()))
 
     blocks, q, k_order, v, o = [], [], [], [], []
-    for number, (make_up, members) in enumerate(alike.items()):
+    for number, (make_up, members) in enumerate(by_make_up.items()):
         computed, copied = [], []
         for key, count in make_up:
             heads = [head for k in members for head in by_part[k][key]]
             o += heads
             if key.is_copied:
-                found = tuple(sources[paths[n].layer, paths[n].head] for n in heads)
-                copied.append(Copied(key.path, count, found))
+                of_part = tuple(sources[paths[n].layer, paths[n].head] for n in heads)
+                copied.append(Copied(key.path, count, of_part))
                 continue
             q += heads
             name = (layer, number, len(computed)) if key.is_kept else None
@@ -177,7 +169,7 @@ def _plan_layer(
     first = _by_place([n for n in sinks if paths[n].fill == "first"], group, places)
     other = _by_place([n for n in sinks if paths[n].fill != "first"], group, places)
     mean = tuple(n for n in sinks if paths[n].fill == "mean")
-    plan = LayerPlan(tuple(blocks), len(sink_v), tuple(first), tuple(other), bool(mean))
+    plan = LayerPlan(tuple(blocks), tuple(first), tuple(other), bool(mean))
     return plan, HeadOrder(
         q=tuple(q),
         k=tuple(k_order),
@@ -192,7 +184,7 @@ def _plan_layer(
 
 @dataclasses.dataclass(frozen=True)
 class _PartKey:
-    """What the heads of one part have in common."""
+    """The properties that the heads of one part share."""
 
     is_copied: bool
     is_kept: bool
@@ -225,18 +217,15 @@ def _by_place(
     heads: Iterable[int], group: int, places: Mapping[int, int]
 ) -> dict[int, tuple[int, ...]]:
     """Query heads by their group's place in the order of v, ascending."""
-    found = collections.defaultdict(tuple)
+    by_place = collections.defaultdict(tuple)
     for head in heads:
-        found[places[head // group]] += (head,)
-    return dict(sorted(found.items()))
+        by_place[places[head // group]] += (head,)
+    return dict(sorted(by_place.items()))
 
 
 def _span(paths: Iterable[Full | Window]) -> Full | Window:
-    """What heads on all these paths see between them."""
-
-    def join(one: Full | Window, two: Full | Window) -> Full | Window:
-        if Full() in (one, two):
-            return Full()
-        return Window(max(one.sinks, two.sinks), max(one.recent, two.recent))
-
-    return functools.reduce(join, paths)
+    """The span that heads on all these paths see between them."""
+    spans = set(paths)
+    if Full() in spans:
+        return Full()
+    return Window(max(span.sinks for span in spans), max(span.recent for span in spans))

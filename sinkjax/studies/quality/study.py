@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from sinkjax.errors import Problem
-from sinkjax.instruments.passkeys import hide_passkeys, shortest_window
+from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.page import Page
 from sinkjax.report.records import Record
@@ -130,7 +130,7 @@ class Quality(Study):
         read = [(one, length, rows) for one in self.series for length, rows in one.tokens.items()]
         tokenizer, retrieval = self.subject.tokenizer, []
         for one, length, rows in read if self.passkey_depths else ():
-            if length >= shortest_window(tokenizer, len(rows), self.seed):
+            if length >= shortest_excerpt(tokenizer, len(rows), self.seed):
                 retrieval += [
                     (one, length, depth, hide_passkeys(tokenizer, rows, depth, self.seed))
                     for depth in self.passkey_depths

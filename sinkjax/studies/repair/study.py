@@ -23,7 +23,7 @@ import numpy as np
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batches
-from sinkjax.instruments.token_losses import residuals, token_divergences
+from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.report.records import Record
@@ -119,5 +119,5 @@ def _divergences(
     parts = []
     for tokens, count in batches(excerpts):
         streams = (residuals(one, tokens)[:, 1:] for one in (model, changed))
-        parts.append(np.asarray(token_divergences(model, *streams))[:count])
+        parts.append(np.asarray(token_divergences(OutputHead(model), *streams))[:count])
     return np.concatenate(parts)
