@@ -1,4 +1,4 @@
-"""What compiled executables cost, by path, read from the executables themselves.
+"""Costs of compiled executables, by path, read from the executables themselves.
 
 FLOPs come from the optimized HLO, by the `jax.named_scope` in which the model computed them;
 parameters and cache from the executable's own arguments, where what XLA found dead is not listed.
@@ -22,8 +22,8 @@ from flax import nnx
 from sinkjax.accounts.formulas import ROWS, Cost, needed_pairs
 from sinkjax.attention.kernels import XLA, Blocked
 from sinkjax.masks.paths import Full
-from sinkjax.programs.compile import Program
 from sinkjax.programs.executable import Executable
+from sinkjax.programs.generate import Program
 from sinkjax.programs.hlo import Scopes
 from sinkjax.specialize.plan import Block, LayerPlan
 

@@ -1,4 +1,4 @@
-"""What a mask's programs cost by formulas: from the config, the mask and the sizes alone.
+"""Costs of a mask's programs by formulas: from the config, the mask and the sizes alone.
 
 Nothing here looks at a model, a plan or an executable: these are the formulas that compiled
 executables are held against (`sinkjax.accounts.compiled`).
@@ -41,7 +41,7 @@ ROWS = ("full", "window", "copy", "sink", "rest")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What some part of an executable needs each time it runs.
+    """The needs of some part of an executable each time it runs.
 
     Attributes:
       operations: FLOPs, of matrix products.
@@ -120,7 +120,7 @@ class _Head:
 
     @property
     def is_kept(self) -> bool:
-        """Whether its pattern is an array: it is copied, or a copy."""
+        """True where its pattern is an array: it is copied, or a copy."""
         return self.is_copied or not self.has_queries
 
 
@@ -168,7 +168,7 @@ def _sink_group(members: Sequence[_Head], biased: Cost, config: LlamaConfig, siz
 
 
 def _sink_bias(paths: Sequence[Path], config: LlamaConfig, sizes: Sizes) -> Cost:
-    """What is added at every later position: kept in the cache, its constant part a parameter."""
+    """The sum added at every later position: kept in the cache, its constant part a parameter."""
     size = config.embed_dim * sizes.itemsize
     has_mean = Sink("mean") in paths
     return Cost(

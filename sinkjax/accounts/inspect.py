@@ -1,4 +1,4 @@
-"""What a program's executables cost, compiled beside formulas, as records of JSON values."""
+"""Costs of a program's executables, compiled beside formulas, as records of JSON values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ from sinkjax.environment import environment
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import LlamaConfig
-from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.compile import compile
 from sinkjax.programs.executable import Executable
+from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
 
 
@@ -24,14 +25,7 @@ def compile_shapes(
 ) -> Program:
     """Compiles a mask's programs for reading, from the shapes of weights and fills alone.
 
-    Args:
-      config: of the model.
-      mask: any, the baseline's too.
-      dtype: of the parameters.
-      options: of `sinkjax.compile`.
-
-    Raises:
-      InputError: as `sinkjax.compile` does, and for a mask of another shape.
+    The options are those of `sinkjax.compile`, and so are the errors.
     """
     fills = np.broadcast_to(np.float32(0), (config.num_layers, config.num_heads, config.head_dim))
     return compile(specialize(abstract_model(config, dtype), mask, fills=fills), **options)

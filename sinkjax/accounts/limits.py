@@ -17,7 +17,7 @@ from sinkjax.models.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What a step needs.
+    """The least that a step needs.
 
     Attributes:
       operations: FLOPs of matrix products.
@@ -42,7 +42,7 @@ class Limit:
 def prefill_limit(
     config: LlamaConfig, mask: SinkMask, batch_size: int, length: int, itemsize: int
 ) -> Limit:
-    """The limit of a prompt of `length` tokens a row: its cache written, its last token's logits."""
+    """The limit of a prompt of `length` tokens a row, with its cache and its last logits."""
     sizes = Sizes(batch_size, length, length, itemsize, blocked=False)
     return _limit(config, mask, sizes, batch_size * length)
 

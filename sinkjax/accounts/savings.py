@@ -1,4 +1,4 @@
-"""What masks and paths save: by formulas, and read from compiled programs, which are held to them.
+"""Savings of masks and paths, by formulas or read from compiled programs.
 
 The work of one text is a prefill of `length` tokens and `generated` decode steps. Its price is one
 number: the bytes that the executables read and keep, and their FLOPs at as many FLOPs as the
@@ -80,12 +80,6 @@ class Workload:
 def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: jnp.dtype) -> Needs:
     """The needs of a text, read from a mask's programs, compiled for this machine.
 
-    Args:
-      config: of the model.
-      mask: any, the baseline's too.
-      workload: sizes of the programs.
-      dtype: of the parameters.
-
     Raises:
       InputError: where a program calls what has FLOPs that cannot be read from it.
     """
@@ -131,9 +125,8 @@ def path_savings(
     which it frees only together with the others; a group with all that it frees.
 
     Args:
-      config: of the model.
+      config, workload: the model and the text.
       paths: P of `full`, `window` and `sink`.
-      workload: what is served.
       num_kv_heads: K, for whole groups; None for heads.
 
     Returns:

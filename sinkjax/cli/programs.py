@@ -12,11 +12,7 @@ _COLUMNS = ("operations", "parameters", "cache")
 
 
 def program_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Table]:
-    """One table by path for each executable, and one of all executables.
-
-    Args:
-      baseline, masked: records of two programs that differ in the mask alone.
-    """
+    """A table by path for each executable of two programs that differ in the mask; one of all."""
     pairs = list(zip(baseline, masked, strict=True))
     return [*(_cost_table(*pair) for pair in pairs), _executable_table(pairs)]
 

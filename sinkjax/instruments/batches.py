@@ -11,7 +11,7 @@ BATCH_TOKENS = 2048
 
 
 def batch_rows(excerpts: np.ndarray, tokens: int = BATCH_TOKENS) -> int:
-    """How many excerpts, of [W, T], have this many tokens: at least 1, at most all."""
+    """The number of excerpts, of [W, T], that have so many tokens: at least 1, at most all."""
     count, length = excerpts.shape
     return min(count, max(1, tokens // length))
 
@@ -35,12 +35,9 @@ def batches(excerpts: np.ndarray, rows: int | None = None) -> Iterator[tuple[jax
 
 
 def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, rows: str) -> None:
-    """Raises for tokens that no model of V tokens can be given; those traced are taken on trust.
+    """Checks tokens int [B, T] against V; those that are traced are taken on trust.
 
-    Args:
-      tokens: int [rows, T].
-      vocab_size: V.
-      name, rows: of the argument and of its rows, in messages.
+    `name` and `rows` are what messages call the argument and its rows.
 
     Raises:
       TypeError: for tokens that are not whole numbers.

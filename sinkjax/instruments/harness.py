@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.compile import compile
+from sinkjax.programs.generate import Program
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _SHORTEST = 32  # tokens that inputs are padded to at least: fewer programs for short ones
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
-"""What the harness asks for: the texts, and the tokens of context and continuation."""
+"""A request of the harness: its texts, and the tokens of context and continuation."""
 
 
 class HarnessLM(TemplateLM):

@@ -34,7 +34,7 @@ def own_errors(
     """Every head's error under every path.
 
     Args:
-      model: every head `full`.
+      model: the baseline.
       excerpts: int32 [W, T], T at least 2.
       paths: P of `full`, `window` and `sink`.
       mask: under which the inputs are; None for the baseline.
@@ -58,12 +58,7 @@ def own_errors(
 def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
     """The mean output of every head over positions t >= 1 of all excerpts: fills of `sink(mean)`.
 
-    Args:
-      model: every head `full`.
-      excerpts: int32 [W, T], T at least 2.
-
-    Returns:
-      float32 [L, N, H], before `o_proj`.
+    int32 [W, T], T at least 2, to float32 [L, N, H], before `o_proj`.
     """
     config = model.config
     sums = np.zeros((config.num_layers, config.num_heads, config.head_dim))

@@ -22,15 +22,12 @@ PATTERN_TOKENS = 512
 
 
 def copied_residuals(model: Llama, tokens: jax.Array, sources: jax.Array) -> jax.Array:
-    """The residual stream after the last layer under copies.
+    """The residual stream [B, T, D] after the last layer under copies.
 
     Args:
-      model: every head `full`.
+      model: the baseline.
       tokens: int [B, T], full rows.
       sources: int32 [L, N], of `source_numbers`.
-
-    Returns:
-      [B, T, D].
     """
     x, context = model.enter(tokens)
     patterns = no_patterns(model, tokens)
@@ -65,7 +62,7 @@ def no_patterns(model: Llama, tokens: jax.Array) -> jax.Array:
 
 
 def dense_pattern(q: jax.Array, k: jax.Array) -> jax.Array:
-    """How `full` heads attend: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T]."""
+    """Patterns of `full` heads: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T]."""
     length = q.shape[1]
     visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
     logits = scores(group_queries(q, k.shape[2]), group_keys(k))

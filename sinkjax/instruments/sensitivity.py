@@ -1,4 +1,4 @@
-"""What a head's change costs in KL, predicted to second order: all heads and paths in one pass.
+"""The cost of a head's change in KL, predicted to second order: all heads and paths in one pass.
 
 With q the model's predictions under the current mask, p the baseline's, and δ what a move adds to a
 head's output at all positions of an excerpt, the KL summed over positions changes by

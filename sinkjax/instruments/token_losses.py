@@ -16,7 +16,7 @@ from sinkjax.attention.context import Context
 from sinkjax.models.decoder import Layer, Llama
 
 TOP = 5
-"""How many of the likeliest tokens are held against each other."""
+"""The number of likeliest tokens that are compared."""
 
 _BLOCK = 128  # positions: two models' logits over 128k tokens take 128 MB, and products stay large
 
@@ -68,13 +68,7 @@ def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None)
     Layers of one structure share what is compiled for them, in one model or in several: a mask
     that differs from another in few layers costs the compile time of those.
 
-    Args:
-      model: a `Llama`, or what `sinkjax.specialize` makes of one.
-      tokens: int [B, T], right-padded where rows are shorter than T.
-      lengths: int [B], tokens in each row; None where every row is full.
-
-    Returns:
-      [B, T, D].
+    int [B, T], right-padded where the `lengths` int [B] are shorter, to [B, T, D].
     """
     x, context = model.enter(tokens, lengths)
     for layer in model.layers:
@@ -91,13 +85,7 @@ def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Cont
 
 @jax.jit
 def score_tokens(model: OutputHead, residual: jax.Array, next_tokens: jax.Array) -> Scores:
-    """Scores a model's predictions of each position's next token.
-
-    Args:
-      model: its norm and output head.
-      residual: [B, P, D], the stream after its last layer.
-      next_tokens: int [B, P].
-    """
+    """Scores a model's predictions of next tokens int [B, P] from its last residual [B, P, D]."""
 
     def block(x: jax.Array, targets: jax.Array) -> Scores:
         logits = model.logits(x[None])
@@ -116,12 +104,8 @@ def compare_tokens(
 ) -> Comparison:
     """Compares two models' predictions at each position, and scores them.
 
-    Equal logits give a KL of exactly 0, whatever XLA makes of the rest.
-
-    Args:
-      baseline, candidate: their norms and output heads.
-      baseline_residual, candidate_residual: [B, P, D], the streams after their last layers.
-      next_tokens: int [B, P].
+    Equal logits give a KL of exactly 0, whatever XLA makes of the rest. Residuals [B, P, D] are the
+    streams after the last layers; next tokens are int [B, P].
     """
 
     def block(x: jax.Array, y: jax.Array, targets: jax.Array) -> Comparison:
@@ -147,12 +131,7 @@ def token_divergences(
 ) -> jax.Array:
     """The KL of `compare_tokens` alone, of two residual streams of one model.
 
-    Args:
-      model: its norm and output head, used for both.
-      baseline_residual, candidate_residual: [B, P, D], streams after the last layer.
-
-    Returns:
-      float32 [B, P], KL(baseline ‖ candidate) in nats.
+    [B, P, D] twice, after the last layer, to float32 [B, P], KL(baseline ‖ candidate) in nats.
     """
 
     def block(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -102,9 +102,8 @@ def traced_residuals(
 
     Args:
       model: the baseline.
-      tokens: int [B, T], right-padded where rows are shorter than T.
+      tokens: int [B, T], right-padded where the `lengths` int [B] are shorter.
       paths: [L, N], of `traced_paths`.
-      lengths: int [B], tokens in each row; None where every row is full.
 
     Returns:
       [B, T, D]; at padding it means nothing.
@@ -172,12 +171,10 @@ def _attend_block(
     block: int,
     begin: jax.Array | int,
 ) -> jax.Array:
-    """One block of queries, from `begin` on: as the `full` path's, each head with its window.
+    """One block of queries, from `begin` on, as the `full` path's, each head with its window.
 
-    Args:
-      q: [B, K, G, T, H], scaled; all queries.
-      k: [B, K, S, H]. values: [B, K, S, M].
-      sinks, recent: int32 [1, K, G, 1, 1].
+    q: [B, K, G, T, H], scaled; k: [B, K, S, H]; values: [B, K, S, M]; sinks, recent: int32
+    [1, K, G, 1, 1].
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     t = (begin + jnp.arange(block, dtype=jnp.int32)).reshape(1, 1, 1, block, 1)

@@ -4,7 +4,6 @@ Weights are arguments of every executable, never constants in it: all executable
 the models that share arrays with it, read the same buffers.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -14,77 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from sinkjax.attention.kernels import Kernel
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
 from sinkjax.models.sampling import Sampler, draw
 from sinkjax.programs.executable import Executable, build
-from sinkjax.programs.generate import (
-    MAX_STOP_TOKENS,
-    Generator,
-    OnTokens,
-    Request,
-    Row,
-    Steps,
-    decode_steps,
-    run,
-)
+from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
 from sinkjax.programs.scan import scanned
 
 DEFAULT_STEPS_PER_CALL = 16
-"""Of 1, 4, 16 and 64 the fastest for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
+"""The fastest of 1, 4, 16 and 64 for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
 
 Layers = Literal["unrolled", "scanned"]
 LAYERS: tuple[str, ...] = get_args(Layers)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program(Generator):
-    """The executables of one model, and their arguments.
-
-    Attributes:
-      model: the one compiled; its arrays are shared, not copied.
-      structure: the model as it was compiled, with runs of like layers where they are scanned.
-      batch_size: B, rows of every call.
-      max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
-      steps_per_call: decode steps of one call at most.
-      prefill: by bucket, the padded length T.
-      attention: the kernel that computes it, by bucket.
-      decode: one step for every row, up to `steps_per_call` times.
-      parameters: the model's arrays by name, the first argument of every executable; None where
-        they are abstract or were compiled for a device that is not here: to be read, not run.
-    """
-
-    model: nnx.Module
-    structure: nnx.Module
-    batch_size: int
-    max_length: int
-    steps_per_call: int
-    prefill: Mapping[int, Executable]
-    attention: Mapping[int, Kernel]
-    decode: Executable
-    parameters: Mapping[str, jax.Array] | None
-
-    @property
-    def executables(self) -> tuple[Executable, ...]:
-        """Prefill by ascending bucket, then decode."""
-        return (*self.prefill.values(), self.decode)
-
-    def length_of(self, executable: Executable) -> int | None:
-        """The bucket of one of the executables; None for decode."""
-        return next((length for length, e in self.prefill.items() if e is executable), None)
-
-    @property
-    def compile_seconds(self) -> float:
-        """Lowering and compiling of all executables, together."""
-        return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
-
-    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
-        return self.model.config.vocab_size, tuple(self.prefill), self.max_length
-
-    def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
-        run(self, rows, request, on_tokens)
 
 
 def compile(
@@ -190,7 +131,7 @@ def compile(
 
 
 class _Placement:
-    """Where the arguments of executables lie: one device, a mesh, or nowhere yet."""
+    """The place of the arguments of executables: one device, a mesh, or nowhere yet."""
 
     def __init__(self, parameters: Mapping[str, Any], device: jax.Device | None):
         self._parameters = parameters

@@ -16,8 +16,8 @@ from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import Program, compile
-from sinkjax.programs.generate import Generator, OnTokens, Request, Row, run
+from sinkjax.programs.compile import compile
+from sinkjax.programs.generate import Generator, OnTokens, Program, Request, Row, run
 from sinkjax.specialize.build import specialize
 
 Crossing = Literal["stay", "prefill"]

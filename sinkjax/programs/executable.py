@@ -77,16 +77,10 @@ def build(
     compiler_options: Mapping[str, Any] | None = None,
     device: jax.Device | None = None,
 ) -> Executable:
-    """Lowers and compiles a function, timing both.
+    """Lowers and compiles a function of `arguments`, pytrees of `jax.ShapeDtypeStruct`; times both.
 
-    Args:
-      name: of the executable.
-      function: of arrays.
-      arguments: pytrees of `jax.ShapeDtypeStruct`.
-      donate: positions of the arguments whose memory the outputs may take.
-      out_shardings: as for `jax.jit`; None leaves them to XLA.
-      compiler_options: XLA's, for this compile alone.
-      device: that the arguments lie on, where it is not here.
+    The outputs may take the memory of the arguments at the positions `donate`. `device` is the one
+    that the arguments lie on, where it is not here.
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     jitted = jax.jit(function, donate_argnums=donate, **options)

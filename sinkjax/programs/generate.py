@@ -10,12 +10,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from sinkjax.attention.kernels import Kernel
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.sampling import Sampler, draw, make_sampler
 from sinkjax.programs.executable import Executable
@@ -30,7 +32,7 @@ OnTokens = Callable[[int, list[int]], None]
 
 
 class Generator(abc.ABC):
-    """What continues prompts: a program, or the programs of a plan."""
+    """A program, or the programs of a plan, that continues prompts."""
 
     @abc.abstractmethod
     def _sizes(self) -> tuple[int, tuple[int, ...], int]:
@@ -108,7 +110,7 @@ class Generator(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What all rows have in common.
+    """The settings that all rows share.
 
     Attributes:
       sampling: of `sinkjax.models.sampling.make_sampler`.
@@ -211,23 +213,56 @@ def decode_steps(
     return jax.lax.while_loop(goes_on, body, (jnp.int32(0), start))[1]
 
 
-class Runnable(Protocol):
-    """What `run` needs of a `Program`, which is built on this module."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program(Generator):
+    """The executables of one model, and their arguments.
+
+    Attributes:
+      model: the one compiled; its arrays are shared, not copied.
+      structure: the model as it was compiled, with runs of like layers where they are scanned.
+      batch_size: B, rows of every call.
+      max_length: tokens that a row's cache has room for, the prompt's and the new ones'.
+      steps_per_call: decode steps of one call at most.
+      prefill: by bucket, the padded length T.
+      attention: the kernel that computes it, by bucket.
+      decode: one step for every row, up to `steps_per_call` times.
+      parameters: the model's arrays by name, the first argument of every executable; None where
+        they are abstract or were compiled for a device that is not here: to be read, not run.
+    """
+
+    model: nnx.Module
+    structure: nnx.Module
+    batch_size: int
+    max_length: int
+    steps_per_call: int
+    prefill: Mapping[int, Executable]
+    attention: Mapping[int, Kernel]
+    decode: Executable
+    parameters: Mapping[str, jax.Array] | None
 
     @property
-    def batch_size(self) -> int: ...
+    def executables(self) -> tuple[Executable, ...]:
+        """Prefill by ascending bucket, then decode."""
+        return (*self.prefill.values(), self.decode)
+
+    def length_of(self, executable: Executable) -> int | None:
+        """The bucket of one of the executables; None for decode."""
+        return next((length for length, e in self.prefill.items() if e is executable), None)
+
     @property
-    def steps_per_call(self) -> int: ...
-    @property
-    def prefill(self) -> Mapping[int, Executable]: ...
-    @property
-    def decode(self) -> Executable: ...
-    @property
-    def parameters(self) -> Any: ...
+    def compile_seconds(self) -> float:
+        """Lowering and compiling of all executables, together."""
+        return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
+
+    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
+        return self.model.config.vocab_size, tuple(self.prefill), self.max_length
+
+    def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
+        run(self, rows, request, on_tokens)
 
 
 def run(
-    program: Runnable,
+    program: Program,
     rows: Iterable[Row],
     request: Request,
     on_tokens: OnTokens | None,
@@ -239,10 +274,8 @@ def run(
     Rows of like length go together, so that short prompts do not pay for a long one's bucket.
 
     Args:
-      program: whose executables run.
+      program, request, on_tokens: as of `Generator.generate`.
       rows: each with a budget and a bucket that it fits into.
-      request: their sampling and stop tokens.
-      on_tokens: called with a row's index and its new tokens as they come.
       up_to: no token is drawn after more tokens than these; None for no such end.
     """
     if program.parameters is None:
@@ -258,7 +291,7 @@ class _Batch:
 
     def __init__(
         self,
-        program: Runnable,
+        program: Program,
         rows: Sequence[Row],
         request: Request,
         on_tokens: OnTokens | None,

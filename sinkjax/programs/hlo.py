@@ -1,12 +1,12 @@
-"""What a compiled executable does, read from its own optimized HLO.
+"""The work of a compiled executable, read from its own optimized HLO.
 
 XLA's `cost_analysis` gives totals, counts a loop's body once however often it runs, and is silent
 on some platforms. Here every instruction is counted where it stands: by the `jax.named_scope` that
 it came from, and as often as its loop runs, so that the work of one layer or one path can be told
 from the rest, on every platform alike.
 
-Counted is what HLO's semantics ask for. A loop whose number of turns the compiler does not know
-counts once; a conditional counts its largest branch.
+A loop whose number of turns the compiler does not know counts once; a conditional counts its
+largest branch.
 """
 
 import collections
@@ -54,7 +54,7 @@ Scopes = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one instruction computes each time the executable runs.
+    """The FLOPs of one instruction each time the executable runs.
 
     Attributes:
       scopes: where it came from, as `jit(f)/layer_0/attention/...`. Passes that rewrite an
@@ -308,7 +308,7 @@ def _whole_lines(text: str) -> Iterator[str]:
 
 
 def _target(instruction: _Instruction) -> str:
-    """What a custom call calls."""
+    """The target of a custom call."""
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     return target[1] if target else ""
 
@@ -318,7 +318,7 @@ def _is_gemm(instruction: _Instruction) -> bool:
 
 
 def _is_opaque(instruction: _Instruction) -> bool:
-    """Whether it is a custom call that computes something that the HLO does not show."""
+    """Tells whether a custom call computes something that the HLO does not show."""
     if instruction.opcode != "custom-call" or _is_gemm(instruction):
         return False
     moves_data = r"(?i)bitcast|alloc|sharding|gather\w*indices|topk|sort|annotate|custom-barrier"

@@ -25,12 +25,7 @@ CPU_OPTIONS: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The way to compile a model.
-
-    Attributes:
-      products: the form of its products.
-      compiler_options: XLA's, for this compile alone.
-    """
+    """The form of a model's products, and XLA's options for its compile alone."""
 
     products: Products
     compiler_options: Mapping[str, Any]

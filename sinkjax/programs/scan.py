@@ -102,7 +102,7 @@ def _one_layer(stacked: Any) -> Any:
 
 
 def _read_by(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Whether a function reads each array, or shape, of its arguments: bools in their trees."""
+    """Tells which arrays, or shapes, of its arguments a function reads: bools in their trees."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     read = {id(v) for v in (*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars))}
     structure = jax.tree.structure(arguments)

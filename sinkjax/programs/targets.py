@@ -85,7 +85,7 @@ TARGETS = (
     *(f"tpu:{chip}" for chip in _TPU_TOPOLOGIES),
     *(f"cuda:{chip}" for chip in _GPUS),
 )
-"""What `target_device` knows."""
+"""The names that `target_device` knows."""
 
 WITHOUT_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

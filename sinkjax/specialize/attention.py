@@ -224,10 +224,8 @@ def _slot_weights(
     many short operations, and each takes a while to start.
 
     Args:
-      blocks: of a layer.
       queries: by block and part, [B, 1, N, H], rotated and scaled.
-      keys: a store of each block, or a None where it has no computed heads.
-      context: of the layer.
+      keys: a store of each block, or None where it has no computed heads.
     """
     t, max_length, products = context.lengths, context.max_length, context.products
     by_view: dict[Layout, list[tuple[str, jax.Array]]] = {}

@@ -1,4 +1,4 @@
-"""How a layer's heads are ordered into dense work: static, worked out from the mask alone.
+"""The order of a layer's heads for dense work: static, worked out from the mask alone.
 
 A head is computed (`full`, `window`), copied (`copy`) or gone (`sink`). Groups whose heads take the
 same paths form a block: in it every path has the same number of heads in each group, so that each
@@ -28,9 +28,8 @@ class Computed:
     """Heads that attend by their own queries and keys.
 
     Attributes:
-      path: theirs.
-      heads: in each group.
-      name: under which later layers find their pattern; None where none of them is copied.
+      heads: their number in each group.
+      name: of their pattern, for later layers; None where no head of them is copied.
     """
 
     path: Full | Window
@@ -44,8 +43,8 @@ class Copied:
 
     Attributes:
       path: of the earlier heads.
-      heads: in each group.
-      sources: one for each head of each group, in order.
+      heads: their number in each group.
+      sources: the earlier head of each, group by group.
     """
 
     path: Full | Window
@@ -112,9 +111,7 @@ class HeadOrder:
 def plan_layers(mask: SinkMask, group: int) -> list[tuple[LayerPlan, HeadOrder] | None]:
     """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
 
-    Args:
-      mask: valid.
-      group: G, query heads a group.
+    `group` is G, the query heads of a group.
     """
     copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
     sources: dict[tuple[int, int], CopiedHead] = {}

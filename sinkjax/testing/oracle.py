@@ -1,4 +1,4 @@
-"""The dense oracle: every attention pattern as explicit [B, N, T, S]. Right, not fast.
+"""The dense oracle: every attention pattern as an explicit array [B, N, T, S]. Right, not fast.
 
 It defines the paths. Each head's output is its pattern applied to the head's own values, plus an
 offset that no value enters: the calibrated mean of a `sink` head.
@@ -84,7 +84,7 @@ def _attend(
 def head_pattern(
     path: Path, scores: jax.Array, earlier: Mapping[tuple[int, int], jax.Array]
 ) -> jax.Array:
-    """How one head attends.
+    """The attention pattern of one head.
 
     Args:
       path: of the head.
