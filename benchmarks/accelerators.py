@@ -27,8 +27,11 @@ from tqdm import tqdm
 
 import sinkjax
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
+from sinkjax.cli.settings import define_settings, numbers, read_settings
+from sinkjax.cli.tool import ShapeSettings, read_mask
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models import sampling
@@ -36,11 +39,16 @@ from sinkjax.programs.options import choose_attention
 from sinkjax.programs.targets import target_device
 from sinkjax.report import formats
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import read_masks
+from sinkjax.studies.settings import setting
 
-cli.define_model_flags(shapes=True)
-flags.FLAGS.set_default("model", "shape:llama-3.2-1b")
-flags.FLAGS.set_default("dtype", "bfloat16")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Model(ShapeSettings):
+    model: str = setting("shape:llama-3.2-1b", "Model, or shape, as `sinkjax inspect` takes it.")
+    dtype: Dtype = setting("bfloat16", "Type of the parameters.")
+
+
+define_settings(_Model)
 _MASK = flags.DEFINE_string(
     "mask",
     "L0-15: 20w(4,128) 2f 2w(4,128) 2f 2w(4,128) f 3w(4,128)",
@@ -80,14 +88,14 @@ _CHIPS: Mapping[str, _Chip] = {
 
 
 def main() -> None:
-    lengths, xla_lengths = (cli.numbers(flag.name, flag.value, int) for flag in (_LENGTHS, _XLA))
+    lengths, xla_lengths = (numbers(flag.name, flag.value, int) for flag in (_LENGTHS, _XLA))
     unknown = [target for target in _TARGETS.value if target not in _CHIPS]
     if unknown:
         raise InputError(f"--targets={','.join(unknown)}: known are {', '.join(_CHIPS)}")
     # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
     jax.config.update("jax_platforms", "cpu")
-    config = cli.load_config(cli.model())
-    programs = {"baseline": SinkMask.full(config), "mask": _mask(config)}
+    config = read_settings(_Model).load_config()
+    programs = {"baseline": SinkMask.full(config), "mask": read_mask(_MASK.value, config)[0]}
     work = [
         (target, length, attention, program)
         for target in _TARGETS.value
@@ -110,13 +118,6 @@ def main() -> None:
     console = terminal.console()
     for target in _TARGETS.value:
         terminal.print_table(console, _table(target, records, programs["mask"]))
-
-
-def _mask(config: sinkjax.LlamaConfig) -> SinkMask:
-    read = read_masks([_MASK.value], config)
-    if len(read) > 1:
-        raise InputError(f"--mask={_MASK.value} names several masks; give one")
-    return next(mask for mask, _ in read.values())
 
 
 def _read(config: sinkjax.LlamaConfig, programs: Mapping[str, SinkMask]) -> list[dict[str, Any]]:
@@ -192,7 +193,8 @@ def _table(target: str, records: list[dict[str, Any]], mask: SinkMask) -> Table:
             )
         )
     return Table(
-        title=f"{cli.model()} in {flags.FLAGS.dtype} on {target}, one row: COMPUTED, NOT MEASURED",
+        title=f"{flags.FLAGS.model} in {flags.FLAGS.dtype} on {target}, one row: COMPUTED, NOT "
+        "MEASURED",
         columns=(
             *("", "attention", "program", "operations", "parameters\nand cache", "temporary"),
             *("memory\nin all", "ms at\nleast", "bound\nby", "times\nas fast"),

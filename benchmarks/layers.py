@@ -10,6 +10,7 @@ ratio is the median over rounds, its interval resamples them. Weights are random
 which takes as long as trained ones.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -20,17 +21,28 @@ from absl import flags
 import sinkjax
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError, each
+from sinkjax.cli.settings import define_settings, read_settings
+from sinkjax.cli.tool import ShapeSettings
+from sinkjax.errors import InputError, Problem, each
 from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import LAYERS
 from sinkjax.report.table import Table
+from sinkjax.studies.settings import setting
 from sinkjax.studies.timing.machine import num_threads
 from sinkjax.studies.timing.measured import AGAIN
 from sinkjax.studies.timing.pairs import Call, Samples, interleave, ratio, summary
 from sinkjax.studies.timing.stages import decode_call, prefill_call
 from sinkjax.studies.timing.tables import show_ratio
 
-cli.define_model_flags(many=True, shapes=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Models(ShapeSettings):
+    model: tuple[str, ...] = setting(
+        ("smollm2-135m",), "Models, or shapes, with commas between them, as for `sinkjax inspect`."
+    )
+
+
+define_settings(_Models)
 _BATCH = flags.DEFINE_integer("batch_size", 1, "Rows.", 1)
 _LENGTH = flags.DEFINE_integer("prompt_length", 512, "Tokens of every row's prompt.", 1)
 _GENERATED = flags.DEFINE_integer("generated", 16, "Tokens that are decoded after it.", 1)
@@ -44,8 +56,12 @@ _UNROLLED, _SCANNED = LAYERS
 def main() -> None:
     if jax.config.jax_compilation_cache_dir:
         raise InputError("JAX_COMPILATION_CACHE_DIR is set: unset it, or compiling is not timed")
-    each(cli.models(), _check)
-    rows = [row for name in cli.models() for row in _rows(name)]
+    settings = read_settings(_Models)
+    if not settings.model:
+        raise InputError(Problem("model", "", "name at least one model"))
+    models = [dataclasses.replace(settings, model=name) for name in settings.model]
+    each(models, _check)
+    rows = [row for chosen in models for row in _rows(chosen)]
     note = (
         f"Medians of {_ROUNDS.value} rounds after 2 of warm-up, of compiling {_COMPILED.value}, on "
         f"{num_threads()} threads. {_BATCH.value} row(s), {flags.FLAGS.dtype}."
@@ -55,16 +71,16 @@ def main() -> None:
     terminal.print_table(terminal.console(), table)
 
 
-def _check(name: str) -> None:
-    context = cli.load_config(name).max_length
+def _check(chosen: _Models) -> None:
+    context = chosen.load_config().max_length
     if _LENGTH.value + _GENERATED.value > context:
         raise InputError(
             f"--prompt_length={_LENGTH.value} and --generated={_GENERATED.value} are more than the "
-            f"context of --model={name}, {context} tokens; give less"
+            f"context of --model={chosen.model}, {context} tokens; give less"
         )
 
 
-def _rows(name: str) -> list[tuple[str, ...]]:
+def _rows(chosen: _Models) -> list[tuple[str, ...]]:
     """Of one model: how long each form takes to compile, to prefill and to decode."""
     compiled = functools.partial(
         sinkjax.compile,
@@ -72,11 +88,11 @@ def _rows(name: str) -> list[tuple[str, ...]]:
         prefill_lengths=(_LENGTH.value,),
         max_length=_LENGTH.value + _GENERATED.value,
     )
-    shapes = abstract_model(cli.load_config(name), jnp.dtype(flags.FLAGS.dtype))
+    shapes = abstract_model(chosen.load_config(), jnp.dtype(chosen.dtype))
     compiling = {form: Call(functools.partial(compiled, shapes, layers=form)) for form in LAYERS}
-    rows = [_row(name, "compiling", "s", _timed(compiling, _COMPILED.value, warmup=0))]
+    rows = [_row(chosen.model, "compiling", "s", _timed(compiling, _COMPILED.value, warmup=0))]
 
-    model = cli.load_model(name, seed=_SEED.value)
+    model = chosen.load(_SEED.value)
     programs = {form: compiled(model, layers=form) for form in LAYERS}
     rng, shape = np.random.default_rng(_SEED.value), (_BATCH.value, _LENGTH.value)
     tokens = rng.integers(model.config.vocab_size, size=shape).astype(np.int32)
@@ -87,7 +103,7 @@ def _rows(name: str) -> list[tuple[str, ...]]:
     stages = {f"prefill {_LENGTH.value}": prefill, f"decode {_GENERATED.value}": decode}
     for what, calls in stages.items():
         samples = _timed({**calls, AGAIN: calls[_UNROLLED]}, _ROUNDS.value, warmup=2)
-        rows.append(_row(name, what, "ms", samples))
+        rows.append(_row(chosen.model, what, "ms", samples))
     return rows
 
 

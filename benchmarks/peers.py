@@ -36,6 +36,8 @@ from benchmarks.processors import keep_to_processors
 from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
+from sinkjax.cli.settings import define_settings, numbers, read_settings
+from sinkjax.cli.tool import ShapeSettings
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
@@ -49,7 +51,7 @@ from sinkjax.studies.timing.pairs import interleave
 from sinkjax.studies.timing.study import STAGES
 from sinkjax.studies.timing.tables import cell_label, machine_table, show_ratio
 
-cli.define_model_flags(shapes=True)
+define_settings(ShapeSettings)
 _ENGINES = flags.DEFINE_list(
     "engines",
     ["sdpa", "eager", "sdpa-bfloat16", "eager-bfloat16", "llama.cpp"],
@@ -125,8 +127,8 @@ def main() -> int:
 
 def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
     """The cells, and where their prompts come from: text, or chance where there is no tokenizer."""
-    batches = cli.numbers("batch_sizes", _BATCHES.value, int)
-    lengths = cli.numbers("prompt_lengths", _LENGTHS.value, int)
+    batches = numbers("batch_sizes", _BATCHES.value, int)
+    lengths = numbers("prompt_lengths", _LENGTHS.value, int)
     problems = [
         f"--engines={name}: known are {', '.join((*_TRANSFORMERS, 'llama.cpp'))}"
         for name in _ENGINES.value
@@ -153,15 +155,16 @@ def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
         for length in lengths
         for batch in batches
     ]
-    config = cli.load_config(cli.model())
+    settings = read_settings(ShapeSettings)
+    config = settings.load_config()
 
     def by_chance(cell: _Cell) -> np.ndarray:
         shape = (cell.batch_size, cell.prompt_length)
         return np.random.default_rng(_SEED.value).integers(config.vocab_size, size=shape)
 
-    if cli.is_shape(cli.model()):
+    if settings.is_shape():
         return cells, lambda cell: by_chance(cell).astype(np.int32)
-    tokenizer = sinkjax.load_tokenizer(cli.model(), revision=cli.revision())
+    tokenizer = settings.load_tokenizer()
     text = inputs.choose_text(None, max(batches), _SEED.value)
     text.check(tokenizer, "never", dict.fromkeys(lengths, max(batches)))
     return cells, lambda cell: text.at_length(
@@ -172,7 +175,7 @@ def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
 @contextlib.contextmanager
 def _engines() -> Iterator[tuple[sinkjax.Llama, dict[str, Engine]]]:
     """The model, and all that run it, by name; sinkjax as the baseline, first."""
-    model = cli.load_model(cli.model(), seed=_SEED.value)
+    model = read_settings(ShapeSettings).load(_SEED.value)
     engines: dict[str, Engine] = {BASELINE: Sinkjax(model)}
     with tempfile.TemporaryDirectory() as folder:
         if set(_ENGINES.value) & set(_TRANSFORMERS):
@@ -190,7 +193,7 @@ def _engines() -> Iterator[tuple[sinkjax.Llama, dict[str, Engine]]]:
 def _specification(model: sinkjax.Llama) -> dict[str, Any]:
     return {
         "experiment": "peers",
-        "model": {"name": cli.model(), "model_digest": model_digest(model)},
+        "model": {"name": flags.FLAGS.model, "model_digest": model_digest(model)},
         "engines": list(_ENGINES.value),
         "generated": _STEPS.value,
         "rounds": _ROUNDS.value,

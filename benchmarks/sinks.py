@@ -34,6 +34,7 @@ import sinkjax
 from benchmarks.processors import keep_to_processors
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
+from sinkjax.cli.settings import numbers
 from sinkjax.environment import environment
 from sinkjax.errors import InputError
 from sinkjax.instruments.sinks import DEFAULT_TAIL
@@ -57,7 +58,7 @@ _TARGETS = {512: 1.0, 1024: 2.0}  # the least ratio that the project sets itself
 
 
 def main() -> int:
-    lengths = cli.numbers("lengths", _LENGTHS.value, int)
+    lengths = numbers("lengths", _LENGTHS.value, int)
     output = _new_file(_OUTPUT.value)
     keep_to_processors(_THREADS.value)
     model = sinkjax.load(_MODEL.value)

@@ -13,7 +13,12 @@ STUDIES = {
 }
 """The study of each question, in sinkjax/studies/NAME/study.py, whose docstring is its help."""
 
-TOOLS = ("mask", "inspect", "generate", "convert")
-"""Each is a module of sinkjax.cli: its docstring is its help, its `main` is what it does."""
+TOOLS = {
+    "mask": "MakeMask",
+    "inspect": "Inspect",
+    "generate": "Generate",
+    "convert": "Convert",
+}
+"""Each tool, in sinkjax/cli/NAME.py, whose docstring is its help."""
 
 COMMANDS = (*STUDIES, *TOOLS)

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, as a flag: off unless asked for.
+"""JAX's persistent compilation cache, off unless asked for.
 
 What lies in that cache is machine code that a later run executes, so the folder has to be the
 user's own. Scripts that measure compile time leave it off: `Executable.from_cold` says so.
@@ -9,32 +9,16 @@ import pathlib
 import stat
 
 import jax
-from absl import flags
 
 from sinkjax.errors import InputError, about
 
-flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
-
-def define_cache_flag() -> None:
-    """Defines --compilation_cache for the calling script."""
-    flags.DEFINE_string(
-        "compilation_cache",
-        None,
-        "Folder, made for you alone, in which executables are kept for the next run; by default "
-        "none are.",
-    )
-
-
-def use_cache() -> None:
-    """Does what --compilation_cache says. Before anything is compiled.
+def use_cache(name: str) -> None:
+    """Has JAX keep executables in a folder, and take them from there. Before any is compiled.
 
     Raises:
       InputError: for a folder that cannot be made, or that others can write to or read.
     """
-    name = flags.FLAGS.compilation_cache
-    if name is None:
-        return
     folder = pathlib.Path(name).absolute()
     with about("compilation_cache", name):
         try:

@@ -1,4 +1,4 @@
-"""What the command lines of the experiments share: the model's flags, and errors as messages."""
+"""How a script runs: its flags are parsed, its help is shown, its errors are messages."""
 
 import contextlib
 import functools
@@ -6,136 +6,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-import sinkjax
 from sinkjax import shipped
-from sinkjax.checkpoint.load import DTYPES
-from sinkjax.errors import InputError, Problem, about, each
-from sinkjax.masks.paths import Path, parse_paths
-from sinkjax.models.shapes import SHAPES
-from sinkjax.programs.options import ATTENTION, DEFAULT_ATTENTION
+from sinkjax.errors import InputError, Problem
 from sinkjax.programs.targets import WITHOUT_TPU
-from sinkjax.studies import subject
-
-Item = TypeVar("Item")
-
-flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
-
-
-def define_model_flags(*, many: bool = False, shapes: bool = False) -> None:
-    """Defines --model, --revision and --dtype for the calling script.
-
-    Args:
-      many: whether --model takes several models, with commas between them.
-      shapes: whether it takes `shape:NAME`, which has no tokenizer and no trained weights.
-    """
-    (flags.DEFINE_list if many else flags.DEFINE_string)(
-        "model",
-        "smollm2-135m",
-        ("The models, with commas between them, each" if many else "The model:")
-        + " smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf "
-        "file, a folder that `sinkjax convert` wrote, or a Hub id such as "
-        "meta-llama/Llama-3.2-1B."
-        + (
-            " Or, without weights to fetch, shape:NAME or shape:FOLDER, which has a config.json; "
-            f"names are {', '.join(SHAPES)}."
-            if shapes
-            else ""
-        ),
-    )
-    flags.DEFINE_string("revision", None, "Branch, tag or commit, where --model is a Hub id.")
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the parameters, whatever is stored.")
-
-
-def define_attention_flag() -> None:
-    """Defines --attention for the calling script."""
-    flags.DEFINE_enum(
-        "attention",
-        DEFAULT_ATTENTION,
-        ATTENTION,
-        "What computes a prompt's attention: xla anywhere; splash, a kernel for TPUs; pallas, one "
-        "for NVIDIA GPUs; auto, the platform's kernel for each prompt length that it can compute, "
-        "and xla for others.",
-    )
-
-
-def attention() -> str:
-    """The value of --attention."""
-    return flags.FLAGS.attention
-
-
-def model() -> str:
-    """The one model that --model names."""
-    return flags.FLAGS.model
-
-
-def models() -> list[str]:
-    """The models that --model names, of a script that takes many."""
-    if not flags.FLAGS.model:
-        raise InputError(Problem("model", "", "name at least one model"))
-    return flags.FLAGS.model
-
-
-def revision() -> str | None:
-    """The value of --revision."""
-    return flags.FLAGS.revision
-
-
-def is_shape(name: str) -> bool:
-    """Whether a model's name stands for a shape, without weights and tokenizer."""
-    return name.startswith(subject.SHAPE)
-
-
-def load_config(name: str) -> sinkjax.LlamaConfig:
-    """A model's config; of `shape:...`, from the table of shapes or a folder's config.json."""
-    if is_shape(name):
-        return subject.shape_config(name, revision())
-    return sinkjax.load_config(name, revision=revision())
-
-
-def load_model(name: str, *, seed: int = 0) -> sinkjax.Llama:
-    """A model as --revision and --dtype say; of `shape:...`, with random weights of this seed."""
-    return subject.load_model(name, revision=revision(), dtype=flags.FLAGS.dtype, seed=seed)
-
-
-def numbers(flag: str, texts: Iterable[str], kind: type[Item]) -> list[Item]:
-    """The values of a flag that is a list of numbers.
-
-    Args:
-      flag: its name, for messages.
-      texts: its value.
-      kind: int or float.
-
-    Raises:
-      InputError: listing all that are none.
-    """
-
-    def number(text: str) -> Item:
-        try:
-            return kind(text)
-        except ValueError as error:
-            wanted = "whole number" if kind is int else "number"
-            raise InputError(
-                Problem(flag, text, f"no {wanted}; give {wanted}s with commas between them")
-            ) from error
-
-    return each(texts, number)
-
-
-def paths(flag: str, text: str) -> tuple[Path, ...]:
-    """The value of a flag that is a list of paths which heads can be masked with.
-
-    Raises:
-      InputError: listing all that are none.
-    """
-    with about(flag):
-        return parse_paths(text, ("window", "sink"))
 
 
 def as_flag(problem: Problem) -> str:

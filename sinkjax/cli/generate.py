@@ -22,63 +22,33 @@ the time to the first token and the tokens a second after it.
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import flags
 
 import sinkjax
-from sinkjax.cli import compilation, terminal
-from sinkjax.cli import flags as cli
-from sinkjax.errors import InputError
+from sinkjax.cli import terminal
+from sinkjax.cli.compilation import use_cache
+from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
-from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL, LAYERS
-from sinkjax.programs.dispatch import CROSSINGS
+from sinkjax.programs.compile import Layers
+from sinkjax.programs.dispatch import Crossing
+from sinkjax.programs.options import Attention
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import read_masks, read_plan
-from sinkjax.studies.prompts import BOS_POLICIES, encode
+from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.prompts import BosPolicy, encode
+from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.timing.study import Timing
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens
-
-cli.define_model_flags()
-compilation.define_cache_flag()
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue. May be repeated.")
-_CHAT = flags.DEFINE_bool("chat", False, "Put each prompt into the tokenizer's chat template.")
-_BOS = flags.DEFINE_enum("bos", "tokenizer", BOS_POLICIES, "Without --chat: as it is in a sweep.")
-_MASK = flags.DEFINE_string("mask", None, "File of a mask, or its text; none for the baseline.")
-_UP_TO = flags.DEFINE_integer("up_to", None, "The mask serves prompts of at most so many tokens.")
-_PLAN = flags.DEFINE_string("plan", None, "File of a plan, in place of --mask.")
-_CROSSING = flags.DEFINE_enum(
-    "crossing", "stay", CROSSINGS, "With --up_to: a text that grows beyond it."
-)
-_COMPARE = flags.DEFINE_bool("compare", False, "Generate with the baseline, too.")
-_NEW = flags.DEFINE_integer("max_new_tokens", 64, "New tokens for each prompt, at most.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from so many likeliest tokens; none for all.")
-_TOP_P = flags.DEFINE_float(
-    "top_p", None, "Draw from the fewest likeliest tokens that make this share; none for all."
-)
-_STOP = flags.DEFINE_bool("stop", True, "End at the model's end-of-text tokens.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling; prompt i has this seed plus i.")
-_STEPS = flags.DEFINE_integer(
-    "steps_per_call",
-    DEFAULT_STEPS_PER_CALL,
-    "Decode steps between two looks at the host.",
-)
-_LAYERS = flags.DEFINE_enum(
-    "layers",
-    "unrolled",
-    LAYERS,
-    "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
-)
-cli.define_attention_flag()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """One way of generating, and what it took.
+    """One way of generating.
 
     Attributes:
       name: for a person.
@@ -91,133 +61,161 @@ class _Way:
     fills: Mapping[SinkMask, Any]
 
 
-def main() -> None:
-    compilation.use_cache()
-    config = sinkjax.load_config(cli.model(), revision=cli.revision())
-    ways = _ways(config)
-    tokenizer = sinkjax.load_tokenizer(cli.model(), revision=cli.revision())
-    prompts = _prompts(tokenizer)
-    model = cli.load_model(cli.model())
-    console = terminal.console()
-    rows = []
-    for way in ways:
-        dispatcher = _compile(model, way, prompts)
-        for index, tokens in enumerate(prompts):
-            console.rule(f"{way.name}, prompt {index}: {len(tokens)} tokens", align="left")
-            console.print(tokenizer.decode(tokens), style="dim", markup=False, end="")
-            rows.append([way.name, *_generate(dispatcher, tokens, index, config, tokenizer)])
-    terminal.print_table(console, _table(rows))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(ModelSettings, Tool):
+    """Continues prompts with the programs of a mask, a plan or the baseline."""
 
-
-def _ways(config: sinkjax.LlamaConfig) -> list[_Way]:
-    """The baseline, where it is asked for, and what --mask or --plan says."""
-    problems = []
-    if not _PROMPT.value:
-        problems.append("--prompt is missing; give at least one text to continue")
-    if _MASK.value and _PLAN.value:
-        problems.append("--mask and --plan exclude each other; name the mask in the plan")
-    if _UP_TO.value is not None and not _MASK.value:
-        problems.append("--up_to bounds the lengths that --mask serves; give --mask, too")
-    if _NEW.value < 1:
-        problems.append(f"--max_new_tokens={_NEW.value}: at least 1 is allowed")
-    try:
-        make_sampler([_SEED.value], **_sampling())
-    except InputError as error:
-        problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    baseline = SinkMask.full(config)
-    ways = [_Way("baseline", sinkjax.Plan((sinkjax.Stage(baseline),)), {})]
-    if not _MASK.value and not _PLAN.value:
-        return ways
-    if _PLAN.value:
-        named = _Way(f"plan {_PLAN.value}", *read_plan(_PLAN.value))
-    else:
-        read = read_masks([_MASK.value], config)
-        if len(read) > 1:
-            raise InputError("--mask names several; give one, or a plan that says which is when")
-        ((name, (mask, fills)),) = read.items()
-        plan = sinkjax.Plan((sinkjax.Stage(mask),))
-        if _UP_TO.value is not None:
-            plan = sinkjax.Plan.hybrid(mask, up_to=_UP_TO.value, crossing=_CROSSING.value)
-        named = _Way(f"mask {name}", plan, fills)
-    for stage in named.plan.stages:
-        stage.mask.check(config)
-    return [*ways, named] if _COMPARE.value else [named]
-
-
-def _sampling() -> dict[str, Any]:
-    return {"temperature": _TEMPERATURE.value, "top_k": _TOP_K.value, "top_p": _TOP_P.value}
-
-
-def _prompts(tokenizer: Any) -> list[list[int]]:
-    if not _CHAT.value:
-        return [encode(tokenizer, text, _BOS.value) for text in _PROMPT.value]
-    if not tokenizer.chat_template:
-        raise InputError("--chat: the model's tokenizer has no chat template; leave --chat out")
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for text in _PROMPT.value
-    ]
-
-
-def _compile(
-    model: sinkjax.Llama, way: _Way, prompts: Sequence[Sequence[int]]
-) -> sinkjax.Dispatcher:
-    """Programs with a bucket for each prompt, and for all that a text may grow to."""
-    longest = max(map(len, prompts)) + _NEW.value
-    room = -(-longest // _GRAIN) * _GRAIN
-    buckets = {min(room, 1 << (len(tokens) - 1).bit_length()) for tokens in prompts}
-    if len(way.plan.stages) > 1:
-        buckets.add(room)
-    return sinkjax.compile_plan(
-        model,
-        way.plan,
-        fills=way.fills,
-        prefill_lengths=buckets,
-        max_length=room,
-        steps_per_call=_STEPS.value,
-        layers=_LAYERS.value,
-        attention=cli.attention(),
+    compilation_cache: str | None = setting(
+        None,
+        "Folder, made for you alone, in which executables are kept for the next run; by default "
+        "none are.",
     )
-
-
-def _generate(
-    dispatcher: sinkjax.Dispatcher,
-    tokens: Sequence[int],
-    index: int,
-    config: sinkjax.LlamaConfig,
-    tokenizer: Any,
-) -> list[str]:
-    """Streams one prompt's continuation to the terminal; the cells that say how fast."""
-    printer = _Printer(tokenizer, tokens)
-    times = []
-
-    def show(_: int, new: list[int]) -> None:
-        times.append(time.perf_counter())
-        printer.add(new)
-
-    start = time.perf_counter()
-    new = dispatcher.generate(
-        tokens,
-        max_new_tokens=_NEW.value,
-        **_sampling(),
-        stop_tokens=config.eos_token_ids if _STOP.value else (),
-        seed=_SEED.value + index,
-        on_tokens=show,
+    prompt: tuple[str, ...] = setting((), "Text to continue. May be repeated.", repeated=True)
+    chat: bool = setting(False, "Whether to put each prompt into the tokenizer's chat template.")
+    bos: BosPolicy = setting(
+        "tokenizer", "Whether a BOS goes in front of each prompt; a chat template says so itself."
     )
-    printer.end()
-    rate = (len(new) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
-    return [
-        str(len(tokens)),
-        str(len(new)),
-        f"{1000 * (times[0] - start):.0f} ms",
-        "-" if rate is None else f"{rate:.1f}",
-        f"{sum(len(p.executables) for p in dispatcher.programs)} in "
-        f"{dispatcher.compile_seconds:.1f} s",
-    ]
+    mask: str | None = setting(None, "File of a mask, or its text; none for the baseline.")
+    up_to: int | None = setting(None, "Most tokens of a prompt that the mask serves.")
+    plan: str | None = setting(None, "File of a plan, in place of --mask.")
+    crossing: Crossing = setting("stay", "What happens to a text that grows beyond --up_to.")
+    compare: bool = setting(False, "Whether to generate with the baseline, too.")
+    max_new_tokens: int = setting(64, "New tokens for each prompt, at most.")
+    temperature: float = setting(
+        0.0, "Temperature of sampling; 0 takes the likeliest token every time."
+    )
+    top_k: int | None = setting(None, "Draw from so many likeliest tokens; none for all.")
+    top_p: float | None = setting(
+        None, "Draw from the fewest likeliest tokens that make this share; none for all."
+    )
+    stop: bool = setting(True, "Whether to end at the model's end-of-text tokens.")
+    seed: int = setting(0, "Seed of sampling; prompt i has this seed plus i.")
+    steps_per_call: int = as_in(Timing, "steps_per_call")
+    layers: Layers = setting(
+        "unrolled",
+        "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
+    )
+    attention: Attention = as_in(Timing, "attention")
+
+    def run(self) -> None:
+        if self.compilation_cache is not None:
+            use_cache(self.compilation_cache)
+        config = self.load_config()
+        if problems := list(self._problems()):
+            raise InputError(*problems)
+        ways = self._ways(config)
+        tokenizer = self.load_tokenizer()
+        prompts = self._prompts(tokenizer)
+        model = self.load()
+        console = terminal.console()
+        rows = []
+        for way in ways:
+            dispatcher = self._compile(model, way, prompts)
+            for index, tokens in enumerate(prompts):
+                console.rule(f"{way.name}, prompt {index}: {len(tokens)} tokens", align="left")
+                console.print(tokenizer.decode(tokens), style="dim", markup=False, end="")
+                rows.append([way.name, *self._stream(dispatcher, tokens, index, config, tokenizer)])
+        terminal.print_table(console, _table(rows))
+
+    def _problems(self) -> Iterator[Problem | str]:
+        """What is wrong with the settings by themselves."""
+        if not self.prompt:
+            yield "--prompt is missing; give at least one text to continue"
+        if self.mask and self.plan:
+            yield "--mask and --plan exclude each other; name the mask in the plan"
+        if self.up_to is not None and not self.mask:
+            yield "--up_to bounds the lengths that --mask serves; give --mask, too"
+        yield from at_least(self, max_new_tokens=1)
+        yield from problems_of(lambda: make_sampler([self.seed], **self._sampling()))
+
+    def _ways(self, config: sinkjax.LlamaConfig) -> list[_Way]:
+        """The baseline, where it is asked for, and the mask or the plan."""
+        baseline = _Way("baseline", sinkjax.Plan((sinkjax.Stage(SinkMask.full(config)),)), {})
+        if not self.mask and not self.plan:
+            return [baseline]
+        if self.plan:
+            masked = _Way(f"plan {self.plan}", *read_plan(self.plan))
+        else:
+            mask, fills = read_mask(self.mask, config)
+            plan = sinkjax.Plan((sinkjax.Stage(mask),))
+            if self.up_to is not None:
+                plan = sinkjax.Plan.hybrid(mask, up_to=self.up_to, crossing=self.crossing)
+            masked = _Way(f"mask {self.mask}", plan, fills)
+        for stage in masked.plan.stages:
+            stage.mask.check(config)
+        return [baseline, masked] if self.compare else [masked]
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def _prompts(self, tokenizer: Any) -> list[list[int]]:
+        if not self.chat:
+            return [encode(tokenizer, text, self.bos) for text in self.prompt]
+        if not tokenizer.chat_template:
+            text = "the model's tokenizer has no chat template; leave --chat out"
+            raise InputError(Problem("chat", None, text))
+        return [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            for text in self.prompt
+        ]
+
+    def _compile(
+        self, model: sinkjax.Llama, way: _Way, prompts: Sequence[Sequence[int]]
+    ) -> sinkjax.Dispatcher:
+        """Programs with a bucket for each prompt, and for all that a text may grow to."""
+        longest = max(map(len, prompts)) + self.max_new_tokens
+        room = -(-longest // _GRAIN) * _GRAIN
+        buckets = {min(room, 1 << (len(tokens) - 1).bit_length()) for tokens in prompts}
+        if len(way.plan.stages) > 1:
+            buckets.add(room)
+        return sinkjax.compile_plan(
+            model,
+            way.plan,
+            fills=way.fills,
+            prefill_lengths=buckets,
+            max_length=room,
+            steps_per_call=self.steps_per_call,
+            layers=self.layers,
+            attention=self.attention,
+        )
+
+    def _stream(
+        self,
+        dispatcher: sinkjax.Dispatcher,
+        tokens: Sequence[int],
+        index: int,
+        config: sinkjax.LlamaConfig,
+        tokenizer: Any,
+    ) -> list[str]:
+        """Prints one prompt's continuation as it comes; the cells that say how fast it came."""
+        printer = _Printer(tokenizer, tokens)
+        times = []
+
+        def show(_: int, new: list[int]) -> None:
+            times.append(time.perf_counter())
+            printer.add(new)
+
+        start = time.perf_counter()
+        new = dispatcher.generate(
+            tokens,
+            max_new_tokens=self.max_new_tokens,
+            **self._sampling(),
+            stop_tokens=config.eos_token_ids if self.stop else (),
+            seed=self.seed + index,
+            on_tokens=show,
+        )
+        printer.end()
+        rate = (len(new) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+        return [
+            str(len(tokens)),
+            str(len(new)),
+            f"{1000 * (times[0] - start):.0f} ms",
+            "-" if rate is None else f"{rate:.1f}",
+            f"{sum(len(p.executables) for p in dispatcher.programs)} in "
+            f"{dispatcher.compile_seconds:.1f} s",
+        ]
 
 
 class _Printer:

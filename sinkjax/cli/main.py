@@ -54,11 +54,14 @@ class Command(NamedTuple):
 def load_command(name: str) -> Command:
     """Defines the flags of a command."""
     module = importlib.import_module(_module(name))
-    if name in TOOLS:
-        return Command(module, module.main, {})
-    study = getattr(module, STUDIES[name])
-    answer = importlib.import_module("sinkjax.cli.study").define_study(study)
-    return Command(module, answer, study.renamed)
+    if name in STUDIES:
+        study = getattr(module, STUDIES[name])
+        answer = importlib.import_module("sinkjax.cli.study").define_study(study)
+        return Command(module, answer, study.renamed)
+    tool = getattr(module, TOOLS[name])
+    settings = importlib.import_module("sinkjax.cli.settings")
+    settings.define_settings(tool, module_name=module.__name__)
+    return Command(module, lambda: settings.read_settings(tool).run(), tool.renamed)
 
 
 def _module(name: str) -> str:

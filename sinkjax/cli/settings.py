@@ -1,50 +1,67 @@
-"""Flags made from the fields of a study's settings: name, default and help are said there alone."""
+"""Flags made from the fields of settings: name, default and help are said there alone."""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from absl import flags
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about, each
 from sinkjax.masks.paths import Path, parse_paths
-from sinkjax.studies.study import Study
+
+Settings = TypeVar("Settings")
+Number = TypeVar("Number", int, float)
+
+flags.disclaim_key_flags()  # so that --help of a script shows what is defined here for it
 
 
-def define_flags(study: type[Study], values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for every setting of a study, and those of running it."""
-    hints = typing.get_type_hints(study)
-    shared = {"flag_values": values, "module_name": study.__module__}  # whose help shows them
-    for field in dataclasses.fields(study):
+def define_settings(settings: type, **shared: Any) -> None:
+    """Defines a flag for every field of a dataclass.
+
+    Args:
+      settings: the dataclass, whose fields are made by `setting`.
+      shared: what all its flags have, such as `module_name`, of the module whose help shows them;
+        by default the calling one.
+    """
+    hints = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
         _define(field, hints[field.name], shared)
-    flags.DEFINE_string(
-        "output_dir",
-        f"results/{study.name}",
-        "Folder for records and the report; the same command goes on from what is there.",
-        **shared,
-    )
-    flags.DEFINE_bool("dry_run", False, "Print how much would be run, and stop.", **shared)
 
 
-def read_study(study: type[Study], values: flags.FlagValues = flags.FLAGS) -> Study:
-    """The study that the flags say.
+def read_settings(settings: type[Settings]) -> Settings:
+    """The dataclass as the flags say.
 
     Raises:
       InputError: listing all flags whose text cannot be read.
     """
-    hints, settings, problems = typing.get_type_hints(study), {}, []
-    for field in dataclasses.fields(study):
-        if values[field.name].using_default_value:
-            continue
+    hints = typing.get_type_hints(settings)
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    given = [name for name in fields if not flags.FLAGS[name].using_default_value]
+    values = each(given, lambda name: _read(fields[name], hints[name], flags.FLAGS[name].value))
+    return settings(**dict(zip(given, values, strict=True)))
+
+
+def numbers(name: str, texts: Iterable[str], kind: type[Number]) -> tuple[Number, ...]:
+    """The values of a flag that is a list of numbers.
+
+    Raises:
+      InputError: listing all texts that are no number of the kind.
+    """
+
+    def number(text: str) -> Number:
         try:
-            settings[field.name] = _read(field, hints[field.name], values[field.name].value)
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    return study(**settings)
+            return kind(text)
+        except ValueError as error:
+            wanted = "whole number" if kind is int else "number"
+            raise InputError(
+                Problem(
+                    name, None, f"{text!r} is no {wanted}; give {wanted}s with commas between them"
+                )
+            ) from error
+
+    return tuple(each(texts, number))
 
 
 def _define(field: dataclasses.Field, hint: Any, shared: Mapping[str, Any]) -> None:
@@ -80,29 +97,18 @@ def _read(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     if not many or value is None:
         return value
     if kind in (int, float):
-        return tuple(_number(field.name, text, kind) for text in value)
+        return numbers(field.name, value, kind)
     return tuple(filter(None, value))  # `--judge_text=` is none
 
 
 def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(text)
-    except InputError as error:
-        raise InputError(
-            *(Problem(name, text, str(problem)) for problem in error.problems)
-        ) from error
-    except ValueError as error:
-        raise InputError(Problem(name, text, str(error))) from error
-
-
-def _number(name: str, text: str, kind: type) -> int | float:
-    try:
-        return kind(text)
-    except ValueError as error:
-        wanted = "whole number" if kind is int else "number"
-        raise InputError(
-            Problem(name, None, f"{text!r} is no {wanted}; give {wanted}s with commas between them")
-        ) from error
+    with about(name, text):
+        try:
+            return parse(text)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sinkjax.cli import terminal
 from sinkjax.cli.commands import STUDIES
-from sinkjax.cli.settings import define_flags, read_study
+from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.errors import InputError
 from sinkjax.report.write import write_page
 from sinkjax.studies.results import read_records
@@ -25,10 +25,18 @@ def study_class(name: str) -> type[Study]:
 
 
 def define_study(study: type[Study]) -> Callable[[], None]:
-    """Defines the flags of a study; what answers it as they say."""
-    define_flags(study)
+    """Defines the flags of a study and of running it; what answers it as they say."""
+    shared = {"module_name": study.__module__}  # whose help shows them
+    define_settings(study, **shared)
+    flags.DEFINE_string(
+        "output_dir",
+        f"results/{study.name}",
+        "Folder for records and the report; the same command goes on from what is there.",
+        **shared,
+    )
+    flags.DEFINE_bool("dry_run", False, "Print how much would be run, and stop.", **shared)
     values = flags.FLAGS
-    return lambda: answer(read_study(study), values.output_dir, dry_run=values.dry_run)
+    return lambda: answer(read_settings(study), values.output_dir, dry_run=values.dry_run)
 
 
 def answer(study: Study, folder: str, *, dry_run: bool = False) -> None:

@@ -94,10 +94,10 @@ def test_an_unknown_model_is_named(tmp_path):
 
 def test_a_folder_that_is_in_use_is_left_alone(source, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert f"--output={tmp_path} exists and is no empty folder" in refusal(
+    assert f"--output={tmp_path}: it exists and is no empty folder" in refusal(
         f"--model={source}", f"--output={tmp_path}"
     )
-    assert f"--output={tmp_path / 'file'} exists" in refusal(
+    assert f"--output={tmp_path / 'file'}: it exists" in refusal(
         f"--model={source}", f"--output={tmp_path / 'file'}"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_meanwhile_is_named(source, tmp_path, format_):
 
 def test_what_a_user_gets_wrong_ends_as_messages_and_status_1(source, tmp_path):
     for arguments, mentions in [
-        ([], ["Flag --output must have a value"]),
+        ([], ["error: --output: name the folder to write"]),
         ([f"--output={tmp_path / 'o'}", "smollm2-135m"], ["error: smollm2-135m is no flag"]),
     ]:
         status, _, err = finish(*arguments)

@@ -166,7 +166,7 @@ def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
         ({"mask": "L0: 6f"}, ["--mask=L0: 6f", "1 layers of 6 heads"]),
         ({"model": "shape:none"}, ["--model=shape:none", "llama-3.2-1b"]),
         ({"attention": "splash"}, ["--attention=splash: ", "16 tokens", "on a cpu", "xla"]),
-        ({"prefill_lengths": "16,x"}, ["--prefill_lengths=x: no whole number"]),
+        ({"prefill_lengths": "16,x"}, ["--prefill_lengths: 'x' is no whole number"]),
         (
             {"prefill_lengths": 30, "batch_size": 0, "max_length": 20},
             ["--batch_size=0: ", "--prefill_lengths=30: "],

@@ -59,3 +59,18 @@ def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship():
     assert err.startswith("error: --flagfile=quick.flags: ")
     assert err.count("\n") == 1
     assert all(name in err for name in shipped.names("", ".flags"))
+
+
+@pytest.mark.parametrize("in_file", [False, True], ids=["argument", "file"])
+@pytest.mark.parametrize(
+    ("script", "old", "new"),
+    [("mask", "path=s(first)", "paths"), ("mask", "groups", "units"), ("gates", "path=f", "paths")],
+)
+def test_an_old_flag_is_refused_with_its_name_of_today(script, old, new, in_file, tmp_path):
+    file = tmp_path / "old.flags"
+    file.write_text(f"--{old}\n")
+    argument = f"--flagfile={file}" if in_file else f"--{old}"
+    process = start(f"experiments.{script}", argument)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert err == f"error: --{old.split('=')[0]} is called --{new} now; --help shows all flags\n"

@@ -124,7 +124,7 @@ def test_every_flag_of_the_sweep_names_its_part(sweep, tmp_path):
 
 def test_whole_groups_alone_are_chosen_on_request(sweep, tmp_path):
     groups = held(cells(sweep), 0.2).reshape(L, K, -1).all(axis=-1)
-    saved = make(sweep, tmp_path / "m.json", "--groups", min_share=0.2)
+    saved = make(sweep, tmp_path / "m.json", "--units=group", min_share=0.2)
     assert groups.any()
     np.testing.assert_array_equal(saved.mask.masked, np.repeat(groups, N // K, axis=1))
     control = load_mask(tmp_path / "m.control.json").mask
@@ -134,7 +134,7 @@ def test_whole_groups_alone_are_chosen_on_request(sweep, tmp_path):
 
 def test_a_quantile_takes_the_heads_that_score_highest_at_their_lowest(sweep, tmp_path):
     lowest = np.min([record["result"]["mean_score"] for record in cells(sweep)], axis=0)
-    saved = make(sweep, tmp_path / "m.json", quantile=0.75, path="w(1,4)")
+    saved = make(sweep, tmp_path / "m.json", quantile=0.75, paths="w(1,4)")
     chosen = saved.mask.masked
     assert chosen.sum() == round(L * N / 4)
     assert lowest[chosen].min() >= lowest[~chosen].max()
@@ -153,7 +153,7 @@ def test_the_control_has_as_many_heads_a_layer_and_a_seed(sweep, tmp_path):
 
 
 def test_the_founding_studys_copies_come_from_the_first_layer(sweep, tmp_path):
-    saved = make(sweep, tmp_path / "m.json", path="copy_first_layer", quantile=0.3)
+    saved = make(sweep, tmp_path / "m.json", paths="copy_first_layer", quantile=0.3)
     chosen = make(sweep, tmp_path / "s.json", quantile=0.3).mask.masked
     assert saved.mask == SinkMask.copy_first_layer(chosen)
     control = load_mask(tmp_path / "m.control.json").mask
@@ -176,9 +176,9 @@ def test_the_file_is_in_the_sweeps_folder_where_none_is_named(sweep):
         ({"definition": "tail"}, ["--definition=tail", "mean, last", "sweep with it"]),
         ({"threshold": 0.9}, ["--threshold=0.9", "0.3, 0.5"]),
         ({"lengths": "2,5"}, ["--lengths=5", "2, 4, 9"]),
-        ({"path": "s(mean)"}, ["--path=s(mean)", "calibrated means"]),
-        ({"path": "2s(zero)"}, ["--path=2s(zero)", "copy_first_layer"]),
-        ({"path": "f"}, ["--path=f"]),
+        ({"paths": "s(mean)"}, ["--paths=s(mean)", "calibrated means"]),
+        ({"paths": "2s(zero)"}, ["--paths=2s(zero)", "copy_first_layer"]),
+        ({"paths": "f"}, ["--paths=f"]),
         ({"quantile": 1}, ["no head is chosen at 2, 4, 9 tokens"]),
         (
             {"quantile": 2, "min_share": 0, "seed": -1, "output": "x"},

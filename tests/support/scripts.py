@@ -24,7 +24,6 @@ def load_script(name: str) -> ModuleType | Command:
     flags.FLAGS.unparse_flags()
     folder, _, command = name.partition(".")
     if folder == "experiments":
-        sys.modules.pop(f"sinkjax.cli.{command}", None)  # flags are defined when it is imported
         return load_command(command)
     sys.modules.pop(name, None)
     return importlib.import_module(name)

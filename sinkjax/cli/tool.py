@@ -1,0 +1,99 @@
+"""A tool: a command that is no study. Its fields are its settings, of which flags are made."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sinkjax
+from sinkjax.checkpoint.load import Dtype
+from sinkjax.errors import InputError, Problem
+from sinkjax.files import replace_file
+from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.candidates import Fills, read_masks
+from sinkjax.studies.study import Study
+from sinkjax.studies.subject import SHAPE, load_model, shape_config
+from sinkjax.studies.timing.study import Timing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tool(abc.ABC):
+    """What a command does that measures nothing.
+
+    Attributes:
+      renamed: settings of earlier versions, by name, and what each is called now.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """Does what the settings say."""
+
+
+def as_in(study: type[Study], name: str) -> Any:
+    """Returns a dataclass field with the default and the help that a study's setting has."""
+    field = study.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The settings that name a model."""
+
+    model: str = as_in(Study, "model")
+    revision: str | None = as_in(Study, "revision")
+    dtype: Dtype = as_in(Study, "dtype")
+
+    def load_config(self) -> sinkjax.LlamaConfig:
+        """Reads the model's config."""
+        return sinkjax.load_config(self.model, revision=self.revision)
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Reads the model's tokenizer."""
+        return sinkjax.load_tokenizer(self.model, revision=self.revision)
+
+    def load(self, seed: int = 0) -> sinkjax.Llama:
+        """Reads the weights, or draws those of a shape."""
+        return load_model(self.model, revision=self.revision, dtype=self.dtype, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapeSettings(ModelSettings):
+    """The settings that name a model or a shape, which has neither tokenizer nor weights."""
+
+    model: str = as_in(Timing, "model")
+
+    def is_shape(self) -> bool:
+        return self.model.startswith(SHAPE)
+
+    def load_config(self) -> sinkjax.LlamaConfig:
+        if self.is_shape():
+            return shape_config(self.model, self.revision)
+        return super().load_config()
+
+
+def read_mask(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:
+    """Reads the one mask that a user names, with its fills."""
+    masks = read_masks([text], config)
+    if len(masks) > 1:
+        raise InputError(Problem("mask", text, "it names several masks; give one"))
+    return next(iter(masks.values()))
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes a file of `--output`, whole or not at all."""
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise InputError(
+            Problem(
+                "output",
+                path,
+                f"it cannot be written ({error.strerror}); free space, or give another",
+            )
+        ) from error
