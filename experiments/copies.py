@@ -1,5 +1,3 @@
-"""`sinkjax copies`, from a checkout: what it does, sinkjax/cli/copies.py says."""
-
 from sinkjax.cli.main import run
 
 if __name__ == "__main__":

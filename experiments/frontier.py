@@ -1,5 +1,3 @@
-"""`sinkjax frontier`, from a checkout: what it does, sinkjax/cli/frontier.py says."""
-
 from sinkjax.cli.main import run
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, device and settings, for records."""
+"""Versions, device and settings that a number was measured with, for records."""
 
 import importlib.metadata
 import os

@@ -55,13 +55,31 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def about(field: str, value: object = None) -> Iterator[None]:
-    """Says of every problem found inside that it is one with this field."""
+    """Says of every problem raised inside that it is one with this field."""
     try:
         yield
     except InputError as error:
         raise InputError(
             *(Problem(field, value, str(problem)) for problem in error.problems)
         ) from error
+
+
+@contextlib.contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Begins every problem raised inside with what it is one of, such as a file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(f"{what}: {problem}" for problem in error.problems)) from error
+
+
+@contextlib.contextmanager
+def explaining(what: str, advice: str) -> Iterator[None]:
+    """Makes a problem of what the system refuses inside: what failed, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} ({error.strerror or error}); {advice}") from error
 
 
 def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
@@ -83,7 +101,7 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
 
 
 def first_line(error: BaseException) -> str:
-    """What another package's error says, for a problem's one line; empty if it says nothing."""
+    """The first line of what another package's error says; empty if it says nothing."""
     return (str(error).splitlines() or [""])[0]
 
 

@@ -29,5 +29,5 @@ def find(name: str | Path, folder: str = "", suffix: str = "") -> Path:
 
 
 def names(folder: str, suffix: str) -> list[str]:
-    """What is shipped in a folder of `FOLDER`, without the suffix."""
+    """The names of what is shipped in a folder of `FOLDER`, without the suffix."""
     return sorted(path.name.removesuffix(suffix) for path in (FOLDER / folder).glob(f"*{suffix}"))

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sinkjax.checkpoint.source import Source
-from sinkjax.errors import InputError, first_line
+from sinkjax.errors import InputError, explaining, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return _read_json(
         folder / CONFIG,
         "give a folder as the Hub has it, with config.json and safetensors, or one that "
-        "experiments.convert wrote to its end (it writes sinkjax.json last)",
+        "sinkjax convert wrote to its end (it writes sinkjax.json last)",
     )
 
 
@@ -125,12 +125,12 @@ def _indexed(folder: pathlib.Path) -> dict[str, str]:
     """The index of a folder that has no single file of weights."""
     if (folder / INDEX).exists():
         return index_files(folder)
-    others = sorted(path.name for path in folder.glob("*.bin")) + sorted(
-        path.name for path in folder.glob("*.safetensors")
-    )
-    found = f"; of weights, it holds only {', '.join(others)}" if others else ""
+    others = [
+        path.name for end in ("bin", "safetensors") for path in sorted(folder.glob(f"*.{end}"))
+    ]
+    instead = f"; of weights, it holds only {', '.join(others)}" if others else ""
     raise InputError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}{found}. Give a folder with safetensors; "
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}{instead}. Give a folder with safetensors; "
         "PyTorch's .bin files can be converted with transformers: from_pretrained, save_pretrained"
     )
 
@@ -153,10 +153,10 @@ def _disagreements(
 
 
 def _read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
+    with explaining(f"{path} cannot be read", advice):
+        content = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+        value = json.loads(content)
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {advice}") from error
     if not isinstance(value, dict):

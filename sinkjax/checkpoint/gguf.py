@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file
+from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
 from sinkjax.checkpoint.source import Source
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, naming
 
 _ROPE_FREQS = "rope_freqs.weight"
 _NAMES = {
@@ -87,8 +87,9 @@ def open_gguf(path: pathlib.Path) -> Source:
         split file, or has metadata or quantizations that cannot be honoured; all are listed.
     """
     file = open_gguf_file(path)
-    _check_kind(file)
-    config = _config(file)
+    with naming(path):
+        _check_kind(file)
+        config = _config(file)
     stored_names = {_hugging_face_name(n): n for n in file.tensors if n != _ROPE_FREQS}
     num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
@@ -109,7 +110,7 @@ def open_gguf(path: pathlib.Path) -> Source:
 
 
 def hugging_face_rows(rows: int, num_heads: int) -> np.ndarray:
-    """For each row of Hugging Face's query or key projection, the row of the file, int [rows].
+    """Returns the row of the file for each row of Hugging Face's projection, int [rows].
 
     Rotary embeddings turn pairs of rows. In the file the two of a pair are neighbours, as Meta
     published Llama; Hugging Face has the first of every pair in the first half of the head.
@@ -129,20 +130,19 @@ def _check_kind(file: GGUFFile) -> None:
     parts = file.metadata.get("split.count", 1)
     if parts not in (0, 1):  # first, because the later parts say nothing else of themselves
         raise InputError(
-            f"{file.path}: this is one of {parts} parts of a split file. Join them first:"
-            " llama-gguf-split --merge FIRST_PART JOINED.gguf"
+            f"this is one of {parts} parts of a split file. Join them first: llama-gguf-split"
+            " --merge FIRST_PART JOINED.gguf"
         )
     architecture = file.metadata.get("general.architecture")
     if architecture != "llama":
         raise InputError(
-            f"{file.path}: general.architecture is {architecture!r}; only 'llama' is read. Give"
-            " the GGUF file of a Llama model."
+            f"general.architecture is {architecture!r}; only 'llama' is read. Give the GGUF file"
+            " of a Llama model."
         )
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
         raise InputError(
-            f"{file.path}: general.type is {kind!r}, not 'model'. Give the GGUF file of the model"
-            " itself."
+            f"general.type is {kind!r}, not 'model'. Give the GGUF file of the model itself."
         )
 
 
@@ -150,15 +150,12 @@ class _Metadata:
     """The metadata under "llama.": every key is taken once; what is left was not understood."""
 
     def __init__(self, metadata: Mapping[str, Any]):
-        prefix = "llama."
-        self._left = {
-            k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)
-        }
+        self._left = under("llama.", metadata)
         self.problems: list[str] = []
 
     def count(self, key: str, default: int | None = None) -> int:
         """A positive integer; a list with one number a layer is one number where they agree."""
-        value = self._take(key, default)
+        value = self._left.pop(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -166,13 +163,13 @@ class _Metadata:
         return self._refuse(key, value, "one positive integer for all layers", 1)
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._take(key, default)
+        value = self._left.pop(key, default)
         if isinstance(value, (int, float)) and 0 < value < math.inf:
             return float(value)
         return self._refuse(key, value, "a positive finite number", 1.0)
 
     def word(self, key: str, default: str) -> str:
-        value = self._take(key, default)
+        value = self._left.pop(key, default)
         return value if isinstance(value, str) else self._refuse(key, value, "a string", default)
 
     def has(self, key: str) -> bool:
@@ -191,9 +188,6 @@ class _Metadata:
                 " Use a plain, dense Llama."
             )
 
-    def _take(self, key: str, default: Any) -> Any:
-        return self._left.pop(key, default)
-
     def _refuse(self, key: str, value: Any, allowed: str, placeholder: Any) -> Any:
         state = "is missing" if value is None else f"is {value!r}"
         self.problems.append(f"llama.{key} {state}; it must be {allowed}. Convert the model again.")
@@ -202,6 +196,8 @@ class _Metadata:
 
 def _config(file: GGUFFile) -> dict[str, Any]:
     """The config in the form of Hugging Face's config.json, from the metadata and the tensors."""
+    embedding = file.tensors.get("token_embd.weight")
+    tokens = file.metadata.get("tokenizer.ggml.tokens", ())
     metadata = _Metadata(file.metadata)
     hidden_size = metadata.count("embedding_length")
     num_heads = metadata.count("attention.head_count")
@@ -224,7 +220,7 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "vocab_size": _vocab_size(file),
+        "vocab_size": embedding.shape[0] if embedding else len(tokens),
         "hidden_size": hidden_size,
         "intermediate_size": metadata.count("feed_forward_length"),
         "num_hidden_layers": metadata.count("block_count"),
@@ -243,15 +239,8 @@ def _config(file: GGUFFile) -> dict[str, Any]:
     }
     metadata.check_nothing_left()
     if metadata.problems:
-        raise InputError(*(f"{file.path}: {problem}" for problem in metadata.problems))
+        raise InputError(*metadata.problems)
     return config
-
-
-def _vocab_size(file: GGUFFile) -> int:
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is not None:
-        return embedding.shape[0]
-    return len(file.metadata.get("tokenizer.ggml.tokens", ()))
 
 
 def _has_bias(file: GGUFFile, projections: Mapping[str, str]) -> bool:
@@ -313,7 +302,7 @@ def _yarn_options(metadata: _Metadata, factor: float) -> dict[str, float]:
 
 
 def _rope_divisors(file: GGUFFile, metadata: _Metadata, head_dim: int) -> np.ndarray | None:
-    """What the file divides the inverse frequencies by, float64 [H/2]; None for all ones."""
+    """The divisors of the inverse frequencies, float64 [H/2]; None for all ones."""
     if _ROPE_FREQS not in file.tensors:
         return None
     divisors = file.read(_ROPE_FREQS).astype(np.float64)

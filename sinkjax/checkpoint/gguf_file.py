@@ -22,7 +22,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, explaining, naming
 
 _STORED_DTYPES = {
     gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -32,11 +32,12 @@ _STORED_DTYPES = {
 # How many elements are dequantized at once: enough to amortize NumPy's calls, little enough to stay
 # in the processor's cache and far below the size of a tensor.
 _CHUNK = 1 << 18
+_GGUF = f"gguf package {importlib.metadata.version('gguf')}"
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies in the file.
+    """The place of one tensor in the file.
 
     Attributes:
       shape: row-major, as NumPy and Hugging Face have it; the file lists the reverse.
@@ -100,28 +101,29 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
       InputError: the file cannot be read, is not GGUF, is damaged or truncated, or holds tensors
         of a type that the `gguf` package cannot dequantize. It says which, and what to do.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty. Download or convert it again.")
-        data = np.memmap(path, mode="r").view(np.ndarray)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Give the path of a readable .gguf file."
-        ) from error
-    try:
+    with naming(path):
+        with explaining("cannot be read", "give the path of a readable .gguf file"):
+            if path.stat().st_size == 0:
+                raise InputError("the file is empty. Download or convert it again.")
+            data = np.memmap(path, mode="r").view(np.ndarray)
         metadata, tensors, end = _parse_header(memoryview(data))
-    except _HeaderError as error:
-        raise InputError(f"{path}: {error}") from error
-    if end > data.size:
-        raise InputError(
-            f"{path}: the file is truncated: its tensors end at byte {end:,}, the file at byte"
-            f" {data.size:,}. Download it again."
-        )
-    _check_readable(path, tensors)
+        if end > data.size:
+            raise InputError(
+                f"the file is truncated: its tensors end at byte {end:,}, the file at byte"
+                f" {data.size:,}. Download it again."
+            )
+        _check_readable(tensors)
     return GGUFFile(path, metadata, tensors, data)
 
 
-def _check_readable(path: pathlib.Path, tensors: Mapping[str, TensorInfo]) -> None:
+def under(prefix: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata whose keys begin with a prefix, by the rest of the key."""
+    return {
+        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
+    }
+
+
+def _check_readable(tensors: Mapping[str, TensorInfo]) -> None:
     names_by_type: dict[gguf.GGMLQuantizationType, list[str]] = {}
     for name, info in tensors.items():
         if not _is_readable(info.type):
@@ -129,8 +131,8 @@ def _check_readable(path: pathlib.Path, tensors: Mapping[str, TensorInfo]) -> No
     if names_by_type:
         raise InputError(
             *(
-                f"{path}: {len(names)} tensor(s) of type {type_.name}, which the gguf package"
-                f" {_gguf_version()} cannot dequantize: {_shortened(names)}. Use a file of another"
+                f"{len(names)} tensor(s) of type {type_.name}, which the {_GGUF}"
+                f" cannot dequantize: {_shortened(names)}. Use a file of another"
                 " quantization of the model, such as Q8_0 or F16."
                 for type_, names in names_by_type.items()
             )
@@ -139,7 +141,7 @@ def _check_readable(path: pathlib.Path, tensors: Mapping[str, TensorInfo]) -> No
 
 @functools.cache
 def _is_readable(type_: gguf.GGMLQuantizationType) -> bool:
-    """Whether tensors of the type can be read: asked of the package itself, with one block."""
+    """Tells whether tensors of the type can be read; asks the package itself, with one block."""
     if type_ in _STORED_DTYPES:
         return True
     _, block_bytes = gguf.GGML_QUANT_SIZES[type_]
@@ -170,10 +172,6 @@ def _dequantize(
     return values.reshape(shape)
 
 
-def _gguf_version() -> str:
-    return importlib.metadata.version("gguf")
-
-
 def _shortened(names: list[str], limit: int = 8) -> str:
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
@@ -182,8 +180,8 @@ def _shortened(names: list[str], limit: int = 8) -> str:
 # The header.
 
 
-class _HeaderError(Exception):
-    """The header cannot be followed; the message says why and what to do."""
+def _damaged(what: str) -> InputError:
+    return InputError(f"the header is damaged: {what}. Download the file again.")
 
 
 _SCALARS = {
@@ -225,10 +223,7 @@ class _Cursor:
         try:
             return str(raw, "utf-8")
         except UnicodeDecodeError as error:
-            raise _HeaderError(
-                f"the header is damaged: {what}, at byte {self.offset - length:,}, is not UTF-8."
-                " Download the file again."
-            ) from error
+            raise _damaged(f"{what}, at byte {self.offset - length:,}, is not UTF-8") from error
 
     def value(self, type_: int, what: str) -> Any:
         """One metadata value of a `GGUFValueType`."""
@@ -248,15 +243,15 @@ class _Cursor:
     def _scalar_format(self, type_: int, what: str) -> str:
         format_ = _SCALARS.get(type_)
         if format_ is None:
-            raise _HeaderError(
-                f"the header is damaged: {what}, before byte {self.offset:,}, has the value type"
-                f" {type_}, which GGUF does not define there. Download the file again."
+            raise _damaged(
+                f"{what}, before byte {self.offset:,}, has the value type {type_}, which GGUF does"
+                " not define there"
             )
         return format_
 
     def _require(self, size: int, what: str) -> None:
         if size > len(self._data) - self.offset:
-            raise _HeaderError(
+            raise InputError(
                 f"the header is truncated or damaged: {what} needs {size:,} bytes from byte"
                 f" {self.offset:,} on, the file ends at byte {len(self._data):,}."
                 " Download the file again."
@@ -279,14 +274,14 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInf
     cursor = _Cursor(data)
     (magic,) = cursor.take("I", "the magic number")
     if magic != gguf.GGUF_MAGIC:
-        raise _HeaderError(
+        raise InputError(
             f"not a GGUF file: it begins with {bytes(data[:4])!r}, not b'GGUF'. Give a .gguf file,"
             " or a folder with config.json and safetensors."
         )
     (version,) = cursor.take("I", "the version")
     if version not in _VERSIONS:
         byte_order = " (or of the other byte order)" if version & 0xFFFF == 0 else ""
-        raise _HeaderError(
+        raise InputError(
             f"GGUF version {version}{byte_order} is not read; versions 2 and 3, little-endian, are."
             " Convert the model again with a current llama.cpp."
         )
@@ -295,27 +290,20 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInf
     for index in range(num_values):
         key = cursor.text(f"the name of metadata value {index}")
         if key in metadata:
-            raise _HeaderError(
-                f"the header is damaged: {key} is there twice. Download the file again."
-            )
+            raise _damaged(f"{key} is there twice")
         (type_,) = cursor.take("I", f"the type of {key}")
         metadata[key] = cursor.value(type_, key)
 
     infos = [_parse_tensor_info(cursor, index) for index in range(num_tensors)]
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise _HeaderError(
-            f"the header is damaged: general.alignment is {alignment!r}, not a power of two."
-            " Download the file again."
-        )
+        raise _damaged(f"general.alignment is {alignment!r}, not a power of two")
     start = math.ceil(cursor.offset / alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for name, info in infos:
         if name in tensors:
-            raise _HeaderError(
-                f"the header is damaged: tensor {name} is there twice. Download the file again."
-            )
+            raise _damaged(f"tensor {name} is there twice")
         tensors[name] = dataclasses.replace(info, offset=start + info.offset)
         end = max(end, start + info.offset + info.num_bytes)
     return metadata, tensors, end
@@ -326,25 +314,22 @@ def _parse_tensor_info(cursor: _Cursor, index: int) -> tuple[str, TensorInfo]:
     name = cursor.text(f"the name of tensor {index}")
     (num_dimensions,) = cursor.take("I", f"tensor {name}")
     if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
-        raise _HeaderError(
-            f"the header is damaged: tensor {name} has {num_dimensions} axes, not 1 to"
-            f" {_MAX_DIMENSIONS}. Download the file again."
-        )
+        raise _damaged(f"tensor {name} has {num_dimensions} axes, not 1 to {_MAX_DIMENSIONS}")
     shape = cursor.take(f"{num_dimensions}Q", f"the shape of tensor {name}")[::-1]
     type_, offset = cursor.take("IQ", f"the type and place of tensor {name}")
     try:
         quantization = gguf.GGMLQuantizationType(type_)
     except ValueError as error:
-        raise _HeaderError(
-            f"tensor {name} is of type {type_}, which the gguf package {_gguf_version()} does not"
+        raise InputError(
+            f"tensor {name} is of type {type_}, which the {_GGUF} does not"
             " know: the file is damaged or newer than the package. Update it (pip install -U gguf),"
             " or use a file of another quantization."
         ) from error
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
     if shape[-1] % block_size:
-        raise _HeaderError(
-            f"the header is damaged: tensor {name} has rows of {shape[-1]} elements, which"
-            f" {quantization.name} stores in blocks of {block_size}. Download the file again."
+        raise _damaged(
+            f"tensor {name} has rows of {shape[-1]} elements, which {quantization.name} stores in"
+            f" blocks of {block_size}"
         )
     num_bytes = math.prod(shape) // block_size * block_bytes
     return name, TensorInfo(shape, quantization, offset, num_bytes)

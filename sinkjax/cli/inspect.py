@@ -1,16 +1,16 @@
-"""Shows what a mask takes out of the compiled programs, beside what it should take out by hand.
+"""Shows what a mask takes out of the compiled programs, beside what it should take out by formula.
 
   sinkjax inspect --mask=mask.json
   sinkjax inspect --mask="L0: 9f | L1-29: 6f 3s(first)" --prefill_lengths=64,512
   sinkjax inspect --model=shape:llama-3.2-1b --dtype=bfloat16 --target=tpu:v5e \\
       --mask="L0-15: 24f 8s(first)"
 
-The baseline and the mask are compiled, prefill and a decode step each, and their operations,
-parameters and cache are read from the executables themselves, by path: operations of matrix
-products from the optimized HLO, parameters and cache from the arguments that are left of it.
-Beside them stand the formulas of sinkjax/program/cost.py, which know the config, the mask and the
-sizes, and no program. --attention names what computes a prompt's attention; a kernel's operations
-are counted from the blocks that it computes, and said so.
+The baseline and the mask are compiled, prefill and a decode step each, and their FLOPs, parameters
+and cache are read from the executables themselves, by path: FLOPs of matrix products from the
+optimized HLO, parameters and cache from the arguments that are left of it. Beside them stand the
+formulas of sinkjax/accounts/formulas.py, which know the config, the mask and the sizes, and no
+program. --attention names what computes a prompt's attention; a kernel's FLOPs are counted from the
+blocks that it computes, and said so.
 
 No weights are read: --model is as everywhere, or a shape without weights. --target compiles for a
 chip that this machine does not have; the wheels that it takes are named where they are missing.

@@ -38,7 +38,7 @@ def run(name: str) -> None:
 
 
 class Command(NamedTuple):
-    """What a command is.
+    """A command with its flags defined.
 
     Attributes:
       module: whose docstring and flags are its help.

@@ -99,7 +99,7 @@ class MakeMask(Tool):
             console.print(f"{name}: {file}, heat map: {image}", soft_wrap=True, highlight=False)
 
     def _problems(self) -> Iterator[Problem | str]:
-        """What is wrong with the settings, whatever the sweep holds."""
+        """The problems of the settings, whatever the sweep holds."""
         if self.min_share is not None and not 0 < self.min_share <= 1:
             yield Problem("min_share", self.min_share, "give a share above 0, of at most 1")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
@@ -155,7 +155,7 @@ class MakeMask(Tool):
         return [cell for cell in curve.cells if cell["length"] in lengths]
 
     def _selection(self) -> dict[str, str | float]:
-        """How heads are chosen, for the mask's file."""
+        """The rule by which heads are chosen, for the mask's file."""
         rule = (
             {"by": "consistent", "min_share": self._share}
             if self.quantile is None

@@ -19,11 +19,6 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.study import Progress, Size, Study, run_study
 
 
-def study_class(name: str) -> type[Study]:
-    """The study of a name, imported when it is asked for."""
-    return getattr(importlib.import_module(f"sinkjax.studies.{name}.study"), STUDIES[name])
-
-
 def define_study(study: type[Study]) -> Callable[[], None]:
     """Defines the flags of a study and of running it; what answers it as they say."""
     shared = {"module_name": study.__module__}  # whose help shows them
@@ -94,7 +89,8 @@ def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
         )
     if not records:
         raise InputError(f"{folder} holds no records yet: run sinkjax {name} first")
-    return write_page(folder, study_class(name).page(specification, records))
+    study = getattr(importlib.import_module(f"sinkjax.studies.{name}.study"), STUDIES[name])
+    return write_page(folder, study.page(specification, records))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the experiments show in a terminal: tables, durations, and how fast this machine is now."""
+"""Output to a terminal: tables, durations, and how fast this machine is now."""
 
 import time
 
@@ -16,20 +16,20 @@ _WIDTH = 110
 
 def console() -> rich.console.Console:
     """Standard output: as wide as the terminal, or wide enough for a table where there is none."""
-    shown = rich.console.Console()
-    return shown if shown.is_terminal else rich.console.Console(width=_WIDTH)
+    terminal = rich.console.Console()
+    return terminal if terminal.is_terminal else rich.console.Console(width=_WIDTH)
 
 
 def print_table(console: rich.console.Console, table: Table) -> None:
     """Prints a table with its notes under it."""
-    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(table.columns):
         side = "left" if index < table.labels else "right"
-        shown.add_column(rich.markup.escape(column), justify=side, overflow="fold")
+        grid.add_column(rich.markup.escape(column), justify=side, overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(rich.markup.escape, row))
+        grid.add_row(*map(rich.markup.escape, row))
     console.print(table.title, style="bold", markup=False)
-    console.print(shown)
+    console.print(grid)
     for note in table.notes:
         console.print(note, style="dim", markup=False)
     console.print()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sinkjax
 from sinkjax.checkpoint.load import Dtype
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.files import replace_file
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.candidates import Fills, read_masks
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tool(abc.ABC):
-    """What a command does that measures nothing.
+    """The settings of a command that is no study, and what it does with them.
 
     Attributes:
       renamed: settings of earlier versions, by name, and what each is called now.
@@ -87,13 +87,8 @@ def read_mask(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:
 
 def write_output(path: Path, content: bytes) -> None:
     """Writes a file of `--output`, whole or not at all."""
-    try:
+    with (
+        about("output", path),
+        explaining("it cannot be written", "free space, or give another"),
+    ):
         replace_file(path, content)
-    except OSError as error:
-        raise InputError(
-            Problem(
-                "output",
-                path,
-                f"it cannot be written ({error.strerror}); free space, or give another",
-            )
-        ) from error

@@ -149,7 +149,7 @@ def refused(folder) -> tuple[str, ...]:
     with pytest.raises(sinkjax.InputError) as caught:
         sinkjax.load(folder)
     assert all(str(folder) in str(problem) for problem in caught.value.problems)
-    assert all("experiments.convert" in str(problem) for problem in caught.value.problems)
+    assert all("with sinkjax convert" in str(problem) for problem in caught.value.problems)
     return tuple(map(str, caught.value.problems))
 
 
