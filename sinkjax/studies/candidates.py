@@ -93,7 +93,7 @@ class Candidate:
         }
 
     def reached(self, lengths: Sequence[int], num_tokens: int) -> Plan:
-        """What of a plan serves windows of these lengths and what they grow to.
+        """What of a plan serves excerpts of these lengths and what they grow to.
 
         Stages that none of them comes to are left out: nothing would be compiled for them.
         """

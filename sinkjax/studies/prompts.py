@@ -1,7 +1,7 @@
 """Prompts as tokens, cut to every length that a sweep asks for.
 
-`PromptList` holds short texts, each of them cut from its beginning. `TextWindows` holds one long
-text and cuts windows out of it that begin at seeded places. Both are nested: what they give at
+`PromptList` holds short texts, each of them cut from its beginning. `TextExcerpts` holds one long
+text and cuts excerpts out of it that begin at seeded places. Both are nested: what they give at
 length T is the beginning of what they give at any greater length, so that a comparison of lengths
 is not a comparison of contents.
 
@@ -88,8 +88,6 @@ class PromptList:
         """Checks, before any long work, that there is text enough for each length.
 
         Args:
-          tokenizer: as for `at_length`.
-          bos: as for `at_length`.
           counts: the prompts wanted by length, None for all of them.
 
         Raises:
@@ -133,22 +131,22 @@ class PromptList:
 
 
 @dataclass(frozen=True)
-class TextWindows:
-    """Windows of one long text that begin at seeded places and do not overlap.
+class TextExcerpts:
+    """Excerpts of one long text that begin at seeded places and do not overlap.
 
-    Overlapping windows would be counted as independent prompts when prompts are resampled, and the
-    intervals would come out too narrow. So a length at which not all windows fit gives fewer.
+    Overlapping excerpts would be counted as independent prompts when prompts are resampled, and the
+    intervals would come out too narrow. So a length at which not all excerpts fit gives fewer.
 
-    The text is taken as a ring: a window that reaches its end goes on at its beginning. That keeps
-    the places the same for every length. They are evenly spaced, turned by the seed, and each is
-    moved on to the next beginning of a line where one is near.
+    The text is taken as a ring: an excerpt that reaches its end goes on at its beginning. That
+    keeps the places the same for every length. They are evenly spaced, turned by the seed, and each
+    is moved on to the next beginning of a line where one is near.
 
     Attributes:
       name: where the text came from, for records and messages.
       sha256: hex digest of the bytes it came from.
       text: the text. It is tokenized once for each tokenizer.
-      count: the most windows that any length will ask for.
-      seed: where the windows begin.
+      count: the most excerpts that any length will ask for.
+      seed: where the excerpts begin.
     """
 
     name: str
@@ -163,7 +161,7 @@ class TextWindows:
     def at_length(
         self, tokenizer: PreTrainedTokenizerBase, bos: str, length: int, count: int | None = None
     ) -> np.ndarray:
-        """The first `count` windows (None: as many as fit) of `length` tokens, BOS included.
+        """The first `count` excerpts (None: as many as fit) of `length` tokens, BOS included.
 
         Returns:
           int32 [P, T]: row i begins, after the BOS, at `starts(tokenizer)[i]`.
@@ -176,27 +174,25 @@ class TextWindows:
         if count is None:
             count = self.fits(tokenizer, length)
         places = self.starts(tokenizer)[:count, None] + np.arange(length)
-        windows = np.take(tokens, places, mode="wrap").tolist()
-        rows = [_in_front(prefix, window, bos)[:length] for window in windows]
+        excerpts = np.take(tokens, places, mode="wrap").tolist()
+        rows = [_in_front(prefix, excerpt, bos)[:length] for excerpt in excerpts]
         return np.array(rows, dtype=np.int32)
 
     def check(
         self, tokenizer: PreTrainedTokenizerBase, bos: str, counts: Mapping[int, int | None]
     ) -> None:
-        """Checks, before any long work, that the windows fit.
+        """Checks, before any long work, that the excerpts fit.
 
         Args:
-          tokenizer: as for `at_length`.
-          bos: as for `at_length`.
-          counts: the windows wanted by length, None for as many as fit, at least one.
+          counts: the excerpts wanted by length, None for as many as fit, at least one.
 
         Raises:
           InputError: the text is too short: one problem for each length concerned.
-          ValueError: more windows are wanted than `count`.
+          ValueError: more excerpts are wanted than `count`.
         """
         _prefix(tokenizer, bos)
         if any(wanted is not None and wanted > self.count for wanted in counts.values()):
-            raise ValueError(f"these windows were laid out for {self.count} a length: {counts}")
+            raise ValueError(f"these excerpts were laid out for {self.count} a length: {counts}")
         problems = []
         for length, wanted in sorted(counts.items()):
             fits = self.fits(tokenizer, length)
@@ -214,11 +210,11 @@ class TextWindows:
             raise InputError(*problems)
 
     def fits(self, tokenizer: PreTrainedTokenizerBase, length: int) -> int:
-        """How many of the windows, from the first on, do not overlap at `length` tokens."""
+        """How many of the excerpts, from the first on, do not overlap at `length` tokens."""
         return int(np.count_nonzero(self._layout(tokenizer).gaps >= length))
 
     def starts(self, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-        """Where the windows begin, in tokens of the text without BOS: int64 [`count`]."""
+        """Where the excerpts begin, in tokens of the text without BOS: int64 [`count`]."""
         return self._layout(tokenizer).starts
 
     def _layout(self, tokenizer: PreTrainedTokenizerBase) -> _Layout:
@@ -229,15 +225,15 @@ class TextWindows:
         return self._layouts[tokenizer]
 
 
-PromptSet = PromptList | TextWindows
+PromptSet = PromptList | TextExcerpts
 
 
 class _Layout(NamedTuple):
-    """A tokenized text and its windows.
+    """A tokenized text and its excerpts.
 
     Attributes:
       tokens: int32 [tokens of the text], without BOS.
-      starts: int64 [count], the places where windows begin.
+      starts: int64 [count], the places where excerpts begin.
       gaps: int64 [count], gaps[i] is the least distance round the ring between the first i + 1
         starts.
     """
@@ -253,8 +249,8 @@ def _lay_out(tokens: np.ndarray, line_starts: np.ndarray, count: int, seed: int)
         return _Layout(tokens, np.zeros(count, np.int64), np.zeros(count, np.int64))
     turn = np.random.default_rng(seed).integers(size)
     places = (turn + np.array(_spread(count), np.int64) * size // count) % size
-    # Moving on to a line's beginning takes room from the window before: an eighth of the spacing at
-    # most, so that windows which together are seven eighths of the text always fit.
+    # Moving on to a line's beginning takes room from the excerpt before: an eighth of the spacing
+    # at most, so that excerpts which together are seven eighths of the text always fit.
     ahead = np.append(line_starts, size)
     near = ahead[np.searchsorted(ahead, places)]
     starts = np.where(near - places <= size // (8 * count), near, places) % size
@@ -269,7 +265,7 @@ def _lay_out(tokens: np.ndarray, line_starts: np.ndarray, count: int, seed: int)
 def _spread(count: int) -> list[int]:
     """0 to count - 1 in the order of halves, quarters, eighths (van der Corput's sequence).
 
-    However many are taken from the front, they lie spread over the whole range: few long windows
+    However many are taken from the front, they lie spread over the whole range: few long excerpts
     and many short ones can share their starts.
     """
     bits = (count - 1).bit_length()
@@ -317,7 +313,7 @@ def _in_front(prefix: list[int], tokens: list[int], bos: str) -> list[int]:
 
 
 def _bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # Quiet: a text longer than the model's context is what windows are cut from.
+    # Quiet: a text longer than the model's context is what excerpts are cut from.
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

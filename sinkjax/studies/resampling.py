@@ -81,7 +81,7 @@ def estimate_mean(values: np.ndarray, seed: int) -> dict[str, Any]:
     """The mean of values of any shape, an estimate.
 
     Args:
-      values: [P, ...]; P are the prompts, or windows, that are resampled.
+      values: [P, ...]; P are the prompts, or excerpts, that are resampled.
       seed: not negative.
     """
     count = len(values)

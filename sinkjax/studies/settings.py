@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sinkjax.errors import InputError, Problem
+
+Part = TypeVar("Part")
 
 
 def setting(
@@ -26,6 +28,11 @@ def setting(
     """
     metadata = {"help": help, "parse": parse, "repeated": repeated}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def part(settings: Any, kind: type[Part]) -> Part:
+    """A dataclass made of the settings that have the names of its fields."""
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
 
 
 def at_least(settings: Any, **least: int) -> Iterator[Problem]:

@@ -52,7 +52,7 @@ class Store:
     def __call__(
         self,
         what: str,
-        windows: np.ndarray | None,
+        excerpts: np.ndarray | None,
         measure: Callable[[], dict[str, np.ndarray]],
         *,
         mask: SinkMask | None = None,
@@ -64,7 +64,7 @@ class Store:
 
         Args:
           what: is measured.
-          windows: int32 [W, T], on which; None for what needs no text.
+          excerpts: int32 [W, T], on which; None for what needs no text.
           mask, fills: under which.
           passes: how often the tokens go through the model, for progress.
           how: settings, of JSON values.
@@ -73,7 +73,7 @@ class Store:
             {
                 "what": what,
                 "model_digest": self._model_digest,
-                "tokens_sha256": None if windows is None else tokens_digest(windows),
+                "tokens_sha256": None if excerpts is None else tokens_digest(excerpts),
                 "mask_digest": None if mask is None else mask.digest,
                 "fills_sha256": None if fills is None else _sha256(fills),
                 **how,
@@ -83,7 +83,7 @@ class Store:
         if arrays is None:
             arrays = measure()
             self._kept.put_arrays(name, **arrays)
-        tokens = 0 if windows is None else windows.size * passes
+        tokens = 0 if excerpts is None else excerpts.size * passes
         self.report(what, max(0, tokens - (self.reported - before)))
         return arrays
 

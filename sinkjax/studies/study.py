@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
+from sinkjax.report.appendix import page_of_tables
 from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
@@ -129,12 +130,17 @@ class Study(abc.ABC):
       renamed: settings of earlier versions, by name, and what each is called now.
       without: of a model's description, what its records leave out.
       shapes: whether it takes models without a tokenizer and trained weights.
+      tables_of: makes the tables of its records.
+      title, lede: of its page, where that has tables alone; {} is the model's name.
     """
 
     name: ClassVar[str]
     renamed: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ("max_length",)
     shapes: ClassVar[bool] = False
+    tables_of: ClassVar[Callable[[Sequence[Record]], list[Table]]]
+    title: ClassVar[str]
+    lede: ClassVar[str]
 
     model: str | Subject = setting("smollm2-135m", f"Model: {MODEL}.")
     revision: str | None = setting(None, "Branch, tag or commit, where the model is a Hub id.")
@@ -168,14 +174,16 @@ class Study(abc.ABC):
         """Its records that are to be, in order. A cell's record is there when the next is asked."""
 
     @classmethod
-    @abc.abstractmethod
     def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
         """What its records say, in the order in which to read it."""
+        return cls.tables_of(records)
 
     @classmethod
-    @abc.abstractmethod
     def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        """The same as a page."""
+        """The same as a page; that of a study with figures is its own."""
+        title = cls.title.format(specification["model"]["name"])
+        tables = cls.tables(specification, records)
+        return page_of_tables(cls.name, title, cls.lede, tables, specification, records)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         """The last lines: what else there is to know, and where files for other programs lie."""
@@ -223,6 +231,10 @@ class Study(abc.ABC):
         """What a record was measured with."""
         return environment()
 
+    def wrong(self, name: str, text: str) -> Problem:
+        """A problem with the value that a setting has."""
+        return Problem(name, getattr(self, name), text)
+
     def check(self) -> None:
         """Raises InputError with all of `problems`, and of `plan_problems`."""
         problems = [*self._unknown(), *self.problems()]
@@ -241,7 +253,7 @@ class Study(abc.ABC):
         """Settings that take one of a few values, and have another."""
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                yield Problem(name, getattr(self, name), f"use one of {', '.join(get_args(hint))}")
+                yield self.wrong(name, f"use one of {', '.join(get_args(hint))}")
 
 
 def run_study(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, about
-from sinkjax.studies.prompts import PromptList, TextWindows
+from sinkjax.studies.prompts import PromptList, TextExcerpts
 
 SHIPPED = {
     "mansfield-park": "Mansfield Park (Jane Austen)",
@@ -47,7 +47,7 @@ def read_prompts(path: str | Path) -> PromptList:
     return PromptList(path.name, sha256, tuple(texts))
 
 
-def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> TextWindows:
+def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> TextExcerpts:
     """Reads a long text to cut `count` excerpts from, at places that `seed` decides.
 
     Args:
@@ -60,7 +60,7 @@ def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> T
         text, sha256 = _read(Path(path))
         if not text.strip():
             raise InputError("it is empty: give a file of prose")
-    return TextWindows(Path(path).name, sha256, text, count, seed)
+    return TextExcerpts(Path(path).name, sha256, text, count, seed)
 
 
 def default_prompts() -> PromptList:
@@ -79,17 +79,17 @@ def study_prompts() -> tuple[PromptList, ...]:
     )
 
 
-def choose_text(path: str | None, count: int, seed: int) -> TextWindows:
+def choose_text(path: str | None, count: int, seed: int) -> TextExcerpts:
     """Excerpts of the text to choose on: a file's, or a shipped one's by its name or by default."""
     return _file_or_shipped("choose_text", path or CHOOSE, count, seed)
 
 
-def judge_text(path: str | None, count: int, seed: int) -> TextWindows:
+def judge_text(path: str | None, count: int, seed: int) -> TextExcerpts:
     """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
     return _file_or_shipped("judge_text", path or JUDGE, count, seed)
 
 
-def _file_or_shipped(field: str, path: str, count: int, seed: int) -> TextWindows:
+def _file_or_shipped(field: str, path: str, count: int, seed: int) -> TextExcerpts:
     if path in SHIPPED:
         text = read_text(shipped.FOLDER / "texts" / f"{path}.txt", count, seed)
         return dataclasses.replace(text, name=SHIPPED[path])

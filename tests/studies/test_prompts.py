@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sinkjax.errors import InputError
-from sinkjax.studies.prompts import BOS_POLICIES, PromptList, TextWindows, encode
+from sinkjax.studies.prompts import BOS_POLICIES, PromptList, TextExcerpts, encode
 
 pytestmark = pytest.mark.quick
 
@@ -47,7 +47,7 @@ def prompts(*texts):
 
 
 def windows(text, count, seed=0):
-    return TextWindows("book.txt", "0" * 64, text, count, seed)
+    return TextExcerpts("book.txt", "0" * 64, text, count, seed)
 
 
 @pytest.mark.parametrize(

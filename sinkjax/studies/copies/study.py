@@ -17,7 +17,7 @@ given again. Patterns of all heads are kept for an excerpt at a time: lengths up
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,9 @@ from sinkjax.instruments.patterns import PATTERN_TOKENS
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
-from sinkjax.report.page import Page
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies import settings
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
-from sinkjax.studies.copies.page import page
 from sinkjax.studies.copies.tables import copying_tables
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.series import describe_texts
@@ -55,6 +51,12 @@ class Copies(HeldOutStudy):
     """What copying earlier heads' attention costs."""
 
     name = "copies"
+    tables_of = staticmethod(copying_tables)
+    title = "What copying attention patterns costs {}"
+    lede = (
+        "How far predictions move from the baseline's where heads take the pattern of an earlier "
+        "head, for several ways to choose that head."
+    )
 
     lengths: tuple[int, ...] = setting((24, 256), "Tokens of an excerpt, BOS included.")
     max_tokens: int = setting(
@@ -104,14 +106,6 @@ class Copies(HeldOutStudy):
                     f"{variant} {share:g}",
                     steps=judged.size,
                 )
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return copying_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
 
 def summarize_sources(fit: SourceFit) -> dict[str, Any]:

@@ -40,7 +40,6 @@ from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.models.decoder import Llama
-from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
@@ -93,6 +92,7 @@ class Frontier(HeldOutStudy):
     """What masks of growing size cost and save, by how their heads were chosen."""
 
     name = "frontier"
+    page = staticmethod(page)
 
     lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
     choose_excerpts: int = setting(64, "Number of excerpts to rank on, at most.")
@@ -334,10 +334,6 @@ class Frontier(HeldOutStudy):
     def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
         lengths = sorted({record["length"] for record in records})
         return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
 
 class _Savings:

@@ -18,18 +18,14 @@ given again.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sinkjax.errors import Problem
 from sinkjax.models.digest import tokens_digest
-from sinkjax.report.page import Page
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies import texts
-from sinkjax.studies.predict.page import page
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks, scores_of
 from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BosPolicy
@@ -48,6 +44,12 @@ class Predict(ScoreStudy):
     """How well sinks are predicted before they are measured."""
 
     name = "predict"
+    tables_of = staticmethod(prediction_tables)
+    title = "Predicting the sink heads of {}"
+    lede = (
+        "Whether what is known of layer 0 on a prompt predicts which heads of later layers are "
+        "sinks on it, and whether that is good enough to act on."
+    )
 
     prompts: str | None = setting(None, "File of prompts: .txt, one a line, or .jsonl.")
     text: str | None = setting(None, "Text file, cut into excerpts at seeded places.")
@@ -185,14 +187,6 @@ class Predict(ScoreStudy):
             "tokens_sha256": [tokens_digest(series.tokens[length]) for length in lengths],
             "seed": self.seed,
         }
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return prediction_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
 
 def _take_over(results: Results, sweep_folder: str) -> None:

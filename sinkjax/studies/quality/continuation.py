@@ -1,4 +1,4 @@
-"""Greedy continuations of windows, under the mask of their length or by a plan's rule."""
+"""Greedy continuations of excerpts, under the mask of their length or by a plan's rule."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ CACHE_TOKENS = 16_384
 
 
 def compile_continuations(
-    model: Llama, candidate: Candidate, lengths: Sequence[int], num_windows: int, num_tokens: int
+    model: Llama, candidate: Candidate, lengths: Sequence[int], num_excerpts: int, num_tokens: int
 ) -> Dispatcher:
-    """Programs that continue windows of all lengths: a mask has one decode step for all of them.
+    """Programs that continue excerpts of all lengths: a mask has one decode step for all of them.
 
     Args:
       model: the baseline.
       candidate: whose masks serve.
-      lengths: T of all windows.
-      num_windows: of one length, at most.
+      lengths: T of all excerpts.
+      num_excerpts: of one length, at most.
       num_tokens: of each continuation.
 
     Raises:
@@ -40,7 +40,7 @@ def compile_continuations(
         model,
         candidate.reached(lengths, num_tokens),
         fills=candidate.fills,
-        batch_size=min(num_windows, max(1, CACHE_TOKENS // room)),
+        batch_size=min(num_excerpts, max(1, CACHE_TOKENS // room)),
         prefill_lengths={*lengths, *again},
         max_length=room,
     )

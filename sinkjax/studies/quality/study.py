@@ -26,9 +26,7 @@ from typing import Any, ClassVar, Literal
 from sinkjax.errors import Problem
 from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
 from sinkjax.models.digest import tokens_digest
-from sinkjax.report.page import Page
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
 from sinkjax.studies.prompts import BosPolicy
@@ -47,6 +45,8 @@ class Quality(Study):
     """What masks cost: each one's predictions held against the baseline's."""
 
     name = "quality"
+    tables_of = staticmethod(quality_tables)
+    page = staticmethod(page)
     renamed: ClassVar[Mapping[str, str]] = {
         "num_windows": "num_excerpts",
         "passkey": "passkey_depths",
@@ -206,14 +206,6 @@ class Quality(Study):
             **measurement.fields,
             "seed": self.seed,
         }
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return quality_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         hidden = {m.length for m in self.measurements if m.kind == "passkey"}

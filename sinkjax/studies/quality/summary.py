@@ -1,6 +1,6 @@
-"""Windows to values with intervals: what quality says in records and in mask files. Pure numpy.
+"""Excerpts to values with intervals: what quality says in records and in mask files. Pure numpy.
 
-Windows are what was drawn, so windows are what is resampled (`sinkjax.studies.resampling`); both
+Excerpts are what was drawn, so excerpts are what is resampled (`sinkjax.studies.resampling`); both
 models saw the same ones, so a change between them is resampled as a change.
 """
 
@@ -19,10 +19,10 @@ _NO_NEXT_TOKEN = "no scored position has a next token in its window"
 
 
 def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
-    """What a comparison says over all its windows.
+    """What a comparison says over all its excerpts.
 
     Args:
-      stats: W windows of P scored positions.
+      stats: W excerpts of P scored positions.
       seed: of the resamples.
 
     Returns:
@@ -66,8 +66,8 @@ def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) 
 
     Returns:
       the "result" of a record of kind "continuation": estimates of `agreeing`, the mean over
-      windows with `num_tokens` where there is no difference, and of `identical`, the share of
-      windows without one; `per_window`, as given.
+      excerpts with `num_tokens` where there is no difference, and of `identical`, the share of
+      excerpts without one; `per_window`, as given.
     """
     weights = resample_counts(len(agreeing), seed)
     return {
@@ -83,13 +83,13 @@ def summarize_passkeys(
     """How many passkeys each model gives back.
 
     Args:
-      stats: of windows that end in their keys, scored at least from the token before the longest.
-      answer_tokens: int [W], tokens of each window's key.
+      stats: of excerpts that end in their keys, scored at least from the token before the longest.
+      answer_tokens: int [W], tokens of each excerpt's key.
       seed: of the resamples.
 
     Returns:
-      the "result" of a record of kind "passkey": `retrieved`, the share of windows whose key greedy
-      decoding gives back whole, and `nll`, of the whole key in nats: estimates of `baseline`,
+      the "result" of a record of kind "passkey": `retrieved`, the share of excerpts whose key
+      greedy decoding gives back whole, and `nll`, of the whole key in nats: estimates of `baseline`,
       `candidate` and `change` of each; `answer_tokens`, the mean number.
     """
     width = stats.baseline_nll.shape[1]
@@ -181,7 +181,7 @@ def _estimate_mean(
     weights: np.ndarray,
     function: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
 ) -> dict[str, Any]:
-    """A function of the mean over all positions of all windows, values [W] or [W, P]."""
+    """A function of the mean over all positions of all excerpts, values [W] or [W, P]."""
     count = len(values)
     per_window = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
     return estimate(
@@ -190,12 +190,12 @@ def _estimate_mean(
 
 
 def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) -> dict[str, Any]:
-    """The least value that `percent` of the tokens of all windows [W, P] do not exceed."""
+    """The least value that `percent` of the tokens of all excerpts [W, P] do not exceed."""
     count, size = values.shape
     order = np.argsort(values, axis=None, kind="stable")
     ascending, window = values.ravel()[order], order // size
     rank = math.ceil(values.size * percent / 100)
-    # Every resample has W windows, so the rank is the same; how often each token counts is not.
+    # Every resample has W excerpts, so the rank is the same; how often each token counts is not.
     resampled = [ascending[np.searchsorted(np.cumsum(counts[window]), rank)] for counts in weights]
     return estimate(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
 

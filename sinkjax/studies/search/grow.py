@@ -2,7 +2,7 @@
 
 In each round the cost of every head on every path is predicted anew under the mask so far
 (`sensitivity`, or heads' own errors; `gates` stay what they are), moves are ranked by cost a
-saving, and the KL on held-back windows decides how many are made. Early rounds may spend a part of
+saving, and the KL on held-back excerpts decides how many are made. Early rounds may spend a part of
 the budget only, so that most of it is spent with predictions for a mask that is near.
 
 Sensitivities rest on few draws, and of many noisy costs the least are those that noise made small.
@@ -62,7 +62,7 @@ class SearchSettings:
 
     Attributes:
       paths: that heads may take beside `full`.
-      kl_budget: the most KL, nats a token, on the held-back windows.
+      kl_budget: the most KL, nats a token, on the held-back excerpts.
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
@@ -70,7 +70,7 @@ class SearchSettings:
       ranking: costs by `sensitivity`, by heads' own `error` squared, or by learned `gates`.
       rounds: of growing.
       tries: measured masks a round, at most.
-      samples: draws of labels for each window.
+      samples: draws of labels for each excerpt.
       seed: of the draws.
       gates: for the ranking of that name.
     """
@@ -100,7 +100,7 @@ class Found:
 
     Attributes:
       mask: with the most savings, or heads, of those within the budget.
-      kl: its mean KL on the held-back windows.
+      kl: its mean KL on the held-back excerpts.
       fills: float32 [L, N, H], means of `sink(mean)`; None where no path asks for them.
       savings: float64 [P], of a unit on each path.
       errors: float64 [P, L, N], heads' own errors under the baseline.
@@ -117,8 +117,8 @@ class Found:
 
 def search_mask(
     model: Llama,
-    ranking_windows: np.ndarray,
-    held_windows: np.ndarray,
+    ranking_excerpts: np.ndarray,
+    held_excerpts: np.ndarray,
     settings: SearchSettings,
     store: Store | None = None,
 ) -> Found:
@@ -126,8 +126,8 @@ def search_mask(
 
     Args:
       model: every head `full`.
-      ranking_windows: int32 [W, T], on which costs are predicted and means taken.
-      held_windows: int32 [W, T], on which masks are measured; others than those.
+      ranking_excerpts: int32 [W, T], on which costs are predicted and means taken.
+      held_excerpts: int32 [W, T], on which masks are measured; others than those.
       settings: what is searched for.
       store: of what is measured; None to keep nothing.
     """
@@ -140,10 +140,10 @@ def search_mask(
     fills = None
     if Sink("mean") in settings.paths:
         fills = store(
-            "means", ranking_windows, lambda: {"fills": mean_outputs(model, ranking_windows)}
+            "means", ranking_excerpts, lambda: {"fills": mean_outputs(model, ranking_excerpts)}
         )["fills"]
-    measure = _measure(model, held_windows, fills, store)
-    predict = _predict(model, ranking_windows, fills, settings, store)
+    measure = _measure(model, held_excerpts, fills, store)
+    predict = _predict(model, ranking_excerpts, fills, settings, store)
     full = SinkMask.full(config)
     best, kl, scale, rounds = full, 0.0, None, []
     for number in range(settings.rounds):
@@ -162,35 +162,35 @@ def search_mask(
         )
         rounds.append(step)
         best, kl, scale = step.mask, step.kl, step.scale
-    errors = _errors(model, ranking_windows, full, fills, settings, store)
+    errors = _errors(model, ranking_excerpts, full, fills, settings, store)
     return Found(best, kl, fills, savings, errors, tuple(rounds))
 
 
-def sink_scores(model: Llama, windows: np.ndarray, store: Store) -> np.ndarray:
-    """The score `mean` of each head, its mean over windows: float64 [L, N]."""
+def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
+    """The score `mean` of each head, its mean over excerpts: float64 [L, N]."""
 
     def measured() -> dict[str, np.ndarray]:
         found = [
             np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
-            for tokens, count in batches(windows)
+            for tokens, count in batches(excerpts)
         ]
         return {"scores": np.concatenate(found)}
 
-    return store("sink scores", windows, measured)["scores"].mean(axis=0, dtype=np.float64)
+    return store("sink scores", excerpts, measured)["scores"].mean(axis=0, dtype=np.float64)
 
 
 def _measure(
-    model: Llama, windows: np.ndarray, fills: np.ndarray | None, store: Store
+    model: Llama, excerpts: np.ndarray, fills: np.ndarray | None, store: Store
 ) -> Callable[[SinkMask], float]:
     judges: list[Judge] = []  # made where something is measured that is not kept
 
     def measured(mask: SinkMask) -> dict[str, np.ndarray]:
         if not judges:
-            judges.append(Judge(model, windows, fills=fills))
+            judges.append(Judge(model, excerpts, fills=fills))
         return {"kl": judges[0](mask)}
 
     def measure(mask: SinkMask) -> float:
-        found = store("KL", windows, lambda: measured(mask), mask=mask, fills=fills)
+        found = store("KL", excerpts, lambda: measured(mask), mask=mask, fills=fills)
         return float(found["kl"].mean(dtype=np.float64))
 
     return measure
@@ -198,7 +198,7 @@ def _measure(
 
 def _predict(
     model: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     fills: np.ndarray | None,
     settings: SearchSettings,
     store: Store,
@@ -207,12 +207,12 @@ def _predict(
         how = {"samples": settings.samples, "seed": settings.seed + number}
 
         def predicted() -> dict[str, np.ndarray]:
-            found = predict_moves(model, windows, settings.paths, mask=mask, fills=fills, **how)
+            found = predict_moves(model, excerpts, settings.paths, mask=mask, fills=fills, **how)
             return {"linear": found.linear, "products": found.products}
 
         arrays = store(
             "sensitivity",
-            windows,
+            excerpts,
             predicted,
             mask=mask,
             fills=fills,
@@ -220,11 +220,11 @@ def _predict(
             paths=list(map(str, settings.paths)),
             **how,
         )
-        errors = _errors(model, windows, mask, fills, settings, store)
+        errors = _errors(model, excerpts, mask, fills, settings, store)
         return _steadied(Prediction(mask, **arrays), errors, settings.paths)
 
     def by_error(mask: SinkMask, number: int) -> Prediction:
-        return _adding_up(mask, np.square(_errors(model, windows, mask, fills, settings, store)))
+        return _adding_up(mask, np.square(_errors(model, excerpts, mask, fills, settings, store)))
 
     def by_gates(mask: SinkMask, number: int) -> Prediction:
         gates = np.asarray(settings.gates.values, np.float64)
@@ -237,7 +237,7 @@ def _predict(
 
 def _errors(
     model: Llama,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     mask: SinkMask,
     fills: np.ndarray | None,
     settings: SearchSettings,
@@ -245,8 +245,8 @@ def _errors(
 ) -> np.ndarray:
     arrays = store(
         "errors",
-        windows,
-        lambda: {"errors": own_errors(model, windows, settings.paths, mask=mask, fills=fills)},
+        excerpts,
+        lambda: {"errors": own_errors(model, excerpts, settings.paths, mask=mask, fills=fills)},
         mask=mask,
         fills=fills,
         paths=list(map(str, settings.paths)),

@@ -40,9 +40,7 @@ from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, parse_paths
 from sinkjax.models.digest import tokens_digest
-from sinkjax.report.page import Page
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.prompts import BosPolicy
@@ -56,7 +54,6 @@ from sinkjax.studies.search.grow import (
     search_mask,
     sink_scores,
 )
-from sinkjax.studies.search.page import page
 from sinkjax.studies.search.tables import budget_line, over_budget, search_tables
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, setting
@@ -70,6 +67,12 @@ class Search(Study):
     """Which mask costs at most a given KL."""
 
     name = "search"
+    tables_of = staticmethod(search_tables)
+    title = "A mask of {} within a KL budget"
+    lede = (
+        "Which mask saves most within a KL budget, and what it costs on text that the search never "
+        "saw, beside masks of as many heads."
+    )
     renamed: ClassVar[Mapping[str, str]] = {
         "text": "choose_text",
         "length": "lengths",
@@ -377,14 +380,6 @@ class Search(Study):
             "seed": self.seed,
         }
         return Cell(fields, measure, name, steps=excerpts.size)
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return search_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [

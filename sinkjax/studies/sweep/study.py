@@ -6,8 +6,8 @@
 
 Without --prompts and --text, two sources need no file and no network: about a hundred short
 prompts written for the project, at lengths up to 64, and excerpts of the text that is shipped for
-choosing, at every length. The two prompts of the founding study, an unpublished one of
-Llama-3.2-1B, are measured whole beside them (--nostudy leaves them out).
+choosing at every length. The founding study's two prompts are measured whole beside them
+(--nostudy leaves them out).
 
 Everything goes to --output_dir: records.jsonl (one record a cell), measured/ (the scores of every
 prompt), report.html and figures/. A sweep that was stopped goes on where it was when the same
@@ -31,7 +31,6 @@ from sinkjax.instruments.sinks import (
     measure_sinks,
 )
 from sinkjax.models.digest import tokens_digest
-from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import texts
@@ -153,6 +152,7 @@ class Sweep(ScoreStudy):
     """Which heads are sinks, at which prompt lengths."""
 
     name = "sweep"
+    page = staticmethod(page)
 
     model: tuple[str | Subject, ...] = setting(
         ("smollm2-135m",), f"Models, with commas between them, each {MODEL}."
@@ -329,10 +329,6 @@ class Sweep(ScoreStudy):
         }
         shown = [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
         return summary_tables(specification, shown)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         if len(self.rules) == 1:

@@ -37,11 +37,9 @@ from sinkjax.models.digest import model_digest
 from sinkjax.models.shapes import SHAPES
 from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL
 from sinkjax.programs.options import DEFAULT_ATTENTION, Attention
-from sinkjax.report.page import Page
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
-from sinkjax.studies.settings import at_least, known, setting
+from sinkjax.studies.settings import at_least, known, part, setting
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
@@ -58,6 +56,8 @@ class Timing(Study):
     """How long masks' programs take, beside the baseline's."""
 
     name = "timing"
+    tables_of = staticmethod(timing_tables)
+    page = staticmethod(page)
     renamed: ClassVar[Mapping[str, str]] = {"prompt_lengths": "lengths"}
     without: ClassVar[tuple[str, ...]] = ("config",)
     shapes: ClassVar[bool] = True
@@ -142,7 +142,7 @@ class Timing(Study):
     @property
     def how(self) -> How:
         """How runs are timed."""
-        return How(**{field.name: getattr(self, field.name) for field in dataclasses.fields(How)})
+        return part(self, How)
 
     def describe(self, subject: Subject, model: Llama) -> dict[str, Any]:
         return {
@@ -212,11 +212,3 @@ class Timing(Study):
                     "google_benchmark", self.google_benchmark, f"not writable: {error.strerror}"
                 )
             ) from error
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return timing_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)

@@ -1,18 +1,15 @@
 """What studies that train share: how to train, and what they say of it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sinkjax.errors import Problem
-from sinkjax.report.page import Page
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
 from sinkjax.studies.held_out import HeldOutStudy
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import setting
+from sinkjax.studies.settings import part, setting
 from sinkjax.studies.training.page import page, training_tables
 from sinkjax.studies.training.train import Trained, TrainSettings
 
@@ -27,6 +24,9 @@ class TrainingStudy(HeldOutStudy):
     The training's checkpoints are in the folder, checkpoints/, by Orbax: a run that was stopped
     goes on where it was.
     """
+
+    tables_of = staticmethod(training_tables)
+    page = staticmethod(page)
 
     choose_excerpts: int = setting(128, "Number of excerpts to train on, at most.")
     judge_excerpts: int = setting(8, "Number of excerpts to judge on, at most.")
@@ -45,14 +45,7 @@ class TrainingStudy(HeldOutStudy):
     @property
     def train(self) -> TrainSettings:
         """How to train."""
-        return TrainSettings(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            rows=self.rows,
-            warmup=self.warmup,
-            save_every=self.save_every,
-            seed=self.seed,
-        )
+        return part(self, TrainSettings)
 
     @property
     def trained_on(self) -> np.ndarray:
@@ -78,14 +71,6 @@ class TrainingStudy(HeldOutStudy):
             **describe_texts(self.chosen_on, self.judged_on, length),
             "train": dataclasses.asdict(self.train),
         }
-
-    @classmethod
-    def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        return training_tables(records)
-
-    @classmethod
-    def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        return page(specification, records)
 
 
 def history(trained: Trained) -> dict[str, Any]:

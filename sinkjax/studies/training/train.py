@@ -36,10 +36,10 @@ class TrainSettings:
       steps: of the optimizer.
       learning_rate: at its highest, after a linear rise over `warmup` of the steps; then it falls
         with a cosine to nothing.
-      rows: windows a step.
+      rows: excerpts a step.
       warmup: share of the steps.
       save_every: steps between checkpoints.
-      seed: of the order of windows.
+      seed: of the order of excerpts.
     """
 
     steps: int
@@ -76,7 +76,7 @@ def distil(
     baseline: Llama,
     forward: Callable[[Parameters, jax.Array], jax.Array],
     start: Parameters,
-    windows: np.ndarray,
+    excerpts: np.ndarray,
     settings: TrainSettings,
     folder: pathlib.Path,
     *,
@@ -90,7 +90,7 @@ def distil(
       forward: from parameters and tokens int [B, T] to the residual stream after the last layer,
         [B, T, D].
       start: parameters, float32.
-      windows: int32 [W, T], T at least 2. All of them are used before any is used again.
+      excerpts: int32 [W, T], T at least 2. All of them are used before any is used again.
       settings: how.
       folder: for checkpoints, by Orbax; of this training alone.
       price: what the parameters cost, a number that is added to the loss.
@@ -106,7 +106,7 @@ def distil(
     state = {"parameters": start, "optimizer": optimizer.init(start), "history": history}
     update = jax.jit(functools.partial(_update, optimizer))
     value_and_grad = jax.jit(jax.value_and_grad(price))
-    size = min(settings.rows, len(windows)) * windows.shape[1]
+    size = min(settings.rows, len(excerpts)) * excerpts.shape[1]
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
         done = checkpoints.latest_step() or 0
@@ -116,7 +116,7 @@ def distil(
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):
-            tokens = jnp.asarray(windows[_rows_of_step(step, len(windows), settings)])
+            tokens = jnp.asarray(excerpts[_rows_of_step(step, len(excerpts), settings)])
             target = residuals(baseline, tokens)[:, 1:]
             found, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
             kl, gradient = mean_divergence(baseline, target, found)
@@ -187,7 +187,7 @@ def _update(
 
 
 def _rows_of_step(step: int, count: int, settings: TrainSettings) -> np.ndarray:
-    """Which windows a step sees: every one once before any is seen again."""
+    """Which excerpts a step sees: every one once before any is seen again."""
     rows = min(settings.rows, count)
     a_round = count // rows
     rng = np.random.default_rng((_ORDER, settings.seed, step // a_round))

@@ -14,7 +14,7 @@ from sinkjax.instruments.patterns import copied_residuals, source_numbers
 from sinkjax.report.page import render_page
 from sinkjax.studies.copies.fit import fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
-from sinkjax.studies.copies.page import page
+from sinkjax.studies.copies.study import Copies
 from sinkjax.studies.copies.tables import copying_tables
 from sinkjax.studies.results import read_records
 from sinkjax.testing.oracle import apply_pattern, attention_scores, reference_logits
@@ -176,7 +176,7 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
     assert best[0] == [None] * 6
     assert all(layer == 0 for layer, _ in best[1])
     assert "worse than nothing" in out
-    html, _ = render_page(page(*read_records(tmp_path)))
+    html, _ = render_page(Copies.page(*read_records(tmp_path)))
     for table in copying_tables(records):
         assert all(f">{cell}<" in html for row in table.rows for cell in row)
     run_main(COPIES, *flags)

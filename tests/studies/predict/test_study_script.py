@@ -7,7 +7,7 @@ from scripts import run_main
 
 from sinkjax import InputError
 from sinkjax.report.page import render_page
-from sinkjax.studies.predict.page import page
+from sinkjax.studies.predict.study import Predict
 from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.results import read_records
 from sinkjax.studies.sweep import study as sweep
@@ -48,7 +48,7 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     for name in ("all", "rate_at_length", "same_index"):
         assert f"{found[name]['brier']['value']:.4f}" in out
     assert "Good enough to act on: " in " ".join(out.split())  # wherever the line breaks
-    html, _ = render_page(page(*read_records(tmp_path / "out")))
+    html, _ = render_page(Predict.page(*read_records(tmp_path / "out")))
     for title in ("held-out lengths", "calibration of", "by length", "acting on"):
         assert title in out
         assert title in html

@@ -14,7 +14,7 @@ from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
-from sinkjax.studies.search.page import page
+from sinkjax.studies.search.study import Search
 from sinkjax.studies.search.tables import search_tables
 
 SEARCH = "experiments.search"
@@ -158,7 +158,7 @@ def test_bad_flags_are_refused_before_any_work(what, tiny, other_text, tmp_path)
 
 def test_the_page_holds_what_is_printed(searched):
     specification, records = read_records(searched)
-    html, _ = render_page(page(specification, records[::-1]))
+    html, _ = render_page(Search.page(specification, records[::-1]))
     for table in search_tables(records):
         assert all(f">{cell}<" in html for row in table.rows for cell in row)
     assert "for KL up to 0.2400, the budget less its margin" in html
