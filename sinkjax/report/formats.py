@@ -84,6 +84,12 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def masked(heads: Mapping[str, int]) -> str:
+    """`117/270`: the masked heads of all, from how many take each kind of path."""
+    total = sum(heads.values())
+    return f"{count(total - heads['full'])}/{count(total)}"
+
+
 def mean_count(value: float) -> str:
     """A number of things, averaged over prompts: `128.3`."""
     return f"{value:,.1f}"

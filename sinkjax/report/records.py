@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.report import formats
+
 Record = Mapping[str, Any]
 
 
@@ -25,6 +27,13 @@ def told_apart(what: Mapping[str, Any], digest: str, among: Sequence[Mapping[str
     """
     same = {other[digest] for other in among if other["name"] == what["name"]} | {what[digest]}
     return what["name"] if len(same) == 1 else f"{what['name']} ({what[digest][:8]})"
+
+
+def title(record: Record, text: str = "source") -> str:
+    """The model, the BOS policy and the text of a record."""
+    bos = formats.bos(record["bos"], record["bos_added"])
+    names = (formats.shortened(record[what]["name"]) for what in ("model", text))
+    return f"{next(names)}, {bos}; {next(names)}"
 
 
 def numbers(estimates: Iterable[Mapping[str, Any]], side: str = "value") -> np.ndarray:

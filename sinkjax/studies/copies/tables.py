@@ -1,14 +1,16 @@
 """The tables of what copying costs, from the records of `sinkjax.studies.copies.study`."""
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.records import Record, title
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 
+_LENGTH = operator.itemgetter("length")
 _NAMES = {
     "layer_0": "copy of layer 0, same index",
     "adjacent": "copy of the layer before, best head",
@@ -33,29 +35,26 @@ def copying_tables(records: Sequence[Record]) -> list[Table]:
     Returns:
       what there is to copy, and the KL of copying by every variant.
     """
-    sources = sorted((r for r in records if r["kind"] == "sources"), key=_length)
-    copies = sorted((r for r in records if r["kind"] == "copies"), key=_length)
+    sources = sorted((r for r in records if r["kind"] == "sources"), key=_LENGTH)
+    copies = sorted((r for r in records if r["kind"] == "copies"), key=_LENGTH)
     tables = [_sources_table(sources)] if sources else []
     return tables + ([_copies_table(copies)] if copies else [])
 
 
 def _sources_table(records: Sequence[Record]) -> Table:
-    rows = []
-    for record in records:
-        for name, shown in _SOURCES.items():
-            found = record["result"][name]
-            rows.append(
-                (
-                    formats.count(record["length"]),
-                    shown,
-                    formats.percent(found["output"]),
-                    formats.percent(found["worse"]),
-                )
-            )
-    return Table(
-        title=f"{_title(records[0], 'chosen_on')}: how well the best source serves a head",
-        columns=("tokens", "source", "error that is left", "worse than nothing"),
-        rows=rows,
+    return tabulate(
+        f"{title(records[0], 'chosen_on')}: how well the best source serves a head",
+        [
+            {"length": record["length"], "name": name, **record["result"][source]}
+            for record in records
+            for source, name in _SOURCES.items()
+        ],
+        (
+            column("tokens", "length", formats.count),
+            column("source", "name", str),
+            column("error that is left", "output", formats.percent),
+            column("worse than nothing", "worse", formats.percent),
+        ),
         notes=(
             "Error that is left: of the head's own output when it copies, relative to that of "
             "leaving the head out, the median over heads after layer 0. Worse than nothing: the "
@@ -70,20 +69,20 @@ def _copies_table(records: Sequence[Record]) -> Table:
     notes = Footnotes()
     shares = sorted({record["share"] for record in records})
     rows = []
-    for length, group in itertools.groupby(records, key=_length):
+    for length, group in itertools.groupby(records, key=_LENGTH):
         by_cell = {(record["variant"], record["share"]): record for record in group}
-        for variant, shown in _NAMES.items():
-            found = [by_cell.get((variant, share)) for share in shares]
-            if any(found):
-                values = [
+        for variant, name in _NAMES.items():
+            of_shares = [by_cell.get((variant, share)) for share in shares]
+            if any(of_shares):
+                values = (
                     formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
-                    for record in found
-                ]
-                rows.append((formats.count(length), shown, *values))
+                    for record in of_shares
+                )
+                rows.append((formats.count(length), name, *values))
     counts = sorted({record["source"]["num_windows"] for record in records})
     excerpts = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
     return Table(
-        title=f"{_title(records[0], 'source')}: KL to the baseline of copying",
+        title=f"{title(records[0], 'source')}: KL to the baseline of copying",
         columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
         rows=rows,
         notes=(
@@ -94,13 +93,3 @@ def _copies_table(records: Sequence[Record]) -> Table:
         ),
         labels=2,
     )
-
-
-def _length(record: Record) -> int:
-    return record["length"]
-
-
-def _title(record: Record, text: str) -> str:
-    bos = formats.bos(record["bos"], record["bos_added"])
-    names = formats.shortened(record["model"]["name"]), formats.shortened(record[text]["name"])
-    return f"{names[0]}, {bos}; {names[1]}"

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.report.records import Record, numbers
-from sinkjax.studies.quality.tables import excerpts, label, title
+from sinkjax.report.records import Record, numbers, title
+from sinkjax.studies.quality.tables import excerpts, label
 from sinkjax.studies.resampling import LEVEL
 
 MOST_CANDIDATES = 6

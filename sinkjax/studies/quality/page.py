@@ -8,7 +8,7 @@ from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Block, Card, Page, Prose, Section, explanations
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table
 from sinkjax.studies.quality import figures as quality_figures
 from sinkjax.studies.quality import tables as quality
@@ -93,7 +93,7 @@ def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
 
 
 def _name(of_text: Mapping[str, list[Record]]) -> str:
-    return quality.title(next(iter(of_text.values()))[0])
+    return title(next(iter(of_text.values()))[0])
 
 
 def _opening(records: Sequence[Record]) -> list[str]:

@@ -89,8 +89,8 @@ def summarize_passkeys(
 
     Returns:
       the "result" of a record of kind "passkey": `retrieved`, the share of excerpts whose key
-      greedy decoding gives back whole, and `nll`, of the whole key in nats: estimates of `baseline`,
-      `candidate` and `change` of each; `answer_tokens`, the mean number.
+      greedy decoding gives back whole, and `nll`, of the whole key in nats: estimates of
+      `baseline`, `candidate` and `change` of each; `answer_tokens`, the mean number.
     """
     width = stats.baseline_nll.shape[1]
     if answer_tokens.max() > width:

@@ -5,13 +5,19 @@ from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.records import Record, title
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 
 _LEVEL = formats.percent(LEVEL, 0)
 _NAME = 28  # characters of a mask's name
 _RESAMPLED = f"In brackets: the {_LEVEL} interval from resampling excerpts."
+
+
+_LABELS = (
+    ("mask", lambda record, _: label(record)[0]),
+    column("tokens", "length", formats.count),
+)
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
@@ -42,63 +48,42 @@ def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
 
 
 def divergence_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = [
+    return tabulate(
+        f"{title(records[0])}: KL to the baseline, and agreement with it",
+        records,
         (
-            *label(record),
-            _masked(record),
-            formats.estimate(record["result"]["kl"]["mean"], formats.nats, notes),
-            formats.point(record["result"]["kl"]["p95"], formats.nats, notes),
-            formats.estimate(record["result"]["kl"]["p99"], formats.nats, notes),
-            formats.estimate(record["result"]["agreement"]["top1"], formats.percent, notes),
-            formats.point(record["result"]["agreement"]["top5"], formats.percent, notes),
-        )
-        for record in records
-    ]
-    return Table(
-        title=f"{title(records[0])}: KL to the baseline, and agreement with it",
-        columns=("mask", "tokens", "masked\nheads", "mean KL", "p95", "p99", "top 1", "top 5"),
-        rows=rows,
+            *_LABELS,
+            ("masked\nheads", lambda record, _: formats.masked(record["candidate"]["heads"])),
+            column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
+            column("p95", "result.kl.p95", formats.nats, formats.point),
+            column("p99", "result.kl.p99", formats.nats, formats.estimate),
+            column("top 1", "result.agreement.top1", formats.percent, formats.estimate),
+            column("top 5", "result.agreement.top5", formats.percent, formats.point),
+        ),
         notes=(
             "KL in nats a token, its mean and percentiles over the scored positions of "
             f"{excerpts(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
             "how many of the baseline's five likeliest are among the mask's.",
-            *notes.lines(),
         ),
         labels=2,
     )
 
 
 def likelihood_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = []
-    for record in records:
-        nll, perplexity = record["result"]["nll"], record["result"]["perplexity"]
-        rows.append(
-            (
-                *label(record),
-                formats.point(nll["baseline"], formats.nats, notes),
-                formats.point(nll["candidate"], formats.nats, notes),
-                formats.estimate(nll["change"], formats.signed_nats, notes),
-                formats.point(perplexity["baseline"], formats.ratio, notes),
-                formats.point(perplexity["candidate"], formats.ratio, notes),
-                formats.estimate(perplexity["change"], formats.relative, notes),
-            )
-        )
-    return Table(
-        title=f"{title(records[0])}: negative log-likelihood and perplexity",
-        columns=(
-            "mask",
-            "tokens",
-            "NLL,\nbaseline",
-            "NLL,\nmask",
-            "change",
-            "perplexity,\nbaseline",
-            "perplexity,\nmask",
-            "change",
+    nll, perplexity = "result.nll", "result.perplexity"
+    return tabulate(
+        f"{title(records[0])}: negative log-likelihood and perplexity",
+        records,
+        (
+            *_LABELS,
+            column("NLL,\nbaseline", f"{nll}.baseline", formats.nats, formats.point),
+            column("NLL,\nmask", f"{nll}.candidate", formats.nats, formats.point),
+            column("change", f"{nll}.change", formats.signed_nats, formats.estimate),
+            column("perplexity,\nbaseline", f"{perplexity}.baseline", formats.ratio, formats.point),
+            column("perplexity,\nmask", f"{perplexity}.candidate", formats.ratio, formats.point),
+            column("change", f"{perplexity}.change", formats.relative, formats.estimate),
         ),
-        rows=rows,
-        notes=(f"NLL in nats a token. {_RESAMPLED}", *notes.lines()),
+        notes=(f"NLL in nats a token. {_RESAMPLED}",),
         labels=2,
     )
 
@@ -131,61 +116,40 @@ def position_table(records: Sequence[Record]) -> Table:
 
 
 def continuation_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = [
+    return tabulate(
+        f"{title(records[0])}: greedy continuations",
+        records,
         (
-            *label(record),
-            _continued_by(record, notes),
-            formats.estimate(record["result"]["agreeing"], formats.mean_count, notes),
-            formats.estimate(record["result"]["identical"], formats.percent, notes),
-        )
-        for record in records
-    ]
-    return Table(
-        title=f"{title(records[0])}: greedy continuations",
-        columns=("mask", "tokens", "continued by", "until they differ", "never differ"),
-        rows=rows,
+            *_LABELS,
+            ("continued by", _continued_by),
+            column("until they differ", "result.agreeing", formats.mean_count, formats.estimate),
+            column("never differ", "result.identical", formats.percent, formats.estimate),
+        ),
         notes=(
             f"Tokens until the first one that the baseline continues otherwise, the mean over "
             f"{excerpts(records)}; one that never differs counts whole. {_RESAMPLED}",
-            *notes.lines(),
         ),
         labels=2,
     )
 
 
 def passkey_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = []
-    for record in records:
-        retrieved, nll = record["result"]["retrieved"], record["result"]["nll"]
-        rows.append(
-            (
-                *label(record),
-                formats.percent(record["depth"], 0),
-                formats.estimate(retrieved["baseline"], formats.percent, notes),
-                formats.estimate(retrieved["candidate"], formats.percent, notes),
-                formats.point(nll["baseline"], formats.nats, notes),
-                formats.estimate(nll["change"], formats.signed_nats, notes),
-            )
-        )
-    return Table(
-        title=f"{title(records[0])}: a hidden number given back",
-        columns=(
-            "mask",
-            "tokens",
-            "depth",
-            "by the\nbaseline",
-            "by the\nmask",
-            "NLL,\nbaseline",
-            "change",
+    retrieved, nll = "result.retrieved", "result.nll"
+    return tabulate(
+        f"{title(records[0])}: a hidden number given back",
+        records,
+        (
+            *_LABELS,
+            column("depth", "depth", lambda depth: formats.percent(depth, 0)),
+            column("by the\nbaseline", f"{retrieved}.baseline", formats.percent, formats.estimate),
+            column("by the\nmask", f"{retrieved}.candidate", formats.percent, formats.estimate),
+            column("NLL,\nbaseline", f"{nll}.baseline", formats.nats, formats.point),
+            column("change", f"{nll}.change", formats.signed_nats, formats.estimate),
         ),
-        rows=rows,
         notes=(
             f"The share of {excerpts(records)} whose number of five digits greedy decoding gives "
             f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
             f"in nats. {_RESAMPLED}",
-            *notes.lines(),
         ),
         labels=2,
     )
@@ -228,13 +192,6 @@ def _row_order(record: Record) -> tuple[Any, ...]:
     return record["candidate"]["name"], record["length"], record.get("depth", 0)
 
 
-def title(record: Record) -> str:
-    """The model, the BOS policy and the text of a record."""
-    bos = formats.bos(record["bos"], record["bos_added"])
-    names = (record["model"]["name"], record["source"]["name"])
-    return f"{formats.shortened(names[0])}, {bos}; {formats.shortened(names[1])}"
-
-
 def label(record: Record) -> tuple[str, str]:
     """A row's mask and tokens."""
     return formats.shortened(record["candidate"]["name"], _NAME), formats.count(record["length"])
@@ -251,13 +208,6 @@ def _continued_by(record: Record, notes: Footnotes) -> str:
         "prefill": "all tokens are prefilled again with the next mask",
     }[crossing["rule"]]
     return f"{text} {notes.mark(f'beyond {beyond} tokens {rule}')}"
-
-
-def _masked(record: Record) -> str:
-    """`117/270`."""
-    heads = record["candidate"]["heads"]
-    total = sum(heads.values())
-    return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
 
 
 def excerpts(records: Sequence[Record]) -> str:

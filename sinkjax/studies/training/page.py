@@ -12,8 +12,8 @@ from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Section
-from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.records import Record, title
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _METHODS = {
@@ -25,11 +25,7 @@ _SMOOTHED = 10  # steps that a curve is averaged over
 
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of gates or of a repair.
-
-    Args:
-      specification, records: of the run.
-    """
+    """The page of gates or of a repair."""
     losses = [loss_figure(record) for record in records if record["kind"] == "training"]
     gates = specification["experiment"] == "gates"
     subject = "gates learned on" if gates else "the repair of a mask of"
@@ -49,29 +45,14 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
 
 
 def training_tables(records: Sequence[Record]) -> list[Table]:
-    """What came of training.
-
-    Args:
-      records: of one run of gates or of a repair, in any order.
-
-    Returns:
-      the KL of masks by gates beside other choices of as many heads, or of a mask before and after
-      its repair.
-    """
-    gates = [record for record in records if record["kind"] == "gates"]
-    repairs = [record for record in records if record["kind"] == "repair"]
-    return [
-        *([_gates_table(gates)] if gates else []),
-        *([_repair_table(repairs)] if repairs else []),
-    ]
+    """The KL of masks by gates beside other choices, or of a mask before and after its repair."""
+    makers = {"gates": _gates_table, "repair": _repair_table}
+    of_kind = {kind: [r for r in records if r["kind"] == kind] for kind in makers}
+    return [make(of_kind[kind]) for kind, make in makers.items() if of_kind[kind]]
 
 
 def loss_figure(record: Record) -> Picture:
-    """The loss of a training, step by step.
-
-    Args:
-      record: of kind "training".
-    """
+    """The loss of a training, step by step, from a record of kind "training"."""
     result = record["result"]
     curves = {"KL to the baseline": ("kl", canvas.BLUE)}
     if any(result["price"]):
@@ -80,7 +61,7 @@ def loss_figure(record: Record) -> Picture:
     sheet = Sheet(
         f"From {formats.nats(result['kl'][0])} to {formats.nats(_smooth(result['kl'])[-1])} nats "
         f"a token in {formats.count(steps)} steps",
-        f"{_title(record, 'chosen_on')}; thin: each step, on text of its own; thick: the mean of "
+        f"{title(record, 'chosen_on')}; thin: each step, on text of its own; thick: the mean of "
         f"{_SMOOTHED} steps",
         body=3.4,
         key=0.28,
@@ -106,66 +87,48 @@ def loss_figure(record: Record) -> Picture:
 
 
 def _gates_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
+    notes, rows = Footnotes(), []
     by_cell = {(record["share"], record["method"]): record for record in records}
-    rows = []
     for share in sorted({record["share"] for record in records}):
-        found = [by_cell.get((share, method)) for method in _METHODS]
+        of_methods = [by_cell.get((share, method)) for method in _METHODS]
         rows.append(
             (
-                _masked(next(record for record in found if record)),
+                formats.masked(next(filter(None, of_methods))["result"]["heads"]),
                 *(
                     formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
-                    for record in found
+                    for record in of_methods
                 ),
             )
         )
     first = records[0]
     return Table(
-        title=f"{_title(first, 'source')}: KL to the baseline, {first['path']} chosen by gates",
+        title=f"{title(first)}: KL to the baseline, {first['path']} chosen by gates",
         columns=("masked heads", *_METHODS.values()),
         rows=rows,
-        notes=(_judged(first), *notes.lines()),
+        notes=(_how_judged(first), *notes.lines()),
     )
 
 
 def _repair_table(records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = [
+    return tabulate(
+        f"{title(records[0])}: KL to the baseline before and after a repair",
+        sorted(records, key=lambda record: record["repaired"]),
         (
-            f"{record['mask']}, {'repaired' if record['repaired'] else 'as it is'}",
-            _masked(record),
-            formats.estimate(record["result"]["kl"], formats.nats, notes),
-        )
-        for record in sorted(records, key=lambda record: record["repaired"])
-    ]
-    return Table(
-        title=f"{_title(records[0], 'source')}: KL to the baseline before and after a repair",
-        columns=("mask", "masked heads", "KL"),
-        rows=rows,
-        notes=(_judged(records[0]), *notes.lines()),
+            ("mask", lambda r, _: f"{r['mask']}, {'repaired' if r['repaired'] else 'as it is'}"),
+            column("masked heads", "result.heads", formats.masked),
+            column("KL", "result.kl", formats.nats, formats.estimate),
+        ),
+        notes=(_how_judged(records[0]),),
     )
 
 
-def _judged(record: Record) -> str:
+def _how_judged(record: Record) -> str:
     return (
         f"Trained on {record['chosen_on']['num_windows']} excerpts of "
         f"{record['chosen_on']['name']}, {formats.count(record['length'])} tokens each, and judged "
         f"on {record['source']['num_windows']} others. KL in nats a token; in brackets: the "
         f"{formats.percent(LEVEL, 0)} interval from resampling excerpts."
     )
-
-
-def _masked(record: Record) -> str:
-    heads = record["result"]["heads"]
-    total = sum(heads.values())
-    return f"{formats.count(total - heads['full'])}/{formats.count(total)}"
-
-
-def _title(record: Record, text: str) -> str:
-    bos = formats.bos(record["bos"], record["bos_added"])
-    names = formats.shortened(record["model"]["name"]), formats.shortened(record[text]["name"])
-    return f"{names[0]}, {bos}; {names[1]}"
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
