@@ -14,7 +14,7 @@ import numpy as np
 from sinkjax.errors import InputError, Problem, each
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.resampling import estimate_mean
+from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
@@ -107,7 +107,7 @@ def mask_result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
     """
     return {
         "heads": mask.counts(),
-        "kl": estimate_mean(kl, seed),
+        "kl": estimate_mean(kl, resample_counts(len(kl), seed)),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

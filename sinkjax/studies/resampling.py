@@ -9,6 +9,7 @@ A value that does not exist is NaN in this package and never outside it: there i
 reason in words.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,16 +78,21 @@ def estimate(
     return {"value": float(value), **interval(defined)}
 
 
-def estimate_mean(values: np.ndarray, seed: int) -> dict[str, Any]:
-    """The mean of values of any shape, an estimate.
+def estimate_mean(
+    values: np.ndarray,
+    weights: np.ndarray,
+    function: Callable[[Any], Any] = lambda mean: mean,
+) -> dict[str, Any]:
+    """A function of the mean of values, an estimate.
 
     Args:
       values: [P, ...]; P are the prompts, or excerpts, that are resampled.
-      seed: not negative.
+      weights: `resample_counts` of them, float64 [R, P].
+      function: of the mean, and of means [R].
     """
     count = len(values)
     each = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
-    return estimate(float(each.mean()), resample_counts(count, seed) @ each / count, count)
+    return estimate(float(function(each.mean())), function(weights @ each / count), count)
 
 
 def interval(values: np.ndarray) -> dict[str, float]:

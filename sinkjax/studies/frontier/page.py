@@ -12,14 +12,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.frontier.methods import COPIES, GATES, SEARCHED
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
-_STYLES: dict[str, dict[str, Any]] = {
+_STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
     SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches
     GATES: {"color": "#E69F00", "marker": "P"},
     "sensitivity": {"color": canvas.BLUE, "marker": "s"},
@@ -47,17 +46,13 @@ _SAVED_AS = {
 
 _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
     ("masked heads", lambda record: masked_share(record)),
-    ("FLOPs of the prefill saved", lambda record: _saved(record, "prefill_operations")),
-    ("bytes of a decode step saved", lambda record: _saved(record, "decode_bytes")),
+    ("FLOPs of the prefill saved", lambda r: r["result"]["saved"]["prefill_operations"]),
+    ("bytes of a decode step saved", lambda r: r["result"]["saved"]["decode_bytes"]),
 )
 
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a frontier.
-
-    Args:
-      specification, records: of the run, the records in any order.
-    """
+    """The page of a frontier."""
     model, sections = specification["model"], []
     for length in sorted({record["length"] for record in records}):
         of_length = [record for record in records if record["length"] == length]
@@ -139,8 +134,8 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
         key=0.28 * math.ceil(len(lines) / _KEYS),
     )
     _legend(sheet, lines)
-    for column, (name, of) in enumerate(_AXES):
-        _panel(sheet, column, sheet.top + 0.3, lines, name, of)
+    for place, (name, of) in enumerate(_AXES):
+        _panel(sheet, place, sheet.top + 0.3, lines, name, of)
     return sheet.picture(
         f"frontier-{first['length']}-{path}".replace("(", "-").replace(")", "").replace(",", "-"),
         f"Lines of KL against masked heads, FLOPs and bytes saved, at {first['length']} "
@@ -153,37 +148,22 @@ def frontier_figure(records: Sequence[Record]) -> Picture:
 
 def frontier_table(records: Sequence[Record]) -> Table:
     """Every mask of one length: its size, what it saves and what it costs."""
-    notes, rows = Footnotes(), []
-    for record in sorted(records, key=_row_order):
-        rows.append(
-            (
-                record["method"],
-                record["path"],
-                formats.percent(masked_share(record)),
-                *(
-                    formats.percent(_saved(record, what))
-                    for what in ("prefill_operations", "decode_bytes", "cache_bytes")
-                ),
-                formats.estimate(record["result"]["kl"], formats.nats, notes),
-            )
-        )
-    return Table(
-        title=f"{formats.count(records[0]['length'])} tokens: every mask",
-        columns=(
-            "chosen by",
-            "path",
-            "masked\nheads",
-            "prefill\nFLOPs",
-            "decode\nbytes",
-            "cache",
-            "mean KL",
+    return tabulate(
+        f"{formats.count(records[0]['length'])} tokens: every mask",
+        sorted(records, key=_row_order),
+        (
+            column("chosen by", "method", str),
+            column("path", "path", str),
+            ("masked\nheads", lambda record, _: formats.percent(masked_share(record))),
+            column("prefill\nFLOPs", "result.saved.prefill_operations", formats.percent),
+            column("decode\nbytes", "result.saved.decode_bytes", formats.percent),
+            column("cache", "result.saved.cache_bytes", formats.percent),
+            column("mean KL", "result.kl", formats.nats, formats.estimate),
         ),
-        rows=rows,
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
             f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. In brackets: "
             f"the {formats.percent(LEVEL, 0)} interval from resampling excerpts.",
-            *notes.lines(),
         ),
         labels=2,
     )
@@ -193,10 +173,6 @@ def masked_share(record: Record) -> float:
     """The share of masked heads."""
     heads = record["result"]["heads"]
     return 1 - heads["full"] / sum(heads.values())
-
-
-def _saved(record: Record, what: str) -> float:
-    return record["result"]["saved"][what]
 
 
 def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -212,8 +188,8 @@ def _path_of(records: Sequence[Record]) -> str:
 
 def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Points by method."""
-    found = {name: [r for r in records if r["method"] == name] for name in _ORDER}
-    return {name: points for name, points in found.items() if points}
+    by_method = {name: [r for r in records if r["method"] == name] for name in _ORDER}
+    return {name: points for name, points in by_method.items() if points}
 
 
 def _most(records: Sequence[Record]) -> float:
@@ -236,7 +212,8 @@ def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _legend(sheet: Sheet, methods: Collection[str]) -> None:
-    sheet.legend((_key(name) for name in methods), columns=min(len(methods), _KEYS))
+    keys = (Line2D([], [], label=name, ms=5, **{"lw": 1.6} | _STYLES[name]) for name in methods)
+    sheet.legend(keys, columns=min(len(methods), _KEYS))
 
 
 def _panel(
@@ -256,21 +233,13 @@ def _panel(
     return axes
 
 
-def _key(name: str) -> Line2D:
-    return Line2D([], [], label=name, ms=5, **_style(name))
-
-
-def _style(name: str) -> dict[str, Any]:
-    return {"lw": 1.6} | _STYLES[name]
-
-
 def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Record], float]) -> None:
     places = np.array([of(point) for point in points])
     kl, low, high = (
         np.clip(numbers((p["result"]["kl"] for p in points), side), _FLOOR, _CEILING)
         for side in ("value", "low", "high")
     )
-    style = _style(method)
+    style = {"lw": 1.6} | _STYLES[method]
     axes.plot(places, kl, ms=4.5, **style)
     if style.get("ls") == "none":
         axes.vlines(places, low, high, color=style["color"], lw=1.2)

@@ -34,8 +34,7 @@ from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.judge import Judge
-from sinkjax.instruments.own_errors import mean_outputs, own_errors
-from sinkjax.instruments.sensitivity import Prediction, predict_moves
+from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
@@ -46,10 +45,10 @@ from sinkjax.studies import settings
 from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
 from sinkjax.studies.frontier.page import frontier_table, page
 from sinkjax.studies.held_out import HeldOutStudy
-from sinkjax.studies.resampling import estimate_mean
+from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
-from sinkjax.studies.search.grow import sink_scores
+from sinkjax.studies.search.grow import kept_errors, kept_means, kept_sensitivity, sink_scores
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.store import Store
@@ -221,9 +220,7 @@ class Frontier(HeldOutStudy):
                 "seed": self.seed,
             }
             savings = _Savings(bench.model, length, self, bench.keep)
-            fills = bench.keep(
-                "means", excerpts, lambda e=excerpts: {"fills": mean_outputs(bench.model, e)}
-            )["fills"]
+            fills = kept_means(bench.model, excerpts, bench.keep)
             judge = functools.cache(lambda j=judged, f=fills: Judge(bench.model, j, fills=f))
             for point in self._points(bench, excerpts, fills, length):
                 fields = {
@@ -262,7 +259,7 @@ class Frontier(HeldOutStudy):
         return {
             "mask": str(mask),
             "heads": mask.counts(),
-            "kl": estimate_mean(kl, self.seed),
+            "kl": estimate_mean(kl, resample_counts(len(kl), self.seed)),
             "saved": savings(mask),
         }
 
@@ -289,34 +286,13 @@ class Frontier(HeldOutStudy):
         for point in dict.fromkeys(self.added.get(length, ())):
             if point.mask != full:
                 yield point
-        named = list(map(str, paths))
+        measured = (model, excerpts, paths, fills, keep)
         scores = sink_scores(model, excerpts, keep)
-        errors = keep(
-            "errors",
-            excerpts,
-            lambda: {"errors": own_errors(model, excerpts, paths, fills=fills)},
-            fills=fills,
-            paths=named,
-        )["errors"]
-        how = {"samples": self.samples, "seed": self.seed}
-
-        def predicted() -> dict[str, np.ndarray]:
-            prediction = predict_moves(model, excerpts, paths, fills=fills, **how)
-            return {"linear": prediction.linear, "products": prediction.products}
-
-        costs = keep(
-            "sensitivity",
-            excerpts,
-            predicted,
-            fills=fills,
-            passes=2 + 2 * self.samples,
-            paths=named,
-            **how,
-        )
+        errors = kept_errors(*measured)
+        costs = kept_sensitivity(*measured, samples=self.samples, seed=self.seed)
         for index, path in enumerate(paths):
-            own = Prediction(
-                full, costs["linear"][[0, 1 + index]], costs["products"][:, [0, 1 + index]]
-            )
+            of_path = [0, 1 + index]
+            own = Prediction(full, costs.linear[of_path], costs.products[:, of_path])
             moves = rank_moves(full, [path], own, np.ones(1))
             for share in self.shares:
                 count = round(share * scores.size)

@@ -6,7 +6,7 @@ from typing import Any
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 
 MOST_WRONG = 0.05
@@ -32,15 +32,7 @@ _RESAMPLED = f"In brackets: the {formats.percent(LEVEL, 0)} interval from resamp
 
 
 def prediction_tables(records: Sequence[Record]) -> list[Table]:
-    """What was found, in the order in which to read it.
-
-    Args:
-      records: of one run, in any order.
-
-    Returns:
-      for each source, definition and threshold the predictors, the calibration of the logistic
-      model, its scores by length, and what acting on it would do, with a verdict.
-    """
+    """The predictors of each source, definition and threshold, and what acting on them would do."""
     tables = []
     for record in sorted(records, key=_order):
         tables += [_predictors_table(record, split) for split in _SPLITS]
@@ -63,19 +55,19 @@ def verdict(result: Mapping[str, Any]) -> str:
         if wrong["value"] is None:
             reasons.append(f"{at}, no head is masked")
             continue
-        found = (
+        against_static = (
             f"{at}, {formats.percent(wrong['value'])} of the masked heads are no sinks, against "
             f"{formats.percent(static['value'])} of as many in a static mask"
         )
         clearly = change.get("high") is not None and change["high"] < 0
         if wrong["value"] > MOST_WRONG or not clearly:
-            reasons.append(found)
+            reasons.append(against_static)
             continue
         if acting["masks"] <= MOST_MASKS:
-            return f"Good enough to act on: yes. {found}, and prompts share their masks."
+            return f"Good enough to act on: yes. {against_static}, and prompts share their masks."
         accurate = (
-            f"{found}. But {formats.percent(acting['masks'], 0)} of the prompts ask for a mask of "
-            "their own, and each mask is a program to compile; a static mask needs neither "
+            f"{against_static}. But {formats.percent(acting['masks'], 0)} of the prompts ask for a "
+            "mask of their own, and each mask is a program to compile; a static mask needs neither "
             "prediction nor layer 0's scores when a program runs"
         )
     if accurate:
@@ -88,30 +80,18 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 
 def _predictors_table(record: Record, split: str) -> Table:
-    notes, of_split = Footnotes(), record["result"][split]
-    rows = [
+    of_split, counts = record["result"][split], record["result"]["prompts"]
+    return tabulate(
+        f"{_title(record)}: {_SPLITS[split]}",
+        [{"name": _NAMES[name], **scores} for name, scores in of_split["predictors"].items()],
         (
-            _NAMES[name],
-            formats.estimate(found["auc"], formats.score, notes),
-            formats.estimate(found["auc_within"], formats.score, notes),
-            formats.estimate(found["brier"], formats.brier, notes),
-            formats.estimate(found["over_rate"], formats.signed_brier, notes),
-            formats.estimate(found["calibration_error"], formats.score, notes),
-        )
-        for name, found in of_split["predictors"].items()
-    ]
-    counts = record["result"]["prompts"]
-    return Table(
-        title=f"{_title(record)}: {_SPLITS[split]}",
-        columns=(
-            "predictor",
-            "AUC",
-            "AUC within\na head",
-            "Brier score",
-            "less that of\nthe rate",
-            "calibration\nerror",
+            column("predictor", "name", str),
+            column("AUC", "auc", formats.score, formats.estimate),
+            column("AUC within\na head", "auc_within", formats.score, formats.estimate),
+            column("Brier score", "brier", formats.brier, formats.estimate),
+            column("less that of\nthe rate", "over_rate", formats.signed_brier, formats.estimate),
+            column("calibration\nerror", "calibration_error", formats.score, formats.estimate),
         ),
-        rows=rows,
         notes=(
             f"Fitted to {counts['fitted']} prompts at {_lengths(record, False)} tokens, judged on "
             f"{counts['held_out']} others at {_lengths(record, split == 'lengths_held_out')}; "
@@ -119,7 +99,6 @@ def _predictors_table(record: Record, split: str) -> Table:
             "AUC within a head: over prompts at one length alone, one half for what says the same "
             "of every prompt. Less that of the rate: below 0 is better than each head's share of "
             f"sinks at the length. {_RESAMPLED}",
-            *notes.lines(),
         ),
     )
 
@@ -163,60 +142,44 @@ def _reliability_table(record: Record) -> Table:
 
 
 def _lengths_table(record: Record) -> Table:
-    notes = Footnotes()
-    rows = [
+    return tabulate(
+        f"{_title(record)}: by length, held-out prompts",
+        record["result"]["by_length"],
         (
-            formats.count(entry["length"]),
-            "held out" if entry["held_out"] else "fitted to",
-            formats.percent(entry["share"]),
-            formats.brier(entry["brier"]),
-            formats.brier(entry["rate_brier"]),
-            formats.estimate(entry["over_rate"], formats.signed_brier, notes),
-        )
-        for entry in record["result"]["by_length"]
-    ]
-    return Table(
-        title=f"{_title(record)}: by length, held-out prompts",
-        columns=("tokens", "length", "sinks", "Brier,\nlogistic", "Brier,\nrate", "change"),
-        rows=rows,
-        notes=(f"Rate: the head's share of sinks at the length. {_RESAMPLED}", *notes.lines()),
+            column("tokens", "length", formats.count),
+            column("length", "held_out", lambda held: "held out" if held else "fitted to"),
+            column("sinks", "share", formats.percent),
+            column("Brier,\nlogistic", "brier", formats.brier),
+            column("Brier,\nrate", "rate_brier", formats.brier),
+            column("change", "over_rate", formats.signed_brier, formats.estimate),
+        ),
+        notes=(f"Rate: the head's share of sinks at the length. {_RESAMPLED}",),
         labels=2,
     )
 
 
 def _acting_table(record: Record) -> Table:
-    notes, rows = Footnotes(), []
-    for split, name in _SPLITS.items():
-        for acting in record["result"][split]["acting"]:
-            rows.append(
-                (
-                    name,
-                    f"{acting['limit']:g}",
-                    formats.estimate(acting["share"], formats.percent, notes),
-                    formats.estimate(acting["found"], formats.percent, notes),
-                    formats.estimate(acting["wrong"], formats.percent, notes),
-                    formats.estimate(acting["static_wrong"], formats.percent, notes),
-                    formats.percent(acting["masks"], 0),
-                )
-            )
-    return Table(
-        title=f"{_title(record)}: acting on {_NAMES['all']}",
-        columns=(
-            "judged on",
-            "from",
-            "masked\nheads",
-            "of all\nsinks",
-            "wrong",
-            "wrong,\nstatic mask",
-            "different\nmasks",
+    return tabulate(
+        f"{_title(record)}: acting on {_NAMES['all']}",
+        [
+            {"split": name, **acting}
+            for split, name in _SPLITS.items()
+            for acting in record["result"][split]["acting"]
+        ],
+        (
+            column("judged on", "split", str),
+            column("from", "limit", lambda limit: f"{limit:g}"),
+            column("masked\nheads", "share", formats.percent, formats.estimate),
+            column("of all\nsinks", "found", formats.percent, formats.estimate),
+            column("wrong", "wrong", formats.percent, formats.estimate),
+            column("wrong,\nstatic mask", "static_wrong", formats.percent, formats.estimate),
+            column("different\nmasks", "masks", lambda share: formats.percent(share, 0)),
         ),
-        rows=rows,
         notes=(
             "Heads whose probability is at least that. Wrong: of those masked, the heads that "
             "are no sinks; of a static mask, as many heads of the highest rates at the length. "
             f"Different masks: as a share of the prompts. {_RESAMPLED}",
             verdict(record["result"]),
-            *notes.lines(),
         ),
         labels=2,
     )
@@ -234,6 +197,6 @@ def _title(record: Record) -> str:
 
 def _lengths(record: Record, held_out: bool) -> str:
     """`2, 4 and 8`."""
-    found = [n for n in record["lengths"] if (n in record["held_out_lengths"]) == held_out]
-    *others, last = map(formats.count, found)
+    lengths = [n for n in record["lengths"] if (n in record["held_out_lengths"]) == held_out]
+    *others, last = map(formats.count, lengths)
     return f"{', '.join(others)} and {last}" if others else last

@@ -18,11 +18,7 @@ _OPENED = 5  # masks of which the page's first sentences speak
 
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a quality run.
-
-    Args:
-      specification, records: of the run, the records in any order.
-    """
+    """The page of a quality run."""
     texts = quality.by_text(records)
     return Page(
         study="quality",
@@ -109,17 +105,16 @@ def _opening(records: Sequence[Record]) -> list[str]:
 
 def _sentence(record: Record) -> str:
     result, notes = record["result"], Footnotes()
-    heads = record["candidate"]["heads"]
-    total = sum(heads.values())
+    masked, total = formats.masked(record["candidate"]["heads"]).split("/")
     perplexity = ""
     if result["perplexity"]["change"]["value"] is not None:
         change = formats.point(result["perplexity"]["change"], formats.relative, notes)
         perplexity = f" The perplexity changes by {change}."
     return (
-        f"{record['candidate']['name']} masks {formats.count(total - heads['full'])} of "
-        f"{formats.count(total)} heads. At {formats.count(record['length'])} tokens that "
-        f"costs a KL of {formats.estimate(result['kl']['mean'], formats.nats, notes)} nats a "
-        f"token; the likeliest token stays the same at "
+        f"{record['candidate']['name']} masks {masked} of {total} heads. At "
+        f"{formats.count(record['length'])} tokens that costs a KL of "
+        f"{formats.estimate(result['kl']['mean'], formats.nats, notes)} nats a token; the "
+        "likeliest token stays the same at "
         f"{formats.point(result['agreement']['top1'], formats.percent, notes)} of the positions."
         f"{perplexity}"
     )

@@ -5,13 +5,13 @@ models saw the same ones, so a change between them is resampled as a change.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from sinkjax.instruments.compare import QualityStats
-from sinkjax.studies.resampling import estimate, resample_counts
+from sinkjax.studies.resampling import estimate, estimate_mean, resample_counts
 
 PERCENTILES = (95, 99)
 
@@ -35,7 +35,7 @@ def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
       `top5`).
     """
     weights = resample_counts(len(stats.kl), seed)
-    mean = lambda values: _estimate_mean(values, weights)  # noqa: E731
+    mean = lambda values: estimate_mean(values, weights)  # noqa: E731
     return {
         "tokens": stats.kl.size,
         "kl": {
@@ -71,8 +71,8 @@ def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) 
     """
     weights = resample_counts(len(agreeing), seed)
     return {
-        "agreeing": _estimate_mean(agreeing, weights),
-        "identical": _estimate_mean(agreeing == num_tokens, weights),
+        "agreeing": estimate_mean(agreeing, weights),
+        "identical": estimate_mean(agreeing == num_tokens, weights),
         "per_window": agreeing.tolist(),
     }
 
@@ -160,9 +160,9 @@ def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:
     return {
         "nll": _change(baseline, candidate, weights),
         "perplexity": {
-            "baseline": _estimate_mean(baseline, weights, np.exp),
-            "candidate": _estimate_mean(candidate, weights, np.exp),
-            "change": _estimate_mean(change, weights, np.expm1),
+            "baseline": estimate_mean(baseline, weights, np.exp),
+            "candidate": estimate_mean(candidate, weights, np.exp),
+            "change": estimate_mean(change, weights, np.expm1),
         },
     }
 
@@ -170,23 +170,10 @@ def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:
 def _change(baseline: np.ndarray, candidate: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """Estimates of the means of two float64 [W] and of their difference."""
     return {
-        "baseline": _estimate_mean(baseline, weights),
-        "candidate": _estimate_mean(candidate, weights),
-        "change": _estimate_mean(candidate - baseline, weights),
+        "baseline": estimate_mean(baseline, weights),
+        "candidate": estimate_mean(candidate, weights),
+        "change": estimate_mean(candidate - baseline, weights),
     }
-
-
-def _estimate_mean(
-    values: np.ndarray,
-    weights: np.ndarray,
-    function: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
-) -> dict[str, Any]:
-    """A function of the mean over all positions of all excerpts, values [W] or [W, P]."""
-    count = len(values)
-    per_window = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
-    return estimate(
-        float(function(per_window.mean())), function(weights @ per_window / count), count
-    )
 
 
 def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def divergence_table(records: Sequence[Record]) -> Table:
         records,
         (
             *_LABELS,
-            ("masked\nheads", lambda record, _: formats.masked(record["candidate"]["heads"])),
+            column("masked\nheads", "candidate.heads", formats.masked),
             column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
             column("p95", "result.kl.p95", formats.nats, formats.point),
             column("p99", "result.kl.p99", formats.nats, formats.estimate),

@@ -178,23 +178,23 @@ def spend(
     cumulative = np.concatenate([[0.0], np.cumsum([move.cost for move in moves])])
     cumulative = np.maximum.accumulate(cumulative)
     fits, too_many = 0, len(moves) + 1  # numbers of moves known to fit, and known not to
-    best, found_at_fits, tried = start, kl, []
+    best, best_kl, tried = start, kl, []
     failed = False
-    while len(tried) < tries and too_many - fits > 1 and found_at_fits < close * target:
-        number = _next(cumulative, fits, too_many, found_at_fits, target, scale)
+    while len(tried) < tries and too_many - fits > 1 and best_kl < close * target:
+        number = _next(cumulative, fits, too_many, best_kl, target, scale)
         if failed:  # predictions that were wrong there may be wrong again
             number = min(number, (fits + too_many) // 2)
         candidate = make_moves(start, moves[:number], num_kv_heads=num_kv_heads)
-        found = measure(candidate)
-        tried.append((number, found))
-        if cumulative[number] > 0 and found > kl:
-            scale = (found - kl) / float(cumulative[number])
-        failed = found > target
+        measured = measure(candidate)
+        tried.append((number, measured))
+        if cumulative[number] > 0 and measured > kl:
+            scale = (measured - kl) / float(cumulative[number])
+        failed = measured > target
         if not failed:
-            fits, best, found_at_fits = number, candidate, found
+            fits, best, best_kl = number, candidate, measured
         else:
             too_many = number
-    return Step(tuple(tried), best, found_at_fits, fits, scale)
+    return Step(tuple(tried), best, best_kl, fits, scale)
 
 
 def _next(

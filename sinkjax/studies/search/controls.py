@@ -4,33 +4,33 @@ import numpy as np
 
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
-from sinkjax.studies.search.grow import Found, SearchSettings
+from sinkjax.studies.search.grow import SearchOutcome, SearchSettings
 
 CHOSEN = "chosen"
 CONTROLS = ("random control", "sink score", "sink score, widest", "own error")
 
 
 def control_masks(
-    found: Found, settings: SearchSettings, config, scores: np.ndarray
+    outcome: SearchOutcome, settings: SearchSettings, config, scores: np.ndarray
 ) -> dict[str, SinkMask]:
-    """What the chosen mask has to beat: others with as many heads off `full`, by their names.
+    """What the chosen mask has to beat: others with as many masked heads, by their names.
 
     Args:
-      found: the search's outcome.
+      outcome: of the search.
       settings: of the search.
       config: of the model.
       scores: float [L, N], sink scores.
     """
     kv_heads = config.num_kv_heads if settings.by == "group" else None
     size = 1 if kv_heads is None else config.num_heads // kv_heads
-    order = sorted(zip(-found.savings, map(str, settings.paths), settings.paths, strict=True))
-    counts = [path for layer in found.mask.heads for path in layer[::size]]
+    order = sorted(zip(-outcome.savings, map(str, settings.paths), settings.paths, strict=True))
+    counts = [path for layer in outcome.mask.heads for path in layer[::size]]
     taken = [path for *_, path in order for _ in range(counts.count(path))]
-    widest = settings.paths[int(found.errors.mean(axis=(1, 2)).argmin())]
+    widest = settings.paths[int(outcome.errors.mean(axis=(1, 2)).argmin())]
     # Of all paths a head's least costly one: what no path suits is last.
-    least = -found.errors.min(axis=0)
+    least = -outcome.errors.min(axis=0)
     masks = (
-        random_control(found.mask, seed=settings.seed, num_kv_heads=kv_heads),
+        random_control(outcome.mask, seed=settings.seed, num_kv_heads=kv_heads),
         by_ranking(scores, taken, num_kv_heads=kv_heads),
         by_ranking(scores, [widest] * len(taken), num_kv_heads=kv_heads),
         by_ranking(least, taken, num_kv_heads=kv_heads),

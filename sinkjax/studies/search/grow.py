@@ -13,6 +13,7 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,14 +32,11 @@ from sinkjax.models.decoder import Llama
 from sinkjax.studies.search.budget import Step, rank_moves, spend
 from sinkjax.studies.store import InMemory, Store
 
-RANKINGS = ("sensitivity", "error", "gates")
-OBJECTIVES = ("savings", "heads")
-
 _PRIOR = 8  # draws
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gates:
+class LearnedGates:
     """Learned gates, which rank heads for one path.
 
     Attributes:
@@ -85,7 +83,7 @@ class SearchSettings:
     tries: int = 5
     samples: int = 2
     seed: int = 0
-    gates: Gates | None = None
+    gates: LearnedGates | None = None
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
@@ -95,7 +93,7 @@ class SearchSettings:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class SearchOutcome:
     """What a search found.
 
     Attributes:
@@ -121,7 +119,7 @@ def search_mask(
     held_excerpts: np.ndarray,
     settings: SearchSettings,
     store: Store | None = None,
-) -> Found:
+) -> SearchOutcome:
     """Finds a mask whose measured KL is within a budget.
 
     Args:
@@ -137,11 +135,8 @@ def search_mask(
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
     # Of paths that are worth the same the one that saves more is better, by next to nothing.
     worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
-    fills = None
-    if Sink("mean") in settings.paths:
-        fills = store(
-            "means", ranking_excerpts, lambda: {"fills": mean_outputs(model, ranking_excerpts)}
-        )["fills"]
+    needed = Sink("mean") in settings.paths
+    fills = kept_means(model, ranking_excerpts, store) if needed else None
     measure = _measure(model, held_excerpts, fills, store)
     predict = _predict(model, ranking_excerpts, fills, settings, store)
     full = SinkMask.full(config)
@@ -162,19 +157,19 @@ def search_mask(
         )
         rounds.append(step)
         best, kl, scale = step.mask, step.kl, step.scale
-    errors = _errors(model, ranking_excerpts, full, fills, settings, store)
-    return Found(best, kl, fills, savings, errors, tuple(rounds))
+    errors = kept_errors(model, ranking_excerpts, settings.paths, fills, store, full)
+    return SearchOutcome(best, kl, fills, savings, errors, tuple(rounds))
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     """The score `mean` of each head, its mean over excerpts: float64 [L, N]."""
 
     def measured() -> dict[str, np.ndarray]:
-        found = [
+        scores = [
             np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
             for tokens, count in batches(excerpts)
         ]
-        return {"scores": np.concatenate(found)}
+        return {"scores": np.concatenate(scores)}
 
     return store("sink scores", excerpts, measured)["scores"].mean(axis=0, dtype=np.float64)
 
@@ -182,16 +177,12 @@ def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
 def _measure(
     model: Llama, excerpts: np.ndarray, fills: np.ndarray | None, store: Store
 ) -> Callable[[SinkMask], float]:
-    judges: list[Judge] = []  # made where something is measured that is not kept
-
-    def measured(mask: SinkMask) -> dict[str, np.ndarray]:
-        if not judges:
-            judges.append(Judge(model, excerpts, fills=fills))
-        return {"kl": judges[0](mask)}
+    # Made where something is measured that is not kept.
+    judge = functools.cache(lambda: Judge(model, excerpts, fills=fills))
 
     def measure(mask: SinkMask) -> float:
-        found = store("KL", excerpts, lambda: measured(mask), mask=mask, fills=fills)
-        return float(found["kl"].mean(dtype=np.float64))
+        kl = store("KL", excerpts, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
+        return float(kl.mean(dtype=np.float64))
 
     return measure
 
@@ -203,28 +194,15 @@ def _predict(
     settings: SearchSettings,
     store: Store,
 ) -> Callable[[SinkMask, int], Prediction]:
+    measured = (model, excerpts, settings.paths, fills, store)
+
     def by_sensitivity(mask: SinkMask, number: int) -> Prediction:
         how = {"samples": settings.samples, "seed": settings.seed + number}
-
-        def predicted() -> dict[str, np.ndarray]:
-            found = predict_moves(model, excerpts, settings.paths, mask=mask, fills=fills, **how)
-            return {"linear": found.linear, "products": found.products}
-
-        arrays = store(
-            "sensitivity",
-            excerpts,
-            predicted,
-            mask=mask,
-            fills=fills,
-            passes=2 + 2 * settings.samples,
-            paths=list(map(str, settings.paths)),
-            **how,
-        )
-        errors = _errors(model, excerpts, mask, fills, settings, store)
-        return _steadied(Prediction(mask, **arrays), errors, settings.paths)
+        predicted = kept_sensitivity(*measured, mask, **how)
+        return _steadied(predicted, kept_errors(*measured, mask), settings.paths)
 
     def by_error(mask: SinkMask, number: int) -> Prediction:
-        return _adding_up(mask, np.square(_errors(model, excerpts, mask, fills, settings, store)))
+        return _adding_up(mask, np.square(kept_errors(*measured, mask)))
 
     def by_gates(mask: SinkMask, number: int) -> Prediction:
         gates = np.asarray(settings.gates.values, np.float64)
@@ -235,23 +213,57 @@ def _predict(
     return known[settings.ranking]
 
 
-def _errors(
+def kept_errors(
     model: Llama,
     excerpts: np.ndarray,
-    mask: SinkMask,
+    paths: Sequence[Path],
     fills: np.ndarray | None,
-    settings: SearchSettings,
     store: Store,
+    mask: SinkMask | None = None,
 ) -> np.ndarray:
+    """`own_errors`, float64 [P, L, N], measured once."""
     arrays = store(
         "errors",
         excerpts,
-        lambda: {"errors": own_errors(model, excerpts, settings.paths, mask=mask, fills=fills)},
+        lambda: {"errors": own_errors(model, excerpts, paths, mask=mask, fills=fills)},
         mask=mask,
         fills=fills,
-        paths=list(map(str, settings.paths)),
+        paths=list(map(str, paths)),
     )
     return arrays["errors"]
+
+
+def kept_sensitivity(
+    model: Llama,
+    excerpts: np.ndarray,
+    paths: Sequence[Path],
+    fills: np.ndarray | None,
+    store: Store,
+    mask: SinkMask | None = None,
+    **how: int,
+) -> Prediction:
+    """`predict_moves` with these `samples` and `seed`, measured once."""
+
+    def predicted() -> dict[str, np.ndarray]:
+        moves = predict_moves(model, excerpts, paths, mask=mask, fills=fills, **how)
+        return {"linear": moves.linear, "products": moves.products}
+
+    arrays = store(
+        "sensitivity",
+        excerpts,
+        predicted,
+        mask=mask,
+        fills=fills,
+        passes=2 + 2 * how["samples"],
+        paths=list(map(str, paths)),
+        **how,
+    )
+    return Prediction(mask or SinkMask.full(model.config), **arrays)
+
+
+def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
+    """`mean_outputs`, float32 [L, N, H], measured once."""
+    return store("means", excerpts, lambda: {"fills": mean_outputs(model, excerpts)})["fills"]
 
 
 def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:

@@ -48,8 +48,8 @@ from sinkjax.studies.quality.summary import measured_quality, summarize_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, control_masks
 from sinkjax.studies.search.grow import (
-    Found,
-    Gates,
+    LearnedGates,
+    SearchOutcome,
     SearchSettings,
     search_mask,
     sink_scores,
@@ -201,7 +201,7 @@ class Search(Study):
                     "give a longer text, or ask for fewer excerpts",
                 )
 
-    def _gate_problems(self, gates: Gates) -> Iterator[Problem]:
+    def _gate_problems(self, gates: LearnedGates) -> Iterator[Problem]:
         config = self.subject.config
         if self.paths != (gates.path,):
             yield Problem(
@@ -244,7 +244,7 @@ class Search(Study):
         )
 
     @functools.cached_property
-    def _learned(self) -> Gates | None:
+    def _learned(self) -> LearnedGates | None:
         return None if self.gates is None else _read_gates(self.gates)
 
     @property
@@ -332,23 +332,23 @@ class Search(Study):
                     "gates", self.gates, "they are of another model: give the folder of its own"
                 )
             )
-        found = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
+        outcome = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
         scores = sink_scores(bench.model, self.ranked, bench.keep)
-        controls = control_masks(found, self.settings, bench.model.config, scores)
-        masks = {CHOSEN: found.mask, **controls}
-        summarize = functools.partial(_summary, found, masks)
+        controls = control_masks(outcome, self.settings, bench.model.config, scores)
+        masks = {CHOSEN: outcome.mask, **controls}
+        summarize = functools.partial(_summary, outcome, masks)
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
         for series, excerpts in self.judged:
             judge = functools.cache(
-                lambda excerpts=excerpts: Judge(bench.model, excerpts, fills=found.fills)
+                lambda excerpts=excerpts: Judge(bench.model, excerpts, fills=outcome.fills)
             )
             for name, mask in masks.items():
-                yield self._judged_cell(bench, name, mask, found.fills, series, excerpts, judge)
+                yield self._judged_cell(bench, name, mask, outcome.fills, series, excerpts, judge)
         records = list(bench.results)
         provenance, quality = saved_search(records)
         quality |= over_budget(records, self.kl_budget)
         file = self.mask_file or bench.results.folder / "mask.json"
-        save_mask(file, found.mask, provenance=provenance, quality=quality, fills=found.fills)
+        save_mask(file, outcome.mask, provenance=provenance, quality=quality, fills=outcome.fills)
 
     def _judged_cell(
         self,
@@ -388,12 +388,12 @@ class Search(Study):
         ]
 
 
-def _read_gates(folder: str) -> Gates:
+def _read_gates(folder: str) -> LearnedGates:
     """What a training has learned."""
     for record in read_records(folder)[1]:
         if record["kind"] == "training" and "gates" in record["result"]:
             names = ("id", "chosen_on", "length", "path", "units", "price", "train")
-            return Gates(
+            return LearnedGates(
                 np.array(record["result"]["gates"]),
                 parse_path(record["path"]),
                 record["model"]["model_digest"],
@@ -431,13 +431,13 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     return provenance, {**measured_quality(by_name[CHOSEN]), "controls": controls}
 
 
-def _summary(found: Found, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
+def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
     """The "result" of a record of kind "search"."""
     return {
-        "mask": str(found.mask),
-        "heads": found.mask.counts(),
-        "held_kl": found.kl,
-        "savings": found.savings.tolist(),
+        "mask": str(outcome.mask),
+        "heads": outcome.mask.counts(),
+        "held_kl": outcome.kl,
+        "savings": outcome.savings.tolist(),
         "rounds": [
             {
                 "tried": [list(pair) for pair in step.tried],
@@ -445,7 +445,7 @@ def _summary(found: Found, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
                 "kl": step.kl,
                 "mask": str(step.mask),
             }
-            for step in found.rounds
+            for step in outcome.rounds
         ],
         "controls": {name: str(mask) for name, mask in masks.items() if name != CHOSEN},
     }

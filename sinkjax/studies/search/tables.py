@@ -1,5 +1,6 @@
 """The tables of a search, from the records of `sinkjax.studies.search.study`."""
 
+import collections
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
@@ -72,24 +73,18 @@ def budget_line(records: Sequence[Record], kl_budget: float) -> str:
 
 
 def _rounds_table(search: Record) -> Table:
-    rounds = search["result"]["rounds"]
-    rows = []
-    for number, step in enumerate(rounds, start=1):
-        tried = ", ".join(f"{moves}: {formats.nats(kl)}" for moves, kl in step["tried"])
-        rows.append(
-            (
-                formats.count(number),
-                tried or "-",
-                formats.count(step["moves"]),
-                formats.nats(step["kl"]),
-            )
-        )
     settings = search["settings"]
-    return Table(
-        title=f"The search, by {settings['by']}, for KL up to {settings['kl_budget']:.4f}, "
+    tried = lambda masks: ", ".join(f"{n}: {formats.nats(kl)}" for n, kl in masks)  # noqa: E731
+    return tabulate(
+        f"The search, by {settings['by']}, for KL up to {settings['kl_budget']:.4f}, "
         "the budget less its margin",
-        columns=("round", "moves: KL, in the order of measuring", "moves kept", "KL"),
-        rows=rows,
+        [{"round": n, **step} for n, step in enumerate(search["result"]["rounds"], start=1)],
+        (
+            column("round", "round", formats.count),
+            column("moves: KL, in the order of measuring", "tried", lambda m: tried(m) or "-"),
+            column("moves kept", "moves", formats.count),
+            column("KL", "kl", formats.nats),
+        ),
         notes=("KL on the excerpts held back for measuring, in nats a token.",),
         labels=2,
     )
@@ -97,58 +92,44 @@ def _rounds_table(search: Record) -> Table:
 
 def _mask_table(search: Record) -> Table:
     mask = SinkMask.from_text(search["result"]["mask"])
-    num_kv_heads = search["model"]["num_kv_heads"]
-    heads, groups = mask.counts(), mask.group_counts(num_kv_heads)
-    size = mask.num_heads // num_kv_heads
-    whole = [
-        all(path.kind != "full" for path in layer[start : start + size])
-        for layer in mask.heads
-        for start in range(0, mask.num_heads, size)
-    ]
-    paths: dict[str, int] = {}
-    for path in (str(path) for layer in mask.heads for path in layer):
-        paths[path] = paths.get(path, 0) + 1
-    rows = [(path, formats.count(number)) for path, number in sorted(paths.items())]
-    masked = 1 - heads["full"] / sum(heads.values())
-    rows.append(("masked heads", formats.percent(masked)))
-    rows.append(("key/value groups without a full head", formats.percent(sum(whole) / len(whole))))
-    rows.append(("key/value groups masked by one kind of path", _one_kind(groups)))
-    return Table(title="The chosen mask", columns=("path", "heads"), rows=rows)
-
-
-def _one_kind(groups: dict[str, int]) -> str:
+    groups = mask.group_counts(search["model"]["num_kv_heads"])
     total = sum(groups.values())
-    return formats.percent((total - groups["full"] - groups["mixed"]) / total)
+    whole = mask.masked.reshape(total, -1).all(axis=1).mean()
+    paths = collections.Counter(str(path) for layer in mask.heads for path in layer)
+    return Table(
+        title="The chosen mask",
+        columns=("path", "heads"),
+        rows=[
+            *((path, formats.count(number)) for path, number in sorted(paths.items())),
+            ("masked heads", formats.percent(mask.masked.mean())),
+            ("key/value groups without a full head", formats.percent(whole)),
+            (
+                "key/value groups masked by one kind of path",
+                formats.percent((total - groups["full"] - groups["mixed"]) / total),
+            ),
+        ],
+    )
 
 
 def _judged_table(search: Record, records: Sequence[Record]) -> Table:
-    notes = Footnotes()
-    rows = []
-    for record in records:
-        result, heads = record["result"], record["candidate"]["heads"]
-        total = sum(heads.values())
-        rows.append(
-            (
-                record["candidate"]["name"],
-                f"{formats.count(total - heads['full'])}/{formats.count(total)}",
-                formats.estimate(result["kl"]["mean"], formats.nats, notes),
-                formats.point(result["kl"]["p99"], formats.nats, notes),
-                formats.estimate(result["perplexity"]["change"], formats.relative, notes),
-                formats.point(result["agreement"]["top1"], formats.percent, notes),
-            )
-        )
     first = records[0]
     same = first["source"]["sha256"] == search["source"]["sha256"]
     name = first["source"]["name"] + (", other excerpts" if same else "")
-    return Table(
-        title=f"Judged on {name}: {first['num_windows']} excerpts of {first['length']} tokens",
-        columns=("mask", "masked\nheads", "mean KL", "p99", "perplexity", "top 1"),
-        rows=rows,
+    return tabulate(
+        f"Judged on {name}: {first['num_windows']} excerpts of {first['length']} tokens",
+        records,
+        (
+            column("mask", "candidate.name", str),
+            column("masked\nheads", "candidate.heads", formats.masked),
+            column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
+            column("p99", "result.kl.p99", formats.nats, formats.point),
+            column("perplexity", "result.perplexity.change", formats.relative, formats.estimate),
+            column("top 1", "result.agreement.top1", formats.percent, formats.point),
+        ),
         notes=(
             "KL in nats a token. In brackets: the "
             f"{formats.percent(LEVEL, 0)} interval from resampling excerpts. Perplexity: its "
             "change. Top 1: both find the same token likeliest. All masks have as many masked "
             "heads as the chosen mask; but for `widest`, also as many on each path.",
-            *notes.lines(),
         ),
     )

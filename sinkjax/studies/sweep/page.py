@@ -18,11 +18,7 @@ _SIDE_BY_SIDE = 3  # sources that one figure holds
 
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a sweep.
-
-    Args:
-      specification, records: of the sweep, the records in any order.
-    """
+    """The page of a sweep."""
     sweep = arrange(specification, records)
     names = dict.fromkeys(group.model_name for group in sweep.groups)
     shown = list(names) or [model["name"] for model in specification["models"]]

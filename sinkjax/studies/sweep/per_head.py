@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from sinkjax.report import formats
-from sinkjax.report.formats import Footnotes
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.sweep.records import Curve
 
 
@@ -41,38 +40,24 @@ def output_norms_table(curve: Curve) -> Table:
 
 def source_layers_table(curve: Curve, level: str) -> Table:
     """The conditional of every source layer at each length."""
-    notes = Footnotes()
-    rows = []
-    for cell in curve.cells:
-        for conditional in cell["result"]["conditional"]:
-            rows.append(
-                (
-                    formats.count(cell["length"]),
-                    str(conditional["source_layer"]),
-                    formats.count(conditional["n"]),
-                    formats.estimate(conditional["given_sink"], formats.percent, notes),
-                    formats.point(conditional["base_rate"], formats.percent, notes),
-                    formats.point(conditional["given_not"], formats.percent, notes),
-                    formats.estimate(conditional["lift"], formats.ratio, notes),
-                    formats.estimate(conditional["shuffled"]["lift"], formats.ratio, notes),
-                    formats.point(conditional["phi"], formats.ratio, notes),
-                )
-            )
-    return Table(
-        title=f"{curve.source_name}, {curve.criterion}: the conditional of every source layer",
-        columns=(
-            "tokens",
-            "source layer",
-            "n",
-            f"P(later | source) [{level}]",
-            "base rate",
-            "P(later | not)",
-            f"lift [{level}]",
-            f"shuffled lift [{level}]",
-            "phi",
+    return tabulate(
+        f"{curve.source_name}, {curve.criterion}: the conditional of every source layer",
+        [
+            {"length": cell["length"], **conditional}
+            for cell in curve.cells
+            for conditional in cell["result"]["conditional"]
+        ],
+        (
+            column("tokens", "length", formats.count),
+            column("source layer", "source_layer", str),
+            column("n", "n", formats.count),
+            column(f"P(later | source) [{level}]", "given_sink", formats.percent, formats.estimate),
+            column("base rate", "base_rate", formats.percent, formats.point),
+            column("P(later | not)", "given_not", formats.percent, formats.point),
+            column(f"lift [{level}]", "lift", formats.ratio, formats.estimate),
+            column(f"shuffled lift [{level}]", "shuffled.lift", formats.ratio, formats.estimate),
+            column("phi", "phi", formats.ratio, formats.point),
         ),
-        rows=tuple(rows),
-        notes=notes.lines(),
         labels=2,
     )
 

@@ -1,12 +1,13 @@
 """The tables that the terminal and the report show. All their text comes from records."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.sweep.records import Curve, Group, Sweep, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
@@ -18,15 +19,9 @@ _SHOWN_HEADS = 12  # of a list of heads in a table
 
 
 def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-    """What a sweep found, in the order in which to read it.
+    """The founding study's tables, then those of each model and BOS policy.
 
-    Args:
-      specification, records: of the sweep, as `sinkjax.studies.results.read_records` returns them;
-        the records in any order.
-
-    Returns:
-      the founding study's table, then for each model and BOS policy the tables by length and those
-      over all lengths. None of what the sweep has no records for.
+    There is none of what the sweep has no records for.
     """
     sweep = arrange(specification, records)
     tables = study_tables(sweep)
@@ -42,15 +37,14 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
 
 def study_tables(sweep: Sweep) -> list[Table]:
     """The founding study's own table, one for each of its prompts, this sweep's numbers in it."""
-    cells = list(sweep.study)
     prompts: dict[str, list[Record]] = {}
-    for cell in cells:
+    for cell in sweep.study:
         prompts.setdefault(cell["source"]["name"].removeprefix("study: "), []).append(cell)
     return [_study_table(sweep, prompt, of_prompt) for prompt, of_prompt in prompts.items()]
 
 
 def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
-    notes = Footnotes()
+    share = lambda value: formats.percent(value, 2)  # noqa: E731
     theirs = [
         ("Llama-3.2-1B", "> 0.9 (the study)", *numbers, "-", "-", "-")
         for name, numbers in _STUDY.items()
@@ -69,39 +63,31 @@ def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
         explanations.append(
             "The study's own sentence is not published: another of 24 tokens stands in for it."
         )
-    return Table(
-        title=f"The founding study's prompt, without BOS: {prompt}",
-        columns=(
-            "model",
-            "sink if",
-            "tokens",
-            "sink heads",
-            "P(later |\nlayer 0)",
-            "base\nrate",
-            "lift",
-            "n",
+
+    def sink_heads(cell: Record) -> str:
+        sinks, model = cell["result"]["sinks"], cell["model"]
+        total = model["num_layers"] * model["num_heads"]
+        return (
+            f"{formats.count(sinks['count']['value'])}/{total} ({share(sinks['share']['value'])})"
+        )
+
+    table = tabulate(
+        f"The founding study's prompt, without BOS: {prompt}",
+        [{**cell, **layer_0(cell)} for cell in cells],
+        (
+            column("model", "model", sweep.model_name),
+            ("sink if", lambda cell, _: formats.criterion(cell["definition"], cell["threshold"])),
+            column("tokens", "length", formats.count),
+            ("sink heads", lambda cell, _: sink_heads(cell)),
+            column("P(later |\nlayer 0)", "given_sink", share, formats.point),
+            column("base\nrate", "base_rate", share, formats.point),
+            column("lift", "lift", formats.ratio, formats.point),
+            column("n", "n", formats.count),
         ),
-        rows=(*theirs, *(_study_row(sweep, cell, notes) for cell in cells)),
-        notes=(*explanations, *notes.lines()),
+        explanations,
         labels=2,
     )
-
-
-def _study_row(sweep: Sweep, cell: Record, notes: Footnotes) -> tuple[str, ...]:
-    sinks, model = cell["result"]["sinks"], cell["model"]
-    total = model["num_layers"] * model["num_heads"]
-    conditional = layer_0(cell)
-    share = lambda value: formats.percent(value, 2)  # noqa: E731
-    return (
-        sweep.model_name(model),
-        formats.criterion(cell["definition"], cell["threshold"]),
-        formats.count(cell["length"]),
-        f"{formats.count(sinks['count']['value'])}/{total} ({share(sinks['share']['value'])})",
-        formats.point(conditional["given_sink"], share, notes),
-        formats.point(conditional["base_rate"], share, notes),
-        formats.point(conditional["lift"], formats.ratio, notes),
-        formats.count(conditional["n"]),
-    )
+    return dataclasses.replace(table, rows=(*theirs, *table.rows))
 
 
 def sinks_table(curve: Curve, group: Group, level: str) -> Table:
@@ -134,6 +120,8 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
         "source layer: the one whose sinks raise the share of sinks in the same heads of later "
         "layers most."
     ]
+    missing = ", ".join(map(formats.count, curve.missing))
+    missing = [f"Not measured yet: {missing} tokens."] if missing else []
     if holding:
         columns.append("sinks at every\nlength so far")
         share = curve.over_lengths["result"]["consistent"]["min_share"]
@@ -145,76 +133,47 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
         title=f"{group.name}; {curve.source_name}: heads with {curve.criterion}",
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=(*explanations, *_missing(curve), *notes.lines()),
+        notes=(*explanations, *missing, *notes.lines()),
     )
 
 
 def conditional_table(curve: Curve, group: Group, level: str) -> Table:
     """What layer 0 tells of later layers, by length."""
-    notes = Footnotes()
-    rows = []
-    for cell in curve.cells:
-        conditional = layer_0(cell)
-        rows.append(
-            (
-                formats.count(cell["length"]),
-                formats.count(conditional["n"]),
-                formats.point(conditional["given_sink"], formats.percent, notes),
-                formats.point(conditional["base_rate"], formats.percent, notes),
-                formats.point(conditional["given_not"], formats.percent, notes),
-                formats.estimate(conditional["lift"], formats.ratio, notes),
-                formats.spread(conditional["shuffled"]["lift"], formats.ratio, notes),
-                formats.point(conditional["phi"], formats.ratio, notes),
-            )
-        )
-    return Table(
-        title=f"{group.name}; {curve.source_name}: layer 0 and later, {curve.criterion}",
-        columns=(
-            "tokens",
-            "n",
-            "P(later |\nlayer 0)",
-            "base\nrate",
-            "P(later |\nnot)",
-            f"lift [{level}]",
-            f"shuffled\nlift [{level}]",
-            "phi",
+    return tabulate(
+        f"{group.name}; {curve.source_name}: layer 0 and later, {curve.criterion}",
+        [{"length": cell["length"], **layer_0(cell)} for cell in curve.cells],
+        (
+            column("tokens", "length", formats.count),
+            column("n", "n", formats.count),
+            column("P(later |\nlayer 0)", "given_sink", formats.percent, formats.point),
+            column("base\nrate", "base_rate", formats.percent, formats.point),
+            column("P(later |\nnot)", "given_not", formats.percent, formats.point),
+            column(f"lift [{level}]", "lift", formats.ratio, formats.estimate),
+            column(f"shuffled\nlift [{level}]", "shuffled.lift", formats.ratio, formats.spread),
+            column("phi", "phi", formats.ratio, formats.point),
         ),
-        rows=tuple(rows),
         notes=(
             "n: sinks in layer 0 over all prompts. Shuffled: the lift with the heads of layer 0 "
             "renumbered at random; a lift inside this range is chance.",
-            *notes.lines(),
         ),
     )
 
 
 def best_source_table(curve: Curve, group: Group, level: str) -> Table:
     """The source layer of the greatest lift, by length, beside what chance picks."""
-    notes = Footnotes()
-    rows = []
-    for cell in curve.cells:
-        best = cell["result"]["best_source"]
-        rows.append(
-            (
-                formats.count(cell["length"]),
-                "none" if best["layer"] is None else str(best["layer"]),
-                formats.estimate(best["lift"], formats.ratio, notes),
-                formats.estimate(best["shuffled_best_lift"], formats.ratio, notes),
-            )
-        )
-    return Table(
-        title=f"{group.name}; {curve.source_name}: best source layer, {curve.criterion}",
-        columns=(
-            "tokens",
-            "source layer",
-            f"its lift [{level}]",
-            f"best lift of\nshuffled layers [{level}]",
+    lifts = formats.ratio, formats.estimate
+    return tabulate(
+        f"{group.name}; {curve.source_name}: best source layer, {curve.criterion}",
+        [{"length": cell["length"], **cell["result"]["best_source"]} for cell in curve.cells],
+        (
+            column("tokens", "length", formats.count),
+            column("source layer", "layer", lambda n: "none" if n is None else str(n)),
+            column(f"its lift [{level}]", "lift", *lifts),
+            column(f"best lift of\nshuffled layers [{level}]", "shuffled_best_lift", *lifts),
         ),
-        rows=tuple(rows),
         notes=(
             "The best of many lifts is large by chance too: hold it against the best of as many "
             "layers with their heads renumbered.",
-            *notes.lines(),
         ),
     )
 
@@ -322,9 +281,3 @@ def layer_0(cell: Record) -> Mapping[str, Any]:
         **dict.fromkeys(names, nothing),
         "shuffled": {"given_sink": nothing, "lift": nothing},
     }
-
-
-def _missing(curve: Curve) -> list[str]:
-    if not curve.missing:
-        return []
-    return [f"Not measured yet: {', '.join(map(formats.count, curve.missing))} tokens."]

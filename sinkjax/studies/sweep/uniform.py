@@ -53,19 +53,7 @@ def excess_from(
 
 def demands_table(lengths: Sequence[int], threshold: float) -> Table:
     """What a threshold on the first token's attention asks of a head at each length."""
-    rows = []
-    for length in lengths:
-        excluding_first = (length * threshold - 1) / (length - 1)
-        margin = math.log(threshold / (1 - threshold)) + math.log(length - 1)
-        rows.append(
-            (
-                formats.count(length),
-                formats.score(uniform_score("mean", length)),
-                formats.score(uniform_score("mean_excl_first", length)),
-                formats.score(max(excluding_first, 0.0)),
-                formats.ratio(margin),
-            )
-        )
+    margin = math.log(threshold / (1 - threshold))
     return Table(
         title=f"What {threshold:g} asks of a head",
         columns=(
@@ -75,7 +63,16 @@ def demands_table(lengths: Sequence[int], threshold: float) -> Table:
             f"mean over later queries for mean > {threshold:g}",
             f"nats above equal keys for last > {threshold:g}",
         ),
-        rows=tuple(rows),
+        rows=tuple(
+            (
+                formats.count(length),
+                formats.score(uniform_score("mean", length)),
+                formats.score(uniform_score("mean_excl_first", length)),
+                formats.score(max((length * threshold - 1) / (length - 1), 0.0)),
+                formats.ratio(margin + math.log(length - 1)),
+            )
+            for length in lengths
+        ),
         notes=(
             "Arithmetic, not measured. The fourth column is what the queries after the first must "
             "give the first token on average, because the first query gives it 1 in any case. The "

@@ -4,18 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from sinkjax.report import formats
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.timing.measured import BASELINE
 
 _NAME = 22  # characters of a program's name
 
 
 def timing_tables(records: Sequence[Record]) -> list[Table]:
-    """What the machine was, how long each program took, and what each mask saves.
-
-    Args:
-      records: of kind `timing`, at least one, in the order in which to show them.
-    """
+    """What the machine was, how long each program took, and what each mask saves, in order."""
     tables = [machine_table(records), _times_table(records)]
     if any(len(record["result"]["programs"]) > 1 for record in records):
         tables.append(_savings_table(records))
@@ -76,42 +72,28 @@ def machine_table(records: Sequence[Record]) -> Table:
 
 
 def _times_table(records: Sequence[Record]) -> Table:
-    rows = []
-    for record in records:
-        for index, (name, program) in enumerate(record["result"]["programs"].items()):
-            label = "" if index else cell_label(record)
-            seconds, limit, memory = program["seconds"], program["limit"], program["memory"]
-            rows.append(
-                (
-                    label,
-                    formats.shortened(name, _NAME),
-                    _milliseconds(seconds["median"]),
-                    _milliseconds(seconds["least"]),
-                    f"{seconds['spread']:.0%}",
-                    f"{program['tokens_per_second']:.1f}",
-                    _milliseconds(limit["seconds"]),
-                    f"{limit['share']['value']:.0%}",
-                    _megabytes(memory["peak"]),
-                    _megabytes(memory["cache"]),
-                    _megabytes(kept) if (kept := memory["cache_resident"]) is not None else "-",
-                )
-            )
-    return Table(
-        title=f"{records[0]['model']['name']}, {records[0]['model']['dtype']}: times",
-        columns=(
-            "batch x tokens",
-            "program",
-            "median\nms",
-            "least\nms",
-            "spread",
-            "tokens\na second",
-            "limit\nms",
-            "limit to\nmedian",
-            "peak\nMB",
-            "cache\nMB",
-            "resident\nMB",
+    shortened = lambda name: formats.shortened(name, _NAME)  # noqa: E731
+    whole = lambda share: f"{share:.0%}"  # noqa: E731
+    return tabulate(
+        f"{records[0]['model']['name']}, {records[0]['model']['dtype']}: times",
+        [
+            {"cell": "" if index else cell_label(record), "name": name, **program}
+            for record in records
+            for index, (name, program) in enumerate(record["result"]["programs"].items())
+        ],
+        (
+            column("batch x tokens", "cell", str),
+            column("program", "name", shortened),
+            column("median\nms", "seconds.median", _milliseconds),
+            column("least\nms", "seconds.least", _milliseconds),
+            column("spread", "seconds.spread", whole),
+            column("tokens\na second", "tokens_per_second", lambda rate: f"{rate:.1f}"),
+            column("limit\nms", "limit.seconds", _milliseconds),
+            column("limit to\nmedian", "limit.share.value", whole),
+            column("peak\nMB", "memory.peak", _megabytes),
+            column("cache\nMB", "memory.cache", _megabytes),
+            column("resident\nMB", "memory.cache_resident", _megabytes),
         ),
-        rows=rows,
         notes=(
             "Prefill ends with the first new token on the host: its time is the time to the first "
             "token. Decode is all of its steps.",
@@ -227,5 +209,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.{3 if value < 1 else 1}f}"
 
 
-def _megabytes(value: float) -> str:
+def _megabytes(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value / 1e6:.0f}" if value >= 10e6 else f"{value / 1e6:.1f}"
