@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from sinkjax.masks.paths import Sink
 from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.dispatch import Plan, Stage
 from sinkjax.studies.settings import problems_of
+from sinkjax.studies.store import fills_digest
 
 MASKS = (
     "Mask files or names of shipped masks, with commas between them, or a mask's text form. May be "
@@ -36,7 +36,7 @@ class Candidate:
     Attributes:
       name: as the user gave it.
       masks: by length T, the one that serves prompts of T tokens.
-      fills: float32 [L, N, H] of each mask that has `sink(mean)` heads.
+      fills: of the masks.
       plan: that the masks are of; None where one mask serves all lengths.
 
     Raises:
@@ -45,7 +45,7 @@ class Candidate:
 
     name: str
     masks: Mapping[int, SinkMask]
-    fills: Mapping[SinkMask, np.ndarray] = dataclasses.field(default_factory=dict)
+    fills: Fills = dataclasses.field(default_factory=dict)
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -53,9 +53,7 @@ class Candidate:
             raise ValueError(f"{self.name} has several masks, but no plan that says what they are")
 
     @classmethod
-    def of_plan(
-        cls, name: str, plan: Plan, lengths: Sequence[int], fills: Mapping[SinkMask, np.ndarray]
-    ) -> "Candidate":
+    def of_plan(cls, name: str, plan: Plan, lengths: Sequence[int], fills: Fills) -> "Candidate":
         """A plan's mask for each length."""
         return cls(name, {length: plan.mask(length) for length in lengths}, fills, plan)
 
@@ -109,11 +107,7 @@ class Candidate:
         return Plan((*stages, Stage(last.mask)), self.plan.crossing)
 
     def _digests(self, mask: SinkMask) -> dict[str, str | None]:
-        fills_sha256 = None
-        if mask in self.fills:
-            fills = np.ascontiguousarray(self.fills[mask], np.float32)
-            fills_sha256 = hashlib.sha256(fills.tobytes()).hexdigest()
-        return {"mask_digest": mask.digest, "fills_sha256": fills_sha256}
+        return {"mask_digest": mask.digest, "fills_sha256": fills_digest(self.fills.get(mask))}
 
 
 def candidates(
@@ -127,7 +121,6 @@ def candidates(
     Args:
       masks: as for `read_masks`, or what has been read.
       plans: as for `read_plan`.
-      config: of the model.
       lengths: T of all excerpts.
 
     Raises:

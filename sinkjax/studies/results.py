@@ -21,7 +21,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -129,12 +128,7 @@ class Results:
     def __enter__(self) -> "Results":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __contains__(self, record_id: object) -> bool:
@@ -247,8 +241,8 @@ class Results:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
-                self._problem("another process writes to it. Wait until it ends, or give another.")
+            raise self._error(
+                "another process writes to it. Wait until it ends, or give another."
             ) from error
 
     def _remove_partial_files(self) -> None:
@@ -264,26 +258,21 @@ class Results:
         advice = "Give another folder, or delete this one if its results are not needed."
         if path.exists():
             try:
-                found = _specification(path)
+                kept = _specification(path)
             except ValueError as error:
-                raise InputError(
-                    self._problem(
-                        f"its {path.name} is no run's specification: it has been damaged, or is "
-                        f"another program's. {advice}"
-                    )
+                raise self._error(
+                    f"its {path.name} is no run's specification: it has been damaged, or is "
+                    f"another program's. {advice}"
                 ) from error
-            if {"experiment": "sweep", **found} == {"experiment": "sweep", **wanted}:
+            if {"experiment": "sweep", **kept} == {"experiment": "sweep", **wanted}:
                 return  # version 0.1.0 left the experiment out of a sweep's
             if used:
-                raise InputError(
-                    self._problem(f"it holds the results of another run. {advice}"),
-                    *_differences(found, wanted),
+                raise self._error(
+                    f"it holds the results of another run. {advice}", *_differences(kept, wanted)
                 )
         elif used:
-            raise InputError(
-                self._problem(
-                    f"it holds results without a {path.name} that says of what run. {advice}"
-                )
+            raise self._error(
+                f"it holds results without a {path.name} that says of what run. {advice}"
             )
         self._replace(path, _json({"specification": wanted}, indent=2) + b"\n")
 
@@ -291,11 +280,9 @@ class Results:
         """Finds where each record lies, and cuts a torn last line off."""
         self._index, self._end, problems = _index(self._records.read_bytes())
         if problems:
-            raise InputError(
-                self._problem(
-                    f"its {self._records.name} has been damaged or edited. Delete the lines named "
-                    "here, and their cells are measured again; or give another folder."
-                ),
+            raise self._error(
+                f"its {self._records.name} has been damaged or edited. Delete the lines named "
+                "here, and their cells are measured again; or give another folder.",
                 *(f"{self._records}: {problem}" for problem in problems),
             )
         torn = os.fstat(self._file.fileno()).st_size - self._end
@@ -315,8 +302,8 @@ class Results:
         with self._failing(f"take {len(content)} bytes more in {path.relative_to(self.folder)}"):
             replace_file(path, content)
 
-    def _problem(self, text: str) -> Problem:
-        return Problem("output_dir", self.folder, text)
+    def _error(self, text: str, *details: str) -> InputError:
+        return InputError(Problem("output_dir", self.folder, text), *details)
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
@@ -328,11 +315,9 @@ class Results:
                 advice = "Free space there, or move the folder to a larger disk and name it here"
             else:
                 advice = "Make it a folder that can be written, or give another"
-            raise InputError(
-                self._problem(
-                    f"it cannot {what}: {error.strerror or error}. {advice}; the same command then "
-                    "goes on from what is there."
-                )
+            raise self._error(
+                f"it cannot {what}: {error.strerror or error}. {advice}; the same command then "
+                "goes on from what is there."
             ) from error
 
 
@@ -389,17 +374,17 @@ def _record_id(line: bytes) -> str | None:
     return record_id if isinstance(record_id, str) else None
 
 
-def _differences(found: Any, wanted: Any, field: str = "") -> Iterator[str]:
+def _differences(kept: Any, wanted: Any, field: str = "") -> Iterator[str]:
     """One line for each field in which two specifications differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*found, *(key for key in wanted if key not in found)]:
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for key in kept | wanted:
             name = f"{field}.{key}" if field else key
-            yield from _differences(found.get(key, _MISSING), wanted.get(key, _MISSING), name)
-    elif found != wanted:
-        yield f"{field or 'the run'} is {_shown(found)} there and {_shown(wanted)} here"
+            yield from _differences(kept.get(key, _MISSING), wanted.get(key, _MISSING), name)
+    elif kept != wanted:
+        yield f"{field or 'the run'} is {_text(kept)} there and {_text(wanted)} here"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is _MISSING:
         return "missing"
     text = json.dumps(value)

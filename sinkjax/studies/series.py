@@ -14,6 +14,7 @@ import numpy as np
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.prompts import BOS_POLICIES, PromptList, PromptSet, encode
+from sinkjax.studies.settings import known
 from sinkjax.studies.subject import Subject
 
 
@@ -66,6 +67,23 @@ class Series:
         """The series in a specification."""
         return {**self.source.describe(), "bos": self.bos, "lengths": sorted(self.tokens)}
 
+    def origin(self) -> dict[str, Any]:
+        """What records say of where their prompts are from."""
+        return {
+            "source": self.source.describe(),
+            "bos": self.bos,
+            "bos_added": self.bos_added,
+        }
+
+    def excerpts(self, length: int, tokens: np.ndarray) -> dict[str, Any]:
+        """What records say of excerpts int32 [W, T] of one length."""
+        return {
+            **self.origin(),
+            "length": length,
+            "num_windows": len(tokens),
+            "tokens_sha256": tokens_digest(tokens),
+        }
+
 
 def plan_series(
     subjects: Sequence[Subject],
@@ -86,25 +104,13 @@ def plan_series(
       InputError: listing all that is wrong: an unknown policy, a length below 2 or beyond a model's
         context, a prompt with fewer tokens than a length needs, no BOS to add.
     """
-    series, problems = (
-        [],
-        [
-            Problem("bos", policy, f"use one of {', '.join(BOS_POLICIES)}")
-            for policy in bos
-            if policy not in BOS_POLICIES
-        ],
-    )
+    series, problems = [], list(known("bos", bos, BOS_POLICIES))
     for subject, source in itertools.product(subjects, sources):
         limit = subject.config.max_length
         wrong = [length for length in source.lengths if not 1 < length <= limit]
         if wrong:
-            problems.append(
-                Problem(
-                    "lengths",
-                    wrong,
-                    f"give 2 or more tokens; the context of model={subject.name} is {limit} tokens",
-                )
-            )
+            text = f"give 2 or more tokens; the context of model={subject.name} is {limit} tokens"
+            problems.append(Problem("lengths", wrong, text))
         elif not problems:
             for policy in ("never",) if source.role == "study" else bos:
                 try:

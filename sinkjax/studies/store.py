@@ -75,7 +75,7 @@ class Store:
                 "model_digest": self._model_digest,
                 "tokens_sha256": None if excerpts is None else tokens_digest(excerpts),
                 "mask_digest": None if mask is None else mask.digest,
-                "fills_sha256": None if fills is None else _sha256(fills),
+                "fills_sha256": fills_digest(fills),
                 **how,
             }
         )
@@ -88,5 +88,8 @@ class Store:
         return arrays
 
 
-def _sha256(fills: np.ndarray) -> str:
+def fills_digest(fills: np.ndarray | None) -> str | None:
+    """SHA-256 of fills as float32; None where there are none."""
+    if fills is None:
+        return None
     return hashlib.sha256(np.ascontiguousarray(fills, np.float32).tobytes()).hexdigest()

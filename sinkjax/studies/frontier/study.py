@@ -138,9 +138,8 @@ class Frontier(HeldOutStudy):
                     f"at most {longest}; give less, or saved=formula",
                 )
         for length in sorted(set(self.added) - set(self.lengths)):
-            yield Problem(
+            yield self.wrong(
                 "lengths",
-                self.lengths,
                 f"masks of searches and gates are for {length} tokens, too: add that length",
             )
         for points in self.added.values():

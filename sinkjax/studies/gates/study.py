@@ -65,11 +65,11 @@ class Gates(TrainingStudy):
         yield from super().problems()
         yield from settings.shares("shares", self.shares, of="the units")
         if not self.price >= 0:
-            yield Problem("price", self.price, "give 0 nats or more")
+            yield self.wrong("price", "give 0 nats or more")
         if len(self.paths) != 1:
-            yield Problem("paths", self.paths, "give one path, such as window(4,32)")
+            yield self.wrong("paths", "give one path, such as window(4,32)")
         elif not isinstance(self.paths[0], Window | Sink):
-            yield Problem("paths", self.paths, "give a window or a sink")
+            yield self.wrong("paths", "give a window or a sink")
 
     @property
     def path(self) -> Path:

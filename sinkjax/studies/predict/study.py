@@ -65,9 +65,7 @@ class Predict(ScoreStudy):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if not 0 < self.held_out_share < 1:
-            yield Problem(
-                "held_out_share", self.held_out_share, "give a share between 0 and 1, both excluded"
-            )
+            yield self.wrong("held_out_share", "give a share between 0 and 1, both excluded")
         if not self.held_out_lengths:
             yield Problem("held_out_lengths", None, "it is empty: hold out at least one length")
 
@@ -87,26 +85,20 @@ class Predict(ScoreStudy):
                 "lengths",
             )
         if not set(self.held_out_lengths) < set(lengths):
-            yield Problem(
-                "held_out_lengths",
-                self.held_out_lengths,
-                f"it leaves no length of {series.name} to fit to",
-            )
+            yield self.wrong("held_out_lengths", f"it leaves no length of {series.name} to fit to")
         counts = {length: len(series.tokens[length]) for length in lengths}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{count} at {length}" for length, count in counts.items())
-            yield Problem(
+            yield self.wrong(
                 "num_prompts",
-                self.num_prompts,
                 f"{series.name} gives other numbers of prompts at other lengths ({shown} tokens), "
                 f"and the same are needed at all: give {min(counts.values())}, or leave out the "
                 "longest lengths",
             )
         held_out = held_out_prompts(min(counts.values()), self._held_out)
         if min(held_out.sum(), (~held_out).sum()) < _FEWEST:
-            yield Problem(
+            yield self.wrong(
                 "held_out_share",
-                self.held_out_share,
                 f"{series.name} has {held_out.size} prompts: {int(held_out.sum())} are held out "
                 f"and {int((~held_out).sum())} fitted to; at least {_FEWEST} of each are needed",
             )
@@ -119,9 +111,7 @@ class Predict(ScoreStudy):
     def series(self) -> list[Series]:
         """The prompts and the excerpts, at every length."""
         lengths, count = tuple(sorted(self.lengths)), self.num_prompts
-        sources = [("text", texts.read_text(self.text, count, self.seed))] if self.text else []
-        sources += [("prompts", texts.read_prompts(self.prompts))] if self.prompts else []
-        sources = sources or [("text", texts.choose_text(None, count, self.seed))]
+        sources = texts.sources(self.text, self.prompts, texts.choose_text, count, self.seed)
         return plan_series(
             self.subjects,
             [Source(prompts, role, lengths) for role, prompts in sources],
@@ -175,9 +165,7 @@ class Predict(ScoreStudy):
         lengths = sorted(series.tokens)
         return {
             "kind": "prediction",
-            "source": series.source.describe(),
-            "bos": series.bos,
-            "bos_added": series.bos_added,
+            **series.origin(),
             "key_position": self.key_position,
             "tail": self.tail,
             "lengths": lengths,

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
-from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
@@ -90,9 +89,8 @@ class Quality(Study):
         yield from check_candidates(self.candidates, config)
         beyond = [n for n in self.lengths if n + self.continuation_tokens > config.max_length]
         if beyond and config.rope.type != "dynamic":
-            yield Problem(
+            yield self.wrong(
                 "continuation_tokens",
-                self.continuation_tokens,
                 f"after lengths={','.join(map(str, beyond))} it goes beyond the model's context of "
                 f"{config.max_length} tokens: ask for fewer, or leave these lengths out",
             )
@@ -108,9 +106,7 @@ class Quality(Study):
     def series(self) -> list[Series]:
         """The excerpts and prompts at each length."""
         count, lengths = self.num_excerpts, tuple(sorted(self.lengths))
-        sources = [("text", texts.read_text(self.text, count, self.seed))] if self.text else []
-        sources += [("prompts", texts.read_prompts(self.prompts))] if self.prompts else []
-        sources = sources or [("text", texts.judge_text(None, count, self.seed))]
+        sources = texts.sources(self.text, self.prompts, texts.judge_text, count, self.seed)
         return plan_series(
             [self.subject],
             [Source(prompts, role, lengths) for role, prompts in sources],
@@ -127,12 +123,12 @@ class Quality(Study):
         Raises:
           InputError: where retrieval is asked for and no length has room for it.
         """
-        read = [(one, length, rows) for one in self.series for length, rows in one.tokens.items()]
+        read = [(of, length, rows) for of in self.series for length, rows in of.tokens.items()]
         tokenizer, retrieval = self.subject.tokenizer, []
-        for one, length, rows in read if self.passkey_depths else ():
+        for series, length, rows in read if self.passkey_depths else ():
             if length >= shortest_excerpt(tokenizer, len(rows), self.seed):
                 retrieval += [
-                    (one, length, depth, hide_passkeys(tokenizer, rows, depth, self.seed))
+                    (series, length, depth, hide_passkeys(tokenizer, rows, depth, self.seed))
                     for depth in self.passkey_depths
                 ]
         if self.passkey_depths and not retrieval:
@@ -140,30 +136,19 @@ class Quality(Study):
             hide_passkeys(tokenizer, longest[2], 0.0, self.seed)  # which says why
         measurements = []
         for candidate in self.candidates:
-            for one, length, rows in read:
-                start = max(1, length // 2) if self.scored == "second_half" else 1
-                fields = {"score_from": start}
-                measurements.append(Measurement("quality", candidate, one, length, rows, fields))
-            for one, length, depth, passkeys in retrieval:
+            for series, length, rows in read:
+                fields = {"score_from": max(1, length // 2) if self.scored == "second_half" else 1}
+                measurements.append(Measurement("quality", candidate, series, length, rows, fields))
+            for series, length, depth, passkeys in retrieval:
                 fields = {"depth": depth, "score_from": passkeys.score_from}
-                measurements.append(
-                    Measurement(
-                        "passkey",
-                        candidate,
-                        one,
-                        length,
-                        passkeys.tokens,
-                        fields,
-                        passkeys.answer_tokens,
-                    )
-                )
-            for one, length, rows in read if self.continuation_tokens else ():
+                where = (candidate, series, length, passkeys.tokens)
+                measurements.append(Measurement("passkey", *where, fields, passkeys.answer_tokens))
+            for series, length, rows in read if self.continuation_tokens else ():
                 fields = {"num_tokens": self.continuation_tokens}
                 crossing = candidate.crossing(length, self.continuation_tokens)
                 fields |= {} if crossing is None else {"crossing": crossing}
-                measurements.append(
-                    Measurement("continuation", candidate, one, length, rows, fields)
-                )
+                where = (candidate, series, length, rows)
+                measurements.append(Measurement("continuation", *where, fields))
         return measurements
 
     def specification(self) -> dict[str, Any]:
@@ -184,28 +169,19 @@ class Quality(Study):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         measure = Measure(bench, self.measurements)
         for measurement in self.measurements:
+            fields = {
+                "kind": measurement.kind,
+                "candidate": measurement.candidate.describe(measurement.length),
+                **measurement.series.excerpts(measurement.length, measurement.excerpts),
+                **measurement.fields,
+                "seed": self.seed,
+            }
             yield Cell(
-                self._fields(measurement),
+                fields,
                 functools.partial(measure, measurement, self.seed),
                 f"{measurement.kind} of {measurement.candidate.name}",
                 steps=measurement.num_tokens,
             )
-
-    def _fields(self, measurement: Measurement) -> dict[str, Any]:
-        """What a record says but for the result: all that decides it."""
-        series = measurement.series
-        return {
-            "kind": measurement.kind,
-            "candidate": measurement.candidate.describe(measurement.length),
-            "source": series.source.describe(),
-            "bos": series.bos,
-            "bos_added": series.bos_added,
-            "length": measurement.length,
-            "num_windows": len(measurement.excerpts),
-            "tokens_sha256": tokens_digest(measurement.excerpts),
-            **measurement.fields,
-            "seed": self.seed,
-        }
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         hidden = {m.length for m in self.measurements if m.kind == "passkey"}

@@ -55,7 +55,7 @@ class RepairStudy(TrainingStudy):
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
         if len(self._named) != 1:
-            yield Problem("mask", self.mask, "one mask is repaired at a time; give one")
+            yield self.wrong("mask", "one mask is repaired at a time; give one")
 
     @functools.cached_property
     def _named(self) -> dict[str, tuple[SinkMask, Fills]]:

@@ -138,11 +138,11 @@ class Search(Study):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if len(self.lengths) != 1:
-            yield Problem("lengths", self.lengths, "a mask is searched at one length; give one")
+            yield self.wrong("lengths", "a mask is searched at one length; give one")
         if not self.kl_budget > 0:
-            yield Problem("kl_budget", self.kl_budget, "give nats a token, above 0")
+            yield self.wrong("kl_budget", "give nats a token, above 0")
         if not 0 <= self.margin < 1:
-            yield Problem("margin", self.margin, "give a part of the budget, from 0 to below 1")
+            yield self.wrong("margin", "give a part of the budget, from 0 to below 1")
         if not self.paths:
             yield Problem("paths", None, "give at least one, such as window(4,128)")
         for path in dict.fromkeys(self.paths):
@@ -162,13 +162,11 @@ class Search(Study):
             judge_excerpts=1,
         )
         if not self.flops_per_byte > 0:
-            yield Problem("flops_per_byte", self.flops_per_byte, "give a number above 0")
+            yield self.wrong("flops_per_byte", "give a number above 0")
         if self.ranking == "gates" and self.gates is None:
             yield Problem("gates", None, "ranking=gates needs the output folder of `sinkjax gates`")
         if self.ranking != "gates" and self.gates is not None:
-            yield Problem(
-                "ranking", self.ranking, "it makes no use of gates: give ranking=gates, or no gates"
-            )
+            yield self.wrong("ranking", "it makes no use of gates: give ranking=gates, or no gates")
 
     def plan_problems(self) -> Iterator[Problem]:
         if self._learned is not None:
@@ -182,9 +180,8 @@ class Search(Study):
             )
         hashes = [series.source.prompts.sha256 for series in self.series]
         if len(set(hashes)) < len(hashes):
-            yield Problem(
+            yield self.wrong(
                 "judge_text",
-                self.judge_text,
                 "it is the text that is chosen on, or is there twice: other excerpts of the text "
                 "to choose on are judged on in any case; give another text or none",
             )
@@ -204,17 +201,14 @@ class Search(Study):
     def _gate_problems(self, gates: LearnedGates) -> Iterator[Problem]:
         config = self.subject.config
         if self.paths != (gates.path,):
-            yield Problem(
-                "paths",
-                self.paths,
-                f"the gates were learned for {gates.path}; give that path alone",
+            yield self.wrong(
+                "paths", f"the gates were learned for {gates.path}; give that path alone"
             )
         units = {"head": (config.num_heads,), "group": (config.num_heads, config.num_kv_heads)}
         fitting = {(config.num_layers, count) for count in units[self.units]}
         if gates.values.shape not in fitting:
-            yield Problem(
+            yield self.wrong(
                 "gates",
-                self.gates,
                 f"it has {gates.values.shape[1]} a layer, in {gates.values.shape[0]} layers; "
                 f"units={self.units} takes "
                 f"{' or '.join(f'{n} in {m}' for m, n in sorted(fitting))}",
@@ -303,9 +297,7 @@ class Search(Study):
         """What the record of kind "search" says but for its result."""
         series = self.series[0]
         return {
-            "source": series.source.describe(),
-            "bos": series.bos,
-            "bos_added": series.bos_added,
+            **series.origin(),
             "length": self.length,
             "ranking_sha256": tokens_digest(self.ranked),
             "held_sha256": tokens_digest(self.held),
@@ -328,9 +320,7 @@ class Search(Study):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         if self._learned and self._learned.model_digest != bench.described["model_digest"]:
             raise InputError(
-                Problem(
-                    "gates", self.gates, "they are of another model: give the folder of its own"
-                )
+                self.wrong("gates", "they are of another model: give the folder of its own")
             )
         outcome = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
         scores = sink_scores(bench.model, self.ranked, bench.keep)
@@ -370,12 +360,7 @@ class Search(Study):
         fields = {
             "kind": "quality",
             "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
-            "source": series.source.describe(),
-            "bos": series.bos,
-            "bos_added": series.bos_added,
-            "length": self.length,
-            "num_windows": len(excerpts),
-            "tokens_sha256": tokens_digest(excerpts),
+            **series.excerpts(self.length, excerpts),
             "score_from": SCORE_FROM,
             "seed": self.seed,
         }

@@ -97,9 +97,7 @@ class ScoreStudy(Study):
                     "as 0.9",
                 )
         if not 0 <= self.key_position < MAX_KEY_POSITIONS:
-            yield Problem(
-                "key_position", self.key_position, f"use one of 0 to {MAX_KEY_POSITIONS - 1}"
-            )
+            yield self.wrong("key_position", f"use one of 0 to {MAX_KEY_POSITIONS - 1}")
         yield from at_least(self, tail=1, num_prompts=1)
 
     @property
@@ -185,18 +183,17 @@ class Sweep(ScoreStudy):
             yield Problem("bos", None, "give at least one")
         yield from known("bos", self.bos, BOS_POLICIES)
         if len(set(self.bos)) < len(self.bos):
-            yield Problem("bos", self.bos, "a value is there twice")
+            yield self.wrong("bos", "a value is there twice")
         yield from at_least(self, max_tokens=1)
         if not 0 < self.min_share <= 1:
-            yield Problem("min_share", self.min_share, "give a share above 0, of at most 1")
+            yield self.wrong("min_share", "give a share above 0, of at most 1")
 
     def plan_problems(self) -> Iterator[Problem]:
         for series in self.series:
             for length in series.tokens:
                 if length < self.key_position + 2:
-                    yield Problem(
+                    yield self.wrong(
                         "key_position",
-                        self.key_position,
                         f"the study's prompt {series.name!r} has {length} tokens; set study to "
                         "false to leave it out",
                     )
@@ -272,9 +269,7 @@ class Sweep(ScoreStudy):
 
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
         common = {
-            "source": series.source.describe(),
-            "bos": series.bos,
-            "bos_added": series.bos_added,
+            **series.origin(),
             "key_position": self.key_position,
             "tail": self.tail,
             "seed": self.seed,

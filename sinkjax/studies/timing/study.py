@@ -46,7 +46,7 @@ from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.measured import AGAIN, BASELINE
 from sinkjax.studies.timing.page import page
 from sinkjax.studies.timing.tables import timing_tables
-from sinkjax.studies.timing.timer import STAGES, How, Run, Timer, Workload
+from sinkjax.studies.timing.timer import STAGES, How, Run, Sizes, Timer
 
 _RECORD_BYTES, _ROUND_BYTES = 8192, 128  # upper bounds: of a program's, and of each round's
 
@@ -129,12 +129,12 @@ class Timing(Study):
 
     @functools.cached_property
     def runs(self) -> list[Run]:
-        """Every stage of every workload; prefill of a batch and a length once."""
+        """Every stage at all sizes; prefill of a batch and a length once."""
         runs: dict[str, Run] = {}
-        sizes = itertools.product(self.batch_sizes, self.lengths, self.generated)
-        for workload in itertools.starmap(Workload, sizes):
+        all_sizes = itertools.product(self.batch_sizes, self.lengths, self.generated)
+        for sizes in itertools.starmap(Sizes, all_sizes):
             for stage in self.stages:
-                run = Run(stage, workload, tuple(self.candidates))
+                run = Run(stage, sizes, tuple(self.candidates))
                 if run.tokens_per_row:
                     runs.setdefault(run.slug, run)
         return list(runs.values())
@@ -166,8 +166,7 @@ class Timing(Study):
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
             "workloads": [
-                dataclasses.asdict(workload)
-                for workload in dict.fromkeys(run.workload for run in self.runs)
+                dataclasses.asdict(sizes) for sizes in dict.fromkeys(run.sizes for run in self.runs)
             ],
             "stages": list(self.stages),
             **dataclasses.asdict(self.how),
@@ -188,9 +187,9 @@ class Timing(Study):
             fields = {
                 "kind": "timing",
                 "stage": run.stage,
-                **dataclasses.asdict(run.workload),
+                **dataclasses.asdict(run.sizes),
                 "candidates": [
-                    candidate.describe(run.workload.prompt_length) for candidate in run.candidates
+                    candidate.describe(run.sizes.prompt_length) for candidate in run.candidates
                 ],
                 **dataclasses.asdict(self.how),
             }
@@ -208,7 +207,5 @@ class Timing(Study):
             replace_file(path, json.dumps(content, indent=2).encode())
         except OSError as error:
             raise InputError(
-                Problem(
-                    "google_benchmark", self.google_benchmark, f"not writable: {error.strerror}"
-                )
+                self.wrong("google_benchmark", f"not writable: {error.strerror}")
             ) from error

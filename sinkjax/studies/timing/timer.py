@@ -33,7 +33,7 @@ _TRACED_ROUNDS = 2  # of a trace that is only to be looked at
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class Sizes:
     """The sizes of what is timed.
 
     Attributes:
@@ -75,24 +75,24 @@ class How:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What one record is of: a stage of a workload, by the baseline and every candidate."""
+    """What one record is of: a stage at some sizes, by the baseline and every candidate."""
 
     stage: Stage
-    workload: Workload
+    sizes: Sizes
     candidates: tuple[Candidate, ...]
 
     @property
     def tokens_per_row(self) -> int:
         """Tokens that one run takes in, or gives."""
-        workload = self.workload
-        return workload.prompt_length if self.stage == "prefill" else workload.generated
+        sizes = self.sizes
+        return sizes.prompt_length if self.stage == "prefill" else sizes.generated
 
     @property
     def slug(self) -> str:
         """`decode-b1-t512-n16`."""
-        workload = self.workload
-        name = f"{self.stage}-b{workload.batch_size}-t{workload.prompt_length}"
-        return name if self.stage == "prefill" else f"{name}-n{workload.generated}"
+        sizes = self.sizes
+        name = f"{self.stage}-b{sizes.batch_size}-t{sizes.prompt_length}"
+        return name if self.stage == "prefill" else f"{name}-n{sizes.generated}"
 
 
 class Timer:
@@ -114,7 +114,7 @@ class Timer:
         self._itemsize = dtype.itemsize
         self._machine = Machine.here(dtype, by_jax=self._clock == "device")
         self._models: dict[str, Llama] = {}
-        self._programs: tuple[Workload, dict[str, Program]] | None = None
+        self._programs: tuple[Sizes, dict[str, Program]] | None = None
 
     def __call__(self, run: Run, on_round: Callable[[], None]) -> dict[str, Any]:
         """The "result" of a run's record."""
@@ -142,7 +142,7 @@ class Timer:
             }
             for name, program in programs.items()
         }
-        tokens = run.workload.batch_size * run.tokens_per_row
+        tokens = run.sizes.batch_size * run.tokens_per_row
         return {
             "clock": self._clock,
             "load_average": [list(averages) for averages in load],
@@ -151,7 +151,7 @@ class Timer:
             "programs": {
                 name: {
                     **measured.program(name, limits[name], limits[BASELINE], tokens),
-                    "attention": program.attention[run.workload.prompt_length].name,
+                    "attention": program.attention[run.sizes.prompt_length].name,
                     "memory": memory[name],
                     "compile_seconds": _executable(program, run).compile_seconds,
                 }
@@ -161,22 +161,22 @@ class Timer:
         }
 
     def _compiled(self, run: Run) -> dict[str, Program]:
-        """The programs of a run's workload, the baseline's first."""
-        workload = run.workload
-        if self._programs is None or self._programs[0] != workload:
+        """The programs of a run's sizes, the baseline's first."""
+        sizes = run.sizes
+        if self._programs is None or self._programs[0] != sizes:
             self._programs = None  # frees what was compiled for another
             models = {BASELINE: self._model} | {
-                candidate.name: self._specialized(candidate, workload.prompt_length)
+                candidate.name: self._specialized(candidate, sizes.prompt_length)
                 for candidate in run.candidates
             }
             self._programs = (
-                workload,
+                sizes,
                 {
                     name: compile(
                         model,
-                        batch_size=workload.batch_size,
-                        prefill_lengths=[workload.prompt_length],
-                        max_length=workload.max_length,
+                        batch_size=sizes.batch_size,
+                        prefill_lengths=[sizes.prompt_length],
+                        max_length=sizes.max_length,
                         steps_per_call=self._how.steps_per_call,
                         attention=self._how.attention,
                     )
@@ -199,15 +199,15 @@ class Timer:
 
         And of what decodes, the resident memory that holding a filled cache takes.
         """
-        workload = run.workload
-        shape = (workload.batch_size, workload.prompt_length)
+        sizes = run.sizes
+        shape = (sizes.batch_size, sizes.prompt_length)
         rng = np.random.default_rng(self._how.seed)
         tokens = rng.integers(self._model.config.vocab_size, size=shape).astype(np.int32)
         if run.stage == "prefill":
             return {name: prefill_call(program, tokens) for name, program in programs.items()}, {}
         calls, kept = {}, {}
         for name, program in programs.items():
-            decode = functools.partial(decode_call, program, tokens, workload.generated)
+            decode = functools.partial(decode_call, program, tokens, sizes.generated)
             calls[name], kept[name] = resident_kept(decode)
         return calls, kept
 
@@ -222,23 +222,23 @@ class Timer:
         return device_seconds(data) if on_device else None
 
     def _masks(self, run: Run) -> dict[str, SinkMask]:
-        length = run.workload.prompt_length
+        length = run.sizes.prompt_length
         candidates = {candidate.name: candidate.masks[length] for candidate in run.candidates}
         return {BASELINE: SinkMask.full(self._model.config), **candidates}
 
     def _limit(self, run: Run, mask: SinkMask) -> Limit:
         """Of one run: all steps of a decode, each as its middle one."""
-        workload, config = run.workload, self._model.config
+        sizes, config = run.sizes, self._model.config
         if run.stage == "prefill":
             return prefill_limit(
-                config, mask, workload.batch_size, workload.prompt_length, self._itemsize
+                config, mask, sizes.batch_size, sizes.prompt_length, self._itemsize
             )
-        middle = workload.prompt_length + (workload.generated + 1) // 2
-        step = decode_limit(config, mask, workload.batch_size, middle, self._itemsize)
-        return step * workload.generated
+        middle = sizes.prompt_length + (sizes.generated + 1) // 2
+        step = decode_limit(config, mask, sizes.batch_size, middle, self._itemsize)
+        return step * sizes.generated
 
 
 def _executable(program: Program, run: Run) -> Executable:
     if run.stage == "prefill":
-        return program.prefill[run.workload.prompt_length]
+        return program.prefill[run.sizes.prompt_length]
     return program.decode

@@ -40,7 +40,7 @@ class TrainingStudy(HeldOutStudy):
         yield from super().problems()
         yield from self.train.problems()
         if len(self.lengths) != 1:
-            yield Problem("lengths", self.lengths, "it is trained at one length; give one")
+            yield self.wrong("lengths", "it is trained at one length; give one")
 
     @property
     def train(self) -> TrainSettings:
