@@ -55,18 +55,13 @@ def nats(value: float) -> str:
 
 
 def signed_nats(value: float) -> str:
-    """A difference of two NLLs: `+0.0123`."""
+    """A difference of two NLLs or Brier scores: `+0.0123`."""
     return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
 
 
 def brier(value: float) -> str:
     """A Brier score: `0.0472`."""
     return f"{value:.4f}"
-
-
-def signed_brier(value: float) -> str:
-    """A difference of two Brier scores: `-0.0021`."""
-    return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
 
 
 def relative(value: float) -> str:
@@ -165,7 +160,8 @@ def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Foot
         return f"{UNDEFINED} {notes.mark(value['undefined'])}"
     text = show(value["value"])
     if value.get("low") is not None:
-        return f"{text} [{_bare(show(value['low']))}, {_bare(show(value['high']))}]"
+        low, high = (show(value[side]).removesuffix("%") for side in ("low", "high"))
+        return f"{text} [{low}, {high}]"
     return f"{text} {notes.mark(value['note'])}" if value.get("note") else text
 
 
@@ -190,11 +186,6 @@ def _scaled(value: float, units: Sequence[str]) -> str:
         value, power = value / 1000, power + 1
     digits = 4 - len(str(int(abs(value)))) if power else 0
     return f"{value:.{digits}f}{units[power]}"
-
-
-def _bare(number: str) -> str:
-    """A number without its unit, which stands before the interval already."""
-    return number.removesuffix("%")
 
 
 def _letters(index: int) -> str:

@@ -70,12 +70,12 @@ def _problem(folder: Path, reason: str) -> Problem:
 def _foreign(folder: Path, names: Set[str]) -> list[Path]:
     """What no report wrote, but stands in the place of this one's files."""
     report, figures = folder / "report.html", folder / "figures"
-    found = sorted(figures / name for name in names if (figures / name).exists())
+    foreign = sorted(figures / name for name in names if (figures / name).exists())
     if report.exists() and not _page(report):
-        found.append(report)
+        foreign.append(report)
     if figures.exists() and not figures.is_dir():
-        found.append(figures)
-    return found
+        foreign.append(figures)
+    return foreign
 
 
 def _page(report: Path) -> str:

@@ -87,14 +87,9 @@ class HeldOutStudy(Study):
         counts = {n: min(count, max(1, self.max_tokens // n)) for n in series.tokens}
         tokens = {n: rows[after : after + counts[n]] for n, rows in series.tokens.items()}
         if empty := [length for length, rows in tokens.items() if not len(rows)]:
-            raise InputError(
-                Problem(
-                    "lengths",
-                    empty,
-                    f"{series.name} has no excerpts left to choose on; give a longer text, or ask "
-                    "for fewer excerpts",
-                )
-            )
+            advice = "give a longer text, or ask for fewer excerpts"
+            text = f"{series.name} has no excerpts left to choose on; {advice}"
+            raise InputError(Problem("lengths", empty, text))
         return dataclasses.replace(series, tokens=tokens)
 
 

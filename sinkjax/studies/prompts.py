@@ -111,15 +111,12 @@ class PromptList:
                 if length > len(tokens) and (count is None or number <= count)
             ]
             if needing:
-                problems.append(
-                    Problem(
-                        "lengths",
-                        needing,
-                        f"prompt {number} of {self.name} ({_opening(self.texts[number - 1])!r}) "
-                        f"has {len(tokens)} tokens with bos={bos}, too few: leave these out, or "
-                        "give a longer prompt",
-                    )
+                text = (
+                    f"prompt {number} of {self.name} ({_opening(self.texts[number - 1])!r}) "
+                    f"has {len(tokens)} tokens with bos={bos}, too few: leave these out, or "
+                    "give a longer prompt"
                 )
+                problems.append(Problem("lengths", needing, text))
         if problems:
             raise InputError(*problems)
 
@@ -197,15 +194,12 @@ class TextExcerpts:
         for length, wanted in sorted(counts.items()):
             fits = self.fits(tokenizer, length)
             if fits < (wanted or 1):
-                problems.append(
-                    Problem(
-                        "lengths",
-                        length,
-                        f"{self.name} has {len(self._layout(tokenizer).tokens)} tokens: of the "
-                        f"{wanted or 1} excerpts wanted, {fits} fit without overlap: give a longer "
-                        "text, shorter lengths or ask for fewer",
-                    )
+                text = (
+                    f"{self.name} has {len(self._layout(tokenizer).tokens)} tokens: of the "
+                    f"{wanted or 1} excerpts wanted, {fits} fit without overlap: give a longer "
+                    "text, shorter lengths or ask for fewer"
                 )
+                problems.append(Problem("lengths", length, text))
         if problems:
             raise InputError(*problems)
 
@@ -291,14 +285,9 @@ def _prefix(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
         return []
     if bos == "always":
         if tokenizer.bos_token_id is None:
-            raise InputError(
-                Problem(
-                    "bos",
-                    bos,
-                    f"the tokenizer {tokenizer.name_or_path or ''} has no BOS token; use tokenizer "
-                    "or never",
-                )
-            )
+            name = tokenizer.name_or_path or ""
+            text = f"the tokenizer {name} has no BOS token; use tokenizer or never"
+            raise InputError(Problem("bos", bos, text))
         return [tokenizer.bos_token_id]
     if bos != "tokenizer":
         raise InputError(Problem("bos", bos, f"use one of {', '.join(BOS_POLICIES)}"))

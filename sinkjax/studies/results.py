@@ -254,7 +254,7 @@ class Results:
         """Makes the folder this run's, or raises InputError where it is another's."""
         path = self.folder / "run.json"
         wanted = json.loads(_json(specification))
-        used = _size(self._records) > 0 or any(self._measured.iterdir())
+        used = self._records.stat().st_size > 0 or any(self._measured.iterdir())
         advice = "Give another folder, or delete this one if its results are not needed."
         if path.exists():
             try:
@@ -411,7 +411,3 @@ def _allocate(file: int, size: int) -> None:
     for offset in range(0, size, len(block)):
         _write_all(file, block[: size - offset], offset)
     os.fsync(file)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -35,6 +35,12 @@ def part(settings: Any, kind: type[Part]) -> Part:
     return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
 
 
+def values(settings: Any, *names: str) -> dict[str, Any]:
+    """Settings as JSON values, by name."""
+    named = {name: getattr(settings, name) for name in names}
+    return {n: list(value) if isinstance(value, tuple) else value for n, value in named.items()}
+
+
 def at_least(settings: Any, **least: int) -> Iterator[Problem]:
     """The settings that are below a number, by name."""
     for name, minimum in least.items():

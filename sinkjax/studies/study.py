@@ -179,10 +179,17 @@ class Study(abc.ABC):
         return cls.tables_of(records)
 
     @classmethod
+    def page_tables(
+        cls, specification: Mapping[str, Any], records: Sequence[Record]
+    ) -> list[Table]:
+        """The tables of a page that has tables alone."""
+        return cls.tables(specification, records)
+
+    @classmethod
     def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
         """The same as a page; that of a study with figures is its own."""
         title = cls.title.format(specification["model"]["name"])
-        tables = cls.tables(specification, records)
+        tables = cls.page_tables(specification, records)
         return page_of_tables(cls.name, title, cls.lede, tables, specification, records)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:

@@ -56,12 +56,8 @@ class Subject:
         weights = functools.partial(load_model, name, revision=revision, dtype=dtype, seed=seed)
         if name.startswith(SHAPE):
             return cls(name, shape_config(name, revision), None, weights)
-        return cls(
-            name,
-            load_config(name, revision=revision),
-            load_tokenizer(name, revision=revision),
-            weights,
-        )
+        config = load_config(name, revision=revision)
+        return cls(name, config, load_tokenizer(name, revision=revision), weights)
 
     def describe(self, model: Llama) -> dict[str, Any]:
         """The "model" of a specification; reads all parameters once."""
@@ -101,12 +97,9 @@ def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
     try:
         attributes = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            Problem(
-                "model",
-                name,
-                f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
-                f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file",
-            )
-        ) from error
+        text = (
+            f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
+            f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file"
+        )
+        raise InputError(Problem("model", name, text)) from error
     return from_hf_config(attributes, str(path))

@@ -34,7 +34,7 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; one of {', '.join(VARIANTS)}")
     layers, heads = fit.shape[:2]
-    allowed = np.where(_sources(variant, layers, heads), fit, np.inf)
+    allowed = np.where(allowed_sources(variant, layers, heads), fit, np.inf)
     paths: list[list[Path]] = [[Full()] * heads for _ in range(layers)]
     copied = np.zeros((layers, heads), bool)
     source = np.zeros((layers, heads), bool)
@@ -49,14 +49,8 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
         paths[layer][head] = Copy(from_layer, from_head)
         left -= 1
     if left:
-        raise InputError(
-            Problem(
-                "shares",
-                None,
-                f"{count} heads are to copy, and {count - left} can at most by {variant!r}: give "
-                "smaller shares",
-            )
-        )
+        most = f"{count - left} can at most by {variant!r}: give smaller shares"
+        raise InputError(Problem("shares", None, f"{count} heads are to copy, and {most}"))
     return SinkMask(tuple(map(tuple, paths)))
 
 
@@ -76,7 +70,7 @@ def shuffled_copies(mask: SinkMask, *, seed: int) -> SinkMask:
     return SinkMask(tuple(layers))
 
 
-def _sources(variant: str, layers: int, heads: int) -> np.ndarray:
+def allowed_sources(variant: str, layers: int, heads: int) -> np.ndarray:
     """Which sources a variant has: bool [L, N, L, N]."""
     layer, head, from_layer, from_head = np.indices((layers, heads, layers, heads))
     if variant == "layer_0":

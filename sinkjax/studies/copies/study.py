@@ -17,7 +17,7 @@ given again. Patterns of all heads are kept for an excerpt at a time: lengths up
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,11 @@ from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
 from sinkjax.studies import settings
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources
-from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
+from sinkjax.studies.copies.masks import VARIANTS, allowed_sources, copy_mask, shuffled_copies
 from sinkjax.studies.copies.tables import copying_tables
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import setting
+from sinkjax.studies.settings import setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
 CONTROLS = ("shuffled", "sink")
@@ -71,16 +71,14 @@ class Copies(HeldOutStudy):
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
         if self.subject.config.num_layers < 2:
-            yield Problem(
-                "model", self.subject.name, "it has one layer: there is none to copy from"
-            )
+            text = "it has one layer: there is none to copy from"
+            yield Problem("model", self.subject.name, text)
 
     def specification(self) -> dict[str, Any]:
         return {
             "chosen_on": self.chosen_on.describe(),
             "judged_on": self.judged_on.describe(),
-            "shares": list(self.shares),
-            "seed": self.seed,
+            **values(self, "shares", "seed"),
         }
 
     def size(self) -> Size:
@@ -97,12 +95,17 @@ class Copies(HeldOutStudy):
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
             judge = Judge(bench.model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
+
+            def result(
+                variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge
+            ) -> dict[str, Any]:
+                mask = _mask(variant, share, fit, bench.model, excerpts, self.seed)
+                return mask_result(mask, judge(mask), self.seed)
+
             for variant, share in itertools.product((*VARIANTS, *CONTROLS), sorted(self.shares)):
                 yield Cell(
                     {"kind": "copies", **common, "variant": variant, "share": share},
-                    functools.partial(
-                        _result, variant, share, fit, bench.model, excerpts, judge, self.seed
-                    ),
+                    functools.partial(result, variant, share),
                     f"{variant} {share:g}",
                     steps=judged.size,
                 )
@@ -119,25 +122,20 @@ def summarize_sources(fit: SourceFit) -> dict[str, Any]:
       [L][N], each head's best source as [layer, head] or None.
     """
     layers, heads = fit.nothing.shape
-    layer, head, from_layer, from_head = np.indices(fit.output.shape)
-    allowed = {
-        "layer_0": (from_layer == 0) & (from_head == head) & (layer > 0),
-        "adjacent": from_layer == layer - 1,
-        "any": from_layer < layer,
-    }
-    found: dict[str, Any] = {}
-    for name, sources in allowed.items():
+    by_sources: dict[str, Any] = {}
+    for name in ("layer_0", "adjacent", "any"):
+        sources = allowed_sources(name, layers, heads)
         least = np.where(sources, fit.output, np.inf).min(axis=(2, 3))[1:]
         relative = least / fit.nothing[1:]
-        found[name] = {
+        by_sources[name] = {
             "output": float(np.median(relative)),
             "worse": float((relative > 1).mean()),
         }
     best = fit.output.reshape(layers, heads, -1).argmin(axis=-1)
     distance = np.arange(layers)[1:, None] - best[1:] // heads
-    found["any"]["distance"] = float(np.median(distance))
-    sources = [[[int(one // heads), int(one % heads)] for one in row] for row in best[1:]]
-    return {**found, "best": [[None] * heads, *sources]}
+    by_sources["any"]["distance"] = float(np.median(distance))
+    sources = np.stack(np.divmod(best[1:], heads), axis=-1).tolist()
+    return {**by_sources, "best": [[None] * heads, *sources]}
 
 
 def _fitted(bench: Bench, excerpts: np.ndarray) -> SourceFit:
@@ -168,17 +166,3 @@ def _mask(
     if variant == "shuffled":
         return shuffled_copies(copy_mask(fit.output, "output", count), seed=seed)
     return copy_mask(fit.pattern if variant == "pattern" else fit.output, variant, count)
-
-
-def _result(
-    variant: str,
-    share: float,
-    fit: SourceFit,
-    model: Llama,
-    excerpts: np.ndarray,
-    judge: Callable[[SinkMask], np.ndarray],
-    seed: int,
-) -> dict[str, Any]:
-    """The "result" of a record of kind "copies"."""
-    mask = _mask(variant, share, fit, model, excerpts, seed)
-    return mask_result(mask, judge(mask), seed)

@@ -50,7 +50,7 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import kept_errors, kept_means, kept_sensitivity, sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.store import Store
 from sinkjax.studies.study import Bench, Cell, Size
 
@@ -121,9 +121,8 @@ class Frontier(HeldOutStudy):
         yield from settings.shares("shares", self.shares, one=True)
         yield from at_least(self, samples=1, generated=1)
         if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
-            yield Problem(
-                "paths", None, f"it has none for lengths={','.join(map(str, missing))}: name some"
-            )
+            text = f"it has none for lengths={','.join(map(str, missing))}: name some"
+            yield Problem("paths", None, text)
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
@@ -131,12 +130,9 @@ class Frontier(HeldOutStudy):
         longest = config.max_length - self.generated
         for length in self.lengths:
             if self.saved == "compiled" and length > longest:
-                yield Problem(
-                    "lengths",
-                    length,
-                    f"a program has room for {self.generated} tokens more, and so for prompts of "
-                    f"at most {longest}; give less, or saved=formula",
-                )
+                room = f"room for {self.generated} tokens more, and so for prompts of at most"
+                text = f"a program has {room} {longest}; give less, or saved=formula"
+                yield Problem("lengths", length, text)
         for length in sorted(set(self.added) - set(self.lengths)):
             yield self.wrong(
                 "lengths",
@@ -190,9 +186,7 @@ class Frontier(HeldOutStudy):
                 for series in (self.chosen_on, self.judged_on)
             ],
             "paths": {str(n): list(map(str, self.paths_at[n])) for n in sorted(self.lengths)},
-            "shares": list(self.shares),
-            "samples": self.samples,
-            "generated": self.generated,
+            **values(self, "shares", "samples", "generated"),
             "saved_as": self.saved,
             "seed": self.seed,
             "found": {
@@ -213,8 +207,7 @@ class Frontier(HeldOutStudy):
             excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
             common = {
                 **describe_texts(self.chosen_on, self.judged_on, length),
-                "samples": self.samples,
-                "generated": self.generated,
+                **values(self, "samples", "generated"),
                 "saved_as": self.saved,
                 "seed": self.seed,
             }

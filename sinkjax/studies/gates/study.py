@@ -33,7 +33,7 @@ from sinkjax.studies import settings
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import Results
-from sinkjax.studies.settings import setting
+from sinkjax.studies.settings import setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
 from sinkjax.studies.training.train import distil
@@ -81,9 +81,7 @@ class Gates(TrainingStudy):
         return {
             **self.common(),
             "path": str(self.path),
-            "units": self.units,
-            "price": self.price,
-            "shares": list(self.shares),
+            **values(self, "units", "price", "shares"),
         }
 
     def size(self) -> Size:
@@ -93,12 +91,8 @@ class Gates(TrainingStudy):
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
-        fields = {
-            **self.common(),
-            "path": str(self.path),
-            "units": self.units,
-            "price": self.price,
-        }
+        fields = {**self.specification()}
+        del fields["shares"]
         units = config.num_kv_heads if self.units == "group" else config.num_heads
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
         gated = GatedModel(model, self.path, fills=fills)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.studies.resampling import Resampled, estimate, resample_counts
+from sinkjax.studies.resampling import Resampled, estimate, estimate_mean, resample_counts
 
 BINS = 10
 """Of equal width, of the reliability table."""
@@ -65,12 +65,11 @@ def score_predictions(
     probabilities, outcomes = _checked(probabilities, outcomes)
     weights = resample_counts(len(outcomes), seed)
     same = "every head is a sink" if outcomes.all() else "no head is a sink"
-    errors = np.square(probabilities - outcomes).mean(axis=1)
     varies = "no head is a sink in some prompts only"
     return {
         "auc": _pairs_estimate(*_pooled_pairs(probabilities, outcomes), weights, same),
         "auc_within": _pairs_estimate(*_pairs_within(probabilities, outcomes), weights, varies),
-        "brier": _recorded(_ratio(errors, np.ones_like(errors), weights), len(errors)),
+        "brier": estimate_mean(np.square(probabilities - outcomes), weights),
         **_calibration(probabilities, outcomes, weights),
     }
 
@@ -88,9 +87,7 @@ def compare_brier(
     probabilities, outcomes = _checked(probabilities, outcomes)
     others, _ = _checked(others, outcomes)
     change = np.square(probabilities - outcomes) - np.square(others - outcomes)
-    change = change.mean(axis=1)
-    weights = resample_counts(len(change), seed)
-    return _recorded(_ratio(change, np.ones_like(change), weights), len(change))
+    return estimate_mean(change, resample_counts(len(change), seed))
 
 
 def operate(

@@ -7,7 +7,6 @@ at another.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,19 +112,19 @@ def predict_sinks(
         ("lengths_held_out", unseen_length),
     ):
         judged = examples.where(unseen_prompt & lengths)
-        found = _by_prompt(judged, probabilities(judged))
-        result[name] = _judge(judged, found, fitted_to, held_out.seed)
-        result["by_length"] += _by_length(judged, found, held_out)
+        predicted = _by_prompt(judged, probabilities(judged))
+        result[name] = _judge(judged, predicted, fitted_to, held_out.seed)
+        result["by_length"] += _by_length(judged, predicted, held_out)
     result["by_length"].sort(key=lambda entry: entry["length"])
     return result
 
 
 def _judge(
-    judged: Examples, found: Mapping[str, np.ndarray], fitted_to: Examples, seed: int
+    judged: Examples, predicted: Mapping[str, np.ndarray], fitted_to: Examples, seed: int
 ) -> dict[str, Any]:
-    """What one split says; found: by predictor, and "outcomes", [P, C, M]."""
-    prompts, cells, _ = found["outcomes"].shape
-    flat = {name: array.reshape(prompts, -1) for name, array in found.items()}
+    """What one split says; predicted: by predictor, and "outcomes", [P, C, M]."""
+    prompts, cells, _ = predicted["outcomes"].shape
+    flat = {name: array.reshape(prompts, -1) for name, array in predicted.items()}
     outcomes = flat["outcomes"]
     lengths = np.unique(judged.lengths)
     static = _rates_at(fitted_to, lengths).reshape(cells, -1)
@@ -139,39 +138,37 @@ def _judge(
             for name in PREDICTORS
         },
         "acting": [
-            operate(found["all"], static, found["outcomes"], limit=limit, seed=seed)
+            operate(predicted["all"], static, predicted["outcomes"], limit=limit, seed=seed)
             for limit in LIMITS
         ],
     }
 
 
 def _by_length(
-    judged: Examples, found: Mapping[str, np.ndarray], held_out: HeldOut
+    judged: Examples, predicted: Mapping[str, np.ndarray], held_out: HeldOut
 ) -> list[dict[str, Any]]:
     """Of each length: the share of sinks, and Brier scores beside that of `rate_at_length`."""
     entries = []
     for cell, length in enumerate(np.unique(judged.lengths).tolist()):
-        outcomes, static = found["outcomes"][:, cell], found["rate_at_length"][:, cell]
-        compared = functools.partial(
-            compare_brier, found["all"][:, cell], static, outcomes, seed=held_out.seed
-        )
+        outcomes, static = predicted["outcomes"][:, cell], predicted["rate_at_length"][:, cell]
+        logistic = predicted["all"][:, cell]
         entries.append(
             {
                 "length": length,
                 "held_out": length in held_out.lengths,
                 "share": float(outcomes.mean()),
-                "brier": float(np.square(found["all"][:, cell] - outcomes).mean()),
+                "brier": float(np.square(logistic - outcomes).mean()),
                 "rate_brier": float(np.square(static - outcomes).mean()),
-                "over_rate": compared(),
+                "over_rate": compare_brier(logistic, static, outcomes, seed=held_out.seed),
             }
         )
     return entries
 
 
-def _by_prompt(judged: Examples, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_prompt(judged: Examples, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """[R, L - 1, N] of examples by length, then prompt, to [P, C, M]; with "outcomes"."""
     cells = len(np.unique(judged.lengths))
-    arrays = {**found, "outcomes": judged.outcomes}
+    arrays = {**predicted, "outcomes": judged.outcomes}
     return {
         name: array.reshape(cells, len(judged) // cells, -1).swapaxes(0, 1)
         for name, array in arrays.items()

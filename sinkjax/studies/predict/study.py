@@ -31,7 +31,7 @@ from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.results import Results
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import setting
+from sinkjax.studies.settings import setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.sweep.study import ScoreStudy, count_flops
 
@@ -78,22 +78,18 @@ class Predict(ScoreStudy):
     def _series_problems(self, series: Series) -> Iterator[Problem]:
         lengths = sorted(series.tokens)
         if unknown := sorted(set(self.held_out_lengths).difference(lengths)):
-            yield Problem(
-                "held_out_lengths",
-                unknown,
-                f"{series.name} is measured at {','.join(map(str, lengths))}; hold out some of the "
-                "lengths",
-            )
+            text = f"{series.name} is measured at {','.join(map(str, lengths))}; hold out some of "
+            yield Problem("held_out_lengths", unknown, f"{text}the lengths")
         if not set(self.held_out_lengths) < set(lengths):
             yield self.wrong("held_out_lengths", f"it leaves no length of {series.name} to fit to")
         counts = {length: len(series.tokens[length]) for length in lengths}
         if len(set(counts.values())) > 1:
-            shown = ", ".join(f"{count} at {length}" for length, count in counts.items())
+            by_length = ", ".join(f"{count} at {length}" for length, count in counts.items())
             yield self.wrong(
                 "num_prompts",
-                f"{series.name} gives other numbers of prompts at other lengths ({shown} tokens), "
-                f"and the same are needed at all: give {min(counts.values())}, or leave out the "
-                "longest lengths",
+                f"{series.name} gives other numbers of prompts at other lengths ({by_length} "
+                f"tokens), and the same are needed at all: give {min(counts.values())}, or leave "
+                "out the longest lengths",
             )
         held_out = held_out_prompts(min(counts.values()), self._held_out)
         if min(held_out.sum(), (~held_out).sum()) < _FEWEST:
@@ -122,13 +118,8 @@ class Predict(ScoreStudy):
     def specification(self) -> dict[str, Any]:
         return {
             "sources": [series.describe() for series in self.series],
-            "definitions": list(self.definitions),
-            "thresholds": list(self.thresholds),
-            "key_position": self.key_position,
-            "tail": self.tail,
-            "held_out_lengths": list(self.held_out_lengths),
-            "held_out_share": self.held_out_share,
-            "seed": self.seed,
+            **values(self, "definitions", "thresholds", "key_position", "tail"),
+            **values(self, "held_out_lengths", "held_out_share", "seed"),
         }
 
     def size(self) -> Size:
@@ -166,8 +157,7 @@ class Predict(ScoreStudy):
         return {
             "kind": "prediction",
             **series.origin(),
-            "key_position": self.key_position,
-            "tail": self.tail,
+            **values(self, "key_position", "tail"),
             "lengths": lengths,
             "held_out_lengths": sorted(self.held_out_lengths),
             "held_out_share": self.held_out_share,

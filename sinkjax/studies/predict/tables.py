@@ -89,7 +89,7 @@ def _predictors_table(record: Record, split: str) -> Table:
             column("AUC", "auc", formats.score, formats.estimate),
             column("AUC within\na head", "auc_within", formats.score, formats.estimate),
             column("Brier score", "brier", formats.brier, formats.estimate),
-            column("less that of\nthe rate", "over_rate", formats.signed_brier, formats.estimate),
+            column("less that of\nthe rate", "over_rate", formats.signed_nats, formats.estimate),
             column("calibration\nerror", "calibration_error", formats.score, formats.estimate),
         ),
         notes=(
@@ -151,7 +151,7 @@ def _lengths_table(record: Record) -> Table:
             column("sinks", "share", formats.percent),
             column("Brier,\nlogistic", "brier", formats.brier),
             column("Brier,\nrate", "rate_brier", formats.brier),
-            column("change", "over_rate", formats.signed_brier, formats.estimate),
+            column("change", "over_rate", formats.signed_nats, formats.estimate),
         ),
         notes=(f"Rate: the head's share of sinks at the length. {_RESAMPLED}",),
         labels=2,

@@ -60,7 +60,7 @@ class Measure:
 
     def __init__(self, bench: Bench, measurements: Sequence[Measurement]):
         self._model, self._keep = bench.model, bench.keep
-        self._continuations = [one for one in measurements if one.kind == "continuation"]
+        self._continuations = [m for m in measurements if m.kind == "continuation"]
         self._made: tuple[str, Llama] | None = None  # the last mask's digest with its fills'
         self._compiled: dict[str, Dispatcher] = {}  # of the baseline, and of the last candidate
 
@@ -127,12 +127,12 @@ class Measure:
         """Programs for the excerpts of all lengths, of a candidate or the baseline."""
         key = "baseline" if candidate is None else f"candidate {candidate.name}"
         if key not in self._compiled:
-            lengths = sorted({one.length for one in self._continuations})
+            lengths = sorted({m.length for m in self._continuations})
             if candidate is None:
                 full = SinkMask.full(self._model.config)
                 candidate = Candidate("baseline", dict.fromkeys(lengths, full))
             self._free()
-            rows = max(len(one.excerpts) for one in self._continuations)
+            rows = max(len(m.excerpts) for m in self._continuations)
             self._compiled[key] = compile_continuations(
                 self._model, candidate, lengths, rows, num_tokens
             )

@@ -5,13 +5,10 @@ from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
-from sinkjax.report.canvas import Picture
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.page import Block, Card, Page, Prose, Section, explanations
+from sinkjax.report.page import Card, Page, Prose, Section, explanations
 from sinkjax.report.records import Record, title
-from sinkjax.report.table import Table
-from sinkjax.studies.quality import figures as quality_figures
-from sinkjax.studies.quality import tables as quality
+from sinkjax.studies.quality import figures, tables
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _OPENED = 5  # masks of which the page's first sentences speak
@@ -19,7 +16,7 @@ _OPENED = 5  # masks of which the page's first sentences speak
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     """The page of a quality run."""
-    texts = quality.by_text(records)
+    texts = tables.by_text(records)
     return Page(
         study="quality",
         title=f"What masks cost {specification['model']['name']}",
@@ -34,7 +31,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
             *map(_chapter, texts),
             Section("What is measured", [Prose(explanations(__package__).measured())]),
             what_was_run(
-                specification, records, [quality.candidates_table(specification["candidates"])]
+                specification, records, [tables.candidates_table(specification["candidates"])]
             ),
         ],
     )
@@ -42,49 +39,44 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
 
 def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     """One text under one BOS policy."""
-    costs = of_text.get("quality", [])
-    continued = of_text.get("continuation", [])
-
-    def tables(kind: str, *makers: Callable[[Sequence[Record]], Table]) -> list[Block]:
-        return [make(of_text[kind]) for make in makers] if kind in of_text else []
-
-    def figures(draw: Callable[[Sequence[Record]], Picture], some: list[Record]) -> list[Block]:
-        return [draw(batch) for batch in _batches(some)]
-
     explain = explanations(__package__)
     cost = explain.cost(level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES))
-    parts = [
+    parts: list[tuple[str, str, str, Callable | None, Sequence[Callable]]] = [
         (
             "What each mask costs",
             cost,
-            [
-                *figures(quality_figures.cost_figure, costs),
-                *tables("quality", quality.divergence_table, quality.likelihood_table),
-            ],
+            "quality",
+            figures.cost_figure,
+            (tables.divergence_table, tables.likelihood_table),
         ),
         (
             "Where in the text it costs",
             explain.positions(),
-            [
-                *figures(quality_figures.position_figure, costs),
-                *tables("quality", quality.position_table),
-            ],
+            "quality",
+            figures.position_figure,
+            (tables.position_table,),
         ),
         (
             "How long greedy continuations stay the same",
             explain.continuations(),
-            [
-                *figures(quality_figures.continuation_figure, continued),
-                *tables("continuation", quality.continuation_table),
-            ],
+            "continuation",
+            figures.continuation_figure,
+            (tables.continuation_table,),
         ),
         (
             "A hidden number given back",
             explain.passkeys(),
-            tables("passkey", quality.passkey_table),
+            "passkey",
+            None,
+            (tables.passkey_table,),
         ),
     ]
-    sections = [Section(title, [Prose(text), *blocks]) for title, text, blocks in parts if blocks]
+    sections = []
+    for name, text, kind, draw, makers in parts:
+        if records := of_text.get(kind):
+            pictures = [draw(batch) for batch in _batches(records)] if draw else []
+            blocks = [Prose(text), *pictures, *(make(records) for make in makers)]
+            sections.append(Section(name, blocks))
     return Section(_name(of_text), sections=sections)
 
 
@@ -123,6 +115,6 @@ def _sentence(record: Record) -> str:
 def _batches(records: list[Record]) -> Iterator[list[Record]]:
     """The records of so many candidates as one figure tells apart, then those of the next."""
     names = list(dict.fromkeys(record["candidate"]["name"] for record in records))
-    most = quality_figures.MOST_CANDIDATES
+    most = figures.MOST_CANDIDATES
     for start in range(0, len(names), most):
         yield [r for r in records if r["candidate"]["name"] in names[start : start + most]]

@@ -33,7 +33,7 @@ from sinkjax.studies.quality.measure import Measure, Measurement
 from sinkjax.studies.quality.page import page
 from sinkjax.studies.quality.tables import quality_tables
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.settings import at_least, problems_of, setting, values
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _RECORD_BYTES, _POSITION_BYTES = 16_384, 24  # upper bounds: of a record, and of a scored position
@@ -155,10 +155,7 @@ class Quality(Study):
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
             "sources": [series.describe() for series in self.series],
-            "scored": self.scored,
-            "passkey_depths": list(self.passkey_depths),
-            "continuation_tokens": self.continuation_tokens,
-            "seed": self.seed,
+            **values(self, "scored", "passkey_depths", "continuation_tokens", "seed"),
         }
 
     def size(self) -> Size:

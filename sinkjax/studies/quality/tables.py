@@ -100,10 +100,10 @@ def position_table(records: Sequence[Record]) -> Table:
     rows = []
     for name, cells in by_cell.items():
         for first in sorted({first for first, _ in cells}):
-            found = [cells.get((first, length)) for length in lengths]
-            last = max(span["last"] for span in found if span)
+            spans = [cells.get((first, length)) for length in lengths]
+            last = max(span["last"] for span in spans if span)
             values = [
-                formats.point(span["kl"], formats.nats, notes) if span else "-" for span in found
+                formats.point(span["kl"], formats.nats, notes) if span else "-" for span in spans
             ]
             rows.append((formats.shortened(name, _NAME), formats.positions(first, last), *values))
     return Table(

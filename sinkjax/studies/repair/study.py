@@ -118,6 +118,6 @@ def _divergences(
     changed = repair.model(changes)
     parts = []
     for tokens, count in batches(excerpts):
-        streams = (residuals(one, tokens)[:, 1:] for one in (model, changed))
+        streams = (residuals(either, tokens)[:, 1:] for either in (model, changed))
         parts.append(np.asarray(token_divergences(OutputHead(model), *streams))[:count])
     return np.concatenate(parts)

@@ -56,20 +56,12 @@ class LearnedGates:
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """What is searched for, and how.
+    """What is searched for, and how: settings of `Search`.
 
     Attributes:
-      paths: that heads may take beside `full`.
       kl_budget: the most KL, nats a token, on the held-back excerpts.
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
-      objective: what a move is worth: the `savings` of its path, or 1, so that `heads` leave
-        `full` whatever they save.
-      ranking: costs by `sensitivity`, by heads' own `error` squared, or by learned `gates`.
-      rounds: of growing.
-      tries: measured masks a round, at most.
-      samples: draws of labels for each excerpt.
-      seed: of the draws.
       gates: for the ranking of that name.
     """
 

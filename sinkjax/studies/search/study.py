@@ -191,12 +191,11 @@ class Search(Study):
             wanted = self.judge_excerpts if index else chosen + own
             count = len(series.tokens[self.length])
             if count < wanted:
-                yield Problem(
-                    "lengths",
-                    self.length,
-                    f"{series.name} has {count} excerpts of that many tokens, {wanted} are wanted: "
-                    "give a longer text, or ask for fewer excerpts",
+                text = (
+                    f"{series.name} has {count} excerpts of that many tokens, {wanted} are wanted"
                 )
+                advice = "give a longer text, or ask for fewer excerpts"
+                yield Problem("lengths", self.length, f"{text}: {advice}")
 
     def _gate_problems(self, gates: LearnedGates) -> Iterator[Problem]:
         config = self.subject.config

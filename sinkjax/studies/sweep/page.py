@@ -212,10 +212,10 @@ def _data(sweep: Sweep, group: Group) -> list[Block]:
 
 def _distinct(shown: Iterable[Curve], key: Callable[[Curve], Hashable]) -> list[Curve]:
     """The first curve of each key."""
-    found: dict[Hashable, Curve] = {}
+    first_of: dict[Hashable, Curve] = {}
     for curve in shown:
-        found.setdefault(key(curve), curve)
-    return list(found.values())
+        first_of.setdefault(key(curve), curve)
+    return list(first_of.values())
 
 
 def _batches(shown: Sequence[Curve], most: int = _SIDE_BY_SIDE) -> list[list[Curve]]:

@@ -36,7 +36,7 @@ from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.prompts import BOS_POLICIES, PromptSet
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, known, setting
+from sinkjax.studies.settings import at_least, known, setting, values
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.sweep.cell import summarize_cell
@@ -75,30 +75,25 @@ class ScoreStudy(Study):
         shortest = self.key_position + 2
         for length in self.lengths:
             if length < shortest:
-                yield Problem(
-                    "lengths",
-                    length,
-                    f"at least {shortest} tokens are needed, so that a query comes after the key "
-                    f"at position {self.key_position}",
-                )
+                key = f"a query comes after the key at position {self.key_position}"
+                text = f"at least {shortest} tokens are needed, so that {key}"
+                yield Problem("lengths", length, text)
         for name in ("lengths", "definitions", "thresholds"):
-            values = getattr(self, name)
-            if not values:
+            if not getattr(self, name):
                 yield Problem(name, None, "give at least one")
-            if len(set(values)) < len(values):
-                yield Problem(name, values, "a value is there twice")
+            yield from self._twice(name)
         yield from known("definitions", self.definitions, DEFINITIONS)
         for threshold in self.thresholds:
             if not 0 < threshold < 1:
-                yield Problem(
-                    "thresholds",
-                    threshold,
-                    "it is no share of attention: give one between 0 and 1, both excluded, such "
-                    "as 0.9",
-                )
+                allowed = "give one between 0 and 1, both excluded, such as 0.9"
+                yield Problem("thresholds", threshold, f"it is no share of attention: {allowed}")
         if not 0 <= self.key_position < MAX_KEY_POSITIONS:
             yield self.wrong("key_position", f"use one of 0 to {MAX_KEY_POSITIONS - 1}")
         yield from at_least(self, tail=1, num_prompts=1)
+
+    def _twice(self, name: str) -> Iterator[Problem]:
+        if len(set(getattr(self, name))) < len(getattr(self, name)):
+            yield self.wrong(name, "a value is there twice")
 
     @property
     def rules(self) -> list[tuple[str, float]]:
@@ -182,8 +177,7 @@ class Sweep(ScoreStudy):
         if not self.bos:
             yield Problem("bos", None, "give at least one")
         yield from known("bos", self.bos, BOS_POLICIES)
-        if len(set(self.bos)) < len(self.bos):
-            yield self.wrong("bos", "a value is there twice")
+        yield from self._twice("bos")
         yield from at_least(self, max_tokens=1)
         if not 0 < self.min_share <= 1:
             yield self.wrong("min_share", "give a share above 0, of at most 1")
@@ -236,15 +230,8 @@ class Sweep(ScoreStudy):
         return {
             "sources": list(sources.values()),
             "lengths": sorted(self.lengths),
-            "bos": list(self.bos),
-            "definitions": list(self.definitions),
-            "thresholds": list(self.thresholds),
-            "key_position": self.key_position,
-            "tail": self.tail,
-            "num_prompts": self.num_prompts,
-            "max_tokens": self.max_tokens,
-            "min_share": self.min_share,
-            "seed": self.seed,
+            **values(self, "bos", "definitions", "thresholds", "key_position", "tail"),
+            **values(self, "num_prompts", "max_tokens", "min_share", "seed"),
         }
 
     def size(self) -> Size:
@@ -270,9 +257,7 @@ class Sweep(ScoreStudy):
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
         common = {
             **series.origin(),
-            "key_position": self.key_position,
-            "tail": self.tail,
-            "seed": self.seed,
+            **values(self, "key_position", "tail", "seed"),
         }
         lengths = sorted(series.tokens)
         measured = {length: self.measured(bench, series.tokens[length]) for length in lengths}

@@ -45,11 +45,11 @@ class Measured:
             limit.seconds({"read": read, "multiply": multiply})
             for read, multiply in zip(rates["read"], rates["multiply"], strict=True)
         ]
-        found = summary(seconds)
+        summarized = summary(seconds)
         return {
             "samples": self._raw(name),
-            "seconds": found,
-            "tokens_per_second": tokens / found["median"],
+            "seconds": summarized,
+            "tokens_per_second": tokens / summarized["median"],
             "ratio": None
             if name == BASELINE
             else ratio(seconds, self._seconds(BASELINE), self.seed),
@@ -67,7 +67,7 @@ class Measured:
         """The machine's part: bytes read and operations done a second, in each round's best."""
         return {
             name: {
-                "samples": [self._raw(one) for one in self._names(name)],
+                "samples": [self._raw(call) for call in self._names(name)],
                 "amount": self.amounts[name],
                 "per_second": summary(rates),
             }
@@ -79,7 +79,7 @@ class Measured:
 
     def _names(self, name: str) -> list[str]:
         """Under which a measurement of the machine was timed, several times a round."""
-        return [one for one in self.samples if one.rpartition(" ")[0] == name]
+        return [call for call in self.samples if call.rpartition(" ")[0] == name]
 
     def _rates(self) -> dict[str, list[float]]:
         """Of each round the best."""

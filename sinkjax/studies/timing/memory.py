@@ -50,8 +50,8 @@ def resident_kept(make: Callable[[], _Made]) -> tuple[_Made, int | None]:
 
 def device_memory() -> dict[str, int] | None:
     """What the device's allocator says of itself; None on a CPU, where there is none."""
-    found = jax.devices()[0].memory_stats()
-    return None if found is None else {name: int(value) for name, value in found.items()}
+    stats = jax.devices()[0].memory_stats()
+    return None if stats is None else {name: int(value) for name, value in stats.items()}
 
 
 def _give_back() -> None:

@@ -38,13 +38,14 @@ from sinkjax.models.shapes import SHAPES
 from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL
 from sinkjax.programs.options import DEFAULT_ATTENTION, Attention
 from sinkjax.report.records import Record
+from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.quality.tables import candidates_table
 from sinkjax.studies.settings import at_least, known, part, setting
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.measured import AGAIN, BASELINE
-from sinkjax.studies.timing.page import page
 from sinkjax.studies.timing.tables import timing_tables
 from sinkjax.studies.timing.timer import STAGES, How, Run, Sizes, Timer
 
@@ -57,7 +58,11 @@ class Timing(Study):
 
     name = "timing"
     tables_of = staticmethod(timing_tables)
-    page = staticmethod(page)
+    title = "How fast masks of {} run"
+    lede = (
+        "How long each mask's programs take beside the baseline's, timed by turns, and how much of "
+        "what could be saved they save."
+    )
     renamed: ClassVar[Mapping[str, str]] = {"prompt_lengths": "lengths"}
     without: ClassVar[tuple[str, ...]] = ("config",)
     shapes: ClassVar[bool] = True
@@ -114,12 +119,11 @@ class Timing(Study):
         config = self.subject.config
         for length, generated in itertools.product(self.lengths, self.generated):
             if length + generated > config.max_length and config.rope.type != "dynamic":
-                yield Problem(
-                    "lengths",
-                    length,
-                    f"with generated={generated} it is more than the model's context, "
-                    f"{config.max_length} tokens: ask for less of either",
+                context = f"the model's context, {config.max_length} tokens"
+                text = (
+                    f"with generated={generated} it is more than {context}: ask for less of either"
                 )
+                yield Problem("lengths", length, text)
         yield from check_candidates(self.candidates, config, taken=(BASELINE, AGAIN))
 
     @functools.cached_property
@@ -198,6 +202,20 @@ class Timing(Study):
             yield Cell(fields, measure, run.slug, steps=self.rounds)
         if self.google_benchmark is not None:
             self._write_google(list(bench.results))
+
+    @classmethod
+    def page_tables(
+        cls, specification: Mapping[str, Any], records: Sequence[Record]
+    ) -> list[Table]:
+        sizes, stages = specification["workloads"], specification["stages"]
+
+        def order(record: Record) -> tuple[int, int]:
+            of_record = {name: record[name] for name in sizes[0]}
+            return sizes.index(of_record), stages.index(record["stage"])
+
+        masks = specification["candidates"]
+        tables = timing_tables(sorted(records, key=order))
+        return [*tables, candidates_table(masks)] if masks else tables
 
     def _write_google(self, records: Sequence[Record]) -> None:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")

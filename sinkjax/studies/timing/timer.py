@@ -54,16 +54,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How runs are timed.
-
-    Attributes:
-      rounds: samples of each program.
-      warmup: runs of each program before them.
-      steps_per_call: decode steps of one call.
-      attention: what computes a prompt's, as for `sinkjax.compile`.
-      clock: the host's, or the device's by JAX's profiler; `auto` is the device's on accelerators.
-      seed: of tokens, order and resamples.
-    """
+    """How runs are timed: settings of `Timing`. The seed is of tokens, order and resamples."""
 
     rounds: int
     warmup: int

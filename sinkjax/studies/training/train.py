@@ -30,16 +30,10 @@ _ORDER = 8  # tells these draws from others of the same seed
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """How to train: settings of `TrainingStudy`.
 
-    Attributes:
-      steps: of the optimizer.
-      learning_rate: at its highest, after a linear rise over `warmup` of the steps; then it falls
-        with a cosine to nothing.
-      rows: excerpts a step.
-      warmup: share of the steps.
-      save_every: steps between checkpoints.
-      seed: of the order of excerpts.
+    The learning rate rises linearly over the share `warmup` of the steps, and then falls with a
+    cosine to nothing. The seed decides the order of excerpts.
     """
 
     steps: int
@@ -118,18 +112,13 @@ def distil(
         for step in range(done, settings.steps):
             tokens = jnp.asarray(excerpts[_rows_of_step(step, len(excerpts), settings)])
             target = residuals(baseline, tokens)[:, 1:]
-            found, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
-            kl, gradient = mean_divergence(baseline, target, found)
+            changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
+            kl, gradient = mean_divergence(baseline, target, changed)
             paid, of_price = value_and_grad(state["parameters"])
             state["history"][step] = kl, paid
             if not np.isfinite(state["history"][step]).all():
-                raise InputError(
-                    Problem(
-                        "learning_rate",
-                        settings.learning_rate,
-                        f"the loss is not finite at step {step}: give a lower rate",
-                    )
-                )
+                text = f"the loss is not finite at step {step}: give a lower rate"
+                raise InputError(Problem("learning_rate", settings.learning_rate, text))
             (gradient,) = back(gradient)
             state["parameters"], state["optimizer"] = update(
                 jax.tree.map(jnp.add, gradient, of_price), state["optimizer"], state["parameters"]
@@ -143,27 +132,28 @@ def distil(
 
 @jax.jit
 def mean_divergence(
-    baseline: Llama, target: jax.Array, found: jax.Array
+    baseline: Llama, target: jax.Array, changed: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The mean KL to the baseline's predictions, and its gradient.
 
     Args:
       baseline: whose norm and head make predictions of both.
-      target, found: [B, P, D], residual streams after the last layer, of the baseline and another.
+      target, changed: [B, P, D], residual streams after the last layer, of the baseline and of
+        another model.
 
     Returns:
-      a float32 number, and its derivative by `found`, [B, P, D].
+      a float32 number, and its derivative by `changed`, [B, P, D].
     """
 
-    def block(target: jax.Array, found: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def divergences(found: jax.Array) -> jax.Array:
-            both = (jax.nn.log_softmax(baseline.logits(x[None])[0]) for x in (found, target))
+    def block(target: jax.Array, changed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def divergences(changed: jax.Array) -> jax.Array:
+            both = (jax.nn.log_softmax(baseline.logits(x[None])[0]) for x in (changed, target))
             return optax.losses.kl_divergence_with_log_targets(*both)
 
-        kl, back = jax.vjp(divergences, found)
+        kl, back = jax.vjp(divergences, changed)
         return kl, back(jnp.ones_like(kl))[0]
 
-    kl, gradient = by_blocks(block, target, found)
+    kl, gradient = by_blocks(block, target, changed)
     return kl.mean(), gradient / kl.size
 
 

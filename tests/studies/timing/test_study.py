@@ -14,7 +14,6 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.study import run_study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
-from sinkjax.studies.timing.page import page
 from sinkjax.studies.timing.study import Timing
 from sinkjax.studies.timing.tables import timing_tables
 
@@ -231,7 +230,7 @@ def test_all_that_is_wrong_is_said_at_once(model):
 
 def test_the_page_holds_what_is_printed(folder, records):
     specification, _ = read_records(folder / "out")
-    html, _ = render_page(page(specification, records[::-1]))
+    html, _ = render_page(Timing.page(specification, records[::-1]))
     for table in timing_tables(records):
         assert all(f">{escape(cell)}<" in html for row in table.rows for cell in row)
     assert f">{MASK.digest}<" in html
