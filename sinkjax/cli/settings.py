@@ -30,7 +30,7 @@ def define_settings(settings: type, **shared: Any) -> None:
         _define(field, hints[field.name], shared)
 
 
-def read_settings(settings: type[Settings]) -> Settings:
+def read_settings(settings: type[Settings], values: flags.FlagValues = flags.FLAGS) -> Settings:
     """The dataclass as the flags say.
 
     Raises:
@@ -38,9 +38,9 @@ def read_settings(settings: type[Settings]) -> Settings:
     """
     hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    given = [name for name in fields if not flags.FLAGS[name].using_default_value]
-    values = each(given, lambda name: _read(fields[name], hints[name], flags.FLAGS[name].value))
-    return settings(**dict(zip(given, values, strict=True)))
+    given = [name for name in fields if not values[name].using_default_value]
+    read = each(given, lambda name: _read(fields[name], hints[name], values[name].value))
+    return settings(**dict(zip(given, read, strict=True)))
 
 
 def numbers(name: str, texts: Iterable[str], kind: type[Number]) -> tuple[Number, ...]:

@@ -1,4 +1,4 @@
-"""Flags made from settings: every field of every study has one, with its default and help."""
+"""Flags made from settings: every field of every command has one, with default and help."""
 
 import dataclasses
 import importlib
@@ -9,9 +9,8 @@ from absl import flags
 from masks import problems_of
 
 from sinkjax import Sink, Window
-from sinkjax.cli.commands import STUDIES
-from sinkjax.cli.settings import define_flags, read_study
-from sinkjax.cli.study import study_class
+from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
+from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.studies.copies.study import Copies
 from sinkjax.studies.frontier.study import Frontier
 from sinkjax.studies.search.study import Search
@@ -19,39 +18,45 @@ from sinkjax.studies.sweep.study import Sweep
 
 pytestmark = pytest.mark.quick
 
-SAME = {"output_dir", "dry_run"}  # of every study: of running it, not of what it asks
+
+def settings_of(command):
+    """The dataclass whose fields are a command's flags."""
+    if command in STUDIES:
+        module, name = f"sinkjax.studies.{command}.study", STUDIES[command]
+    else:
+        module, name = f"sinkjax.cli.{command}", TOOLS[command]
+    return getattr(importlib.import_module(module), name)
 
 
 def read(study, *arguments):
     values = flags.FlagValues()
-    define_flags(study, values)
+    define_settings(study, flag_values=values)
     values(["script", *arguments])
-    return read_study(study, values)
+    return read_settings(study, values)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_setting_is_a_flag_with_its_default_and_a_sentence_of_help(name):
-    study, values = study_class(name), flags.FlagValues()
-    define_flags(study, values)
+    study, values = settings_of(name), flags.FlagValues()
+    define_settings(study, flag_values=values)
     values(["script"])
     fields = {field.name: field for field in dataclasses.fields(study)}
-    assert set(values) == set(fields) | SAME
+    assert set(values) == set(fields)
     for field in fields.values():
         help_text = field.metadata["help"]
         assert help_text in values[field.name].help
         assert help_text[0].isupper(), help_text
         assert help_text.endswith("."), help_text
-    assert values.output_dir == f"results/{name}"
-    default = read_study(study, values)
+    default = read_settings(study, values)
     for field in fields.values():
         assert getattr(default, field.name) == field.default
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_defaults_survive_being_written_as_flags(name):
     """What --help shows as a default is text that gives the default again."""
-    study, values = study_class(name), flags.FlagValues()
-    define_flags(study, values)
+    study, values = settings_of(name), flags.FlagValues()
+    define_settings(study, flag_values=values)
     values(["script"])
     written = {}
     for field in dataclasses.fields(study):
@@ -91,7 +96,7 @@ def test_all_flags_that_cannot_be_read_are_named_together():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_settings_that_were_renamed_are_settings_now_and_no_longer_by_the_old_name(name):
-    study = study_class(name)
+    study = settings_of(name)
     fields = typing.get_type_hints(study)
     for old, new in study.renamed.items():
         assert new in fields
