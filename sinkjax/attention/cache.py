@@ -34,8 +34,8 @@ class LayerCache:
       bias: what the `sink` heads add at every position but the first; None without any.
     """
 
-    keys: tuple[Store | None, ...]
-    values: tuple[Store, ...]
+    keys: tuple[Float[Array, "... _ H"] | None, ...]
+    values: tuple[Float[Array, "... _ H"], ...]
     bias: Float[Array, "B D"] | None = None
 
 
