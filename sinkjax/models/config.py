@@ -276,7 +276,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         )
     if not problems and shape["head_dim"] % 2:
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
-    if shape["activation"] not in ACTIVATIONS:
+    if shape["activation"] not in list(ACTIVATIONS):  # values of JSON may have no hash
         problems.append(
             f"hidden_act is {shape['activation']!r}; known are {', '.join(ACTIVATIONS)}"
         )
