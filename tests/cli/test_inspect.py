@@ -67,7 +67,7 @@ def here(shape, tmp_path_factory):
 
 
 def check_agreement(records):
-    """Every executable by path and in total, compiled and by hand."""
+    """Every executable by path and in total, compiled and by formula."""
     assert list(records) == [
         (program, name) for program in ("baseline", "mask") for name in ("prefill 16", "decode")
     ]
@@ -76,7 +76,7 @@ def check_agreement(records):
         assert record["compiled"] == record["by_hand"]
 
 
-def test_compiled_costs_are_those_by_hand(here):
+def test_compiled_costs_are_the_formulas(here):
     check_agreement(here)
     for name in ("prefill 16", "decode"):
         assert here["baseline", name]["mask"] == "L0-1: 6f"

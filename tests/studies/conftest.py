@@ -5,6 +5,7 @@ import json
 import math
 import types
 
+import hf
 import numpy as np
 import pytest
 
@@ -307,3 +308,14 @@ def other_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "other.txt"
     path.write_text("\n".join(f"Line {n} of a text, {n * n} steps from home." for n in range(400)))
     return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers, with a small tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hf.save_llama(
+        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
+    )
+    small_tokenizer.save_pretrained(folder)
+    return folder

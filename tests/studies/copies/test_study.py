@@ -1,6 +1,5 @@
 """Sources of copied patterns: fits against the dense oracle, masks, and the script on a model."""
 
-import hf
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -139,17 +138,6 @@ def test_the_control_copies_with_the_same_heads():
     np.testing.assert_array_equal(control.masked, mask.masked)
     assert control != mask
     assert control == shuffled_copies(mask, seed=0) != shuffled_copies(mask, seed=1)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, small_tokenizer):
-    """A random Llama of two layers, with a small tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):

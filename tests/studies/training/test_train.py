@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,17 +177,6 @@ def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
 def test_there_is_nothing_to_repair_where_all_heads_are_full(model):
     with pytest.raises(InputError, match="nothing to repair"):
         Repair(specialize(model, SinkMask.full(model.config)))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, small_tokenizer):
-    """A random Llama of two layers, with a small tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def arguments(model, folder, /, **more):
