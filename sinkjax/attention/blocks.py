@@ -62,6 +62,13 @@ def weighted_sums(
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
 
 
+def block_runs(length: int, block: int) -> list[tuple[int, int, int]]:
+    """Returns (start, stop, block) of the whole blocks of queries, and of what is left over."""
+    rest = length % block
+    runs = [(0, length - rest, block), (length - rest, length, rest)]
+    return [run for run in runs if run[0] < run[1]]
+
+
 def map_blocks(
     function: Callable[[Position], Float[Array, "B K G block M"]], start: int, stop: int, block: int
 ) -> Float[Array, "B K G T M"]:

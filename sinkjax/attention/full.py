@@ -18,6 +18,7 @@ from sinkjax.attention.blocks import (
     PerHead,
     PerKvHead,
     Position,
+    block_runs,
     group_keys,
     group_queries,
     map_blocks,
@@ -29,6 +30,9 @@ from sinkjax.attention.products import PLAIN, Products
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
+
+KEYS = 512
+"""Keys a block, where they come in blocks."""
 
 MAX_SPANS = 8
 """Unrolled steps of growing key length: the compile time's bound, at 1/16 of the scores wasted."""
@@ -44,6 +48,50 @@ def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products 
     Scores and softmax are float32.
     """
     return _attend(q, k, v, (), products)[0]
+
+
+def stored_attention(
+    q: PerHead,
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    start: Position,
+    products: Products = PLAIN,
+) -> PerHead:
+    """Returns attention of T queries, from position `start` on, to stored keys up to their own.
+
+    Keys come in blocks, under a running softmax (Milakov and Gimelshein 2018): scores of one block
+    of queries and keys are all that there is at once, and blocks that lie behind a query are not
+    read, however long the store is. Slots are positions. It has no gradient.
+    """
+    queries = products.settle(group_queries(q, keys.shape[1]))
+    runs = [
+        map_blocks(
+            functools.partial(_attend_stored, queries, keys, values, products, block, start),
+            begin,
+            stop,
+            block,
+        )
+        for begin, stop, block in block_runs(q.shape[1], BLOCK)
+    ]
+    return ungroup(jnp.concatenate(runs, axis=3).astype(values.dtype))
+
+
+def stored_pattern(
+    q: PerHead, keys: Float[Array, "B K S H"], start: Position, dtype: DTypeLike
+) -> Pattern:
+    """Returns the weights of `stored_attention`, in `dtype`, in memory that grows with T·S."""
+    t = start + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None]
+    visible = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :] <= t
+    seen = scores(group_queries(q, keys.shape[1]), keys)
+    weights = jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
+    return (weights.reshape(*q.shape[:1], q.shape[2], q.shape[1], keys.shape[2]),)
+
+
+def apply_stored_pattern(pattern: Pattern, values: Float[Array, "B K S H"]) -> PerHead:
+    """Returns the outputs of a pattern on these values, in their dtype."""
+    (weights,) = pattern
+    grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
+    return ungroup(weighted_sums(grouped, values)).astype(values.dtype)
 
 
 def observed_causal_attention(
@@ -172,6 +220,49 @@ def _attend_block(
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     visible = begin + jnp.arange(block)[:, None] >= jnp.arange(k.shape[2])[None, :]
     return products.sum_counted(products.unnormalized(scores(q, k), visible), values)
+
+
+def _attend_stored(
+    q: Float[Array, "B K G T H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    products: Products,
+    block: int,
+    start: Position,
+    begin: Position,
+) -> Float32[Array, "B K G {block} H"]:
+    """Returns the outputs of one block of queries, from the query `begin` on."""
+    q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
+    first = start + begin
+    t = first + jnp.arange(block, dtype=jnp.int32)[:, None]
+    size = min(KEYS, keys.shape[2])
+
+    def step(
+        index: Array, carry: tuple[Array, Array, Array], masked: bool
+    ) -> tuple[Array, Array, Array]:
+        sums, total, top = carry
+        # The last block of a store ends with it, and its keys before `index * size` were seen.
+        at = jnp.minimum(index * size, keys.shape[2] - size)
+        seen = scores(q, jax.lax.dynamic_slice_in_dim(keys, at, size, axis=2))
+        if masked:
+            s = at + jnp.arange(size, dtype=jnp.int32)[None, :]
+            seen = jnp.where((s <= t) & (s >= index * size), seen, -jnp.inf)
+        seen = products.settle(seen)
+        higher = products.settle(jnp.maximum(top, products.largest(seen)))
+        weights = products.settle(jnp.exp(seen - higher))
+        scale = jnp.exp(top - higher)
+        with jax.named_scope("dot_general"):
+            of_block = weights.sum(axis=-1, keepdims=True)
+        further = weighted_sums(weights, jax.lax.dynamic_slice_in_dim(values, at, size, axis=2))
+        return products.settle(sums * scale + further), total * scale + of_block, higher
+
+    column = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+    carry = (jnp.zeros(q.shape, jnp.float32), column, column - jnp.inf)
+    whole = jnp.minimum((first + 1) // size, keys.shape[2] // size)
+    stop = (first + block + size - 1) // size
+    carry = jax.lax.fori_loop(0, whole, functools.partial(step, masked=False), carry)
+    sums, total, _ = jax.lax.fori_loop(whole, stop, functools.partial(step, masked=True), carry)
+    return sums / total
 
 
 def _log_odds(
