@@ -167,9 +167,7 @@ def _cut(
     return jnp.concatenate([x.sinks, band], axis=2)
 
 
-def _band(
-    x: Seen, length: int, window: Window, begin: Position, block: int
-) -> tuple[Array, int]:
+def _band(x: Seen, length: int, window: Window, begin: Position, block: int) -> tuple[Array, int]:
     """Returns where in `rest` the recent keys of a block of queries begin, and their number."""
     whole = x.rest.shape[2]
     size = min(window.recent - 1 + block, whole)

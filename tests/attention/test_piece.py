@@ -1,4 +1,4 @@
-"""A prompt in pieces gives what it gives at once: logits, and the cache that decoding goes on with."""
+"""A prompt in pieces gives what it gives at once: logits, and a cache for decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,7 @@ def by_pieces(model, tokens, prompts, first, size, max_length) -> np.ndarray:
     steps, longest = tokens.shape[1] - max(prompts), max(prompts)
     counts = np.minimum(prompts, first)
     prefill = tiny.quick_jit(
-        lambda m, x, n, final: m.prefill(
-            x, lengths=n, max_length=max_length, final_lengths=final
-        )
+        lambda m, x, n, final: m.prefill(x, lengths=n, max_length=max_length, final_lengths=final)
     )
     extend = tiny.quick_jit(lambda m, x, c, n: m.extend(x, c, lengths=n))
     decode = tiny.quick_jit(lambda m, x, c: m.decode(x, c))
