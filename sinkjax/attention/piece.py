@@ -59,9 +59,11 @@ class Extended:
             new, old, context.products.settle(store), layout, context.max_length, context.start
         )
 
-    def sees_all(self, path: Full | Window) -> bool:
-        """Returns whether a path leaves out nothing of what the cache has room for."""
-        return not isinstance(path, Window) or covers(path, self.max_length)
+    def limit(self, path: Full | Window) -> Window | None:
+        """Returns a path's window; None where it leaves out nothing that the cache has room for."""
+        if isinstance(path, Window) and not covers(path, self.max_length):
+            return path
+        return None
 
     def whole(self) -> Float[Array, "B K S H"]:
         """Returns every position's, in the slot of its number."""
@@ -84,22 +86,25 @@ def attend_piece(
     q: PerHead, keys: Extended, values: Extended, path: Full | Window, products: Products
 ) -> PerHead:
     """Returns the outputs of heads on a path for a piece, in v's dtype."""
-    if keys.sees_all(path):
+    window = keys.limit(path)
+    if window is None:
         return stored_attention(q, keys.whole(), values.whole(), keys.start, products)
-    return seen_attention(q, keys.seen(path), values.seen(path), path, keys.start, products)
+    return seen_attention(q, keys.seen(window), values.seen(window), window, keys.start, products)
 
 
 def keep_piece_pattern(
     q: PerHead, keys: Extended, path: Full | Window, dtype: DTypeLike
 ) -> Pattern:
     """Returns how heads attend in a piece, to be kept for later layers."""
-    if keys.sees_all(path):
+    window = keys.limit(path)
+    if window is None:
         return stored_pattern(q, keys.whole(), keys.start, dtype)
-    return seen_pattern(q, keys.seen(path), path, keys.start, dtype)
+    return seen_pattern(q, keys.seen(window), window, keys.start, dtype)
 
 
 def apply_piece_pattern(pattern: Pattern, values: Extended, path: Full | Window) -> PerHead:
     """Returns the outputs of a pattern that heads on this path left, on other values."""
-    if values.sees_all(path):
+    window = values.limit(path)
+    if window is None:
         return apply_stored_pattern(pattern, values.whole())
-    return apply_seen_pattern(pattern, values.seen(path), path)
+    return apply_seen_pattern(pattern, values.seen(window), window)

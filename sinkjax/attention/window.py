@@ -57,9 +57,8 @@ def window_attention(
     """
     if covers(window, q.shape[1]):
         return causal_attention(q, k, v, products)
-    keys, values = products.settle(group_keys(k)), products.settle(group_keys(v))
-    seen = (Seen.of_prompt(x, window) for x in (keys, values))
-    return seen_attention(q, *seen, window, 0, products)
+    keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
+    return seen_attention(q, keys, values, window, 0, products)
 
 
 def seen_attention(

@@ -154,14 +154,13 @@ class Attention(nnx.Module):
         self, x: Residual, context: Context, cache: LayerCache
     ) -> tuple[Residual, tuple[Context, LayerCache]]:
         """Computes a further piece of a prompt: as `Layer.extend`, without norm and residual."""
-        max_length = context.max_length
-        assert max_length is not None
+        (old_keys,), (old_values,) = cache.keys, cache.values
+        assert old_keys is not None
+        whole = Whole(old_keys.shape[-2])
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys, values = (
-                Extended.of(old, new, Whole(max_length), context)
-                for (old,), new in ((cache.keys, k), (cache.values, v))
-            )
+            keys = Extended.of(old_keys, k, whole, context)
+            values = Extended.of(old_values, v, whole, context)
             outputs = attend_piece(q, keys, values, Full(), context.products)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
