@@ -161,16 +161,17 @@ def extend_store(
     padding, which a store keeps where no token is.
     """
     batch, length, kv_heads, _ = new.shape
-    piece, old = new.transpose(0, 2, 1, 3), by_group(store, batch, kv_heads)
+    piece = new.transpose(0, 2, 1, 3)
     if isinstance(layout, Whole):
-        extended = jax.lax.dynamic_update_slice_in_dim(old, piece, start, axis=2)
-    else:
-        positions = layout.positions(lengths - 1)
-        places = jnp.clip(positions - start, 0, length - 1)[:, None, :, None]
-        taken = jnp.take_along_axis(piece, places, axis=2, mode="clip")
-        is_new = (positions >= start) & (positions < lengths[:, None])
-        extended = jnp.where(is_new[:, None, :, None], taken, old)
-    return extended.reshape(store.shape)
+        # In the store's own shape: in another, XLA would copy all of it.
+        piece = piece.reshape(*store.shape[:-2], length, store.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(store, piece, start, axis=-2)
+    positions = layout.positions(lengths - 1)
+    places = jnp.clip(positions - start, 0, length - 1)[:, None, :, None]
+    taken = jnp.take_along_axis(piece, places, axis=2, mode="clip")
+    is_new = (positions >= start) & (positions < lengths[:, None])
+    old = by_group(store, batch, kv_heads)
+    return jnp.where(is_new[:, None, :, None], taken, old).reshape(store.shape)
 
 
 def by_group(store: Store, batch: int, kv_heads: int) -> Float[Array, "B K S H"]:

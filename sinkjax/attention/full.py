@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,8 @@ from sinkjax.attention.products import PLAIN, Products
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
 
-KEYS = 512
-"""Keys a block, where they come in blocks."""
+STREAMED = 512
+"""Queries a block, and keys a block, where both come in blocks."""
 
 MAX_SPANS = 8
 """Unrolled steps of growing key length: the compile time's bound, at 1/16 of the scores wasted."""
@@ -47,33 +48,44 @@ def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products 
 
     Scores and softmax are float32.
     """
+    if products.streams:
+        return streamed_attention(q, k, v, products)
     return _attend(q, k, v, (), products)[0]
 
 
-def stored_attention(
-    q: PerHead,
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
-    start: Position,
-    products: Products = PLAIN,
-) -> PerHead:
-    """Returns attention of T queries, from position `start` on, to stored keys up to their own.
+class Earlier(NamedTuple):
+    """Tokens before those at hand, in the slots of their positions.
 
-    Keys come in blocks, under a running softmax (Milakov and Gimelshein 2018): scores of one block
-    of queries and keys are all that there is at once, and blocks that lie behind a query are not
-    read, however long the store is. Slots are positions. It has no gradient.
+    Attributes:
+      keys, values: stores, or like stores, with slots beyond the tokens.
+      stop: how many tokens there are.
     """
-    queries = products.settle(group_queries(q, keys.shape[1]))
-    runs = [
-        map_blocks(
-            functools.partial(_attend_stored, queries, keys, values, products, block, start),
-            begin,
-            stop,
-            block,
-        )
-        for begin, stop, block in block_runs(q.shape[1], BLOCK)
-    ]
-    return ungroup(jnp.concatenate(runs, axis=3).astype(values.dtype))
+
+    keys: Float[Array, "*BK S H"]
+    values: Float[Array, "*BK S H"]
+    stop: Position
+
+
+def streamed_attention(
+    q: PerHead,
+    k: PerKvHead,
+    v: PerKvHead,
+    products: Products = PLAIN,
+    earlier: Earlier | None = None,
+) -> PerHead:
+    """Returns `causal_attention`, of queries that see earlier tokens too where there are any.
+
+    Keys come in blocks as queries do, under a running softmax (Milakov and Gimelshein 2018), so
+    that memory does not grow with their product; of a store only blocks with tokens are read. Loops
+    whose turns are known at run time alone have no gradient.
+    """
+    queries = products.settle(group_queries(q, k.shape[2]))
+    keys, values = products.settle(group_keys(k)), products.settle(group_keys(v))
+    runs = []
+    for start, stop, block in block_runs(q.shape[1], STREAMED):
+        stream = functools.partial(_stream_block, queries, keys, values, products, earlier, block)
+        runs.append(map_blocks(stream, start, stop, block))
+    return ungroup(jnp.concatenate(runs, axis=3).astype(v.dtype))
 
 
 def stored_pattern(
@@ -222,47 +234,102 @@ def _attend_block(
     return products.sum_counted(products.unnormalized(scores(q, k), visible), values)
 
 
-def _attend_stored(
+class _Running(NamedTuple):
+    """A softmax over the keys so far: Σ_s exp(score_s - top) v_s, the same sum of ones, and top."""
+
+    sums: Float32[Array, "B K G T H"]
+    total: Float32[Array, "B K G T 1"]
+    top: Float32[Array, "B K G T 1"]
+
+
+def _stream_block(
     q: Float[Array, "B K G T H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
+    keys: Float[Array, "B K T H"],
+    values: Float[Array, "B K T H"],
     products: Products,
+    earlier: Earlier | None,
     block: int,
-    start: Position,
     begin: Position,
 ) -> Float32[Array, "B K G {block} H"]:
-    """Returns the outputs of one block of queries, from the query `begin` on."""
+    """Returns the outputs of one block of queries, from the query `begin` on.
+
+    First the keys that all of its queries see; then the block's own, in strips of queries, so that
+    hardly any score is computed of a key behind its query.
+    """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    first = start + begin
-    t = first + jnp.arange(block, dtype=jnp.int32)[:, None]
-    size = min(KEYS, keys.shape[2])
+    running = None
+    if earlier is not None:
+        running = _stream_keys(q, None, *earlier, products)
+    if not isinstance(begin, int) or begin > 0:
+        running = _stream_keys(q, running, keys, values, begin, products, whole=True)
+    keys, values = (jax.lax.dynamic_slice_in_dim(x, begin, block, axis=2) for x in (keys, values))
+    strips = []
+    for start in range(0, block, BLOCK):
+        stop = min(start + BLOCK, block)
+        visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        seen = scores(q[:, :, :, start:stop], keys[:, :, :stop])
+        if running is None:
+            weights = products.unnormalized(seen, visible)
+            counted = products.sum_counted(weights, products.counted(values[:, :, :stop]))
+            strips.append(counted[..., :-1] / counted[..., -1:])
+        else:
+            own = _Running(*(x[:, :, :, start:stop] for x in running))
+            seen = products.settle(jnp.where(visible, seen, -jnp.inf))
+            own = _add(own, seen, values[:, :, :stop], products)
+            strips.append(own.sums / own.total)
+    return jnp.concatenate(strips, axis=3)
 
-    def step(
-        index: Array, carry: tuple[Array, Array, Array], masked: bool
-    ) -> tuple[Array, Array, Array]:
-        sums, total, top = carry
+
+def _stream_keys(
+    q: Float[Array, "B K G T H"],
+    running: _Running | None,
+    keys: Float[Array, "*BK S H"],
+    values: Float[Array, "*BK S H"],
+    stop: Position,
+    products: Products,
+    whole: bool = False,
+) -> _Running:
+    """Adds the first `stop` keys, which every query sees; `whole` where they are whole blocks."""
+    if running is None:
+        column = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+        running = _Running(jnp.zeros(q.shape, jnp.float32), column, column - jnp.inf)
+    slots = keys.shape[-2]
+    size = min(STREAMED, slots)
+
+    def cut(x: Array, at: Array) -> Float[Array, "B K {size} H"]:
+        block = jax.lax.dynamic_slice_in_dim(x, at, size, axis=-2)
+        return block.reshape(*q.shape[:2], size, q.shape[-1])  # x itself, so, would be copied
+
+    def add(masked: bool, index: Array, running: _Running) -> _Running:
         # The last block of a store ends with it, and its keys before `index * size` were seen.
-        at = jnp.minimum(index * size, keys.shape[2] - size)
-        seen = scores(q, jax.lax.dynamic_slice_in_dim(keys, at, size, axis=2))
+        at = jnp.minimum(index * size, slots - size) if masked else index * size
+        seen = scores(q, cut(keys, at))
         if masked:
-            s = at + jnp.arange(size, dtype=jnp.int32)[None, :]
-            seen = jnp.where((s <= t) & (s >= index * size), seen, -jnp.inf)
-        seen = products.settle(seen)
-        higher = products.settle(jnp.maximum(top, products.largest(seen)))
-        weights = products.settle(jnp.exp(seen - higher))
-        scale = jnp.exp(top - higher)
-        with jax.named_scope("dot_general"):
-            of_block = weights.sum(axis=-1, keepdims=True)
-        further = weighted_sums(weights, jax.lax.dynamic_slice_in_dim(values, at, size, axis=2))
-        return products.settle(sums * scale + further), total * scale + of_block, higher
+            s = at + jnp.arange(size, dtype=jnp.int32)
+            seen = jnp.where((s >= index * size) & (s < stop), seen, -jnp.inf)
+        return _add(running, products.settle(seen), cut(values, at), products)
 
-    column = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
-    carry = (jnp.zeros(q.shape, jnp.float32), column, column - jnp.inf)
-    whole = jnp.minimum((first + 1) // size, keys.shape[2] // size)
-    stop = (first + block + size - 1) // size
-    carry = jax.lax.fori_loop(0, whole, functools.partial(step, masked=False), carry)
-    sums, total, _ = jax.lax.fori_loop(whole, stop, functools.partial(step, masked=True), carry)
-    return sums / total
+    count = stop // size
+    running = jax.lax.fori_loop(0, count, functools.partial(add, False), running)
+    if whole:
+        return running
+    return jax.lax.fori_loop(count, -(-stop // size), functools.partial(add, True), running)
+
+
+def _add(
+    running: _Running,
+    seen: Float32[Array, "B K G T S"],
+    values: Float[Array, "B K S H"],
+    products: Products,
+) -> _Running:
+    """Adds keys of these scores, -inf where they are not seen; every query has seen some key."""
+    top = products.settle(jnp.maximum(running.top, products.largest(seen)))
+    weights = products.settle(jnp.exp(seen - top))
+    scale = jnp.exp(running.top - top)
+    with jax.named_scope("dot_general"):
+        total = running.total * scale + weights.sum(axis=-1, keepdims=True)
+    sums = running.sums * scale + weighted_sums(weights, values)
+    return _Running(products.settle(sums), products.settle(total), top)
 
 
 def _log_odds(

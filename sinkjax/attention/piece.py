@@ -15,10 +15,11 @@ from sinkjax.attention.blocks import PerHead, PerKvHead, Position, group_keys
 from sinkjax.attention.cache import Ring, Store, Whole, by_group, extend_store
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import (
+    Earlier,
     Pattern,
     apply_stored_pattern,
-    stored_attention,
     stored_pattern,
+    streamed_attention,
 )
 from sinkjax.attention.products import Products
 from sinkjax.attention.window import (
@@ -72,7 +73,9 @@ class Extended:
     def seen(self, window: Window) -> Seen:
         """Returns what the piece's queries see under a window."""
         batch, _, kv_heads, _ = self.new.shape
-        old, store = (by_group(x, batch, kv_heads) for x in (self.old, self.store))
+        # Of a whole store the new one, which has the same: else the old one would be copied.
+        old = self.store if isinstance(self.layout, Whole) else self.old
+        old, store = (by_group(x, batch, kv_heads) for x in (old, self.store))
         before = self.start - window.recent + jnp.arange(window.recent, dtype=jnp.int32)
         before = jnp.maximum(before, 0)[None, :]
         slots = self.layout.slots(before, jnp.full((1,), self.start - 1))[0]
@@ -88,7 +91,8 @@ def attend_piece(
     """Returns the outputs of heads on a path for a piece, in v's dtype."""
     window = keys.limit(path)
     if window is None:
-        return stored_attention(q, keys.whole(), values.whole(), keys.start, products)
+        earlier = Earlier(keys.store, values.store, keys.start)
+        return streamed_attention(q, keys.new, values.new, products, earlier)
     return seen_attention(q, keys.seen(window), values.seen(window), window, keys.start, products)
 
 

@@ -107,7 +107,7 @@ def compile(
     number, whole = placement.array((), jnp.float32), placement.array(())
     sampler = Sampler(seed, temperature=number, top_k=whole, top_p=number)
     stop_tokens = placement.array((MAX_STOP_TOKENS,))
-    options = {"compiler_options": choice.compiler_options, "device": device}
+    of_prompts = {"compiler_options": choice.prompt_options, "device": device}
     executables: dict[int, Executable] = {}
     cache = None
     for bucket in buckets:
@@ -118,7 +118,7 @@ def compile(
             functools.partial(prefill, kernels[bucket]),
             (weights, tokens, row, row, sampler),
             out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
-            **options,
+            **of_prompts,
         )
         if cache is None:
             cache = placement.output(executables[bucket].compiled, 1)
@@ -131,7 +131,7 @@ def compile(
             (weights, tokens, cache, row, row, sampler),
             donate=(2,),
             out_shardings=(None, placement.output_shardings(cache)),
-            **options,
+            **of_prompts,
         )
 
     return Program(
@@ -148,7 +148,8 @@ def compile(
             (weights, row, cache, row, sampler, stop_tokens),
             donate=(2,),
             out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
-            **options,
+            compiler_options=choice.decode_options,
+            device=device,
         ),
         build_extend=build_extend,
         parameters=parameters if placement.runs_here else None,

@@ -82,7 +82,9 @@ def test_any_mask_in_any_pieces_equals_the_oracle(data):
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("loops", [False, True])
 def test_pieces_beyond_a_block_equal_the_oracle(kv_heads, loops, monkeypatch):
-    monkeypatch.setattr(full, "KEYS", 48)  # so that blocks of keys end within blocks of queries
+    monkeypatch.setattr(
+        full, "STREAMED", 96
+    )  # so that pieces are several blocks, and not whole ones
     model = tiny.make(num_kv_heads=kv_heads, max_length=512, num_layers=3)
     tokens = tiny.tokens_of(model, (3, 423))
     assert_as_at_once(model, MIXED, tokens, [420, 131, 7], 20, 200, 425, loops)
