@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Float32, Int32
+from jaxtyping import Array, Bool, DTypeLike, Float, Float32, Int32
 
 from sinkjax.attention.blocks import (
     PerHead,
@@ -48,8 +48,6 @@ def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products 
 
     Scores and softmax are float32.
     """
-    if products.streams:
-        return streamed_attention(q, k, v, products)
     return _attend(q, k, v, (), products)[0]
 
 
@@ -75,17 +73,27 @@ def streamed_attention(
 ) -> PerHead:
     """Returns `causal_attention`, of queries that see earlier tokens too where there are any.
 
-    Keys come in blocks as queries do, under a running softmax (Milakov and Gimelshein 2018), so
-    that memory does not grow with their product; of a store only blocks with tokens are read. Loops
-    whose turns are known at run time alone have no gradient.
+    Keys come in blocks as queries do, under a running softmax (Milakov and Gimelshein 2018): the
+    scores at hand stay near the core, and memory does not grow with queries by keys. Of a store
+    only blocks with tokens are read, by a loop that has no gradient.
     """
     queries = products.settle(group_queries(q, k.shape[2]))
     keys, values = products.settle(group_keys(k)), products.settle(group_keys(v))
-    runs = []
+    outputs = []
     for start, stop, block in block_runs(q.shape[1], STREAMED):
-        stream = functools.partial(_stream_block, queries, keys, values, products, earlier, block)
-        runs.append(map_blocks(stream, start, stop, block))
-    return ungroup(jnp.concatenate(runs, axis=3).astype(v.dtype))
+
+        def attend(
+            begin: Position, block: int = block
+        ) -> tuple[Float32[Array, "B K G {block} _"], ...]:
+            running = _own_keys(queries, keys, values, products, block, begin)
+            if earlier is None:
+                return running
+            return _earlier_keys(running, _cut(queries, begin, block), earlier, products)
+
+        running = _Running(*map_blocks(attend, start, stop, block))
+        running = _whole_blocks(running, queries, keys, values, products, start, stop, block)
+        outputs.append(running.sums / running.total)
+    return ungroup(jnp.concatenate(outputs, axis=3).astype(v.dtype))
 
 
 def stored_pattern(
@@ -242,94 +250,127 @@ class _Running(NamedTuple):
     top: Float32[Array, "B K G T 1"]
 
 
-def _stream_block(
+def _own_keys(
     q: Float[Array, "B K G T H"],
     keys: Float[Array, "B K T H"],
     values: Float[Array, "B K T H"],
     products: Products,
-    earlier: Earlier | None,
     block: int,
     begin: Position,
-) -> Float32[Array, "B K G {block} H"]:
-    """Returns the outputs of one block of queries, from the query `begin` on.
+) -> _Running:
+    """Returns the softmax of a block of queries, from `begin` on, over the block's own keys.
 
-    First the keys that all of its queries see; then the block's own, in strips of queries, so that
-    hardly any score is computed of a key behind its query.
+    In strips of queries, so that few scores are computed of keys behind their query.
     """
-    q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    running = None
-    if earlier is not None:
-        running = _stream_keys(q, None, *earlier, products)
-    if not isinstance(begin, int) or begin > 0:
-        running = _stream_keys(q, running, keys, values, begin, products, whole=True)
+    q = _cut(q, begin, block)
     keys, values = (jax.lax.dynamic_slice_in_dim(x, begin, block, axis=2) for x in (keys, values))
     strips = []
     for start in range(0, block, BLOCK):
         stop = min(start + BLOCK, block)
         visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
         seen = scores(q[:, :, :, start:stop], keys[:, :, :stop])
-        if running is None:
-            weights = products.unnormalized(seen, visible)
-            counted = products.sum_counted(weights, products.counted(values[:, :, :stop]))
-            strips.append(counted[..., :-1] / counted[..., -1:])
-        else:
-            own = _Running(*(x[:, :, :, start:stop] for x in running))
-            seen = products.settle(jnp.where(visible, seen, -jnp.inf))
-            own = _add(own, seen, values[:, :, :stop], products)
-            strips.append(own.sums / own.total)
-    return jnp.concatenate(strips, axis=3)
+        seen = products.settle(jnp.where(visible, seen, -jnp.inf))
+        top = products.settle(products.largest(seen))
+        strips.append(_Running(*_sums(seen, top, values[:, :, :stop], products), top))
+    return _Running(*(jnp.concatenate(parts, axis=3) for parts in zip(*strips, strict=True)))
 
 
-def _stream_keys(
+def _whole_blocks(
+    running: _Running,
     q: Float[Array, "B K G T H"],
-    running: _Running | None,
-    keys: Float[Array, "*BK S H"],
-    values: Float[Array, "*BK S H"],
-    stop: Position,
+    keys: Float[Array, "B K T H"],
+    values: Float[Array, "B K T H"],
     products: Products,
-    whole: bool = False,
+    start: int,
+    stop: int,
+    block: int,
 ) -> _Running:
-    """Adds the first `stop` keys, which every query sees; `whole` where they are whole blocks."""
-    if running is None:
-        column = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
-        running = _Running(jnp.zeros(q.shape, jnp.float32), column, column - jnp.inf)
-    slots = keys.shape[-2]
-    size = min(STREAMED, slots)
+    """Adds to the queries from `start` to `stop` the whole blocks of keys before each of theirs.
 
-    def cut(x: Array, at: Array) -> Float[Array, "B K {size} H"]:
-        block = jax.lax.dynamic_slice_in_dim(x, at, size, axis=-2)
-        return block.reshape(*q.shape[:2], size, q.shape[-1])  # x itself, so, would be copied
+    One loop over the pairs of a block of queries and one of keys, so that its turns are known.
+    """
+    pairs = [(a, b) for a in range(start, stop, block) for b in range(0, a, STREAMED)]
+    if not pairs:
+        return running
+    of_queries, of_keys = (jnp.asarray(places, jnp.int32) for places in zip(*pairs, strict=True))
+
+    def add(turn: Array, running: _Running) -> _Running:
+        a, b = of_queries[turn], of_keys[turn]
+        k, v = (jax.lax.dynamic_slice_in_dim(x, b, STREAMED, axis=2) for x in (keys, values))
+        part = _Running(*(_cut(x, a - start, block) for x in running))
+        part = _add(part, _cut(q, a, block), k, v, products)
+        return _Running(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(x, new, a - start, axis=3)
+                for x, new in zip(running, part, strict=True)
+            )
+        )
+
+    return jax.lax.fori_loop(0, len(pairs), add, running)
+
+
+def _earlier_keys(
+    running: _Running, q: Float[Array, "B K G T H"], earlier: Earlier, products: Products
+) -> _Running:
+    """Adds the earlier keys, all of which these queries see."""
+    slots = earlier.keys.shape[-2]
+    size = min(STREAMED, slots)
 
     def add(masked: bool, index: Array, running: _Running) -> _Running:
         # The last block of a store ends with it, and its keys before `index * size` were seen.
         at = jnp.minimum(index * size, slots - size) if masked else index * size
-        seen = scores(q, cut(keys, at))
+        keys, values = (
+            # Of a block: a store in another shape would be copied.
+            jax.lax.dynamic_slice_in_dim(x, at, size, axis=-2).reshape(*q.shape[:2], size, -1)
+            for x in earlier[:2]
+        )
+        visible = None
         if masked:
             s = at + jnp.arange(size, dtype=jnp.int32)
-            seen = jnp.where((s >= index * size) & (s < stop), seen, -jnp.inf)
-        return _add(running, products.settle(seen), cut(values, at), products)
+            visible = (s >= index * size) & (s < earlier.stop)
+        return _add(running, q, keys, values, products, visible)
 
-    count = stop // size
-    running = jax.lax.fori_loop(0, count, functools.partial(add, False), running)
-    if whole:
-        return running
-    return jax.lax.fori_loop(count, -(-stop // size), functools.partial(add, True), running)
+    whole, stop = earlier.stop // size, -(-earlier.stop // size)
+    running = jax.lax.fori_loop(0, whole, functools.partial(add, False), running)
+    return jax.lax.fori_loop(whole, stop, functools.partial(add, True), running)
 
 
 def _add(
     running: _Running,
-    seen: Float32[Array, "B K G T S"],
+    q: Float[Array, "B K G T H"],
+    keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     products: Products,
+    visible: Bool[Array, " S"] | None = None,
 ) -> _Running:
-    """Adds keys of these scores, -inf where they are not seen; every query has seen some key."""
+    """Adds keys that every query sees, or those of them that are visible."""
+    seen = scores(q, keys)
+    if visible is not None:
+        seen = jnp.where(visible, seen, -jnp.inf)
+    seen = products.settle(seen)
     top = products.settle(jnp.maximum(running.top, products.largest(seen)))
-    weights = products.settle(jnp.exp(seen - top))
+    sums, total = _sums(seen, top, values, products)
     scale = jnp.exp(running.top - top)
-    with jax.named_scope("dot_general"):
-        total = running.total * scale + weights.sum(axis=-1, keepdims=True)
-    sums = running.sums * scale + weighted_sums(weights, values)
+    sums, total = running.sums * scale + sums, running.total * scale + total
     return _Running(products.settle(sums), products.settle(total), top)
+
+
+def _sums(
+    seen: Float32[Array, "B K G T S"],
+    top: Float32[Array, "B K G T 1"],
+    values: Float[Array, "B K S H"],
+    products: Products,
+) -> tuple[Float32[Array, "B K G T H"], Float32[Array, "B K G T 1"]]:
+    """Returns Σ_s exp(score_s - top) v_s, and the same sum of ones."""
+    weights = products.settle(jnp.exp(seen - top))
+    with jax.named_scope("dot_general"):
+        total = weights.sum(axis=-1, keepdims=True)
+    return weighted_sums(weights, values), total
+
+
+def _cut(x: Float[Array, "B K G T M"], begin: Position, size: int) -> Float[Array, "B K G _ M"]:
+    """Returns some of the queries, from one on."""
+    return jax.lax.dynamic_slice_in_dim(x, begin, size, axis=3)
 
 
 def _log_odds(

@@ -12,7 +12,6 @@ docs/performance.md has the rates that the forms were chosen by, and those of fo
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +23,7 @@ from sinkjax.attention.blocks import weighted_sums
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """One `dot_general` a product.
-
-    Attributes:
-      streams: whether keys of a prompt come in blocks, too, which has no gradient.
-    """
-
-    streams: ClassVar[bool] = False
+    """One `dot_general` a product."""
 
     def project(
         self,
@@ -100,8 +93,6 @@ PLAIN = Products()
 @dataclasses.dataclass(frozen=True)
 class CpuProducts(Products):
     """Few rows by reading each weight once, in order, on all cores; many as one `dot_general`."""
-
-    streams: ClassVar[bool] = True
 
     def project(
         self,

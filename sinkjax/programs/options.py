@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from sinkjax.attention.kernels import XLA, Kernel
+from sinkjax.attention.kernels import XLA, Kernel, Xla
 from sinkjax.attention.products import PLAIN, CpuProducts, Products
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
@@ -50,9 +50,13 @@ def choose(platform: str, devices: int) -> Choice:
     On TPUs and GPUs XLA's own products are left to it, and so they are where weights lie over
     several devices.
     """
-    if platform == "cpu" and devices == 1:
+    if _is_one_cpu(platform, devices):
         return Choice(CpuProducts(), CPU_PROMPT_OPTIONS, CPU_OPTIONS)
     return Choice(PLAIN, {}, {})
+
+
+def _is_one_cpu(platform: str, devices: int) -> bool:
+    return platform == "cpu" and devices == 1
 
 
 _AUTO = "auto"
@@ -109,10 +113,11 @@ def choose_attention(
             texts.append(f"over {devices} devices ({kernel.name} runs on one)")
         return texts
 
+    xla = Xla(streams=_is_one_cpu(platform, devices))
     if name == _AUTO:
         own = [kernel for kernel in _kernels().values() if kernel.platform == platform]
         return {
-            length: next((kernel for kernel in own if not problems(kernel, length)), XLA)
+            length: next((kernel for kernel in own if not problems(kernel, length)), xla)
             for length in lengths
         }
     kernel = _kernels()[name]
@@ -122,4 +127,4 @@ def choose_attention(
         raise InputError(
             *(Problem("attention", name, f"it cannot compute {text}; {way_on}") for text in texts)
         )
-    return dict.fromkeys(lengths, kernel)
+    return dict.fromkeys(lengths, xla if kernel == XLA else kernel)
