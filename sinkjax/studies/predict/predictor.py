@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.masks.scores import checked, is_sink
 from sinkjax.studies.predict.logistic import Examples, fit_penalty
 from sinkjax.studies.predict.metrics import compare_brier, operate, score_predictions
@@ -229,8 +228,3 @@ def _rates_at(fitted_to: Examples, lengths: np.ndarray) -> np.ndarray:
     above = np.minimum(below + 1, len(known) - 1)
     part = (at - below)[:, None, None]
     return (1 - part) * rates[below] + part * rates[above]
-
-
-def scores_of(scores: np.ndarray, definition: str) -> np.ndarray:
-    """Scores [definition, P, L, N] under one of them."""
-    return scores[DEFINITIONS.index(definition)]

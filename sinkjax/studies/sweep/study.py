@@ -121,8 +121,6 @@ class ScoreStudy(Study):
         )
 
     def _chunk(self, bench: Bench, tokens: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-        how = {"key_position": self.key_position, "tail": self.tail}
-
         def measure() -> dict[str, np.ndarray]:
             # Filled up to the shape of the other chunks, so that one program serves them all.
             filled = np.resize(tokens, (rows, tokens.shape[1]))
@@ -137,6 +135,7 @@ class ScoreStudy(Study):
                 "output_norm": np.asarray(stats.output_norm[: len(tokens)]),
             }
 
+        how = values(self, "key_position", "tail")
         return bench.keep(f"scores of {tokens.shape[1]} tokens", tokens, measure, **how)
 
 
@@ -255,10 +254,7 @@ class Sweep(ScoreStudy):
                 yield from self._cells(bench, series)
 
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
-        common = {
-            **series.origin(),
-            **values(self, "key_position", "tail", "seed"),
-        }
+        common = {**series.origin(), **values(self, "key_position", "tail", "seed")}
         lengths = sorted(series.tokens)
         measured = {length: self.measured(bench, series.tokens[length]) for length in lengths}
         hashes = {length: tokens_digest(series.tokens[length]) for length in lengths}
