@@ -206,14 +206,14 @@ def token_axis(axes: Axes, lengths: Sequence[int], inches: float) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(low / 1.25, high * 1.25)
     span = math.log2(high * 1.25) - math.log2(low / 1.25)
-    shown: list[int] = []
+    named: list[int] = []
     for length in sorted(lengths):
         # The last one is always named; others need room on both sides.
-        room = [abs(math.log2(length / other)) / span * inches for other in (*shown[-1:], high)]
+        room = [abs(math.log2(length / other)) / span * inches for other in (*named[-1:], high)]
         if length == high or min(room) > 0.34:
-            shown.append(length)
+            named.append(length)
     axes.xaxis.set_major_locator(FixedLocator(sorted(lengths)))
-    names = [f"{length:,}" if length in shown else "" for length in sorted(lengths)]
+    names = [f"{length:,}" if length in named else "" for length in sorted(lengths)]
     axes.xaxis.set_major_formatter(FixedFormatter(names))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -51,15 +51,15 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     sheet.legend(handles)
     for row, threshold in enumerate(thresholds):
         for column, source in enumerate(sources):
-            shown = [c for c in curves if (c.source_name, c.threshold) == (source, threshold)]
-            if not shown:
+            in_panel = [c for c in curves if (c.source_name, c.threshold) == (source, threshold)]
+            if not in_panel:
                 continue
             left = canvas.LEFT + column * (width + _GAP)
             axes = sheet.axes(left, sheet.top + 0.42 + row * (height + gap), width, height)
             if marks and threshold == 0.9 and column == 0:
                 axes.plot(*zip(*marks, strict=True), zorder=5, **_STAR)
-            lengths = sorted({length for curve in shown for length in curve.lengths})
-            for curve in shown:
+            lengths = sorted({length for curve in in_panel for length in curve.lengths})
+            for curve in in_panel:
                 _share_line(axes, curve)
             canvas.share_axis(axes)
             canvas.token_axis(axes, lengths, width)

@@ -24,8 +24,16 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     sweep = arrange(specification, records)
     names = dict.fromkeys(group.curves[0].model_name for group in sweep.groups)
     models = list(names) or [model["name"] for model in specification["models"]]
-    study, explain = tables.study_tables(sweep), explanations(__package__)
+    explain = explanations(__package__)
     definitions = explain.definitions(specification["key_position"], specification["tail"])
+    sections = [
+        *(_chapter(sweep, group) for group in sweep.groups),
+        Section("Definitions of the sink score", [Prose(definitions)]),
+        what_was_run(specification, records),
+    ]
+    if study := tables.study_tables(sweep):
+        blocks = [Prose(explain.study()), *study]
+        sections.insert(0, Section("The founding study's two prompts", blocks))
     return Page(
         study="sweep",
         title=f"Attention sinks of {', '.join(models)}",
@@ -38,16 +46,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
             for group in sweep.groups
             for curve in group.under(*group.criteria[0])
         ],
-        sections=[
-            *(
-                [Section("The founding study's two prompts", [Prose(explain.study()), *study])]
-                if study
-                else []
-            ),
-            *(_chapter(sweep, group) for group in sweep.groups),
-            Section("Definitions of the sink score", [Prose(definitions)]),
-            what_was_run(specification, records),
-        ],
+        sections=sections,
     )
 
 

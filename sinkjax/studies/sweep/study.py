@@ -238,13 +238,11 @@ class Sweep(ScoreStudy):
         for series in self.series:
             config = series.subject.config
             heads = config.num_layers * config.num_heads
-            cells = len(series.tokens) + (series.source.role != "study")
+            cells = len(self.rules) * (len(series.tokens) + (series.source.role != "study"))
             prompts = sum(len(rows) for rows in series.tokens.values())
             tokens += series.size
-            records += len(self.rules) * cells
-            size += (
-                len(self.rules) * cells * (_HEAD_BYTES * heads + _LAYER_BYTES * config.num_layers)
-            )
+            records += cells
+            size += cells * (_HEAD_BYTES * heads + _LAYER_BYTES * config.num_layers)
             size += prompts * heads * 4 * (len(DEFINITIONS) + 1)
         return Size(tokens, records, size, flops=sum(map(count_flops, self.series)))
 
@@ -303,8 +301,10 @@ class Sweep(ScoreStudy):
             "definition": specification["definitions"][0],
             "threshold": specification["thresholds"][0],
         }
-        shown = [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
-        return summary_tables(specification, shown)
+        return summary_tables(
+            specification,
+            [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()],
+        )
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         if len(self.rules) == 1:

@@ -187,7 +187,7 @@ def _consistent_table(curves: Sequence[Curve]) -> Table:
     rows = []
     for curve in curves:
         heads = curve.over_lengths["result"]["consistent"]["heads"]
-        shown = ", ".join(formats.head(*head) for head in heads[:_SHOWN_HEADS])
+        names = ", ".join(formats.head(*head) for head in heads[:_SHOWN_HEADS])
         more = len(heads) - _SHOWN_HEADS
         rows.append(
             (
@@ -195,7 +195,7 @@ def _consistent_table(curves: Sequence[Curve]) -> Table:
                 curve.criterion,
                 formats.lengths(curve.over_lengths["lengths"]),
                 f"{len(heads)} of {curve.num_heads}",
-                (f"{shown} and {more} more" if more > 0 else shown) or "none",
+                (f"{names} and {more} more" if more > 0 else names) or "none",
             )
         )
     shares = sorted({curve.over_lengths["result"]["consistent"]["min_share"] for curve in curves})
