@@ -27,6 +27,7 @@ from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS
+from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
@@ -150,19 +151,12 @@ def _fitted(bench: Bench, excerpts: np.ndarray) -> SourceFit:
 
 
 def _mask(
-    variant: str,
-    share: float,
-    fit: SourceFit,
-    model: Llama,
-    excerpts: np.ndarray,
-    seed: int,
+    variant: str, share: float, fit: SourceFit, model: Llama, excerpts: np.ndarray, seed: int
 ) -> SinkMask:
     count = max(1, round(share * fit.nothing.size))
     if variant == "sink":
         errors = own_errors(model, excerpts, [Sink("first")])[0]
-        chosen = np.zeros(errors.size, bool)
-        chosen[np.argsort(errors, axis=None, kind="stable")[:count]] = True
-        return SinkMask.where(chosen.reshape(errors.shape), Sink("first"))
+        return by_ranking(-errors, [Sink("first")] * count)
     if variant == "shuffled":
         return shuffled_copies(copy_mask(fit.output, "output", count), seed=seed)
     return copy_mask(fit.pattern if variant == "pattern" else fit.output, variant, count)

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, explaining
 from sinkjax.files import replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.specialize.attention import SpecializedAttention
@@ -64,7 +64,6 @@ class Repair:
         self._graph, trained, self._rest = nnx.split(
             model, lambda path, _: tuple(path) in layers, ...
         )
-        self._dtypes = {path: leaf[...].dtype for path, leaf in nnx.to_flat_state(trained)}
         self._leaves = dict(nnx.to_flat_state(trained))
         self.start: Changes = {
             _name(path): leaf[...].astype(jnp.float32) for path, leaf in self._leaves.items()
@@ -90,7 +89,7 @@ class Repair:
         if problems:
             raise InputError(*problems)
         leaves = [
-            (path, leaf.replace(changes[_name(path)].astype(self._dtypes[path])))
+            (path, leaf.replace(changes[_name(path)].astype(leaf[...].dtype)))
             for path, leaf in self._leaves.items()
         ]
         return nnx.merge(self._graph, nnx.from_flat_state(leaves), self._rest)
@@ -116,14 +115,10 @@ def save_repair(
     path = repair_path(path)
     arrays = {name: np.asarray(value, np.float32) for name, value in changes.items()}
     metadata = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
-    try:
+    advice = "free space there, or give another folder"
+    with explaining(f"{path}: the repair cannot be written", advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
-    except OSError as error:
-        raise InputError(
-            f"{path}: the repair cannot be written ({error.strerror or error}); free space there, "
-            "or give another folder"
-        ) from error
 
 
 def load_repair(
