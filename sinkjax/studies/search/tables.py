@@ -33,6 +33,20 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     return [_rounds_table(search), _mask_table(search), *judged]
 
 
+def quality_of(records: Sequence[Record], name: str) -> list[Record]:
+    """The records of what one mask of a search costs, by its name."""
+    quality = [record for record in records if record["kind"] == "quality"]
+    return [record for record in quality if record["candidate"]["name"] == name]
+
+
+def costs_of(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
+    """The KL of one mask of a search on each text, for the chosen mask's file."""
+    return [
+        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
+        for record in quality_of(records, name)
+    ]
+
+
 def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
     """Whether the chosen mask keeps its budget on judged text, for the mask's file.
 
@@ -43,13 +57,8 @@ def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
     Returns:
       `kl_budget`, and as `over_budget` the KL of each judged text on which the mask costs more.
     """
-    over = [
-        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
-        for record in records
-        if record["kind"] == "quality"
-        and record["candidate"]["name"] == CHOSEN
-        and record["result"]["kl"]["mean"]["value"] > kl_budget
-    ]
+    costs = costs_of(records, CHOSEN)
+    over = [cost for cost in costs if cost["kl"]["value"] > kl_budget]
     return {"kl_budget": kl_budget, "over_budget": over}
 
 
