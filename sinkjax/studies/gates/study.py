@@ -79,7 +79,7 @@ class Gates(TrainingStudy):
 
     def specification(self) -> dict[str, Any]:
         return {
-            **self.common(),
+            **super().specification(),
             "path": str(self.path),
             **values(self, "units", "price", "shares"),
         }
@@ -91,7 +91,7 @@ class Gates(TrainingStudy):
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
-        fields = {**self.specification()}
+        fields = self.specification()
         del fields["shares"]
         units = config.num_kv_heads if self.units == "group" else config.num_heads
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None

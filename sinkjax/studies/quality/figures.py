@@ -88,13 +88,11 @@ def position_figure(records: Sequence[Record]) -> Picture:
     styles = _styles(records)
     first = records[-1]
     spans = first["result"]["kl_by_position"]
-    ends = [
+    ends = (
         f"{formats.nats(span['kl']['value'])} at {formats.positions(span['first'], span['last'])}"
         for span in (spans[0], spans[-1])
-    ]
-    headline = f"KL of {_name(first)} by position: {ends[-1]}"
-    if len(spans) > 1:
-        headline = f"KL of {_name(first)} by position: {ends[0]}, and {ends[1]}"
+    )
+    headline = f"KL of {_name(first)} by position: {', and '.join(dict.fromkeys(ends))}"
     subtitle = f"{title(first)}. Mean over {excerpts(records)}; bands are {_INTERVALS}"
     sheet, panels = _panels(records, headline, subtitle, styles)
     values = [_sides(_kl_by_position(record), _FLOOR).ravel() for record in records]

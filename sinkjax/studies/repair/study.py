@@ -67,12 +67,9 @@ class RepairStudy(TrainingStudy):
         (name,) = self._named
         return "mask" if is_text(name) else pathlib.Path(name).stem
 
-    def common(self) -> dict[str, Any]:
-        ((mask, _),) = self._named.values()
-        return {**super().common(), "mask": self.mask_name, "mask_digest": mask.digest}
-
     def specification(self) -> dict[str, Any]:
-        return self.common()
+        ((mask, _),) = self._named.values()
+        return {**super().specification(), "mask": self.mask_name, "mask_digest": mask.digest}
 
     def size(self) -> Size:
         return Size(self.training_tokens + 2 * self.judged.size, 3, 3 * RECORD_BYTES)
@@ -80,7 +77,7 @@ class RepairStudy(TrainingStudy):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         ((mask, fills),) = self._named.values()
         repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
-        fields, folder = self.common(), bench.results.folder
+        fields, folder = self.specification(), bench.results.folder
         trained = distil(
             bench.model,
             repair.residuals,

@@ -124,6 +124,7 @@ def search_mask(
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
     kv_heads = config.num_kv_heads if settings.by == "group" else None
+    size = 1 if kv_heads is None else group_size(config.num_heads, kv_heads)
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
     # Of paths that are worth the same the one that saves more is better, by next to nothing.
     worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
@@ -135,7 +136,7 @@ def search_mask(
     best, kl, scale, rounds = full, 0.0, None, []
     for number in range(settings.rounds):
         predicted = _predict(costs, settings, best, number)
-        moves = rank_moves(best, settings.paths, predicted, worth, num_kv_heads=kv_heads)
+        moves = rank_moves(best, settings.paths, predicted, worth, size=size)
         step = spend(
             best,
             moves,
@@ -143,7 +144,7 @@ def search_mask(
             lambda mask: float(judge(mask).mean(dtype=np.float64)),
             kl=kl,
             scale=scale,
-            num_kv_heads=kv_heads,
+            size=size,
             tries=settings.tries,
         )
         rounds.append(step)

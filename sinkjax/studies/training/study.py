@@ -64,8 +64,7 @@ class TrainingStudy(HeldOutStudy):
         """Tokens that training takes."""
         return self.steps * min(self.rows, len(self.trained_on)) * self.trained_on.shape[1]
 
-    def common(self) -> dict[str, Any]:
-        """What all records say of texts and training."""
+    def specification(self) -> dict[str, Any]:
         (length,) = self.lengths
         return {
             **describe_texts(self.chosen_on, self.judged_on, length),
