@@ -91,11 +91,11 @@ class Copies(HeldOutStudy):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         for length in sorted(self.lengths):
             common = {**describe_texts(self.chosen_on, self.judged_on, length), "seed": self.seed}
-            excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
+            excerpts, judge_rows = self.chosen_on.tokens[length], self.judged_on.tokens[length]
             fit = _fitted(bench, excerpts)
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
-            judge = Judge(bench.model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
+            judge = Judge(bench.model, judge_rows, rows=batch_rows(judge_rows, PATTERN_TOKENS))
 
             def result(
                 variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge
@@ -108,7 +108,7 @@ class Copies(HeldOutStudy):
                     {"kind": "copies", **common, "variant": variant, "share": share},
                     functools.partial(result, variant, share),
                     f"{variant} {share:g}",
-                    steps=judged.size,
+                    steps=judge_rows.size,
                 )
 
 

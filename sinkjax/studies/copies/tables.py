@@ -27,7 +27,7 @@ _SOURCES = {
 
 
 def copying_tables(records: Sequence[Record]) -> list[Table]:
-    """What was found, in the order in which to read it.
+    """Tables of what copying costs, in the order in which to read them.
 
     Args:
       records: of one run, in any order.

@@ -34,7 +34,6 @@ from sinkjax.studies.repair.repair import Changes, Repair, save_repair
 from sinkjax.studies.settings import setting
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
-from sinkjax.studies.training.train import distil
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,23 +71,15 @@ class RepairStudy(TrainingStudy):
         return {**super().specification(), "mask": self.mask_name, "mask_digest": mask.digest}
 
     def size(self) -> Size:
-        return Size(self.training_tokens + 2 * self.judged.size, 3, 3 * RECORD_BYTES)
+        return Size(self.training_tokens + 2 * self.judge_rows.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         ((mask, fills),) = self._named.values()
         repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
-        fields, folder = self.specification(), bench.results.folder
-        trained = distil(
-            bench.model,
-            repair.residuals,
-            dict(repair.start),
-            self.trained_on,
-            self.train,
-            folder / "checkpoints",
-            on_step=functools.partial(bench.keep.report, "trained"),
-        )
+        fields = self.specification()
+        trained = self.distilled(bench, repair.residuals, dict(repair.start))
         save_repair(
-            folder / f"{self.mask_name}.json",
+            bench.results.folder / f"{self.mask_name}.json",
             trained.parameters,
             mask_digest=mask.digest,
             model_digest=bench.described["model_digest"],
@@ -98,10 +89,10 @@ class RepairStudy(TrainingStudy):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask, _divergences(bench.model, repair, changes, self.judged), self.seed
+                    mask, _divergences(bench.model, repair, changes, self.judge_rows), self.seed
                 ),
                 "judged",
-                steps=self.judged.size,
+                steps=self.judge_rows.size,
             )
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:

@@ -86,7 +86,7 @@ class SearchSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchOutcome:
-    """What a search found.
+    """What came of a search.
 
     Attributes:
       mask: with the most savings, or heads, of those within the budget.

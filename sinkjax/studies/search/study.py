@@ -249,7 +249,7 @@ class Search(Study):
         return self.series[0].tokens[self.length][self.rank_excerpts : end]
 
     @functools.cached_property
-    def judged(self) -> list[tuple[Series, np.ndarray]]:
+    def judge_texts(self) -> list[tuple[Series, np.ndarray]]:
         """Excerpts that no choice sees, int32 [W, T], with the series that they are of."""
         first, *others = self.series
         chosen = self.rank_excerpts + self.hold_excerpts
@@ -264,7 +264,7 @@ class Search(Study):
             **self._common(),
             "judged": [
                 {**series.source.describe(), "tokens_sha256": tokens_digest(excerpts)}
-                for series, excerpts in self.judged
+                for series, excerpts in self.judge_texts
             ],
         }
 
@@ -284,12 +284,12 @@ class Search(Study):
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
         ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
         measured = self.held.size * self.rounds * self.tries
-        judged = sum(excerpts.size for _, excerpts in self.judged)
-        records = 1 + (1 + len(CONTROLS)) * len(self.judged)
+        tokens = sum(excerpts.size for _, excerpts in self.judge_texts)
+        records = 1 + (1 + len(CONTROLS)) * len(self.judge_texts)
         return Size(
-            ranked + measured + (1 + len(CONTROLS)) * judged,
+            ranked + measured + (1 + len(CONTROLS)) * tokens,
             records,
-            _RECORD_BYTES * records + _POSITION_BYTES * records * judged,
+            _RECORD_BYTES * records + _POSITION_BYTES * records * tokens,
         )
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
@@ -303,7 +303,7 @@ class Search(Study):
         masks = {CHOSEN: outcome.mask, **controls}
         summarize = functools.partial(_summary, outcome, masks)
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
-        for series, excerpts in self.judged:
+        for series, excerpts in self.judge_texts:
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
         records = list(bench.results)
         provenance, quality = saved_search(records)

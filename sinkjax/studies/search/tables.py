@@ -15,7 +15,7 @@ from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
-    """What a search chose, then what it costs on each judged text.
+    """Tables of what a search chose, then of what it costs on each text to judge on.
 
     Args:
       records: of one search, in any order.
@@ -29,8 +29,9 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
         record["tokens_sha256"],
     )
     quality.sort(key=lambda record: (*text(record), names.index(record["candidate"]["name"])))
-    judged = [_judged_table(search, list(some)) for _, some in itertools.groupby(quality, key=text)]
-    return [_rounds_table(search), _mask_table(search), *judged]
+    by_text = [list(records) for _, records in itertools.groupby(quality, key=text)]
+    costs = [_quality_table(search, of_text) for of_text in by_text]
+    return [_rounds_table(search), _mask_table(search), *costs]
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
@@ -120,7 +121,7 @@ def _mask_table(search: Record) -> Table:
     )
 
 
-def _judged_table(search: Record, records: Sequence[Record]) -> Table:
+def _quality_table(search: Record, records: Sequence[Record]) -> Table:
     first = records[0]
     same = first["source"]["sha256"] == search["source"]["sha256"]
     name = first["source"]["name"] + (", other excerpts" if same else "")

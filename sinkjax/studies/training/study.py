@@ -1,17 +1,20 @@
 """What studies that train share: how to train, and what they say of it."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from sinkjax.errors import Problem
 from sinkjax.studies.held_out import HeldOutStudy
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import part, setting
+from sinkjax.studies.study import Bench
 from sinkjax.studies.training.page import page, training_tables
-from sinkjax.studies.training.train import Trained, TrainSettings
+from sinkjax.studies.training.train import Parameters, Trained, TrainSettings, distil
 
 RECORD_BYTES = 65_536  # an upper bound
 
@@ -54,10 +57,18 @@ class TrainingStudy(HeldOutStudy):
         return excerpts
 
     @property
-    def judged(self) -> np.ndarray:
+    def judge_rows(self) -> np.ndarray:
         """Excerpts to judge on, int32 [W, T]."""
         (excerpts,) = self.judged_on.tokens.values()
         return excerpts
+
+    def distilled(
+        self, bench: Bench, forward: Callable[..., jax.Array], start: Parameters, **price: Callable
+    ) -> Trained:
+        """What came of `distil` with this model, `forward`, `start` and, where given, `price`."""
+        folder = bench.results.folder / "checkpoints"
+        how = {"on_step": functools.partial(bench.keep.report, "trained"), **price}
+        return distil(bench.model, forward, start, self.trained_on, self.train, folder, **how)
 
     @property
     def training_tokens(self) -> int:
