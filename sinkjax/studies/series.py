@@ -120,7 +120,7 @@ def plan_series(
 
 
 def describe_texts(chosen_on: Series, judged_on: Series, length: int) -> dict[str, Any]:
-    """Of a record at one length, what was chosen on one text and judged on another."""
+    """What records at one length say of the text chosen on and of the text judged on."""
 
     def describe(series: Series) -> dict[str, Any]:
         tokens = series.tokens[length]

@@ -144,7 +144,7 @@ class Frontier(HeldOutStudy):
 
     @functools.cached_property
     def added(self) -> dict[int, list[Point]]:
-        """By length, the masks that searches went through and gates chose."""
+        """Masks that searches went through and gates chose, by length."""
         added: dict[int, list[Point]] = {}
 
         def add(length: int, method: str, path: str, text: str) -> None:
@@ -161,11 +161,11 @@ class Frontier(HeldOutStudy):
 
     @functools.cached_property
     def _copied(self) -> list[Record]:
-        """Records of copies."""
+        """All records of copies."""
         return [] if self.copies is None else list(read_records(self.copies)[1])
 
     def _copied_at(self, length: int) -> list[Record]:
-        """Those at one length that have a place on the frontier."""
+        """Records of copies at one length that have a place on the frontier."""
         return [
             record
             for record in self._copied

@@ -72,7 +72,7 @@ class Gates(TrainingStudy):
 
     @property
     def path(self) -> Path:
-        """Of the heads that are masked."""
+        """Path of the heads that are masked."""
         (path,) = self.paths
         return path
 

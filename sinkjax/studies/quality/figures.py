@@ -18,7 +18,7 @@ from sinkjax.studies.quality.tables import excerpts, label
 from sinkjax.studies.resampling import LEVEL
 
 MOST_CANDIDATES = 6
-"""That one figure tells apart."""
+"""Candidates that a figure tells apart, at most."""
 
 _FLOOR = 1e-6  # nats; less is drawn as this
 _LEFT, _GAP, _ROW = 3.2, 0.35, 0.23  # inches: room for names, between panels, of a row

@@ -21,14 +21,9 @@ _LABELS = (
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
-    """What was measured, in the order in which to read it.
+    """Tables of KL and agreement, likelihood, KL by position, continuations and hidden numbers.
 
-    Args:
-      records: of one run, in any order.
-
-    Returns:
-      for each text and BOS policy the tables of KL and agreement, likelihood, KL by position,
-      continuations and hidden numbers; none of what there are no records for.
+    Those of each text and BOS policy are together; what there are no records for has none.
     """
     return [
         make(of_kind)

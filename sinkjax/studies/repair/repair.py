@@ -153,7 +153,7 @@ def load_repair(
 
 
 def repair_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Of the repair of a mask's file."""
+    """Path of the repair beside a mask's file."""
     return pathlib.Path(path).with_suffix(".repair.safetensors")
 
 

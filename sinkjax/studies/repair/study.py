@@ -62,7 +62,7 @@ class RepairStudy(TrainingStudy):
 
     @property
     def mask_name(self) -> str:
-        """Of the mask, for records and for the repair's file."""
+        """Name of the mask, for records and for the repair's file."""
         (name,) = self._named
         return "mask" if is_text(name) else pathlib.Path(name).stem
 

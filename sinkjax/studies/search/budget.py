@@ -212,5 +212,5 @@ def _options(mask: SinkMask, options: Sequence[Path], size: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over draws; 0 of none."""
+    """Mean over draws; 0 of none."""
     return values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])

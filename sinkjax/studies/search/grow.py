@@ -240,7 +240,7 @@ def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number:
 
 
 def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:
-    """Of costs of single heads on each path, float [P, L, N], with nothing between them."""
+    """Prediction from costs of single heads on each path, float [P, L, N], which add up."""
     linear = np.concatenate([np.zeros_like(costs[:1]), costs])
     return Prediction(mask, linear, np.zeros((0, *linear.shape)))
 

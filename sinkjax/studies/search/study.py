@@ -362,11 +362,7 @@ def _read_gates(folder: str) -> LearnedGates:
 
 
 def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
-    """Provenance and quality of the chosen mask, for `sinkjax.save_mask`.
-
-    Args:
-      records: of one search.
-    """
+    """Provenance and quality of a search's chosen mask, for `sinkjax.save_mask`."""
     (outcome,) = (record for record in records if record["kind"] == "search")
     held_kl = outcome["result"]["held_kl"]
     provenance = Provenance.from_records(

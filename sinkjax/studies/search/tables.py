@@ -15,11 +15,7 @@ from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
-    """Tables of what a search chose, then of what it costs on each text to judge on.
-
-    Args:
-      records: of one search, in any order.
-    """
+    """Tables of what a search chose, then of what it costs on each text to judge on."""
     (search,) = (record for record in records if record["kind"] == "search")
     quality = [record for record in records if record["kind"] == "quality"]
     names = [CHOSEN, *CONTROLS]
@@ -64,11 +60,7 @@ def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
 
 
 def budget_line(records: Sequence[Record], kl_budget: float) -> str:
-    """What a search says last: whether the chosen mask keeps its budget on judged text.
-
-    Args:
-      records, kl_budget: as for `over_budget`.
-    """
+    """What a search says last of `over_budget`: whether the mask keeps its budget."""
     over = over_budget(records, kl_budget)["over_budget"]
     if not over:
         return f"The mask keeps its budget, a KL of {kl_budget:g} nats a token, on all judged text."
