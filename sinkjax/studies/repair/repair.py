@@ -26,7 +26,6 @@ from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
 
 _TRAINED = ("o", "first_o", "other_o", "mean_bias", "o_bias")
-_DIGESTS = ("mask_digest", "model_digest")
 
 Changes = Mapping[str, jax.Array]
 """Parameters by name, such as `layers.3.attention.o`."""
@@ -76,11 +75,9 @@ class Repair:
           InputError: listing names and shapes that are not those of `start`.
         """
         if changes.keys() != self.start.keys():
-            raise InputError(
-                "the repair is of other parameters than the mask's: "
-                f"{', '.join(sorted(changes.keys() ^ self.start.keys())[:4])}; "
-                "repair the mask again"
-            )
+            names = ", ".join(sorted(changes.keys() ^ self.start.keys())[:4])
+            text = f"the repair is of other parameters than the mask's: {names}"
+            raise InputError(f"{text}; repair the mask again")
         problems = [
             f"{name} of the repair is {changes[name].shape}, of the model {value.shape}"
             for name, value in self.start.items()
@@ -114,7 +111,7 @@ def save_repair(
     """
     path = repair_path(path)
     arrays = {name: np.asarray(value, np.float32) for name, value in changes.items()}
-    metadata = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
+    metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
     advice = "free space there, or give another folder"
     with explaining(f"{path}: the repair cannot be written", advice):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +137,7 @@ def load_repair(
             f"{path} cannot be read as a repair ({error}); make it again with "
             "python -m experiments.repair"
         ) from error
-    wanted = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
+    wanted = {"mask_digest": mask_digest, "model_digest": model_digest}
     problems = [
         f"{path} is of another {name.removesuffix('_digest')}: its {name} is "
         f"{metadata.get(name)}, that of what it is loaded for is {digest}"
