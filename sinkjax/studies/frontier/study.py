@@ -296,8 +296,8 @@ class Frontier(HeldOutStudy):
                 needs = dataclasses.asdict(read_needs(config, mask, workload, dtype))
                 return {part: np.array(list(cost.values())) for part, cost in needs.items()}
 
-            how = {"mask": mask, "workload": dataclasses.asdict(workload)}
-            costs = bench.keep("programs", None, read, **how)
+            work = dataclasses.asdict(workload)
+            costs = bench.keep("programs", None, read, mask=mask, workload=work)
             return Needs(*(Cost(*map(int, costs[part])) for part in ("prefill", "decode")))
 
         return lambda mask: saved_shares(needs(mask), needs(SinkMask.full(config)))

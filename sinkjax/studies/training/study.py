@@ -66,9 +66,9 @@ class TrainingStudy(HeldOutStudy):
         self, bench: Bench, forward: Callable[..., jax.Array], start: Parameters, **price: Callable
     ) -> Trained:
         """What came of `distil` with this model, `forward`, `start` and, where given, `price`."""
-        folder = bench.results.folder / "checkpoints"
-        how = {"on_step": functools.partial(bench.keep.report, "trained"), **price}
-        return distil(bench.model, forward, start, self.trained_on, self.train, folder, **how)
+        where = (self.trained_on, self.train, bench.results.folder / "checkpoints")
+        report = functools.partial(bench.keep.report, "trained")
+        return distil(bench.model, forward, start, *where, on_step=report, **price)
 
     @property
     def training_tokens(self) -> int:
