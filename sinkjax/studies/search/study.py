@@ -319,7 +319,7 @@ class Search(Study):
         series: Series,
         excerpts: np.ndarray,
     ) -> Iterator[Cell]:
-        """Each mask on one text."""
+        """Cells of each mask on one text."""
         judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
 
         def measure(mask: SinkMask) -> dict[str, Any]:
