@@ -34,8 +34,7 @@ from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, parse_path
 from sinkjax.masks.scores import consistent
-from sinkjax.report.mask_map import mask_map
-from sinkjax.report.masks import mask_table
+from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
 from sinkjax.studies.results import read_records
 from sinkjax.studies.settings import at_least, setting

@@ -29,12 +29,12 @@ def what_was_run(
     texts = list(_parts(specification, "sha256"))
     tables = [
         _models_table(models),
-        _texts_table(texts, specification.get("length")) if texts else None,
+        *([_texts_table(texts, specification.get("length"))] if texts else []),
         _settings_table(specification),
         _environments_table(environments(records)),
     ]
-    shown = [table for table in tables if table]
-    return Section("What was run", [Prose(explanations(__package__).conventions()), *first, *shown])
+    conventions = Prose(explanations(__package__).conventions())
+    return Section("What was run", [conventions, *first, *tables])
 
 
 def page_of_tables(

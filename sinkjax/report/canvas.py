@@ -12,8 +12,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -73,6 +73,20 @@ class Picture:
     size: tuple[int, int]
     alt: str
     caption: str
+
+
+class Scale(NamedTuple):
+    """What the colours of a heat map mean.
+
+    Attributes:
+      colours: a colour map.
+      norm: places values, those beyond its ends at the ends.
+      ticks: names of values, for a colour bar.
+    """
+
+    colours: Colormap
+    norm: Normalize
+    ticks: Mapping[float, str] = {}
 
 
 class Sheet:
@@ -139,15 +153,13 @@ class Sheet:
             borderaxespad=0,
         )
 
-    def colour_bar(
-        self, label: str, colours: Colormap, norm: Normalize, ticks: Mapping[float, str]
-    ) -> None:
+    def colour_bar(self, label: str, scale: Scale) -> None:
         """A colour bar under the headline, its label to the right of it."""
         axes = self.axes(0.3, self.key_top + 0.03, 2.6, 0.13)
-        mappable = ScalarMappable(norm=norm, cmap=colours)
+        mappable = ScalarMappable(norm=scale.norm, cmap=scale.colours)
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal")
         bar.outline.set(linewidth=0.5, edgecolor=FAINT)
-        bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        bar.set_ticks(list(scale.ticks), labels=list(scale.ticks.values()))
         bar.ax.xaxis.set_minor_locator(NullLocator())
         self.write(3.15, self.key_top + 0.01, label, color=SOFT)
 
@@ -159,6 +171,11 @@ class Sheet:
         content = io.BytesIO()
         pixels.save(content, "PNG")
         return Picture(name, content.getvalue(), pixels.size, alt, caption)
+
+
+def key(label: str, **style) -> Line2D:
+    """A line or a marker in a legend."""
+    return Line2D([], [], label=label, **style)
 
 
 def panel_title(axes: Axes, text: str, inches: float, detail: str = "") -> None:
@@ -189,14 +206,14 @@ def token_axis(axes: Axes, lengths: Sequence[int], inches: float) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(low / 1.25, high * 1.25)
     span = math.log2(high * 1.25) - math.log2(low / 1.25)
-    shown: list[int] = []
+    named: list[int] = []
     for length in sorted(lengths):
         # The last one is always named; others need room on both sides.
-        room = [abs(math.log2(length / other)) / span * inches for other in (*shown[-1:], high)]
+        room = [abs(math.log2(length / other)) / span * inches for other in (*named[-1:], high)]
         if length == high or min(room) > 0.34:
-            shown.append(length)
+            named.append(length)
     axes.xaxis.set_major_locator(FixedLocator(sorted(lengths)))
-    names = [f"{length:,}" if length in shown else "" for length in sorted(lengths)]
+    names = [f"{length:,}" if length in named else "" for length in sorted(lengths)]
     axes.xaxis.set_major_formatter(FixedFormatter(names))
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -238,10 +255,18 @@ def steps(count: int, inches: float, room: float) -> range:
     return range(0, count, next((step for step in _STEPS if step >= wanted), count))
 
 
-@functools.cache
-def colour_map(name: str) -> Colormap:
-    """A colour map of matplotlib's whose missing values are blank."""
-    return matplotlib.colormaps[name].with_extremes(bad=(1, 1, 1, 0))
+def image(axes: Axes, values: np.ndarray, scale: Scale, start: float = 0.0) -> None:
+    """Values [rows, columns], row 0 at the bottom, one unit a square; NaN is left blank."""
+    rows, columns = values.shape
+    axes.imshow(
+        np.ma.masked_invalid(np.clip(values, scale.norm.vmin, scale.norm.vmax)),
+        extent=(start, start + columns, 0, rows),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap=scale.colours,
+        norm=scale.norm,
+    )
 
 
 def slug(*parts: str) -> str:

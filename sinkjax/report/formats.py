@@ -156,9 +156,7 @@ def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Foot
       show: writes one number.
       notes: takes the reason why the value, or its interval, is not there.
     """
-    if value["value"] is None:
-        return f"{UNDEFINED} {notes.mark(value['undefined'])}"
-    text = show(value["value"])
+    text = point(value, show, notes)
     if value.get("low") is not None:
         low, high = (show(value[side]).removesuffix("%") for side in ("low", "high"))
         return f"{text} [{low}, {high}]"
@@ -168,7 +166,7 @@ def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Foot
 def spread(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
     """The interval of a record's value alone: `[0.94, 1.06]`."""
     if value["value"] is None:
-        return f"{UNDEFINED} {notes.mark(value['undefined'])}"
+        return point(value, show, notes)
     return f"[{show(value['low'])}, {show(value['high'])}]"
 
 

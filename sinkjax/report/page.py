@@ -90,9 +90,17 @@ class Page:
 
 def render_page(page: Page) -> tuple[str, list[Picture]]:
     """The page's HTML, which needs no other file, and its pictures, each of a name of its own."""
-    named = _Names()
+    pictures: dict[str, Picture] = {}
+
+    def named(picture: Picture) -> Picture:
+        others = (f"{picture.name}-{number}" for number in itertools.count(2))
+        names = itertools.chain([picture.name], others)
+        name = next(name for name in names if name not in pictures)
+        pictures[name] = replace(picture, name=name)
+        return pictures[name]
+
     template = _environment("sinkjax.report").get_template("page.html.jinja")
-    return template.render(page=page, named=named), named.pictures
+    return template.render(page=page, named=named), list(pictures.values())
 
 
 def explanations(package: str) -> Any:
@@ -111,18 +119,3 @@ def _environment(package: str) -> jinja2.Environment:
     )
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     return environment
-
-
-class _Names:
-    """Gives every picture a name of its own, and keeps them."""
-
-    def __init__(self) -> None:
-        self.pictures: list[Picture] = []
-        self._taken: set[str] = set()
-
-    def __call__(self, picture: Picture) -> Picture:
-        candidates = (f"{picture.name}-{n}" for n in itertools.count(2))
-        name = next(n for n in itertools.chain([picture.name], candidates) if n not in self._taken)
-        self._taken.add(name)
-        self.pictures.append(replace(picture, name=name))
-        return self.pictures[-1]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem
-from sinkjax.masks.file import load_mask
+from sinkjax.errors import InputError, Problem, about, each
+from sinkjax.masks.file import SavedMask, load_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.config import LlamaConfig
@@ -51,11 +51,6 @@ class Candidate:
     def __post_init__(self) -> None:
         if self.plan is None and len(set(self.masks.values())) > 1:
             raise ValueError(f"{self.name} has several masks, but no plan that says what they are")
-
-    @classmethod
-    def of_plan(cls, name: str, plan: Plan, lengths: Sequence[int], fills: Fills) -> "Candidate":
-        """A plan's mask for each length."""
-        return cls(name, {length: plan.mask(length) for length in lengths}, fills, plan)
 
     def describe(self, length: int) -> dict[str, Any]:
         """The "candidate" of a record."""
@@ -134,7 +129,8 @@ def candidates(
     ]
     for name in plans:
         plan, fills = read_plan(name)
-        named.append(Candidate.of_plan(name, plan, lengths, fills))
+        of_length = {length: plan.mask(length) for length in lengths}
+        named.append(Candidate(name, of_length, fills, plan))
     return named
 
 
@@ -168,17 +164,9 @@ def read_masks(values: Sequence[str], config: LlamaConfig) -> dict[str, tuple[Si
       InputError: listing all files that cannot be read, texts that are no mask, and masks for
         another model.
     """
-    masks: dict[str, tuple[SinkMask, Fills]] = {}
-    problems = []
-    for value in values:
-        for name in [value] if is_text(value) else value.split(","):
-            try:
-                masks[name] = (_from_text if is_text(value) else _from_file)(name, config)
-            except InputError as error:
-                problems += [Problem("mask", name, problem.text) for problem in error.problems]
-    if problems:
-        raise InputError(*problems)
-    return masks
+    names = [n for value in values for n in ([value] if is_text(value) else value.split(","))]
+    masks = each(names, functools.partial(_read_mask, config=config))
+    return dict(zip(names, masks, strict=True))
 
 
 def is_text(name: str) -> bool:
@@ -197,37 +185,36 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
       InputError: for a file that cannot be read, or is no possible plan.
     """
     path = Path(name)
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            Problem("plan", name, f"it cannot be read ({error}); give a JSON file")
-        ) from error
     fills: dict[SinkMask, np.ndarray] = {}
-    try:
+    with about("plan", name):
+        try:
+            fields = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"it cannot be read ({error}); give a JSON file") from error
         if not isinstance(fields, dict):
             raise InputError('it holds no JSON object with "crossing" and "stages"')
         for stage in fields["stages"] if isinstance(fields.get("stages"), list) else ():
             if isinstance(stage, dict) and str(stage.get("mask")).endswith(".json"):
                 saved = load_mask(path.parent / stage["mask"])
                 stage["mask"] = str(saved.mask)
-                fills |= {} if saved.fills is None else {saved.mask: saved.fills}
+                fills |= _fills_of(saved)
         return Plan.from_dict(fields), fills
-    except InputError as error:
-        raise InputError(
-            *(Problem("plan", name, str(problem)) for problem in error.problems)
-        ) from error
 
 
-def _from_text(text: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
-    mask = SinkMask.from_text(text)
-    mask.check(config)
-    if any(path == Sink("mean") for layer in mask.heads for path in layer):
-        raise InputError("s(mean) needs calibrated means, which only a mask's file has: give one")
-    return mask, {}
+def _read_mask(name: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
+    """A mask from its text form or its file, for a model of this config."""
+    with about("mask", name):
+        if not is_text(name):
+            saved = load_mask(name)
+            saved.check(config)
+            return saved.mask, _fills_of(saved)
+        mask = SinkMask.from_text(name)
+        mask.check(config)
+        if any(path == Sink("mean") for layer in mask.heads for path in layer):
+            text = "s(mean) needs calibrated means, which only a mask's file has: give one"
+            raise InputError(text)
+        return mask, {}
 
 
-def _from_file(name: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
-    saved = load_mask(name)
-    saved.check(config)
-    return saved.mask, {} if saved.fills is None else {saved.mask: saved.fills}
+def _fills_of(saved: SavedMask) -> Fills:
+    return {} if saved.fills is None else {saved.mask: saved.fills}

@@ -94,7 +94,7 @@ class HeldOutStudy(Study):
 
 
 def mask_result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
-    """The "result" of a record of a judged mask.
+    """The "result" of a record of a mask's KL.
 
     Args:
       kl: float [W, P], of every scored position, nats.

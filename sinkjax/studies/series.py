@@ -69,11 +69,8 @@ class Series:
 
     def origin(self) -> dict[str, Any]:
         """What records say of where their prompts are from."""
-        return {
-            "source": self.source.describe(),
-            "bos": self.bos,
-            "bos_added": self.bos_added,
-        }
+        source = self.source.describe()
+        return {"source": source, "bos": self.bos, "bos_added": self.bos_added}
 
     def excerpts(self, length: int, tokens: np.ndarray) -> dict[str, Any]:
         """What records say of excerpts int32 [W, T] of one length."""
@@ -123,21 +120,15 @@ def plan_series(
 
 
 def describe_texts(chosen_on: Series, judged_on: Series, length: int) -> dict[str, Any]:
-    """Of a record at one length, what was chosen on one text and judged on another."""
-    texts = {"chosen_on": chosen_on, "source": judged_on}
-    return {
-        **{
-            name: {
-                **series.source.describe(),
-                "num_windows": len(series.tokens[length]),
-                "tokens_sha256": tokens_digest(series.tokens[length]),
-            }
-            for name, series in texts.items()
-        },
-        "bos": judged_on.bos,
-        "bos_added": judged_on.bos_added,
-        "length": length,
-    }
+    """What records at one length say of the text chosen on and of the text judged on."""
+
+    def describe(series: Series) -> dict[str, Any]:
+        tokens = series.tokens[length]
+        counted = {"num_windows": len(tokens), "tokens_sha256": tokens_digest(tokens)}
+        return {**series.source.describe(), **counted}
+
+    of_judged = {**judged_on.origin(), "source": describe(judged_on)}
+    return {"chosen_on": describe(chosen_on), **of_judged, "length": length}
 
 
 def _series(

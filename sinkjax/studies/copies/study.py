@@ -27,6 +27,7 @@ from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS
+from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
@@ -90,11 +91,11 @@ class Copies(HeldOutStudy):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         for length in sorted(self.lengths):
             common = {**describe_texts(self.chosen_on, self.judged_on, length), "seed": self.seed}
-            excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
+            excerpts, judge_rows = self.chosen_on.tokens[length], self.judged_on.tokens[length]
             fit = _fitted(bench, excerpts)
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
-            judge = Judge(bench.model, judged, rows=batch_rows(judged, PATTERN_TOKENS))
+            judge = Judge(bench.model, judge_rows, rows=batch_rows(judge_rows, PATTERN_TOKENS))
 
             def result(
                 variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge
@@ -107,7 +108,7 @@ class Copies(HeldOutStudy):
                     {"kind": "copies", **common, "variant": variant, "share": share},
                     functools.partial(result, variant, share),
                     f"{variant} {share:g}",
-                    steps=judged.size,
+                    steps=judge_rows.size,
                 )
 
 
@@ -150,19 +151,12 @@ def _fitted(bench: Bench, excerpts: np.ndarray) -> SourceFit:
 
 
 def _mask(
-    variant: str,
-    share: float,
-    fit: SourceFit,
-    model: Llama,
-    excerpts: np.ndarray,
-    seed: int,
+    variant: str, share: float, fit: SourceFit, model: Llama, excerpts: np.ndarray, seed: int
 ) -> SinkMask:
     count = max(1, round(share * fit.nothing.size))
     if variant == "sink":
         errors = own_errors(model, excerpts, [Sink("first")])[0]
-        chosen = np.zeros(errors.size, bool)
-        chosen[np.argsort(errors, axis=None, kind="stable")[:count]] = True
-        return SinkMask.where(chosen.reshape(errors.shape), Sink("first"))
+        return by_ranking(-errors, [Sink("first")] * count)
     if variant == "shuffled":
         return shuffled_copies(copy_mask(fit.output, "output", count), seed=seed)
     return copy_mask(fit.pattern if variant == "pattern" else fit.output, variant, count)

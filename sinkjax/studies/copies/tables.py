@@ -27,14 +27,7 @@ _SOURCES = {
 
 
 def copying_tables(records: Sequence[Record]) -> list[Table]:
-    """What was found, in the order in which to read it.
-
-    Args:
-      records: of one run, in any order.
-
-    Returns:
-      what there is to copy, and the KL of copying by every variant.
-    """
+    """Tables of what there is to copy, and of the KL of copying by every variant."""
     sources = sorted((r for r in records if r["kind"] == "sources"), key=_LENGTH)
     copies = sorted((r for r in records if r["kind"] == "copies"), key=_LENGTH)
     tables = [_sources_table(sources)] if sources else []

@@ -56,7 +56,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     model, sections = specification["model"], []
     for length in sorted({record["length"] for record in records}):
         of_length = [record for record in records if record["length"] == length]
-        figures = [frontier_figure(some) for some in _by_path(of_length).values()]
+        figures = [frontier_figure(path, some) for path, some in _by_path(of_length).items()]
         title = f"{formats.count(length)} tokens"
         sections.append(Section(title, [*figures, frontier_table(of_length)]))
     methods = explanations(__package__).methods(
@@ -116,14 +116,14 @@ def overview_figure(records: Sequence[Record]) -> Picture:
     )
 
 
-def frontier_figure(records: Sequence[Record]) -> Picture:
+def frontier_figure(path: str, records: Sequence[Record]) -> Picture:
     """KL against masked heads, FLOPs and bytes: a panel each, a line a method.
 
     Args:
-      records: of one length and of one path of ranked heads, with those of any path.
+      path: that heads were ranked for.
+      records: of one length and of that path, with those of any path.
     """
-    first, path = records[0], _path_of(records)
-    lines = _lines(records)
+    first, lines = records[0], _lines(records)
     sheet = Sheet(
         _headline(lines),
         f"{first['model']['name']}, {first['source']['name']}: "
@@ -150,7 +150,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
     """Every mask of one length: its size, what it saves and what it costs."""
     return tabulate(
         f"{formats.count(records[0]['length'])} tokens: every mask",
-        sorted(records, key=_row_order),
+        sorted(records, key=lambda r: (_ORDER.index(r["method"]), r["path"], masked_share(r))),
         (
             column("chosen by", "method", str),
             column("path", "path", str),
@@ -180,10 +180,6 @@ def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:
     shared = [record for record in records if record["path"] in ("any", "copy")]
     paths = dict.fromkeys(r["path"] for r in records if r["path"] not in ("any", "copy"))
     return {path: [r for r in records if r["path"] == path] + shared for path in paths}
-
-
-def _path_of(records: Sequence[Record]) -> str:
-    return next((r["path"] for r in records if r["path"] not in ("any", "copy")), "any")
 
 
 def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -228,7 +224,16 @@ def _panel(
     axes = sheet.axes(canvas.LEFT + column * (_PANEL + _GAP), top, _PANEL, _HEIGHT)
     for method, points in lines.items():
         _draw(axes, method, sorted(points, key=of), of)
-    _finish(axes, whole=of is _AXES[0][1])
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, _FLOOR / 1.5), min(high, _CEILING * 1.5))
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.axhline(_BUDGET, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    decimals = 0 if name == _AXES[0][0] else None
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+    canvas.grid(axes)
     canvas.label(axes, x=name, y="KL, nats a token" if column == 0 else "")
     return axes
 
@@ -245,19 +250,3 @@ def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Recor
         axes.vlines(places, low, high, color=style["color"], lw=1.2)
     else:
         axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
-
-
-def _finish(axes: Axes, whole: bool) -> None:
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, _FLOOR / 1.5), min(high, _CEILING * 1.5))
-    axes.yaxis.set_major_locator(LogLocator(10, numticks=8))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.axhline(_BUDGET, color=canvas.SOFT, lw=0.8, ls=canvas.DASHES)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0 if whole else None))
-    canvas.grid(axes)
-
-
-def _row_order(record: Record) -> tuple[Any, ...]:
-    return _ORDER.index(record["method"]), record["path"], masked_share(record)

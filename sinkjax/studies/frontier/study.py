@@ -25,7 +25,7 @@ stopped goes on where it was when the same command is given again.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -33,12 +33,10 @@ import numpy as np
 from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
 from sinkjax.errors import InputError, Problem
-from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
-from sinkjax.models.decoder import Llama
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
@@ -48,10 +46,9 @@ from sinkjax.studies.held_out import HeldOutStudy
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
-from sinkjax.studies.search.grow import kept_errors, kept_means, kept_sensitivity, sink_scores
+from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import at_least, setting, values
-from sinkjax.studies.store import Store
 from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES = 8192  # an upper bound
@@ -121,8 +118,8 @@ class Frontier(HeldOutStudy):
         yield from settings.shares("shares", self.shares, one=True)
         yield from at_least(self, samples=1, generated=1)
         if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
-            text = f"it has none for lengths={','.join(map(str, missing))}: name some"
-            yield Problem("paths", None, text)
+            lengths = ",".join(map(str, missing))
+            yield Problem("paths", None, f"it has none for lengths={lengths}: name some")
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
@@ -134,10 +131,8 @@ class Frontier(HeldOutStudy):
                 text = f"a program has {room} {longest}; give less, or saved=formula"
                 yield Problem("lengths", length, text)
         for length in sorted(set(self.added) - set(self.lengths)):
-            yield self.wrong(
-                "lengths",
-                f"masks of searches and gates are for {length} tokens, too: add that length",
-            )
+            text = f"masks of searches and gates are for {length} tokens, too: add that length"
+            yield self.wrong("lengths", text)
         for points in self.added.values():
             for point in points:
                 yield from settings.problems_of(functools.partial(point.mask.check, config))
@@ -149,7 +144,7 @@ class Frontier(HeldOutStudy):
 
     @functools.cached_property
     def added(self) -> dict[int, list[Point]]:
-        """By length, the masks that searches went through and gates chose."""
+        """Masks that searches went through and gates chose, by length."""
         added: dict[int, list[Point]] = {}
 
         def add(length: int, method: str, path: str, text: str) -> None:
@@ -166,11 +161,11 @@ class Frontier(HeldOutStudy):
 
     @functools.cached_property
     def _copied(self) -> list[Record]:
-        """Records of copies."""
+        """All records of copies."""
         return [] if self.copies is None else list(read_records(self.copies)[1])
 
     def _copied_at(self, length: int) -> list[Record]:
-        """Those at one length that have a place on the frontier."""
+        """Records of copies at one length that have a place on the frontier."""
         return [
             record
             for record in self._copied
@@ -204,56 +199,47 @@ class Frontier(HeldOutStudy):
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         for length in sorted(self.lengths):
-            excerpts, judged = self.chosen_on.tokens[length], self.judged_on.tokens[length]
-            common = {
-                **describe_texts(self.chosen_on, self.judged_on, length),
-                **values(self, "samples", "generated"),
-                "saved_as": self.saved,
-                "seed": self.seed,
-            }
-            savings = _Savings(bench.model, length, self, bench.keep)
-            fills = kept_means(bench.model, excerpts, bench.keep)
-            judge = functools.cache(lambda j=judged, f=fills: Judge(bench.model, j, fills=f))
-            for point in self._points(bench, excerpts, fills, length):
-                fields = {
-                    "kind": "frontier",
-                    **common,
-                    "method": point.method,
-                    "path": point.path,
-                    "mask_digest": point.mask.digest,
-                }
-                measure = functools.partial(
-                    self._result, bench.keep, judged, fills, judge, savings, point.mask
-                )
-                yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
-            for record in self._copied_at(length):
-                fields = self._taken_over(record)
-                yield Cell(
-                    fields,
-                    lambda result=record["result"], savings=savings: {
-                        **{name: result[name] for name in ("mask", "heads", "kl")},
-                        "saved": savings(SinkMask.from_text(result["mask"])),
-                    },
-                    fields["method"],
-                    steps=1,
-                )
+            yield from self._cells_at(length, bench)
 
-    def _result(
-        self,
-        keep: Store,
-        judged: np.ndarray,
-        fills: np.ndarray,
-        judge: Any,
-        savings: "_Savings",
-        mask: SinkMask,
-    ) -> dict[str, Any]:
-        kl = keep("KL", judged, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
-        return {
-            "mask": str(mask),
-            "heads": mask.counts(),
-            "kl": estimate_mean(kl, resample_counts(len(kl), self.seed)),
-            "saved": savings(mask),
+    def _cells_at(self, length: int, bench: Bench) -> Iterator[Cell]:
+        excerpts = self.chosen_on.tokens[length]
+        common = {
+            **describe_texts(self.chosen_on, self.judged_on, length),
+            **values(self, "samples", "generated"),
+            "saved_as": self.saved,
+            "seed": self.seed,
         }
+        saved = self._savings(length, bench)
+        fills = kept_means(bench.model, excerpts, bench.keep)
+        judge = kept_judge(bench.model, self.judged_on.tokens[length], fills, bench.keep)
+
+        def measured(mask: SinkMask) -> dict[str, Any]:
+            kl = judge(mask)
+            return {
+                "mask": str(mask),
+                "heads": mask.counts(),
+                "kl": estimate_mean(kl, resample_counts(len(kl), self.seed)),
+                "saved": saved(mask),
+            }
+
+        def taken_over(result: Record) -> dict[str, Any]:
+            kept = {name: result[name] for name in ("mask", "heads", "kl")}
+            return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
+
+        for point in self._points(bench, excerpts, fills, length):
+            fields = {
+                "kind": "frontier",
+                **common,
+                "method": point.method,
+                "path": point.path,
+                "mask_digest": point.mask.digest,
+            }
+            measure = functools.partial(measured, point.mask)
+            yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
+        for record in self._copied_at(length):
+            fields = self._taken_over(record)
+            take = functools.partial(taken_over, record["result"])
+            yield Cell(fields, take, fields["method"], steps=1)
 
     def _taken_over(self, record: Record) -> dict[str, Any]:
         """Fields of a record of copies, as those of a point of the frontier."""
@@ -273,15 +259,13 @@ class Frontier(HeldOutStudy):
         self, bench: Bench, excerpts: np.ndarray, fills: np.ndarray, length: int
     ) -> Iterator[Point]:
         """Every mask of one length, by method."""
-        model, keep, paths = bench.model, bench.keep, self.paths_at[length]
-        full = SinkMask.full(model.config)
+        paths, full = self.paths_at[length], SinkMask.full(bench.model.config)
         for point in dict.fromkeys(self.added.get(length, ())):
             if point.mask != full:
                 yield point
-        measured = (model, excerpts, paths, fills, keep)
-        scores = sink_scores(model, excerpts, keep)
-        errors = kept_errors(*measured)
-        costs = kept_sensitivity(*measured, samples=self.samples, seed=self.seed)
+        scores = sink_scores(bench.model, excerpts, bench.keep)
+        kept = KeptCosts(bench.model, excerpts, paths, fills, bench.keep)
+        errors, costs = kept.errors(), kept.sensitivity(self.samples, self.seed)
         for index, path in enumerate(paths):
             of_path = [0, 1 + index]
             own = Prediction(full, costs.linear[of_path], costs.products[:, of_path])
@@ -298,40 +282,30 @@ class Frontier(HeldOutStudy):
                 for method, mask in zip(METHODS, masks, strict=True):
                     yield Point(method, str(path), mask)
 
+    def _savings(self, length: int, bench: Bench) -> Callable[[SinkMask], dict[str, float]]:
+        """What masks save at one length; each mask's programs are compiled and read once."""
+        config, dtype = bench.model.config, bench.model.embedding.dtype
+        workload = Workload(length, generated=self.generated, itemsize=dtype.itemsize)
+
+        @functools.cache
+        def needs(mask: SinkMask) -> Needs:
+            if self.saved == "formula":
+                return workload.needs(config, mask)
+
+            def read() -> dict[str, np.ndarray]:
+                needs = dataclasses.asdict(read_needs(config, mask, workload, dtype))
+                return {part: np.array(list(cost.values())) for part, cost in needs.items()}
+
+            work = dataclasses.asdict(workload)
+            costs = bench.keep("programs", None, read, mask=mask, workload=work)
+            return Needs(*(Cost(*map(int, costs[part])) for part in ("prefill", "decode")))
+
+        return lambda mask: saved_shares(needs(mask), needs(SinkMask.full(config)))
+
     @classmethod
     def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
         lengths = sorted({record["length"] for record in records})
         return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
-
-
-class _Savings:
-    """What masks save at one length, each mask's programs compiled and read once."""
-
-    def __init__(self, model: Llama, length: int, study: Frontier, store: Store):
-        self._config, self._dtype = model.config, model.embedding.dtype
-        self._workload = Workload(length, generated=study.generated, itemsize=self._dtype.itemsize)
-        self._saved, self._store = study.saved, store
-
-    def __call__(self, mask: SinkMask) -> dict[str, float]:
-        return saved_shares(self._needs(mask), self._full)
-
-    @functools.cached_property
-    def _full(self) -> Needs:
-        """The baseline's."""
-        return self._needs(SinkMask.full(self._config))
-
-    def _needs(self, mask: SinkMask) -> Needs:
-        if self._saved == "formula":
-            return self._workload.needs(self._config, mask)
-
-        def read() -> dict[str, np.ndarray]:
-            needs = dataclasses.asdict(read_needs(self._config, mask, self._workload, self._dtype))
-            return {part: np.array(list(cost.values())) for part, cost in needs.items()}
-
-        costs = self._store(
-            "programs", None, read, mask=mask, workload=dataclasses.asdict(self._workload)
-        )
-        return Needs(*(Cost(*map(int, costs[part])) for part in ("prefill", "decode")))
 
 
 def _ended(field: str, folders: Sequence[str], kind: str) -> Iterator[Record]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sinkjax.attention.context import Context
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
+from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.masks.scores import group_size
@@ -71,10 +72,9 @@ def mask_of_gates(gates: np.ndarray, path: Path, count: int, *, num_heads: int) 
       count: heads, or groups.
       num_heads: N.
     """
-    size = group_size(num_heads, gates.shape[1])
-    chosen = np.zeros(gates.size, bool)
-    chosen[np.argsort(gates, axis=None, kind="stable")[:count]] = True
-    return SinkMask.where(np.repeat(chosen.reshape(gates.shape), size, axis=1), path)
+    units = gates.shape[1]
+    of_heads = np.repeat(gates, group_size(num_heads, units), axis=1)
+    return by_ranking(-of_heads, [path] * count, num_kv_heads=units)
 
 
 @jax.jit

@@ -36,7 +36,6 @@ from sinkjax.studies.results import Results
 from sinkjax.studies.settings import setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
-from sinkjax.studies.training.train import distil
 
 METHODS = ("gates", "own_error", "random")
 """How masks of one size are chosen: by learned gates; by each head's own error under the path; at
@@ -73,39 +72,32 @@ class Gates(TrainingStudy):
 
     @property
     def path(self) -> Path:
-        """Of the heads that are masked."""
+        """Path of the heads that are masked."""
         (path,) = self.paths
         return path
 
     def specification(self) -> dict[str, Any]:
         return {
-            **self.common(),
+            **super().specification(),
             "path": str(self.path),
             **values(self, "units", "price", "shares"),
         }
 
     def size(self) -> Size:
         masks = len(self.shares) * len(METHODS)
-        tokens = self.training_tokens + masks * self.judged.size
+        tokens = self.training_tokens + masks * self.judge_rows.size
         return Size(tokens, 1 + masks, RECORD_BYTES * (1 + masks))
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
-        fields = {**self.specification()}
+        fields = self.specification()
         del fields["shares"]
         units = config.num_kv_heads if self.units == "group" else config.num_heads
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
         gated = GatedModel(model, self.path, fills=fills)
-        trained = distil(
-            model,
-            gated.residuals,
-            start_gates(config.num_layers, units),
-            self.trained_on,
-            self.train,
-            bench.results.folder / "checkpoints",
-            price=lambda logits: self.price * gates_of(logits).mean(),
-            on_step=functools.partial(bench.keep.report, "trained"),
-        )
+        start = start_gates(config.num_layers, units)
+        price = lambda logits: self.price * gates_of(logits).mean()  # noqa: E731
+        trained = self.distilled(bench, gated.residuals, start, price=price)
         logits = np.asarray(trained.parameters)
         gates = np.asarray(gates_of(logits)).tolist()
         yield Cell(
@@ -114,7 +106,7 @@ class Gates(TrainingStudy):
         errors = own_errors(model, self.trained_on, [self.path], fills=fills)[0]
         # The errors of a group's heads add up to its own where they point in different directions.
         errors = np.sqrt(np.square(errors).reshape(*logits.shape, -1).sum(axis=-1))
-        judge = Judge(model, self.judged, fills=fills)
+        judge = Judge(model, self.judge_rows, fills=fills)
         for share in sorted(self.shares):
             for method, mask in self._masks(share, logits, errors, config.num_heads).items():
                 record = {"kind": "gates", **fields, "method": method, "share": share}
@@ -122,7 +114,7 @@ class Gates(TrainingStudy):
                     record,
                     lambda mask=mask: mask_result(mask, judge(mask), self.seed),
                     f"{method} {share:g}",
-                    steps=self.judged.size,
+                    steps=self.judge_rows.size,
                 )
                 if method == "gates":
                     _save(bench.results, bench.record_id(record), mask, fills)

@@ -17,30 +17,6 @@ BINS = 10
 """Of equal width, of the reliability table."""
 
 
-def auc(scores: np.ndarray, outcomes: np.ndarray) -> float:
-    """The probability that a positive scores above a negative, a tie counting half.
-
-    The area under the ROC curve is this rank statistic of Mann and Whitney (Hanley and McNeil
-    1982, "The meaning and use of the area under a ROC curve").
-
-    Args:
-      scores: float, any shape.
-      outcomes: bool, of that shape.
-
-    Returns:
-      NaN where all outcomes are the same.
-    """
-    scores, outcomes = np.ravel(scores), np.ravel(outcomes)
-    positives = int(outcomes.sum())
-    negatives = outcomes.size - positives
-    if not positives or not negatives:
-        return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # of all that tie, from 1
-    wins = mean_rank[place[outcomes]].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
-
-
 def score_predictions(
     probabilities: np.ndarray, outcomes: np.ndarray, *, seed: int
 ) -> dict[str, Any]:
@@ -53,8 +29,10 @@ def score_predictions(
 
     Returns:
       of plain Python values, each an estimate with its interval unless said otherwise:
-      `auc`, over all pairs of a positive and a negative; `auc_within`, over pairs of one column
-      alone: one half for whatever says the same of every prompt; `brier`, the mean squared error
+      `auc`, over all pairs of a positive and a negative, the share in which the positive scores
+      higher, a tie counting half: the area under the ROC curve (Hanley and McNeil 1982, "The
+      meaning and use of the area under a ROC curve"); `auc_within`, over pairs of one column alone:
+      one half for whatever says the same of every prompt; `brier`, the mean squared error
       (Brier 1950); `calibration_error`, the mean distance of predicted and observed shares over
       bins of probability, weighed by what is in them; `reliability`, one entry a bin that holds
       anything: `low`, `high` and `count`, numbers, the mean `predicted`, a number, and `observed`.
@@ -154,14 +132,13 @@ def _calibration(
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     bins += BINS * np.arange(prompts)[:, None]
 
-    def by_bin(values: np.ndarray | None) -> np.ndarray:
-        """Sums, or numbers of values, float64 [P, BINS]."""
-        values = None if values is None else values.ravel()
-        sums = np.bincount(bins.ravel(), weights=values, minlength=BINS * prompts)
-        return sums.reshape(prompts, BINS).astype(np.float64)
+    def by_bin(values: np.ndarray) -> np.ndarray:
+        """Sums of [P, M], float64 [P, BINS]."""
+        sums = np.bincount(bins.ravel(), weights=values.ravel(), minlength=BINS * prompts)
+        return sums.reshape(prompts, BINS)
 
-    counts, predicted = by_bin(None), by_bin(probabilities)
-    observed = by_bin(outcomes.astype(np.float64))
+    counts, predicted = by_bin(np.ones(bins.shape)), by_bin(probabilities)
+    observed = by_bin(outcomes)
     distance = Resampled(
         float(np.abs(predicted.sum(axis=0) - observed.sum(axis=0)).sum() / outcomes.size),
         np.abs(weights @ predicted - weights @ observed).sum(axis=1) / (prompts * size),

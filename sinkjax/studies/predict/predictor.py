@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.masks.scores import checked, is_sink
 from sinkjax.studies.predict.logistic import Examples, fit_penalty
 from sinkjax.studies.predict.metrics import compare_brier, operate, score_predictions
@@ -88,14 +87,14 @@ def predict_sinks(
     }
     shuffled = fit_penalty(_shuffled(fitted_to, held_out.seed), MODELS["all"], seed=held_out.seed)
 
-    def probabilities(judged: Examples) -> dict[str, np.ndarray]:
+    def probabilities(unseen: Examples) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((_DRAWING, held_out.seed))
         return {
-            **{name: fitted.probabilities(judged) for name, fitted in fits.items()},
-            "rate_at_length": _rates_at(fitted_to, judged.lengths),
-            "rate": np.broadcast_to(_rate(fitted_to.outcomes), judged.outcomes.shape),
-            "shuffled": shuffled.probabilities(_shuffled(judged, held_out.seed)),
-            "random": rng.random(judged.outcomes.shape),
+            **{name: fitted.probabilities(unseen) for name, fitted in fits.items()},
+            "rate_at_length": _rates_at(fitted_to, unseen.lengths),
+            "rate": np.broadcast_to(_rate(fitted_to.outcomes), unseen.outcomes.shape),
+            "shuffled": shuffled.probabilities(_shuffled(unseen, held_out.seed)),
+            "random": rng.random(unseen.outcomes.shape),
         }
 
     result = {
@@ -111,22 +110,22 @@ def predict_sinks(
         ("prompts_held_out", ~unseen_length),
         ("lengths_held_out", unseen_length),
     ):
-        judged = examples.where(unseen_prompt & lengths)
-        predicted = _by_prompt(judged, probabilities(judged))
-        result[name] = _judge(judged, predicted, fitted_to, held_out.seed)
-        result["by_length"] += _by_length(judged, predicted, held_out)
+        unseen = examples.where(unseen_prompt & lengths)
+        predicted = _by_prompt(unseen, probabilities(unseen))
+        result[name] = _judge(unseen, predicted, fitted_to, held_out.seed)
+        result["by_length"] += _by_length(unseen, predicted, held_out)
     result["by_length"].sort(key=lambda entry: entry["length"])
     return result
 
 
 def _judge(
-    judged: Examples, predicted: Mapping[str, np.ndarray], fitted_to: Examples, seed: int
+    unseen: Examples, predicted: Mapping[str, np.ndarray], fitted_to: Examples, seed: int
 ) -> dict[str, Any]:
     """What one split says; predicted: by predictor, and "outcomes", [P, C, M]."""
     prompts, cells, _ = predicted["outcomes"].shape
     flat = {name: array.reshape(prompts, -1) for name, array in predicted.items()}
     outcomes = flat["outcomes"]
-    lengths = np.unique(judged.lengths)
+    lengths = np.unique(unseen.lengths)
     static = _rates_at(fitted_to, lengths).reshape(cells, -1)
     return {
         "share": float(outcomes.mean()),
@@ -145,11 +144,11 @@ def _judge(
 
 
 def _by_length(
-    judged: Examples, predicted: Mapping[str, np.ndarray], held_out: HeldOut
+    unseen: Examples, predicted: Mapping[str, np.ndarray], held_out: HeldOut
 ) -> list[dict[str, Any]]:
     """Of each length: the share of sinks, and Brier scores beside that of `rate_at_length`."""
     entries = []
-    for cell, length in enumerate(np.unique(judged.lengths).tolist()):
+    for cell, length in enumerate(np.unique(unseen.lengths).tolist()):
         outcomes, static = predicted["outcomes"][:, cell], predicted["rate_at_length"][:, cell]
         logistic = predicted["all"][:, cell]
         entries.append(
@@ -165,12 +164,12 @@ def _by_length(
     return entries
 
 
-def _by_prompt(judged: Examples, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_prompt(unseen: Examples, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """[R, L - 1, N] of examples by length, then prompt, to [P, C, M]; with "outcomes"."""
-    cells = len(np.unique(judged.lengths))
-    arrays = {**predicted, "outcomes": judged.outcomes}
+    cells = len(np.unique(unseen.lengths))
+    arrays = {**predicted, "outcomes": unseen.outcomes}
     return {
-        name: array.reshape(cells, len(judged) // cells, -1).swapaxes(0, 1)
+        name: array.reshape(cells, len(unseen) // cells, -1).swapaxes(0, 1)
         for name, array in arrays.items()
     }
 
@@ -229,8 +228,3 @@ def _rates_at(fitted_to: Examples, lengths: np.ndarray) -> np.ndarray:
     above = np.minimum(below + 1, len(known) - 1)
     part = (at - below)[:, None, None]
     return (1 - part) * rates[below] + part * rates[above]
-
-
-def scores_of(scores: np.ndarray, definition: str) -> np.ndarray:
-    """Scores [definition, P, L, N] under one of them."""
-    return scores[DEFINITIONS.index(definition)]

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import Problem
+from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies import texts
-from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks, scores_of
+from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks
 from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.results import Results
@@ -143,7 +144,7 @@ class Predict(ScoreStudy):
                     {**self._fields(series), **rule},
                     functools.partial(
                         predict_sinks,
-                        {n: scores_of(scores[n], definition) for n in scores},
+                        {n: scores[n][DEFINITIONS.index(definition)] for n in scores},
                         first_tokens,
                         self._held_out,
                         **rule,

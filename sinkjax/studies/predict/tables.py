@@ -106,28 +106,21 @@ def _predictors_table(record: Record, split: str) -> Table:
 def _reliability_table(record: Record) -> Table:
     """Rows are bins of probability; columns the two splits."""
     notes = Footnotes()
-    by_split = {
-        split: {
-            entry["low"]: entry
-            for entry in record["result"][split]["predictors"]["all"]["reliability"]
-        }
-        for split in _SPLITS
-    }
+    splits = [record["result"][split]["predictors"]["all"] for split in _SPLITS]
+    by_split = [{entry["low"]: entry for entry in split["reliability"]} for split in splits]
     rows = []
-    for low in sorted({low for entries in by_split.values() for low in entries}):
-        row = []
-        for entries in by_split.values():
-            entry = entries.get(low)
-            row += (
-                [
+    for low in sorted({low for entries in by_split for low in entries}):
+        row = [f"{formats.percent(low, 0)} on"]
+        for entries in by_split:
+            if entry := entries.get(low):
+                row += [
                     formats.count(entry["count"]),
                     formats.percent(entry["predicted"]),
                     formats.estimate(entry["observed"], formats.percent, notes),
                 ]
-                if entry
-                else ["0", "-", "-"]
-            )
-        rows.append((f"{formats.percent(low, 0)} on", *row))
+            else:
+                row += ["0", "-", "-"]
+        rows.append(row)
     columns = [
         f"{split},\n{column}"
         for split in ("fitted lengths", "held-out lengths")

@@ -18,7 +18,7 @@ from sinkjax.studies.quality.tables import excerpts, label
 from sinkjax.studies.resampling import LEVEL
 
 MOST_CANDIDATES = 6
-"""That one figure tells apart."""
+"""Candidates that a figure tells apart, at most."""
 
 _FLOOR = 1e-6  # nats; less is drawn as this
 _LEFT, _GAP, _ROW = 3.2, 0.35, 0.23  # inches: room for names, between panels, of a row
@@ -88,36 +88,25 @@ def position_figure(records: Sequence[Record]) -> Picture:
     styles = _styles(records)
     first = records[-1]
     spans = first["result"]["kl_by_position"]
-    ends = [
+    ends = (
         f"{formats.nats(span['kl']['value'])} at {formats.positions(span['first'], span['last'])}"
         for span in (spans[0], spans[-1])
-    ]
-    headline = f"KL of {_name(first)} by position: {ends[-1]}"
-    if len(spans) > 1:
-        headline = f"KL of {_name(first)} by position: {ends[0]}, and {ends[1]}"
+    )
+    headline = f"KL of {_name(first)} by position: {', and '.join(dict.fromkeys(ends))}"
     subtitle = f"{title(first)}. Mean over {excerpts(records)}; bands are {_INTERVALS}"
     sheet, panels = _panels(records, headline, subtitle, styles)
-    values = [
-        max(value, _FLOOR)
-        for record in records
-        for side in ("value", "low", "high")
-        for value in numbers((s["kl"] for s in record["result"]["kl_by_position"]), side)
-        if not math.isnan(value)
-    ]
+    values = [_sides(_kl_by_position(record), _FLOOR).ravel() for record in records]
     for axes, width, of_length in panels:
         places = set()
         for record in of_length:
             spans = record["result"]["kl_by_position"]
             places |= {span["first"] for span in spans} | {spans[-1]["last"]}
             middle = [math.sqrt(span["first"] * span["last"]) for span in spans]
-            kl, low, high = (
-                np.maximum(numbers((span["kl"] for span in spans), side), _FLOOR)
-                for side in ("value", "low", "high")
-            )
+            kl, low, high = _sides(_kl_by_position(record), _FLOOR)
             colour, marker = styles[record["candidate"]["name"]]
             axes.plot(middle, kl, color=colour, marker=marker, ms=4.5, lw=1.5)
             axes.fill_between(middle, low, high, color=colour, alpha=0.18, lw=0)
-        _log_axis(axes, axes.yaxis, values)
+        _log_axis(axes, axes.yaxis, np.concatenate(values))
         canvas.grid(axes)
         canvas.token_axis(axes, sorted(places), width)
         canvas.label(axes, "position, from 0", "KL, nats a token")
@@ -196,16 +185,15 @@ def _draw_measure(
     records: Sequence[Record],
     styles: Mapping[str, tuple[str, str]],
 ) -> None:
-    estimates = [measure.of(record["result"]) for record in records]
-    sides = [numbers(estimates, side) for side in ("value", "low", "high")]
+    least = _FLOOR if measure.logarithmic else -math.inf
+    sides = _sides([measure.of(record["result"]) for record in records], least)
     if measure.logarithmic:
-        sides = [np.maximum(side, _FLOOR) for side in sides]
-        _log_axis(axes, axes.xaxis, np.concatenate(sides))
+        _log_axis(axes, axes.xaxis, sides)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     if measure.neutral is not None:
         axes.axvline(measure.neutral, color=canvas.SOFT, lw=1)
-    for row, (value, low, high) in enumerate(zip(*sides, strict=True)):
+    for row, (value, low, high) in enumerate(sides.T):
         colour, _ = styles[records[row]["candidate"]["name"]]
         axes.hlines(row, low, high, color=colour, lw=1.6)
         axes.plot(value, row, "o", color=colour, ms=4.5)
@@ -216,7 +204,16 @@ def _draw_measure(
     axes.set_axisbelow(True)
 
 
-def _log_axis(axes: Axes, axis: Axis, values: Sequence[float]) -> None:
+def _kl_by_position(record: Record) -> list[Mapping[str, Any]]:
+    return [span["kl"] for span in record["result"]["kl_by_position"]]
+
+
+def _sides(estimates: Sequence[Mapping[str, Any]], least: float) -> np.ndarray:
+    """Values and the ends of their intervals, float64 [3, any number]; what is below as `least`."""
+    return np.maximum([numbers(estimates, side) for side in ("value", "low", "high")], least)
+
+
+def _log_axis(axes: Axes, axis: Axis, values: np.ndarray) -> None:
     """Whole powers of ten around the values, named as numbers."""
     low, high = np.nanmin(values), np.nanmax(values)
     limits = 10.0 ** math.floor(math.log10(low) - 0.05), 10.0 ** math.ceil(math.log10(high) + 0.05)

@@ -41,38 +41,18 @@ def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     """One text under one BOS policy."""
     explain = explanations(__package__)
     cost = explain.cost(level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES))
-    parts: list[tuple[str, str, str, Callable | None, Sequence[Callable]]] = [
-        (
-            "What each mask costs",
-            cost,
-            "quality",
-            figures.cost_figure,
-            (tables.divergence_table, tables.likelihood_table),
-        ),
-        (
-            "Where in the text it costs",
-            explain.positions(),
-            "quality",
-            figures.position_figure,
-            (tables.position_table,),
-        ),
+    parts: list[tuple[str, str, Callable | None]] = [
+        ("What each mask costs", cost, figures.cost_figure),
+        ("Where in the text it costs", explain.positions(), figures.position_figure),
         (
             "How long greedy continuations stay the same",
             explain.continuations(),
-            "continuation",
             figures.continuation_figure,
-            (tables.continuation_table,),
         ),
-        (
-            "A hidden number given back",
-            explain.passkeys(),
-            "passkey",
-            None,
-            (tables.passkey_table,),
-        ),
+        ("A hidden number given back", explain.passkeys(), None),
     ]
     sections = []
-    for name, text, kind, draw, makers in parts:
+    for (name, text, draw), (kind, makers) in zip(parts, tables.PARTS, strict=True):
         if records := of_text.get(kind):
             pictures = [draw(batch) for batch in _batches(records)] if draw else []
             blocks = [Prose(text), *pictures, *(make(records) for make in makers)]
@@ -86,7 +66,7 @@ def _name(of_text: Mapping[str, list[Record]]) -> str:
 
 def _opening(records: Sequence[Record]) -> list[str]:
     """A sentence for each mask at the greatest length, the cheapest first."""
-    last = max((record["length"] for record in records), default=0)
+    last = max(record["length"] for record in records)
     longest = [record for record in records if record["length"] == last]
     longest.sort(key=lambda record: record["result"]["kl"]["mean"]["value"])
     sentences = [_sentence(record) for record in longest[:_OPENED]]

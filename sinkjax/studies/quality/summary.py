@@ -13,10 +13,6 @@ import numpy as np
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.studies.resampling import estimate, estimate_mean, resample_counts
 
-PERCENTILES = (95, 99)
-
-_NO_NEXT_TOKEN = "no scored position has a next token in its window"
-
 
 def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
     """What a comparison says over all its excerpts.
@@ -40,7 +36,7 @@ def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
         "tokens": stats.kl.size,
         "kl": {
             "mean": mean(stats.kl),
-            **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in PERCENTILES},
+            **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in (95, 99)},
             "max": float(stats.kl.max()),
         },
         "kl_by_position": [
@@ -151,7 +147,8 @@ def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:
     """`nll` and `perplexity`."""
     if not stats.baseline_nll.size:
-        nothing = {"value": None, "undefined": _NO_NEXT_TOKEN}
+        reason = "no scored position has a next token in its window"
+        nothing = {"value": None, "undefined": reason}
         names = ("baseline", "candidate", "change")
         return {measure: dict.fromkeys(names, nothing) for measure in ("nll", "perplexity")}
     baseline = stats.baseline_nll.mean(axis=1, dtype=np.float64)

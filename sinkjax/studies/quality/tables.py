@@ -21,19 +21,14 @@ _LABELS = (
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
-    """What was measured, in the order in which to read it.
+    """Tables of KL and agreement, likelihood, KL by position, continuations and hidden numbers.
 
-    Args:
-      records: of one run, in any order.
-
-    Returns:
-      for each text and BOS policy the tables of KL and agreement, likelihood, KL by position,
-      continuations and hidden numbers; none of what there are no records for.
+    Those of each text and BOS policy are together; what there are no records for has none.
     """
     return [
         make(of_kind)
         for of_text in by_text(records)
-        for kind, makers in TABLES.items()
+        for kind, makers in PARTS
         if (of_kind := of_text.get(kind))
         for make in makers
     ]
@@ -42,9 +37,14 @@ def quality_tables(records: Sequence[Record]) -> list[Table]:
 def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
     """The records of each text and BOS policy by their kinds, by candidate, length and depth."""
     groups: dict[tuple[str, ...], dict[str, list[Record]]] = {}
-    for record in sorted(records, key=lambda record: (_text(record), _row_order(record))):
-        groups.setdefault(_text(record), {}).setdefault(record["kind"], []).append(record)
-    return list(groups.values())
+    ordered = sorted(
+        records, key=lambda r: (r["candidate"]["name"], r["length"], r.get("depth", 0))
+    )
+    for record in ordered:
+        source = record["source"]
+        text = source["role"], source["name"], source["sha256"], record["bos"]
+        groups.setdefault(text, {}).setdefault(record["kind"], []).append(record)
+    return [groups[text] for text in sorted(groups)]
 
 
 def divergence_table(records: Sequence[Record]) -> Table:
@@ -183,15 +183,6 @@ def candidates_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _text(record: Record) -> tuple[str, str, str, str]:
-    source = record["source"]
-    return source["role"], source["name"], source["sha256"], record["bos"]
-
-
-def _row_order(record: Record) -> tuple[Any, ...]:
-    return record["candidate"]["name"], record["length"], record.get("depth", 0)
-
-
 def label(record: Record) -> tuple[str, str]:
     """A row's mask and tokens."""
     return formats.shortened(record["candidate"]["name"], _NAME), formats.count(record["length"])
@@ -217,9 +208,10 @@ def excerpts(records: Sequence[Record]) -> str:
     return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
 
 
-TABLES: dict[str, Sequence[Callable[[Sequence[Record]], Table]]] = {
-    "quality": (divergence_table, likelihood_table, position_table),
-    "continuation": (continuation_table,),
-    "passkey": (passkey_table,),
-}
-"""By kind of record, what makes its tables of one text."""
+PARTS: Sequence[tuple[str, Sequence[Callable[[Sequence[Record]], Table]]]] = (
+    ("quality", (divergence_table, likelihood_table)),
+    ("quality", (position_table,)),
+    ("continuation", (continuation_table,)),
+    ("passkey", (passkey_table,)),
+)
+"""The parts of one text: the kind of its records, and what makes its tables of them."""

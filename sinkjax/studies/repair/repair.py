@@ -19,14 +19,13 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, explaining
 from sinkjax.files import replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
 
 _TRAINED = ("o", "first_o", "other_o", "mean_bias", "o_bias")
-_DIGESTS = ("mask_digest", "model_digest")
 
 Changes = Mapping[str, jax.Array]
 """Parameters by name, such as `layers.3.attention.o`."""
@@ -64,7 +63,6 @@ class Repair:
         self._graph, trained, self._rest = nnx.split(
             model, lambda path, _: tuple(path) in layers, ...
         )
-        self._dtypes = {path: leaf[...].dtype for path, leaf in nnx.to_flat_state(trained)}
         self._leaves = dict(nnx.to_flat_state(trained))
         self.start: Changes = {
             _name(path): leaf[...].astype(jnp.float32) for path, leaf in self._leaves.items()
@@ -77,11 +75,9 @@ class Repair:
           InputError: listing names and shapes that are not those of `start`.
         """
         if changes.keys() != self.start.keys():
-            raise InputError(
-                "the repair is of other parameters than the mask's: "
-                f"{', '.join(sorted(changes.keys() ^ self.start.keys())[:4])}; "
-                "repair the mask again"
-            )
+            names = ", ".join(sorted(changes.keys() ^ self.start.keys())[:4])
+            text = f"the repair is of other parameters than the mask's: {names}"
+            raise InputError(f"{text}; repair the mask again")
         problems = [
             f"{name} of the repair is {changes[name].shape}, of the model {value.shape}"
             for name, value in self.start.items()
@@ -90,7 +86,7 @@ class Repair:
         if problems:
             raise InputError(*problems)
         leaves = [
-            (path, leaf.replace(changes[_name(path)].astype(self._dtypes[path])))
+            (path, leaf.replace(changes[_name(path)].astype(leaf[...].dtype)))
             for path, leaf in self._leaves.items()
         ]
         return nnx.merge(self._graph, nnx.from_flat_state(leaves), self._rest)
@@ -115,15 +111,11 @@ def save_repair(
     """
     path = repair_path(path)
     arrays = {name: np.asarray(value, np.float32) for name, value in changes.items()}
-    metadata = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
-    try:
+    metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
+    advice = "free space there, or give another folder"
+    with explaining(f"{path}: the repair cannot be written", advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
-    except OSError as error:
-        raise InputError(
-            f"{path}: the repair cannot be written ({error.strerror or error}); free space there, "
-            "or give another folder"
-        ) from error
 
 
 def load_repair(
@@ -145,7 +137,7 @@ def load_repair(
             f"{path} cannot be read as a repair ({error}); make it again with "
             "python -m experiments.repair"
         ) from error
-    wanted = dict(zip(_DIGESTS, (mask_digest, model_digest), strict=True))
+    wanted = {"mask_digest": mask_digest, "model_digest": model_digest}
     problems = [
         f"{path} is of another {name.removesuffix('_digest')}: its {name} is "
         f"{metadata.get(name)}, that of what it is loaded for is {digest}"
@@ -158,7 +150,7 @@ def load_repair(
 
 
 def repair_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Of the repair of a mask's file."""
+    """Path of the repair beside a mask's file."""
     return pathlib.Path(path).with_suffix(".repair.safetensors")
 
 

@@ -34,7 +34,6 @@ from sinkjax.studies.repair.repair import Changes, Repair, save_repair
 from sinkjax.studies.settings import setting
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
-from sinkjax.studies.training.train import distil
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,35 +62,24 @@ class RepairStudy(TrainingStudy):
 
     @property
     def mask_name(self) -> str:
-        """Of the mask, for records and for the repair's file."""
+        """Name of the mask, for records and for the repair's file."""
         (name,) = self._named
         return "mask" if is_text(name) else pathlib.Path(name).stem
 
-    def common(self) -> dict[str, Any]:
-        ((mask, _),) = self._named.values()
-        return {**super().common(), "mask": self.mask_name, "mask_digest": mask.digest}
-
     def specification(self) -> dict[str, Any]:
-        return self.common()
+        ((mask, _),) = self._named.values()
+        return {**super().specification(), "mask": self.mask_name, "mask_digest": mask.digest}
 
     def size(self) -> Size:
-        return Size(self.training_tokens + 2 * self.judged.size, 3, 3 * RECORD_BYTES)
+        return Size(self.training_tokens + 2 * self.judge_rows.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         ((mask, fills),) = self._named.values()
         repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
-        fields, folder = self.common(), bench.results.folder
-        trained = distil(
-            bench.model,
-            repair.residuals,
-            dict(repair.start),
-            self.trained_on,
-            self.train,
-            folder / "checkpoints",
-            on_step=functools.partial(bench.keep.report, "trained"),
-        )
+        fields = self.specification()
+        trained = self.distilled(bench, repair.residuals, dict(repair.start))
         save_repair(
-            folder / f"{self.mask_name}.json",
+            bench.results.folder / f"{self.mask_name}.json",
             trained.parameters,
             mask_digest=mask.digest,
             model_digest=bench.described["model_digest"],
@@ -101,10 +89,10 @@ class RepairStudy(TrainingStudy):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask, _divergences(bench.model, repair, changes, self.judged), self.seed
+                    mask, _divergences(bench.model, repair, changes, self.judge_rows), self.seed
                 ),
                 "judged",
-                steps=self.judged.size,
+                steps=self.judge_rows.size,
             )
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:

@@ -13,7 +13,6 @@ import numpy as np
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
-from sinkjax.masks.scores import group_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +56,22 @@ def rank_moves(
     predicted: Prediction,
     savings: np.ndarray,
     *,
-    num_kv_heads: int | None = None,
+    size: int = 1,
 ) -> list[Move]:
     """Moves in the greedy order: the next one costs least a saving beside those before it.
 
     Args:
-      start: that moves are made from; also another mask than the predictions are of. With K, the
-        heads of a group are on one path.
+      start: that moves are made from; also another mask than the predictions are of. The heads of
+        a unit are on one path.
       paths: P of them, without `full`.
       predicted: costs of single heads.
       savings: float [P], of a unit on each path, above 0.
-      num_kv_heads: K, for groups as units; None for heads.
+      size: heads of a unit.
 
     Returns:
       all moves there are, until every unit is on the path that saves most; equal ones by (layer,
       unit).
     """
-    size = _unit_size(start, num_kv_heads)
     options, saved = [Full(), *paths], np.concatenate([[0.0], savings])
     num_layers, units = start.num_layers, start.num_heads // size
     shape = (len(options), num_layers * units, size)
@@ -135,11 +133,8 @@ def shrinkage(draws: np.ndarray) -> float:
     return float(np.clip(variance[off].sum() / total, 0, 1)) if total > 0 else 1.0
 
 
-def make_moves(
-    mask: SinkMask, moves: Sequence[Move], *, num_kv_heads: int | None = None
-) -> SinkMask:
-    """The mask after these moves, in order."""
-    size = _unit_size(mask, num_kv_heads)
+def make_moves(mask: SinkMask, moves: Sequence[Move], *, size: int = 1) -> SinkMask:
+    """The mask after these moves, in order, of units of `size` heads."""
     heads = [list(layer) for layer in mask.heads]
     for move in moves:
         start = move.unit * size
@@ -155,7 +150,7 @@ def spend(
     *,
     kl: float,
     scale: float | None = None,
-    num_kv_heads: int | None = None,
+    size: int = 1,
     tries: int = 6,
     close: float = 0.95,
 ) -> Step:
@@ -171,7 +166,7 @@ def spend(
       measure: the KL of a mask.
       kl: of `start`, at most the target.
       scale: measured KL a predicted one, from earlier; None for none.
-      num_kv_heads: K, where units are groups.
+      size: heads of a unit.
       tries: measurements, at most.
       close: the share of the target that is near enough.
     """
@@ -184,26 +179,21 @@ def spend(
         number = _next(cumulative, fits, too_many, best_kl, target, scale)
         if failed:  # predictions that were wrong there may be wrong again
             number = min(number, (fits + too_many) // 2)
-        candidate = make_moves(start, moves[:number], num_kv_heads=num_kv_heads)
+        candidate = make_moves(start, moves[:number], size=size)
         measured = measure(candidate)
         tried.append((number, measured))
         if cumulative[number] > 0 and measured > kl:
             scale = (measured - kl) / float(cumulative[number])
         failed = measured > target
-        if not failed:
-            fits, best, best_kl = number, candidate, measured
-        else:
+        if failed:
             too_many = number
+        else:
+            fits, best, best_kl = number, candidate, measured
     return Step(tuple(tried), best, best_kl, fits, scale)
 
 
 def _next(
-    cumulative: np.ndarray,
-    fits: int,
-    too_many: int,
-    kl: float,
-    target: float,
-    scale: float | None,
+    cumulative: np.ndarray, fits: int, too_many: int, kl: float, target: float, scale: float | None
 ) -> int:
     """The number of moves to measure next, between two known ones, both excluded."""
     middle = (fits + too_many) // 2
@@ -221,11 +211,6 @@ def _options(mask: SinkMask, options: Sequence[Path], size: int) -> np.ndarray:
     return np.array([options.index(path) for layer in mask.heads for path in layer[::size]])
 
 
-def _unit_size(mask: SinkMask, num_kv_heads: int | None) -> int:
-    """Heads of a unit."""
-    return 1 if num_kv_heads is None else group_size(mask.num_heads, num_kv_heads)
-
-
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over draws; 0 of none."""
+    """Mean over draws; 0 of none."""
     return values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])

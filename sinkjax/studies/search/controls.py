@@ -16,8 +16,7 @@ def control_masks(
     """What the chosen mask has to beat: others with as many masked heads, by their names.
 
     Args:
-      outcome: of the search.
-      settings: of the search.
+      outcome, settings: of the search.
       config: of the model.
       scores: float [L, N], sink scores.
     """

@@ -86,7 +86,7 @@ class SearchSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchOutcome:
-    """What a search found.
+    """What came of a search.
 
     Attributes:
       mask: with the most savings, or heads, of those within the budget.
@@ -124,33 +124,32 @@ def search_mask(
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
     kv_heads = config.num_kv_heads if settings.by == "group" else None
+    size = 1 if kv_heads is None else group_size(config.num_heads, kv_heads)
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
     # Of paths that are worth the same the one that saves more is better, by next to nothing.
     worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
     needed = Sink("mean") in settings.paths
     fills = kept_means(model, ranking_excerpts, store) if needed else None
-    measure = _measure(model, held_excerpts, fills, store)
-    predict = _predict(model, ranking_excerpts, fills, settings, store)
+    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store)
+    judge = kept_judge(model, held_excerpts, fills, store)
     full = SinkMask.full(config)
     best, kl, scale, rounds = full, 0.0, None, []
     for number in range(settings.rounds):
-        moves = rank_moves(
-            best, settings.paths, predict(best, number), worth, num_kv_heads=kv_heads
-        )
+        predicted = _predict(costs, settings, best, number)
+        moves = rank_moves(best, settings.paths, predicted, worth, size=size)
         step = spend(
             best,
             moves,
             settings.kl_budget * (number + 1) / settings.rounds,
-            measure,
+            lambda mask: float(judge(mask).mean(dtype=np.float64)),
             kl=kl,
             scale=scale,
-            num_kv_heads=kv_heads,
+            size=size,
             tries=settings.tries,
         )
         rounds.append(step)
         best, kl, scale = step.mask, step.kl, step.scale
-    errors = kept_errors(model, ranking_excerpts, settings.paths, fills, store, full)
-    return SearchOutcome(best, kl, fills, savings, errors, tuple(rounds))
+    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds))
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -166,91 +165,61 @@ def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     return store("sink scores", excerpts, measured)["scores"].mean(axis=0, dtype=np.float64)
 
 
-def _measure(
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptCosts:
+    """What heads cost on each of P paths, measured once.
+
+    Attributes:
+      model: every head `full`.
+      excerpts: int32 [W, T], on which it is measured.
+      paths: without `full`.
+      fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
+      store: of what is measured.
+    """
+
+    model: Llama
+    excerpts: np.ndarray
+    paths: Sequence[Path]
+    fills: np.ndarray | None
+    store: Store
+
+    def errors(self, mask: SinkMask | None = None) -> np.ndarray:
+        """`own_errors` under a mask, float64 [P, L, N]."""
+        under: dict[str, Any] = {"mask": mask, "fills": self.fills}
+
+        def measured() -> dict[str, np.ndarray]:
+            return {"errors": own_errors(self.model, self.excerpts, self.paths, **under)}
+
+        paths = list(map(str, self.paths))
+        return self.store("errors", self.excerpts, measured, paths=paths, **under)["errors"]
+
+    def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
+        """`predict_moves` under a mask."""
+        draws = {"samples": samples, "seed": seed}
+        under: dict[str, Any] = {"mask": mask, "fills": self.fills}
+
+        def predicted() -> dict[str, np.ndarray]:
+            moves = predict_moves(self.model, self.excerpts, self.paths, **under, **draws)
+            return {"linear": moves.linear, "products": moves.products}
+
+        passes, paths = 2 + 2 * samples, list(map(str, self.paths))
+        arrays = self.store(
+            "sensitivity", self.excerpts, predicted, passes=passes, paths=paths, **under, **draws
+        )
+        return Prediction(mask or SinkMask.full(self.model.config), **arrays)
+
+
+def kept_judge(
     model: Llama, excerpts: np.ndarray, fills: np.ndarray | None, store: Store
-) -> Callable[[SinkMask], float]:
+) -> Callable[[SinkMask], np.ndarray]:
+    """The KL of masks at every scored position, [W, P], each mask measured once."""
     # Made where something is measured that is not kept.
     judge = functools.cache(lambda: Judge(model, excerpts, fills=fills))
 
-    def measure(mask: SinkMask) -> float:
-        kl = store("KL", excerpts, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
-        return float(kl.mean(dtype=np.float64))
+    def measure(mask: SinkMask) -> np.ndarray:
+        return store("KL", excerpts, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
 
     return measure
-
-
-def _predict(
-    model: Llama,
-    excerpts: np.ndarray,
-    fills: np.ndarray | None,
-    settings: SearchSettings,
-    store: Store,
-) -> Callable[[SinkMask, int], Prediction]:
-    measured = (model, excerpts, settings.paths, fills, store)
-
-    def by_sensitivity(mask: SinkMask, number: int) -> Prediction:
-        how = {"samples": settings.samples, "seed": settings.seed + number}
-        predicted = kept_sensitivity(*measured, mask, **how)
-        return _steadied(predicted, kept_errors(*measured, mask), settings.paths)
-
-    def by_error(mask: SinkMask, number: int) -> Prediction:
-        return _adding_up(mask, np.square(kept_errors(*measured, mask)))
-
-    def by_gates(mask: SinkMask, number: int) -> Prediction:
-        gates = np.asarray(settings.gates.values, np.float64)
-        size = group_size(mask.num_heads, gates.shape[1])
-        return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
-
-    known = {"sensitivity": by_sensitivity, "error": by_error, "gates": by_gates}
-    return known[settings.ranking]
-
-
-def kept_errors(
-    model: Llama,
-    excerpts: np.ndarray,
-    paths: Sequence[Path],
-    fills: np.ndarray | None,
-    store: Store,
-    mask: SinkMask | None = None,
-) -> np.ndarray:
-    """`own_errors`, float64 [P, L, N], measured once."""
-    arrays = store(
-        "errors",
-        excerpts,
-        lambda: {"errors": own_errors(model, excerpts, paths, mask=mask, fills=fills)},
-        mask=mask,
-        fills=fills,
-        paths=list(map(str, paths)),
-    )
-    return arrays["errors"]
-
-
-def kept_sensitivity(
-    model: Llama,
-    excerpts: np.ndarray,
-    paths: Sequence[Path],
-    fills: np.ndarray | None,
-    store: Store,
-    mask: SinkMask | None = None,
-    **how: int,
-) -> Prediction:
-    """`predict_moves` with these `samples` and `seed`, measured once."""
-
-    def predicted() -> dict[str, np.ndarray]:
-        moves = predict_moves(model, excerpts, paths, mask=mask, fills=fills, **how)
-        return {"linear": moves.linear, "products": moves.products}
-
-    arrays = store(
-        "sensitivity",
-        excerpts,
-        predicted,
-        mask=mask,
-        fills=fills,
-        passes=2 + 2 * how["samples"],
-        paths=list(map(str, paths)),
-        **how,
-    )
-    return Prediction(mask or SinkMask.full(model.config), **arrays)
 
 
 def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -258,8 +227,20 @@ def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     return store("means", excerpts, lambda: {"fills": mean_outputs(model, excerpts)})["fills"]
 
 
+def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:
+    """What moves from a mask cost in the round of this number, as the settings' ranking says."""
+    if settings.ranking == "sensitivity":
+        predicted = costs.sensitivity(settings.samples, settings.seed + number, mask)
+        return _steadied(predicted, costs.errors(mask), settings.paths)
+    if settings.ranking == "error":
+        return _adding_up(mask, np.square(costs.errors(mask)))
+    gates = np.asarray(settings.gates.values, np.float64)
+    size = group_size(mask.num_heads, gates.shape[1])
+    return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
+
+
 def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:
-    """Of costs of single heads on each path, float [P, L, N], with nothing between them."""
+    """Prediction from costs of single heads on each path, float [P, L, N], which add up."""
     linear = np.concatenate([np.zeros_like(costs[:1]), costs])
     return Prediction(mask, linear, np.zeros((0, *linear.shape)))
 

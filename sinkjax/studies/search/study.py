@@ -54,7 +54,13 @@ from sinkjax.studies.search.grow import (
     search_mask,
     sink_scores,
 )
-from sinkjax.studies.search.tables import budget_line, over_budget, search_tables
+from sinkjax.studies.search.tables import (
+    budget_line,
+    costs_of,
+    over_budget,
+    quality_of,
+    search_tables,
+)
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.study import Bench, Cell, Size, Study
@@ -98,14 +104,7 @@ class Search(Study):
     kl_budget: float = setting(0.05, "The most KL to the baseline, in nats a token.")
     margin: float = setting(0.2, "Part of the budget that the search leaves unspent.")
     paths: tuple[Path, ...] = setting(
-        (
-            Sink("first"),
-            Sink("mean"),
-            Window(4, 16),
-            Window(4, 32),
-            Window(4, 64),
-            Window(4, 128),
-        ),
+        (Sink("first"), Sink("mean"), *(Window(4, near) for near in (16, 32, 64, 128))),
         "Paths that heads may take, with commas between them: windows and sinks.",
         parse=functools.partial(parse_paths, kinds=("window", "sink")),
     )
@@ -150,17 +149,8 @@ class Search(Study):
                 yield Problem("paths", path, "it is none to search for: give windows and sinks")
             if self.paths.count(path) > 1:
                 yield Problem("paths", path, "it is there twice")
-        yield from at_least(
-            self,
-            batch_size=1,
-            generated=1,
-            rounds=1,
-            tries=1,
-            samples=1,
-            rank_excerpts=1,
-            hold_excerpts=1,
-            judge_excerpts=1,
-        )
+        yield from at_least(self, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
+        yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
         if not self.flops_per_byte > 0:
             yield self.wrong("flops_per_byte", "give a number above 0")
         if self.ranking == "gates" and self.gates is None:
@@ -172,12 +162,8 @@ class Search(Study):
         if self._learned is not None:
             yield from self._gate_problems(self._learned)
         if self._trained_on_choice and not self.judge_text:
-            yield Problem(
-                "judge_text",
-                None,
-                "the gates were trained on the text to choose on, so that no excerpt of it is left "
-                "to judge on; give another text",
-            )
+            text = "the gates were trained on the text to choose on, so that no excerpt of it is "
+            yield Problem("judge_text", None, f"{text}left to judge on; give another text")
         hashes = [series.source.prompts.sha256 for series in self.series]
         if len(set(hashes)) < len(hashes):
             yield self.wrong(
@@ -191,27 +177,23 @@ class Search(Study):
             wanted = self.judge_excerpts if index else chosen + own
             count = len(series.tokens[self.length])
             if count < wanted:
-                text = (
-                    f"{series.name} has {count} excerpts of that many tokens, {wanted} are wanted"
-                )
+                text = f"has {count} excerpts of that many tokens, {wanted} are wanted"
                 advice = "give a longer text, or ask for fewer excerpts"
-                yield Problem("lengths", self.length, f"{text}: {advice}")
+                yield Problem("lengths", self.length, f"{series.name} {text}: {advice}")
 
     def _gate_problems(self, gates: LearnedGates) -> Iterator[Problem]:
         config = self.subject.config
         if self.paths != (gates.path,):
-            yield self.wrong(
-                "paths", f"the gates were learned for {gates.path}; give that path alone"
-            )
-        units = {"head": (config.num_heads,), "group": (config.num_heads, config.num_kv_heads)}
-        fitting = {(config.num_layers, count) for count in units[self.units]}
-        if gates.values.shape not in fitting:
-            yield self.wrong(
-                "gates",
-                f"it has {gates.values.shape[1]} a layer, in {gates.values.shape[0]} layers; "
-                f"units={self.units} takes "
-                f"{' or '.join(f'{n} in {m}' for m, n in sorted(fitting))}",
-            )
+            text = f"the gates were learned for {gates.path}; give that path alone"
+            yield self.wrong("paths", text)
+        layers, counts = config.num_layers, {config.num_heads}
+        if self.units == "group":
+            counts.add(config.num_kv_heads)
+        their_layers, count = gates.values.shape
+        if their_layers != layers or count not in counts:
+            allowed = " or ".join(f"{n} in {layers}" for n in sorted(counts))
+            text = f"it has {count} a layer, in {their_layers} layers; units={self.units} takes"
+            yield self.wrong("gates", f"{text} {allowed}")
 
     @property
     def length(self) -> int:
@@ -222,18 +204,13 @@ class Search(Study):
     @property
     def settings(self) -> SearchSettings:
         """What is searched for: the budget is what the margin leaves of it."""
+        same = ("paths", "objective", "ranking", "rounds", "tries", "samples", "seed")
         return SearchSettings(
-            paths=self.paths,
             kl_budget=self.kl_budget * (1 - self.margin),
             workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
             by=self.units,
-            objective=self.objective,
-            ranking=self.ranking,
-            rounds=self.rounds,
-            tries=self.tries,
-            samples=self.samples,
-            seed=self.seed,
             gates=self._learned,
+            **{name: getattr(self, name) for name in same},
         )
 
     @functools.cached_property
@@ -250,13 +227,12 @@ class Search(Study):
     def series(self) -> list[Series]:
         """The text to choose on, then those to judge on."""
         count = self.rank_excerpts + self.hold_excerpts + self.judge_excerpts
-        sources = [texts.choose_text(self.choose_text, count, self.seed)]
-        sources += [
-            texts.judge_text(path, self.judge_excerpts, self.seed) for path in self.judge_text
-        ]
+        named = [texts.choose_text(self.choose_text, count, self.seed)]
+        for path in self.judge_text:
+            named.append(texts.judge_text(path, self.judge_excerpts, self.seed))
         return plan_series(
             [self.subject],
-            [Source(text, "text", (self.length,)) for text in sources],
+            [Source(text, "text", (self.length,)) for text in named],
             bos=(self.bos,),
             num_prompts=count,
         )
@@ -273,7 +249,7 @@ class Search(Study):
         return self.series[0].tokens[self.length][self.rank_excerpts : end]
 
     @functools.cached_property
-    def judged(self) -> list[tuple[Series, np.ndarray]]:
+    def judge_texts(self) -> list[tuple[Series, np.ndarray]]:
         """Excerpts that no choice sees, int32 [W, T], with the series that they are of."""
         first, *others = self.series
         chosen = self.rank_excerpts + self.hold_excerpts
@@ -288,7 +264,7 @@ class Search(Study):
             **self._common(),
             "judged": [
                 {**series.source.describe(), "tokens_sha256": tokens_digest(excerpts)}
-                for series, excerpts in self.judged
+                for series, excerpts in self.judge_texts
             ],
         }
 
@@ -308,12 +284,12 @@ class Search(Study):
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
         ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
         measured = self.held.size * self.rounds * self.tries
-        judged = sum(excerpts.size for _, excerpts in self.judged)
-        records = 1 + (1 + len(CONTROLS)) * len(self.judged)
+        tokens = sum(excerpts.size for _, excerpts in self.judge_texts)
+        records = 1 + (1 + len(CONTROLS)) * len(self.judge_texts)
         return Size(
-            ranked + measured + (1 + len(CONTROLS)) * judged,
+            ranked + measured + (1 + len(CONTROLS)) * tokens,
             records,
-            _RECORD_BYTES * records + _POSITION_BYTES * records * judged,
+            _RECORD_BYTES * records + _POSITION_BYTES * records * tokens,
         )
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
@@ -327,43 +303,41 @@ class Search(Study):
         masks = {CHOSEN: outcome.mask, **controls}
         summarize = functools.partial(_summary, outcome, masks)
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
-        for series, excerpts in self.judged:
-            judge = functools.cache(
-                lambda excerpts=excerpts: Judge(bench.model, excerpts, fills=outcome.fills)
-            )
-            for name, mask in masks.items():
-                yield self._judged_cell(bench, name, mask, outcome.fills, series, excerpts, judge)
+        for series, excerpts in self.judge_texts:
+            yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
         records = list(bench.results)
         provenance, quality = saved_search(records)
         quality |= over_budget(records, self.kl_budget)
         file = self.mask_file or bench.results.folder / "mask.json"
         save_mask(file, outcome.mask, provenance=provenance, quality=quality, fills=outcome.fills)
 
-    def _judged_cell(
+    def _quality_cells(
         self,
         bench: Bench,
-        name: str,
-        mask: SinkMask,
+        masks: Mapping[str, SinkMask],
         fills: np.ndarray | None,
         series: Series,
         excerpts: np.ndarray,
-        judge: Any,
-    ) -> Cell:
-        def measure() -> dict[str, Any]:
+    ) -> Iterator[Cell]:
+        """Cells of each mask on one text."""
+        judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
+
+        def measure(mask: SinkMask) -> dict[str, Any]:
             stats = bench.keep(
                 "quality", excerpts, lambda: judge().stats(mask).arrays(), mask=mask, fills=fills
             )
             return summarize_quality(QualityStats(**stats), seed=self.seed)
 
-        of_mask = {} if fills is None else {mask: fills}
-        fields = {
-            "kind": "quality",
-            "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
-            **series.excerpts(self.length, excerpts),
-            "score_from": SCORE_FROM,
-            "seed": self.seed,
-        }
-        return Cell(fields, measure, name, steps=excerpts.size)
+        for name, mask in masks.items():
+            of_mask = {} if fills is None else {mask: fills}
+            fields = {
+                "kind": "quality",
+                "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
+                **series.excerpts(self.length, excerpts),
+                "score_from": SCORE_FROM,
+                "seed": self.seed,
+            }
+            yield Cell(fields, functools.partial(measure, mask), name, steps=excerpts.size)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [
@@ -388,31 +362,14 @@ def _read_gates(folder: str) -> LearnedGates:
 
 
 def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
-    """Provenance and quality of the chosen mask, for `sinkjax.save_mask`.
-
-    Args:
-      records: of one search.
-    """
+    """Provenance and quality of a search's chosen mask, for `sinkjax.save_mask`."""
     (outcome,) = (record for record in records if record["kind"] == "search")
-    quality = [record for record in records if record["kind"] == "quality"]
-    by_name = {
-        name: [record for record in quality if record["candidate"]["name"] == name]
-        for name in (CHOSEN, *CONTROLS)
-    }
+    held_kl = outcome["result"]["held_kl"]
     provenance = Provenance.from_records(
-        [outcome],
-        method="KL budget",
-        **outcome["settings"],
-        held_kl=outcome["result"]["held_kl"],
+        [outcome], method="KL budget", **outcome["settings"], held_kl=held_kl
     )
-    controls = {
-        name: [
-            {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
-            for record in by_name[name]
-        ]
-        for name in CONTROLS
-    }
-    return provenance, {**measured_quality(by_name[CHOSEN]), "controls": controls}
+    controls = {name: costs_of(records, name) for name in CONTROLS}
+    return provenance, {**measured_quality(quality_of(records, CHOSEN)), "controls": controls}
 
 
 def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:

@@ -15,11 +15,7 @@ from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
-    """What a search chose, then what it costs on each judged text.
-
-    Args:
-      records: of one search, in any order.
-    """
+    """Tables of what a search chose, then of what it costs on each text to judge on."""
     (search,) = (record for record in records if record["kind"] == "search")
     quality = [record for record in records if record["kind"] == "quality"]
     names = [CHOSEN, *CONTROLS]
@@ -29,8 +25,23 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
         record["tokens_sha256"],
     )
     quality.sort(key=lambda record: (*text(record), names.index(record["candidate"]["name"])))
-    judged = [_judged_table(search, list(some)) for _, some in itertools.groupby(quality, key=text)]
-    return [_rounds_table(search), _mask_table(search), *judged]
+    by_text = [list(records) for _, records in itertools.groupby(quality, key=text)]
+    costs = [_quality_table(search, of_text) for of_text in by_text]
+    return [_rounds_table(search), _mask_table(search), *costs]
+
+
+def quality_of(records: Sequence[Record], name: str) -> list[Record]:
+    """The records of what one mask of a search costs, by its name."""
+    quality = [record for record in records if record["kind"] == "quality"]
+    return [record for record in quality if record["candidate"]["name"] == name]
+
+
+def costs_of(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
+    """The KL of one mask of a search on each text, for the chosen mask's file."""
+    return [
+        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
+        for record in quality_of(records, name)
+    ]
 
 
 def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
@@ -43,22 +54,13 @@ def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
     Returns:
       `kl_budget`, and as `over_budget` the KL of each judged text on which the mask costs more.
     """
-    over = [
-        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
-        for record in records
-        if record["kind"] == "quality"
-        and record["candidate"]["name"] == CHOSEN
-        and record["result"]["kl"]["mean"]["value"] > kl_budget
-    ]
+    costs = costs_of(records, CHOSEN)
+    over = [cost for cost in costs if cost["kl"]["value"] > kl_budget]
     return {"kl_budget": kl_budget, "over_budget": over}
 
 
 def budget_line(records: Sequence[Record], kl_budget: float) -> str:
-    """What a search says last: whether the chosen mask keeps its budget on judged text.
-
-    Args:
-      records, kl_budget: as for `over_budget`.
-    """
+    """What a search says last of `over_budget`: whether the mask keeps its budget."""
     over = over_budget(records, kl_budget)["over_budget"]
     if not over:
         return f"The mask keeps its budget, a KL of {kl_budget:g} nats a token, on all judged text."
@@ -111,7 +113,7 @@ def _mask_table(search: Record) -> Table:
     )
 
 
-def _judged_table(search: Record, records: Sequence[Record]) -> Table:
+def _quality_table(search: Record, records: Sequence[Record]) -> Table:
     first = records[0]
     same = first["source"]["sha256"] == search["source"]["sha256"]
     name = first["source"]["name"] + (", other excerpts" if same else "")

@@ -152,15 +152,11 @@ def _undefined(totals: _Totals, layer: int, num_prompts: int, num_heads: int) ->
     pairs = num_heads * (totals.source.shape[-1] - layer)
     in_any = "in the one prompt" if num_prompts == 1 else f"in any of the {num_prompts} prompts"
     in_all = "in the one prompt" if num_prompts == 1 else f"in all of the {num_prompts} prompts"
-    no_source = no_later = all_source = all_later = ""
-    if totals.source[layer] == 0:
-        no_source = f"layer {layer} has no sink head {in_any}"
-    if totals.source[layer] == num_heads:
-        all_source = f"every head of layer {layer} is a sink {in_all}"
-    if totals.later[layer] == 0:
-        no_later = f"no layer after layer {layer} has a sink head {in_any}"
-    if totals.later[layer] == pairs:
-        all_later = f"every head after layer {layer} is a sink {in_all}"
+    source, later = totals.source[layer], totals.later[layer]
+    no_source = "" if source else f"layer {layer} has no sink head {in_any}"
+    all_source = f"every head of layer {layer} is a sink {in_all}" if source == num_heads else ""
+    no_later = "" if later else f"no layer after layer {layer} has a sink head {in_any}"
+    all_later = f"every head after layer {layer} is a sink {in_all}" if later == pairs else ""
     return {
         "given_sink": no_source,
         "given_not": all_source,
@@ -216,7 +212,7 @@ def _best_source(
         layer = int(defined[np.argmax(lifts[defined])])
         return {
             "layer": layer,
-            "lift": dict(conditional[layer]["lift"]),
+            "lift": conditional[layer]["lift"],
             "shuffled_best_lift": _shuffled_estimate(shuffled_lifts[:, defined].max(axis=1)),
         }
     layers = np.flatnonzero(sinks.any(axis=(0, 2)))  # two of them would define the first one's lift
@@ -227,12 +223,7 @@ def _best_source(
     else:
         reason = f"layer {layers[0]} alone has sink heads"
     nothing = {"value": None, "undefined": reason}
-    return {
-        "layer": None,
-        "lift": nothing,
-        "shuffled_best_lift": dict(nothing),
-        "undefined": reason,
-    }
+    return {"layer": None, "lift": nothing, "shuffled_best_lift": nothing, "undefined": reason}
 
 
 def _shuffled_estimate(values: np.ndarray, undefined: str = "") -> dict[str, Any]:

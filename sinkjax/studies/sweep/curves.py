@@ -5,21 +5,22 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Sheet
+from sinkjax.report.canvas import Picture, Sheet, key
 from sinkjax.report.records import numbers
 from sinkjax.studies.sweep import findings
-from sinkjax.studies.sweep.records import Curve, Group, file_name
+from sinkjax.studies.sweep.records import Curve, Group, probabilities
 from sinkjax.studies.sweep.tables import layer_0
 from sinkjax.studies.sweep.uniform import excess_from, uniform_score
 
 _GAP = 0.85  # inches between panels with axes of their own
 _FOUNDING = ((2, 0.7148), (24, 0.2285))  # the study's two shares, of Llama-3.2-1B at 0.9
 _STAR = {"ls": "", "marker": "*", "ms": 10, "mfc": "white", "mec": canvas.INK}
+_DOTS = {"color": canvas.VERMILLION, "ls": (0, (1, 1.5)), "lw": 1.6}
+_DASHES = {"color": canvas.INK, "ls": canvas.DASHES}
 _BANDS = (((0.1, 0.9), 0.16), ((0.25, 0.75), 0.28))  # quantiles over heads, and their opacity
 
 
@@ -31,12 +32,12 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     width, height, gap = _columns(len(sources)), 2.7, 0.95
     sheet = Sheet(
         findings.share_headline(curves[0]) + findings.whose(curves[0], curves),
-        f"{group.name}. Share of all {curves[0].num_heads} heads whose score is above the "
-        "threshold; bands are intervals from resampling prompts",
+        f"{curves[0].group_name}. Share of all {curves[0].num_heads} heads whose score is above "
+        "the threshold; bands are intervals from resampling prompts",
         body=len(thresholds) * (height + gap) + 0.05,
         key=0.28,
     )
-    handles = [_line(definition) for definition in definitions]
+    handles = [key(definition, ms=5, **_style(definition)) for definition in definitions]
     # In one panel only: that of the group's first source, at the study's own threshold.
     lengths = [
         length
@@ -46,27 +47,27 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     ]
     marks = [mark for mark in _FOUNDING if lengths and min(lengths) <= mark[0] <= max(lengths)]
     if marks:
-        handles.append(Line2D([], [], label="founding study, Llama-3.2-1B", **_STAR))
+        handles.append(key("founding study, Llama-3.2-1B", **_STAR))
     sheet.legend(handles)
     for row, threshold in enumerate(thresholds):
         for column, source in enumerate(sources):
-            shown = [c for c in curves if (c.source_name, c.threshold) == (source, threshold)]
-            if not shown:
+            in_panel = [c for c in curves if (c.source_name, c.threshold) == (source, threshold)]
+            if not in_panel:
                 continue
             left = canvas.LEFT + column * (width + _GAP)
             axes = sheet.axes(left, sheet.top + 0.42 + row * (height + gap), width, height)
             if marks and threshold == 0.9 and column == 0:
                 axes.plot(*zip(*marks, strict=True), zorder=5, **_STAR)
-            lengths = sorted({length for curve in shown for length in curve.lengths})
-            for curve in shown:
+            lengths = sorted({length for curve in in_panel for length in curve.lengths})
+            for curve in in_panel:
                 _share_line(axes, curve)
             canvas.share_axis(axes)
             canvas.token_axis(axes, lengths, width)
             canvas.label(axes, "tokens in the prompt", "share of heads" if column == 0 else "")
             canvas.panel_title(axes, source, width, f"sinks above {threshold:g}")
     return sheet.picture(
-        file_name("share", group),
-        f"Lines of the share of sink heads against prompt length, for {group.name}.",
+        curves[0].file_name("share"),
+        f"Lines of the share of sink heads against prompt length, for {curves[0].group_name}.",
         "Each line is one definition of the sink score. The threshold stays the same at every "
         "length; what it asks of a head does not, as the next figure shows. Stars, where there are "
         "any, are the two prompts of an unpublished study of Llama-3.2-1B (the founding study): "
@@ -74,29 +75,25 @@ def share_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     )
 
 
-def conditional_figure(group: Group, curves: Sequence[Curve]) -> Picture:
+def conditional_figure(curves: Sequence[Curve]) -> Picture:
     """What layer 0 tells of later layers, against length: a column a source."""
     width = _columns(len(curves))
     upper, lower, gap = 2.3, 2.0, 0.42
     first = curves[0]
     sheet = Sheet(
         findings.layer_0_headline(curves),
-        f"{group.name}; sinks: {first.criterion}. Pairs of layer 0 and each later layer, same head "
-        "index, all prompts pooled",
+        f"{first.group_name}; sinks: {first.criterion}. Pairs of layer 0 and each later layer, "
+        "same head index, all prompts pooled",
         body=0.35 + upper + gap + lower + 0.6,
         key=0.28,
     )
     sheet.legend(
         [
-            Line2D(
-                [], [], color=canvas.BLUE, marker="o", ms=5, label="P(later | layer 0 is a sink)"
-            ),
-            Line2D(
-                [], [], color=canvas.VERMILLION, marker="s", ms=5, label="P(later | layer 0 is not)"
-            ),
-            Line2D([], [], color=canvas.INK, ls=canvas.DASHES, label="base rate of later layers"),
+            key("P(later | layer 0 is a sink)", color=canvas.BLUE, marker="o", ms=5),
+            key("P(later | layer 0 is not)", color=canvas.VERMILLION, marker="s", ms=5),
+            key("base rate of later layers", **_DASHES),
             Patch(color=canvas.INK, alpha=0.15, label="shuffled heads"),
-            Line2D([], [], color=canvas.SOFT, ls="", marker="x", ms=6, label="undefined"),
+            key("undefined", color=canvas.SOFT, ls="", marker="x", ms=6),
         ]
     )
     for column, curve in enumerate(curves):
@@ -113,8 +110,9 @@ def conditional_figure(group: Group, curves: Sequence[Curve]) -> Picture:
         canvas.token_axis(axes, curve.lengths, width)
         canvas.label(axes, "tokens in the prompt", "lift (ratio)" if column == 0 else "")
     return sheet.picture(
-        file_name("layer0", group, first.definition, f"{first.threshold:g}"),
-        f"Conditional probability and lift of layer 0 against prompt length, for {group.name}.",
+        first.criterion_file_name("layer0"),
+        "Conditional probability and lift of layer 0 against prompt length, for "
+        f"{first.group_name}.",
         "Above: the founding study's conditional with what it has to be held against. Below: the "
         "lift, the conditional by the base rate. At 1 layer 0 tells nothing; a lift inside the "
         "grey band is chance: layer 0 with its heads renumbered at random gives as much. Crosses "
@@ -123,16 +121,14 @@ def conditional_figure(group: Group, curves: Sequence[Curve]) -> Picture:
     )
 
 
-def definition_figure(
-    group: Group, curves: Sequence[Curve], key_position: int, tail: int
-) -> Picture:
+def definition_figure(curves: Sequence[Curve], key_position: int, tail: int) -> Picture:
     """How the scores of all heads, and a uniform one's, move with the length, a panel a definition.
 
     Args:
-      group: the curves' own.
       curves: of one source.
       key_position, tail: of the sweep's scores.
     """
+    first = curves[0]
     by_definition: dict[str, list[Curve]] = {}
     for curve in curves:
         by_definition.setdefault(curve.definition, []).append(curve)
@@ -150,18 +146,18 @@ def definition_figure(
         "A fixed threshold gets stricter as prompts grow: uniform attention scores less and less"
         if set(by_definition) != {"excess"}
         else "How much more attention than uniform heads give, by prompt length",
-        f"{group.name}; {formats.shortened(curves[0].source_name)}. Scores of all "
-        f"{curves[0].num_heads} heads, each averaged over prompts",
+        f"{first.group_name}; {formats.shortened(first.source_name)}. Scores of all "
+        f"{first.num_heads} heads, each averaged over prompts",
         body=rows * (height + gap) - 0.1,
         key=0.28,
     )
     sheet.legend(
         [
-            Line2D([], [], color=canvas.BLUE, marker="o", ms=4, label="median head"),
+            key("median head", color=canvas.BLUE, marker="o", ms=4),
             Patch(color=canvas.BLUE, alpha=0.4, label="middle half of the heads"),
             Patch(color=canvas.BLUE, alpha=0.16, label="middle 80%"),
-            Line2D([], [], color=canvas.INK, ls=canvas.DASHES, label="uniform attention"),
-            Line2D([], [], color=canvas.VERMILLION, ls=(0, (1, 1.5)), lw=1.6, label="threshold"),
+            key("uniform attention", **_DASHES),
+            key("threshold", **_DOTS),
         ]
     )
     for index, (definition, curve, thresholds) in enumerate(panels):
@@ -178,10 +174,10 @@ def definition_figure(
             )
         _score_bands(axes, curve.lengths, scores)
         uniform = [uniform_score(definition, T, key_position, tail) for T in curve.lengths]
-        axes.plot(curve.lengths, uniform, color=canvas.INK, ls=canvas.DASHES, lw=1.3)
+        axes.plot(curve.lengths, uniform, lw=1.3, **_DASHES)
         for threshold in thresholds:
             limit = math.log(threshold / (1 - threshold)) if definition == "log_odds" else threshold
-            axes.axhline(limit, color=canvas.VERMILLION, ls=(0, (1, 1.5)), lw=1.6)
+            axes.axhline(limit, **_DOTS)
         if definition not in ("log_odds", "excess"):
             canvas.share_axis(axes)
         canvas.grid(axes)
@@ -190,8 +186,8 @@ def definition_figure(
         derived = "" if definition in by_definition else f"computed from {curve.definition}"
         canvas.panel_title(axes, definition, width, derived or _DETAILS[definition])
     return sheet.picture(
-        file_name("definitions", group, curves[0].source_name),
-        f"Scores of all heads under each definition against prompt length, for {group.name}.",
+        first.file_name("definitions", first.source_name),
+        f"Scores of all heads under each definition against prompt length, for {first.group_name}.",
         "The distance between the dashed line and the dotted one is what a head has to do on its "
         "own to count as a sink. It grows with the length under every definition but those that "
         "take the uniform part off. So a falling share of sinks is in part the threshold "
@@ -221,10 +217,6 @@ def _style(definition: str) -> dict[str, str]:
     return {"color": canvas.COLOURS[index], "marker": canvas.MARKERS[index]}
 
 
-def _line(definition: str) -> Line2D:
-    return Line2D([], [], ms=5, label=definition, **_style(definition))
-
-
 def _share_line(axes: Axes, curve: Curve) -> None:
     shares = [result["sinks"]["share"] for result in curve.results]
     style = _style(curve.definition)
@@ -235,13 +227,8 @@ def _share_line(axes: Axes, curve: Curve) -> None:
 
 def _probabilities(axes: Axes, curve: Curve) -> None:
     conditionals = [layer_0(cell) for cell in curve.cells]
-    values = {
-        name: numbers(c[name] for c in conditionals)
-        for name in ("given_sink", "given_not", "base_rate")
-    }
-    axes.plot(
-        curve.lengths, values["base_rate"], color=canvas.INK, ls=canvas.DASHES, lw=1.3, zorder=3
-    )
+    values = probabilities(conditionals)
+    axes.plot(curve.lengths, values["base_rate"], lw=1.3, zorder=3, **_DASHES)
     axes.plot(curve.lengths, values["given_not"], color=canvas.VERMILLION, marker="s", ms=5, lw=1.4)
     axes.plot(curve.lengths, values["given_sink"], color=canvas.BLUE, marker="o", ms=5, lw=1.6)
     _bars(axes, curve.lengths, [c["given_sink"] for c in conditionals])

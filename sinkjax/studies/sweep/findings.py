@@ -10,15 +10,12 @@ from sinkjax.studies.sweep.tables import beyond_chance, layer_0
 
 def share_of(curve: Curve) -> str:
     """How the share of sink heads goes from the shortest length to the longest."""
-    first, last = curve.cells[0], curve.cells[-1]
-    at_first, at_last = (
+    ends = curve.cells if len(curve.cells) == 1 else (curve.cells[0], curve.cells[-1])
+    return ", ".join(
         f"{formats.percent(cell['result']['sinks']['share']['value'])} at "
         f"{formats.count(cell['length'])} tokens"
-        for cell in (first, last)
+        for cell in ends
     )
-    if first is last:
-        return at_first
-    return f"{at_first}, {at_last}"
 
 
 def share_headline(curve: Curve) -> str:

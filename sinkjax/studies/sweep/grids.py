@@ -3,57 +3,73 @@
 import math
 from collections.abc import Callable, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.studies.sweep.records import Curve, Group, file_name
+from sinkjax.report.canvas import Picture, Scale, Sheet
+from sinkjax.studies.sweep.records import Curve
 
-SHARE_COLOURS, SIGNED_COLOURS = "GnBu", "PuOr_r"
-SHARES = {0.0: "0%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 1.0: "100%"}  # ticks of a colour bar
+
+def _colours(name: str) -> Colormap:
+    """A colour map of matplotlib's whose missing values are blank."""
+    return matplotlib.colormaps[name].with_extremes(bad=(1, 1, 1, 0))
+
+
+SHARE_COLOURS, SIGNED_COLOURS = _colours("GnBu"), _colours("PuOr_r")
+SHARES = Scale(
+    SHARE_COLOURS, Normalize(0, 1), {0.0: "0%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 1.0: "100%"}
+)
+RATIOS = Scale(
+    SIGNED_COLOURS, LogNorm(1 / 4, 4), {0.25: "≤1/4", 0.5: "1/2", 1.0: "1", 2.0: "2", 4.0: "≥4"}
+)
 BAR_SPACE = 0.5  # inches that a colour bar takes
 
 _PANEL_GAP = 0.17  # inches between the panels of a mosaic
 
 
 def mosaic(
-    group: Group,
     curve: Curve,
-    panels: Sequence[np.ndarray],
+    quantity: str,
+    scale: Scale,
     *,
     title: str,
-    subtitle: str,
+    detail: str,
     label: str,
-    colours: str,
-    norm: Normalize,
-    ticks: dict[float, str],
-    name: tuple[str, ...],
+    file_name: str,
     caption: str,
 ) -> Picture:
-    """Heat maps of [L, N], one a length. A row of them shares one Axes: far faster to draw."""
+    """Heat maps of a result's [L][N], one a length. A row of them shares one Axes: far faster."""
+    panels = [np.array(result[quantity]) for result in curve.results]
     L, N = panels[0].shape
     cell_height, cell_width, columns = _cells(L, N, len(panels))
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    rows = math.ceil(len(panels) / columns)
     panel_height, gap_y = L * cell_height, 0.62
-    sheet = Sheet(title, subtitle, body=len(rows) * (panel_height + gap_y) + 0.05, key=BAR_SPACE)
-    sheet.colour_bar(label, canvas.colour_map(colours), norm, ticks)
+    sheet = Sheet(
+        title,
+        f"{curve.group_name}; {formats.shortened(curve.source_name)}; {detail}",
+        body=rows * (panel_height + gap_y) + 0.05,
+        key=BAR_SPACE,
+    )
+    sheet.colour_bar(label, scale)
     gap = _PANEL_GAP / cell_width  # in heads
-    for row, shown in enumerate(rows):
-        count = len(shown)
+    for row in range(rows):
+        in_row = slice(row * columns, (row + 1) * columns)
+        count = len(panels[in_row])
         width = count * N + (count - 1) * gap  # in heads
         top = sheet.top + 0.24 + row * (panel_height + gap_y)
         axes = sheet.axes(canvas.LEFT, top, width * cell_width, panel_height)
         names = {}
-        for index, panel in enumerate(shown):
+        panels_by_length = zip(curve.lengths[in_row], panels[in_row], strict=True)
+        for index, (length, panel) in enumerate(panels_by_length):
             start = index * (N + gap)
-            image(axes, panel, colours, norm, start)
+            canvas.image(axes, panel, scale, start)
             head_lines(axes, curve, start, cell_width)
-            length = formats.count(curve.lengths[row * columns + index])
             axes.annotate(
-                f"{length} tokens",
+                f"{formats.count(length)} tokens",
                 (start, L),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -67,11 +83,13 @@ def mosaic(
         axes.spines["bottom"].set_visible(False)
         canvas.numbered(axes.yaxis, L, panel_height, 0.15)
         canvas.name_squares(axes.xaxis, names)
-        canvas.label(axes, "head" if row == len(rows) - 1 else "", "layer")
+        canvas.label(axes, "head" if row == rows - 1 else "", "layer")
     return sheet.picture(
-        file_name(name[0], group, *name[1:], curve.source_name),
-        f"Heat maps of layers by heads, one for each prompt length, for {group.name}: {label}.",
-        caption,
+        file_name,
+        f"Heat maps of layers by heads, one for each prompt length, for {curve.group_name}: "
+        f"{label}.",
+        f"{caption} Layer 0 is at the bottom. Fine lines part the groups of heads that share keys "
+        "and values.",
     )
 
 
@@ -114,22 +132,6 @@ def columns_by_length(
         canvas.label(axes, "tokens in the prompt", side if index == 0 else "")
         canvas.panel_title(axes, curve.source_name, each * count)
         left += each * count + gap
-
-
-def image(
-    axes: Axes, values: np.ndarray, colours: str, norm: Normalize, start: float = 0.0
-) -> None:
-    """Values [rows, columns], row 0 at the bottom, one unit a square; NaN is left blank."""
-    rows, columns = values.shape
-    axes.imshow(
-        np.ma.masked_invalid(np.clip(values, norm.vmin, norm.vmax)),
-        extent=(start, start + columns, 0, rows),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=canvas.colour_map(colours),
-        norm=norm,
-    )
 
 
 def head_lines(axes: Axes, curve: Curve, start: float, cell_width: float) -> None:

@@ -54,10 +54,10 @@ def summarize_lengths(
     _check_lengths(lengths, scores_by_length, prompt_keys)
     sinks_by_length = [is_sink(scores, definition, threshold) for scores in scores_by_length]
 
-    streams = {key: stream for stream, key in enumerate(dict.fromkeys(prompt_keys))}
     prompts_of = dict(zip(prompt_keys, num_prompts, strict=True))
     weights_of = {
-        key: resample_counts(prompts_of[key], seed, stream) for key, stream in streams.items()
+        key: resample_counts(prompts, seed, stream)
+        for stream, (key, prompts) in enumerate(prompts_of.items())
     }
     shares, lifts = [], []
     for key, sinks in zip(prompt_keys, sinks_by_length, strict=True):

@@ -1,6 +1,8 @@
 """The data of every layer and head, as tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from sinkjax.report import formats
 from sinkjax.report.table import Table, column, tabulate
@@ -9,37 +11,32 @@ from sinkjax.studies.sweep.records import Curve
 
 def layers_table(curve: Curve) -> Table:
     """The share of sinks in each layer at each length."""
-    shares = [result["per_layer"] for result in curve.results]
-    return Table(
-        title=f"{curve.source_name}, {curve.criterion}: share of sinks in each layer",
-        columns=("layer", *_tokens(curve)),
-        rows=tuple(
-            (str(layer), *(formats.percent(share[layer]) for share in shares))
-            for layer in range(curve.model["num_layers"])
-        ),
-    )
+    title = f"{curve.source_name}, {curve.criterion}: share of sinks in each layer"
+    layers = map(str, range(curve.model["num_layers"]))
+    return _by_length(curve, "per_layer", title, "layer", layers, formats.percent)
 
 
 def head_shares_table(curve: Curve) -> Table:
     """The share of prompts in which each head is a sink, at each length."""
     title = f"{curve.source_name}, {curve.criterion}: share of prompts in which each head is a sink"
-    return _heads_table(curve, "per_head", title, formats.percent)
+    return _by_length(curve, "per_head", title, "head", _heads(curve), formats.percent)
 
 
 def head_scores_table(curve: Curve) -> Table:
     """The mean score of each head at each length."""
     title = f"{curve.source_name}: mean score of each head, {curve.definition}"
-    return _heads_table(curve, "mean_score", title, formats.score)
+    return _by_length(curve, "mean_score", title, "head", _heads(curve), formats.score)
 
 
 def output_norms_table(curve: Curve) -> Table:
     """The output norm of each head, relative to its layer's mean, at each length."""
     title = f"{curve.source_name}: output norm of each head relative to its layer"
-    return _heads_table(curve, "output_norm", title, formats.ratio)
+    return _by_length(curve, "output_norm", title, "head", _heads(curve), formats.ratio)
 
 
-def source_layers_table(curve: Curve, level: str) -> Table:
+def source_layers_table(curve: Curve) -> Table:
     """The conditional of every source layer at each length."""
+    level = curve.level
     return tabulate(
         f"{curve.source_name}, {curve.criterion}: the conditional of every source layer",
         [
@@ -62,19 +59,23 @@ def source_layers_table(curve: Curve, level: str) -> Table:
     )
 
 
-def _heads_table(curve: Curve, name: str, title: str, show: Callable[[float], str]) -> Table:
-    """One number of each head, [L][N] in a cell's result, at each length."""
-    values = [result[name] for result in curve.results]
+def _heads(curve: Curve) -> list[str]:
+    layers, heads = range(curve.model["num_layers"]), range(curve.model["num_heads"])
+    return [formats.head(layer, number) for layer in layers for number in heads]
+
+
+def _by_length(
+    curve: Curve,
+    quantity: str,
+    title: str,
+    heading: str,
+    names: Iterable[str],
+    show: Callable[[float], str],
+) -> Table:
+    """One number of each layer or head, [L] or [L][N] in a cell's result, at each length."""
+    values = [np.ravel(result[quantity]) for result in curve.results]
     return Table(
         title=title,
-        columns=("head", *_tokens(curve)),
-        rows=tuple(
-            (formats.head(layer, number), *(show(value[layer][number]) for value in values))
-            for layer in range(curve.model["num_layers"])
-            for number in range(curve.model["num_heads"])
-        ),
+        columns=(heading, *(f"{formats.count(length)} tokens" for length in curve.lengths)),
+        rows=[(name, *map(show, row)) for name, *row in zip(names, *values, strict=True)],
     )
-
-
-def _tokens(curve: Curve) -> list[str]:
-    return [f"{formats.count(length)} tokens" for length in curve.lengths]

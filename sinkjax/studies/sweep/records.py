@@ -1,11 +1,14 @@
 """A sweep's records in the order of the report, whatever order they were made in."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sinkjax.report import canvas, formats
-from sinkjax.report.records import Record, told_apart
+from sinkjax.report.records import Record, numbers, told_apart
 
 
 @dataclass(frozen=True)
@@ -13,17 +16,18 @@ class Curve:
     """One model on one source under one BOS policy, definition and threshold, at every length.
 
     Attributes:
-      model, source: as their records describe them.
-      source_name: the source's name, told apart from others of the same name.
+      model: as its records describe it.
+      model_name, source_name: told apart from others of the same name.
       bos, bos_added: the policy, and whether it put a BOS in front.
       definition, threshold: of a sink.
       cells: records of kind "cell", of increasing length.
       over_lengths: the record of kind "lengths"; None where the sweep has not come that far.
       missing: lengths that the sweep has not come to.
+      level: of the sweep's intervals: `95%`.
     """
 
     model: Mapping[str, Any]
-    source: Mapping[str, Any]
+    model_name: str
     source_name: str
     bos: str
     bos_added: bool
@@ -32,6 +36,7 @@ class Curve:
     cells: tuple[Record, ...]
     over_lengths: Record | None
     missing: tuple[int, ...]
+    level: str
 
     @property
     def lengths(self) -> list[int]:
@@ -51,26 +56,29 @@ class Curve:
         """All heads of all layers."""
         return self.model["num_layers"] * self.model["num_heads"]
 
+    @property
+    def group_name(self) -> str:
+        """The model and the BOS policy."""
+        return f"{self.model_name}, {formats.bos(self.bos, self.bos_added)}"
+
+    def file_name(self, kind: str, *parts: str) -> str:
+        """A figure's file name without its suffix, out of names that may hold anything."""
+        return canvas.slug(kind, self.model_name, "bos", self.bos, *parts)
+
+    def criterion_file_name(self, kind: str, *parts: str) -> str:
+        """That of a figure of one definition and threshold."""
+        return self.file_name(kind, self.definition, f"{self.threshold:g}", *parts)
+
 
 @dataclass(frozen=True)
 class Group:
     """All curves of one model under one BOS policy: a chapter of the report.
 
     Attributes:
-      model, model_name: as records describe it, and its name, told apart from others of that name.
-      bos, bos_added: the policy, and whether it put a BOS in front.
       curves: by definition, threshold and source, in the order in which the sweep was asked for.
     """
 
-    model: Mapping[str, Any]
-    model_name: str
-    bos: str
-    bos_added: bool
-    curves: tuple[Curve, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model_name}, {formats.bos(self.bos, self.bos_added)}"
+    curves: Sequence[Curve]
 
     @property
     def criteria(self) -> list[tuple[str, float]]:
@@ -90,29 +98,15 @@ class Sweep:
       specification: of the sweep.
       groups: without the founding study's prompts.
       study: cells of the founding study's prompts, by prompt, model, definition and threshold.
-      num_records: how many there are.
     """
 
     specification: Mapping[str, Any]
-    groups: tuple[Group, ...]
-    study: tuple[Record, ...]
-    num_records: int
+    groups: Sequence[Group]
+    study: Sequence[Record]
 
     def model_name(self, model: Mapping[str, Any]) -> str:
         """The model's name, with its digest where the sweep has another of the same name."""
         return told_apart(model, "model_digest", self.specification["models"])
-
-    @property
-    def level(self) -> str:
-        """Of the intervals: `95%`."""
-        values = (
-            cell["result"]["sinks"]["share"]
-            for group in self.groups
-            for curve in group.curves
-            for cell in curve.cells
-        )
-        levels = sorted({value["level"] for value in values if value.get("level")})
-        return "/".join(f"{100 * level:g}%" for level in levels) or "interval"
 
 
 def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Sweep:
@@ -122,37 +116,25 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
       specification: of the sweep.
       records: in any order.
     """
-    order = _Order(specification)
-    records = sorted(records, key=order)
-    cells = [record for record in records if record["kind"] == "cell"]
-    curves: dict[tuple, list[Record]] = {}
-    for cell in cells:
-        if cell["source"]["role"] != "study":
-            curves.setdefault(_curve_key(cell), []).append(cell)
+    records = sorted(records, key=functools.partial(_order, specification))
+    study = [record for record in records if record["source"]["role"] == "study"]
     over_lengths = {_curve_key(record): record for record in records if record["kind"] == "lengths"}
+    cells: dict[tuple, list[Record]] = {}
+    levels = set()
+    for record in records:
+        if record["kind"] == "cell" and record["source"]["role"] != "study":
+            cells.setdefault(_curve_key(record), []).append(record)
+            levels.add(record["result"]["sinks"]["share"].get("level"))
+    level = "/".join(f"{100 * level:g}%" for level in sorted(levels - {None})) or "interval"
     groups: dict[tuple, list[Curve]] = {}
-    for key, of_curve in curves.items():
-        curve = _curve(specification, of_curve, over_lengths.get(key))
+    for key, of_curve in cells.items():
+        curve = _curve(specification, of_curve, over_lengths.get(key), level)
         groups.setdefault((*_model_key(curve.model), curve.bos), []).append(curve)
-    return Sweep(
-        specification=specification,
-        groups=tuple(
-            Group(
-                of_group[0].model,
-                told_apart(of_group[0].model, "model_digest", specification["models"]),
-                of_group[0].bos,
-                of_group[0].bos_added,
-                tuple(of_group),
-            )
-            for of_group in groups.values()
-        ),
-        study=tuple(cell for cell in cells if cell["source"]["role"] == "study"),
-        num_records=len(records),
-    )
+    return Sweep(specification, [Group(curves) for curves in groups.values()], study)
 
 
 def _curve(
-    specification: Mapping[str, Any], cells: list[Record], over_lengths: Record | None
+    specification: Mapping[str, Any], cells: list[Record], over_lengths: Record | None, level: str
 ) -> Curve:
     first = cells[0]
     wanted = {
@@ -162,46 +144,36 @@ def _curve(
         for length in source.get("lengths", ())
     }
     return Curve(
-        model=first["model"],
-        source=first["source"],
+        **{name: first[name] for name in ("model", "bos", "bos_added", "definition", "threshold")},
+        model_name=told_apart(first["model"], "model_digest", specification["models"]),
         source_name=told_apart(first["source"], "sha256", specification["sources"]),
-        bos=first["bos"],
-        bos_added=first["bos_added"],
-        definition=first["definition"],
-        threshold=first["threshold"],
         cells=tuple(cells),
         over_lengths=over_lengths,
         missing=tuple(sorted(wanted - {cell["length"] for cell in cells})),
+        level=level,
     )
 
 
-class _Order:
-    """Sorts records as the specification lists what they are of; the unlisted come last."""
-
-    def __init__(self, specification: Mapping[str, Any]):
-        self._models = [_model_key(model) for model in specification["models"]]
-        self._bos = list(specification["bos"])
-        self._sources = [_source_key(source) for source in specification["sources"]]
-        self._definitions = list(specification["definitions"])
-        self._thresholds = list(specification["thresholds"])
-
-    def __call__(self, record: Record) -> tuple:
-        model = _place(self._models, _model_key(record["model"]))
-        source = _place(self._sources, _source_key(record["source"]))
-        study = record["source"]["role"] == "study"
-        return (
-            study,
-            *((source, model) if study else (model, _place(self._bos, record["bos"]))),
-            _place(self._definitions, record["definition"]),
-            _place(self._thresholds, record["threshold"]),
-            source,
-            record.get("length", 0),
-            record["id"],
-        )
+def _order(specification: Mapping[str, Any], record: Record) -> tuple:
+    """A record's place, as the specification lists what it is of; the unlisted come last."""
+    study = record["source"]["role"] == "study"
+    model = _place(map(_model_key, specification["models"]), _model_key(record["model"]))
+    source = _place(map(_source_key, specification["sources"]), _source_key(record["source"]))
+    bos = _place(specification["bos"], record["bos"])
+    return (
+        study,
+        *((source, model) if study else (model, bos)),
+        _place(specification["definitions"], record["definition"]),
+        _place(specification["thresholds"], record["threshold"]),
+        source,
+        record.get("length", 0),
+        record["id"],
+    )
 
 
-def _place(listed: list, value: Any) -> tuple[int, str]:
-    return (listed.index(value), "") if value in listed else (len(listed), str(value))
+def _place(listed: Iterable, value: Any) -> tuple[int, str]:
+    values = list(listed)
+    return (values.index(value), "") if value in values else (len(values), str(value))
 
 
 def _curve_key(record: Record) -> tuple:
@@ -222,6 +194,7 @@ def _source_key(source: Mapping[str, Any]) -> tuple[str, str]:
     return source["name"], source["sha256"]
 
 
-def file_name(kind: str, group: Group, *parts: str) -> str:
-    """A figure's file name without its suffix, out of names that may hold anything."""
-    return canvas.slug(kind, group.model_name, "bos", group.bos, *parts)
+def probabilities(conditionals: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The probabilities of a result's conditionals by name, NaN where undefined."""
+    names = ("given_sink", "given_not", "base_rate")
+    return {name: numbers(c[name] for c in conditionals) for name in names}

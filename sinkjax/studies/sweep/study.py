@@ -121,8 +121,6 @@ class ScoreStudy(Study):
         )
 
     def _chunk(self, bench: Bench, tokens: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-        how = {"key_position": self.key_position, "tail": self.tail}
-
         def measure() -> dict[str, np.ndarray]:
             # Filled up to the shape of the other chunks, so that one program serves them all.
             filled = np.resize(tokens, (rows, tokens.shape[1]))
@@ -137,6 +135,7 @@ class ScoreStudy(Study):
                 "output_norm": np.asarray(stats.output_norm[: len(tokens)]),
             }
 
+        how = values(self, "key_position", "tail")
         return bench.keep(f"scores of {tokens.shape[1]} tokens", tokens, measure, **how)
 
 
@@ -239,13 +238,11 @@ class Sweep(ScoreStudy):
         for series in self.series:
             config = series.subject.config
             heads = config.num_layers * config.num_heads
-            cells = len(series.tokens) + (series.source.role != "study")
+            cells = len(self.rules) * (len(series.tokens) + (series.source.role != "study"))
             prompts = sum(len(rows) for rows in series.tokens.values())
             tokens += series.size
-            records += len(self.rules) * cells
-            size += (
-                len(self.rules) * cells * (_HEAD_BYTES * heads + _LAYER_BYTES * config.num_layers)
-            )
+            records += cells
+            size += cells * (_HEAD_BYTES * heads + _LAYER_BYTES * config.num_layers)
             size += prompts * heads * 4 * (len(DEFINITIONS) + 1)
         return Size(tokens, records, size, flops=sum(map(count_flops, self.series)))
 
@@ -255,10 +252,7 @@ class Sweep(ScoreStudy):
                 yield from self._cells(bench, series)
 
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
-        common = {
-            **series.origin(),
-            **values(self, "key_position", "tail", "seed"),
-        }
+        common = {**series.origin(), **values(self, "key_position", "tail", "seed")}
         lengths = sorted(series.tokens)
         measured = {length: self.measured(bench, series.tokens[length]) for length in lengths}
         hashes = {length: tokens_digest(series.tokens[length]) for length in lengths}
@@ -307,8 +301,10 @@ class Sweep(ScoreStudy):
             "definition": specification["definitions"][0],
             "threshold": specification["thresholds"][0],
         }
-        shown = [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()]
-        return summary_tables(specification, shown)
+        return summary_tables(
+            specification,
+            [r for r in records if r["source"]["role"] == "study" or first.items() <= r.items()],
+        )
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         if len(self.rules) == 1:

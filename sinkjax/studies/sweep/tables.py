@@ -8,7 +8,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.sweep.records import Curve, Group, Sweep, arrange
+from sinkjax.studies.sweep.records import Curve, Sweep, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
 _STUDY = {
@@ -27,11 +27,8 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
     tables = study_tables(sweep)
     for group in sweep.groups:
         for curve in group.curves:
-            tables += [
-                sinks_table(curve, group, sweep.level),
-                conditional_table(curve, group, sweep.level),
-            ]
-        tables += over_lengths_tables(group, sweep.level)
+            tables += [sinks_table(curve), conditional_table(curve)]
+        tables += over_lengths_tables(group.curves)
     return tables
 
 
@@ -90,7 +87,7 @@ def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
     return dataclasses.replace(table, rows=(*theirs, *table.rows))
 
 
-def sinks_table(curve: Curve, group: Group, level: str) -> Table:
+def sinks_table(curve: Curve) -> Table:
     """How many heads are sinks, by length."""
     notes = Footnotes()
     holding = curve.over_lengths and curve.over_lengths["result"]["consistent"]["count_up_to"]
@@ -111,8 +108,8 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
     columns = [
         "tokens",
         "prompts",
-        f"sink heads\nof {curve.num_heads} [{level}]",
-        f"share [{level}]",
+        f"sink heads\nof {curve.num_heads} [{curve.level}]",
+        f"share [{curve.level}]",
         "best source\nlayer: lift",
     ]
     explanations = [
@@ -130,17 +127,18 @@ def sinks_table(curve: Curve, group: Group, level: str) -> Table:
             f"{formats.percent(share, 0)} of the prompts at this length and at every shorter one."
         )
     return Table(
-        title=f"{group.name}; {curve.source_name}: heads with {curve.criterion}",
+        title=f"{curve.group_name}; {curve.source_name}: heads with {curve.criterion}",
         columns=tuple(columns),
         rows=tuple(rows),
         notes=(*explanations, *missing, *notes.lines()),
     )
 
 
-def conditional_table(curve: Curve, group: Group, level: str) -> Table:
+def conditional_table(curve: Curve) -> Table:
     """What layer 0 tells of later layers, by length."""
+    level = curve.level
     return tabulate(
-        f"{group.name}; {curve.source_name}: layer 0 and later, {curve.criterion}",
+        f"{curve.group_name}; {curve.source_name}: layer 0 and later, {curve.criterion}",
         [{"length": cell["length"], **layer_0(cell)} for cell in curve.cells],
         (
             column("tokens", "length", formats.count),
@@ -159,17 +157,17 @@ def conditional_table(curve: Curve, group: Group, level: str) -> Table:
     )
 
 
-def best_source_table(curve: Curve, group: Group, level: str) -> Table:
+def best_source_table(curve: Curve) -> Table:
     """The source layer of the greatest lift, by length, beside what chance picks."""
     lifts = formats.ratio, formats.estimate
     return tabulate(
-        f"{group.name}; {curve.source_name}: best source layer, {curve.criterion}",
+        f"{curve.group_name}; {curve.source_name}: best source layer, {curve.criterion}",
         [{"length": cell["length"], **cell["result"]["best_source"]} for cell in curve.cells],
         (
             column("tokens", "length", formats.count),
             column("source layer", "layer", lambda n: "none" if n is None else str(n)),
-            column(f"its lift [{level}]", "lift", *lifts),
-            column(f"best lift of\nshuffled layers [{level}]", "shuffled_best_lift", *lifts),
+            column(f"its lift [{curve.level}]", "lift", *lifts),
+            column(f"best lift of\nshuffled layers [{curve.level}]", "shuffled_best_lift", *lifts),
         ),
         notes=(
             "The best of many lifts is large by chance too: hold it against the best of as many "
@@ -178,18 +176,18 @@ def best_source_table(curve: Curve, group: Group, level: str) -> Table:
     )
 
 
-def over_lengths_tables(group: Group, level: str) -> list[Table]:
+def over_lengths_tables(curves: Sequence[Curve]) -> list[Table]:
     """What holds at every length, and where things change most; none without such records."""
-    curves = [curve for curve in group.curves if curve.over_lengths]
-    return [consistent_table(group, curves), change_table(group, curves, level)] if curves else []
+    curves = [curve for curve in curves if curve.over_lengths]
+    return [_consistent_table(curves), _change_table(curves)] if curves else []
 
 
-def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
+def _consistent_table(curves: Sequence[Curve]) -> Table:
     """The record of consistent heads."""
     rows = []
     for curve in curves:
         heads = curve.over_lengths["result"]["consistent"]["heads"]
-        shown = ", ".join(formats.head(*head) for head in heads[:_SHOWN_HEADS])
+        names = ", ".join(formats.head(*head) for head in heads[:_SHOWN_HEADS])
         more = len(heads) - _SHOWN_HEADS
         rows.append(
             (
@@ -197,13 +195,13 @@ def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
                 curve.criterion,
                 formats.lengths(curve.over_lengths["lengths"]),
                 f"{len(heads)} of {curve.num_heads}",
-                (f"{shown} and {more} more" if more > 0 else shown) or "none",
+                (f"{names} and {more} more" if more > 0 else names) or "none",
             )
         )
     shares = sorted({curve.over_lengths["result"]["consistent"]["min_share"] for curve in curves})
     least = " or ".join(formats.percent(share, 0) for share in shares)
     return Table(
-        title=f"{group.name}: heads that are sinks at every length",
+        title=f"{curves[0].group_name}: heads that are sinks at every length",
         columns=("text", "sink if", "lengths", "number", "heads"),
         rows=tuple(rows),
         notes=(
@@ -214,7 +212,7 @@ def consistent_table(group: Group, curves: Sequence[Curve]) -> Table:
     )
 
 
-def change_table(group: Group, curves: Sequence[Curve], level: str) -> Table:
+def _change_table(curves: Sequence[Curve]) -> Table:
     """The lengths between which share and lift change most."""
     notes = Footnotes()
     units = {"share": "share, pp", "lift": "lift"}
@@ -241,13 +239,13 @@ def change_table(group: Group, curves: Sequence[Curve], level: str) -> Table:
                 )
             )
     return Table(
-        title=f"{group.name}: where share and lift change most",
+        title=f"{curves[0].group_name}: where share and lift change most",
         columns=(
             "text",
             "sink if",
             "what",
             "between\ntokens",
-            f"change [{level}]",
+            f"change [{curves[0].level}]",
             "a doubling",
             "support",
         ),

@@ -1,17 +1,20 @@
 """What studies that train share: how to train, and what they say of it."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from sinkjax.errors import Problem
 from sinkjax.studies.held_out import HeldOutStudy
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import part, setting
+from sinkjax.studies.study import Bench
 from sinkjax.studies.training.page import page, training_tables
-from sinkjax.studies.training.train import Trained, TrainSettings
+from sinkjax.studies.training.train import Parameters, Trained, TrainSettings, distil
 
 RECORD_BYTES = 65_536  # an upper bound
 
@@ -54,18 +57,25 @@ class TrainingStudy(HeldOutStudy):
         return excerpts
 
     @property
-    def judged(self) -> np.ndarray:
+    def judge_rows(self) -> np.ndarray:
         """Excerpts to judge on, int32 [W, T]."""
         (excerpts,) = self.judged_on.tokens.values()
         return excerpts
+
+    def distilled(
+        self, bench: Bench, forward: Callable[..., jax.Array], start: Parameters, **price: Callable
+    ) -> Trained:
+        """What came of `distil` with this model, `forward`, `start` and, where given, `price`."""
+        where = (self.trained_on, self.train, bench.results.folder / "checkpoints")
+        report = functools.partial(bench.keep.report, "trained")
+        return distil(bench.model, forward, start, *where, on_step=report, **price)
 
     @property
     def training_tokens(self) -> int:
         """Tokens that training takes."""
         return self.steps * min(self.rows, len(self.trained_on)) * self.trained_on.shape[1]
 
-    def common(self) -> dict[str, Any]:
-        """What all records say of texts and training."""
+    def specification(self) -> dict[str, Any]:
         (length,) = self.lengths
         return {
             **describe_texts(self.chosen_on, self.judged_on, length),

@@ -110,8 +110,9 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
     run_main(QUALITY, *arguments(tiny, measured, **more), f"--mask={mask_file}", f"--mask={FULL}")
     assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
     out = capsys.readouterr().out
+    unwrapped = " ".join(out.split())  # a title breaks where the folder's name is long
     for title in ("KL to the baseline", "perplexity", "KL by position", "greedy", "hidden number"):
-        assert title in out
+        assert title in unwrapped
     for record in records_of(measured, kind="quality"):
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out

@@ -144,14 +144,14 @@ def test_savings_are_differences_of_predicted_programs(model):
 def test_growth_fits_the_budget_and_moves_go_from_cheap_to_dear(seed, target, grouped):
     rng = np.random.default_rng(seed)
     full = SinkMask(((Full(),) * 4,) * 3)
-    kv_heads, savings = (2 if grouped else None), np.array([1.0, 0.4, 0.2])
+    size, savings = (2 if grouped else 1), np.array([1.0, 0.4, 0.2])
     paths = PATHS[1:]
     linear = np.concatenate([np.zeros((1, 3, 4)), rng.exponential(size=(3, 3, 4))])
     predicted = Prediction(full, linear, np.zeros((0, 4, 3, 4)))
-    moves = rank_moves(full, paths, predicted, savings, num_kv_heads=kv_heads)
+    moves = rank_moves(full, paths, predicted, savings, size=size)
     slopes = [move.cost / move.saving for move in moves]
     assert slopes == sorted(slopes)
-    last = make_moves(full, moves, num_kv_heads=kv_heads)
+    last = make_moves(full, moves, size=size)
     assert all(path == paths[0] for layer in last.heads for path in layer)
 
     def measure(mask):
@@ -162,11 +162,11 @@ def test_growth_fits_the_budget_and_moves_go_from_cheap_to_dear(seed, target, gr
             for head, path in enumerate(heads)
         )
 
-    step = spend(full, moves, target, measure, kl=0.0, num_kv_heads=kv_heads, tries=12, close=1.0)
+    step = spend(full, moves, target, measure, kl=0.0, size=size, tries=12, close=1.0)
     assert step.kl <= target
-    assert step.mask == make_moves(full, moves[: step.number], num_kv_heads=kv_heads)
+    assert step.mask == make_moves(full, moves[: step.number], size=size)
     if step.number < len(moves):
-        more = make_moves(full, moves[: step.number + 1], num_kv_heads=kv_heads)
+        more = make_moves(full, moves[: step.number + 1], size=size)
         assert measure(more) > target
     assert len(step.tried) <= 6
 

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Sink, Window
-from sinkjax.report.mask_map import COLOURS, mask_map
+from sinkjax.report.masks import COLOURS, mask_map
 
 pytestmark = pytest.mark.quick
 
