@@ -29,7 +29,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sinkjax.attention import full, window
+from sinkjax.attention import full, stream, window
 from sinkjax.attention.kernels import XLA, Blocked, Kernel, Xla
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
@@ -251,11 +251,11 @@ def _full_pairs(length: int) -> int:
 def _streamed_pairs(length: int) -> int:
     """Every whole block of keys before a query's own; of its own, keys up to its strip's end."""
     pairs = 0
-    for start in range(0, length, full.STREAMED):
-        block = min(full.STREAMED, length - start)
+    for start in range(0, length, stream.STREAMED):
+        block = min(stream.STREAMED, length - start)
         pairs += block * start + sum(
-            (min(strip + full.BLOCK, block) - strip) * min(strip + full.BLOCK, block)
-            for strip in range(0, block, full.BLOCK)
+            (min(strip + stream.STRIP, block) - strip) * min(strip + stream.STRIP, block)
+            for strip in range(0, block, stream.STRIP)
         )
     return pairs
 

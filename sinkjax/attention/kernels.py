@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
-from sinkjax.attention.full import STREAMED, causal_attention, streamed_attention
+from sinkjax.attention.full import causal_attention
 from sinkjax.attention.products import PLAIN, Products
+from sinkjax.attention.stream import STREAMED, streamed_attention
 from sinkjax.attention.window import covers, window_attention
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, Window

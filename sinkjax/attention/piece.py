@@ -14,14 +14,9 @@ from jaxtyping import Array, DTypeLike, Float
 from sinkjax.attention.blocks import PerHead, PerKvHead, Position, group_keys
 from sinkjax.attention.cache import Ring, Store, Whole, by_group, extend_store
 from sinkjax.attention.context import Context
-from sinkjax.attention.full import (
-    Earlier,
-    Pattern,
-    apply_stored_pattern,
-    stored_pattern,
-    streamed_attention,
-)
+from sinkjax.attention.full import Pattern, apply_stored_pattern, stored_pattern
 from sinkjax.attention.products import Products
+from sinkjax.attention.stream import Earlier, streamed_attention
 from sinkjax.attention.window import (
     Seen,
     apply_seen_pattern,

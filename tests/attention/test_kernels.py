@@ -11,9 +11,8 @@ from heads import attended, random_heads
 from masks import problems_of
 
 from sinkjax.attention.full import causal_attention
-from sinkjax.attention.kernels import XLA, Xla
+from sinkjax.attention.kernels import XLA
 from sinkjax.attention.pallas import Pallas
-from sinkjax.attention.products import PLAIN, CpuProducts
 from sinkjax.attention.splash import Splash, _PathMask
 from sinkjax.attention.window import window_attention
 from sinkjax.masks.mask import SinkMask
@@ -39,16 +38,6 @@ def assert_equals_oracle(attend, path, heads):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_full_attention_equals_the_oracle(length, group):
     assert_equals_oracle(causal_attention, Full(), random_heads(length, group))
-
-
-@pytest.mark.parametrize("products", [PLAIN, CpuProducts()], ids=["plain", "cpu"])
-@pytest.mark.parametrize("length", [513, 1024, 1300])  # around blocks of keys
-def test_attention_by_blocks_of_keys_equals_the_oracle(length, products):
-    heads = random_heads(length, 3, dtype=jnp.float32)
-    attend = tiny.quick_jit(lambda *heads: Xla(streams=True).attend(*heads, Full(), products))
-    assert_equals_oracle(attend, Full(), heads)
-    large = (4 * heads[0], heads[1], heads[2])  # scores whose largest changes from block to block
-    assert_equals_oracle(attend, Full(), large)
 
 
 @pytest.mark.parametrize("path", WINDOWS, ids=str)

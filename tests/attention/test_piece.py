@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from masks import masks
 
 from sinkjax import InputError
-from sinkjax.attention import full
+from sinkjax.attention import stream
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import RopeConfig
 from sinkjax.programs.scan import scanned
@@ -82,9 +82,7 @@ def test_any_mask_in_any_pieces_equals_the_oracle(data):
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("loops", [False, True])
 def test_pieces_beyond_a_block_equal_the_oracle(kv_heads, loops, monkeypatch):
-    monkeypatch.setattr(
-        full, "STREAMED", 96
-    )  # so that pieces are several blocks, and not whole ones
+    monkeypatch.setattr(stream, "STREAMED", 96)  # so that a piece is some blocks and a rest
     model = tiny.make(num_kv_heads=kv_heads, max_length=512, num_layers=3)
     tokens = tiny.tokens_of(model, (3, 423))
     assert_as_at_once(model, MIXED, tokens, [420, 131, 7], 20, 200, 425, loops)
