@@ -120,7 +120,7 @@ class CpuProducts(Products):
         rows, inputs = x.shape
         if rows == 1 and inputs <= _ROW_INPUTS:
             return _reduced_row(x, weights)
-        if 1 < rows <= _FEW_ROWS and rows % 2 == 0 and inputs <= _PAIR_INPUTS:
+        if 1 < rows <= _FEW_ROWS and inputs <= _PAIR_INPUTS:
             return [_reduced_pairs(x, weight) for weight in weights]
         if 1 < rows <= _LEFT_ROWS:
             return [self._left(x, weight) for weight in weights]
@@ -241,11 +241,13 @@ def _reduced_row(
 
 
 def _reduced_pairs(x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
-    """Multiplies two rows at each reading of a number."""
+    """Multiplies two rows at each reading of a number; an odd row beside one of zeros."""
+    rows = x.shape[0]
+    x = jnp.pad(x, ((0, rows % 2), (0, 0)))
     weight = _wide(weight)[:, None, :]
     pair = _reduced([weight * _wide(x[start::2])[None] for start in range(2)])
     pair = [jax.lax.optimization_barrier(product) for product in pair]
-    return jnp.stack(pair, axis=2).reshape(weight.shape[0], x.shape[0]).T
+    return jnp.stack(pair, axis=2).reshape(weight.shape[0], x.shape[0])[:, :rows].T
 
 
 def _reduced(terms: list[Array]) -> list[Array]:
