@@ -21,7 +21,7 @@ class Context:
       cos, sin: of the positions at hand.
       lengths: of a prompt the tokens in each row, in decoding those before the one at hand, which
         is its position; with a further piece of a prompt those with the piece.
-      start: position of a further piece's first token; 0 of a prompt.
+      start: position of a further piece's first token; None with anything else.
       max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
       products: how products are written, static.
       kernel: what computes a prompt's attention, static.
@@ -35,5 +35,5 @@ class Context:
     max_length: int | None = struct.field(pytree_node=False, default=None)
     products: Products = struct.field(pytree_node=False, default=PLAIN)
     kernel: Kernel = struct.field(pytree_node=False, default=XLA)
-    start: Position = 0
+    start: Position | None = None
     patterns: dict[PartName, Any] = struct.field(default_factory=dict)

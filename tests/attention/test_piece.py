@@ -64,7 +64,7 @@ def assert_as_at_once(model, mask, tokens, prompts, first, size, max_length, loo
     np.testing.assert_allclose(ours, tiny.after(wanted, prompts), rtol=0, atol=TOLERANCE)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_mask_in_any_pieces_equals_the_oracle(data):
     kv_heads = data.draw(st.sampled_from([1, 2, 3, 6]))

@@ -127,16 +127,12 @@ def test_prompts_beyond_every_bucket_come_in_pieces(tiny, prompts, layers):
     """Rows of a call end in different pieces; the last fills all the room that there is."""
     program = compile(tiny[0], batch_size=2, prefill_lengths=(3, 7), max_length=46, layers=layers)
     assert "extend" not in vars(program)  # nobody has asked for it
+    whole = compile(tiny[0], batch_size=2, prefill_lengths=(33,), max_length=46, layers=layers)
     for sampling in ({}, SAMPLING):
-        whole = compile(tiny[0], prefill_lengths=(40,), max_length=46, layers=layers)
-        for ours, wanted in zip(
-            *(
-                p.generate(prompts, max_new_tokens=NEW, seed=5, **sampling)
-                for p in (program, whole)
-            ),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(ours, wanted)
+        settings = dict(max_new_tokens=NEW, seed=5, **sampling)
+        found, wanted = (p.generate(prompts, **settings) for p in (program, whole))
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
     assert program.extend.name == "extend 7"
 
 
