@@ -49,7 +49,8 @@ class Extended:
     @classmethod
     def of(cls, old: Store, new: PerKvHead, layout: Whole | Ring, context: Context) -> "Extended":
         """Writes a piece to a store."""
-        assert context.max_length is not None and context.start is not None
+        assert context.max_length is not None
+        assert context.start is not None
         store = extend_store(old, new, layout, context.start, context.lengths)
         return cls(
             new, old, context.products.settle(store), layout, context.max_length, context.start
