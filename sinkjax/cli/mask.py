@@ -84,13 +84,11 @@ class MakeMask(Tool):
         num_kv_heads = curve.model["num_kv_heads"]
         terminal.print_table(console, mask_table(mask, control, num_kv_heads))
         control_from = dataclasses.replace(made_from, selection=drawn)
-        for name, made, provenance in (
-            ("mask", mask, made_from),
-            ("control", control, control_from),
+        output = self._file()
+        for name, file, made, provenance in (
+            ("mask", output, mask, made_from),
+            ("control", output.with_suffix(".control.json"), control, control_from),
         ):
-            file = self._file()
-            if name == "control":
-                file = file.with_suffix(".control.json")
             save_mask(file, made, provenance=provenance)
             content, image = io.BytesIO(), file.with_suffix(".png")
             mask_map(made, f"{name} of {provenance.model}", num_kv_heads).savefig(content)
@@ -114,10 +112,8 @@ class MakeMask(Tool):
         with about("results"):
             specification, records = read_records(self.results)
         cells = [record for record in records if record["kind"] == "cell"]
-        curves = []
-        if cells:
-            sweep = arrange(specification, cells)
-            curves = [curve for group in sweep.groups for curve in group.curves]
+        sweep = arrange(specification, cells)
+        curves = [curve for group in sweep.groups for curve in group.curves]
         if not curves:
             text = (
                 "it holds no prompts' or texts' scores (yet): give the --output_dir of sinkjax "

@@ -49,7 +49,8 @@ def trace(calls: Mapping[str, Call], rounds: int, folder: str | pathlib.Path | N
                     call.prepare()
                     with jax.profiler.StepTraceAnnotation(_PREFIX + name, step_num=number):
                         call.run()
-        latest = max(pathlib.Path(folder).glob("plugins/profile/*/*.xplane.pb"), key=_written)
+        written = pathlib.Path(folder).glob("plugins/profile/*/*.xplane.pb")
+        latest = max(written, key=lambda path: path.stat().st_mtime)
         return ProfileData.from_file(str(latest))
 
 
@@ -108,7 +109,3 @@ def _union(spans: Iterable[Span]) -> list[Span]:
         else:
             joined.append((start, end))
     return joined
-
-
-def _written(path: pathlib.Path) -> float:
-    return path.stat().st_mtime
