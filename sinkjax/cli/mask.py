@@ -77,7 +77,10 @@ class MakeMask(Tool):
         curve = self._curve()
         cells = self._cells(curve)
         mask, control = self._choose(cells, path)
-        made_from = Provenance.from_records(cells, **self._selection())
+        rule = {"by": "quantile", "quantile": self.quantile}
+        if self.quantile is None:
+            rule = {"by": "consistent", "min_share": self._share}
+        made_from = Provenance.from_records(cells, **rule, unit=self.units, path=self.paths)
         drawn = {**made_from.selection, "control_of": mask.digest, "seed": self.seed}
         console = terminal.console()
         console.print(f"{made_from.model}, {made_from.text}, {curve.criterion}", markup=False)
@@ -148,15 +151,6 @@ class MakeMask(Tool):
             )
             raise InputError(Problem("lengths", unknown, text))
         return [cell for cell in curve.cells if cell["length"] in lengths]
-
-    def _selection(self) -> dict[str, str | float]:
-        """The rule by which heads are chosen, for the mask's file."""
-        rule = (
-            {"by": "consistent", "min_share": self._share}
-            if self.quantile is None
-            else {"by": "quantile", "quantile": self.quantile}
-        )
-        return {**rule, "unit": self.units, "path": self.paths}
 
     @property
     def _share(self) -> float:

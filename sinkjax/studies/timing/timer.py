@@ -45,11 +45,6 @@ class Sizes:
     prompt_length: int
     generated: int
 
-    @property
-    def max_length(self) -> int:
-        """Tokens that the cache has room for: no more than are there at the end."""
-        return self.prompt_length + self.generated
-
 
 @dataclasses.dataclass(frozen=True)
 class How:
@@ -160,7 +155,7 @@ class Timer:
                     model,
                     batch_size=sizes.batch_size,
                     prefill_lengths=[sizes.prompt_length],
-                    max_length=sizes.max_length,
+                    max_length=sizes.prompt_length + sizes.generated,
                     steps_per_call=self._how.steps_per_call,
                     attention=self._how.attention,
                 )
