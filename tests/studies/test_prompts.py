@@ -245,4 +245,4 @@ def test_none_asked_for_is_none(count):
     """The settings refuse such a count; here nothing else is said of it."""
     none = windows("some text\n" * 20, count)
     none.check(PLAIN, "never", {4: count})
-    assert none.at_length(PLAIN, "never", 4).shape == (0, 4)
+    assert none.starts(PLAIN).shape == (0,)
