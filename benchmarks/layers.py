@@ -23,12 +23,12 @@ from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.cli.tool import ShapeSettings
+from sinkjax.environment import num_threads
 from sinkjax.errors import InputError, Problem, each
 from sinkjax.models.abstract import abstract_model
 from sinkjax.programs.compile import LAYERS
 from sinkjax.report.table import Table
 from sinkjax.studies.settings import setting
-from sinkjax.studies.timing.machine import num_threads
 from sinkjax.studies.timing.measured import AGAIN
 from sinkjax.studies.timing.pairs import Call, Samples, interleave, ratio, summary
 from sinkjax.studies.timing.stages import decode_call, prefill_call

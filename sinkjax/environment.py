@@ -1,5 +1,6 @@
 """Versions, device and settings that a number was measured with, for records."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -22,20 +23,22 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "device": _processor() if device.platform == "cpu" else device.device_kind,
         "num_devices": jax.device_count(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_count": num_threads(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
+def num_threads() -> int:
+    """Processors that this process may use, each of which XLA gives a thread."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _processor() -> str:
     """The processor's name, for which JAX says no more than "cpu"."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -24,7 +24,7 @@ import sinkjax
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.cli.tool import ModelSettings, Tool
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.studies.settings import setting
 
 
@@ -73,17 +73,13 @@ class Convert(ModelSettings, Tool):
 
 def _check_output(output: pathlib.Path, num_bytes: int) -> None:
     """Refuses before any long work a folder that is not free or a disk that is too small."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        text = "it exists and is no empty folder; name another, or remove it"
-        raise InputError(Problem("output", output, text))
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes:
-        raise InputError(
-            Problem(
-                "output",
-                output,
+    with about("output", output):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError("it exists and is no empty folder; name another, or remove it")
+        parent = next(folder for folder in output.absolute().parents if folder.exists())
+        free = shutil.disk_usage(parent).free
+        if free < num_bytes:
+            raise InputError(
                 f"it needs {num_bytes:,} bytes, and {parent} has {free:,} free; free some, or name "
-                "a folder on another disk",
+                "a folder on another disk"
             )
-        )

@@ -43,6 +43,8 @@ def run(
         _show_log()
         if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
             os.environ.update({**WITHOUT_TPU, **os.environ})
+        # Where there is no PyTorch, transformers says so to everyone who imports it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
             if arguments[1:]:
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")

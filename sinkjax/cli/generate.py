@@ -23,7 +23,6 @@ import dataclasses
 import os
 import pathlib
 import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -102,7 +101,13 @@ class Generate(ModelSettings, Tool):
                 console.rule(f"{name}, prompt {index}: {len(tokens)} tokens", align="left")
                 console.print(tokenizer.decode(tokens), style="dim", markup=False, end="")
                 rows.append([name, *self._stream(dispatcher, tokens, index, config, tokenizer)])
-        terminal.print_table(console, _table(rows))
+        table = Table(
+            title=f"on {jax.devices()[0].device_kind}",
+            columns=("", "prompt", "new tokens", "first token", "tokens/s", "compiled"),
+            rows=rows,
+            notes=("tokens/s: after the first one, in one run that nothing was warmed up for.",),
+        )
+        terminal.print_table(console, table)
 
     def _problems(self) -> Iterator[Problem | str]:
         """The problems of the settings by themselves."""
@@ -198,13 +203,13 @@ class Generate(ModelSettings, Tool):
             seed=self.seed + index,
             on_tokens=show,
         )
-        printer.end()
-        rate = (len(new) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+        printer.add([], end="\n")
+        rate = f"{(len(new) - 1) / (times[-1] - times[0]):.1f}" if len(times) > 1 else "-"
         return [
             str(len(tokens)),
             str(len(new)),
             f"{1000 * (times[0] - start):.0f} ms",
-            "-" if rate is None else f"{rate:.1f}",
+            rate,
             f"{sum(len(p.executables) for p in dispatcher.programs)} in "
             f"{dispatcher.compile_seconds:.1f} s",
         ]
@@ -235,27 +240,11 @@ class _Printer:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]):
         self._tokenizer, self._tokens = tokenizer, list(prompt)
-        self._shown = tokenizer.decode(prompt)
+        self._printed = tokenizer.decode(prompt)
 
-    def add(self, tokens: Sequence[int]) -> None:
+    def add(self, tokens: Sequence[int], end: str = "") -> None:
         self._tokens += tokens
-        text = self._tokenizer.decode(self._tokens)
+        text = self._tokenizer.decode(self._tokens) + end
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is to come
-            self._print(text)
-
-    def end(self) -> None:
-        self._print(self._tokenizer.decode(self._tokens) + "\n")
-
-    def _print(self, text: str) -> None:
-        sys.stdout.write(text[len(self._shown) :])
-        sys.stdout.flush()
-        self._shown = text
-
-
-def _table(rows: list[list[str]]) -> Table:
-    return Table(
-        title=f"on {jax.devices()[0].device_kind}",
-        columns=("", "prompt", "new tokens", "first token", "tokens/s", "compiled"),
-        rows=rows,
-        notes=("tokens/s: after the first one, in one run that nothing was warmed up for.",),
-    )
+            print(text[len(self._printed) :], end="", flush=True)
+            self._printed = text

@@ -77,20 +77,21 @@ class MakeMask(Tool):
         curve = self._curve()
         cells = self._cells(curve)
         mask, control = self._choose(cells, path)
-        made_from = Provenance.from_records(cells, **self._selection())
+        rule = {"by": "quantile", "quantile": self.quantile}
+        if self.quantile is None:
+            rule = {"by": "consistent", "min_share": self._share}
+        made_from = Provenance.from_records(cells, **rule, unit=self.units, path=self.paths)
         drawn = {**made_from.selection, "control_of": mask.digest, "seed": self.seed}
         console = terminal.console()
         console.print(f"{made_from.model}, {made_from.text}, {curve.criterion}", markup=False)
         num_kv_heads = curve.model["num_kv_heads"]
         terminal.print_table(console, mask_table(mask, control, num_kv_heads))
         control_from = dataclasses.replace(made_from, selection=drawn)
-        for name, made, provenance in (
-            ("mask", mask, made_from),
-            ("control", control, control_from),
+        output = self._file()
+        for name, file, made, provenance in (
+            ("mask", output, mask, made_from),
+            ("control", output.with_suffix(".control.json"), control, control_from),
         ):
-            file = self._file()
-            if name == "control":
-                file = file.with_suffix(".control.json")
             save_mask(file, made, provenance=provenance)
             content, image = io.BytesIO(), file.with_suffix(".png")
             mask_map(made, f"{name} of {provenance.model}", num_kv_heads).savefig(content)
@@ -114,10 +115,8 @@ class MakeMask(Tool):
         with about("results"):
             specification, records = read_records(self.results)
         cells = [record for record in records if record["kind"] == "cell"]
-        curves = []
-        if cells:
-            sweep = arrange(specification, cells)
-            curves = [curve for group in sweep.groups for curve in group.curves]
+        sweep = arrange(specification, cells)
+        curves = [curve for group in sweep.groups for curve in group.curves]
         if not curves:
             text = (
                 "it holds no prompts' or texts' scores (yet): give the --output_dir of sinkjax "
@@ -152,15 +151,6 @@ class MakeMask(Tool):
             )
             raise InputError(Problem("lengths", unknown, text))
         return [cell for cell in curve.cells if cell["length"] in lengths]
-
-    def _selection(self) -> dict[str, str | float]:
-        """The rule by which heads are chosen, for the mask's file."""
-        rule = (
-            {"by": "consistent", "min_share": self._share}
-            if self.quantile is None
-            else {"by": "quantile", "quantile": self.quantile}
-        )
-        return {**rule, "unit": self.units, "path": self.paths}
 
     @property
     def _share(self) -> float:

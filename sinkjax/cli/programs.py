@@ -1,14 +1,10 @@
 """Tables of what a mask takes out of programs, from records of `sinkjax.accounts.inspect`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from sinkjax.report import formats
+from sinkjax.report.records import Record
 from sinkjax.report.table import Table
-
-Record = Mapping[str, Any]
-
-_COLUMNS = ("operations", "parameters", "cache")
 
 
 def program_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Table]:
@@ -52,20 +48,21 @@ def _named(name: str, cells: Mapping[str, list[str]]) -> list[list[str]]:
     return [[name if i == 0 else "", way, *row] for i, (way, row) in enumerate(cells.items())]
 
 
+def _amounts(cost: Mapping[str, int]) -> tuple[int, ...]:
+    """FLOPs and bytes, and the parameters and the cache that these bytes are."""
+    parameters, cache = cost["parameters"], cost["cache"]
+    return cost["operations"], parameters + cache, parameters, cache
+
+
 def _cells(cost: Mapping[str, int]) -> list[str]:
-    moved = cost["parameters"] + cost["cache"]
-    return [
-        formats.scaled(cost["operations"]),
-        *map(formats.size, (moved, cost["parameters"], cost["cache"])),
-    ]
+    flops, *sizes = _amounts(cost)
+    return [formats.scaled(flops), *map(formats.size, sizes)]
 
 
 def _saved(whole: Mapping[str, int], part: Mapping[str, int]) -> list[str]:
-    """The share of a total that is gone, in the columns of `_cells`."""
-    pairs = [(whole[column], part[column]) for column in _COLUMNS]
-    (_, parameters, cache) = pairs
-    pairs.insert(1, (parameters[0] + cache[0], parameters[1] + cache[1]))
-    return [formats.percent(1 - less / more, 2) for more, less in pairs]
+    """The share of each amount that is gone."""
+    pairs = zip(_amounts(part), _amounts(whole), strict=True)
+    return [formats.percent(1 - less / more, 2) for less, more in pairs]
 
 
 def _agreement(record: Record) -> str:
@@ -100,9 +97,8 @@ def _kernel(record: Record) -> list[str]:
 
 
 def _uncounted(*records: Record) -> list[str]:
-    names = sorted({name for record in records for name in record["uncounted"]})
-    listed = ", ".join(names)
-    return [f"Not counted, since XLA does not say what they do: {listed}"] if names else []
+    names = ", ".join(sorted({name for record in records for name in record["uncounted"]}))
+    return [f"Not counted, since XLA does not say what they do: {names}"] if names else []
 
 
 def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from sinkjax.errors import InputError, Problem, about, each
+from sinkjax.errors import InputError, about, each
 from sinkjax.masks.paths import Path, parse_paths
 
 Settings = TypeVar("Settings")
@@ -56,12 +56,11 @@ def numbers(name: str, texts: Iterable[str], kind: type[Number]) -> tuple[Number
         except ValueError as error:
             wanted = "whole number" if kind is int else "number"
             raise InputError(
-                Problem(
-                    name, None, f"{text!r} is no {wanted}; give {wanted}s with commas between them"
-                )
+                f"{text!r} is no {wanted}; give {wanted}s with commas between them"
             ) from error
 
-    return tuple(each(texts, number))
+    with about(name):
+        return tuple(each(texts, number))
 
 
 def _define(field: dataclasses.Field, hint: Any, shared: Mapping[str, Any]) -> None:

@@ -165,9 +165,7 @@ def _check(
         )
 
 
-@jax.jit
-def _feed_forward(layer: Layer, x: jax.Array) -> jax.Array:
-    return layer.feed_forward(x)
+_feed_forward = jax.jit(Layer.feed_forward)
 
 
 @functools.partial(jax.jit, static_argnames=("key_positions", "tail"))

@@ -193,11 +193,12 @@ class TextExcerpts:
         problems = []
         for length, wanted in sorted(counts.items()):
             fits = self.fits(tokenizer, length)
-            if fits < (wanted or 1):
+            least = 1 if wanted is None else wanted
+            if fits < least:
                 text = (
                     f"{self.name} has {len(self._layout(tokenizer).tokens)} tokens: of the "
-                    f"{wanted or 1} excerpts wanted, {fits} fit without overlap: give a longer "
-                    "text, shorter lengths or ask for fewer"
+                    f"{least} excerpts wanted, {fits} fit without overlap: give a longer text, "
+                    "shorter lengths or ask for fewer"
                 )
                 problems.append(Problem("lengths", length, text))
         if problems:
@@ -239,8 +240,8 @@ class _Layout(NamedTuple):
 
 def _lay_out(tokens: np.ndarray, line_starts: np.ndarray, count: int, seed: int) -> _Layout:
     size = len(tokens)
-    if size == 0:
-        return _Layout(tokens, np.zeros(count, np.int64), np.zeros(count, np.int64))
+    if size == 0 or count < 1:
+        return _Layout(tokens, *np.zeros((2, max(count, 0)), np.int64))
     turn = np.random.default_rng(seed).integers(size)
     places = (turn + np.array(_spread(count), np.int64) * size // count) % size
     # Moving on to a line's beginning takes room from the excerpt before: an eighth of the spacing

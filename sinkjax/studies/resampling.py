@@ -67,15 +67,15 @@ def estimate(
     """
     if np.isnan(value):
         return {"value": None, "undefined": undefined}
+    defined = resampled[~np.isnan(resampled)]
     if num_prompts == 1:
         note = "a sample of one: no interval"
-        return {"value": float(value), "low": None, "high": None, "note": note}
-    defined = resampled[~np.isnan(resampled)]
-    if 2 * defined.size < resampled.size:
+    elif 2 * defined.size < resampled.size:
         missing = f"{resampled.size - defined.size} of {resampled.size}"
         note = f"undefined in {missing} resamples: no interval"
-        return {"value": float(value), "low": None, "high": None, "note": note}
-    return {"value": float(value), **interval(defined)}
+    else:
+        return {"value": float(value), **interval(defined)}
+    return {"value": float(value), "low": None, "high": None, "note": note}
 
 
 def estimate_mean(

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import PARTIAL, replace_file, sync_folder
 
@@ -175,8 +174,8 @@ class Results:
         self,
         fields: Mapping[str, Any],
         measure: Callable[[], Mapping[str, Any]],
-        environment: Callable[[], Mapping[str, Any]] = environment,
-    ) -> bool:
+        environment: Callable[[], Mapping[str, Any]],
+    ) -> None:
         """Adds the record of what `fields` say, unless it is there.
 
         Args:
@@ -184,18 +183,13 @@ class Results:
           measure: gives the "result".
           environment: says with what.
 
-        Returns:
-          whether it was measured now.
-
         Raises:
           InputError: where it cannot be written. The folder holds what it held before.
         """
         record_id = identity(fields)
-        if record_id in self:
-            return False
-        record = {"id": record_id, **fields, "result": measure()}
-        self.append({**record, "environment": environment()})
-        return True
+        if record_id not in self:
+            record = {"id": record_id, **fields, "result": measure()}
+            self.append({**record, "environment": environment()})
 
     def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
         """Keeps arrays under a name, in place of those that it has; all of them or none.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, about
+from sinkjax.errors import InputError, about, each
 from sinkjax.studies.prompts import PromptList, PromptSet, TextExcerpts
 
 SHIPPED = {
@@ -66,8 +66,7 @@ def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> T
 
 def default_prompts() -> PromptList:
     """The short prompts written for the project, named "short"."""
-    prompts = read_prompts(shipped.FOLDER / "prompts.txt")
-    return PromptList("short", prompts.sha256, prompts.texts)
+    return dataclasses.replace(read_prompts(shipped.FOLDER / "prompts.txt"), name="short")
 
 
 def study_prompts() -> tuple[PromptList, ...]:
@@ -119,32 +118,30 @@ def _text_lines(text: str) -> list[str]:
 
 
 def _json_lines(text: str) -> list[str]:
-    texts, problems = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number} is not JSON: {error}")
-            continue
-        if isinstance(value, dict):
-            value = value.get("prompt", value.get("text"))
-        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            problems.append(
-                f"line {number} holds half a surrogate pair, which is no "
-                "character: write the character itself, or both halves"
-            )
-        elif isinstance(value, str) and value.strip():
-            texts.append(value)
-        else:
-            problems.append(
-                f"line {number} holds no prompt: write a JSON string, or an "
-                'object with one in "prompt" or "text"'
-            )
-    if problems:
-        raise InputError(*problems)
-    return texts
+    lines = enumerate(text.split("\n"), start=1)
+    return each((line for line in lines if line[1].strip()), _json_prompt)
+
+
+def _json_prompt(numbered: tuple[int, str]) -> str:
+    """The prompt in a numbered line."""
+    number, line = numbered
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"line {number} is not JSON: {error}") from error
+    if isinstance(value, dict):
+        value = value.get("prompt", value.get("text"))
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(
+            f"line {number} holds no prompt: write a JSON string, or an object with one in "
+            '"prompt" or "text"'
+        )
+    if re.search("[\ud800-\udfff]", value):
+        raise InputError(
+            f"line {number} holds half a surrogate pair, which is no character: write the "
+            "character itself, or both halves"
+        )
+    return value
 
 
 def _read(path: Path) -> tuple[str, str]:

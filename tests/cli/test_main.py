@@ -1,6 +1,7 @@
 """The command `sinkjax`, and how scripts begin and end."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,18 @@ from scripts import ROOT, start
 import sinkjax
 from sinkjax import shipped
 from sinkjax.cli.main import COMMANDS, main
+
+_WITHOUT_PYTORCH = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+from sinkjax.cli import flags
+
+def main():
+    import transformers
+    print(transformers.utils.is_torch_available())
+
+flags.run(main)
+"""
 
 
 def sinkjax_says(monkeypatch, capsys, *arguments: str):
@@ -74,3 +87,10 @@ def test_an_old_flag_is_refused_with_its_name_of_today(script, old, new, in_file
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
     assert err == f"error: --{old.split('=')[0]} is called --{new} now; --help shows all flags\n"
+
+
+def test_a_missing_pytorch_is_no_news_to_a_scripts_user():
+    """Models are JAX's: transformers is there for tokenizers alone."""
+    command = [sys.executable, "-c", _WITHOUT_PYTORCH]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "False\n", "")

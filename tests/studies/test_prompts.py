@@ -238,3 +238,11 @@ def test_windows_that_do_not_fit_are_refused_for_each_length():
         windows("", 2).at_length(PLAIN, "never", 1)
     with pytest.raises(ValueError, match="laid out for 8"):
         mine.at_length(PLAIN, "never", 1, 9)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_none_asked_for_is_none(count):
+    """The settings refuse such a count; here nothing else is said of it."""
+    none = windows("some text\n" * 20, count)
+    none.check(PLAIN, "never", {4: count})
+    assert none.starts(PLAIN).shape == (0,)

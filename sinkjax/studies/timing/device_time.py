@@ -49,7 +49,8 @@ def trace(calls: Mapping[str, Call], rounds: int, folder: str | pathlib.Path | N
                     call.prepare()
                     with jax.profiler.StepTraceAnnotation(_PREFIX + name, step_num=number):
                         call.run()
-        latest = max(pathlib.Path(folder).glob("plugins/profile/*/*.xplane.pb"), key=_written)
+        written = pathlib.Path(folder).glob("plugins/profile/*/*.xplane.pb")
+        latest = max(written, key=lambda path: path.stat().st_mtime)
         return ProfileData.from_file(str(latest))
 
 
@@ -60,6 +61,9 @@ def device_seconds(data: ProfileData) -> dict[str, list[float]]:
       ValueError: where the trace has no event of any device for a run.
     """
     planes = list(data.planes)
+    devices = [plane for plane in planes if plane.name.startswith(_ACCELERATORS)] or [
+        plane for plane in planes if plane.name.startswith("/host:CPU")
+    ]
     windows = sorted(
         (event.start_ns, event.start_ns + event.duration_ns, event.name.removeprefix(_PREFIX))
         for plane in planes
@@ -67,7 +71,7 @@ def device_seconds(data: ProfileData) -> dict[str, list[float]]:
         for event in line.events
         if event.name.startswith(_PREFIX) and plane.name.startswith("/host:")
     )
-    busy = _union(span for plane in _devices(planes) for span in _work(plane))
+    busy = _union(span for plane in devices for span in _work(plane))
     edges = np.array([edge for span in busy for edge in span] or [0.0])
     lengths = np.diff(edges)
     lengths[1::2] = 0  # between two spans
@@ -79,14 +83,6 @@ def device_seconds(data: ProfileData) -> dict[str, list[float]]:
             raise ValueError(f"the trace has no work of a device in a run of {name}")
         seconds.setdefault(name, []).append(float(after - before) / 1e9)
     return seconds
-
-
-def _devices(planes: Iterable[Any]) -> list[Any]:
-    """The planes of accelerators; on a machine without, the host's."""
-    planes = list(planes)
-    return [plane for plane in planes if plane.name.startswith(_ACCELERATORS)] or [
-        plane for plane in planes if plane.name.startswith("/host:CPU")
-    ]
 
 
 def _work(plane: Any) -> Iterator[Span]:
@@ -108,7 +104,3 @@ def _union(spans: Iterable[Span]) -> list[Span]:
         else:
             joined.append((start, end))
     return joined
-
-
-def _written(path: pathlib.Path) -> float:
-    return path.stat().st_mtime

@@ -7,7 +7,6 @@ where the system has them: 55 GB/s where XLA's own reductions reached 50 and a l
 
 import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.environment import num_threads
 from sinkjax.studies.timing.pairs import Call
 
-_READ_BYTES = {"cpu": 512 << 20}
-_MATRIX_SIZE = {"cpu": 2048}
-_ACCELERATOR_READ_BYTES = 2 << 30
-_ACCELERATOR_MATRIX_SIZE = 8192
-_TIMES = (
-    3  # in a round; the best counts, since an interruption hits a short call whole or not at all
-)
+# In a round; the best counts, since an interruption hits a short call whole or not at all.
+_TIMES = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,28 +35,20 @@ class Machine:
 
     @classmethod
     def here(cls, dtype: Any = jnp.float32, *, by_jax: bool = False) -> "Machine":
-        """Of JAX's first device; where that is a CPU, of what this process may use of it.
+        """Measures JAX's first device; where that is a CPU, what this process may use of it.
 
         Args:
           dtype: of the matrices.
           by_jax: whether it is JAX that reads on a CPU, too.
         """
-        device = jax.devices()[0]
-        read_bytes = _READ_BYTES.get(device.platform, _ACCELERATOR_READ_BYTES)
-        size = _MATRIX_SIZE.get(device.platform, _ACCELERATOR_MATRIX_SIZE)
-        read = _reading_device if by_jax or device.platform != "cpu" else _reading_cpu
+        on_cpu = jax.devices()[0].platform == "cpu"
+        read_bytes, size = (512 << 20, 2048) if on_cpu else (2 << 30, 8192)
+        read = _reading_cpu if on_cpu and not by_jax else _reading_device
         own = {"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))}
         return cls(
             calls={f"{name} {i}": call for name, call in own.items() for i in range(_TIMES)},
             amounts={"read": float(read_bytes), "multiply": 2.0 * size**3},
         )
-
-
-def num_threads() -> int:
-    """Processors that this process may use, each of which XLA gives a thread."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _reading_cpu(num_bytes: int) -> Callable[[], Any]:

@@ -14,7 +14,6 @@ from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import Program, compile
-from sinkjax.programs.executable import Executable
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.results import identity
@@ -45,11 +44,6 @@ class Sizes:
     batch_size: int
     prompt_length: int
     generated: int
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the cache has room for: no more than are there at the end."""
-        return self.prompt_length + self.generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,41 +108,37 @@ class Timer:
         timed = {**calls, AGAIN: calls[BASELINE], **self._machine.calls}
         load = [os.getloadavg()]
         samples = interleave(
-            timed,
-            rounds=how.rounds,
-            warmup=how.warmup,
-            seed=how.seed,
-            on_round=on_round,
+            timed, rounds=how.rounds, warmup=how.warmup, seed=how.seed, on_round=on_round
         )
         load.append(os.getloadavg())
         measured = Measured(samples, self._traced(run, timed), self._machine.amounts, how.seed)
-        limits = {name: self._limit(run, mask) for name, mask in self._masks(run).items()}
-        memory = {
-            name: {
-                "peak": _executable(program, run).memory.peak,
-                "compiled": dataclasses.asdict(_executable(program, run).memory),
-                "resident_rise": resident_rise(calls[name]),
-                "cache": cache_bytes(program),
-                "cache_resident": kept.get(name),
-            }
-            for name, program in programs.items()
-        }
+        length = run.sizes.prompt_length
+        masks = {candidate.name: candidate.masks[length] for candidate in run.candidates}
+        baseline = self._limit(run, SinkMask.full(self._model.config))
         tokens = run.sizes.batch_size * run.tokens_per_row
+        results = {}
+        for name, program in programs.items():
+            limit = self._limit(run, masks[name]) if name in masks else baseline
+            executable = program.prefill[length] if run.stage == "prefill" else program.decode
+            results[name] = {
+                **measured.program(name, limit, baseline, tokens),
+                "attention": program.attention[length].name,
+                "memory": {
+                    "peak": executable.memory.peak,
+                    "compiled": dataclasses.asdict(executable.memory),
+                    "resident_rise": resident_rise(calls[name]),
+                    "cache": cache_bytes(program),
+                    "cache_resident": kept.get(name),
+                },
+                "compile_seconds": executable.compile_seconds,
+            }
         return {
             "clock": self._clock,
             "load_average": [list(averages) for averages in load],
             "device_memory": device_memory(),
             "machine": measured.machine(),
-            "programs": {
-                name: {
-                    **measured.program(name, limits[name], limits[BASELINE], tokens),
-                    "attention": program.attention[run.sizes.prompt_length].name,
-                    "memory": memory[name],
-                    "compile_seconds": _executable(program, run).compile_seconds,
-                }
-                for name, program in programs.items()
-            },
-            "baseline_again": measured.program(AGAIN, limits[BASELINE], limits[BASELINE], tokens),
+            "programs": results,
+            "baseline_again": measured.program(AGAIN, baseline, baseline, tokens),
         }
 
     def _compiled(self, run: Run) -> dict[str, Program]:
@@ -160,20 +150,18 @@ class Timer:
                 candidate.name: self._specialized(candidate, sizes.prompt_length)
                 for candidate in run.candidates
             }
-            self._programs = (
-                sizes,
-                {
-                    name: compile(
-                        model,
-                        batch_size=sizes.batch_size,
-                        prefill_lengths=[sizes.prompt_length],
-                        max_length=sizes.max_length,
-                        steps_per_call=self._how.steps_per_call,
-                        attention=self._how.attention,
-                    )
-                    for name, model in models.items()
-                },
-            )
+            programs = {
+                name: compile(
+                    model,
+                    batch_size=sizes.batch_size,
+                    prefill_lengths=[sizes.prompt_length],
+                    max_length=sizes.prompt_length + sizes.generated,
+                    steps_per_call=self._how.steps_per_call,
+                    attention=self._how.attention,
+                )
+                for name, model in models.items()
+            }
+            self._programs = sizes, programs
         return self._programs[1]
 
     def _specialized(self, candidate: Candidate, length: int) -> Llama:
@@ -212,11 +200,6 @@ class Timer:
         data = trace(calls, rounds, folder)
         return device_seconds(data) if on_device else None
 
-    def _masks(self, run: Run) -> dict[str, SinkMask]:
-        length = run.sizes.prompt_length
-        candidates = {candidate.name: candidate.masks[length] for candidate in run.candidates}
-        return {BASELINE: SinkMask.full(self._model.config), **candidates}
-
     def _limit(self, run: Run, mask: SinkMask) -> Limit:
         """Of one run: all steps of a decode, each as its middle one."""
         sizes, config = run.sizes, self._model.config
@@ -227,9 +210,3 @@ class Timer:
         middle = sizes.prompt_length + (sizes.generated + 1) // 2
         step = decode_limit(config, mask, sizes.batch_size, middle, self._itemsize)
         return step * sizes.generated
-
-
-def _executable(program: Program, run: Run) -> Executable:
-    if run.stage == "prefill":
-        return program.prefill[run.sizes.prompt_length]
-    return program.decode
