@@ -21,11 +21,11 @@ from sinkjax.attention.kernels import Xla
 from sinkjax.attention.products import CpuProducts
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
+from sinkjax.environment import num_threads
 from sinkjax.errors import InputError, each
 from sinkjax.masks.paths import Full
 from sinkjax.programs.options import CPU_OPTIONS, CPU_PROMPT_OPTIONS
 from sinkjax.report.table import Table
-from sinkjax.studies.timing.machine import num_threads
 from sinkjax.studies.timing.pairs import Call, interleave, ratio, summary
 from sinkjax.studies.timing.tables import show_ratio
 
