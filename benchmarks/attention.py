@@ -5,11 +5,14 @@
 
 Random queries, keys and values in float32, one row, on all cores; forms are timed by turns, and a
 ratio is the median over rounds, its interval from resampled rounds. The forms in JAX are compiled
-with the options that `sinkjax.compile` takes for prompts. SDPA is left out without PyTorch.
+with the options that `sinkjax.compile` takes for prompts. `its products alone` is what blocks of
+keys come to without a softmax: the least that XLA's library of products leaves. SDPA is left out
+without PyTorch.
 """
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from sinkjax.attention.blocks import group_keys, group_queries, scores, weighted_sums
 from sinkjax.attention.kernels import Xla
 from sinkjax.attention.products import CpuProducts
+from sinkjax.attention.stream import STREAMED
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.environment import num_threads
@@ -70,6 +75,7 @@ def _rows(length: int) -> list[tuple[str, ...]]:
         for heads in (_HEADS.value, _KV_HEADS.value, _KV_HEADS.value)
     )
     calls = {name: _in_jax(*form, q, k, v) for name, form in _FORMS.items()}
+    calls["its products alone"] = _compiled(_products, CPU_PROMPT_OPTIONS, q, k, v)
     if importlib.util.find_spec("torch"):
         calls["PyTorch SDPA"] = _in_torch(q, k, v)
     samples = interleave(calls, rounds=_ROUNDS.value, warmup=1, seed=0)
@@ -85,6 +91,27 @@ def _rows(length: int) -> list[tuple[str, ...]]:
 
 def _in_jax(kernel: Xla, options: Any, *heads: np.ndarray) -> Call:
     attend = functools.partial(kernel.attend, path=Full(), products=CpuProducts())
+    return _compiled(attend, options, *heads)
+
+
+def _products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Scores, and sums of values by them, of every block of queries and each of keys up to it."""
+    settle, length = CpuProducts().settle, k.shape[1]
+    block = min(STREAMED, length)
+    queries, keys, values = group_queries(q, k.shape[2]), group_keys(k), group_keys(v)
+    pairs = [(a, b) for a in range(0, length, block) for b in range(0, a + 1, block)]
+
+    def of_pair(sums: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=block)
+        q = cut(queries, pair[0], axis=3)
+        k, v = (cut(x, pair[1], axis=2) for x in (keys, values))
+        return settle(sums + weighted_sums(settle(scores(q, k)), v)), None
+
+    start = jnp.zeros((*queries.shape[:3], block, v.shape[-1]), jnp.float32)
+    return jax.lax.scan(of_pair, start, jnp.asarray(pairs, jnp.int32))[0]
+
+
+def _compiled(attend: Callable[..., jax.Array], options: Any, *heads: np.ndarray) -> Call:
     heads = tuple(map(jnp.asarray, heads))
     compiled = jax.jit(attend).lower(*heads).compile(compiler_options=dict(options))
     return Call(lambda: jax.block_until_ready(compiled(*heads)))

@@ -77,8 +77,8 @@ class Xla(Kernel):
     streams: bool = False
 
     def streamed(self, length: int) -> bool:
-        """Returns whether keys of T tokens come in blocks."""
-        return self.streams and length > STREAMED
+        """Returns whether keys of T tokens come in blocks: of few blocks nothing is gained."""
+        return self.streams and length > 2 * STREAMED
 
     def attend(
         self,
