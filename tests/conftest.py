@@ -11,8 +11,9 @@ model have none of this, nor has what is marked `default_compilation`, since it 
 speed, or the numbers of optimized code.
 
 A file's tests, which share fixtures and what they compile, go to one of the processes, and what
-they compiled is freed after them. So do all tests whose names say `real_model`, first of all: it
-and transformers' copy of it take a gigabyte and a quarter, and twenty seconds to load.
+they compiled is freed after them, or before where a process has grown large. So do all tests whose
+names say `real_model`, first of all: it and transformers' copy of it take a gigabyte and a quarter,
+and twenty seconds to load. Either is dropped where the next test has no use for it.
 
 PyTorch has one thread: pytest runs a process a core, and two threads that wait for each other on
 one core take three times as long.
@@ -29,6 +30,8 @@ import ctypes
 import gc
 import json
 import pathlib
+import resource
+from typing import Any
 
 import jax
 import pytest
@@ -85,13 +88,13 @@ def uses_real_model(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert not uses_real_model(item) or REAL_MODEL in item.name, item.nodeid
-    # The real model alone before both copies of it; last small files, so that all processes end at
-    # about the same time.
+    # The real model alone, then transformers', then both; last small files, so that all processes
+    # end at about the same time.
     quick = {item.nodeid for item in items if item.get_closest_marker("quick")}
 
     def order(item: pytest.Item) -> tuple[bool, ...]:
-        both = "hf_smollm2" in item.fixturenames
-        return REAL_MODEL not in item.name, both, item.nodeid in quick
+        ours, theirs = (name in item.fixturenames for name in ("smollm2", "hf_smollm2"))
+        return REAL_MODEL not in item.name, theirs, ours, item.nodeid in quick
 
     items.sort(key=order)
     gc.collect()
@@ -113,11 +116,26 @@ def _free_after_a_file():
     free()
 
 
-@pytest.fixture(autouse=True)
-def _free_after_the_real_model(request):
+LARGE = (
+    1.7e9  # bytes: a test may take some hundreds of megabytes more, a laptop has eight gigabytes
+)
+
+_real_models: dict[str, Any] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
     yield
-    if REAL_MODEL in request.node.name:
+    for name in set(_real_models).difference(nextitem.fixturenames if nextitem else ()):
+        del _real_models[name]
+    if REAL_MODEL in item.name or _resident() > LARGE:
         free()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -142,12 +160,14 @@ def smollm2_gguf() -> pathlib.Path:
     return registry.fetch("smollm2-135m")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def smollm2(smollm2_gguf):
     """The real model, float32."""
     import sinkjax
 
-    return sinkjax.load(smollm2_gguf)
+    if "smollm2" not in _real_models:
+        _real_models["smollm2"] = sinkjax.load(smollm2_gguf)
+    return _real_models["smollm2"]
 
 
 @pytest.fixture(scope="session")
@@ -190,17 +210,17 @@ def tiny(tmp_path_factory, small_tokenizer):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def hf_smollm2(smollm2_gguf):
     """transformers' reading of the same file: the oracle. Eager attention, float32."""
     import transformers
     from hf import torch
 
-    dtype = torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent,
-        gguf_file=smollm2_gguf.name,
-        attn_implementation="eager",
-        dtype=dtype,
-    )
-    return model.eval()
+    if "hf_smollm2" not in _real_models:
+        _real_models["hf_smollm2"] = transformers.AutoModelForCausalLM.from_pretrained(
+            smollm2_gguf.parent,
+            gguf_file=smollm2_gguf.name,
+            attn_implementation="eager",
+            dtype=torch.float32,
+        ).eval()
+    return _real_models["hf_smollm2"]

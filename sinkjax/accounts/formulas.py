@@ -29,8 +29,8 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sinkjax.attention import full, window
-from sinkjax.attention.kernels import XLA, Blocked, Kernel
+from sinkjax.attention import full, stream, window
+from sinkjax.attention.kernels import XLA, Blocked, Kernel, Xla
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
@@ -203,7 +203,9 @@ def _strongest(heads: Sequence[_Head]) -> str:
 
 def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
     """Columns of the product of attention weights and values."""
-    has_one_more = sizes.length and sizes.blocked and not head.is_kept and sizes.kernel == XLA
+    has_one_more = (
+        sizes.length and sizes.blocked and not head.is_kept and isinstance(sizes.kernel, Xla)
+    )
     return head_dim + bool(has_one_more)
 
 
@@ -224,6 +226,8 @@ def _pairs(head: _Head, sizes: Sizes) -> int:
         return sizes.kernel.pairs(span, sizes.length)
     if isinstance(span, Window) and span.sinks + span.recent < sizes.length:
         return _window_pairs(span, sizes.length)
+    if isinstance(sizes.kernel, Xla) and sizes.kernel.streamed(sizes.length) and not head.is_kept:
+        return _streamed_pairs(sizes.length)
     return _full_pairs(sizes.length)
 
 
@@ -242,6 +246,18 @@ def _full_pairs(length: int) -> int:
     a_span = max(1, math.ceil(blocks / full.MAX_SPANS)) * full.BLOCK
     edges = [*range(0, blocks * full.BLOCK, a_span), blocks * full.BLOCK, length]
     return sum((stop - start) * stop for start, stop in itertools.pairwise(edges))
+
+
+def _streamed_pairs(length: int) -> int:
+    """Every whole block of keys before a query's own; of its own, keys up to its strip's end."""
+    pairs = 0
+    for start in range(0, length, stream.STREAMED):
+        block = min(stream.STREAMED, length - start)
+        pairs += block * start + sum(
+            (min(strip + stream.STRIP, block) - strip) * min(strip + stream.STRIP, block)
+            for strip in range(0, block, stream.STRIP)
+        )
+    return pairs
 
 
 def _window_pairs(span: Window, length: int) -> int:

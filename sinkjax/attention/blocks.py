@@ -6,6 +6,7 @@ key/value head and not one a query head.
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ PerKvHead = Float[Array, "B T K H"]
 
 Position = Int[Array, ""] | int
 """Of a block's first query: an array within a loop."""
+
+
+Blocks = TypeVar("Blocks")
 
 
 def group_queries(q: PerHead, kv_heads: int) -> Float[Array, "B K G T H"]:
@@ -62,17 +66,26 @@ def weighted_sums(
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
 
 
-def map_blocks(
-    function: Callable[[Position], Float[Array, "B K G block M"]], start: int, stop: int, block: int
-) -> Float[Array, "B K G T M"]:
+def block_runs(length: int, block: int) -> list[tuple[int, int, int]]:
+    """Returns (start, stop, block) of the whole blocks of queries, and of what is left over."""
+    rest = length % block
+    runs = [(0, length - rest, block), (length - rest, length, rest)]
+    return [run for run in runs if run[0] < run[1]]
+
+
+def map_blocks(function: Callable[[Position], Blocks], start: int, stop: int, block: int) -> Blocks:
     """Returns `function(begin)` of every block of queries from `start` to `stop`, side by side.
 
-    The run is a whole number of blocks.
+    The run is a whole number of blocks; the results are trees of arrays [B, K, G, block, M].
     """
     if stop - start == block:
         return function(start)
-    blocks = jnp.moveaxis(jax.lax.map(function, jnp.arange(start, stop, block)), 0, 3)
-    return blocks.reshape(*blocks.shape[:3], stop - start, blocks.shape[-1])
+
+    def side_by_side(blocks: Array) -> Array:
+        blocks = jnp.moveaxis(blocks, 0, 3)
+        return blocks.reshape(*blocks.shape[:3], stop - start, blocks.shape[-1])
+
+    return jax.tree.map(side_by_side, jax.lax.map(function, jnp.arange(start, stop, block)))
 
 
 def _rows(x: Float[Array, "B K G T M"]) -> Float[Array, "B K GT M"]:

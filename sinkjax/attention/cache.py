@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int32
 
-from sinkjax.attention.blocks import PerKvHead
+from sinkjax.attention.blocks import PerKvHead, Position
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, Window
 
@@ -150,6 +150,33 @@ def write_store(store: Store, new: Float[Array, "B 1 K H"], layout: Whole | Ring
     return jax.vmap(
         lambda row, entry, slot: jax.lax.dynamic_update_slice_in_dim(row, entry, slot, -2)
     )(store, new, slots)
+
+
+def extend_store(
+    store: Store, new: PerKvHead, layout: Whole | Ring, start: Position, lengths: Rows
+) -> Store:
+    """Returns the store with a piece of a prompt, at positions from `start` on in every row.
+
+    `lengths` are the rows' tokens after the piece, no more than it brings: what it holds beyond is
+    padding, which a store keeps where no token is.
+    """
+    batch, length, kv_heads, _ = new.shape
+    piece = new.transpose(0, 2, 1, 3)
+    if isinstance(layout, Whole):
+        # In the store's own shape: in another, XLA would copy all of it.
+        piece = piece.reshape(*store.shape[:-2], length, store.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(store, piece, start, axis=-2)
+    positions = layout.positions(lengths - 1)
+    places = jnp.clip(positions - start, 0, length - 1)[:, None, :, None]
+    taken = jnp.take_along_axis(piece, places, axis=2, mode="clip")
+    is_new = (positions >= start) & (positions < lengths[:, None])
+    old = by_group(store, batch, kv_heads)
+    return jnp.where(is_new[:, None, :, None], taken, old).reshape(store.shape)
+
+
+def by_group(store: Store, batch: int, kv_heads: int) -> Float[Array, "B K S H"]:
+    """Returns a store with all of its axes."""
+    return store.reshape(batch, kv_heads, *store.shape[-2:])
 
 
 def view_store(store: Store, layout: Layout, view: Layout, t: Rows) -> Float[Array, "*BK P H"]:

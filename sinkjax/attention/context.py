@@ -5,6 +5,7 @@ from typing import Any
 from flax import struct
 from jaxtyping import Array, Float32, Int32
 
+from sinkjax.attention.blocks import Position
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.products import PLAIN, Products
 
@@ -19,7 +20,8 @@ class Context:
     Attributes:
       cos, sin: of the positions at hand.
       lengths: of a prompt the tokens in each row, in decoding those before the one at hand, which
-        is its position.
+        is its position; with a further piece of a prompt those with the piece.
+      start: position of a further piece's first token; None with anything else.
       max_length: tokens that the cache holds, static; None where a prompt leaves no cache.
       products: how products are written, static.
       kernel: what computes a prompt's attention, static.
@@ -33,4 +35,5 @@ class Context:
     max_length: int | None = struct.field(pytree_node=False, default=None)
     products: Products = struct.field(pytree_node=False, default=PLAIN)
     kernel: Kernel = struct.field(pytree_node=False, default=XLA)
+    start: Position | None = None
     patterns: dict[PartName, Any] = struct.field(default_factory=dict)

@@ -46,6 +46,24 @@ def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products 
     return _attend(q, k, v, (), products)[0]
 
 
+def stored_pattern(
+    q: PerHead, keys: Float[Array, "B K S H"], start: Position, dtype: DTypeLike
+) -> Pattern:
+    """Returns the weights of `stored_attention`, in `dtype`, in memory that grows with T·S."""
+    t = start + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None]
+    visible = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :] <= t
+    seen = scores(group_queries(q, keys.shape[1]), keys)
+    weights = jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
+    return (weights.reshape(*q.shape[:1], q.shape[2], q.shape[1], keys.shape[2]),)
+
+
+def apply_stored_pattern(pattern: Pattern, values: Float[Array, "B K S H"]) -> PerHead:
+    """Returns the outputs of a pattern on these values, in their dtype."""
+    (weights,) = pattern
+    grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
+    return ungroup(weighted_sums(grouped, values)).astype(values.dtype)
+
+
 def observed_causal_attention(
     q: PerHead, k: PerKvHead, v: PerKvHead, key_positions: Sequence[int]
 ) -> tuple[PerHead, Float32[Array, "B N T C"]]:

@@ -11,6 +11,7 @@ docs/performance.md has the rates that the forms were chosen by, and those of fo
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,10 @@ class Products:
         """
         scores = jnp.where(visible, scores, -jnp.inf)
         return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+
+    def largest(self, scores: Float32[Array, "*rows S"]) -> Float32[Array, "*rows 1"]:
+        """Returns the row's largest score."""
+        return scores.max(axis=-1, keepdims=True)
 
     def counted(self, values: Float[Array, "B K S H"]) -> Float[Array, "B K S M"]:
         """Returns values as `sum_counted` takes them: with a column of ones."""
@@ -115,7 +120,7 @@ class CpuProducts(Products):
         rows, inputs = x.shape
         if rows == 1 and inputs <= _ROW_INPUTS:
             return _reduced_row(x, weights)
-        if 1 < rows <= _FEW_ROWS and rows % 2 == 0 and inputs <= _PAIR_INPUTS:
+        if 1 < rows <= _FEW_ROWS and inputs <= _PAIR_INPUTS:
             return [_reduced_pairs(x, weight) for weight in weights]
         if 1 < rows <= _LEFT_ROWS:
             return [self._left(x, weight) for weight in weights]
@@ -144,23 +149,32 @@ class CpuProducts(Products):
     ) -> Float32[Array, "*rows S"]:
         """As of `Products`.
 
-        A row is folded before its largest is found: XLA reduces a row number by number, since one
-        might be NaN, but takes the larger of two arrays as many numbers at once as a core can. Each
-        fold is masked by itself, so that masked scores are never written to memory.
+        Each fold of a row is masked by itself, so that masked scores are never written to memory.
         """
-        length = scores.shape[-1]
-        width = _FOLD * max(1, -(-length // _FOLD**2))
 
         def masked(start: int, stop: int) -> Array:
             return jnp.where(visible[..., start:stop], scores[..., start:stop], -jnp.inf)
 
+        top = self._folded(masked, scores.shape[-1])
+        return self.settle(jnp.exp(masked(0, scores.shape[-1]) - top))
+
+    def largest(self, scores: Float32[Array, "*rows S"]) -> Float32[Array, "*rows 1"]:
+        """As of `Products`."""
+        return self._folded(lambda start, stop: scores[..., start:stop], scores.shape[-1])
+
+    def _folded(self, part: Callable[[int, int], Array], length: int) -> Array:
+        """Returns the largest of every row, of which `part` gives the columns from one to another.
+
+        A row is folded before its largest is found: XLA reduces a row number by number, since one
+        might be NaN, but takes the larger of two arrays as many numbers at once as a core can.
+        """
+        width = _FOLD * max(1, -(-length // _FOLD**2))
         whole = length - length % width
-        folds = [masked(start, start + width) for start in range(0, whole, width)]
+        folds = [part(start, start + width) for start in range(0, whole, width)]
         rows = [functools.reduce(jnp.maximum, folds)] if folds else []
-        rows += [masked(whole, length)] if whole < length else []
+        rows += [part(whole, length)] if whole < length else []
         tops = [row.max(axis=-1, keepdims=True) for row in rows]
-        top = self.settle(functools.reduce(jnp.maximum, tops))
-        return self.settle(jnp.exp(masked(0, length) - top))
+        return self.settle(functools.reduce(jnp.maximum, tops))
 
     def counted(self, values: Float[Array, "B K S H"]) -> Float[Array, "B K S M"]:
         """As of `Products`: as they are."""
@@ -227,11 +241,13 @@ def _reduced_row(
 
 
 def _reduced_pairs(x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
-    """Multiplies two rows at each reading of a number."""
+    """Multiplies two rows at each reading of a number; an odd row beside one of zeros."""
+    rows = x.shape[0]
+    x = jnp.pad(x, ((0, rows % 2), (0, 0)))
     weight = _wide(weight)[:, None, :]
     pair = _reduced([weight * _wide(x[start::2])[None] for start in range(2)])
     pair = [jax.lax.optimization_barrier(product) for product in pair]
-    return jnp.stack(pair, axis=2).reshape(weight.shape[0], x.shape[0]).T
+    return jnp.stack(pair, axis=2).reshape(weight.shape[0], x.shape[0])[:, :rows].T
 
 
 def _reduced(terms: list[Array]) -> list[Array]:

@@ -5,6 +5,8 @@ the oldest key that its first query sees to its last query. A sink among a query
 counts there and not among the sinks, so that no key counts twice.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Float32
@@ -13,6 +15,7 @@ from sinkjax.attention.blocks import (
     PerHead,
     PerKvHead,
     Position,
+    block_runs,
     group_keys,
     group_queries,
     map_blocks,
@@ -28,6 +31,23 @@ BLOCK = 64
 """Queries a block."""
 
 
+class Seen(NamedTuple):
+    """Keys or values of one window, for queries that follow each other.
+
+    Attributes:
+      sinks: the first c.
+      rest: those of consecutive positions, the queries' own last.
+    """
+
+    sinks: Float[Array, "B K c M"]
+    rest: Float[Array, "B K S M"]
+
+    @classmethod
+    def of_prompt(cls, x: Float[Array, "B K T M"], window: Window) -> "Seen":
+        """Returns what a whole prompt's queries see of its own keys or values."""
+        return cls(x[:, :, : window.sinks], x)
+
+
 def window_attention(
     q: PerHead, k: PerKvHead, v: PerKvHead, window: Window, products: Products = PLAIN
 ) -> PerHead:
@@ -37,32 +57,49 @@ def window_attention(
     """
     if covers(window, q.shape[1]):
         return causal_attention(q, k, v, products)
-    queries = products.settle(group_queries(q, k.shape[2]))
-    keys = products.settle(group_keys(k))
-    values, runs = products.settle(products.counted(group_keys(v))), []
-    for start, stop, block in _runs(q.shape[1]):
+    keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
+    return seen_attention(q, keys, values, window, 0, products)
+
+
+def seen_attention(
+    q: PerHead, keys: Seen, values: Seen, window: Window, start: Position, products: Products
+) -> PerHead:
+    """Returns `window_attention` of queries from position `start` on, the last of `rest`."""
+    queries = products.settle(group_queries(q, keys.rest.shape[1]))
+    counted = Seen(*(products.settle(products.counted(x)) for x in values))
+    runs = []
+    for begin, stop, block in block_runs(q.shape[1], BLOCK):
 
         def attend(begin: Position, block: int = block) -> Float32[Array, "B K G T M"]:
-            weights = products.unnormalized(*_block_scores(queries, keys, window, begin, block))
-            return products.sum_counted(weights, _cut(values, window, begin, block))
+            weights = products.unnormalized(
+                *_block_scores(queries, keys, window, start, begin, block)
+            )
+            return products.sum_counted(weights, _cut(counted, q.shape[1], window, begin, block))
 
-        runs.append(map_blocks(attend, start, stop, block))
+        runs.append(map_blocks(attend, begin, stop, block))
     sums = jnp.concatenate(runs, axis=3)
-    return ungroup((sums[..., :-1] / sums[..., -1:]).astype(v.dtype))
+    return ungroup((sums[..., :-1] / sums[..., -1:]).astype(values.rest.dtype))
 
 
 def window_pattern(q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike) -> Pattern:
     """Returns the weights of `window_attention`, in `dtype`; S is the sinks and the band."""
     if covers(window, q.shape[1]):
         return causal_pattern(q, k, dtype)
-    queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
-    for start, stop, block in _runs(q.shape[1]):
+    return seen_pattern(q, Seen.of_prompt(group_keys(k), window), window, 0, dtype)
+
+
+def seen_pattern(
+    q: PerHead, keys: Seen, window: Window, start: Position, dtype: DTypeLike
+) -> Pattern:
+    """Returns the weights of `seen_attention`, in `dtype`; S is the sinks and the band."""
+    queries, runs = group_queries(q, keys.rest.shape[1]), []
+    for begin, stop, block in block_runs(q.shape[1], BLOCK):
 
         def attend(begin: Position, block: int = block) -> Float[Array, "B K G T S"]:
-            seen, visible = _block_scores(queries, keys, window, begin, block)
+            seen, visible = _block_scores(queries, keys, window, start, begin, block)
             return jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
 
-        weights = map_blocks(attend, start, stop, block)
+        weights = map_blocks(attend, begin, stop, block)
         runs.append(weights.reshape(q.shape[0], q.shape[2], *weights.shape[3:]))
     return tuple(runs)
 
@@ -71,18 +108,23 @@ def apply_window_pattern(pattern: Pattern, v: PerKvHead, window: Window) -> PerH
     """Returns the outputs of a pattern on these values, in their dtype."""
     if covers(window, v.shape[1]):
         return apply_causal_pattern(pattern, v)
-    values, sums = group_keys(v), []
-    for (start, stop, block), weights in zip(_runs(v.shape[1]), pattern, strict=True):
-        grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
+    return apply_seen_pattern(pattern, Seen.of_prompt(group_keys(v), window), window)
+
+
+def apply_seen_pattern(pattern: Pattern, values: Seen, window: Window) -> PerHead:
+    """Returns the outputs of a `seen_pattern` on these values, in their dtype."""
+    sums, length = [], sum(weights.shape[2] for weights in pattern)
+    for (start, stop, block), weights in zip(block_runs(length, BLOCK), pattern, strict=True):
+        grouped = weights.reshape(*values.rest.shape[:2], -1, *weights.shape[2:])
 
         def attend(
             begin: Position, grouped: Array = grouped, start: int = start, block: int = block
         ) -> Float32[Array, "B K G T H"]:
             weights = jax.lax.dynamic_slice_in_dim(grouped, begin - start, block, axis=3)
-            return weighted_sums(weights, _cut(values, window, begin, block))
+            return weighted_sums(weights, _cut(values, length, window, begin, block))
 
         sums.append(map_blocks(attend, start, stop, block))
-    return ungroup(jnp.concatenate(sums, axis=3)).astype(v.dtype)
+    return ungroup(jnp.concatenate(sums, axis=3)).astype(values.rest.dtype)
 
 
 def covers(window: Window, length: int) -> bool:
@@ -90,41 +132,42 @@ def covers(window: Window, length: int) -> bool:
     return window.sinks + window.recent >= length
 
 
-def _runs(length: int) -> list[tuple[int, int, int]]:
-    """Returns (start, stop, block) of the whole blocks of queries, and of what is left over."""
-    rest = length % BLOCK
-    runs = [(0, length - rest, BLOCK), (length - rest, length, rest)]
-    return [run for run in runs if run[0] < run[1]]
-
-
 def _block_scores(
     q: Float[Array, "B K G T H"],
-    k: Float[Array, "B K T H"],
+    keys: Seen,
     window: Window,
+    start: Position,
     begin: Position,
     block: int,
 ) -> tuple[Float32[Array, "B K G {block} S"], Bool[Array, "{block} S"]]:
-    """Returns a block's scores on its sinks and band, from query `begin` on, and who sees whom."""
-    start, size = _band(window, begin, block, k.shape[2])
-    t = begin + jnp.arange(block, dtype=jnp.int32)[:, None]
+    """Returns a block's scores on its sinks and band, from query `begin` on, and who sees whom.
+
+    `start` is the position of the first of all queries.
+    """
+    length, earlier = q.shape[3], keys.rest.shape[2] - q.shape[3]
+    at, size = _band(keys, length, window, begin, block)
+    t = start + begin + jnp.arange(block, dtype=jnp.int32)[:, None]
     sinks = jnp.arange(window.sinks, dtype=jnp.int32)[None, :]
-    band = start + jnp.arange(size, dtype=jnp.int32)[None, :]
+    band = start - earlier + at + jnp.arange(size, dtype=jnp.int32)[None, :]
     recent = (band <= t) & (band > t - window.recent)
+    if earlier:
+        recent &= band >= 0
     visible = jnp.concatenate([sinks <= t - window.recent, recent], axis=1)
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    return scores(q, _cut(k, window, begin, block)), visible
+    return scores(q, _cut(keys, length, window, begin, block)), visible
 
 
 def _cut(
-    x: Float[Array, "B K T M"], window: Window, begin: Position, block: int
+    x: Seen, length: int, window: Window, begin: Position, block: int
 ) -> Float[Array, "B K S M"]:
-    """Returns the sinks and the band of one block, of keys or values."""
-    start, size = _band(window, begin, block, x.shape[2])
-    band = jax.lax.dynamic_slice_in_dim(x, start, size, axis=2)
-    return jnp.concatenate([x[:, :, : window.sinks], band], axis=2)
+    """Returns the sinks and the band of one block of T queries, of keys or values."""
+    at, size = _band(x, length, window, begin, block)
+    band = jax.lax.dynamic_slice_in_dim(x.rest, at, size, axis=2)
+    return jnp.concatenate([x.sinks, band], axis=2)
 
 
-def _band(window: Window, begin: Position, block: int, length: int) -> tuple[Array, int]:
-    """Returns the first position and the number of recent keys that a block of queries sees."""
-    size = min(window.recent - 1 + block, length)
-    return jnp.clip(begin + block - size, 0, length - size), size
+def _band(x: Seen, length: int, window: Window, begin: Position, block: int) -> tuple[Array, int]:
+    """Returns where in `rest` the recent keys of a block of queries begin, and their number."""
+    whole = x.rest.shape[2]
+    size = min(window.recent - 1 + block, whole)
+    return jnp.clip(whole - length + begin + block - size, 0, whole - size), size

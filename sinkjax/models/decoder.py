@@ -11,7 +11,7 @@ How products are written is passed in, by whoever knows what the model is compil
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, ne
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
+from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
 from sinkjax.masks.paths import Full
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
@@ -149,6 +150,22 @@ class Attention(nnx.Module):
 
         return self.attend(x, context, attend)
 
+    def extend(
+        self, x: Residual, context: Context, cache: LayerCache
+    ) -> tuple[Residual, tuple[Context, LayerCache]]:
+        """Computes a further piece of a prompt: as `Layer.extend`, without norm and residual."""
+        (old_keys,), (old_values,) = cache.keys, cache.values
+        assert old_keys is not None
+        whole = Whole(old_keys.shape[-2])
+
+        def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
+            keys = Extended.of(old_keys, k, whole, context)
+            values = Extended.of(old_values, v, whole, context)
+            outputs = attend_piece(q, keys, values, Full(), context.products)
+            return outputs, (context, LayerCache((keys.store,), (values.store,)))
+
+        return self.attend(x, context, attend)
+
 
 class MLP(nnx.Module):
     """down(activation(gate(x)) · up(x)); gate, up: [F, D], down: [D, F]."""
@@ -196,6 +213,13 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], Context, LayerCache]:
         """Returns a token's residual, the context for the next layer, the cache with the token."""
         x, (context, cache) = self._add_attention(x, self.attention.decode, context, cache)
+        return self.feed_forward(x, context.products), context, cache
+
+    def extend(
+        self, x: Residual, context: Context, cache: LayerCache
+    ) -> tuple[Residual, Context, LayerCache]:
+        """Returns what `decode` does, of a further piece of a prompt."""
+        x, (context, cache) = self._add_attention(x, self.attention.extend, context, cache)
         return self.feed_forward(x, context.products), context, cache
 
     def attend(
@@ -255,7 +279,7 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens: Tokens, *, lengths: Lengths | None = None) -> Residual:
         """Returns the residual stream after the last layer, before its norm."""
-        return self._run_prompt(tokens, lengths, max_length=None)[0]
+        return self._run_layers(*self.enter(tokens, lengths))[0]
 
     def prefill(
         self,
@@ -263,6 +287,7 @@ class Llama(nnx.Module):
         *,
         lengths: Lengths | None = None,
         max_length: int,
+        final_lengths: Lengths | None = None,
         products: Products = PLAIN,
         kernel: Kernel = XLA,
     ) -> tuple[Float32[Array, "B V"], Cache]:
@@ -270,6 +295,8 @@ class Llama(nnx.Module):
 
         Args:
           tokens, lengths: as of the model's call; rows have at least 1 token.
+          final_lengths: where `extend` brings further pieces, the tokens in each row with these.
+            Dynamic rope alone reads them: a prompt's angles go by its whole length.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
           products: how they are written, static; as `sinkjax.compile` chooses.
           kernel: what computes attention, static, where no later layer copies it.
@@ -279,10 +306,46 @@ class Llama(nnx.Module):
         """
         check_capacity(tokens.shape[1], max_length)
         lengths = self._row_lengths(tokens, lengths)
-        x, layers = self._run_prompt(tokens, lengths, max_length, products, kernel)
+        x, context = self.enter(tokens, lengths, max_length, products, kernel, final_lengths)
+        x, layers = self._run_layers(x, context)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         caches = cast(tuple[LayerCache, ...], layers)
         return self.logits(last, products)[:, 0], Cache(lengths, caches, max_length)
+
+    def extend(
+        self, tokens: Tokens, cache: Cache, *, lengths: Lengths, products: Products = PLAIN
+    ) -> tuple[Float32[Array, "B V"], Cache]:
+        """Continues prompts by a further piece of each, after `prefill` and other pieces.
+
+        A piece begins, in every row, where the longest row of the cache ends; shorter rows have
+        ended before, and stay as they are. Logits, and what the cache then holds, are those of the
+        whole prompt at once. Memory grows with the piece and the cache, not with their product.
+
+        Args:
+          tokens: the piece, right-padded with any id; with what the cache holds of the longest row
+            at most its `max_length`.
+          cache: of `prefill` or `extend`, to be donated.
+          lengths: tokens in each row of the whole prompts.
+          products: as of `prefill`.
+
+        Returns:
+          next-token logits of each row's last token, which mean nothing in a row that does not end
+          within the piece; the cache, for `decode` or the next piece.
+
+        Raises:
+          InputError: if the piece has no room in the cache.
+        """
+        check_capacity(tokens.shape[1], cache.max_length)
+        lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]
+        start = cache.lengths.max()
+        positions = start + jnp.arange(length, dtype=jnp.int32)[None, :]
+        cos, sin = (products.settle(x) for x in rotary_tables(self.config, positions, lengths))
+        after = jnp.maximum(jnp.minimum(lengths, start + length), cache.lengths)
+        context = Context(cos, sin, after, cache.max_length, products, start=start)
+        x, layers = self._run_layers(self.embed(tokens), context, cache, "extend")
+        last = jnp.clip(lengths - 1 - start, 0, length - 1)
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+        return self.logits(x, products)[:, 0], Cache(after, layers, cache.max_length)
 
     def decode(
         self, token: Int[Array, " B"], cache: Cache, *, products: Products = PLAIN
@@ -298,29 +361,23 @@ class Llama(nnx.Module):
         cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
         cos, sin = products.settle(cos), products.settle(sin)
         context = Context(cos, sin, positions, cache.max_length, products)
-        x = self.embed(token[:, None])
-        layers = []
-        for index, layer in enumerate(self.layers):
-            with jax.named_scope(f"layer_{index}"):
-                x, context, layer_cache = layer.decode(x, context, cache.layers[index])
-            layers.append(layer_cache)
-        return self.logits(x, products)[:, 0], Cache(positions + 1, tuple(layers), cache.max_length)
+        x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
+        return self.logits(x, products)[:, 0], Cache(positions + 1, layers, cache.max_length)
 
-    def _run_prompt(
+    def _run_layers(
         self,
-        tokens: Tokens,
-        lengths: Lengths | None,
-        max_length: int | None,
-        products: Products = PLAIN,
-        kernel: Kernel = XLA,
-    ) -> tuple[Residual, tuple[LayerCache | None, ...]]:
+        x: Residual,
+        context: Context,
+        cache: Cache | None = None,
+        stage: Literal["__call__", "decode", "extend"] = "__call__",
+    ) -> tuple[Residual, tuple[Any, ...]]:
         """Returns the residual stream after the last layer, and every layer's cache."""
-        x, context = self.enter(tokens, lengths, max_length, products, kernel)
         caches = []
         for index, layer in enumerate(self.layers):
+            held = () if cache is None else (cache.layers[index],)
             with jax.named_scope(f"layer_{index}"):
-                x, context, cache = layer(x, context)
-            caches.append(cache)
+                x, context, layer_cache = getattr(layer, stage)(x, context, *held)
+            caches.append(layer_cache)
         return x, tuple(caches)
 
     def enter(
@@ -330,13 +387,15 @@ class Llama(nnx.Module):
         max_length: int | None = None,
         products: Products = PLAIN,
         kernel: Kernel = XLA,
+        final_lengths: Lengths | None = None,
     ) -> tuple[Residual, Context]:
         """Returns a prompt's residual before the first layer, and what layers need beside it.
 
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
         lengths = self._row_lengths(tokens, lengths)
-        cos, sin = _prompt_tables(self.config, tokens.shape[1], lengths)
+        final = lengths if final_lengths is None else jnp.asarray(final_lengths, jnp.int32)
+        cos, sin = _prompt_tables(self.config, tokens.shape[1], final)
         cos, sin = products.settle(cos), products.settle(sin)
         return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
 

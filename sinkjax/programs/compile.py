@@ -46,7 +46,8 @@ def compile(
         mesh, and then so does the program. They may be abstract (`jax.ShapeDtypeStruct`), and then
         the program is for reading.
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
-      prefill_lengths: the buckets, to which prompts are padded.
+      prefill_lengths: the buckets, to which prompts are padded. A prompt longer than the longest
+        comes in pieces of its length, by an executable that the first such prompt compiles.
       max_length: tokens that a row has room for, the prompt's and the new ones'.
       steps_per_call: decode steps per device call, and so the grain of streaming.
       layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
@@ -79,11 +80,23 @@ def compile(
         flat = [(path, v.replace(arrays[name])) for name, (path, v) in variables.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
-    def prefill(kernel, parameters, tokens, lengths, sampler):
+    def prefill(kernel, parameters, tokens, lengths, final_lengths, sampler):
         logits, cache = merged(parameters).prefill(
-            tokens, lengths=lengths, max_length=max_length, products=choice.products, kernel=kernel
+            tokens,
+            lengths=lengths,
+            max_length=max_length,
+            final_lengths=final_lengths,
+            products=choice.products,
+            kernel=kernel,
         )
         return draw(logits, sampler, lengths), cache
+
+    def extend(parameters, tokens, cache, lengths, token, sampler):
+        ended = lengths <= cache.lengths
+        logits, cache = merged(parameters).extend(
+            tokens, cache, lengths=lengths, products=choice.products
+        )
+        return jnp.where(ended, token, draw(logits, sampler, lengths)), cache
 
     def decode(parameters, token, cache, remaining, sampler, stop_tokens):
         step = functools.partial(merged(parameters).decode, products=choice.products)
@@ -94,6 +107,7 @@ def compile(
     number, whole = placement.array((), jnp.float32), placement.array(())
     sampler = Sampler(seed, temperature=number, top_k=whole, top_p=number)
     stop_tokens = placement.array((MAX_STOP_TOKENS,))
+    of_prompts = {"compiler_options": choice.prompt_options, "device": device}
     executables: dict[int, Executable] = {}
     cache = None
     for bucket in buckets:
@@ -102,13 +116,24 @@ def compile(
         executables[bucket] = build(
             f"prefill {bucket}",
             functools.partial(prefill, kernels[bucket]),
-            (weights, tokens, row, sampler),
+            (weights, tokens, row, row, sampler),
             out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
-            compiler_options=choice.compiler_options,
-            device=device,
+            **of_prompts,
         )
         if cache is None:
             cache = placement.output(executables[bucket].compiled, 1)
+
+    def build_extend() -> Executable:
+        tokens = placement.array((batch_size, buckets[-1]))
+        return build(
+            f"extend {buckets[-1]}",
+            extend,
+            (weights, tokens, cache, row, row, sampler),
+            donate=(2,),
+            out_shardings=(None, placement.output_shardings(cache)),
+            **of_prompts,
+        )
+
     return Program(
         model=model,
         structure=structure,
@@ -123,9 +148,10 @@ def compile(
             (weights, row, cache, row, sampler, stop_tokens),
             donate=(2,),
             out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
-            compiler_options=choice.compiler_options,
+            compiler_options=choice.decode_options,
             device=device,
         ),
+        build_extend=build_extend,
         parameters=parameters if placement.runs_here else None,
     )
 

@@ -133,8 +133,8 @@ class Dispatcher(Generator):
         """Lowering and compiling of all executables of all stages, together."""
         return sum(program.compile_seconds for program in self.programs)
 
-    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
-        return self.programs[0].model.config.vocab_size, self.buckets, self.max_length
+    def _sizes(self) -> tuple[int, int]:
+        return self.programs[0].model.config.vocab_size, self.max_length
 
     def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
         for index, (stage, program) in enumerate(zip(self.plan.stages, self.programs, strict=True)):
@@ -162,7 +162,7 @@ def compile_plan(
       options: `batch_size`, `steps_per_call`, `layers` and `attention`, as for `compile`.
 
     Raises:
-      InputError: as `specialize` and `compile` do, and for stages that no bucket reaches.
+      InputError: as `specialize` and `compile` do, and for stages that no prompt reaches.
     """
     buckets = tuple(sorted(set(prefill_lengths)))
     models: dict[SinkMask, Any] = {}
@@ -191,11 +191,11 @@ def _stage_needs(
             for low, bucket in zip(below, buckets, strict=True)
             if low < longest and bucket >= shortest
         )
-        if not own or longest < shortest:
+        own = own or buckets[-1:]  # in pieces of which longer prompts come
+        if longest < shortest:
             problems.append(
-                f"the stage from {shortest} tokens on is reached by no bucket "
-                f"({', '.join(map(str, buckets))}) within max_length, {max_length}: give it a "
-                "longer one (prefill_lengths), or leave the stage out"
+                f"the stage from {shortest} tokens on is beyond max_length, {max_length}: give "
+                "more, or leave the stage out"
             )
         # Under `prefill` the cache never holds more than the stage serves; its buckets have to fit.
         room = max(longest, *own, 1) if plan.crossing == "prefill" else max_length

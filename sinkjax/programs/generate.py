@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,8 @@ class Generator(abc.ABC):
     """A program, or the programs of a plan, that continues prompts."""
 
     @abc.abstractmethod
-    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
-        """V, the buckets in ascending order, and the tokens that a prompt has room for in all."""
+    def _sizes(self) -> tuple[int, int]:
+        """V, and the tokens that a prompt has room for with its new ones."""
 
     @abc.abstractmethod
     def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
@@ -54,7 +55,9 @@ class Generator(abc.ABC):
         seed: int | Sequence[int] = 0,
         on_tokens: OnTokens | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Continues prompts, any number of them, of any lengths that have a bucket.
+        """Continues prompts, any number of them, of any lengths.
+
+        One that is longer than every bucket is prefilled in pieces.
 
         Args:
           prompts: token ids: one prompt, or a sequence of prompts.
@@ -70,9 +73,8 @@ class Generator(abc.ABC):
           arrays for a sequence of prompts.
 
         Raises:
-          InputError: listing every prompt that is empty, holds an id outside the vocabulary, is
-            longer than every bucket or has no room for `max_new_tokens`, and every setting that is
-            out of its range.
+          InputError: listing every prompt that is empty, holds an id outside the vocabulary or has
+            no room for `max_new_tokens`, and every setting that is out of its range.
           ValueError: for a program that is only for reading.
         """
         single = _is_single(prompts)
@@ -228,6 +230,7 @@ class Program(Generator):
       decode: one step for every row, up to `steps_per_call` times.
       parameters: the model's arrays by name, the first argument of every executable; None where
         they are abstract or were compiled for a device that is not here: to be read, not run.
+      build_extend: compiles `extend`.
     """
 
     model: nnx.Module
@@ -239,6 +242,15 @@ class Program(Generator):
     attention: Mapping[int, Kernel]
     decode: Executable
     parameters: Mapping[str, jax.Array] | None
+    build_extend: Callable[[], Executable] = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def extend(self) -> Executable:
+        """A further piece of a prompt, as long as the longest bucket; compiled when asked for.
+
+        It is not one of `executables`: a program whose prompts have buckets has no need of it.
+        """
+        return self.build_extend()
 
     @property
     def executables(self) -> tuple[Executable, ...]:
@@ -254,8 +266,8 @@ class Program(Generator):
         """Lowering and compiling of all executables, together."""
         return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
 
-    def _sizes(self) -> tuple[int, tuple[int, ...], int]:
-        return self.model.config.vocab_size, tuple(self.prefill), self.max_length
+    def _sizes(self) -> tuple[int, int]:
+        return self.model.config.vocab_size, self.max_length
 
     def _run(self, request: Request, rows: list[Row], on_tokens: OnTokens | None) -> None:
         run(self, rows, request, on_tokens)
@@ -275,7 +287,7 @@ def run(
 
     Args:
       program, request, on_tokens: as of `Generator.generate`.
-      rows: each with a budget and a bucket that it fits into.
+      rows: each with a budget, and no longer than the program has room for.
       up_to: no token is drawn after more tokens than these; None for no such end.
     """
     if program.parameters is None:
@@ -326,16 +338,32 @@ class _Batch:
             self._read(unread)
 
     def _prefill(self) -> tuple[jax.Array, Any]:
-        """The first new token, int32 [B], and the cache."""
-        program = self._program
-        lengths = [row.length for row in self._rows] + [1] * self._idle
-        bucket = min(b for b in program.prefill if b >= max(lengths))
-        tokens = np.zeros((program.batch_size, bucket), np.int32)
+        """The first new token, int32 [B], and the cache.
+
+        Of a prompt in pieces the first is the short one, so that the last ends with its last token
+        and needs no more room than that.
+        """
+        program, longest_bucket = self._program, max(self._program.prefill)
+        lengths = np.asarray([row.length for row in self._rows] + [1] * self._idle, np.int32)
+        longest = int(lengths.max())
+        tokens = np.zeros((program.batch_size, longest + longest_bucket), np.int32)
         for index, row in enumerate(self._rows):
             tokens[index, : row.length] = [*row.prompt, *row.new]
-        return program.prefill[bucket].compiled(
-            program.parameters, tokens, np.asarray(lengths, np.int32), self._sampler
+        at = (longest - 1) % longest_bucket + 1 if longest > longest_bucket else longest
+        bucket = min(b for b in program.prefill if b >= at)
+        token, cache = program.prefill[bucket].compiled(
+            program.parameters,
+            tokens[:, :bucket],
+            np.minimum(lengths, at),
+            lengths,
+            self._sampler,
         )
+        for start in range(at, longest, longest_bucket):
+            piece = tokens[:, start : start + longest_bucket]
+            token, cache = program.extend.compiled(
+                program.parameters, piece, cache, lengths, token, self._sampler
+            )
+        return token, cache
 
     def _remaining(self, row: Row) -> int:
         """Tokens that a row may still draw here."""
@@ -370,7 +398,6 @@ def _prompt_problems(
     tokens: np.ndarray,
     max_new_tokens: int,
     vocab_size: int,
-    buckets: tuple[int, ...],
     max_length: int,
 ) -> Iterator[str]:
     if tokens.size == 0:
@@ -379,12 +406,7 @@ def _prompt_problems(
         yield f"is {tokens.dtype} {tokens.shape}; whole numbers [T] are needed"
     elif (outside := tokens[(tokens < 0) | (tokens >= vocab_size)]).size:
         yield f"holds token {outside[0]}; the vocabulary has ids 0 to {vocab_size - 1}"
-    if tokens.size > max(buckets):
-        yield (
-            f"has {tokens.size} tokens, more than the longest bucket; the buckets are "
-            f"{', '.join(map(str, buckets))}. Shorten it, or compile a longer one (prefill_lengths)"
-        )
-    elif tokens.size + max_new_tokens > max_length:
+    if tokens.size + max_new_tokens > max_length:
         yield (
             f"has {tokens.size} tokens, which with max_new_tokens {max_new_tokens} is more than "
             f"max_length, {max_length}. Ask for at most {max_length - tokens.size}, or compile for "

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from sinkjax.attention.kernels import XLA, Kernel
+from sinkjax.attention.kernels import XLA, Kernel, Xla
 from sinkjax.attention.products import PLAIN, CpuProducts, Products
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
@@ -22,13 +22,26 @@ CPU_OPTIONS: Mapping[str, Any] = {
     "xla_cpu_enable_fast_math": True,
 }
 
+CPU_PROMPT_OPTIONS: Mapping[str, Any] = {
+    **CPU_OPTIONS,
+    # Bits of a register, where a core has such: the softmax of a prompt gains by all of them, a
+    # decode step, which waits for memory, loses.
+    "xla_cpu_prefer_vector_width": 512,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The form of a model's products, and XLA's options for its compile alone."""
+    """The form of a model's products, and XLA's options for its compile alone.
+
+    Attributes:
+      prompt_options: of the executables that compute prompts.
+      decode_options: of the one that decodes.
+    """
 
     products: Products
-    compiler_options: Mapping[str, Any]
+    prompt_options: Mapping[str, Any]
+    decode_options: Mapping[str, Any]
 
 
 def choose(platform: str, devices: int) -> Choice:
@@ -37,9 +50,13 @@ def choose(platform: str, devices: int) -> Choice:
     On TPUs and GPUs XLA's own products are left to it, and so they are where weights lie over
     several devices.
     """
-    if platform == "cpu" and devices == 1:
-        return Choice(CpuProducts(), CPU_OPTIONS)
-    return Choice(PLAIN, {})
+    if _is_one_cpu(platform, devices):
+        return Choice(CpuProducts(), CPU_PROMPT_OPTIONS, CPU_OPTIONS)
+    return Choice(PLAIN, {}, {})
+
+
+def _is_one_cpu(platform: str, devices: int) -> bool:
+    return platform == "cpu" and devices == 1
 
 
 _AUTO = "auto"
@@ -96,10 +113,11 @@ def choose_attention(
             texts.append(f"over {devices} devices ({kernel.name} runs on one)")
         return texts
 
+    xla = Xla(streams=_is_one_cpu(platform, devices))
     if name == _AUTO:
         own = [kernel for kernel in _kernels().values() if kernel.platform == platform]
         return {
-            length: next((kernel for kernel in own if not problems(kernel, length)), XLA)
+            length: next((kernel for kernel in own if not problems(kernel, length)), xla)
             for length in lengths
         }
     kernel = _kernels()[name]
@@ -109,4 +127,4 @@ def choose_attention(
         raise InputError(
             *(Problem("attention", name, f"it cannot compute {text}; {way_on}") for text in texts)
         )
-    return dict.fromkeys(lengths, kernel)
+    return dict.fromkeys(lengths, xla if kernel == XLA else kernel)

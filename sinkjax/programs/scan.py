@@ -47,6 +47,17 @@ class LayerRun(nnx.Module):
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
         """Does what one layer does, with a cache of `__call__`."""
+        return self._with_cache("decode", x, context, cache)
+
+    def extend(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
+        """Does what one layer does, with a cache of `__call__`."""
+        return self._with_cache("extend", x, context, cache)
+
+    def _with_cache(
+        self, stage: str, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, Context, LayerCache]:
         graph, state = nnx.split(self.layer)
         arrays, structure = jax.tree.flatten(state)
 
@@ -57,7 +68,7 @@ class LayerRun(nnx.Module):
             pairs = zip(arrays, own, strict=True)
             leaves = [stacked if array is None else array for stacked, array in pairs]
             layer = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
-            x, after, cache = layer.decode(x, context, cache)
+            x, after, cache = getattr(layer, stage)(x, context, cache)
             _check_unchanged(context, after)
             return x, cache
 

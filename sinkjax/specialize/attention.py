@@ -28,6 +28,12 @@ from sinkjax.attention.copy import (
 )
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import Kernel
+from sinkjax.attention.piece import (
+    Extended,
+    apply_piece_pattern,
+    attend_piece,
+    keep_piece_pattern,
+)
 from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.masks.paths import Full, Window
@@ -85,6 +91,30 @@ class SpecializedAttention(nnx.Module):
         cache = None
         if context.max_length is not None:
             cache = LayerCache(tuple(keys), tuple(values), later)
+        return out, (context.replace(patterns=patterns), cache)
+
+    def extend(
+        self, x: jax.Array, context: Context, cache: LayerCache
+    ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
+        """Attends over a further piece: as `sinkjax.models.decoder.Attention.extend`."""
+        outputs, keys, values, patterns = [], [], [], dict(context.patterns)
+        blocks = zip(
+            self._blocks(*self._project(x, context)), cache.keys, cache.values, strict=True
+        )
+        for (block, q, k, v), key_store, value_store in blocks:
+            of_keys = None
+            if k is not None:
+                layout = layout_of(block.keys, context.max_length)
+                of_keys = Extended.of(key_store, k, layout, context)
+            layout = layout_of(block.values, context.max_length)
+            of_values = Extended.of(value_store, v, layout, context)
+            outputs += _attend_piece(block, q, of_keys, of_values, patterns, context.products)
+            keys.append(None if of_keys is None else of_keys.store)
+            values.append(of_values.store)
+        out = self._merge(x, outputs, context.products)
+        if cache.bias is not None:
+            out = out + cache.bias[:, None]
+        cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return out, (context.replace(patterns=patterns), cache)
 
     def decode(
@@ -209,6 +239,31 @@ def _attend(
         with jax.named_scope("copy"):
             pattern = copied_pattern(patterns, part.sources)
             outputs.append(apply_pattern(pattern, v, part.path))
+    return outputs
+
+
+def _attend_piece(
+    block: Block,
+    queries: list[jax.Array],
+    keys: Extended | None,
+    values: Extended,
+    patterns: dict,
+    products: Products,
+) -> list[jax.Array]:
+    """As `_attend`, of a further piece of a prompt."""
+    outputs = []
+    for part, q in zip(block.computed, queries, strict=True):
+        with jax.named_scope(part.path.kind):
+            if part.name is not None:
+                dtype = values.new.dtype
+                patterns[part.name] = keep_piece_pattern(q, keys, part.path, dtype)
+                outputs.append(apply_piece_pattern(patterns[part.name], values, part.path))
+            else:
+                outputs.append(attend_piece(q, keys, values, part.path, products))
+    for part in block.copied:
+        with jax.named_scope("copy"):
+            pattern = copied_pattern(patterns, part.sources)
+            outputs.append(apply_piece_pattern(pattern, values, part.path))
     return outputs
 
 

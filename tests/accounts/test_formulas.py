@@ -13,6 +13,7 @@ import tiny
 
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
+from sinkjax.attention.kernels import XLA
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.models.abstract import abstract_model
@@ -62,7 +63,8 @@ def _found_and_predicted(
     for executable, length in zip(program.executables, [*program.prefill, None], strict=True):
         found = account(program, executable)
         assert found.uncounted == ()
-        sizes = Sizes(program.batch_size, length, program.max_length, itemsize)
+        kernel = program.attention.get(length, XLA)
+        sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
         pairs.append((found.rows, predict(program.model.config, mask, sizes)))
     return pairs
 
@@ -105,6 +107,8 @@ def test_any_mask_costs_what_is_predicted(model, mask):
         (dict(dtype=jnp.bfloat16, **HEADS), {}),
         # Beyond one block of queries, where both paths run loops over blocks and a rest.
         (dict(max_length=512, **HEADS), dict(length=300, max_length=310)),
+        # Keys in blocks as well: whole ones, and a rest.
+        (dict(max_length=2048, **HEADS), dict(length=1300, max_length=1310)),
     ],
 )
 def test_biases_groups_dtypes_and_long_prompts(changes, options):

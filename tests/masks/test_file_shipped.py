@@ -11,9 +11,15 @@ from sinkjax.studies.search.study import CONTROLS
 MASKS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def digests(smollm2, smollm2_tokenizer):
-    return sinkjax.model_digest(smollm2), sinkjax.tokenizer_digest(smollm2_tokenizer)
+_digests: list[str] = []
+
+
+@pytest.fixture
+def digests(smollm2, smollm2_tokenizer) -> tuple[str, ...]:
+    if not _digests:
+        _digests.append(sinkjax.model_digest(smollm2))
+        _digests.append(sinkjax.tokenizer_digest(smollm2_tokenizer))
+    return tuple(_digests)
 
 
 @pytest.mark.parametrize("path", MASKS, ids=lambda path: path.stem)

@@ -90,14 +90,16 @@ def test_bfloat16_decodes(tmp_path):
 def test_a_donated_cache_is_updated_in_place(batch, kind, tmp_path):
     hf.save_llama(tmp_path, **hf.KINDS[kind], head_dim=64)  # so that stores dwarf scores
     model, tokens = sinkjax.load(tmp_path), jnp.asarray(hf.random_tokens((batch, 8)))
-    _, cache = model.prefill(tokens, max_length=1024)
+    _, cache = model.prefill(tokens, max_length=4096)
     decode = jax.jit(lambda m, x, c: m.decode(x, c), donate_argnums=2)
-    compiled = decode.lower(model, tokens[:, 0], cache).compile()
-    assert copies_of_stores(compiled.as_text(), cache) == []
-    memory = compiled.memory_analysis()
+    extend = jax.jit(lambda m, x, c: m.extend(x, c, lengths=c.lengths + 8), donate_argnums=2)
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
-    assert memory.alias_size_in_bytes == cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / 4
+    for stage, new in ((decode, tokens[:, 0]), (extend, tokens)):
+        compiled = stage.lower(model, new, cache).compile()
+        assert copies_of_stores(compiled.as_text(), cache) == []
+        memory = compiled.memory_analysis()
+        assert memory.alias_size_in_bytes == cache_bytes
+        assert memory.temp_size_in_bytes < cache_bytes / 4
 
 
 def test_the_real_model_decodes_as_transformers(smollm2, smollm2_tokenizer, hf_smollm2):

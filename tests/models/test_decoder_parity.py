@@ -135,11 +135,13 @@ def test_the_real_model_knows_the_capital_of_france(smollm2, smollm2_tokenizer):
 
 
 def test_the_real_model_saved_to_safetensors_is_the_same_in_transformers(
-    smollm2, smollm2_tokenizer, hf_smollm2, tmp_path
+    smollm2_gguf, smollm2_tokenizer, hf_smollm2, tmp_path
 ):
     import transformers
 
-    sinkjax.save_safetensors(smollm2, tmp_path)
+    sinkjax.save_safetensors(
+        sinkjax.load(smollm2_gguf), tmp_path
+    )  # gone before the third is loaded
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     ).eval()

@@ -15,7 +15,7 @@ import tiny
 import sinkjax
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Sink, Window
-from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
+from sinkjax.programs.dispatch import CROSSINGS, Dispatcher, Plan, Stage, compile_plan
 from sinkjax.specialize.build import specialize
 
 pytestmark = pytest.mark.quick
@@ -178,12 +178,20 @@ def test_what_is_no_plan_is_refused(fields, said):
     assert said in str(error.value)
 
 
-def test_a_stage_that_no_bucket_reaches_is_refused(model, plans):
+def test_a_stage_beyond_all_room_is_refused(model, plans):
     with pytest.raises(sinkjax.InputError) as error:
-        compile_plan(model, plans["prefill"], prefill_lengths=(8, 16), max_length=40)
-    assert "the stage from 18 tokens on is reached by no bucket (8, 16)" in str(error.value)
+        compile_plan(model, plans["prefill"], prefill_lengths=(8, 16), max_length=17)
+    assert "the stage from 18 tokens on is beyond max_length, 17" in str(error.value)
 
 
-def test_a_prompt_beyond_every_bucket_names_them_all(dispatchers):
-    with pytest.raises(sinkjax.InputError, match="the buckets are 8, 20, 40"):
-        dispatchers["stay"].generate(hf.random_tokens((41,)), max_new_tokens=1)
+@pytest.mark.parametrize("crossing", CROSSINGS)
+def test_prompts_beyond_every_bucket_come_in_pieces(model, plans, dispatchers, crossing):
+    """The last stage has no bucket of its own."""
+    pieces = compile_plan(model, plans[crossing], prefill_lengths=(5, 16), max_length=40)
+    assert [list(program.prefill) for program in pieces.programs] == [[5, 16], [16], [16]]
+    prompts = [hf.random_tokens((n,), seed=n) for n in (3, 17, 19, 33)]
+    for ours, wanted in zip(
+        *(d.generate(prompts, max_new_tokens=7) for d in (pieces, dispatchers[crossing])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, wanted)

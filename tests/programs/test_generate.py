@@ -14,7 +14,7 @@ import sinkjax
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.sampling import make_sampler
 from sinkjax.models.sharding import shard
-from sinkjax.programs.compile import Program, compile
+from sinkjax.programs.compile import LAYERS, Program, compile
 from sinkjax.programs.generate import MAX_STOP_TOKENS, decode_steps
 
 pytestmark = pytest.mark.default_compilation
@@ -122,6 +122,20 @@ def test_prompts_may_be_arrays_lists_one_or_many(program):
     assert program.generate([], max_new_tokens=1) == []
 
 
+@pytest.mark.parametrize("layers", LAYERS)
+def test_prompts_beyond_every_bucket_come_in_pieces(tiny, prompts, layers):
+    """Rows of a call end in different pieces; the last fills all the room that there is."""
+    program = compile(tiny[0], batch_size=2, prefill_lengths=(3, 7), max_length=46, layers=layers)
+    assert "extend" not in vars(program)  # nobody has asked for it
+    whole = compile(tiny[0], batch_size=2, prefill_lengths=(33,), max_length=46, layers=layers)
+    for sampling in ({}, SAMPLING):
+        settings = dict(max_new_tokens=NEW, seed=5, **sampling)
+        found, wanted = (p.generate(prompts, **settings) for p in (program, whole))
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert program.extend.name == "extend 7"
+
+
 def test_a_prompt_may_fill_all_the_room_there_is(tiny, program):
     tokens = hf.random_tokens((40,))
     ours = program.generate(tokens, max_new_tokens=16)
@@ -129,7 +143,7 @@ def test_a_prompt_may_fill_all_the_room_there_is(tiny, program):
 
 
 def test_everything_that_is_wrong_with_a_request_is_named(program):
-    bad = [[], [3, 101], hf.random_tokens((41,)).tolist(), hf.random_tokens((40,)).tolist()]
+    bad = [[], [3, 101], hf.random_tokens((57,)).tolist(), hf.random_tokens((40,)).tolist()]
     with pytest.raises(sinkjax.InputError) as error:
         program.generate(
             bad, max_new_tokens=17, top_k=0, temperature=0.5, stop_tokens=range(9), seed=[1]
@@ -138,7 +152,7 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
     for part in (
         "prompt 0 is empty",
         "prompt 1 holds token 101",
-        "prompt 2 has 41 tokens, more than the longest bucket; the buckets are 16, 40",
+        "prompt 2 has 57 tokens, which with max_new_tokens 17 is more than max_length, 56",
         "prompt 3 has 40 tokens, which with max_new_tokens 17 is more than max_length, 56",
         "stop_tokens=0,1,2,3,4,5,6,7,8: at most 8",
         "seed=1: give one for each of the 4 prompts",

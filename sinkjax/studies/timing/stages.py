@@ -66,7 +66,7 @@ def _prefilled(program: Program, tokens: np.ndarray) -> tuple[np.ndarray, Any]:
     batch_size, length = tokens.shape
     lengths = np.full(batch_size, length, np.int32)
     token, cache = program.prefill[length].compiled(
-        program.parameters, tokens, lengths, _greedy(batch_size)
+        program.parameters, tokens, lengths, lengths, _greedy(batch_size)
     )
     return np.asarray(token), jax.block_until_ready(cache)
 

@@ -1,0 +1,110 @@
+"""Attention of a piece of a prompt, whose earlier tokens a cache holds.
+
+A prompt that is longer than any bucket comes in pieces: the first makes a cache, each further one
+(`sinkjax.models.decoder.Llama.extend`) attends to the cache and to itself, and is written to it.
+Every row's piece begins at the same position; a row that has ended before is left as it is.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from sinkjax.attention.blocks import PerHead, PerKvHead, Position, group_keys
+from sinkjax.attention.cache import Ring, Store, Whole, by_group, extend_store
+from sinkjax.attention.context import Context
+from sinkjax.attention.full import Pattern, apply_stored_pattern, stored_pattern
+from sinkjax.attention.products import Products
+from sinkjax.attention.stream import Earlier, streamed_attention
+from sinkjax.attention.window import (
+    Seen,
+    apply_seen_pattern,
+    covers,
+    seen_attention,
+    seen_pattern,
+)
+from sinkjax.masks.paths import Full, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Extended:
+    """Keys or values of a block of groups: those of earlier tokens, and a piece's own.
+
+    Attributes:
+      new: of the piece.
+      old, store: the store before and after the piece.
+      layout: of the store.
+      max_length: tokens that the cache has room for.
+      start: position of the piece's first token.
+    """
+
+    new: PerKvHead
+    old: Store
+    store: Store
+    layout: Whole | Ring
+    max_length: int
+    start: Position
+
+    @classmethod
+    def of(cls, old: Store, new: PerKvHead, layout: Whole | Ring, context: Context) -> "Extended":
+        """Writes a piece to a store."""
+        assert context.max_length is not None
+        assert context.start is not None
+        store = extend_store(old, new, layout, context.start, context.lengths)
+        return cls(
+            new, old, context.products.settle(store), layout, context.max_length, context.start
+        )
+
+    def limit(self, path: Full | Window) -> Window | None:
+        """Returns a path's window; None where it leaves out nothing that the cache has room for."""
+        if isinstance(path, Window) and not covers(path, self.max_length):
+            return path
+        return None
+
+    def whole(self) -> Float[Array, "B K S H"]:
+        """Returns every position's, in the slot of its number."""
+        return by_group(self.store, self.new.shape[0], self.new.shape[2])
+
+    def seen(self, window: Window) -> Seen:
+        """Returns what the piece's queries see under a window."""
+        batch, _, kv_heads, _ = self.new.shape
+        # Of a whole store the new one, which has the same: else the old one would be copied.
+        old = self.store if isinstance(self.layout, Whole) else self.old
+        old, store = (by_group(x, batch, kv_heads) for x in (old, self.store))
+        before = self.start - window.recent + jnp.arange(window.recent, dtype=jnp.int32)
+        before = jnp.maximum(before, 0)[None, :]
+        slots = self.layout.slots(before, jnp.full((1,), self.start - 1))[0]
+        earlier = jnp.take(old, slots, axis=2, mode="clip")
+        rest = jnp.concatenate([earlier, group_keys(self.new)], axis=2)
+        # Sinks lie in slots of their own numbers in either layout.
+        return Seen(jax.lax.slice_in_dim(store, 0, window.sinks, axis=2), rest)
+
+
+def attend_piece(
+    q: PerHead, keys: Extended, values: Extended, path: Full | Window, products: Products
+) -> PerHead:
+    """Returns the outputs of heads on a path for a piece, in v's dtype."""
+    window = keys.limit(path)
+    if window is None:
+        earlier = Earlier(keys.store, values.store, keys.start)
+        return streamed_attention(q, keys.new, values.new, products, earlier)
+    return seen_attention(q, keys.seen(window), values.seen(window), window, keys.start, products)
+
+
+def keep_piece_pattern(
+    q: PerHead, keys: Extended, path: Full | Window, dtype: DTypeLike
+) -> Pattern:
+    """Returns how heads attend in a piece, to be kept for later layers."""
+    window = keys.limit(path)
+    if window is None:
+        return stored_pattern(q, keys.whole(), keys.start, dtype)
+    return seen_pattern(q, keys.seen(window), window, keys.start, dtype)
+
+
+def apply_piece_pattern(pattern: Pattern, values: Extended, path: Full | Window) -> PerHead:
+    """Returns the outputs of a pattern that heads on this path left, on other values."""
+    window = values.limit(path)
+    if window is None:
+        return apply_stored_pattern(pattern, values.whole())
+    return apply_seen_pattern(pattern, values.seen(window), window)
