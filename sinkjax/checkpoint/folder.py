@@ -15,7 +15,7 @@ import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safeten
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sinkjax.checkpoint.source import Source
+from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, explaining, first_line
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def index_files(folder: pathlib.Path) -> dict[str, str]:
     return dict(files)
 
 
-def open_folder(folder: pathlib.Path) -> Source:
+def open_folder(folder: pathlib.Path) -> Stored:
     """Opens a folder with `config.json` and safetensors; no tensor is read yet.
 
-    `Source.read` gives float32, float16 or bfloat16, as stored.
+    `Stored.read` gives float32, float16 or bfloat16, as stored.
 
     Raises:
       InputError: listing every file that is missing, truncated or damaged, every tensor of another
@@ -94,7 +94,7 @@ def open_folder(folder: pathlib.Path) -> Source:
     def read(name: str) -> np.ndarray:
         return opened[file_of[name]].get_tensor(name)
 
-    return Source(name=str(folder), config=config, shapes=shapes, read=read)
+    return Stored(name=str(folder), config=config, shapes=shapes, read=read)
 
 
 def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerBase":

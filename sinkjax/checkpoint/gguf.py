@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
-from sinkjax.checkpoint.source import Source
+from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, naming
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -73,10 +73,10 @@ _NEUTRAL = {
 }
 
 
-def open_gguf(path: pathlib.Path) -> Source:
+def open_gguf(path: pathlib.Path) -> Stored:
     """Opens a GGUF file of the llama architecture; no weight is read yet.
 
-    `Source.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
+    `Stored.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
     type, in Hugging Face's [out, in] and with its order of query and key rows. One tensor is in
     memory at a time, beside what the caller keeps.
 
@@ -101,7 +101,7 @@ def open_gguf(path: pathlib.Path) -> Source:
         rows = file.tensors[stored].shape[0]
         return file.read(stored, order=hugging_face_rows(rows, num_heads[rotary[1]]))
 
-    return Source(
+    return Stored(
         name=str(path),
         config=config,
         shapes={name: file.tensors[stored].shape for name, stored in stored_names.items()},

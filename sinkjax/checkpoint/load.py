@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sinkjax.checkpoint import folder as hf_folder
 from sinkjax.checkpoint import orbax, registry
-from sinkjax.checkpoint.source import Source
+from sinkjax.checkpoint.stored import Stored
 from sinkjax.checkpoint.weights import convert
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.models.config import LlamaConfig, from_hf_config
@@ -110,7 +110,7 @@ def _locate(
         )
 
 
-def _open(kind: Literal["gguf", "folder"], path: pathlib.Path) -> Source:
+def _open(kind: Literal["gguf", "folder"], path: pathlib.Path) -> Stored:
     if kind == "folder":
         return hf_folder.open_folder(path)
     from sinkjax.checkpoint.gguf import open_gguf  # slow to import

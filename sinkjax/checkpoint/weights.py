@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
-from sinkjax.checkpoint.source import Source
+from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, first_line
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, from_hf_config, to_hf_config
@@ -23,7 +23,7 @@ from sinkjax.models.sharding import parameter_shardings
 _SHARD_BYTES = 4 * 2**30
 
 
-def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:
+def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:
     """Converts a checkpoint, tensor by tensor; every tensor is consumed or the whole is refused.
 
     Args:
@@ -49,7 +49,7 @@ def convert(source: Source, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     return fill_model(abstract, parameter)
 
 
-def _check_tensors(source: Source, table: list[Entry], config: LlamaConfig) -> None:
+def _check_tensors(source: Stored, table: list[Entry], config: LlamaConfig) -> None:
     """Raises InputError with every tensor that is missing, misshapen or unknown."""
     wanted = {entry.name: entry.stored_shape for entry in table}
     stored = {name: shape for name, shape in source.shapes.items() if not DERIVED.fullmatch(name)}

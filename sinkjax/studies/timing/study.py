@@ -47,7 +47,7 @@ from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.measured import AGAIN, BASELINE
 from sinkjax.studies.timing.tables import timing_tables
-from sinkjax.studies.timing.timer import STAGES, How, Run, Sizes, Timer
+from sinkjax.studies.timing.timer import STAGES, How, Run, TimedSizes, Timer
 
 _RECORD_BYTES, _ROUND_BYTES = 8192, 128  # upper bounds: of a program's, and of each round's
 
@@ -136,7 +136,7 @@ class Timing(Study):
         """Every stage at all sizes; prefill of a batch and a length once."""
         runs: dict[str, Run] = {}
         all_sizes = itertools.product(self.batch_sizes, self.lengths, self.generated)
-        for sizes in itertools.starmap(Sizes, all_sizes):
+        for sizes in itertools.starmap(TimedSizes, all_sizes):
             for stage in self.stages:
                 run = Run(stage, sizes, tuple(self.candidates))
                 if run.tokens_per_row:

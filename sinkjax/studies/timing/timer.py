@@ -32,7 +32,7 @@ _TRACED_ROUNDS = 2  # of a trace that is only to be looked at
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class TimedSizes:
     """The sizes of what is timed.
 
     Attributes:
@@ -63,7 +63,7 @@ class Run:
     """What one record is of: a stage at some sizes, by the baseline and every candidate."""
 
     stage: Stage
-    sizes: Sizes
+    sizes: TimedSizes
     candidates: tuple[Candidate, ...]
 
     @property
@@ -99,7 +99,7 @@ class Timer:
         self._itemsize = dtype.itemsize
         self._machine = Machine.here(dtype, by_jax=self._clock == "device")
         self._models: dict[str, Llama] = {}
-        self._programs: tuple[Sizes, dict[str, Program]] | None = None
+        self._programs: tuple[TimedSizes, dict[str, Program]] | None = None
 
     def __call__(self, run: Run, on_round: Callable[[], None]) -> dict[str, Any]:
         """The "result" of a run's record."""

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Stored:
     """Llama weights as they lie on disk, before any conversion.
 
     Attributes:
