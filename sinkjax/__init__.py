@@ -15,7 +15,7 @@ from sinkjax.programs.compile import Program, compile
 from sinkjax.programs.dispatch import Dispatcher, Plan, Stage, compile_plan
 from sinkjax.specialize.build import SpecializedLlama, specialize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DEFINITIONS",
