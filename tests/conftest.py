@@ -216,11 +216,12 @@ def hf_smollm2(smollm2_gguf):
     import transformers
     from hf import torch
 
+    dtype = torch.float32  # first, since it skips the test where there is no PyTorch
     if "hf_smollm2" not in _real_models:
         _real_models["hf_smollm2"] = transformers.AutoModelForCausalLM.from_pretrained(
             smollm2_gguf.parent,
             gguf_file=smollm2_gguf.name,
             attn_implementation="eager",
-            dtype=torch.float32,
+            dtype=dtype,
         ).eval()
     return _real_models["hf_smollm2"]
