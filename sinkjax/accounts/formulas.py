@@ -15,9 +15,10 @@ queries a row (in decoding 1) and P pairs of a query and a key that are worked o
                        group the sum of its `sink(first)` heads, and that of its other ones
 
 Pairs of a prompt come in blocks: `full` computes every key up to the last one that its span of
-blocks sees, `window` c + w - 1 + block keys a block. A kernel, which no copied head has, computes
-the blocks of which the path leaves anything, and has no column more. In decoding a pair is a slot
-of the cache.
+blocks sees (on a CPU beyond 1,024 tokens whole blocks of keys before a query's own, and of its own
+those up to its strip's end), `window` c + w - 1 + block keys a block. A kernel, which no copied
+head has, computes the blocks of which the path leaves anything, and has no column more. In decoding
+a pair is a slot of the cache.
 
 What heads of a group share, k, v and their cache, counts to the group's strongest path, in the
 order `full`, `window`, `copy`: it is gone when that path is.

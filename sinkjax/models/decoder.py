@@ -319,7 +319,8 @@ class Llama(nnx.Module):
 
         A piece begins, in every row, where the longest row of the cache ends; shorter rows have
         ended before, and stay as they are. Logits, and what the cache then holds, are those of the
-        whole prompt at once. Memory grows with the piece and the cache, not with their product.
+        whole prompt at once. Memory grows with the piece and the cache, and with their product for
+        heads alone that later layers copy.
 
         Args:
           tokens: the piece, right-padded with any id; with what the cache holds of the longest row
@@ -333,7 +334,7 @@ class Llama(nnx.Module):
           within the piece; the cache, for `decode` or the next piece.
 
         Raises:
-          InputError: if the piece has no room in the cache.
+          InputError: if the piece alone is longer than the cache.
         """
         check_capacity(tokens.shape[1], cache.max_length)
         lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]

@@ -47,7 +47,7 @@ def compile(
         the program is for reading.
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
       prefill_lengths: the buckets, to which prompts are padded. A prompt longer than the longest
-        comes in pieces of its length, by an executable that the first such prompt compiles.
+        comes in pieces as long as that one, by an executable that the first such prompt compiles.
       max_length: tokens that a row has room for, the prompt's and the new ones'.
       steps_per_call: decode steps per device call, and so the grain of streaming.
       layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
@@ -56,7 +56,8 @@ def compile(
         long on a CPU (SmolLM2-135M, 30 layers), where a loop copies each layer's weights before
         it reads them.
       attention: what computes a prompt's, one of `options.ATTENTION`; `Program.attention`
-        says what that came to. Heads whose attention is copied, and decoding, have `xla` alone.
+        says what that came to. Heads whose attention is copied, further pieces of a prompt, and
+        decoding have `xla` alone.
       device: to compile for, such as `sinkjax.programs.targets.target_device` gives: the program is
         then for reading. None for where the parameters lie.
 

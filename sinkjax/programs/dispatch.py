@@ -191,7 +191,7 @@ def _stage_needs(
             for low, bucket in zip(below, buckets, strict=True)
             if low < longest and bucket >= shortest
         )
-        own = own or buckets[-1:]  # in pieces of which longer prompts come
+        own = own or buckets[-1:]  # longer prompts come in pieces of this length
         if longest < shortest:
             problems.append(
                 f"the stage from {shortest} tokens on is beyond max_length, {max_length}: give "
