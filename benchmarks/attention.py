@@ -26,8 +26,9 @@ from sinkjax.attention.products import CpuProducts
 from sinkjax.attention.stream import STREAMED
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
+from sinkjax.cli.settings import numbers
 from sinkjax.environment import num_threads
-from sinkjax.errors import InputError, each
+from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full
 from sinkjax.programs.options import CPU_OPTIONS, CPU_PROMPT_OPTIONS
 from sinkjax.report.table import Table
@@ -53,19 +54,16 @@ def main() -> None:
         raise InputError(
             f"--heads={_HEADS.value} is no multiple of --kv_heads={_KV_HEADS.value}: give one"
         )
-    rows = [row for length in each(_LENGTHS.value, _length) for row in _rows(length)]
+    lengths = numbers("lengths", _LENGTHS.value, int)
+    if any(length < 1 for length in lengths):
+        raise InputError(f"--lengths={','.join(_LENGTHS.value)}: write whole numbers above 0")
+    rows = [row for length in lengths for row in _rows(length)]
     shape = f"{_HEADS.value} heads in {_KV_HEADS.value} groups, of size {_HEAD_DIM.value}"
     note = f"Medians of {_ROUNDS.value} rounds after 1 of warm-up, on {num_threads()} threads."
     columns = ("tokens", "form", "median ms", "GFLOP/s", f"times as fast as\n{_FIRST} [95%]")
     terminal.print_table(
         terminal.console(), Table(f"Causal attention, {shape}", columns, rows, (note,), 2)
     )
-
-
-def _length(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise InputError(f"--lengths={text}: write whole numbers above 0")
-    return int(text)
 
 
 def _rows(length: int) -> list[tuple[str, ...]]:

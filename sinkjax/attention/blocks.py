@@ -19,7 +19,7 @@ PerKvHead = Float[Array, "B T K H"]
 """Rotated keys, or values; query head n reads those of key/value head n // (N / K)."""
 
 Position = Int[Array, ""] | int
-"""Of a block's first query: an array within a loop."""
+"""Of a first query, or a number of tokens before it: an array where only a run knows it."""
 
 
 Blocks = TypeVar("Blocks")

@@ -157,7 +157,7 @@ def extend_store(
 ) -> Store:
     """Returns the store with a piece of a prompt, at positions from `start` on in every row.
 
-    `lengths` are the rows' tokens after the piece, no more than it brings: what it holds beyond is
+    `lengths` are the rows' tokens after the piece, at most `start` + T: what it holds beyond is
     padding, which a store keeps where no token is.
     """
     batch, length, kv_heads, _ = new.shape

@@ -24,7 +24,7 @@ from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.full import causal_attention
 from sinkjax.attention.products import PLAIN, Products
 from sinkjax.attention.stream import STREAMED, streamed_attention
-from sinkjax.attention.window import covers, window_attention
+from sinkjax.attention.window import reach, window_attention
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, Window
 
@@ -89,7 +89,8 @@ class Xla(Kernel):
         products: Products = PLAIN,
     ) -> PerHead:
         """As of `Kernel`."""
-        if isinstance(path, Window) and not covers(path, q.shape[1]):
+        path = reach(path, q.shape[1])
+        if isinstance(path, Window):
             return window_attention(q, k, v, path, products)
         if self.streamed(q.shape[1]):
             return streamed_attention(q, k, v, products)
@@ -134,7 +135,7 @@ class Blocked(Kernel):
             raise InputError(
                 *(f"{self.name} cannot compute {problem}; give kernel=XLA" for problem in problems)
             )
-        path = _reach(path, q.shape[1])
+        path = reach(path, q.shape[1])
         with jax.named_scope(f"{self.name}:{path}"):
             return self._attend(scale_queries(q), k, v, path)
 
@@ -161,7 +162,7 @@ class Blocked(Kernel):
 
     def pairs(self, path: Full | Window, length: int) -> int:
         """Returns how many pairs of query and key a head's blocks hold, hidden pairs included."""
-        path = _reach(path, length)
+        path = reach(path, length)
         block_q, block_kv = self.blocks(path, length)
         return sum(
             (apart + stop - first) * block_q * block_kv
@@ -198,8 +199,3 @@ def power_of_two(most: int, length: int) -> int:
     while size * 2 <= most and length % (size * 2) == 0:
         size *= 2
     return size
-
-
-def _reach(path: Full | Window, length: int) -> Full | Window:
-    """Returns the path, or `full` where a window leaves nothing out of T tokens."""
-    return Full() if isinstance(path, Window) and covers(path, length) else path

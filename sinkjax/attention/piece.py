@@ -20,7 +20,7 @@ from sinkjax.attention.stream import Earlier, streamed_attention
 from sinkjax.attention.window import (
     Seen,
     apply_seen_pattern,
-    covers,
+    reach,
     seen_attention,
     seen_pattern,
 )
@@ -56,12 +56,6 @@ class Extended:
             new, old, context.products.settle(store), layout, context.max_length, context.start
         )
 
-    def limit(self, path: Full | Window) -> Window | None:
-        """Returns a path's window; None where it leaves out nothing that the cache has room for."""
-        if isinstance(path, Window) and not covers(path, self.max_length):
-            return path
-        return None
-
     def whole(self) -> Float[Array, "B K S H"]:
         """Returns every position's, in the slot of its number."""
         return by_group(self.store, self.new.shape[0], self.new.shape[2])
@@ -85,26 +79,26 @@ def attend_piece(
     q: PerHead, keys: Extended, values: Extended, path: Full | Window, products: Products
 ) -> PerHead:
     """Returns the outputs of heads on a path for a piece, in v's dtype."""
-    window = keys.limit(path)
-    if window is None:
-        earlier = Earlier(keys.store, values.store, keys.start)
-        return streamed_attention(q, keys.new, values.new, products, earlier)
-    return seen_attention(q, keys.seen(window), values.seen(window), window, keys.start, products)
+    path = reach(path, keys.max_length)
+    if isinstance(path, Window):
+        return seen_attention(q, keys.seen(path), values.seen(path), path, keys.start, products)
+    earlier = Earlier(keys.store, values.store, keys.start)
+    return streamed_attention(q, keys.new, values.new, products, earlier)
 
 
 def keep_piece_pattern(
     q: PerHead, keys: Extended, path: Full | Window, dtype: DTypeLike
 ) -> Pattern:
     """Returns how heads attend in a piece, to be kept for later layers."""
-    window = keys.limit(path)
-    if window is None:
-        return stored_pattern(q, keys.whole(), keys.start, dtype)
-    return seen_pattern(q, keys.seen(window), window, keys.start, dtype)
+    path = reach(path, keys.max_length)
+    if isinstance(path, Window):
+        return seen_pattern(q, keys.seen(path), path, keys.start, dtype)
+    return stored_pattern(q, keys.whole(), keys.start, dtype)
 
 
 def apply_piece_pattern(pattern: Pattern, values: Extended, path: Full | Window) -> PerHead:
     """Returns the outputs of a pattern that heads on this path left, on other values."""
-    window = values.limit(path)
-    if window is None:
-        return apply_stored_pattern(pattern, values.whole())
-    return apply_seen_pattern(pattern, values.seen(window), window)
+    path = reach(path, values.max_length)
+    if isinstance(path, Window):
+        return apply_seen_pattern(pattern, values.seen(path), path)
+    return apply_stored_pattern(pattern, values.whole())

@@ -61,15 +61,13 @@ def streamed_attention(
     outputs = []
     for start, stop, block in block_runs(q.shape[1], STREAMED):
 
-        def attend(
-            begin: Position, block: int = block
-        ) -> tuple[Float32[Array, "B K G {block} _"], ...]:
+        def attend(begin: Position, block: int = block) -> _Running:
             running = _own_keys(queries, keys, values, products, block, begin)
             if earlier is None:
                 return running
             return _earlier_keys(running, _cut(queries, begin, block), earlier, products)
 
-        running = _Running(*map_blocks(attend, start, stop, block))
+        running = map_blocks(attend, start, stop, block)
         running = _whole_blocks(running, queries, keys, values, products, start, stop, block)
         outputs.append(running.sums / running.total)
     return ungroup(jnp.concatenate(outputs, axis=3).astype(v.dtype))

@@ -25,7 +25,7 @@ from sinkjax.attention.blocks import (
 )
 from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_attention, causal_pattern
 from sinkjax.attention.products import PLAIN, Products
-from sinkjax.masks.paths import Window
+from sinkjax.masks.paths import Full, Window
 
 BLOCK = 64
 """Queries a block."""
@@ -130,6 +130,11 @@ def apply_seen_pattern(pattern: Pattern, values: Seen, window: Window) -> PerHea
 def covers(window: Window, length: int) -> bool:
     """Returns whether every query of so many tokens sees all keys up to its own."""
     return window.sinks + window.recent >= length
+
+
+def reach(path: Full | Window, length: int) -> Full | Window:
+    """Returns the path, or `full` where a window leaves nothing out of so many tokens."""
+    return Full() if isinstance(path, Window) and covers(path, length) else path
 
 
 def _block_scores(

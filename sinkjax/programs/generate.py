@@ -263,7 +263,7 @@ class Program(Generator):
 
     @property
     def compile_seconds(self) -> float:
-        """Lowering and compiling of all executables, together."""
+        """Lowering and compiling of all executables, together; without `extend`."""
         return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
 
     def _sizes(self) -> tuple[int, int]:

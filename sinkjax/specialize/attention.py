@@ -1,6 +1,7 @@
 """Attention of a layer whose heads take different paths."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,7 @@ from sinkjax.attention.copy import (
     copied_weights,
     keep_pattern,
 )
-from sinkjax.attention.full import cached_scores, cached_weights
-from sinkjax.attention.kernels import Kernel
+from sinkjax.attention.full import Pattern, cached_scores, cached_weights
 from sinkjax.attention.piece import (
     Extended,
     apply_piece_pattern,
@@ -77,7 +77,14 @@ class SpecializedAttention(nnx.Module):
         all_values = []
         for block, q, k, v in self._blocks(*self._project(x, context)):
             all_values.append(v)
-            outputs += _attend(block, q, k, v, patterns, context.kernel, context.products)
+            outputs += _attend(
+                block,
+                q,
+                patterns,
+                functools.partial(context.kernel.attend, k=k, v=v, products=context.products),
+                functools.partial(keep_pattern, k=k, dtype=v.dtype),
+                functools.partial(apply_pattern, v=v),
+            )
             if context.max_length is not None:
                 keys.append(None if k is None else _store(k, block.keys, context))
                 values.append(_store(v, block.values, context))
@@ -108,12 +115,19 @@ class SpecializedAttention(nnx.Module):
                 of_keys = Extended.of(key_store, k, layout, context)
             layout = layout_of(block.values, context.max_length)
             of_values = Extended.of(value_store, v, layout, context)
-            outputs += _attend_piece(block, q, of_keys, of_values, patterns, context.products)
+            outputs += _attend(
+                block,
+                q,
+                patterns,
+                functools.partial(
+                    attend_piece, keys=of_keys, values=of_values, products=context.products
+                ),
+                functools.partial(keep_piece_pattern, keys=of_keys, dtype=v.dtype),
+                functools.partial(apply_piece_pattern, values=of_values),
+            )
             keys.append(None if of_keys is None else of_keys.store)
             values.append(of_values.store)
-        out = self._merge(x, outputs, context.products)
-        if cache.bias is not None:
-            out = out + cache.bias[:, None]
+        out = self._merge(x, outputs, context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return out, (context.replace(patterns=patterns), cache)
 
@@ -138,9 +152,7 @@ class SpecializedAttention(nnx.Module):
         weights = _slot_weights(self.plan.blocks, queries, keys, context)
         for block, of_parts, store in zip(self.plan.blocks, weights, values, strict=True):
             outputs += _sum_stores(block, of_parts, store, context, patterns)
-        out = self._merge(x, outputs, context.products)
-        if cache.bias is not None:
-            out = out + cache.bias[:, None]
+        out = self._merge(x, outputs, context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return out, (context.replace(patterns=patterns), cache)
 
@@ -182,13 +194,24 @@ class SpecializedAttention(nnx.Module):
             v_at += block.groups
             yield block, queries, keys, values
 
-    def _merge(self, x: jax.Array, outputs: list[jax.Array], products: Products) -> jax.Array:
-        """Outputs of all parts, [B, T, N, H] each, -> [B, T, D]; x gives the shape without any."""
-        if not outputs:
-            return add_bias(jnp.zeros_like(x), self.o_bias)
-        with jax.named_scope("o"):
-            (out,) = products.project(_concatenate(outputs, axis=2), self.o[...])
-            return add_bias(out, self.o_bias)
+    def _merge(
+        self,
+        x: jax.Array,
+        outputs: list[jax.Array],
+        products: Products,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array:
+        """Outputs of all parts, [B, T, N, H] each, -> [B, T, D]; x gives the shape without any.
+
+        `sinks` [B, D] is what the `sink` heads add where no first token is at hand.
+        """
+        if outputs:
+            with jax.named_scope("o"):
+                (out,) = products.project(_concatenate(outputs, axis=2), self.o[...])
+                out = add_bias(out, self.o_bias)
+        else:
+            out = add_bias(jnp.zeros_like(x), self.o_bias)
+        return out if sinks is None else out + sinks[:, None]
 
     def _sink_biases(
         self, x: jax.Array, values: list[jax.Array], products: Products
@@ -217,53 +240,30 @@ class SpecializedAttention(nnx.Module):
 def _attend(
     block: Block,
     queries: list[jax.Array],
-    k: jax.Array | None,
-    v: jax.Array,
     patterns: dict,
-    kernel: Kernel,
-    products: Products,
+    attend: Callable[..., jax.Array],
+    keep: Callable[..., Pattern],
+    apply: Callable[..., jax.Array],
 ) -> list[jax.Array]:
-    """Outputs [B, T, N, H] of a block's parts over a prompt; adds the kept patterns.
+    """Outputs [B, T, N, H] of a block's parts over a prompt or a piece; adds the kept patterns.
 
     A part whose pattern is kept has no kernel, and neither have its copies.
+
+    Args:
+      attend, keep: of a part's queries and its path, the outputs or the pattern.
+      apply: of a pattern and its path, the outputs.
     """
     outputs = []
     for part, q in zip(block.computed, queries, strict=True):
         with jax.named_scope(part.path.kind):
             if part.name is not None:
-                patterns[part.name] = keep_pattern(q, k, part.path, v.dtype)
-                outputs.append(apply_pattern(patterns[part.name], v, part.path))
+                patterns[part.name] = keep(q, path=part.path)
+                outputs.append(apply(patterns[part.name], path=part.path))
             else:
-                outputs.append(kernel.attend(q, k, v, part.path, products))
+                outputs.append(attend(q, path=part.path))
     for part in block.copied:
         with jax.named_scope("copy"):
-            pattern = copied_pattern(patterns, part.sources)
-            outputs.append(apply_pattern(pattern, v, part.path))
-    return outputs
-
-
-def _attend_piece(
-    block: Block,
-    queries: list[jax.Array],
-    keys: Extended | None,
-    values: Extended,
-    patterns: dict,
-    products: Products,
-) -> list[jax.Array]:
-    """As `_attend`, of a further piece of a prompt."""
-    outputs = []
-    for part, q in zip(block.computed, queries, strict=True):
-        with jax.named_scope(part.path.kind):
-            if part.name is not None:
-                dtype = values.new.dtype
-                patterns[part.name] = keep_piece_pattern(q, keys, part.path, dtype)
-                outputs.append(apply_piece_pattern(patterns[part.name], values, part.path))
-            else:
-                outputs.append(attend_piece(q, keys, values, part.path, products))
-    for part in block.copied:
-        with jax.named_scope("copy"):
-            pattern = copied_pattern(patterns, part.sources)
-            outputs.append(apply_piece_pattern(pattern, values, part.path))
+            outputs.append(apply(copied_pattern(patterns, part.sources), path=part.path))
     return outputs
 
 

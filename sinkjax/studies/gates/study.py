@@ -19,6 +19,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 
 from sinkjax.errors import Problem
@@ -96,7 +97,10 @@ class Gates(TrainingStudy):
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
         gated = GatedModel(model, self.path, fills=fills)
         start = start_gates(config.num_layers, units)
-        price = lambda logits: self.price * gates_of(logits).mean()  # noqa: E731
+
+        def price(logits: jax.Array) -> jax.Array:
+            return self.price * gates_of(logits).mean()
+
         trained = self.distilled(bench, gated.residuals, start, price=price)
         logits = np.asarray(trained.parameters)
         gates = np.asarray(gates_of(logits)).tolist()
