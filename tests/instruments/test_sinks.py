@@ -381,7 +381,7 @@ model = sinkjax.load(sys.argv[1])
 layers = list(model.layers)
 tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 8192))
 peaks, finite = [], True
-for count in (2, 3):
+for count in (2, 10):
     model.layers = nnx.List(layers[:count])
     finite &= bool(np.isfinite(sinkjax.measure_sinks(model, tokens).scores).all())
     # Not getrusage: its peak is inherited from the process that started this one.
@@ -395,9 +395,9 @@ print(json.dumps({"layers": len(layers), "finite": finite, "peaks": peaks}))
 def test_8192_tokens_of_the_real_model_fit_in_4_gigabytes(smollm2_gguf):
     """The maps alone would take 72 GB.
 
-    All weights are there, but only some layers run: what the peak grows by from two of them to
-    three it is taken to grow by each further one. It does less: on one machine 2, 4, 8 and 30
-    layers took 1.28, 1.36, 1.40 and 1.46 GB.
+    All weights are there, but only some layers run: what the peak grows by from 2 of them to 10,
+    which includes compiling a second program, it is taken to grow by from each 8 to the next. It
+    does less: on one machine 2, 3, 6 and 30 layers took 1.20, 1.35, 1.36 and 1.44 GB.
     """
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE_LONG, smollm2_gguf], capture_output=True, text=True
@@ -406,5 +406,5 @@ def test_8192_tokens_of_the_real_model_fit_in_4_gigabytes(smollm2_gguf):
     seen = json.loads(ran.stdout.splitlines()[-1])
     assert seen["layers"] == 30
     assert seen["finite"]
-    two, three = seen["peaks"]
-    assert three + (three - two) * (30 - 3) < 4e9
+    two, ten = seen["peaks"]
+    assert ten + (ten - two) * (30 - 10) / (10 - 2) < 4e9
