@@ -181,15 +181,18 @@ def _sink_bias(paths: Sequence[Path], config: LlamaConfig, sizes: Sizes) -> Cost
 def _rest(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> Cost:
     """Embedding, norms, feed-forward and output head, and the cache's own count of tokens.
 
-    A decode step has no norm of attention where every head of a layer is `sink`.
+    A decode step has no norm of attention where every head of a layer is `sink`, and no program has
+    those of queries and keys where no head of a layer has any.
     """
     B, T = sizes.batch_size, sizes.length or 1
     D, F, V, L = config.embed_dim, config.mlp_dim, config.vocab_size, config.num_layers
-    biases = L * (config.attention_bias * D + config.mlp_bias * (2 * F + D))
+    biases = L * (bool(config.output_bias) * D + config.mlp_bias * (2 * F + D))
     tables = V * D * (1 if config.tie_embeddings else 2)
     gone = sum(all(isinstance(path, Sink) for path in paths) for paths in mask.heads)
     norms = 2 * L + 1 - (gone if sizes.length is None else 0)
+    turned = sum(any(isinstance(p, Full | Window) for p in paths) for paths in mask.heads)
     numbers = tables + L * 3 * D * F + norms * D + biases
+    numbers += config.qk_norm * turned * 2 * config.head_dim
     return Cost(
         operations=2 * B * T * L * 3 * D * F + 2 * B * D * V,
         parameters=numbers * sizes.itemsize,

@@ -20,7 +20,7 @@ from sinkjax.instruments.batches import batches
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
-from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.decoder import Layer, Llama, scaled
 
 
 def own_errors(
@@ -83,7 +83,7 @@ def _errors(
     layer: Layer, x: jax.Array, context: Context, current: TracedPaths, candidates: TracedPaths
 ) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer, and the mean squares of errors float32 [P, B, N]."""
-    o = layer.attention.o[...].astype(jnp.float32)
+    o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
     # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
     norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, 1:, None]

@@ -34,7 +34,7 @@ from sinkjax.instruments.traced import (
 )
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
-from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.decoder import Layer, Llama, scaled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +129,8 @@ def _slopes(
       [1 + samples, B, T, D], 0 at positions that are not scored.
     """
     x, y = x[:, SCORE_FROM:], y[:, SCORE_FROM:]
-    weight = head.output_weight()
+    # Logits are linear in the normed stream, so their multiplier is as good as the weight's.
+    weight = scaled(head.output_weight(), head.config.logit_scale)
     normed, from_normed = jax.vjp(head.norm, x)
     uniform = jax.random.uniform(key, (x.shape[0] * x.shape[1], samples))
 

@@ -58,7 +58,7 @@ class OutputHead(nnx.Module):
     output_weight = Llama.output_weight
 
     def __init__(self, model: Llama):
-        self.norm, self.head = model.norm, model.head
+        self.config, self.norm, self.head = model.config, model.norm, model.head
         self.embedding = model.embedding if model.head is None else None
 
 

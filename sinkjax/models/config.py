@@ -1,4 +1,4 @@
-"""The shape of a Llama, read from a Hugging Face config and nothing left over.
+"""The shape of a Llama or a relative of it, read from a Hugging Face config, nothing left over.
 
 The reading is closed-world: an attribute that this file does not know is accepted only at a value
 that changes nothing. What is not understood is never ignored; all of it is reported at once.
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from sinkjax.errors import InputError
+from sinkjax.models.families import FAMILIES
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -80,12 +81,21 @@ class LlamaConfig:
       norm_eps: epsilon of every RMS norm.
       rope: rotary embedding.
       activation: of the gated feed-forward; one of `ACTIVATIONS`.
-      attention_bias: whether q, k, v and o projections have biases.
+      attention_bias: whether q, k and v projections have biases.
+      output_bias: whether o projections have; None as `attention_bias`.
       mlp_bias: whether gate, up and down projections have biases.
       tie_embeddings: whether the output head is the embedding's transpose.
       initializer_range: standard deviation of random weights.
       bos_token_id, eos_token_ids, pad_token_id: as the checkpoint names them; the model does not
         use them.
+      family: whose checkpoints these are, of `sinkjax.models.families.FAMILIES`.
+      qk_norm: whether each head's queries and keys have an RMS norm.
+      unrotated_layers: those without rotary positions.
+      query_scale: multiplies rotated queries, which are divided by sqrt(H) all the same; this and
+        the next three None for 1.
+      embedding_scale: multiplies rows of the embedding where they enter the residual stream.
+      residual_scale: multiplies what attention and feed-forward add to it.
+      logit_scale: multiplies the logits.
     """
 
     vocab_size: int
@@ -106,10 +116,29 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    family: str = "llama"
+    output_bias: bool | None = None
+    qk_norm: bool = False
+    unrotated_layers: tuple[int, ...] = ()
+    query_scale: float | None = None
+    embedding_scale: float | None = None
+    residual_scale: float | None = None
+    logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_bias is None:
+            object.__setattr__(self, "output_bias", self.attention_bias)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON-able form that `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        """Returns the JSON-able form that `from_dict` reads back.
+
+        What only relatives of Llama have is left out where a model has none of it, so that digests
+        and files of Llamas are what they were before there were such fields.
+        """
+        fields = dataclasses.asdict(self)
+        plain = {name: getattr(LlamaConfig, name) for name in _OF_RELATIVES}
+        plain["output_bias"] = self.attention_bias
+        return {k: v for k, v in fields.items() if k not in plain or v != plain[k]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
@@ -117,8 +146,20 @@ class LlamaConfig:
         rope = dict(fields.pop("rope"))
         if rope.get("freq_factors") is not None:
             rope["freq_factors"] = tuple(rope["freq_factors"])
-        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
+        for name in ("eos_token_ids", "unrotated_layers"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(rope=RopeConfig(**rope), **fields)
+
+
+_OF_RELATIVES = (
+    "family",
+    "qk_norm",
+    "unrotated_layers",
+    "query_scale",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+)
 
 
 # Attributes of transformers' LlamaConfig that the model is built from: (ours, transformers',
@@ -247,15 +288,18 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     """
     problems: list[str] = []
     model_type = attributes.get("model_type", "llama")
-    if model_type != "llama":
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
-            f"{name}: model_type is {model_type!r}; only 'llama' models can be read. "
-            "Choose a checkpoint of the Llama architecture."
+            f"{name}: model_type is {model_type!r}; models of {', '.join(FAMILIES)} can be read. "
+            "Choose a checkpoint of one of these."
         )
+    family = FAMILIES[model_type]
     shape: dict[str, Any] = {}
     for ours, theirs, default in _SHAPE:
         value = attributes.get(theirs)
-        shape[ours] = default if value is None else value
+        if value is None and not (theirs in attributes and default is None):
+            value = family.defaults.get(theirs, default)
+        shape[ours] = value
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
     for ours, theirs, default in _SHAPE:
@@ -281,7 +325,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"hidden_act is {shape['activation']!r}; known are {', '.join(ACTIVATIONS)}"
         )
 
-    rope = _rope_from_hf(attributes, shape["max_length"], problems)
+    rope = _rope_from_hf(attributes, shape["max_length"], family.defaults, problems)
     divisors = rope.freq_factors
     if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
         problems.append(
@@ -289,7 +333,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"needs {shape['head_dim'] // 2}"
         )
 
-    known = {theirs for _, theirs, _ in _SHAPE} | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
+    own = {key: attributes.get(key, default) for key, default in family.own.items()}
+    own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
+    if not problems:
+        problems += family.problems(own)
+    known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
         if not _says_nothing(attributes[key]):
             problems.append(
@@ -302,8 +350,9 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     eos = attributes.get("eos_token_id")
     shape["norm_eps"] = float(shape["norm_eps"])
     return LlamaConfig(
-        **shape,
+        **{**shape, **family.read(own)},
         rope=rope,
+        family=model_type,
         bos_token_id=attributes.get("bos_token_id"),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         pad_token_id=attributes.get("pad_token_id"),
@@ -331,11 +380,12 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     if rope.type in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = rope.original_max_length
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
-    eos = config.eos_token_ids
+    family, eos = FAMILIES[config.family], config.eos_token_ids
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         **fields,
+        **family.write(config),
         "rope_parameters": parameters,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
@@ -366,7 +416,10 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _rope_from_hf(
-    attributes: Mapping[str, Any], max_length: int, problems: list[str]
+    attributes: Mapping[str, Any],
+    max_length: int,
+    defaults: Mapping[str, Any],
+    problems: list[str],
 ) -> RopeConfig:
     """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
     where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
@@ -382,7 +435,8 @@ def _rope_from_hf(
     parameters.pop("finetuned", None)  # how the weights came about
     old_name = parameters.pop("type", "default")
     rope_type = parameters.pop("rope_type", old_name)
-    parameters.setdefault("rope_theta", attributes.get("rope_theta") or 10_000.0)
+    theta = attributes.get("rope_theta") or defaults.get("rope_theta", 10_000.0)
+    parameters.setdefault("rope_theta", theta)
     partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         problems.append(f"partial_rotary_factor is {partial}; a Llama rotates whole heads (1.0)")

@@ -1,4 +1,7 @@
-"""A Llama in Flax NNX, every head `full`.
+"""A Llama or a relative of it in Flax NNX, every head `full`.
+
+What relatives have beside a Llama's parts (`sinkjax.models.families`) the config says: biases of
+some projections alone, norms of queries and keys, layers without rotation, multipliers.
 
 Axes, here as everywhere: B batch, T query length, S key length, N query heads, K key/value heads,
 G query heads a group, H head size, D model size, F feed-forward size, V vocabulary, L layers.
@@ -61,6 +64,9 @@ class _Maker:
         names, shape = zip(*axes, strict=True)
         return self._param(jnp.ones(shape, self._dtype), names)
 
+    def norm(self, config: LlamaConfig) -> "RMSNorm":
+        return RMSNorm(config.norm_eps, self.scale(("embed", config.embed_dim)))
+
     @staticmethod
     def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
         # Logical names are not mesh axes: laying them out on creation would fail under a mesh.
@@ -68,18 +74,45 @@ class _Maker:
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · scale, in float32 (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
-        self.eps = config.norm_eps
-        self.scale = make.scale(("embed", config.embed_dim))
+    def __init__(self, eps: float, scale: nnx.Param):
+        self.eps, self.scale = eps, scale
 
-    def __call__(self, x: Residual) -> Residual:
-        """Returns the normed residual, in x's dtype."""
+    def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
+        """Returns the normed residual, or heads, in x's dtype."""
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
-        return (wide * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+class Turn(nnx.Module):
+    """What makes projected queries and keys those of attention: norms, rotation, a multiplier.
+
+    Attributes:
+      q_norm, k_norm: over each head; None where the model has none.
+      rotates: whether the layer has rotary positions.
+      query_scale: multiplies the queries; None for 1.
+    """
+
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+        def norm() -> RMSNorm | None:
+            scale = make.scale(("head_dim", config.head_dim)) if config.qk_norm else None
+            return None if scale is None else RMSNorm(config.norm_eps, scale)
+
+        self.q_norm, self.k_norm = norm(), norm()
+        self.rotates = index not in config.unrotated_layers
+        self.query_scale = config.query_scale
+
+    def __call__(self, q: PerHead, k: PerKvHead, context: Context) -> tuple[PerHead, PerKvHead]:
+        """Returns queries and keys as attention takes them."""
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotates:
+            q, k = (rotate(heads, context.cos, context.sin) for heads in (q, k))
+        return scaled(q, self.query_scale), k
 
 
 class Attention(nnx.Module):
@@ -88,9 +121,10 @@ class Attention(nnx.Module):
     Attributes:
       q: [N, H, D]; k, v: [K, H, D]; o: [D, N, H].
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
+      turn: what queries and keys go through after their projections.
     """
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
         embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
         heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
         self.q = make.weight(heads, head_dim, embed)
@@ -101,16 +135,17 @@ class Attention(nnx.Module):
         self.q_bias = make.bias(heads, head_dim) if biased else None
         self.k_bias = make.bias(kv_heads, head_dim) if biased else None
         self.v_bias = make.bias(kv_heads, head_dim) if biased else None
-        self.o_bias = make.bias(embed) if biased else None
+        self.o_bias = make.bias(embed) if config.output_bias else None
+        self.turn = Turn(config, index, make)
 
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
     ) -> tuple[Residual, Observed]:
         """As `Layer.attend`, without norm and residual."""
-        products, cos, sin = context.products, context.cos, context.sin
+        products = context.products
         q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
         q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
-        q, k, v = rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
+        q, k, v = *self.turn(q, k, context), add_bias(v, self.v_bias)
         outputs, observed = attend(q, k, v)
         (out,) = products.project(outputs, self.o[...])
         return add_bias(out, self.o_bias), observed
@@ -190,13 +225,18 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each on the normed residual and added to it."""
+    """Attention and feed-forward, each on the normed residual and added to it.
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
-        self.attention_norm = RMSNorm(config, make)
-        self.attention = Attention(config, make)
-        self.mlp_norm = RMSNorm(config, make)
+    Attributes:
+      residual_scale: multiplies what either adds; None for 1.
+    """
+
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+        self.attention_norm = make.norm(config)
+        self.attention = Attention(config, index, make)
+        self.mlp_norm = make.norm(config)
         self.mlp = MLP(config, make)
+        self.residual_scale = config.residual_scale
 
     def __call__(
         self, x: Residual, context: Context
@@ -236,7 +276,8 @@ class Layer(nnx.Module):
         """Returns the residual after the layer, of that after its attention."""
         with jax.named_scope("mlp"):
             x = products.settle(x)
-            return products.settle(x + self.mlp(self.mlp_norm(x), products))
+            out = self.mlp(self.mlp_norm(x), products)
+            return products.settle(x + scaled(out, self.residual_scale))
 
     def _add_attention(
         self, x: Residual, attention: Callable[..., tuple[Residual, Observed]], *arguments: Any
@@ -244,7 +285,7 @@ class Layer(nnx.Module):
         """Adds attention of its norm to the residual; also returns what attention observed."""
         with jax.named_scope("attention"):
             out, observed = attention(self.attention_norm(x), *arguments)
-        return x + out, observed
+        return x + scaled(out, self.residual_scale), observed
 
 
 class Llama(nnx.Module):
@@ -262,8 +303,8 @@ class Llama(nnx.Module):
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
         self.embedding = make.weight(vocab, embed)
-        self.layers = nnx.List([Layer(config, make) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config, make)
+        self.layers = nnx.List([Layer(config, index, make) for index in range(config.num_layers)])
+        self.norm = make.norm(config)
         self.head = None if config.tie_embeddings else make.weight(vocab, embed)
 
     def __call__(
@@ -401,8 +442,8 @@ class Llama(nnx.Module):
         return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
-        """Returns the rows of the embedding."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        """Returns the residual before the first layer: rows of the embedding."""
+        return scaled(jnp.take(self.embedding[...], tokens, axis=0), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
@@ -417,7 +458,13 @@ class Llama(nnx.Module):
     def logits(self, x: Residual, products: Products = PLAIN) -> Float32[Array, "B T V"]:
         """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
-            return products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+            logits = products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+            return scaled(logits, self.config.logit_scale)
+
+
+def scaled(x: Array, scale: float | None) -> Array:
+    """Returns x times a multiplier, in x's dtype; x itself where there is none."""
+    return x if scale is None else x * jnp.asarray(scale, x.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)

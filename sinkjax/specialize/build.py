@@ -133,7 +133,7 @@ def _specialized(
         source = name.removeprefix("sink_")
         new[name] = _heads(getattr(attention, source), groups)
         new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
-    return SpecializedAttention(plan, new, norm)
+    return SpecializedAttention(plan, new, attention.turn, norm)
 
 
 def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:

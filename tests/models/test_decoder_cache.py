@@ -5,25 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf import torch
 from stores import copies_of_stores
 
 import sinkjax
 
 TOLERANCE = 1e-4
 DECODED = [kind for kind in hf.KINDS if "rope" in kind or "kv" in kind or "attention" in kind]
-
-
-def cached_logits(oracle, tokens: np.ndarray, prompt: int) -> np.ndarray:
-    """transformers' logits from the prompt's last token on, one step a token: [B, steps, V]."""
-    tokens = torch.as_tensor(tokens, dtype=torch.long)
-    out, cache = [], None
-    with torch.no_grad():
-        for begin, end in [(0, prompt), *((t, t + 1) for t in range(prompt, tokens.shape[1]))]:
-            step = oracle(tokens[:, begin:end], past_key_values=cache, use_cache=True)
-            cache = step.past_key_values
-            out.append(step.logits[:, -1].float().numpy())
-    return np.stack(out, axis=1)
 
 
 def decoded_logits(model, tokens, lengths, steps, max_length) -> np.ndarray:
@@ -48,7 +35,7 @@ def test_decoding_equals_transformers_cached_generation(kind, tmp_path):
     oracle = hf.save_llama(tmp_path, **hf.KINDS[kind])
     tokens = hf.random_tokens((2, 72))  # across the 64 positions that the models are made for
     ours = decoded_logits(sinkjax.load(tmp_path), tokens, [60, 60], 12, max_length=80)
-    wanted = cached_logits(oracle, tokens, 60)
+    wanted = hf.cached_logits(oracle, tokens, 60)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=TOLERANCE)
 
@@ -63,7 +50,7 @@ def test_ragged_rows_decode_as_the_rows_alone(rope, kind, tmp_path):
         # A fresh oracle: transformers keeps the frequencies of the longest row it has seen.
         fresh = hf.make_llama(**hf.KINDS[rope], **hf.KINDS[kind])
         fresh.load_state_dict(oracle.state_dict())
-        wanted = cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
+        wanted = hf.cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
         np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=TOLERANCE)
 
 
@@ -107,4 +94,4 @@ def test_the_real_model_decodes_as_transformers(smollm2, smollm2_tokenizer, hf_s
     tokens = np.array([smollm2_tokenizer(text)["input_ids"]], np.int32)
     prompt = tokens.shape[1] - 6
     ours = decoded_logits(smollm2, tokens, [prompt], 6, max_length=32)
-    np.testing.assert_allclose(ours, cached_logits(hf_smollm2, tokens, prompt), atol=2e-4)
+    np.testing.assert_allclose(ours, hf.cached_logits(hf_smollm2, tokens, prompt), atol=2e-4)

@@ -1,0 +1,20 @@
+"""Qwen3: norms of each head's queries and keys, and heads of a size of their own."""
+
+from typing import Any
+
+from sinkjax.models.families.family import WINDOWS, Attributes, Family, window_problems
+from sinkjax.models.families.qwen2 import DEFAULTS
+
+
+def _read(attributes: Attributes) -> dict[str, Any]:
+    return {"qk_norm": True}
+
+
+FAMILY = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    defaults={**DEFAULTS, "head_dim": 128},
+    own=WINDOWS,
+    read=_read,
+    problems=window_problems,
+)
