@@ -89,7 +89,7 @@ def _errors(
     norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, 1:, None]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        full = full_attention(q, k, v)
+        full = full_attention(q, k, v, layer.attention.span)
 
         def squares(candidate: TracedPaths) -> jax.Array:
             change = (traced_attention(q, k, v, candidate) - full)[:, 1:].astype(jnp.float32)
@@ -105,5 +105,6 @@ def _errors(
 @jax.jit
 def _mean_outputs(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer of `full` heads, and mean outputs float32 [B, N, H]."""
-    x, outputs = layer.attend(x, context, lambda q, k, v: (full_attention(q, k, v),) * 2)
+    span = layer.attention.span
+    x, outputs = layer.attend(x, context, lambda q, k, v: (full_attention(q, k, v, span),) * 2)
     return layer.feed_forward(x), jnp.mean(outputs[:, 1:].astype(jnp.float32), axis=1)

@@ -177,7 +177,7 @@ def _attend(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
+        outputs, log_odds = observed_causal_attention(q, k, v, key_positions, layer.attention.span)
         return outputs, (outputs, log_odds)
 
     after, (outputs, log_odds) = layer.attend(x, context, attend)

@@ -14,6 +14,7 @@ import jax
 
 from sinkjax.errors import InputError
 from sinkjax.models.families import FAMILIES
+from sinkjax.models.families.family import FULL, WINDOWED, Family
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -90,7 +91,12 @@ class LlamaConfig:
         use them.
       family: whose checkpoints these are, of `sinkjax.models.families.FAMILIES`.
       qk_norm: whether each head's queries and keys have an RMS norm.
+      layer_windows: of each layer the tokens that its queries see, themselves among them, or None
+        for all; empty where all layers see all.
       unrotated_layers: those without rotary positions.
+      local_rope: rotary embedding of the layers with windows; None for the same as all.
+      outer_norms: whether what attention and feed-forward add is normed too.
+      norm_offset: added to the stored scales of norms.
       query_scale: multiplies rotated queries, which are divided by sqrt(H) all the same; this and
         the next three None for 1.
       embedding_scale: multiplies rows of the embedding where they enter the residual stream.
@@ -119,7 +125,11 @@ class LlamaConfig:
     family: str = "llama"
     output_bias: bool | None = None
     qk_norm: bool = False
+    layer_windows: tuple[int | None, ...] = ()
     unrotated_layers: tuple[int, ...] = ()
+    local_rope: RopeConfig | None = None
+    outer_norms: bool = False
+    norm_offset: float = 0.0
     query_scale: float | None = None
     embedding_scale: float | None = None
     residual_scale: float | None = None
@@ -128,6 +138,21 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.output_bias is None:
             object.__setattr__(self, "output_bias", self.attention_bias)
+
+    def window(self, layer: int) -> int | None:
+        """Returns the tokens that a layer's queries see; None for all."""
+        return self.layer_windows[layer] if self.layer_windows else None
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The rotary embeddings that layers have."""
+        return (self.rope,) if self.local_rope is None else (self.rope, self.local_rope)
+
+    def rope_index(self, layer: int) -> int | None:
+        """Returns which of `ropes` a layer has; None for none."""
+        if layer in self.unrotated_layers:
+            return None
+        return int(self.local_rope is not None and self.window(layer) is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able form that `from_dict` reads back.
@@ -143,18 +168,24 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
         fields = dict(fields)
-        rope = dict(fields.pop("rope"))
-        if rope.get("freq_factors") is not None:
-            rope["freq_factors"] = tuple(rope["freq_factors"])
-        for name in ("eos_token_ids", "unrotated_layers"):
+        for name in ("rope", "local_rope"):
+            if (rope := fields.get(name)) is not None:
+                divisors = rope.get("freq_factors")
+                divisors = None if divisors is None else tuple(divisors)
+                fields[name] = RopeConfig(**{**rope, "freq_factors": divisors})
+        for name in ("eos_token_ids", "unrotated_layers", "layer_windows"):
             fields[name] = tuple(fields.get(name, ()))
-        return cls(rope=RopeConfig(**rope), **fields)
+        return cls(**fields)
 
 
 _OF_RELATIVES = (
     "family",
     "qk_norm",
+    "layer_windows",
     "unrotated_layers",
+    "local_rope",
+    "outer_norms",
+    "norm_offset",
     "query_scale",
     "embedding_scale",
     "residual_scale",
@@ -325,7 +356,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"hidden_act is {shape['activation']!r}; known are {', '.join(ACTIVATIONS)}"
         )
 
-    rope = _rope_from_hf(attributes, shape["max_length"], family.defaults, problems)
+    of_all, of_windows = _split_ropes(attributes, family)
+    rope = _rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
+    local = None
+    if of_windows is not None:
+        local = _rope_from_hf(of_windows, shape["max_length"], {}, problems)
     divisors = rope.freq_factors
     if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
         problems.append(
@@ -352,6 +387,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     return LlamaConfig(
         **{**shape, **family.read(own)},
         rope=rope,
+        local_rope=local,
         family=model_type,
         bos_token_id=attributes.get("bos_token_id"),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
@@ -365,20 +401,13 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     Raises:
       InputError: if the rotary frequencies are of a kind that transformers cannot express.
     """
-    rope = config.rope
-    if rope.freq_factors is not None:
+    if any(rope.freq_factors is not None for rope in config.ropes):
         raise InputError(
             "the rotary frequencies of this model are given one by one (freq_factors, from a "
             "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
             "Save an Orbax checkpoint instead: python -m experiments.convert"
         )
-    required, optional = _ROPE_KEYS[rope.type]
-    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    for key in sorted(required | (optional - {"freq_factors"})):
-        if getattr(rope, key) is not None:
-            parameters[key] = getattr(rope, key)
-    if rope.type in ("yarn", "llama3"):
-        parameters["original_max_position_embeddings"] = rope.original_max_length
+    ropes = [_rope_to_hf(rope) for rope in config.ropes]
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
     family, eos = FAMILIES[config.family], config.eos_token_ids
     return {
@@ -386,7 +415,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
         "model_type": family.model_type,
         **fields,
         **family.write(config),
-        "rope_parameters": parameters,
+        "rope_parameters": ropes[0] if len(ropes) == 1 else {FULL: ropes[0], WINDOWED: ropes[1]},
         "bos_token_id": config.bos_token_id,
         "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
         "pad_token_id": config.pad_token_id,
@@ -413,6 +442,34 @@ def _is_positive(value: Any) -> bool:
 def _says_nothing(value: Any) -> bool:
     """Returns whether an unknown attribute is switched off, so that ignoring it loses nothing."""
     return value is None or value is False or value == {} or value == []
+
+
+def _split_ropes(
+    attributes: Mapping[str, Any], family: Family
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Returns the attributes of the rope, and of that of layers with windows if it is another.
+
+    Their parameters lie under the kinds of layers, or in older configs beside those of all.
+    """
+    if family.local_theta is None:
+        return attributes, None
+    theta = attributes.get("rope_local_base_freq") or family.local_theta
+    kinds = attributes.get("rope_parameters")
+    if isinstance(kinds, Mapping) and not {FULL, WINDOWED}.isdisjoint(kinds):
+        local = {"rope_parameters": kinds.get(WINDOWED), "rope_theta": theta}
+        return {**attributes, "rope_parameters": kinds.get(FULL)}, local
+    return attributes, {"rope_theta": theta}
+
+
+def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+    required, optional = _ROPE_KEYS[rope.type]
+    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
+    for key in sorted(required | (optional - {"freq_factors"})):
+        if getattr(rope, key) is not None:
+            parameters[key] = getattr(rope, key)
+    if rope.type in ("yarn", "llama3"):
+        parameters["original_max_position_embeddings"] = rope.original_max_length
+    return parameters
 
 
 def _rope_from_hf(

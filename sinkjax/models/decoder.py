@@ -22,13 +22,20 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
-from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, new_store, write_store
-from sinkjax.attention.context import Context
+from sinkjax.attention.cache import (
+    Cache,
+    LayerCache,
+    check_capacity,
+    layout_of,
+    new_store,
+    write_store,
+)
+from sinkjax.attention.context import Context, Rotary
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.masks.paths import Full
+from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
 
@@ -65,7 +72,7 @@ class _Maker:
         return self._param(jnp.ones(shape, self._dtype), names)
 
     def norm(self, config: LlamaConfig) -> "RMSNorm":
-        return RMSNorm(config.norm_eps, self.scale(("embed", config.embed_dim)))
+        return RMSNorm(config, self.scale(("embed", config.embed_dim)))
 
     @staticmethod
     def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
@@ -74,10 +81,13 @@ class _Maker:
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axis, in float32.
 
-    def __init__(self, eps: float, scale: nnx.Param):
-        self.eps, self.scale = eps, scale
+    Zhang and Sennrich 2019; the offset is 0 in most models.
+    """
+
+    def __init__(self, config: LlamaConfig, scale: nnx.Param):
+        self.eps, self.offset, self.scale = config.norm_eps, config.norm_offset, scale
 
     def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
         """Returns the normed residual, or heads, in x's dtype."""
@@ -85,6 +95,7 @@ class RMSNorm(nnx.Module):
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
         scale = self.scale[...].astype(jnp.float32)
+        scale = scale + self.offset if self.offset else scale
         return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
@@ -93,25 +104,25 @@ class Turn(nnx.Module):
 
     Attributes:
       q_norm, k_norm: over each head; None where the model has none.
-      rotates: whether the layer has rotary positions.
+      rope: which of the model's rotary embeddings the layer has; None for none.
       query_scale: multiplies the queries; None for 1.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
         def norm() -> RMSNorm | None:
             scale = make.scale(("head_dim", config.head_dim)) if config.qk_norm else None
-            return None if scale is None else RMSNorm(config.norm_eps, scale)
+            return None if scale is None else RMSNorm(config, scale)
 
         self.q_norm, self.k_norm = norm(), norm()
-        self.rotates = index not in config.unrotated_layers
+        self.rope = config.rope_index(index)
         self.query_scale = config.query_scale
 
     def __call__(self, q: PerHead, k: PerKvHead, context: Context) -> tuple[PerHead, PerKvHead]:
         """Returns queries and keys as attention takes them."""
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rotates:
-            q, k = (rotate(heads, context.cos, context.sin) for heads in (q, k))
+        if self.rope is not None:
+            q, k = (rotate(heads, context.rotary[self.rope]) for heads in (q, k))
         return scaled(q, self.query_scale), k
 
 
@@ -122,6 +133,7 @@ class Attention(nnx.Module):
       q: [N, H, D]; k, v: [K, H, D]; o: [D, N, H].
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
       turn: what queries and keys go through after their projections.
+      span: what every head sees: all, or the layer's own window.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
@@ -137,6 +149,7 @@ class Attention(nnx.Module):
         self.v_bias = make.bias(kv_heads, head_dim) if biased else None
         self.o_bias = make.bias(embed) if config.output_bias else None
         self.turn = Turn(config, index, make)
+        self.span = native(Full(), config.window(index))
 
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
@@ -158,10 +171,10 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             cache = None
             if context.max_length is not None:
-                whole = Whole(context.max_length)
-                keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
+                layout = layout_of(self.span, context.max_length)
+                keys, values = (new_store(x, layout, context.lengths) for x in (k, v))
                 cache = LayerCache((keys,), (values,))
-            outputs = context.kernel.attend(q, k, v, Full(), context.products)
+            outputs = context.kernel.attend(q, k, v, self.span, context.products)
             return outputs, (context, cache)
 
         return self.attend(x, context, attend)
@@ -172,13 +185,15 @@ class Attention(nnx.Module):
         """Computes one token a row: as `Layer.decode`, without norm and residual."""
         (old_keys,), (old_values,) = cache.keys, cache.values
         assert old_keys is not None
-        whole, t, products = Whole(old_keys.shape[-2]), context.lengths, context.products
+        assert context.max_length is not None
+        layout = layout_of(self.span, context.max_length)
+        t, products = context.lengths, context.products
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys = products.settle(write_store(old_keys, k, whole, t))
-            values = products.settle(write_store(old_values, v, whole, t))
+            keys = products.settle(write_store(old_keys, k, layout, t))
+            values = products.settle(write_store(old_values, v, layout, t))
             scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
-            weights = cached_weights(scores, whole.positions(t), t, products)
+            weights = cached_weights(scores, layout.positions(t), t, products)
             weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
             outputs = products.sum_slots(weights, values).reshape(q.shape)
             return outputs, (context, LayerCache((keys,), (values,)))
@@ -191,12 +206,13 @@ class Attention(nnx.Module):
         """Computes a further piece of a prompt: as `Layer.extend`, without norm and residual."""
         (old_keys,), (old_values,) = cache.keys, cache.values
         assert old_keys is not None
-        whole = Whole(old_keys.shape[-2])
+        assert context.max_length is not None
+        layout = layout_of(self.span, context.max_length)
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys = Extended.of(old_keys, k, whole, context)
-            values = Extended.of(old_values, v, whole, context)
-            outputs = attend_piece(q, keys, values, Full(), context.products)
+            keys = Extended.of(old_keys, k, layout, context)
+            values = Extended.of(old_values, v, layout, context)
+            outputs = attend_piece(q, keys, values, self.span, context.products)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
         return self.attend(x, context, attend)
@@ -228,6 +244,7 @@ class Layer(nnx.Module):
     """Attention and feed-forward, each on the normed residual and added to it.
 
     Attributes:
+      attention_outer_norm, mlp_outer_norm: of what either adds; None where the model has none.
       residual_scale: multiplies what either adds; None for 1.
     """
 
@@ -236,6 +253,8 @@ class Layer(nnx.Module):
         self.attention = Attention(config, index, make)
         self.mlp_norm = make.norm(config)
         self.mlp = MLP(config, make)
+        self.attention_outer_norm = make.norm(config) if config.outer_norms else None
+        self.mlp_outer_norm = make.norm(config) if config.outer_norms else None
         self.residual_scale = config.residual_scale
 
     def __call__(
@@ -277,7 +296,7 @@ class Layer(nnx.Module):
         with jax.named_scope("mlp"):
             x = products.settle(x)
             out = self.mlp(self.mlp_norm(x), products)
-            return products.settle(x + scaled(out, self.residual_scale))
+            return products.settle(self._add(x, out, self.mlp_outer_norm))
 
     def _add_attention(
         self, x: Residual, attention: Callable[..., tuple[Residual, Observed]], *arguments: Any
@@ -285,7 +304,10 @@ class Layer(nnx.Module):
         """Adds attention of its norm to the residual; also returns what attention observed."""
         with jax.named_scope("attention"):
             out, observed = attention(self.attention_norm(x), *arguments)
-        return x + scaled(out, self.residual_scale), observed
+        return self._add(x, out, self.attention_outer_norm), observed
+
+    def _add(self, x: Residual, out: Residual, norm: RMSNorm | None) -> Residual:
+        return x + scaled(out if norm is None else norm(out), self.residual_scale)
 
 
 class Llama(nnx.Module):
@@ -381,9 +403,9 @@ class Llama(nnx.Module):
         lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]
         start = cache.lengths.max()
         positions = start + jnp.arange(length, dtype=jnp.int32)[None, :]
-        cos, sin = (products.settle(x) for x in rotary_tables(self.config, positions, lengths))
+        rotary = _settled(rotary_tables(self.config, positions, lengths), products)
         after = jnp.maximum(jnp.minimum(lengths, start + length), cache.lengths)
-        context = Context(cos, sin, after, cache.max_length, products, start=start)
+        context = Context(rotary, after, cache.max_length, products, start=start)
         x, layers = self._run_layers(self.embed(tokens), context, cache, "extend")
         last = jnp.clip(lengths - 1 - start, 0, length - 1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
@@ -400,9 +422,8 @@ class Llama(nnx.Module):
         logits mean nothing. Donate it, and it is updated in place.
         """
         positions = cache.lengths
-        cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
-        cos, sin = products.settle(cos), products.settle(sin)
-        context = Context(cos, sin, positions, cache.max_length, products)
+        tables = rotary_tables(self.config, positions[:, None], positions + 1)
+        context = Context(_settled(tables, products), positions, cache.max_length, products)
         x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
         return self.logits(x, products)[:, 0], Cache(positions + 1, layers, cache.max_length)
 
@@ -437,9 +458,8 @@ class Llama(nnx.Module):
         """
         lengths = self._row_lengths(tokens, lengths)
         final = lengths if final_lengths is None else jnp.asarray(final_lengths, jnp.int32)
-        cos, sin = _prompt_tables(self.config, tokens.shape[1], final)
-        cos, sin = products.settle(cos), products.settle(sin)
-        return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
+        tables = _settled(_prompt_tables(self.config, tokens.shape[1], final), products)
+        return self.embed(tokens), Context(tables, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
         """Returns the residual before the first layer: rows of the embedding."""
@@ -467,9 +487,13 @@ def scaled(x: Array, scale: float | None) -> Array:
     return x if scale is None else x * jnp.asarray(scale, x.dtype)
 
 
+def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:
+    return jax.tree.map(products.settle, tables)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _prompt_tables(
     config: LlamaConfig, length: int, lengths: Int32[Array, " B"]
-) -> tuple[Float32[Array, "#B T half"], Float32[Array, "#B T half"]]:
+) -> tuple[Rotary, ...]:
     """Returns rotary tables of T positions; one program where they are not part of a larger one."""
     return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)

@@ -413,7 +413,7 @@ def test_tables_are_those_of_transformers_beyond_the_models_length_too(rope, len
     positions = np.arange(length, dtype=np.int32)[None]
     expected = theirs(torch.zeros(1), torch.as_tensor(positions, dtype=torch.long))
     config = from_hf_config(attributes)
-    tables = rotary_tables(config, jnp.asarray(positions), jnp.asarray([length], jnp.int32))
+    (tables,) = rotary_tables(config, jnp.asarray(positions), jnp.asarray([length], jnp.int32))
     for table, wanted in zip(tables, expected, strict=True):
         assert table.dtype == jnp.float32
         np.testing.assert_allclose(table, wanted[..., : config.head_dim // 2], atol=2e-5, rtol=0)

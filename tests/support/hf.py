@@ -151,7 +151,7 @@ def save_llama(
 def load_llama(folder: pathlib.Path) -> transformers.LlamaForCausalLM:
     """Reads a folder that `save_llama` wrote, in float32."""
     dtype = torch.float32
-    return transformers.LlamaForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 

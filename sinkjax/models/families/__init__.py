@@ -3,7 +3,7 @@
 To add one, write its file and name it here (CONTRIBUTING.md has the recipe).
 """
 
-from sinkjax.models.families import granite, llama, mistral, qwen2, qwen3, smollm3
+from sinkjax.models.families import gemma3, granite, llama, mistral, qwen2, qwen3, smollm3
 from sinkjax.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,5 +15,6 @@ FAMILIES: dict[str, Family] = {
         qwen3.FAMILY,
         granite.FAMILY,
         smollm3.FAMILY,
+        gemma3.FAMILY,
     )
 }

@@ -1,4 +1,4 @@
-"""What a family's file says of it."""
+"""What a family's file says of it, and what several families say alike."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,39 +21,56 @@ class Family:
       architecture: the class of transformers that reads and writes them.
       defaults: values of absent attributes, where they are not those of transformers' LlamaConfig.
       own: attributes that only this family has, with the values of absent ones. Together with
-        `num_hidden_layers` and `head_dim` they are what `read` and `problems` are given.
+        those that all have they are what `problems` and `read` are given.
+      problems: a line for everything in them that the decoder does not compute.
       read: the fields of `sinkjax.LlamaConfig` that they decide.
       write: the attributes, of a `sinkjax.LlamaConfig`.
-      problems: a line for everything in them that the decoder does not compute.
+      local_theta: base of the rotary embedding that layers with windows have for themselves, where
+        the config names none; None where all layers have the same.
     """
 
     model_type: str
     architecture: str
     defaults: Attributes = dataclasses.field(default_factory=dict)
     own: Attributes = dataclasses.field(default_factory=dict)
+    problems: Callable[[Attributes], list[str]] = lambda attributes: []
     read: Callable[[Attributes], dict[str, Any]] = _nothing
     write: Callable[[Any], dict[str, Any]] = _nothing
-    problems: Callable[[Attributes], list[str]] = lambda attributes: []
+    local_theta: float | None = None
 
 
-WINDOWS: Attributes = {
-    "use_sliding_window": False,
-    "sliding_window": None,
-    "max_window_layers": None,
-    "layer_types": None,
-}
-"""Attributes of families whose layers may have windows of their own."""
+FULL, WINDOWED = "full_attention", "sliding_attention"
+"""What `layer_types` calls the two kinds of layers."""
+
+
+def is_whole(value: Any) -> bool:
+    """Returns whether a value is a whole number of at least 1."""
+    return type(value) is int and value > 0
 
 
 def window_problems(attributes: Attributes) -> list[str]:
-    """Refuses windows of a model's own, which the decoder does not have yet."""
-    kinds = attributes["layer_types"]
-    windowed = kinds is not None and kinds != ["full_attention"] * len(kinds)
-    # Where layers are named one by one, transformers asks for nothing else.
-    if windowed or (kinds is None and attributes["use_sliding_window"] is not False):
-        name = "use_sliding_window" if kinds is None else "layer_types"
-        return [
-            f"{name} is {attributes[name]!r}; layers with windows of the model's own are not "
-            "computed yet: choose a checkpoint without them"
-        ]
+    """Returns what is wrong with `layer_types` and the `sliding_window` of layers that have one."""
+    kinds, layers = attributes["layer_types"], attributes["num_hidden_layers"]
+    if kinds is None:
+        return []
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {FULL, WINDOWED}:
+        return [f"layer_types is {kinds!r}; {FULL} or {WINDOWED} is needed for each layer"]
+    window = attributes["sliding_window"]
+    if WINDOWED in kinds and not is_whole(window):
+        return [f"sliding_window is {window!r}; a whole number of at least 1 is needed"]
     return []
+
+
+def windows_of(kinds: list[str], window: int) -> dict[str, Any]:
+    """Returns the field `layer_windows` of kinds of layers."""
+    windows = tuple(window if kind == WINDOWED else None for kind in kinds)
+    return {"layer_windows": windows if any(windows) else ()}
+
+
+def written_windows(config: Any) -> dict[str, Any]:
+    """Returns `layer_types` and `sliding_window` of a `sinkjax.LlamaConfig`."""
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    return {
+        "layer_types": [FULL if window is None else WINDOWED for window in windows],
+        "sliding_window": next((window for window in windows if window is not None), None),
+    }

@@ -2,21 +2,24 @@
 
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family
+from sinkjax.models.families.family import Attributes, Family, is_whole
 
 
 def _problems(attributes: Attributes) -> list[str]:
-    window, length = attributes["sliding_window"], attributes["max_position_embeddings"]
-    if window is None or (isinstance(window, int) and isinstance(length, int) and window >= length):
+    window = attributes["sliding_window"]
+    if window is None or is_whole(window):
         return []
-    return [
-        f"sliding_window is {window!r}; windows of the model's own are not computed yet: choose a "
-        "checkpoint without them, such as Mistral-7B v0.2 and later, where it is null"
-    ]
+    return [f"sliding_window is {window!r}; a whole number of at least 1, or null, is needed"]
+
+
+def _read(attributes: Attributes) -> dict[str, Any]:
+    window = attributes["sliding_window"]
+    layers = attributes["num_hidden_layers"]
+    return {"layer_windows": () if window is None else (window,) * layers}
 
 
 def _write(config: Any) -> dict[str, Any]:
-    return {"sliding_window": None}
+    return {"sliding_window": config.window(0)}
 
 
 FAMILY = Family(
@@ -28,6 +31,7 @@ FAMILY = Family(
         "num_key_value_heads": 8,
     },
     own={"sliding_window": 4096},
-    write=_write,
     problems=_problems,
+    read=_read,
+    write=_write,
 )

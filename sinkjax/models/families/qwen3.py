@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from sinkjax.models.families.family import WINDOWS, Attributes, Family, window_problems
-from sinkjax.models.families.qwen2 import DEFAULTS
+from sinkjax.models.families.family import Attributes, Family
+from sinkjax.models.families.qwen2 import DEFAULTS, WINDOWS, problems, windows, written
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    return {"qk_norm": True}
+    return {"qk_norm": True, **windows(attributes)}
 
 
 FAMILY = Family(
@@ -15,6 +15,7 @@ FAMILY = Family(
     "Qwen3ForCausalLM",
     defaults={**DEFAULTS, "head_dim": 128},
     own=WINDOWS,
+    problems=problems,
     read=_read,
-    problems=window_problems,
+    write=written,
 )

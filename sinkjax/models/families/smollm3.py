@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from sinkjax.models.families.family import WINDOWS, Attributes, Family, window_problems
+from sinkjax.models.families.family import (
+    FULL,
+    WINDOWED,
+    Attributes,
+    Family,
+    is_whole,
+    window_problems,
+    windows_of,
+    written_windows,
+)
 
 
 def _problems(attributes: Attributes) -> list[str]:
@@ -12,22 +21,41 @@ def _problems(attributes: Attributes) -> list[str]:
     ):
         return [f"no_rope_layers is {turned!r}; a list of 0 or 1 for each layer is needed"]
     interval = attributes["no_rope_layer_interval"]
-    if turned is None and not (type(interval) is int and interval > 0):
+    if turned is None and not is_whole(interval):
         return [f"no_rope_layer_interval is {interval!r}; a whole number of at least 1 is needed"]
-    return window_problems(attributes)
+    return window_problems({**attributes, "layer_types": _kinds(attributes)})
+
+
+def _turned(attributes: Attributes) -> list[int]:
+    if attributes["no_rope_layers"] is not None:
+        return attributes["no_rope_layers"]
+    layers, interval = attributes["num_hidden_layers"], attributes["no_rope_layer_interval"]
+    return [int((layer + 1) % interval != 0) for layer in range(layers)]
+
+
+def _kinds(attributes: Attributes) -> Any:
+    if attributes["layer_types"] is not None:
+        return attributes["layer_types"]
+    has_windows = attributes["use_sliding_window"] and attributes["sliding_window"] is not None
+    turned = _turned(attributes)[: attributes["num_hidden_layers"]]
+    return [WINDOWED if has_windows and not turns else FULL for turns in turned]
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    layers, turned = attributes["num_hidden_layers"], attributes["no_rope_layers"]
-    if turned is None:
-        interval = attributes["no_rope_layer_interval"]
-        turned = [int((index + 1) % interval != 0) for index in range(layers)]
-    return {"unrotated_layers": tuple(index for index in range(layers) if not turned[index])}
+    turned = _turned(attributes)[: attributes["num_hidden_layers"]]
+    return {
+        "unrotated_layers": tuple(layer for layer, turns in enumerate(turned) if not turns),
+        **windows_of(_kinds(attributes), attributes["sliding_window"]),
+    }
 
 
 def _write(config: Any) -> dict[str, Any]:
     still = config.unrotated_layers
-    return {"no_rope_layers": [int(index not in still) for index in range(config.num_layers)]}
+    return {
+        "no_rope_layers": [int(layer not in still) for layer in range(config.num_layers)],
+        "use_sliding_window": bool(config.layer_windows),
+        **written_windows(config),
+    }
 
 
 FAMILY = Family(
@@ -43,8 +71,14 @@ FAMILY = Family(
         "rope_theta": 2_000_000.0,
         "tie_word_embeddings": True,
     },
-    own={**WINDOWS, "no_rope_layers": None, "no_rope_layer_interval": 4},
+    own={
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "layer_types": None,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+    },
+    problems=_problems,
     read=_read,
     write=_write,
-    problems=_problems,
 )

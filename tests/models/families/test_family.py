@@ -1,5 +1,7 @@
 """Every family against transformers, and its paths against the dense oracle."""
 
+import itertools
+
 import hf
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,53 @@ KINDS = {
         attention_multiplier=0.2,
         logits_scaling=1.5,
     ),
-    "smollm3": dict(family="smollm3", num_hidden_layers=4, no_rope_layer_interval=2),
+    "smollm3": dict(
+        family="smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None
+    ),
     "smollm3_listed": dict(
-        family="smollm3", num_key_value_heads=6, no_rope_layers=[0, 1, 1], attention_bias=True
+        family="smollm3",
+        num_key_value_heads=6,
+        no_rope_layers=[0, 1, 1],
+        attention_bias=True,
+        pad_token_id=None,
+    ),
+    "mistral_windows": dict(family="mistral", sliding_window=24),
+    "qwen2_windows": dict(
+        family="qwen2", use_sliding_window=True, sliding_window=24, max_window_layers=1
+    ),
+    "qwen3_windows": dict(
+        family="qwen3",
+        head_dim=16,
+        use_sliding_window=True,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "smollm3_windows": dict(
+        family="smollm3",
+        no_rope_layer_interval=2,
+        use_sliding_window=True,
+        sliding_window=24,
+        pad_token_id=None,
+    ),
+    "gemma3": dict(
+        family="gemma3_text",
+        head_dim=16,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=11,
+    ),
+    "gemma3_linear": dict(
+        family="gemma3_text",
+        num_key_value_heads=1,
+        head_dim=10,
+        sliding_window=20,
+        query_pre_attn_scalar=10,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        num_hidden_layers=6,
     ),
 }
 
@@ -76,11 +122,16 @@ def test_saved_to_safetensors_transformers_gives_the_same_logits(kind, tmp_path)
     np.testing.assert_allclose(hf.logits(back, tokens), hf.logits(oracle, tokens), atol=1e-6)
 
 
+def attributes(kind: str, **changes) -> dict:
+    """A kind's `config.json`."""
+    shape = {**hf.TINY, **KINDS[kind], **changes}
+    family = shape.pop("family")
+    return {**shape, "model_type": family}
+
+
 def tiny_model(kind: str, **changes) -> sinkjax.Llama:
     """Random weights of our own: no PyTorch."""
-    shape = {**hf.TINY, **KINDS[kind], **changes}
-    config = from_hf_config({**shape, "model_type": shape.pop("family")})
-    return tiny.make(**vars(config))
+    return tiny.make(**vars(from_hf_config(attributes(kind, **changes))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,14 +147,15 @@ def test_every_path_mixed_equals_the_oracle(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_as_loops_and_two_devices_change_nothing(kind):
-    model = tiny_model(kind, num_hidden_layers=4, vocab_size=62, no_rope_layers=None)
-    tokens = tiny.tokens_of(model, (2, 21))
+    model = tiny_model(kind, vocab_size=62)
+    tokens = tiny.tokens_of(model, (2, 41))
     wanted = model(tokens)
     looped = scanned(model)
-    # Layers with and without rotation by turns have no two alike beside each other.
-    assert isinstance(looped.layers[0], LayerRun) == (
-        KINDS[kind].get("no_rope_layer_interval") != 2
-    )
+    runs = [isinstance(layer, LayerRun) for layer in looped.layers]
+    config = model.config
+    layers = [(config.window(n), config.rope_index(n)) for n in range(config.num_layers)]
+    alike = [len(list(run)) for _, run in itertools.groupby(layers)]
+    assert runs == [count > 1 for count in alike]
     np.testing.assert_allclose(looped(tokens), wanted, rtol=0, atol=1e-5)
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     laid = sinkjax.models.sharding.shard(model, mesh)
@@ -131,9 +183,17 @@ def test_configs_are_read_as_they_are_written(kind):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("mistral", dict(sliding_window=32), "sliding_window is 32"),
-        ("qwen2", dict(use_sliding_window=True), "use_sliding_window is True"),
-        ("qwen3", dict(layer_types=["full_attention", "sliding_attention"]), "layer_types is"),
+        ("mistral", dict(sliding_window=0), "sliding_window is 0"),
+        ("mistral", dict(sliding_window="4096"), "sliding_window is '4096'"),
+        ("qwen2", dict(use_sliding_window=1), "use_sliding_window is 1; true or false"),
+        ("qwen2", dict(use_sliding_window=True, max_window_layers=0, sliding_window=0), "w is 0"),
+        ("qwen2", dict(use_sliding_window=True, max_window_layers=None), "max_window_layers is No"),
+        ("qwen3_windows", dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
+        ("qwen3_windows", dict(layer_types=["chunked_attention"] * 3), "layer_types is"),
+        ("qwen3", dict(layer_types=["sliding_attention"] * 3), "though use_sliding_window is fal"),
+        ("gemma3", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+        ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
+        ("gemma3", dict(layer_types=None, sliding_window_pattern=0.5), "sliding_window_pattern is"),
         ("granite", dict(logits_scaling=0), "logits_scaling is 0; a positive number"),
         ("granite", dict(attention_multiplier="1"), "attention_multiplier is '1'"),
         ("smollm3", dict(no_rope_layers=[1, 2, 0, 1]), r"no_rope_layers is \[1, 2"),
@@ -142,9 +202,8 @@ def test_configs_are_read_as_they_are_written(kind):
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
-    shape = {**hf.TINY, **KINDS[kind], **changes}
     with pytest.raises(sinkjax.InputError, match=message):
-        from_hf_config({**shape, "model_type": shape.pop("family")})
+        from_hf_config(attributes(kind, **changes))
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known():
