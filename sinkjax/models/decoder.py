@@ -58,6 +58,7 @@ class _Maker:
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: DTypeLike):
         self._init = nnx.initializers.normal(config.initializer_range)
         self._rngs, self._dtype = rngs, dtype
+        self._scale = 1 - config.norm_offset
 
     def weight(self, *axes: tuple[str, int]) -> nnx.Param:
         names, shape = zip(*axes, strict=True)
@@ -69,7 +70,7 @@ class _Maker:
 
     def scale(self, *axes: tuple[str, int]) -> nnx.Param:
         names, shape = zip(*axes, strict=True)
-        return self._param(jnp.ones(shape, self._dtype), names)
+        return self._param(jnp.full(shape, self._scale, self._dtype), names)
 
     def norm(self, config: LlamaConfig) -> "RMSNorm":
         return RMSNorm(config, self.scale(("embed", config.embed_dim)))
