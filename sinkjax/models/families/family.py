@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 Attributes = Mapping[str, Any]
 """Attributes of a `config.json`."""
@@ -10,6 +10,34 @@ Attributes = Mapping[str, Any]
 
 def _nothing(attributes: Attributes) -> dict[str, Any]:
     return {}
+
+
+class Metadata(Protocol):
+    """A GGUF file's metadata under its architecture, each key to be taken once."""
+
+    def count(self, key: str, default: int | None = None) -> int: ...
+
+    def number(self, key: str, default: float | None = None) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp's files have a family.
+
+    Attributes:
+      architecture: their `general.architecture`.
+      pairs: whether the two of a rotary pair are neighbours among the rows of queries and keys,
+        as Meta published Llama, and not half a head apart.
+      norm_offset: added to norms' scales in the file.
+      names: tensors of a layer by what Hugging Face calls them, beside a Llama's or in place of it.
+      read: attributes of `config.json` from the metadata and the attributes that all families have.
+    """
+
+    architecture: str
+    pairs: bool = False
+    norm_offset: float = 0.0
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    read: Callable[[Metadata, Attributes], dict[str, Any]] = lambda metadata, attributes: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +53,7 @@ class Family:
       problems: a line for everything in them that the decoder does not compute.
       read: the fields of `sinkjax.LlamaConfig` that they decide.
       write: the attributes, of a `sinkjax.LlamaConfig`.
+      gguf: None where llama.cpp has it as another family.
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
     """
@@ -36,8 +65,12 @@ class Family:
     problems: Callable[[Attributes], list[str]] = lambda attributes: []
     read: Callable[[Attributes], dict[str, Any]] = _nothing
     write: Callable[[Any], dict[str, Any]] = _nothing
+    gguf: Gguf | None = None
     local_theta: float | None = None
 
+
+QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
+"""Of families with norms of queries and keys, `Gguf.names`."""
 
 FULL, WINDOWED = "full_attention", "sliding_attention"
 """What `layer_types` calls the two kinds of layers."""

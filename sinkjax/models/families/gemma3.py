@@ -9,9 +9,12 @@ from typing import Any
 
 from sinkjax.models.families.family import (
     FULL,
+    QK_NORMS,
     WINDOWED,
     Attributes,
     Family,
+    Gguf,
+    Metadata,
     is_whole,
     window_problems,
     windows_of,
@@ -68,6 +71,25 @@ def _write(config: Any) -> dict[str, Any]:
     }
 
 
+def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
+    ropes = {
+        FULL: attributes["rope_parameters"],
+        WINDOWED: {
+            "rope_type": "default",
+            "rope_theta": metadata.number("rope.freq_base_swa", 1e4),
+        },
+    }
+    head_dim, width = attributes["head_dim"], attributes["hidden_size"]
+    # The file does not say it: of all sizes, that of 27B alone differs.
+    is_27b = attributes["num_hidden_layers"] == 62
+    return {
+        "rope_parameters": ropes,
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "sliding_window_pattern": metadata.count("attention.sliding_window_pattern", 6),
+        "query_pre_attn_scalar": width // attributes["num_attention_heads"] if is_27b else head_dim,
+    }
+
+
 FAMILY = Family(
     "gemma3_text",
     "Gemma3ForCausalLM",
@@ -93,5 +115,16 @@ FAMILY = Family(
     problems=_problems,
     read=_read,
     write=_write,
+    gguf=Gguf(
+        "gemma3",
+        norm_offset=1.0,
+        names={
+            **QK_NORMS,
+            "post_attention_norm.weight": "post_attention_layernorm.weight",
+            "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+            "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+        },
+        read=_read_gguf,
+    ),
     local_theta=10_000.0,
 )

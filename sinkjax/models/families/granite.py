@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family
+from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata
 
 _MULTIPLIERS = "embedding_multiplier", "residual_multiplier", "attention_multiplier"
 
@@ -35,6 +35,15 @@ def _write(config: Any) -> dict[str, Any]:
     }
 
 
+def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": metadata.number("embedding_scale", 1.0),
+        "residual_multiplier": metadata.number("residual_scale", 1.0),
+        "attention_multiplier": metadata.number("attention.scale", attributes["head_dim"] ** -0.5),
+        "logits_scaling": metadata.number("logit_scale", 1.0),
+    }
+
+
 FAMILY = Family(
     "granite",
     "GraniteForCausalLM",
@@ -42,4 +51,5 @@ FAMILY = Family(
     read=_read,
     write=_write,
     problems=_problems,
+    gguf=Gguf("granite", pairs=True, read=_read_gguf),
 )

@@ -11,6 +11,7 @@ from sinkjax.models.families.family import (
     WINDOWED,
     Attributes,
     Family,
+    Gguf,
     window_problems,
     windows_of,
     written_windows,
@@ -75,4 +76,5 @@ FAMILY = Family(
     problems=problems,
     read=_read,
     write=written,
+    gguf=Gguf("qwen2"),
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family
+from sinkjax.models.families.family import QK_NORMS, Attributes, Family, Gguf
 from sinkjax.models.families.qwen2 import DEFAULTS, WINDOWS, problems, windows, written
 
 
@@ -18,4 +18,5 @@ FAMILY = Family(
     problems=problems,
     read=_read,
     write=written,
+    gguf=Gguf("qwen3", names=QK_NORMS),
 )

@@ -7,6 +7,7 @@ from sinkjax.models.families.family import (
     WINDOWED,
     Attributes,
     Family,
+    Gguf,
     is_whole,
     window_problems,
     windows_of,
@@ -81,4 +82,5 @@ FAMILY = Family(
     problems=_problems,
     read=_read,
     write=_write,
+    gguf=Gguf("smollm3", pairs=True),
 )
