@@ -6,12 +6,17 @@ nothing about tokens: transformers' class for Llamas would put rules of its own 
 the file's. Special tokens and the chat template are as transformers reads them.
 """
 
+import contextlib
+import functools
 import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from sinkjax.checkpoint.folder import CONFIG, read_json
 from sinkjax.checkpoint.sentencepiece_tokenizer import (
@@ -24,7 +29,6 @@ from sinkjax.errors import InputError, first_line
 from sinkjax.models.config import listed
 
 if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from transformers import PreTrainedTokenizerFast
 
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
@@ -32,6 +36,35 @@ _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_ma
 _ADDED_TOKENS, _TEMPLATE = "added_tokens.json", "chat_template.jinja"
 _ADVICE = "download the tokenizer files again"
 _UNIGRAM, _BPE = 1, 2  # SentencePiece's numbers of its kinds
+
+# What is read of SentencePiece's messages: (name, number, type, default). Its own package has them,
+# too, but in a form that asks for one release of protobuf.
+_SCHEMA = {
+    "SentencePiece": (
+        ("piece", 1, "string", ""),
+        ("score", 2, "float", "0"),
+        ("type", 3, "int32", "1"),
+    ),
+    "TrainerSpec": (
+        ("model_type", 3, "int32", "1"),
+        ("treat_whitespace_as_suffix", 24, "bool", "false"),
+        ("unk_id", 40, "int32", "0"),
+        ("bos_id", 41, "int32", "1"),
+        ("eos_id", 42, "int32", "2"),
+        ("pad_id", 43, "int32", "-1"),
+    ),
+    "NormalizerSpec": (
+        ("precompiled_charsmap", 2, "bytes", ""),
+        ("add_dummy_prefix", 3, "bool", "true"),
+        ("remove_extra_whitespaces", 4, "bool", "true"),
+        ("escape_whitespaces", 5, "bool", "true"),
+    ),
+    "ModelProto": (
+        ("pieces", 1, "SentencePiece", None),
+        ("trainer_spec", 2, "TrainerSpec", None),
+        ("normalizer_spec", 3, "NormalizerSpec", None),
+    ),
+}
 
 
 def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
@@ -66,7 +99,7 @@ def _read(
     """What transformers makes of a tokenizer.json and the files beside it."""
     from transformers import PreTrainedTokenizerFast  # slow to import, and weights need none of it
 
-    try:
+    with _reading(f"{folder}: transformers cannot read its tokenizer"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -75,15 +108,20 @@ def _read(
             **special,
         )
         _add_ends(tokenizer, adds)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Makes a problem of whatever a damaged file has transformers and tokenizers raise."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    # There are many for a damaged file, some of which, panics of tokenizers, are no Exception.
-    except BaseException as error:
+    except BaseException as error:  # panics of tokenizers are no Exception
         raise InputError(
-            f"{folder}: transformers cannot read its tokenizer ({type(error).__name__}: "
-            f"{first_line(error)}); {_ADVICE}"
+            f"{failure} ({type(error).__name__}: {first_line(error)}); {_ADVICE}"
         ) from error
-    return tokenizer
 
 
 def _special_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -138,10 +176,8 @@ def _read_model(
             special[f"{name}_token"] = spec.tokens[id_]
     with tempfile.TemporaryDirectory() as temporary:
         copy = pathlib.Path(temporary)
-        try:
+        with _reading(f"{path} cannot be read"):
             sentencepiece_tokenizer(spec).save(str(copy / _JSON))
-        except Exception as error:  # tokenizers' own
-            raise InputError(f"{path} is damaged ({first_line(error)}); {_ADVICE}") from error
         if (folder / _TEMPLATE).exists():
             shutil.copy(folder / _TEMPLATE, copy)
         (copy / _TOKENIZER_CONFIG).write_text(json.dumps({**special, **config}))
@@ -150,12 +186,9 @@ def _read_model(
     return tokenizer
 
 
-def _parse(path: pathlib.Path) -> "ModelProto":
-    from google.protobuf.message import DecodeError
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
+def _parse(path: pathlib.Path) -> Any:
     try:
-        proto = ModelProto.FromString(path.read_bytes())
+        proto = _message("ModelProto").FromString(path.read_bytes())
     except (DecodeError, OSError) as error:
         raise InputError(
             f"{path} is no SentencePiece model, or damaged ({first_line(error)}); download it "
@@ -173,6 +206,29 @@ def _parse(path: pathlib.Path) -> "ModelProto":
             f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
         )
     return proto
+
+
+@functools.cache
+def _message(name: str) -> Any:
+    """The class of one of SentencePiece's messages."""
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="sentencepiece", package="sinkjax")
+    for message, fields in _SCHEMA.items():
+        described = file.message_type.add(name=message)
+        for field, number, type_, default in fields:
+            described.field.add(
+                name=field,
+                number=number,
+                label=field_type.LABEL_REPEATED if field == "pieces" else field_type.LABEL_OPTIONAL,
+                type=field_type.TYPE_MESSAGE
+                if type_ in _SCHEMA
+                else getattr(field_type, f"TYPE_{type_.upper()}"),
+                type_name=f".sinkjax.{type_}" if type_ in _SCHEMA else None,
+                default_value=default,
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"sinkjax.{name}"))
 
 
 def _added_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
@@ -193,7 +249,7 @@ def _added_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[int, 
 
 def _specification(
     path: pathlib.Path,
-    proto: "ModelProto",
+    proto: Any,
     config: Mapping[str, Any],
     added: Mapping[int, tuple[str, bool]],
 ) -> SentencePiece:
