@@ -74,7 +74,9 @@ def load_tokenizer(
         from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
 
         return load_gguf_tokenizer(path)
-    return hf_folder.load_folder_tokenizer(path)
+    from sinkjax.checkpoint.folder_tokenizer import load_folder_tokenizer
+
+    return load_folder_tokenizer(path)
 
 
 def _locate(

@@ -7,7 +7,7 @@ that changes nothing. What is not understood is never ignored; all of it is repo
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -372,6 +372,15 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
     if not problems:
         problems += family.problems(own)
+    end_tokens = listed(attributes.get("eos_token_id"))
+    for key in sorted(_TOKEN_IDS):
+        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        if not all(type(id_) is int for id_ in ids):
+            several = ", a list of them" if key == "eos_token_id" else ""
+            problems.append(
+                f"{key} is {attributes[key]!r}; give the id of a token{several} or null"
+            )
+
     known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
         if not _says_nothing(attributes[key]):
@@ -382,7 +391,6 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
-    eos = attributes.get("eos_token_id")
     shape["norm_eps"] = float(shape["norm_eps"])
     return LlamaConfig(
         **{**shape, **family.read(own)},
@@ -390,9 +398,20 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         local_rope=local,
         family=model_type,
         bos_token_id=attributes.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        # Without those beyond the vocabulary, which no model ever gives.
+        eos_token_ids=tuple(dict.fromkeys(i for i in end_tokens if 0 <= i < shape["vocab_size"])),
         pad_token_id=attributes.get("pad_token_id"),
     )
+
+
+def listed(value: object) -> list[Any]:
+    """What a config gives where one thing, several in a list or none are allowed, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def unlisted(values: Sequence[Any]) -> Any:
+    """The reverse of `listed`: None, the one value, or a list of several."""
+    return list(values) if len(values) > 1 else values[0] if values else None
 
 
 def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -409,7 +428,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
         )
     ropes = [_rope_to_hf(rope) for rope in config.ropes]
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
-    family, eos = FAMILIES[config.family], config.eos_token_ids
+    family = FAMILIES[config.family]
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -417,7 +436,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
         **family.write(config),
         "rope_parameters": ropes[0] if len(ropes) == 1 else {FULL: ropes[0], WINDOWED: ropes[1]},
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": unlisted(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         "dtype": dtype,
     }

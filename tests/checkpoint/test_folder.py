@@ -295,8 +295,7 @@ def test_no_code_of_a_checkpoint_is_run(single, tokenizer):
     config |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
     path.write_text(json.dumps(config))
     (single / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
-    with pytest.raises(InputError):
-        sinkjax.load_tokenizer(single)
+    assert sinkjax.load_tokenizer(single)("abba")["input_ids"] == tokenizer("abba")["input_ids"]
     assert not pathlib.Path("ran").exists()
 
 
