@@ -311,14 +311,14 @@ DEEPSEEK_LETTERS = (
     "𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
 )
 DEEPSEEK_CJK = "[一-龥ࠀ-一가-퟿]+"
+QWEN2 = ENGLISH + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DIGITS = r"\p{N}"  # the pre-tokenizer Digits, of individual ones
 PUBLISHED = {
     "midm-2.0": [LLAMA3],
     "trillion": [GPT2],
     "minerva-7b": [DIGITS, GPT2],
-    "megrez": [
-        ENGLISH + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ],
+    "qwen2": [QWEN2],
+    "megrez": [QWEN2],
     "seed-coder": [
         ENGLISH + "|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
     ],
@@ -336,6 +336,13 @@ scripts = st.lists(
     st.sampled_from([*PIECES, *borders, *"()|[]।۔、。，龥一ࠀ가힣퟿〇〡‘‟　。！～", " one", "1a2"]),
     max_size=10,
 ).map("".join)
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
+def test_qwens_text_is_composed_first(tmp_path, pre):
+    tokenizer = load_gguf_tokenizer(small(tmp_path / "model.gguf", pre=pre))
+    apart, together = (tokenizer.tokenize(text) for text in ("e\u0301", "\u00e9"))
+    assert (apart == together) == (pre == "qwen2")
 
 
 @pytest.mark.parametrize("pre", PUBLISHED)
