@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
+from sinkjax.checkpoint.gguf_tokenizer import end_tokens
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, naming
+from sinkjax.models.config import unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
 _NAMES = {
@@ -234,7 +236,7 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": unlisted(end_tokens(file.metadata)),
         "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
     }
     metadata.check_nothing_left()

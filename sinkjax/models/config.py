@@ -7,7 +7,7 @@ that changes nothing. What is not understood is never ignored; all of it is repo
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -289,6 +289,15 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"needs {shape['head_dim'] // 2}"
         )
 
+    end_tokens = listed(attributes.get("eos_token_id"))
+    for key in sorted(_TOKEN_IDS):
+        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        if not all(type(id_) is int for id_ in ids):
+            several = ", a list of them" if key == "eos_token_id" else ""
+            problems.append(
+                f"{key} is {attributes[key]!r:.99}; give the id of a token{several} or null"
+            )
+
     known = {theirs for _, theirs, _ in _SHAPE} | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
         if not _says_nothing(attributes[key]):
@@ -299,15 +308,25 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
-    eos = attributes.get("eos_token_id")
     shape["norm_eps"] = float(shape["norm_eps"])
     return LlamaConfig(
         **shape,
         rope=rope,
         bos_token_id=attributes.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        # Without those beyond the vocabulary, which no model ever gives.
+        eos_token_ids=tuple(dict.fromkeys(i for i in end_tokens if 0 <= i < shape["vocab_size"])),
         pad_token_id=attributes.get("pad_token_id"),
     )
+
+
+def listed(value: object) -> list[Any]:
+    """What a config gives where one thing, several in a list or none are allowed, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def unlisted(values: Sequence[Any]) -> Any:
+    """The reverse of `listed`: None, the one value, or a list of several."""
+    return list(values) if len(values) > 1 else values[0] if values else None
 
 
 def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -331,14 +350,13 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     if rope.type in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = rope.original_max_length
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
-    eos = config.eos_token_ids
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **fields,
         "rope_parameters": parameters,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": unlisted(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         "dtype": dtype,
     }
