@@ -378,7 +378,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         if not all(type(id_) is int for id_ in ids):
             several = ", a list of them" if key == "eos_token_id" else ""
             problems.append(
-                f"{key} is {attributes[key]!r}; give the id of a token{several} or null"
+                f"{key} is {attributes[key]!r:.99}; give the id of a token{several} or null"
             )
 
     known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
