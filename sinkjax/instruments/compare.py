@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.errors import InputError
 from sinkjax.instruments.batches import batches, check_tokens
 from sinkjax.instruments.token_losses import TOP, Comparison, OutputHead, compare_tokens, residuals
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +91,13 @@ def compare(
         )
         first = sum(len(part.kl) for part in parts)
         parts.append(collect_stats(compared, score_from, count))
-        _check_finite(parts[-1], first)
+        check_finite(
+            "logits",
+            parts[-1].kl,
+            lambda excerpt, column, first=first: (
+                f" at position {score_from + column} of excerpt {first + excerpt}"
+            ),
+        )
     return QualityStats.join(parts)
 
 
@@ -128,14 +134,3 @@ def _check(
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
-
-
-def _check_finite(stats: QualityStats, first_excerpt: int) -> None:
-    if np.isfinite(stats.kl).all():
-        return
-    excerpt, column = np.argwhere(~np.isfinite(stats.kl))[0].tolist()
-    raise InputError(
-        f"logits are not finite at position {stats.positions[column]} of excerpt "
-        f"{first_excerpt + excerpt}: activations outgrow the parameters' dtype, or the weights are "
-        "damaged; with dtype float16, use bfloat16 or float32"
-    )

@@ -21,6 +21,7 @@ from sinkjax.instruments.traced import TracedPaths, full_attention, traced_atten
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.finite import check_finite
 
 
 def own_errors(
@@ -52,6 +53,7 @@ def own_errors(
         for index, layer in enumerate(model.layers):
             x, errors = _errors(layer, x, context, current.layer(index), candidates.layer(index))
             squares[:, index] += np.asarray(errors, np.float64)[:, :count].sum(axis=1)
+    check_finite("heads' outputs", squares, lambda _, *at: " in layer {}, head {}".format(*at))
     return np.sqrt(squares / len(excerpts))
 
 
@@ -67,6 +69,7 @@ def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
         for index, layer in enumerate(model.layers):
             x, means = _mean_outputs(layer, x, context)
             sums[index] += np.asarray(means, np.float64)[:count].sum(axis=0)
+    check_finite("heads' outputs", sums, lambda *at: " in layer {}, head {}".format(*at))
     return (sums / len(excerpts)).astype(np.float32)
 
 

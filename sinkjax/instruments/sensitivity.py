@@ -35,6 +35,7 @@ from sinkjax.instruments.traced import (
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
 from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.finite import check_finite
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +109,7 @@ def predict_moves(
                 slopes,
             )
             products[..., index, :] = np.moveaxis(np.asarray(of_layer)[:, :, :count], 0, 2)
+        check_finite("logits or their gradients", products)
         linear += products[0].sum(axis=0)
         draws.append(products[1:].swapaxes(0, 1).reshape(-1, *linear.shape))
     scored = excerpts.shape[1] - SCORE_FROM

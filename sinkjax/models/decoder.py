@@ -25,6 +25,7 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
+from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
@@ -271,9 +272,15 @@ class Llama(nnx.Module):
     ) -> Float32[Array, "B T V"]:
         """Returns next-token logits; at padding they mean nothing.
 
+        Ids are taken on trust: from -V on they count from the vocabulary's end, and any other
+        outside of [0, V) makes its row NaN.
+
         Args:
-          tokens: right-padded with any id where rows are shorter than T.
+          tokens: right-padded with any id of the vocabulary where rows are shorter than T.
           lengths: tokens in each row; None where every row is full.
+
+        Raises:
+          InputError: for no row, or rows without a token.
         """
         return self.logits(self.hidden(tokens, lengths=lengths))
 
@@ -324,7 +331,7 @@ class Llama(nnx.Module):
 
         Args:
           tokens: the piece, right-padded with any id; with what the cache holds of the longest row
-            at most its `max_length`.
+            at most its `max_length`. What does not fit is written over the last entries.
           cache: of `prefill` or `extend`, to be donated.
           lengths: tokens in each row of the whole prompts.
           products: as of `prefill`.
@@ -334,11 +341,13 @@ class Llama(nnx.Module):
           within the piece; the cache, for `decode` or the next piece.
 
         Raises:
-          InputError: if the piece alone is longer than the cache.
+          InputError: if the piece does not fit the cache; in `jax.jit`, where what the cache holds
+            is not known, if it would not fit an empty one.
         """
-        check_capacity(tokens.shape[1], cache.max_length)
         lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]
         start = cache.lengths.max()
+        held = 0 if isinstance(start, jax.core.Tracer) else int(start)
+        check_capacity(held + length, cache.max_length)
         positions = start + jnp.arange(length, dtype=jnp.int32)[None, :]
         cos, sin = (products.settle(x) for x in rotary_tables(self.config, positions, lengths))
         after = jnp.maximum(jnp.minimum(lengths, start + length), cache.lengths)
@@ -394,14 +403,18 @@ class Llama(nnx.Module):
 
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
-        lengths = self._row_lengths(tokens, lengths)
+        x, lengths = self.embed(tokens), self._row_lengths(tokens, lengths)
         final = lengths if final_lengths is None else jnp.asarray(final_lengths, jnp.int32)
         cos, sin = _prompt_tables(self.config, tokens.shape[1], final)
         cos, sin = products.settle(cos), products.settle(sin)
-        return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
+        return x, Context(cos, sin, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
-        """Returns the rows of the embedding."""
+        """Returns the rows of the embedding; InputError where there are no tokens."""
+        if 0 in tokens.shape:
+            raise InputError(
+                f"tokens have shape {tokens.shape}; at least one row of one token is needed"
+            )
         return jnp.take(self.embedding[...], tokens, axis=0)
 
     @staticmethod

@@ -74,6 +74,39 @@ def test_a_prompt_beyond_max_length_is_refused(tmp_path):
         model.prefill(jnp.zeros((1, 9), jnp.int32), max_length=8)
 
 
+def test_a_piece_that_has_no_room_is_refused(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path)
+    _, cache = model.prefill(jnp.zeros((1, 5), jnp.int32), max_length=8)
+    with pytest.raises(sinkjax.InputError, match="max_length is 8, but the prompt has 9 tokens"):
+        model.extend(jnp.zeros((1, 4), jnp.int32), cache, lengths=jnp.asarray([9]))
+    _, cache = model.extend(jnp.zeros((1, 3), jnp.int32), cache, lengths=jnp.asarray([8]))
+    assert cache.lengths.tolist() == [8]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_tokens_are_refused(shape, tmp_path):
+    hf.save_llama(tmp_path)
+    model, nothing = sinkjax.load(tmp_path), jnp.zeros(shape, jnp.int32)
+    _, cache = model.prefill(jnp.zeros((1, 2), jnp.int32), max_length=8)
+    for call in (
+        lambda: model(nothing),
+        lambda: model.prefill(nothing, max_length=8),
+        lambda: model.extend(nothing, cache, lengths=jnp.asarray([3])),
+        lambda: sinkjax.specialize(model, sinkjax.SinkMask.from_text("L0-2: 6s(first)"))(nothing),
+    ):
+        with pytest.raises(sinkjax.InputError, match="at least one row of one token is needed"):
+            call()
+
+
+def test_ids_outside_the_vocabulary_give_what_is_documented(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path)
+    logits = model(jnp.asarray([[1, 100], [1, -1], [1, 101], [1, -102]], jnp.int32))
+    np.testing.assert_array_equal(logits[1], logits[0])
+    assert np.isnan(logits[2:, 1]).all()
+
+
 def test_bfloat16_decodes(tmp_path):
     hf.save_llama(tmp_path)
     tokens = hf.random_tokens((2, 40))

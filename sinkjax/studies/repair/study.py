@@ -26,6 +26,7 @@ from sinkjax.instruments.batches import batches
 from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite
 from sinkjax.report.records import Record
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Fills, is_text, read_masks
@@ -108,4 +109,5 @@ def _divergences(
     for tokens, count in batches(excerpts):
         streams = (residuals(either, tokens)[:, 1:] for either in (model, changed))
         parts.append(np.asarray(token_divergences(OutputHead(model), *streams))[:count])
+        check_finite("logits", parts[-1])
     return np.concatenate(parts)

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite, not_finite
 from sinkjax.studies.settings import at_least
 
 Parameters = Any
@@ -117,6 +118,9 @@ def distil(
             paid, of_price = value_and_grad(state["parameters"])
             state["history"][step] = kl, paid
             if not np.isfinite(state["history"][step]).all():
+                check_finite("the baseline's logits", mean_divergence(baseline, target, target)[0])
+                if step == 0:
+                    raise not_finite("logits, or what is added to the loss,")
                 text = f"the loss is not finite at step {step}: give a lower rate"
                 raise InputError(Problem("learning_rate", settings.learning_rate, text))
             (gradient,) = back(gradient)
