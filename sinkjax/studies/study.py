@@ -244,17 +244,18 @@ class Study(abc.ABC):
 
     def check(self) -> None:
         """Raises InputError with all of `problems`, and of `plan_problems`."""
-        problems = [*self._unknown(), *self.problems()]
+        problems, cause = [*self._unknown(), *self.problems()], None
         try:
             for problem in self.plan_problems():
                 problems.append(problem)
         except InputError as error:
             problems += error.problems
-        except Exception:  # of what cannot be planned with settings that are wrong
+        except Exception as error:  # of what cannot be planned with settings that are wrong
             if not problems:
                 raise
+            cause = error  # shown with them, should it be none of theirs
         if problems:
-            raise InputError(*dict.fromkeys(problems))
+            raise InputError(*dict.fromkeys(problems)) from cause
 
     def _unknown(self) -> Iterator[Problem]:
         """Settings that take one of a few values, and have another."""
