@@ -21,6 +21,7 @@ from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import write_page
+from sinkjax.studies.fields import understood
 from sinkjax.studies.results import Results, identity, read_records
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.store import Store
@@ -302,7 +303,8 @@ def run_study(
             bench = Bench(subject, model, described[index], results, on_progress, study.without)
             _record(study, bench, on_progress)
     specification, records = read_records(folder)
-    write_page(folder, study.page(specification, records))
+    with understood(records):
+        write_page(folder, study.page(specification, records))
     return specification, records
 
 

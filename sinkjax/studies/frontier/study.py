@@ -41,6 +41,7 @@ from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
+from sinkjax.studies.fields import Fields, understood
 from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
 from sinkjax.studies.frontier.page import frontier_table, page
 from sinkjax.studies.held_out import HeldOutStudy
@@ -151,13 +152,16 @@ class Frontier(HeldOutStudy):
         def add(length: int, method: str, path: str, text: str) -> None:
             added.setdefault(length, []).append(Point(method, path, SinkMask.from_text(text)))
 
-        for record in _ended("searches", self.searches, "search"):
-            result = record["result"]
-            for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
-                add(record["length"], SEARCHED, "any", text)
-        for record in _ended("gates", self.gates, "gates"):
-            if record["method"] == "gates":
-                add(record["length"], GATES, record["path"], record["result"]["mask"])
+        searches = _ended("searches", self.searches, "search")
+        gates = _ended("gates", self.gates, "gates")
+        with understood([*searches, *gates]):
+            for record in searches:
+                result = record["result"]
+                for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
+                    add(record["length"], SEARCHED, "any", text)
+            for record in gates:
+                if record["method"] == "gates":
+                    add(record["length"], GATES, record["path"], record["result"]["mask"])
         return added
 
     @functools.cached_property
@@ -309,10 +313,12 @@ class Frontier(HeldOutStudy):
         return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
 
 
-def _ended(field: str, folders: Sequence[str], kind: str) -> Iterator[Record]:
+def _ended(field: str, folders: Sequence[str], kind: str) -> list[Fields]:
     """The records of a kind in folders of runs that have come so far."""
+    ended = []
     for folder in folders:
         records = [record for record in read_records(folder)[1] if record["kind"] == kind]
         if not records:
             raise InputError(Problem(field, folder, "it has not ended; let it, first"))
-        yield from records
+        ended += records
+    return ended

@@ -43,6 +43,7 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.summary import measured_quality, summarize_quality
 from sinkjax.studies.results import read_records
@@ -348,16 +349,18 @@ class Search(Study):
 
 def _read_gates(folder: str) -> LearnedGates:
     """What a training has learned."""
-    for record in read_records(folder)[1]:
-        if record["kind"] == "training" and "gates" in record["result"]:
-            names = ("id", "chosen_on", "length", "path", "units", "price", "train")
-            return LearnedGates(
-                np.array(record["result"]["gates"]),
-                parse_path(record["path"]),
-                record["model"]["model_digest"],
-                record["chosen_on"]["sha256"],
-                {name: record[name] for name in names},
-            )
+    _, records = read_records(folder)
+    with understood(records):
+        for record in records:
+            if record["kind"] == "training" and "gates" in record["result"]:
+                names = ("id", "chosen_on", "length", "path", "units", "price", "train")
+                return LearnedGates(
+                    np.array(record["result"]["gates"], float),
+                    parse_path(record["path"]),
+                    record["model"]["model_digest"],
+                    record["chosen_on"]["sha256"],
+                    {name: record[name] for name in names},
+                )
     raise InputError(Problem("gates", folder, "the training has not ended; let it, first"))
 
 
