@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import InputError, Problem, about, each
+from sinkjax.files import parse_json, read_file
 from sinkjax.masks.file import SavedMask, load_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
@@ -188,7 +188,7 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
     fills: dict[SinkMask, np.ndarray] = {}
     with about("plan", name):
         try:
-            fields = json.loads(path.read_text())
+            fields = parse_json(read_file(path))
         except (OSError, ValueError) as error:
             raise InputError(f"it cannot be read ({error}); give a JSON file") from error
         if not isinstance(fields, dict):

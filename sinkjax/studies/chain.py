@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sinkjax.files import parse_json
+
 _MOST = 20  # lines that are named; with more, the next ones are not even compared
 
 
@@ -104,18 +106,10 @@ def _place(line: bytes, digests: Sequence[bytes], done: int) -> int | None:
     return next((k for k in later if next_digest(digests[k - 1], line) == digests[k]), None)
 
 
-def parse(content: bytes) -> Any:
-    """The value of a JSON text; ValueError where it is none."""
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
 def _record_id(line: bytes) -> str | None:
     """The id of the record in a line; None where the line is not a record."""
     try:
-        record = parse(line)
+        record = parse_json(line)
     except ValueError:
         return None
     record_id = record.get("id") if isinstance(record, dict) else None

@@ -35,13 +35,24 @@ _ADVICE = (
 
 
 def placed(value: Any, place: str) -> Any:
-    """A JSON value, of which every object is `Fields`."""
+    """A JSON value, of which every object is `Fields`.
+
+    Raises:
+      ValueError: where it is nested too deeply.
+    """
+    try:
+        return _placed(value, place)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _placed(value: Any, place: str) -> Any:
     if isinstance(value, dict):
-        fields = Fields((key, placed(item, _within(place, key))) for key, item in value.items())
+        fields = Fields((key, _placed(item, _within(place, key))) for key, item in value.items())
         fields.place = place
         return fields
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return [placed(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [_placed(item, f"{place}[{index}]") for index, item in enumerate(value)]
     return value
 
 

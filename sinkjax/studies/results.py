@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import PARTIAL, replace_file, sync_folder
+from sinkjax.files import PARTIAL, parse_json, read_file, replace_file, sync_folder
 from sinkjax.studies import chain
 from sinkjax.studies.fields import Fields, placed
 
 DIGESTS = "records.sha256"
 
 _MISSING = object()
+_NO_RESULTS = "give the output folder of a run that has begun"
 _UNCHECKED = (
     "%s: its %d records were written by a version that kept no digests of them, so nobody can tell "
     "whether they are still what was written%s"
@@ -77,12 +78,11 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
     try:
         digests = _kept(folder / DIGESTS)  # before the records, of which more may come
         specification = _specification(folder / "run.json")
-        content = _content(file)
+        content = read_file(file)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
         raise InputError(
-            f"{folder} holds no results that can be read ({reason}): give the output folder of "
-            "a run that has begun"
+            f"{folder} holds no results that can be read ({reason}): {_NO_RESULTS}"
         ) from error
     lines = chain.read_lines(content, digests)
     if lines.problems:
@@ -94,11 +94,13 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
             f"{folder / 'run.json'} is not the one that was written: delete it, and give the same "
             "command again, which writes it anew"
         )
-    records = (
-        placed(json.loads(content[at : at + size]), f"{file}, line {number}:")
-        for number, (at, size) in enumerate(lines.places.values(), start=1)
-    )
-    return placed(specification, f"{folder / 'run.json'}:"), list(records)
+    try:
+        return specification, [
+            placed(json.loads(content[at : at + size]), f"{file}, line {number}:")
+            for number, (at, size) in enumerate(lines.places.values(), start=1)
+        ]
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; {_NO_RESULTS}") from error
 
 
 class Results:
@@ -120,6 +122,8 @@ class Results:
         """
         if not os.fspath(folder):
             raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
+        if "\0" in os.fspath(folder):
+            raise InputError(Problem("output_dir", folder, "no path holds a NUL character"))
         self.folder = Path(folder)
         self._records = self.folder / "records.jsonl"
         self._digests = self.folder / DIGESTS
@@ -278,7 +282,7 @@ class Results:
 
     def _mend(self, specification: Mapping[str, Any]) -> None:
         """Checks what is there, finds each record, and cuts off what a kill left."""
-        kept, content = _kept(self._digests), _content(self._records)
+        kept, content = _kept(self._digests), read_file(self._records)
         lines = chain.read_lines(content, kept)
         if lines.problems:
             raise self._error(_damaged(lines), *_each_line(self._records, lines))
@@ -374,9 +378,10 @@ class Results:
                 advice = "Free space there, or move the folder to a larger disk and name it here"
             else:
                 advice = "Make it a folder that can be written, or give another"
+            where = f" ({error.filename})" if error.filename else ""
             raise self._error(
-                f"it cannot {what}: {error.strerror or error}. {advice}; the same command then "
-                "goes on from what is there."
+                f"it cannot {what}: {error.strerror or error}{where}. {advice}; the same command "
+                "then goes on from what is there."
             ) from error
 
 
@@ -386,25 +391,18 @@ def _json(value: Any, **options: Any) -> bytes:
     return json.dumps(value, allow_nan=False, **options).encode()
 
 
-def _specification(path: Path) -> dict[str, Any]:
+def _specification(path: Path) -> Fields:
     """What `run.json` says; ValueError where it is not one."""
-    content = chain.parse(_content(path))
+    content = parse_json(read_file(path))
     specification = content.get("specification") if isinstance(content, dict) else None
     if not isinstance(specification, dict):
         raise ValueError(f"{path.name} has no specification")
-    return specification
-
-
-def _content(path: Path) -> bytes:
-    """The content of a file; OSError where it is none, such as a pipe, which might never end."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, f"{path.name} is no file", str(path))
-    return path.read_bytes()
+    return placed(specification, f"{path}:")
 
 
 def _kept(path: Path) -> bytes | None:
     """The content of the file of digests; None where there is none."""
-    return _content(path) if path.exists() else None
+    return read_file(path) if path.exists() else None
 
 
 def _damaged(lines: chain.Lines) -> str:

@@ -48,7 +48,6 @@ CASES = [
     (Sweep, 3, "result.sinks", [], "line 3: result.sinks: a list of 0"),
     (Sweep, 3, "length", "8", "line 3: length: text"),
     (Sweep, 3, "source", "short", "line 3: source: text"),
-    (Sweep, 3, "model.num_heads", [4], r"line 3: model\.num_heads: a list of 1"),
     (Quality, 1, "candidate", None, "line 1: candidate: null"),
     (Quality, 1, "candidate.heads.copy", [], "line 1: candidate.heads.copy: a list of 0"),
     (Quality, 1, "result.kl.mean", 0.5, "line 1: result.kl.mean: a number"),
