@@ -37,7 +37,7 @@ SETTINGS = {
         "--lengths=2,24,40",
         "--num_excerpts=3",
         "--continuation_tokens=4",
-        "--mask=L0: 2s 4f | L1: 3s(zero) 3w(1,4)",
+        "--mask=L0: 2s(first) 4f | L1: 3s(zero) 3w(1,4)",
     ],
     "timing": [
         "--mask=L0-1: 6w(1,4)",
