@@ -55,6 +55,9 @@ def run(
             return main()
         except InputError as error:
             return _failed(error)
+        except OSError as error:  # of a name too long, a folder that none may enter
+            where = "" if error.filename is None else f"{error.filename}: "
+            return _failed(InputError(f"{where}{error.strerror or error}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
