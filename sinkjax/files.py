@@ -1,7 +1,11 @@
 """Files that are there whole or not at all, through a kill or a power cut."""
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PARTIAL = ".sinkjax-partial"
 """Suffix of a file on its way, which nothing trusts and a later run may delete."""
@@ -33,3 +37,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_digest(fields: Mapping[str, Any]) -> str:
+    """The sha256 of what a JSON object says, in whatever order and layout it is written."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
