@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, through a kill or a power cut; and what may be read."""
 
 import errno
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_digest(fields: Mapping[str, Any]) -> str:
+    """The sha256 of what a JSON object says, in whatever order and layout it is written."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -29,6 +29,7 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
+    verify: bool = True,
 ) -> Llama:
     """Loads a Llama.
 
@@ -39,6 +40,7 @@ def load(
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
       mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`.
+      verify: whether what is read of an Orbax folder is held against the hashes that it keeps.
 
     Returns:
       The model, an `nnx.Module`.
@@ -51,7 +53,7 @@ def load(
         raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
     kind, path = _locate(model, revision, weights=True)
     if kind == "orbax":
-        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh)
+        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh, verify=verify)
     return convert(_open(kind, path), jnp.dtype(dtype), mesh)
 
 
@@ -97,7 +99,11 @@ def _locate(
         if in_registry:
             return "gguf", registry.fetch(name)
         if on_disk and path.is_dir():
-            return ("orbax" if (path / orbax.MANIFEST).exists() else "folder"), path
+            if (path / orbax.MANIFEST).exists():
+                return "orbax", path
+            if not (path / hf_folder.CONFIG).exists():
+                orbax.check_ended(path)
+            return "folder", path
         if on_disk and path.suffix == ".gguf":
             return "gguf", path
         if on_disk:

@@ -9,6 +9,7 @@ Each word may be its first letter alone, as in the text of whole masks: `w(4,128
 import dataclasses
 import operator
 import re
+import reprlib
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
@@ -131,7 +132,7 @@ _WRITTEN = {
     "window": "window(sinks,recent)",
     "sink": f"sink(fill) with one of {', '.join(FILLS)}",
 }
-_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w+(?:,\w+)*)\))?", re.ASCII)
+_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w{1,20}(?:,\w{1,20})*)\))?", re.ASCII)
 
 
 def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
@@ -158,12 +159,12 @@ def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
             case ["sink" | "s", fill]:
                 path = Sink(fill)
     except ValueError as error:
-        raise InputError(f"{text!r} is no path: {error}") from error
+        raise InputError(f"{quoted(text)} is no path: {error}") from error
     if path is None or path.kind not in kinds:
         which = "no path" if path is None else f"a {path.kind}, which has no place here"
         raise InputError(
-            f"{text!r} is {which}: write {', '.join(_WRITTEN[kind] for kind in kinds)}; the words "
-            "may be their first letters"
+            f"{quoted(text)} is {which}: write {', '.join(_WRITTEN[kind] for kind in kinds)}; the "
+            "words may be their first letters"
         )
     return path
 
@@ -184,6 +185,13 @@ def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
     if problems:
         raise InputError(*problems)
     return tuple(paths)
+
+
+def quoted(text: str) -> str:
+    """Returns a text as messages show it: what is long is cut."""
+    shortened = reprlib.Repr()
+    shortened.maxstring = 100
+    return shortened.repr(text)
 
 
 def short(path: Path) -> str:

@@ -6,7 +6,9 @@ that changes nothing. What is not understood is never ignored; all of it is repo
 
 import dataclasses
 import functools
-import math
+import re
+import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -167,15 +169,25 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
+        """Returns the config of a JSON-able form.
+
+        Raises:
+          InputError: listing every value that no Llama can have, by Hugging Face's names.
+          TypeError, LookupError: for fields that are missing or unknown.
+        """
         fields = dict(fields)
         for name in ("rope", "local_rope"):
             if (rope := fields.get(name)) is not None:
                 divisors = rope.get("freq_factors")
-                divisors = None if divisors is None else tuple(divisors)
+                divisors = tuple(divisors) if isinstance(divisors, list) else divisors
                 fields[name] = RopeConfig(**{**rope, "freq_factors": divisors})
         for name in ("eos_token_ids", "unrotated_layers", "layer_windows"):
             fields[name] = tuple(fields.get(name, ()))
-        return cls(**fields)
+        written = cls(**fields)
+        read = from_hf_config(_attributes(written))
+        if absent := [name for name, *_ in _SHAPE if fields[name] != getattr(read, name)]:
+            raise InputError(f"config: {', '.join(absent)} cannot be null")
+        return written
 
 
 _OF_RELATIVES = (
@@ -228,16 +240,19 @@ _TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 _INERT = frozenset(
     {
         "_attn_implementation",
+        "_attn_implementation_autoset",
         "_attn_implementation_internal",
         "_commit_hash",
         "_name_or_path",
         "architectures",
-        "attention_dropout",
         "attn_implementation",
         "auto_map",
         "bad_words_ids",
+        "base_model",
         "begin_suppress_tokens",
         "chunk_size_feed_forward",
+        "cls_token_id",
+        "datasets",
         "decoder_start_token_id",
         "diversity_penalty",
         "do_sample",
@@ -248,12 +263,28 @@ _INERT = frozenset(
         "finetuning_task",
         "forced_bos_token_id",
         "forced_eos_token_id",
+        "gradient_checkpointing",
         "id2label",
+        "is_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
         "label2id",
+        "language",
         "length_penalty",
+        "library_name",
+        "license",
+        "mask_token_id",
         "max_length",
+        "max_new_tokens",
+        "max_seq_len",
+        "max_seq_length",
+        "max_sequence_length",
         "min_length",
+        "model_max_length",
+        "model_name",
         "model_type",
+        "n_ctx",
+        "n_positions",
         "no_repeat_ngram_size",
         "num_beam_groups",
         "num_beams",
@@ -261,6 +292,8 @@ _INERT = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_scores",
+        "padding_side",
+        "pipeline_tag",
         "prefix",
         "pretraining_tp",
         "problem_type",
@@ -269,7 +302,10 @@ _INERT = frozenset(
         "return_dict",
         "return_dict_in_generate",
         "sep_token_id",
+        "seq_len",
+        "seq_length",
         "suppress_tokens",
+        "tags",
         "task_specific_params",
         "temperature",
         "tf_legacy_loss",
@@ -278,16 +314,51 @@ _INERT = frozenset(
         "top_p",
         "torch_dtype",
         "torchscript",
+        "transformers.js_config",
         "transformers_version",
         "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
+        "unk_token_id",
         "use_bfloat16",
         "use_cache",
-        "is_llama_config",
-        "transformers.js_config",
+        "use_memory_efficient_attention",
+        "use_sdpa",
+        "use_xformers",
     }
 )
+_INERT_KINDS = re.compile(r"_?(use_)?flash_att(entio)?n(_\w+)?|unsloth_\w+")
+_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop)")  # of training alone
+
+# Other libraries' names for what the model is built from, accepted where they say the same.
+_SYNONYMS = {
+    "activation": "hidden_act",
+    "activation_function": "hidden_act",
+    "bias": "attention_bias",
+    "dim": "hidden_size",
+    "d_model": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "head_size": "head_dim",
+    "hidden_activation": "hidden_act",
+    "kv_channels": "head_dim",
+    "layer_norm_eps": "rms_norm_eps",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "norm_eps": "rms_norm_eps",
+    "num_layers": "num_hidden_layers",
+}
+_WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
+
+_WAYS_ON = {
+    "quantization_config": "its weights are quantized; choose the checkpoint that it was made from",
+    "sliding_window": "a Llama attends to all earlier tokens, and this is below "
+    "max_position_embeddings; choose a checkpoint without a window",
+}
+_MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
+_MOST = 2**31 - 1  # sizes and positions are int32 in a program
 
 _YARN = "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"
 
@@ -304,7 +375,8 @@ _ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
 def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> LlamaConfig:
     """Reads a Hugging Face config, in the form of its `config.json`.
 
-    Absent attributes take the defaults of transformers' LlamaConfig. The old form of the rotary
+    Absent attributes take the defaults of transformers' LlamaConfig, or of its MistralConfig: a
+    Llama, where its sliding window is off or as long as its context. The old form of the rotary
     attributes (`rope_theta` and `rope_scaling`, with `type` or `rope_type`) and the new one
     (`rope_parameters`) are both read; where a checkpoint has both, `rope_scaling` wins, as in
     transformers.
@@ -319,10 +391,10 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     """
     problems: list[str] = []
     model_type = attributes.get("model_type", "llama")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if model_type not in list(FAMILIES):  # values of JSON may have no hash
         raise InputError(
-            f"{name}: model_type is {model_type!r}; models of {', '.join(FAMILIES)} can be read. "
-            "Choose a checkpoint of one of these."
+            f"{name}: model_type is {reprlib.repr(model_type)}; models of {', '.join(FAMILIES)} "
+            "can be read. Choose a checkpoint of one of these."
         )
     family = FAMILIES[model_type]
     shape: dict[str, Any] = {}
@@ -334,9 +406,10 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
     for ours, theirs, default in _SHAPE:
-        problem = _problem_with(shape[ours], default)
+        most = _MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else _MOST
+        problem = _problem_with(shape[ours], default, most)
         if problem and not (ours == "head_dim" and shape[ours] is None):
-            problems.append(f"{theirs} is {shape[ours]!r}; {problem}")
+            problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
     if not problems and shape["head_dim"] is None:
         shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
         if left:
@@ -351,9 +424,9 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         )
     if not problems and shape["head_dim"] % 2:
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
-    if shape["activation"] not in list(ACTIVATIONS):  # values of JSON may have no hash
+    if shape["activation"] not in list(ACTIVATIONS):
         problems.append(
-            f"hidden_act is {shape['activation']!r}; known are {', '.join(ACTIVATIONS)}"
+            f"hidden_act is {reprlib.repr(shape['activation'])}; known are {', '.join(ACTIVATIONS)}"
         )
 
     of_all, of_windows = _split_ropes(attributes, family)
@@ -383,10 +456,15 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
 
     known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
-        if not _says_nothing(attributes[key]):
+        if not _changes_nothing(key, attributes, shape):
+            way_on = _WAYS_ON.get(
+                key,
+                "it may change what the model computes, and nothing here handles it. If you know "
+                "that it does not, delete it from the config.json of a copy of the model's folder",
+            )
+            shown = key if key.isprintable() else ascii(key)
             problems.append(
-                f"unknown attribute {key} = {attributes[key]!r}; it may change what the model "
-                "computes, and nothing here handles it"
+                f"unknown attribute {shown} = {reprlib.repr(attributes[key])}; {way_on}"
             )
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
@@ -426,11 +504,16 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
             "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
             "Save an Orbax checkpoint instead: python -m experiments.convert"
         )
+    names = {"architectures": [FAMILIES[config.family].architecture]}
+    return {**names, **_attributes(config), "dtype": dtype}
+
+
+def _attributes(config: LlamaConfig) -> dict[str, Any]:
+    """Returns the attributes from which `from_hf_config` reads the same config."""
     ropes = [_rope_to_hf(rope) for rope in config.ropes]
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
     family = FAMILIES[config.family]
     return {
-        "architectures": [family.architecture],
         "model_type": family.model_type,
         **fields,
         **family.write(config),
@@ -438,29 +521,43 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": unlisted(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
-        "dtype": dtype,
     }
 
 
-def _problem_with(value: Any, default: Any) -> str | None:
-    """Returns what is wrong with a value; a default of None is a whole number's."""
+def _problem_with(value: Any, default: Any, most: int) -> str | None:
+    """Returns what is wrong with a value; a default of None is a whole number's, up to `most`."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false is needed"
     if isinstance(default, str):
         return None if isinstance(value, str) else "a name is needed"
     if isinstance(default, float):
         return None if _is_positive(value) else "a positive number is needed"
-    whole = type(value) is int and value > 0
-    return None if whole else "a whole number of at least 1 is needed"
+    whole = type(value) is int and 0 < value <= most
+    return None if whole else f"a whole number of at least 1 and at most {most:,} is needed"
 
 
 def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
-def _says_nothing(value: Any) -> bool:
-    """Returns whether an unknown attribute is switched off, so that ignoring it loses nothing."""
-    return value is None or value is False or value == {} or value == []
+def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str, Any]) -> bool:
+    """Returns whether an attribute that is not read computes nothing, or nothing else, as it is."""
+    value = attributes[key]
+    if value is None or value is False or value == {} or value == []:  # it is switched off
+        return True
+    if _DROPOUT.fullmatch(key):
+        return type(value) in (int, float) and 0 <= value <= 1
+    if key in _SYNONYMS:
+        (own,) = (shape[ours] for ours, theirs, _ in _SHAPE if theirs == _SYNONYMS[key])
+        value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value
+        return type(value) is type(own) and value == own
+    if key in _WINDOW:
+        window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
+        off = in_use is False and attributes.get("model_type", "llama") == "llama"
+        return not window or off or (type(window) is int and window >= shape["max_length"])
+    if key == "layer_types":
+        return value == ["full_attention"] * len(value) if isinstance(value, list) else False
+    return _INERT_KINDS.fullmatch(key) is not None
 
 
 def _split_ropes(
@@ -483,7 +580,7 @@ def _split_ropes(
 def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     required, optional = _ROPE_KEYS[rope.type]
     parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    for key in sorted(required | (optional - {"freq_factors"})):
+    for key in sorted(required | optional):
         if getattr(rope, key) is not None:
             parameters[key] = getattr(rope, key)
     if rope.type in ("yarn", "llama3"):
@@ -501,9 +598,13 @@ def _rope_from_hf(
     where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
     parameters = attributes.get(where) or {}
     if not isinstance(parameters, Mapping):
-        problems.append(f"{where} is {parameters!r}; a JSON object is needed")
+        problems.append(f"{where} is {reprlib.repr(parameters)}; a JSON object is needed")
         return RopeConfig()
-    parameters = {key: value for key, value in parameters.items() if value is not None}
+    parameters = {
+        key: value
+        for key, value in parameters.items()
+        if value is not None and not (key.startswith("mscale") and value == 0)  # 0 is none
+    }
     if any(isinstance(value, Mapping) for value in parameters.values()):
         problems.append(f"{where} differs by layer type; a Llama has one for all layers")
         return RopeConfig()
@@ -511,11 +612,14 @@ def _rope_from_hf(
     parameters.pop("finetuned", None)  # how the weights came about
     old_name = parameters.pop("type", "default")
     rope_type = parameters.pop("rope_type", old_name)
-    theta = attributes.get("rope_theta") or defaults.get("rope_theta", 10_000.0)
+    theta = attributes.get("rope_theta")
+    theta = defaults.get("rope_theta", 10_000.0) if theta is None else theta
     parameters.setdefault("rope_theta", theta)
     partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
-        problems.append(f"partial_rotary_factor is {partial}; a Llama rotates whole heads (1.0)")
+        problems.append(
+            f"partial_rotary_factor is {reprlib.repr(partial)}; a Llama rotates whole heads (1.0)"
+        )
     # A value beside the rope parameters wins over one inside them, as in transformers.
     original = attributes.get("original_max_position_embeddings")
     original = original or parameters.get("original_max_position_embeddings") or max_length
@@ -542,7 +646,7 @@ def _rope_from_hf(
 def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
     """Returns everything that is wrong with the parameters of a rope type."""
     if rope_type not in ROPE_TYPES:
-        return [f"rope_type is {rope_type!r}; known are {', '.join(ROPE_TYPES)}"]
+        return [f"rope_type is {reprlib.repr(rope_type)}; known are {', '.join(ROPE_TYPES)}"]
     required, _ = _ROPE_KEYS[rope_type]
     problems = [f"rope_type {rope_type} needs {key}" for key in sorted(required - set(parameters))]
     # transformers, too, leaves out what only another type would read.
@@ -559,7 +663,7 @@ def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
             good = key in numbers and _is_positive(value)
             wanted = "a positive number is needed" if key in numbers else "the key is unknown"
         if not good:
-            problems.append(f"{key} is {value!r}; {wanted}")
+            problems.append(f"{key} is {reprlib.repr(value)}; {wanted}")
     if rope_type == "llama3" and not problems:
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
         if low >= high:

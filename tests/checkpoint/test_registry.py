@@ -202,6 +202,17 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(index, cache, expected,
     assert registry.fetch(NAME).read_bytes() == CONTENT
 
 
+def test_a_change_that_keeps_size_and_times_is_seen(index, cache, expected):
+    path = registry.fetch(NAME)
+    before = path.stat()
+    time.sleep(0.02)  # so that the system's clock has ticked
+    with path.open("r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="wrong hash"):
+        registry.fetch(NAME)
+
+
 def test_a_cache_that_cannot_be_made_is_named(index, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SINKJAX_CACHE", str(tmp_path / "file" / "cache"))
