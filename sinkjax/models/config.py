@@ -178,9 +178,10 @@ class LlamaConfig:
         fields = dict(fields)
         for name in ("rope", "local_rope"):
             if (rope := fields.get(name)) is not None:
-                divisors = rope.get("freq_factors")
+                rope = RopeConfig(**rope)
+                divisors = rope.freq_factors
                 divisors = tuple(divisors) if isinstance(divisors, list) else divisors
-                fields[name] = RopeConfig(**{**rope, "freq_factors": divisors})
+                fields[name] = dataclasses.replace(rope, freq_factors=divisors)
         for name in ("eos_token_ids", "unrotated_layers", "layer_windows"):
             fields[name] = tuple(fields.get(name, ()))
         written = cls(**fields)
