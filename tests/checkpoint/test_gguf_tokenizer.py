@@ -429,8 +429,8 @@ def test_an_answer_ends_at_the_ids_of_eos_eot_eom_and_known_texts(tmp_path, mode
         ({"model": None}, ["tokenizer.ggml.model is None; 'gpt2' and 'llama' are read"]),
         ({"model": "bert"}, ["tokenizer.ggml.model is 'bert'"]),
         (
-            {"pre": "qwen2", "merges": ["a b", "a ü", "x yz"], "bos_token_id": 999},
-            ["pre is 'qwen2'", "2 merge(s)", "('x', 'yz')", "bos_token_id is 999; the ids are 0"],
+            {"pre": "jais", "merges": ["a b", "a ü", "x yz"], "bos_token_id": 999},
+            ["pre is 'jais'", "2 merge(s)", "('x', 'yz')", "bos_token_id is 999; the ids are 0"],
         ),
         (
             {"without": ("merges", "eos_token_id"), "add_eos_token": True},
