@@ -250,7 +250,7 @@ def test_a_checkpoint_of_the_time_before_hashes_is_read(model, saved):
         ({"activation": "glue"}, "hidden_act is 'glue'"),
         ({"rope": {"type": "lienar"}}, "KeyError"),
         ({"rope": {"theta": -1.0}}, "rope_theta is -1.0"),
-        ({"rope": 3}, "TypeError"),
+        ({"rope": 3}, "sinkjax.json cannot be read"),
     ],
 )
 def test_a_config_that_no_llama_has_is_refused(saved, change, mention):
