@@ -57,6 +57,13 @@ class QualityStats:
         }
         return cls(**{**arrays, "positions": parts[0].positions})
 
+    def set_apart(self, generated: int) -> "QualityStats":
+        """The same with the last positions as those of tokens after the excerpts."""
+        if not generated:
+            return self
+        kept = {name: array[..., :-generated] for name, array in self.arrays().items()}
+        return QualityStats(**{**kept, "generated_kl": self.kl[:, -generated:]})
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The attributes by name, to be kept; `QualityStats(**arrays)` is their inverse."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

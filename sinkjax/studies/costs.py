@@ -8,25 +8,29 @@ so that a quarter of 512 positions cost nothing, and the others cost more than t
   kl_generated  the tokens after the prompt
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Path
+from sinkjax.masks.paths import Copy
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Text
-from sinkjax.studies.resampling import estimate_mean
+from sinkjax.studies.resampling import estimate_mean, resample_counts
 
 PARTS = ("kl_acting", "kl_late", "kl_generated")
+GENERATED = 64
+"""Tokens after an excerpt over which the KL is counted."""
 
 _UNDEFINED = (
     "no masked head acts before the end of the prompt",
     "",  # a prompt always has a last quarter
-    "no tokens after the excerpts were read: none asked for, no text left, or the model's context ends",
+    "no tokens after the excerpts were read: none were asked for, or there is no room for them in "
+    "the text or in the model's context",
 )
 
 
@@ -35,11 +39,18 @@ def late_from(prompt: int) -> int:
     return prompt - max(1, prompt // 4)
 
 
-def acting_from(mask: SinkMask) -> dict[Path, int]:
-    """The first position at which each path of a mask acts, the earliest first; of `full` none."""
-    first = {path: path.acts_from for layer in mask.heads for path in layer}
-    acting = [(path, at) for path, at in first.items() if at is not None]
-    return dict(sorted(acting, key=lambda item: (item[1], str(item[0]))))
+def acting_from(mask: SinkMask) -> dict[str, int]:
+    """The first position at which each path of a mask acts, the earliest first; of `full` none.
+
+    All copies are one path, `copy`, whatever they copy.
+    """
+    paths = {path for layer in mask.heads for path in layer}
+    acting = {
+        path.kind if isinstance(path, Copy) else str(path): path.acts_from
+        for path in paths
+        if path.acts_from is not None
+    }
+    return dict(sorted(acting.items(), key=lambda item: (item[1], item[0])))
 
 
 def part_means(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[str, float]:
@@ -82,16 +93,57 @@ def summarize_parts(
     spans = _spans(mask, prompt, score_from, kl.shape[1])
     parts = {name: of(*spans[name], why) for name, why in zip(PARTS, _UNDEFINED, strict=True)}
     parts["kl_acting"]["by_path"] = [
-        {"path": str(path), **of(max(first, score_from), prompt, _UNDEFINED[0])}
+        {"path": path, **of(max(first, score_from), prompt, _UNDEFINED[0])}
         for path, first in acting_from(mask).items()
     ]
     return parts
 
 
-def part_columns() -> list[tuple[str, Text]]:
+def budgeted(result: Mapping[str, Any], budget_on: str) -> Mapping[str, Any]:
+    """The estimate that a budget on the `largest` part, or on the `mean`, is held against.
+
+    Args:
+      result: of a record of kind "quality"; one of an earlier version has the mean alone.
+    """
+    parts = [part for name in PARTS if (part := result.get(name)) and part["value"] is not None]
+    if budget_on == "mean" or not parts:
+        return result["kl"]["mean"]
+    return max(parts, key=lambda part: part["value"])
+
+
+def over_texts(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The mean over texts of what each of them says, with an interval over texts.
+
+    Five texts are enough for one, fewer than excerpts have to be: each is a mean of many.
+
+    Args:
+      results: of records of kind "quality" of one mask, of a text each.
+
+    Returns:
+      `num_texts`, `mean` and those of `PARTS` that every text has.
+    """
+    weights = resample_counts(len(results), seed)
+    estimates = {"mean": [result["kl"]["mean"] for result in results]}
+    estimates |= {name: [result.get(name, {"value": None}) for result in results] for name in PARTS}
+    values = {name: [e["value"] for e in of_texts] for name, of_texts in estimates.items()}
+    return {
+        "num_texts": len(results),
+        **{
+            name: estimate_mean(np.array(of_texts), weights, fewest=5)
+            for name, of_texts in values.items()
+            if None not in of_texts
+        },
+    }
+
+
+def part_columns(
+    form: Callable[..., str] = formats.estimate, *, by_path: bool = False
+) -> list[tuple[str, Text]]:
     """Columns of a table of records: each part, `-` where a record of an earlier version has none.
 
-    What each path costs where it acts is a footnote, where a mask has several.
+    Args:
+      form: of an estimate, as of `column`.
+      by_path: whether a footnote tells what each of several paths costs where it acts.
     """
 
     def text(name: str) -> Text:
@@ -99,16 +151,15 @@ def part_columns() -> list[tuple[str, Text]]:
             part = record["result"].get(name)
             if part is None:
                 return "-"
-            shown, by_path = formats.estimate(part, formats.nats, notes), part.get("by_path", ())
-            if len(by_path) < 2:
+            shown, paths = form(part, formats.nats, notes), part.get("by_path", ())
+            if not by_path or len(paths) < 2:
                 return shown
-            paths = (
-                f"{of_path['path']} from position {of_path['first']}: "
-                f"{formats.nats(of_path['value'])}"
-                for of_path in by_path
-                if of_path["value"] is not None
+            told = (
+                f"{path['path']} from position {path['first']}: {formats.nats(path['value'])}"
+                for path in paths
+                if path["value"] is not None
             )
-            return f"{shown} {notes.mark(', '.join(paths))}"
+            return f"{shown} {notes.mark(', '.join(told))}"
 
         return of_record
 

@@ -255,7 +255,7 @@ def resampled(function, *arrays, seed=0):
     counts = resample_counts(len(arrays[0]), seed).astype(int)
     values = [function(*(np.repeat(a, row, axis=0) for a in arrays)) for row in counts]
     count = len(arrays[0])
-    wide = distributions.t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5
+    wide = distributions.t.ppf(0.975, count - 3) * (count / (count - 1)) ** 0.5
     return np.quantile(values, [distributions.norm.cdf(-wide), distributions.norm.cdf(wide)])
 
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import make
 
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Full, parse_path
+from sinkjax.masks.paths import Full
 from sinkjax.studies.costs import PARTS, part_means, summarize_parts
 from sinkjax.studies.resampling import resample_counts
 from sinkjax.testing.oracle import reference_logits
@@ -51,12 +51,12 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
         np.testing.assert_allclose([means[name], found[name]["value"]], mean, rtol=1e-12)
         assert found[name]["first"] == min(positions)
         assert found[name]["low"] <= mean <= found[name]["high"]
+    by_name = {"copy" if path.kind == "copy" else str(path): path for path in paths - {Full()}}
+    assert {of_path["path"] for of_path in found["kl_acting"]["by_path"]} == set(by_name)
     for of_path in found["kl_acting"]["by_path"]:
-        positions = [p for p in range(prompt) if acts(parse_path(of_path["path"]), p)]
+        positions = [p for p in range(prompt) if acts(by_name[of_path["path"]], p)]
         mean = np.mean([kl[:, p - 1] for p in positions]) if positions else None
         assert of_path["value"] == (mean if mean is None else pytest.approx(mean))
-    named = {of_path["path"] for of_path in found["kl_acting"]["by_path"]}
-    assert named == {str(path) for path in paths - {Full()}}
 
 
 def test_a_mask_without_masked_heads_acts_nowhere():

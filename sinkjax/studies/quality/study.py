@@ -31,6 +31,7 @@ from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure, Measurement
 from sinkjax.studies.quality.page import page
@@ -66,7 +67,7 @@ class Quality(Study):
     num_excerpts: int = setting(16, "Number of excerpts at one length, at most.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
     generated: int = setting(
-        64, "Tokens of the text after each excerpt, read through decoding; 0 for none."
+        GENERATED, "Tokens of the text after each excerpt, read through decoding; 0 for none."
     )
     continuation_tokens: int = setting(
         32, "Tokens of each excerpt's greedy continuation; 0 for none."

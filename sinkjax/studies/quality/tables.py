@@ -59,7 +59,7 @@ def divergence_table(records: Sequence[Record]) -> Table:
             *_LABELS,
             column("masked\nheads", "candidate.heads", formats.masked),
             column("mean", "result.kl.mean", formats.nats, formats.estimate),
-            *part_columns(),
+            *part_columns(by_path=True),
         ),
         notes=(f"KL in nats a token, of {excerpts(records)}. {PARTS_NOTE} {_RESAMPLED}",),
         labels=2,

@@ -211,7 +211,7 @@ def test_the_acting_late_and_generated_parts_are_what_the_dense_oracle_says(
     ]
     np.testing.assert_allclose(by_path[2]["value"], kl[:, 5:].mean(), **near)
     assert long["generated"] == 0
-    assert "model's context ends" in long["result"]["kl_generated"]["undefined"]
+    assert "no room for them" in long["result"]["kl_generated"]["undefined"]
 
 
 def test_a_flag_that_is_gone_says_what_there_is_now(capsys):
