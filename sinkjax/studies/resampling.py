@@ -1,11 +1,14 @@
 """The bootstrap over prompts, and values with their intervals.
 
-Prompts are what was drawn, so prompts are what is resampled: every interval is the bootstrap over
-whole prompts by expanded percentiles (Hesterberg, "What Teachers Should Know About the Bootstrap",
-2015, section 4.1.2): plain ones cover 89% where eight excerpts are said to cover 95%, and these
-hold what `python -m benchmarks.coverage` prints. Of fewer than `FEWEST` there is none. All
-quantities are ratios of counts that add up over prompts, so a resample is a row of whole weights
-and all resamples of a quantity are one matrix product, exact in float64.
+Prompts are what was drawn, so prompts are what is resampled: every interval is the percentile
+bootstrap over whole prompts (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
+13). All quantities are ratios of counts that add up over prompts, so a resample is a row of whole
+weights and all resamples of a quantity are one matrix product, exact in float64.
+
+Excerpts, on which masks are judged, are few: the percentiles of eight cover 87 to 89% where they
+say 95%. So theirs are expanded (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
+section 4.1.2), and of fewer than eight there is no interval. `python -m benchmarks.coverage` shows
+what each way covers.
 
 A value that does not exist is NaN in this package and never outside it: there it is None beside the
 reason in words.
@@ -21,7 +24,7 @@ import scipy.special
 LEVEL = 0.95
 RESAMPLES = 2000
 FEWEST = 8
-"""Prompts from which on there is an interval: of fewer none covers what it says."""
+"""Excerpts from which on there is an interval: of fewer none covers what it says."""
 
 _TAIL = (1 - LEVEL) / 2
 _RESAMPLING = 1  # tells these draws from others of the same seed
@@ -60,12 +63,7 @@ def resample_counts(num_prompts: int, seed: int, stream: int = 0) -> np.ndarray:
 
 
 def estimate(
-    value: float,
-    resampled: np.ndarray,
-    num_prompts: int,
-    undefined: str = "",
-    each: np.ndarray | None = None,
-    fewest: int = FEWEST,
+    value: float, resampled: np.ndarray, num_prompts: int, undefined: str = ""
 ) -> dict[str, Any]:
     """A value with its bootstrap interval, as records hold it.
 
@@ -73,25 +71,45 @@ def estimate(
       value: NaN where it is undefined.
       resampled: float64 [R], NaN in the resamples where it is undefined: they are left out, and if
         they are more than half, there is no interval.
-      num_prompts: P; of fewer than `fewest` there is no interval.
+      num_prompts: P; of a single prompt there is no interval.
       undefined: why, where the value is NaN.
-      each: float64 [P], the value of each prompt, which stands in an interval's place; None where
-        one prompt has none.
     """
     if np.isnan(value):
         return {"value": None, "undefined": undefined}
     defined = resampled[~np.isnan(resampled)]
-    without = {"value": float(value), "low": None, "high": None}
     if num_prompts == 1:
-        return {**without, "note": "a sample of one: no interval"}
-    if num_prompts < fewest:
-        note = f"a sample of {num_prompts}, fewer than {fewest}: no interval"
-        return {**without, "note": note} if each is None else {**without, "each": each.tolist()}
-    if 2 * defined.size < resampled.size:
+        note = "a sample of one: no interval"
+    elif 2 * defined.size < resampled.size:
         missing = f"{resampled.size - defined.size} of {resampled.size}"
-        return {**without, "note": f"undefined in {missing} resamples: no interval"}
-    tail = expanded_tail(num_prompts, num_prompts - 3)
-    return {"value": float(value), **interval(defined, tail)}
+        note = f"undefined in {missing} resamples: no interval"
+    else:
+        return {"value": float(value), **interval(defined)}
+    return {"value": float(value), "low": None, "high": None, "note": note}
+
+
+def estimate_excerpts(
+    value: float,
+    resampled: np.ndarray,
+    count: int,
+    each: np.ndarray | None = None,
+    fewest: int = FEWEST,
+) -> dict[str, Any]:
+    """A value over excerpts with its bootstrap interval, as records hold it.
+
+    Args:
+      value, resampled: of all, and float64 [R] of the resamples.
+      count: W excerpts; of fewer than `fewest` there is no interval.
+      each: float64 [W], the value of each, which stand in an interval's place; None where a single
+        excerpt has none.
+    """
+    if count >= fewest:
+        return {"value": float(value), **interval(resampled, expanded_tail(count, count - 3))}
+    without = {"value": float(value), "low": None, "high": None}
+    if count == 1:
+        return {**without, "note": "a sample of one: no interval"}
+    if each is None:
+        return {**without, "note": f"a sample of {count}, fewer than {fewest}: no interval"}
+    return {**without, "each": each.tolist()}
 
 
 def estimate_mean(
@@ -103,10 +121,10 @@ def estimate_mean(
     """A function of the mean of values, an estimate.
 
     Args:
-      values: [P, ...]; P are the prompts, or excerpts, that are resampled.
+      values: [P, ...]; P are the excerpts that are resampled.
       weights: `resample_counts` of them, float64 [R, P].
       function: of the mean, and of means [R].
-      fewest: P that an interval needs.
+      fewest: excerpts that an interval needs.
     """
     count = len(values)
     each = values.reshape(count, -1).mean(axis=1, dtype=np.float64)

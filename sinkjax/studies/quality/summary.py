@@ -13,7 +13,7 @@ import numpy as np
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.costs import summarize_parts
-from sinkjax.studies.resampling import estimate, estimate_mean, resample_counts
+from sinkjax.studies.resampling import estimate_excerpts, estimate_mean, resample_counts
 
 
 def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) 
     rank = math.ceil(values.size * percent / 100)
     # Every resample has W excerpts, so the rank is the same; how often each token counts is not.
     resampled = [ascending[np.searchsorted(np.cumsum(counts[window]), rank)] for counts in weights]
-    return estimate(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
+    return estimate_excerpts(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
 
 
 def _spans(positions: np.ndarray) -> list[slice]:

@@ -12,7 +12,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, part_columns
+from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
@@ -38,6 +38,8 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
         for _, of_text in itertools.groupby(quality, key=text)
     ]
     costs = [_quality_table(search, of_text) for of_text in by_text]
+    if len(by_text) > 1:
+        costs.append(_texts_table(search, quality_of(records, CHOSEN)))
     return [_rounds_table(search), _mask_table(search), *costs]
 
 
@@ -206,5 +208,22 @@ def _quality_table(search: Record, records: Sequence[Record]) -> Table:
             "least and the most of several draws, or of few excerpts. Perplexity: its "
             "change. Top 1: both find the same token likeliest. All masks have as many masked "
             "heads as the chosen mask; but for `widest`, also as many on each path.",
+        ),
+    )
+
+
+def _texts_table(search: Record, records: Sequence[Record]) -> Table:
+    """The chosen mask's KL over texts."""
+    costs = over_texts([record["result"] for record in records], search["settings"]["seed"])
+    names = {"mean": "mean KL", **{part: part.removeprefix("kl_") for part in PARTS}}
+    columns = [column(names[n], n, formats.nats, formats.estimate) for n in names if n in costs]
+    return tabulate(
+        f"The chosen mask over {costs['num_texts']} texts",
+        [costs],
+        [("mask", lambda costs, notes: CHOSEN), *columns],
+        notes=(
+            "The mean over texts of what each costs. In brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling texts; in parentheses, of fewer "
+            "than five: the least and the most.",
         ),
     )
