@@ -20,7 +20,7 @@ def measured(benchmark):
 def test_there_are_excerpts_enough_of_two_texts(measured):
     assert len({name.split(",")[0] for name in measured}) == 2
     assert {name.split(", ")[1] for name in measured} == {"mean", "late", "generated"}
-    assert all(len(values) >= 200 for values in measured.values())
+    assert min(map(len, measured.values())) >= 75
 
 
 def test_of_the_fewest_excerpts_intervals_cover_93_percent(benchmark, measured):

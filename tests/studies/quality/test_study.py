@@ -214,6 +214,31 @@ def test_the_acting_late_and_generated_parts_are_what_the_dense_oracle_says(
     assert "no room for them" in long["result"]["kl_generated"]["undefined"]
 
 
+def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
+    tiny, small_tokenizer, tmp_path
+):
+    """And never after a prompt, which ends where it ends."""
+    config = sinkjax.load_config(tiny)
+    subject = Subject("tiny", config, small_tokenizer, lambda: sinkjax.load(tiny))
+    text = "\n".join(f"Line {n} of a short text." for n in range(40))
+    paths = {"text": tmp_path / "text.txt", "prompts": tmp_path / "prompts.txt"}
+    for path in paths.values():
+        path.write_text(text)
+
+    def generated(count, **source):
+        how = {"lengths": (4,), "num_excerpts": count, "generated": 30}
+        mask = (Candidate("full", {4: SinkMask.from_text(FULL)}),)
+        study = Quality(model=subject, mask=mask, continuation_tokens=0, **how, **source)
+        (measurement,) = study.measurements
+        assert len(measurement.excerpts) == count
+        assert measurement.fields["generated"] == measurement.following.shape[1]
+        return measurement.following.shape[1]
+
+    assert generated(2, text=str(paths["text"])) == 30
+    assert generated(25, text=str(paths["text"])) == 0
+    assert generated(2, prompts=str(paths["prompts"])) == 0
+
+
 def test_a_flag_that_is_gone_says_what_there_is_now(capsys):
     load_script(QUALITY)
     with pytest.raises(SystemExit):
