@@ -4,6 +4,9 @@
 
 Each word may be its first letter alone, as in the text of whole masks: `w(4,128)` is
 `window(4,128)`.
+
+A path's `acts_from` is the first position at which a head's output can differ from that of `full`;
+None where none does. Position 0 attends to itself alone, whatever the path.
 """
 
 import dataclasses
@@ -26,6 +29,7 @@ class Full:
     """Causal attention over all earlier positions."""
 
     kind: ClassVar[str] = "full"
+    acts_from: ClassVar[int | None] = None
 
     def __str__(self) -> str:
         return "full"
@@ -46,6 +50,7 @@ class Copy:
     layer: int
     head: int
     kind: ClassVar[str] = "copy"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         _whole(self, layer=0, head=0)
@@ -85,6 +90,11 @@ class Window:
         """Returns whether every query of so many tokens sees all keys up to its own."""
         return self.sinks + self.recent >= length and not self.cuts_sinks(length)
 
+    @property
+    def acts_from(self) -> int | None:
+        """The first position with an earlier token that the window leaves out."""
+        return self.sinks + self.recent
+
     def __str__(self) -> str:
         return f"window({self.sinks},{self.recent})"
 
@@ -102,6 +112,7 @@ class Sink:
 
     fill: Literal["first", "zero", "mean"] = "first"
     kind: ClassVar[str] = "sink"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
