@@ -31,7 +31,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     verify: bool = True,
 ) -> Llama:
-    """Loads a Llama.
+    """Loads a Llama, or a model of one of the families beside it (`sinkjax.models.families`).
 
     Args:
       model: a name of the registry (`smollm2-135m`), a folder with `config.json` and safetensors,
@@ -46,7 +46,7 @@ def load(
       The model, an `nnx.Module`.
 
     Raises:
-      InputError: if it cannot be found, is not a Llama, is corrupt, or has anything that is not
+      InputError: if it cannot be found, is of no family, is corrupt, or has anything that is not
         understood; the message lists all of it.
     """
     if dtype not in DTYPES:
