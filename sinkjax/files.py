@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all, through a kill or a power cut."""
+"""Files that are there whole or not at all, through a kill or a power cut; and what may be read."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,32 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+      OSError: where it cannot be read, or is none: a pipe might never end. Also for a path with a
+        NUL character, which no file has.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no path holds a NUL character", str(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+    return path.read_bytes()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: where it is none, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sync_folder(folder: Path) -> None:

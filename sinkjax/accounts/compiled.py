@@ -21,7 +21,7 @@ from flax import nnx
 
 from sinkjax.accounts.formulas import ROWS, Cost, needed_pairs
 from sinkjax.attention.kernels import XLA, Blocked
-from sinkjax.masks.paths import Full
+from sinkjax.masks.paths import Full, Window
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
 from sinkjax.programs.hlo import Scopes
@@ -131,11 +131,11 @@ class _LayerShares:
     def of(cls, layer: nnx.Module) -> "_LayerShares":
         attention = getattr(layer, "layer", layer).attention  # a run of layers has one structure
         plan = getattr(attention, "plan", None)
-        return cls._baseline() if plan is None else cls._planned(plan)
+        return cls._baseline(attention.span) if plan is None else cls._planned(plan)
 
     @classmethod
-    def _baseline(cls) -> "_LayerShares":
-        full = {"full": Fraction(1)}
+    def _baseline(cls, span: Full | Window) -> "_LayerShares":
+        full = {span.kind: Fraction(1)}
         always: Mapping[str, Shares] = collections.defaultdict(lambda: full, o_bias=_REST)
         return cls(always, always, (full,))
 

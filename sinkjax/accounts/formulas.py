@@ -91,6 +91,7 @@ def predict(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> dict[str, Cost
       InputError: for a mask of another shape.
     """
     mask.check(config)
+    mask = mask.within(config.layer_windows)
     costs: dict[str, Cost] = collections.defaultdict(Cost)
     copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
     for layer, paths in enumerate(mask.heads):
@@ -181,15 +182,18 @@ def _sink_bias(paths: Sequence[Path], config: LlamaConfig, sizes: Sizes) -> Cost
 def _rest(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> Cost:
     """Embedding, norms, feed-forward and output head, and the cache's own count of tokens.
 
-    A decode step has no norm of attention where every head of a layer is `sink`.
+    A decode step has no norm of attention where every head of a layer is `sink`, and no program has
+    those of queries and keys where no head of a layer has any.
     """
     B, T = sizes.batch_size, sizes.length or 1
     D, F, V, L = config.embed_dim, config.mlp_dim, config.vocab_size, config.num_layers
-    biases = L * (config.attention_bias * D + config.mlp_bias * (2 * F + D))
+    biases = L * (bool(config.output_bias) * D + config.mlp_bias * (2 * F + D))
     tables = V * D * (1 if config.tie_embeddings else 2)
     gone = sum(all(isinstance(path, Sink) for path in paths) for paths in mask.heads)
-    norms = 2 * L + 1 - (gone if sizes.length is None else 0)
+    norms = (4 if config.outer_norms else 2) * L + 1 - (gone if sizes.length is None else 0)
+    turned = sum(any(isinstance(p, Full | Window) for p in paths) for paths in mask.heads)
     numbers = tables + L * 3 * D * F + norms * D + biases
+    numbers += config.qk_norm * turned * 2 * config.head_dim
     return Cost(
         operations=2 * B * T * L * 3 * D * F + 2 * B * D * V,
         parameters=numbers * sizes.itemsize,
@@ -212,7 +216,21 @@ def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
 
 def needed_pairs(span: Full | Window, length: int) -> int:
     """Pairs of a query and a key that it sees, of T tokens."""
-    seen = length if span == Full() else min(span.sinks + span.recent, length)
+    if isinstance(span, Full):
+        return _last(length, length)
+
+    def first(recent: int) -> int:
+        """Pairs with first tokens that are not among so many recent ones."""
+        beyond = max(length - recent, 0)
+        return _last(span.sinks, beyond)
+
+    unseen = 0 if span.within is None else first(span.within)
+    return _last(span.recent, length) + first(span.recent) - unseen
+
+
+def _last(window: int, length: int) -> int:
+    """Pairs of each of T queries and the last so many keys up to its own."""
+    seen = min(window, length)
     return seen * (seen + 1) // 2 + (length - seen) * seen
 
 
@@ -225,7 +243,7 @@ def _pairs(head: _Head, sizes: Sizes) -> int:
         return needed_pairs(span, sizes.length)
     if isinstance(sizes.kernel, Blocked) and not head.is_kept:
         return sizes.kernel.pairs(span, sizes.length)
-    if isinstance(span, Window) and span.sinks + span.recent < sizes.length:
+    if isinstance(span, Window) and not span.covers(sizes.length):
         return _window_pairs(span, sizes.length)
     if isinstance(sizes.kernel, Xla) and sizes.kernel.streamed(sizes.length) and not head.is_kept:
         return _streamed_pairs(sizes.length)

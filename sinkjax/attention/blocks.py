@@ -6,11 +6,13 @@ key/value head and not one a query head.
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
+
+from sinkjax.masks.paths import Full, Window
 
 PerHead = Float[Array, "B T N H"]
 """Rotated queries, or the heads' outputs before the output projection."""
@@ -64,6 +66,14 @@ def weighted_sums(
     rows = _rows(weights.astype(values.dtype))
     sums = jnp.einsum("bkts,bksm->bktm", rows, values, preferred_element_type=jnp.float32)
     return sums.reshape(*weights.shape[:-1], values.shape[-1])
+
+
+def sees(t: Any, s: Any, path: Full | Window) -> Any:
+    """Returns whether queries at t see keys at s: numpy's arrays, or those within a kernel."""
+    if isinstance(path, Full):
+        return s <= t
+    seen = (s <= t) & ((s < path.sinks) | (s > t - path.recent))
+    return seen if path.within is None else seen & (s > t - path.within)
 
 
 def block_runs(length: int, block: int) -> list[tuple[int, int, int]]:

@@ -72,16 +72,22 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The first `sinks` positions, then the last ones in turn, each overwriting the oldest."""
+    """The first `sinks` positions, then the last ones in turn, each overwriting the oldest.
+
+    Attributes:
+      within: tokens after which a sink counts as empty; None for never.
+    """
 
     sinks: int
     size: int
+    within: int | None = None
 
     def positions(self, t: Rows) -> Int32[Array, "B S"]:
         """As of `Whole`."""
         slots, t = jnp.arange(self.size, dtype=jnp.int32)[None, :], t[:, None]
         newest = t - (t - slots) % (self.size - self.sinks)
-        return jnp.where((slots < self.sinks) | (slots > t), slots, newest)
+        positions = jnp.where((slots < self.sinks) | (slots > t), slots, newest)
+        return _without_old_sinks(positions, slots, self, t)
 
     def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
         """As of `Whole`."""
@@ -91,10 +97,15 @@ class Ring:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """The first `sinks` positions, then the last ones in order: a window cut from a whole store."""
+    """The first `sinks` positions, then the last ones in order: a window cut from a whole store.
+
+    Attributes:
+      within: as of `Ring`.
+    """
 
     sinks: int
     size: int
+    within: int | None = None
 
     def start(self, t: Rows) -> Rows:
         """Returns the position after the sinks."""
@@ -103,7 +114,9 @@ class Band:
     def positions(self, t: Rows) -> Int32[Array, "B S"]:
         """As of `Whole`."""
         slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
-        return jnp.where(slots < self.sinks, slots, slots - self.sinks + self.start(t)[:, None])
+        later = slots - self.sinks + self.start(t)[:, None]
+        positions = jnp.where(slots < self.sinks, slots, later)
+        return _without_old_sinks(positions, slots, self, t[:, None])
 
     def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
         """As of `Whole`."""
@@ -114,10 +127,22 @@ class Band:
 Layout = Whole | Ring | Band
 
 
+def _without_old_sinks(
+    positions: Int32[Array, "B S"],
+    slots: Int32[Array, "1 S"],
+    layout: Ring | Band,
+    t: Int32[Array, "B 1"],
+) -> Int32[Array, "B S"]:
+    if layout.within is None:
+        return positions
+    return jnp.where((slots < layout.sinks) & (slots <= t - layout.within), t + 1, positions)
+
+
 def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
     """Returns the layout of a store that holds what `full` heads or one window see."""
-    if isinstance(span, Window) and span.sinks + span.recent < max_length:
-        return Ring(span.sinks, span.sinks + span.recent)
+    if isinstance(span, Window) and not span.covers(max_length):
+        slots = min(span.sinks + span.recent, max_length)
+        return Ring(span.sinks, slots, span.within)
     return Whole(max_length)
 
 
@@ -126,7 +151,7 @@ def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layou
     alone = layout_of(window, max_length)
     if isinstance(alone, Whole) or isinstance(store, Ring):
         return alone
-    return Band(alone.sinks, alone.size)
+    return Band(alone.sinks, alone.size, alone.within)
 
 
 def new_store(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Store:

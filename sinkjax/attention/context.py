@@ -1,6 +1,6 @@
 """What a layer's attention needs beside the residual stream."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 from jaxtyping import Array, Float32, Int32
@@ -13,12 +13,19 @@ PartName = tuple[int, int, int]
 """(layer, block, part): the heads that are computed together. See `sinkjax.specialize.plan`."""
 
 
+class Rotary(NamedTuple):
+    """Cosines and sines of the angles by which positions turn queries and keys."""
+
+    cos: Float32[Array, "#B T half"]
+    sin: Float32[Array, "#B T half"]
+
+
 @struct.dataclass
 class Context:
     """A pytree, passed from layer to layer.
 
     Attributes:
-      cos, sin: of the positions at hand.
+      rotary: of the positions at hand, for each rotary embedding that the model has.
       lengths: of a prompt the tokens in each row, in decoding those before the one at hand, which
         is its position; with a further piece of a prompt those with the piece.
       start: position of a further piece's first token; None with anything else.
@@ -29,8 +36,7 @@ class Context:
         of it for a prompt, `sinkjax.attention.copy.SlotWeights` in decoding.
     """
 
-    cos: Float32[Array, "#B T half"]
-    sin: Float32[Array, "#B T half"]
+    rotary: tuple[Rotary, ...]
     lengths: Int32[Array, " B"]
     max_length: int | None = struct.field(pytree_node=False, default=None)
     products: Products = struct.field(pytree_node=False, default=PLAIN)

@@ -22,10 +22,12 @@ from sinkjax.attention.blocks import (
     group_queries,
     map_blocks,
     scores,
+    sees,
     ungroup,
     weighted_sums,
 )
 from sinkjax.attention.products import PLAIN, Products
+from sinkjax.masks.paths import Full, Window
 
 BLOCK = 128
 """Queries a block. Of 64 to 512, the fastest on a CPU at 512 and 1,024 tokens."""
@@ -43,7 +45,7 @@ def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products 
 
     Scores and softmax are float32.
     """
-    return _attend(q, k, v, (), products)[0]
+    return _attend(q, k, v, (), products, Full())[0]
 
 
 def stored_pattern(
@@ -65,15 +67,21 @@ def apply_stored_pattern(pattern: Pattern, values: Float[Array, "B K S H"]) -> P
 
 
 def observed_causal_attention(
-    q: PerHead, k: PerKvHead, v: PerKvHead, key_positions: Sequence[int]
+    q: PerHead,
+    k: PerKvHead,
+    v: PerKvHead,
+    key_positions: Sequence[int],
+    span: Full | Window,
 ) -> tuple[PerHead, Float32[Array, "B N T C"]]:
     """Returns `causal_attention`, and how much of it falls on C early keys.
 
+    In a layer with a window of the model's own, its span, queries see no more than that.
+
     The second are the log-odds ln(a / (1 - a)) of the attention a of query t on key c. They are
     exact where 1 - a would round to 0, until a or 1 - a is below 1e-38, where they stay at ±87;
-    +inf where the key is all that the query sees, -inf where the query does not see the key.
+    +inf where the key is all that the query sees, -inf where the query comes before the key.
     """
-    return _attend(q, k, v, tuple(key_positions), PLAIN)
+    return _attend(q, k, v, tuple(key_positions), PLAIN, span)
 
 
 def causal_pattern(q: PerHead, k: PerKvHead, dtype: DTypeLike) -> Pattern:
@@ -125,7 +133,12 @@ def cached_weights(
 
 
 def _attend(
-    q: PerHead, k: PerKvHead, v: PerKvHead, observed: tuple[int, ...], products: Products
+    q: PerHead,
+    k: PerKvHead,
+    v: PerKvHead,
+    observed: tuple[int, ...],
+    products: Products,
+    span: Full | Window,
 ) -> tuple[PerHead, Float32[Array, "B N T C"]]:
     early = max(observed, default=-1) + 1
     queries = products.settle(group_queries(q, k.shape[2]))
@@ -135,7 +148,7 @@ def _attend(
     runs = []
     for start, stop, block in query_spans(q.shape[1]):
         attend = functools.partial(
-            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], products, block
+            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], products, span, block
         )
         runs.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(runs, axis=3)
@@ -179,6 +192,7 @@ def _attend_block(
     k: Float[Array, "B K S H"],
     values: Float[Array, "B K S M"],
     products: Products,
+    span: Full | Window,
     block: int,
     begin: Position,
 ) -> Float32[Array, "B K G {block} M"]:
@@ -188,7 +202,7 @@ def _attend_block(
     `products` counts them.
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    visible = begin + jnp.arange(block)[:, None] >= jnp.arange(k.shape[2])[None, :]
+    visible = sees(begin + jnp.arange(block)[:, None], jnp.arange(k.shape[2])[None, :], span)
     return products.sum_counted(products.unnormalized(scores(q, k), visible), values)
 
 

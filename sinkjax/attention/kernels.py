@@ -14,7 +14,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -173,11 +173,6 @@ class Blocked(Kernel):
 def span(path: Full | Window, length: int) -> tuple[int, int]:
     """Returns c and w of a path over T tokens."""
     return (path.sinks, path.recent) if isinstance(path, Window) else (0, length)
-
-
-def sees(t: Any, s: Any, sinks: int, recent: int) -> Any:
-    """Returns whether queries at t see keys at s: numpy's arrays, or those within a kernel."""
-    return (s <= t) & ((s < sinks) | (s > t - recent))
 
 
 def visited(

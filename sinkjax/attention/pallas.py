@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import DTypeLike
 
-from sinkjax.attention.blocks import PerHead, PerKvHead
-from sinkjax.attention.kernels import Blocked, sees, span
+from sinkjax.attention.blocks import PerHead, PerKvHead, sees
+from sinkjax.attention.kernels import Blocked, span
 from sinkjax.masks.paths import Full, Window
 
 BLOCK_Q, BLOCK_KV = 128, 64
@@ -49,11 +49,10 @@ class Pallas(Blocked):
     def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
         batch, length, heads, head_dim = q.shape
         group = heads // k.shape[2]
-        sinks, recent = span(path, length)
         queries = pl.BlockSpec((None, BLOCK_Q, None, head_dim), lambda i, b, n: (b, i, n, 0))
         keys = pl.BlockSpec((None, length, None, head_dim), lambda i, b, n: (b, 0, n // group, 0))
         return pl.pallas_call(
-            functools.partial(_attend_block, sinks=sinks, recent=recent),
+            functools.partial(_attend_block, path=path, length=length),
             grid=(length // BLOCK_Q, batch, heads),
             in_specs=[queries, keys, keys],
             out_specs=queries,
@@ -66,13 +65,15 @@ class Pallas(Blocked):
         )(q, k, v)
 
 
-def _attend_block(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, sinks: int, recent: int):
-    """Computes one block of queries of one head, under a window of c sinks and w recent keys.
+def _attend_block(
+    q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, path: Full | Window, length: int
+):
+    """Computes one block of queries of one head on a path over T tokens.
 
     q_ref and out_ref are [BLOCK_Q, H], k_ref and v_ref [T, H], of which only visited blocks are
     read.
     """
-    begin = pl.program_id(0) * BLOCK_Q
+    (sinks, recent), begin = span(path, length), pl.program_id(0) * BLOCK_Q
     q = q_ref[...]
     shape = BLOCK_Q, BLOCK_KV
     t = begin + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
@@ -85,7 +86,7 @@ def _attend_block(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, sinks: in
         sums, top, total = carry
         start = jnp.where(step < apart, step, step - apart + first) * BLOCK_KV
         s = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        visible = sees(t, s, sinks, recent)
+        visible = sees(t, s, path)
         scores = jnp.where(visible, _dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), _HIDDEN)
         new_top = jnp.maximum(top, scores.max(axis=1))
         weights = jnp.exp(scores - new_top[:, None])

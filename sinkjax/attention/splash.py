@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from sinkjax.attention.blocks import PerHead, PerKvHead
-from sinkjax.attention.kernels import Blocked, power_of_two, sees, span
+from sinkjax.attention.blocks import PerHead, PerKvHead, sees
+from sinkjax.attention.kernels import Blocked, power_of_two, span
 from sinkjax.masks.paths import Full, Window
 
 MAX_BLOCK = 512
@@ -52,14 +52,12 @@ class Splash(Blocked):
 
 @dataclasses.dataclass(frozen=True)
 class _Visible:
-    """As `kernels.sees`, of a path; hashable, as splash attention wants it."""
+    """As `blocks.sees`, of a path; hashable, as splash attention wants it."""
 
     path: Full | Window
 
     def __call__(self, t: Any, s: Any) -> Any:
-        if isinstance(self.path, Window):
-            return sees(t, s, self.path.sinks, self.path.recent)
-        return s <= t
+        return sees(t, s, self.path)
 
 
 class _PathMask(splash_attention.Mask):
@@ -74,6 +72,7 @@ class _PathMask(splash_attention.Mask):
         self._key = path, length
         self.q_sequence = np.arange(length, dtype=np.int32)
         self.mask_function = _Visible(path)
+        self._is_cut = isinstance(path, Window) and path.cuts_sinks(length)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +86,8 @@ class _PathMask(splash_attention.Mask):
         if columns.start >= rows.stop or not (columns.start < sinks or any_recent):
             return np.array([[False]])
         all_recent = max(columns.start, sinks) > rows.stop - 1 - recent
-        if columns.stop <= rows.start + 1 and (columns.stop <= sinks or all_recent):
+        all_first = columns.stop <= sinks and not self._is_cut
+        if columns.stop <= rows.start + 1 and (all_first or all_recent):
             return np.array([[True]])
         t, s = (np.arange(each.start, each.stop, dtype=np.int32) for each in index)
         return self.mask_function(t[:, None], s[None, :])

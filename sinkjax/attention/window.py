@@ -53,9 +53,9 @@ def window_attention(
 ) -> PerHead:
     """Returns attention to s < c and t - w < s <= t alone, in v's dtype.
 
-    Scores and softmax are float32.
+    Within a window of the model's own, s > t - W holds too. Scores and softmax are float32.
     """
-    if covers(window, q.shape[1]):
+    if window.covers(q.shape[1]):
         return causal_attention(q, k, v, products)
     keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
     return seen_attention(q, keys, values, window, 0, products)
@@ -83,7 +83,7 @@ def seen_attention(
 
 def window_pattern(q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike) -> Pattern:
     """Returns the weights of `window_attention`, in `dtype`; S is the sinks and the band."""
-    if covers(window, q.shape[1]):
+    if window.covers(q.shape[1]):
         return causal_pattern(q, k, dtype)
     return seen_pattern(q, Seen.of_prompt(group_keys(k), window), window, 0, dtype)
 
@@ -106,7 +106,7 @@ def seen_pattern(
 
 def apply_window_pattern(pattern: Pattern, v: PerKvHead, window: Window) -> PerHead:
     """Returns the outputs of a pattern on these values, in their dtype."""
-    if covers(window, v.shape[1]):
+    if window.covers(v.shape[1]):
         return apply_causal_pattern(pattern, v)
     return apply_seen_pattern(pattern, Seen.of_prompt(group_keys(v), window), window)
 
@@ -127,14 +127,9 @@ def apply_seen_pattern(pattern: Pattern, values: Seen, window: Window) -> PerHea
     return ungroup(jnp.concatenate(sums, axis=3)).astype(values.rest.dtype)
 
 
-def covers(window: Window, length: int) -> bool:
-    """Returns whether every query of so many tokens sees all keys up to its own."""
-    return window.sinks + window.recent >= length
-
-
 def reach(path: Full | Window, length: int) -> Full | Window:
     """Returns the path, or `full` where a window leaves nothing out of so many tokens."""
-    return Full() if isinstance(path, Window) and covers(path, length) else path
+    return Full() if isinstance(path, Window) and path.covers(length) else path
 
 
 def _block_scores(
@@ -157,7 +152,10 @@ def _block_scores(
     recent = (band <= t) & (band > t - window.recent)
     if earlier:
         recent &= band >= 0
-    visible = jnp.concatenate([sinks <= t - window.recent, recent], axis=1)
+    first = sinks <= t - window.recent
+    if window.within is not None:
+        first &= sinks > t - window.within
+    visible = jnp.concatenate([first, recent], axis=1)
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     return scores(q, _cut(keys, length, window, begin, block)), visible
 

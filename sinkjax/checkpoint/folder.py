@@ -1,6 +1,7 @@
 """Reads Llama weights from a folder as the Hugging Face Hub has it.
 
 FOLDER/config.json
+FOLDER/generation_config.json             more tokens that end an answer, if it is there
 FOLDER/model.safetensors                  all tensors, or
 FOLDER/model.safetensors.index.json       which of the files beside it has which tensor
 FOLDER/tokenizer...                       as transformers saves it
@@ -9,35 +10,39 @@ FOLDER/tokenizer...                       as transformers saves it
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safetensors cannot read it)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sinkjax.checkpoint.stored import Stored
-from sinkjax.errors import InputError, explaining, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from sinkjax.errors import InputError, explaining
+from sinkjax.models.config import listed
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")  # safetensors' names
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The parsed `config.json` of a folder.
+    """The parsed `config.json` of a folder, its `eos_token_id` with generation_config.json's.
 
     Raises:
-      InputError: if there is none, or it is not a JSON object.
+      InputError: if there is no config, or one of the two is not a JSON object.
     """
-    return _read_json(
+    config = read_json(
         folder / CONFIG,
         "give a folder as the Hub has it, with config.json and safetensors, or one that "
         "sinkjax convert wrote to its end (it writes sinkjax.json last)",
     )
+    if (folder / GENERATION_CONFIG).is_file():
+        generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
+        if more := listed(generation.get("eos_token_id")):
+            config["eos_token_id"] = listed(config.get("eos_token_id")) + more
+    return config
 
 
 def index_files(folder: pathlib.Path) -> dict[str, str]:
@@ -47,7 +52,7 @@ def index_files(folder: pathlib.Path) -> dict[str, str]:
       InputError: if the index is not one.
     """
     path = folder / INDEX
-    files = _read_json(path, "download it again").get("weight_map")
+    files = read_json(path, "download it again").get("weight_map")
     if not isinstance(files, Mapping) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{path} has no weight_map from tensors to files; download it again")
     return dict(files)
@@ -97,30 +102,6 @@ def open_folder(folder: pathlib.Path) -> Stored:
     return Stored(name=str(folder), config=config, shapes=shapes, read=read)
 
 
-def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer whose files lie in a folder; no network, no code of the checkpoint's own.
-
-    Raises:
-      InputError: if there is none, or transformers cannot read it.
-    """
-    from transformers import AutoTokenizer  # slow to import, and weights need none of it
-
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
-        raise InputError(
-            f"{folder} holds no tokenizer (tokenizer.json or tokenizer.model); copy the tokenizer "
-            "files of the model there"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # each tokenizer class raises its own for a damaged file
-        raise InputError(
-            f"{folder}: transformers cannot read its tokenizer ({type(error).__name__}: "
-            f"{first_line(error)}); download the tokenizer files again"
-        ) from error
-
-
 def _indexed(folder: pathlib.Path) -> dict[str, str]:
     """The index of a folder that has no single file of weights."""
     if (folder / INDEX).exists():
@@ -152,12 +133,12 @@ def _disagreements(
     return absent + unlisted
 
 
-def _read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
+def read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
     with explaining(f"{path} cannot be read", advice):
         content = path.read_bytes()
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object; {advice}")

@@ -1,9 +1,9 @@
-"""Reads Llama weights from a GGUF file, into the names and the config of Hugging Face.
+"""Reads weights from a GGUF file, into the names and the config of Hugging Face.
 
-What a key or a tensor means is what llama.cpp makes of it (`src/llama-model.cpp`, architecture
-"llama") and what its converter writes (`conversion/llama.py`). Three things differ from a Hugging
-Face checkpoint: names, the order of the query and key rows, and Llama 3's rotary scaling, which is
-a tensor of divisors here.
+What a key or a tensor means is what llama.cpp makes of it (`src/llama-model.cpp`) and what its
+converter writes (`conversion/`). Three things differ from a Hugging Face checkpoint: names, in some
+families the order of the query and key rows, and Llama 3's rotary scaling, which is a tensor of
+divisors here. What else a family has in its files is said in its own (`sinkjax.models.families`).
 """
 
 import math
@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 
 from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
+from sinkjax.checkpoint.gguf_tokenizer import end_tokens
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, naming
+from sinkjax.models.config import unlisted
+from sinkjax.models.families import FAMILIES
+from sinkjax.models.families.family import Family, Gguf
 
 _ROPE_FREQS = "rope_freqs.weight"
 _NAMES = {
@@ -46,10 +50,12 @@ _LAYER_NAMES = {
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
 _ROTARY_NAME = re.compile(r"blk\.[0-9]+\.(attn_q|attn_k)\.(weight|bias)")
 
-# Keys under "llama." that say nothing of the computation.
+_NORM_NAME = re.compile(r".*_norm\.weight")
+
+# Keys under the architecture that say nothing of the computation.
 _DESCRIPTIVE = ("vocab_size", "pooling_type", "rope.scaling.finetuned")
-# Keys under "llama." that change the computation in ways a Llama does not have, with the values at
-# which llama.cpp computes a plain Llama all the same.
+# Keys under the architecture that change the computation in ways that a family does not have, or
+# does not take, with the values at which llama.cpp computes it all the same.
 _NEUTRAL = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
@@ -74,7 +80,7 @@ _NEUTRAL = {
 
 
 def open_gguf(path: pathlib.Path) -> Stored:
-    """Opens a GGUF file of the llama architecture; no weight is read yet.
+    """Opens a GGUF file of one of the families; no weight is read yet.
 
     `Stored.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
     type, in Hugging Face's [out, in] and with its order of query and key rows. One tensor is in
@@ -88,16 +94,19 @@ def open_gguf(path: pathlib.Path) -> Stored:
     """
     file = open_gguf_file(path)
     with naming(path):
-        _check_kind(file)
-        config = _config(file)
-    stored_names = {_hugging_face_name(n): n for n in file.tensors if n != _ROPE_FREQS}
+        family, gguf = _family(file)
+        config = _config(file, family, gguf)
+    layer_names = _LAYER_NAMES | gguf.names
+    stored_names = {_hugging_face_name(n, layer_names): n for n in file.tensors if n != _ROPE_FREQS}
     num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
     def read(name: str) -> np.ndarray:
         stored = stored_names[name]
-        rotary = _ROTARY_NAME.fullmatch(stored)
+        rotary = _ROTARY_NAME.fullmatch(stored) if gguf.pairs else None
         if rotary is None:
-            return file.read(stored)
+            value = file.read(stored)
+            is_offset = gguf.norm_offset and _NORM_NAME.fullmatch(stored)
+            return value - np.float32(gguf.norm_offset) if is_offset else value
         rows = file.tensors[stored].shape[0]
         return file.read(stored, order=hugging_face_rows(rows, num_heads[rotary[1]]))
 
@@ -119,38 +128,42 @@ def hugging_face_rows(rows: int, num_heads: int) -> np.ndarray:
     return np.arange(rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _hugging_face_name(name: str) -> str:
+def _hugging_face_name(name: str, layer_names: Mapping[str, str]) -> str:
     match = _LAYER_NAME.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}"
+    if match and match[2] in layer_names:
+        return f"model.layers.{match[1]}.{layer_names[match[2]]}"
     return _NAMES.get(name, name)
 
 
-def _check_kind(file: GGUFFile) -> None:
+def _family(file: GGUFFile) -> tuple[Family, Gguf]:
+    """The family that a file of a whole model is of."""
     parts = file.metadata.get("split.count", 1)
     if parts not in (0, 1):  # first, because the later parts say nothing else of themselves
         raise InputError(
             f"this is one of {parts} parts of a split file. Join them first: llama-gguf-split"
             " --merge FIRST_PART JOINED.gguf"
         )
+    families = {f.gguf.architecture: (f, f.gguf) for f in FAMILIES.values() if f.gguf is not None}
     architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
+    if not isinstance(architecture, str) or architecture not in families:
         raise InputError(
-            f"general.architecture is {architecture!r}; only 'llama' is read. Give the GGUF file"
-            " of a Llama model."
+            f"general.architecture is {architecture!r}; read are {', '.join(families)}. Give the"
+            " GGUF file of a model of one of these."
         )
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
         raise InputError(
             f"general.type is {kind!r}, not 'model'. Give the GGUF file of the model itself."
         )
+    return families[architecture]
 
 
 class _Metadata:
-    """The metadata under "llama.": every key is taken once; what is left was not understood."""
+    """The metadata under an architecture: every key is taken once; what is left was no use."""
 
-    def __init__(self, metadata: Mapping[str, Any]):
-        self._left = under("llama.", metadata)
+    def __init__(self, metadata: Mapping[str, Any], architecture: str):
+        self.architecture = architecture
+        self._left = under(f"{architecture}.", metadata)
         self.problems: list[str] = []
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -182,43 +195,48 @@ class _Metadata:
             if key not in _DESCRIPTIVE and value not in _NEUTRAL.get(key, ())
         }
         if left:
-            listed = ", ".join(f"llama.{key} = {value!r}" for key, value in left.items())
+            name = self.architecture
+            listed = ", ".join(f"{name}.{key} = {value!r}" for key, value in left.items())
             self.problems.append(
                 f"metadata that changes the computation in a way that is not implemented: {listed}."
-                " Use a plain, dense Llama."
+                f" Use a plain, dense {name}."
             )
 
     def _refuse(self, key: str, value: Any, allowed: str, placeholder: Any) -> Any:
         state = "is missing" if value is None else f"is {value!r}"
-        self.problems.append(f"llama.{key} {state}; it must be {allowed}. Convert the model again.")
+        self.problems.append(
+            f"{self.architecture}.{key} {state}; it must be {allowed}. Convert the model again."
+        )
         return placeholder  # so that the reading goes on and finds the other problems
 
 
-def _config(file: GGUFFile) -> dict[str, Any]:
+def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
     """The config in the form of Hugging Face's config.json, from the metadata and the tensors."""
     embedding = file.tensors.get("token_embd.weight")
     tokens = file.metadata.get("tokenizer.ggml.tokens", ())
-    metadata = _Metadata(file.metadata)
+    name, metadata = gguf.architecture, _Metadata(file.metadata, gguf.architecture)
     hidden_size = metadata.count("embedding_length")
     num_heads = metadata.count("attention.head_count")
     context_length = metadata.count("context_length")
     even_share = hidden_size // num_heads if hidden_size % num_heads == 0 else None
-    rotary_size = metadata.count("rope.dimension_count", even_share)
-    head_dim = metadata.count("attention.key_length", rotary_size)
+    is_said = metadata.has("rope.dimension_count")
+    rotary_size = metadata.count("rope.dimension_count") if is_said else None
+    head_dim = metadata.count("attention.key_length", rotary_size or even_share)
+    rotary_size = rotary_size or head_dim
     value_size = metadata.count("attention.value_length", head_dim)
     if value_size != head_dim:
         metadata.problems.append(
-            f"llama.attention.value_length is {value_size}, llama.attention.key_length {head_dim};"
+            f"{name}.attention.value_length is {value_size}, attention.key_length {head_dim};"
             " values and keys of different sizes are not implemented."
         )
     if rotary_size != head_dim or rotary_size % 2:
         metadata.problems.append(
-            f"llama.rope.dimension_count is {rotary_size}, the head size {head_dim}; the rotary"
+            f"{name}.rope.dimension_count is {rotary_size}, the head size {head_dim}; the rotary"
             " embeddings must be those of the whole head, and it even."
         )
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
         "vocab_size": embedding.shape[0] if embedding else len(tokens),
         "hidden_size": hidden_size,
@@ -234,9 +252,10 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": unlisted(end_tokens(file.metadata)),
         "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
     }
+    config |= gguf.read(metadata, config)
     metadata.check_nothing_left()
     if metadata.problems:
         raise InputError(*metadata.problems)
@@ -273,15 +292,16 @@ def _rope_parameters(
         }
     elif kind not in ("linear", "none"):
         metadata.problems.append(
-            f"llama.rope.scaling.type is {kind!r}; 'none', 'linear' and 'yarn' are read."
+            f"{metadata.architecture}.rope.scaling.type is {kind!r}; 'none', 'linear' and 'yarn'"
+            " are read."
         )
     divisors = _rope_divisors(file, metadata, head_dim)
     if divisors is None:
         return parameters
     if parameters["rope_type"] != "default":
         metadata.problems.append(
-            f"both {_ROPE_FREQS} and llama.rope.scaling.type {kind!r} scale the rotary embeddings;"
-            " one of them can be honoured."
+            f"both {_ROPE_FREQS} and {metadata.architecture}.rope.scaling.type {kind!r} scale the"
+            " rotary embeddings; one of them can be honoured."
         )
     return parameters | (_llama3_scaling(theta, divisors) or {"freq_factors": divisors.tolist()})
 

@@ -4,46 +4,29 @@ Two kinds occur in Llama models. Both are byte-pair encodings; they differ in wh
 
 - "gpt2": on bytes (Llama 3, SmolLM2, Mistral NeMo). The text is split by the model's own patterns,
   which the file only names (`tokenizer.ggml.pre`), and the file lists the merges.
-- "llama": SentencePiece (Llama 1 and 2, Mistral 7B). The text is not split, spaces are "▁", the
-  file scores the tokens, and characters outside the vocabulary become their UTF-8 bytes.
+- "llama": SentencePiece (Llama 1 and 2, Mistral 7B), see `sentencepiece_tokenizer.py`.
 
 What the metadata means is defined by what llama.cpp does with it (`src/llama-vocab.cpp`).
 """
 
 import collections
-import enum
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-)
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.checkpoint.gguf_file import open_gguf_file, under
+from sinkjax.checkpoint.sentencepiece_tokenizer import (
+    SentencePiece,
+    TokenType,
+    add_tokens,
+    sentencepiece_tokenizer,
+)
 from sinkjax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's "▁"
-
-
-class _TokenType(enum.IntEnum):
-    """The kinds of a token in `tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 class _ByteLevel(NamedTuple):
@@ -54,11 +37,14 @@ class _ByteLevel(NamedTuple):
         and the text between them become pieces.
       whole_tokens: whether a piece that is a token is taken whole, whatever the merges make of it.
       add_bos: whether a beginning-of-sequence token is added where the file does not say.
+      composes: whether text is brought to Unicode's form C first, as the model's tokenizer.json
+        has it and llama.cpp does not.
     """
 
     splits: tuple[str, ...]
     whole_tokens: bool = False
     add_bos: bool = False
+    composes: bool = False
 
 
 # The type of each key's value, or of what it is a list of.
@@ -88,21 +74,67 @@ _TEKKEN_SPLIT = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Qwen 2 splits as Llama 3 does, but for digits: each stands alone.
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_SEED_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_VIKING_SPLIT = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK_PUNCTUATION = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+# The letters with two cases, as far as some version of Unicode and DeepSeek's authors had them.
+_DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293"
+    "\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c"
+    "\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
+    "\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15"
+    "\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d"
+    "\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb"
+    "\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124"
+    "\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184"
+    "\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f"
+    "\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
+    "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
+)
 _DIGITS_APART = _ByteLevel((r"\p{N}", _GPT2_SPLIT))
 _LLAMA3 = _ByteLevel((_LLAMA3_SPLIT,), whole_tokens=True, add_bos=True)
+# Where llama.cpp and the tokenizer.json of the model that the name is of split differently, as
+# they do the digits of deepseek-llm, the tokens are those of the model.
 _PRE_TOKENIZERS = {
     "default": _ByteLevel((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": _ByteLevel((_GPT2_SPLIT,)),
+    "trillion": _ByteLevel((_GPT2_SPLIT,)),
     "smollm": _DIGITS_APART,
     "starcoder": _DIGITS_APART,
     "refact": _DIGITS_APART,
+    "minerva-7b": _DIGITS_APART,
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "falcon3": _LLAMA3,
+    "midm-2.0": _LLAMA3,
     "smaug-bpe": _ByteLevel((_LLAMA3_SPLIT,)),
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
+    "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
+    "megrez": _ByteLevel((_QWEN2_SPLIT,)),
+    "seed-coder": _ByteLevel((_SEED_SPLIT,)),
+    "viking": _ByteLevel((_VIKING_SPLIT, r"\p{N}")),
+    "deepseek-llm": _ByteLevel(
+        (r"[\r\n]", _DEEPSEEK_LETTERS, _DEEPSEEK_PUNCTUATION, r"\s+$", _DEEPSEEK_CJK, r"\p{N}")
+    ),
+    "deepseek-coder": _ByteLevel((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
 }
+
+_ENDS_OF_TURNS = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<end_of_utterance>"),
+        *("<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "<|eom_id|>"),
+        "<\N{FULLWIDTH VERTICAL LINE}end▁of▁sentence\N{FULLWIDTH VERTICAL LINE}>",
+    }
+)
+"""The texts by which llama.cpp knows tokens that end an answer, whatever the keys say."""
 
 
 def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
@@ -126,14 +158,6 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
         raise InputError(*(f"{path}: tokenizer.ggml.{problem}" for problem in problems))
     tokens = metadata["tokens"]
     tokenizer = _byte_level(metadata) if _is_byte_level(metadata) else _sentencepiece(metadata)
-    special = {_TokenType.CONTROL: True, _TokenType.USER_DEFINED: False}
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=special[type_], normalized=False)
-            for token, type_ in zip(tokens, _token_types(metadata), strict=True)
-            if type_ in special
-        ]
-    )
     special_tokens = {
         name: None if token_id is None else tokens[token_id]
         for name, token_id in _special_ids(metadata).items()
@@ -151,11 +175,23 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
     )
 
 
+def end_tokens(metadata: Mapping[str, Any]) -> list[Any]:
+    """The ids at which an answer ends, as they stand in a file's metadata, unchecked."""
+    metadata = under("tokenizer.ggml.", metadata)
+    named = (_special_ids(metadata)["eos"], *map(metadata.get, ("eot_token_id", "eom_token_id")))
+    ids = [token_id for token_id in named if token_id is not None]
+    tokens = metadata.get("tokens")
+    for token_id, token in enumerate(tokens if isinstance(tokens, list) else ()):
+        if isinstance(token, str) and token in _ENDS_OF_TURNS and token_id not in ids:
+            ids.append(token_id)
+    return ids
+
+
 # What the metadata says: the values of the keys under "tokenizer.ggml.", by the rest of the key.
 
 
 def _is_byte_level(metadata: Mapping[str, Any]) -> bool:
-    return metadata["model"] == "gpt2"
+    return metadata.get("model") != "llama"
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> _ByteLevel | None:
@@ -165,7 +201,7 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> _ByteLevel | None:
 
 def _token_types(metadata: Mapping[str, Any]) -> Sequence[int]:
     count = len(metadata["tokens"])
-    return metadata.get("token_type", [_TokenType.NORMAL] * count)
+    return metadata.get("token_type", [TokenType.NORMAL] * count)
 
 
 def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
@@ -291,48 +327,21 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in kind.splits]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
+    if kind.composes:
+        tokenizer.normalizer = normalizers.NFC()
+    special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+    types = zip(metadata["tokens"], _token_types(metadata), strict=True)
+    add_tokens(tokenizer, {token: special[type_] for token, type_ in types if type_ in special})
     return tokenizer
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
-    tokens = metadata["tokens"]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {token: i for i, token in enumerate(tokens)},
-            _scored_merges(tokens, metadata["scores"], _token_types(metadata)),
-            unk_token=tokens[_special_ids(metadata)["unknown"]],
-            fuse_unk=True,
-            byte_fallback=True,
+    return sentencepiece_tokenizer(
+        SentencePiece(
+            tokens=metadata["tokens"],
+            scores=metadata["scores"],
+            types=_token_types(metadata),
+            unknown_id=_special_ids(metadata)["unknown"],
+            dummy_prefix="always" if metadata.get("add_space_prefix", True) else None,
         )
     )
-    encode = [normalizers.Replace(" ", _SPACE)]
-    decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if metadata.get("add_space_prefix", True):
-        encode.insert(0, normalizers.Prepend(_SPACE))
-        decode.append(decoders.Strip(" ", left=1))
-    tokenizer.normalizer = normalizers.Sequence(encode)
-    tokenizer.decoder = decoders.Sequence(decode)
-    return tokenizer
-
-
-def _scored_merges(
-    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]
-) -> list[tuple[str, str]]:
-    """The merges that scores stand for, best first.
-
-    SentencePiece joins the two neighbours whose union scores best, the leftmost of equals. A list
-    of merges orders pairs, not places, so equals are taken in the order of their ids, which is that
-    of training, and with the longer left part first.
-    """
-    ranks = {
-        token: (-score, i)
-        for i, (token, score, type_) in enumerate(zip(tokens, scores, types, strict=True))
-        if type_ == _TokenType.NORMAL
-    }
-    merges = [
-        (rank, -cut, (token[:cut], token[cut:]))
-        for token, rank in ranks.items()
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
-    return [pair for _, _, pair in sorted(merges)]

@@ -5,7 +5,7 @@ import pathlib
 import huggingface_hub
 from huggingface_hub import errors
 
-from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, index_files
+from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, index_files
 from sinkjax.errors import InputError, first_line
 
 _TOKENIZER = (
@@ -33,7 +33,7 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
     """
     named = f"revision {revision}" if revision else "its main branch"
     try:
-        files = [CONFIG, *_TOKENIZER, *([INDEX] if weights else [])]
+        files = [CONFIG, GENERATION_CONFIG, *_TOKENIZER, *([INDEX] if weights else [])]
         folder = pathlib.Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files)
         )

@@ -70,13 +70,18 @@ def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> Ll
 def load_tokenizer(
     model: str | pathlib.Path, *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`."""
+    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`.
+
+    One model's tokens are the same from a folder, a GGUF file and an Orbax folder.
+    """
     kind, path = _locate(model, revision, weights=False)
     if kind == "gguf":
         from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
 
         return load_gguf_tokenizer(path)
-    return hf_folder.load_folder_tokenizer(path)
+    from sinkjax.checkpoint.folder_tokenizer import load_folder_tokenizer
+
+    return load_folder_tokenizer(path)
 
 
 def _locate(

@@ -12,6 +12,14 @@ from sinkjax.models.config import LlamaConfig
 DERIVED = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Tensors of old checkpoints that the config already determines."""
 
+_TWO_NORMS = {"attention_norm": "input", "mlp_norm": "post_attention"}
+_FOUR_NORMS = {
+    "attention_norm": "input",
+    "attention_outer_norm": "post_attention",
+    "mlp_norm": "pre_feedforward",
+    "mlp_outer_norm": "post_feedforward",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -44,8 +52,12 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     add("model.embed_tokens.weight", ("embedding",), (vocab, embed))
     for index in range(config.num_layers):
         prefix, at = f"model.layers.{index}", ("layers", index)
-        add(f"{prefix}.input_layernorm.weight", (*at, "attention_norm", "scale"), (embed,))
-        add(f"{prefix}.post_attention_layernorm.weight", (*at, "mlp_norm", "scale"), (embed,))
+        norms = _FOUR_NORMS if config.outer_norms else _TWO_NORMS
+        for ours, theirs in norms.items():
+            add(f"{prefix}.{theirs}_layernorm.weight", (*at, ours, "scale"), (embed,))
+        for letter in ("q", "k") if config.qk_norm else ():
+            path = (*at, "attention", "turn", f"{letter}_norm", "scale")
+            add(f"{prefix}.self_attn.{letter}_norm.weight", path, (config.head_dim,))
         inputs = (("q", heads, width), ("k", kv_heads, kv_width), ("v", kv_heads, kv_width))
         for letter, out, flat in inputs:
             name, path = f"{prefix}.self_attn.{letter}_proj", (*at, "attention", letter)
@@ -54,7 +66,7 @@ def name_table(config: LlamaConfig) -> list[Entry]:
                 add(f"{name}.bias", (*at, "attention", f"{letter}_bias"), out, (flat,))
         name, path = f"{prefix}.self_attn.o_proj", (*at, "attention", "o")
         add(f"{name}.weight", path, (embed, *heads), (embed, width))
-        if config.attention_bias:
+        if config.output_bias:
             add(f"{name}.bias", (*at, "attention", "o_bias"), (embed,))
         for part, shape in (("gate", (mlp, embed)), ("up", (mlp, embed)), ("down", (embed, mlp))):
             name, path = f"{prefix}.mlp.{part}_proj", (*at, "mlp", part)

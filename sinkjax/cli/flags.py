@@ -4,9 +4,10 @@ import contextlib
 import functools
 import logging
 import os
+import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import NoReturn
 
@@ -14,8 +15,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
+from sinkjax.files import read_file
 from sinkjax.programs.targets import WITHOUT_TPU
+
+_SHOWN = 200  # characters of an argument in a message
 
 
 def as_flag(problem: Problem) -> str:
@@ -36,7 +40,7 @@ def run(
     Args:
       main: of the script.
       script: the module whose docstring and flags --help shows; by default the process's own.
-      renamed: flags of earlier versions, by name, and what each is called now.
+      renamed: flags of earlier versions, by name, and what each is called now, or why it is gone.
     """
 
     def guarded(arguments: list[str]) -> int | None:
@@ -50,18 +54,28 @@ def run(
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
             return main()
         except InputError as error:
-            print(
-                *(f"error: {as_flag(problem)}" for problem in error.problems),
-                sep="\n",
-                file=sys.stderr,
-            )
-            return 1
+            return _failed(error)
+        except OSError as error:  # of a name too long, a folder that none may enter
+            where = "" if error.filename is None else f"{error.filename}: "
+            return _failed(InputError(f"{where}{error.strerror or error}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
         flags.DEFINE_flag(_Help(name, short, script or sys.modules["__main__"]))
     parse = functools.partial(_parse, renamed)
-    app.run(guarded, _with_shipped_files(sys.argv), flags_parser=parse)
+    try:
+        arguments = list(_expanded(sys.argv))
+    except InputError as error:
+        sys.exit(_failed(error))
+    app.run(guarded, arguments, flags_parser=parse)
+
+
+def _failed(error: InputError) -> int:
+    """Says what is wrong, a line a problem; the process's status."""
+    lines = (f"error: {as_flag(problem)}" for problem in error.problems)
+    text = "\n".join(lines).encode(errors="backslashreplace").decode()  # of names that are no text
+    print(text, file=sys.stderr)
+    return 1
 
 
 def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
@@ -70,28 +84,64 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
         now = renamed.get(error.flagname.split("=")[0])
-        message = f"--{error.flagname} is called --{now} now" if now else str(error)
+        message = str(error)
+        if now:
+            gone = " " in now
+            message = f"--{error.flagname} is " + (
+                f"gone: {now}" if gone else f"called --{now} now"
+            )
     except flags.Error as error:
         message = str(error)
     print(f"error: {message}; --help shows all flags", file=sys.stderr)
     sys.exit(1)
 
 
-def _with_shipped_files(arguments: list[str]) -> list[str]:
-    """The arguments, in which --flagfile may name a file that ships."""
+def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:
+    """The arguments, with its lines in place of each --flagfile, which may name one that ships.
 
-    def path(match: re.Match[str]) -> str:
-        file = shipped.find(match[2], suffix=".flags")
-        if not file.expanduser().is_file():
-            names = ", ".join(shipped.names("", ".flags"))
-            sys.exit(
-                f"error: --flagfile={file}: there is no such file; those that ship are {names}"
+    Args:
+      within: the flag files that the arguments are from, the innermost last.
+
+    Raises:
+      InputError: for a flag file that cannot be read or includes itself, and an argument that is
+        no text.
+    """
+    given = iter(arguments)
+    for argument in given:
+        match = re.fullmatch(r"--?flagfile(?:[= ](.*))?", argument, re.DOTALL)
+        if match is not None:
+            name = next(given, "") if match[1] is None else match[1]
+            yield from _expanded(*_lines(name, within))
+        elif re.search("[\0\ud800-\udfff]", argument):
+            raise InputError(
+                f"{argument[:_SHOWN]!r} holds a NUL character or bytes that are not UTF-8; flags "
+                "take text alone, so rename such a file"
             )
-        return f"{match[1]}{file}"
+        else:
+            yield argument
 
-    # Of two arguments or of one.
-    joined = re.sub(r"(?<=\0)(--?flagfile[=\0])([^\0]+)", path, "\0".join(arguments))
-    return joined.split("\0")
+
+def _lines(
+    name: str, within: tuple[pathlib.Path, ...]
+) -> tuple[list[str], tuple[pathlib.Path, ...]]:
+    """The arguments in a flag file, and the flag files that they are from."""
+    with about("flagfile", name[:_SHOWN]):
+        file = shipped.find(name, suffix=".flags").expanduser()
+        try:
+            content = read_file(file).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            if "\0" not in name and not file.exists():
+                names = ", ".join(shipped.names("", ".flags"))
+                raise InputError(f"there is no such file; those that ship are {names}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InputError(f"it cannot be read ({reason}); give a file of flags") from error
+        if file.resolve() in within:
+            raise InputError("it includes itself; take that line out")
+    lines = (line.strip() for line in content.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "//"))], (
+        *within,
+        file.resolve(),
+    )
 
 
 class _Help(flags.BooleanFlag):

@@ -28,15 +28,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 import sinkjax
 from sinkjax.cli import terminal
 from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
-from sinkjax.errors import InputError, Problem, about, explaining
+from sinkjax.errors import InputError, Problem, about, explaining, first_line
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
-from sinkjax.programs.compile import Layers
+from sinkjax.programs.compile import Layers, longest_context
 from sinkjax.programs.dispatch import Crossing
+from sinkjax.programs.generate import prompt_problems
 from sinkjax.programs.options import Attention
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import Fills, read_plan
@@ -91,7 +93,7 @@ class Generate(ModelSettings, Tool):
             raise InputError(*problems)
         plans = self._plans(config)
         tokenizer = self.load_tokenizer()
-        prompts = self._prompts(tokenizer)
+        prompts = self._prompts(tokenizer, config)
         model = self.load()
         console = terminal.console()
         rows = []
@@ -117,7 +119,7 @@ class Generate(ModelSettings, Tool):
             yield "--mask and --plan exclude each other; name the mask in the plan"
         if self.up_to is not None and not self.mask:
             yield "--up_to bounds the lengths that --mask serves; give --mask, too"
-        yield from at_least(self, max_new_tokens=1)
+        yield from at_least(self, max_new_tokens=1, steps_per_call=1)
         yield from problems_of(lambda: make_sampler([self.seed], **self._sampling()))
 
     def _plans(self, config: sinkjax.LlamaConfig) -> dict[str, tuple[sinkjax.Plan, Fills]]:
@@ -141,18 +143,34 @@ class Generate(ModelSettings, Tool):
     def _sampling(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
-    def _prompts(self, tokenizer: Any) -> list[list[int]]:
-        if not self.chat:
-            return [encode(tokenizer, text, self.bos) for text in self.prompt]
-        if not tokenizer.chat_template:
+    def _prompts(self, tokenizer: Any, config: sinkjax.LlamaConfig) -> list[list[int]]:
+        if self.chat and not tokenizer.chat_template:
             text = "the model's tokenizer has no chat template; leave --chat out"
             raise InputError(Problem("chat", None, text))
-        return [
-            tokenizer.apply_chat_template(
+        prompts, problems = [], []
+        for text in self.prompt:
+            tokens = self._chat(tokenizer, text) if self.chat else encode(tokenizer, text, self.bos)
+            prompts.append(tokens)
+            for problem in prompt_problems(np.asarray(tokens), config.vocab_size):
+                problems.append(Problem("prompt", text, f"it {problem}"))
+            most, length = longest_context(config), len(tokens) + self.max_new_tokens
+            if most is not None and length > most:
+                made = f"the model is made for {most} tokens, and with --max_new_tokens it is"
+                advice = "give a shorter one, or ask for fewer new tokens"
+                problems.append(Problem("prompt", text, f"{made} {length}: {advice}"))
+        if problems:
+            raise InputError(*problems)
+        return prompts
+
+    def _chat(self, tokenizer: Any, text: str) -> list[int]:
+        try:
+            return tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
             )["input_ids"]
-            for text in self.prompt
-        ]
+        except Exception as error:  # a template is a program
+            problem = f"the chat template of {self.model} fails ({first_line(error)})"
+            advice = "mend it in the model's files, or leave --chat out"
+            raise InputError(Problem("chat", None, f"{problem}; {advice}")) from error
 
     def _compile(
         self,
@@ -164,6 +182,7 @@ class Generate(ModelSettings, Tool):
         """Programs with a bucket for each prompt, and for all that a text may grow to."""
         longest = max(map(len, prompts)) + self.max_new_tokens
         room = -(-longest // _GRAIN) * _GRAIN
+        room = min(room, longest_context(model.config) or room)
         buckets = {min(room, 1 << (len(tokens) - 1).bit_length()) for tokens in prompts}
         if len(plan.stages) > 1:
             buckets.add(room)
@@ -199,7 +218,7 @@ class Generate(ModelSettings, Tool):
             tokens,
             max_new_tokens=self.max_new_tokens,
             **self._sampling(),
-            stop_tokens=config.eos_token_ids if self.stop else (),
+            stop_tokens=[t for t in config.eos_token_ids if self.stop and t < config.vocab_size],
             seed=self.seed + index,
             on_tokens=show,
         )

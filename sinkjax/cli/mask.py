@@ -21,8 +21,8 @@ random. What the mask is worth is what it does better than that.
 import dataclasses
 import io
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from sinkjax.masks.paths import Path, Sink, parse_path
 from sinkjax.masks.scores import consistent
 from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
+from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.sweep.records import Curve, arrange
@@ -74,7 +75,16 @@ class MakeMask(Tool):
         path = _read_path(self.paths)
         if problems := list(self._problems()):
             raise InputError(*problems)
-        curve = self._curve()
+        with about("results"):
+            specification, records = read_records(self.results)
+        with understood(records):
+            self._save(specification, records, path)
+
+    def _save(
+        self, specification: Mapping[str, Any], records: Sequence[Record], path: Path | None
+    ) -> None:
+        """Chooses the mask and its control, shows and writes them."""
+        curve = self._curve(specification, records)
         cells = self._cells(curve)
         mask, control = self._choose(cells, path)
         rule = {"by": "quantile", "quantile": self.quantile}
@@ -110,10 +120,8 @@ class MakeMask(Tool):
         if self._file().suffix != ".json":
             yield Problem("output", self.output, "let the name end in .json")
 
-    def _curve(self) -> Curve:
+    def _curve(self, specification: Mapping[str, Any], records: Sequence[Record]) -> Curve:
         """The part of the sweep that the settings name."""
-        with about("results"):
-            specification, records = read_records(self.results)
         cells = [record for record in records if record["kind"] == "cell"]
         sweep = arrange(specification, cells)
         curves = [curve for group in sweep.groups for curve in group.curves]

@@ -15,6 +15,7 @@ from sinkjax.cli.commands import STUDIES
 from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.errors import InputError
 from sinkjax.report.write import write_page
+from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
 from sinkjax.studies.study import Progress, Size, Study, run_study
 
@@ -49,11 +50,12 @@ def answer(study: Study, folder: str, *, dry_run: bool = False) -> None:
         return
     with _bar(study.size()) as show:
         specification, records = run_study(study, folder, show)
-    for table in study.tables(specification, records):
-        terminal.print_table(console, table)
-    console.print(f"report: {folder}/report.html", soft_wrap=True)
-    for line in study.closing(folder, records):
-        console.print(line, soft_wrap=True, markup=False)
+    with understood(records):
+        for table in study.tables(specification, records):
+            terminal.print_table(console, table)
+        console.print(f"report: {folder}/report.html", soft_wrap=True)
+        for line in study.closing(folder, records):
+            console.print(line, soft_wrap=True, markup=False)
 
 
 def _estimate(flops: float) -> str:
@@ -81,7 +83,7 @@ def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
         cannot be written to it.
     """
     specification, records = read_records(folder)
-    name = specification.get("experiment", "sweep")  # as version 0.1.0 left it out
+    name = str(specification.get("experiment", "sweep"))  # as version 0.1.0 left it out
     if name not in STUDIES:
         raise InputError(
             f"{folder} holds the records of sinkjax {name}; reports are made of those of "
@@ -90,7 +92,8 @@ def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
     if not records:
         raise InputError(f"{folder} holds no records yet: run sinkjax {name} first")
     study = getattr(importlib.import_module(f"sinkjax.studies.{name}.study"), STUDIES[name])
-    return write_page(folder, study.page(specification, records))
+    with understood(records):
+        return write_page(folder, study.page(specification, records))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.errors import InputError
+
 BATCH_TOKENS = 2048
 """Tokens that go through a model at once, unless the caller says otherwise."""
 
@@ -40,8 +42,9 @@ def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, row
     `name` and `rows` are what messages call the argument and its rows.
 
     Raises:
+      InputError: for tokens outside the vocabulary.
       TypeError: for tokens that are not whole numbers.
-      ValueError: for tokens of another shape, or outside the vocabulary.
+      ValueError: for tokens of another shape.
     """
     if tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"{name} have shape {tokens.shape}; [{rows}, length] is needed")
@@ -51,7 +54,7 @@ def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, row
         return
     ids = np.asarray(tokens)
     if ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(
+        raise InputError(
             f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "
             f"{vocab_size - 1}, has to hold all of them, padding too"
         )

@@ -6,9 +6,18 @@
   fast = sinkjax.specialize(model, mask)
   lm_eval.simple_evaluate(HarnessLM(fast, tokenizer), tasks=["lambada_openai"])
 
+The harness's own command has the model by its name, `sinkjax`, where the release looks for
+plug-ins. 0.4.13 does not, and this module is that command with the name known:
+
+  python -m sinkjax.instruments.harness --model sinkjax \\
+    --model_args pretrained=smollm2-135m,mask=mask.json,dtype=float32 --tasks lambada_openai
+
 Needs the extra `lm-eval`: pip install 'sinkjax[lm-eval]'.
 """
 
+import bisect
+import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +25,36 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import model_registry
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    make_disjoint_window,
+    simple_parse_args_string,
+)
 from tqdm import tqdm
 
+from sinkjax.checkpoint.load import load, load_tokenizer
+from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
+from sinkjax.masks.file import load_mask
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import compile
-from sinkjax.programs.generate import Program
+from sinkjax.models.finite import check_finite
+from sinkjax.models.sampling import whole
+from sinkjax.programs.compile import compile, longest_context
+from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, prompt_problems
+from sinkjax.specialize.build import specialize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+NAME = "sinkjax"
+"""What the harness calls a `HarnessLM` by."""
+
+_BATCH_SIZE = 8
+_SAMPLING = ("temperature", "top_k", "top_p")
+_NEUTRAL = {"num_beams": 1, "min_p": 0, "repetition_penalty": 1, "num_return_sequences": 1}
+"""Settings of generation that there are not here, with the value that changes nothing."""
 
 _SHORTEST = 32  # tokens that inputs are padded to at least: fewer programs for short ones
 
@@ -38,7 +66,8 @@ class HarnessLM(TemplateLM):
     """A model as the harness takes it.
 
     An input longer than the model's context loses its beginning. Inputs are padded to powers of
-    two, each of which is compiled once.
+    two, each of which is compiled once. Sampling draws from all tokens unless a task says
+    otherwise.
 
     Attributes:
       model: a `Llama`, or what `sinkjax.specialize` makes of one.
@@ -53,15 +82,94 @@ class HarnessLM(TemplateLM):
         model: Llama,
         tokenizer: "PreTrainedTokenizerBase",
         *,
-        batch_size: int = 8,
+        batch_size: int = _BATCH_SIZE,
         max_length: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.seed = batch_size, seed
-        self.max_length = max_length or model.config.max_length
-        self._programs: dict[tuple[tuple[int, ...], int], Program] = {}
+        self.max_length = model.config.max_length if max_length is None else max_length
+        most = longest_context(model.config)
+        problems = [
+            Problem(name, value, "whole numbers from 1 on are allowed")
+            for name, value in (("batch_size", batch_size), ("max_length", self.max_length))
+            if (whole(value) or 0) < 1
+        ]
+        if not problems and most is not None and self.max_length > most:
+            text = f"the model is made for {most} tokens"
+            problems.append(Problem("max_length", max_length, text))
+        if problems:
+            raise InputError(*problems)
+        self._programs: dict[tuple[tuple[int, ...], int, int], Program] = {}
+        self._special = dict(
+            zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        )
+        for token, added in tokenizer.added_tokens_decoder.items():
+            if added.special:
+                self._special[added.content] = token
+
+    @classmethod
+    def named(
+        cls,
+        pretrained: str,
+        *,
+        mask: str | None = None,
+        revision: str | None = None,
+        dtype: str = "float32",
+        batch_size: int | str = _BATCH_SIZE,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> "HarnessLM":
+        """Loads a model by names, as the harness's command gives them.
+
+        Args:
+          pretrained, revision, dtype: of the model and its tokenizer, as for `sinkjax.load`.
+          mask: a mask's file, or the name of one that ships; None for the baseline.
+          batch_size: rows, or `auto` for 8, which `max_batch_size` bounds.
+          max_length, seed: as of the class.
+          device: not read. The command names cuda:0 unless it is told otherwise; the model runs
+            where JAX does.
+
+        Raises:
+          InputError: as `sinkjax.load`, `load_mask`, `specialize` and the class do.
+        """
+        if str(batch_size).split(":")[0] == "auto":
+            batch_size = min(_BATCH_SIZE, max_batch_size or _BATCH_SIZE)
+        named = {"revision": None if revision is None else str(revision)}
+        saved = None if mask is None else load_mask(mask)
+        tokenizer = load_tokenizer(str(pretrained), **named)
+        model = load(str(pretrained), dtype=dtype, **named)
+        if saved is not None:
+            model = specialize(model, saved.mask, fills=saved.fills)
+        rows = int(batch_size) if str(batch_size).isdecimal() else batch_size
+        return cls(model, tokenizer, batch_size=rows, max_length=max_length, seed=seed)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "HarnessLM":
+        """As `named`; arguments that are None are left out."""
+        more = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        given, known = {**arg_dict, **more}, inspect.signature(cls.named).parameters
+        problems = [
+            Problem(name, given[name], f"it is unknown; known are {', '.join(known)}")
+            for name in given.keys() - known.keys()
+        ]
+        if "pretrained" not in given:
+            problems.append(Problem("pretrained", None, "name a model, such as smollm2-135m"))
+        if problems:
+            raise InputError(*problems)
+        return cls.named(**given)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "HarnessLM":
+        """As `named`, of `pretrained=...,mask=...`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def eot_token_id(self) -> int:
@@ -82,13 +190,29 @@ class HarnessLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The tokenizer's own template, for the model to go on or to finish the last message."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        """The tokenizer's own template, for the model to go on or to finish the last message.
+
+        As with the harness's own models, one that fails is tried again without system messages.
+
+        Raises:
+          InputError: for a template that fails.
+        """
+        without = [message for message in chat_history if message["role"] != "system"]
+        for messages in (chat_history, without):
+            try:
+                return self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            except Exception as error:  # a template is a program
+                if messages is chat_history and len(without) < len(chat_history):
+                    logging.warning("The chat template fails: once more without system messages.")
+                    continue
+                text = f"the chat template of the model's tokenizer fails ({first_line(error)})"
+                raise InputError(f"{text}; mend it, or evaluate without it") from error
+        raise AssertionError("one of the two has returned or raised")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -127,8 +251,18 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """ln P of each continuation, and whether greedy decoding says it."""
-        rows = [(context + wanted)[-self.max_length - 1 :] for _, context, wanted in requests]
+        """ln P of each continuation, and whether greedy decoding says it.
+
+        Raises:
+          InputError: for a continuation without a token, or longer than the model's context, and
+            for tokens outside the vocabulary.
+        """
+        rows = []
+        for index, (_, context, wanted) in enumerate(requests):
+            # A context may have no token, as " " has none where spaces go to the continuation.
+            row = (context or [self.prefix_token_id]) + wanted
+            self._check(f"request {index}", row, wanted)
+            rows.append(row[-self.max_length - 1 :])
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         with tqdm(total=len(rows), desc="log-likelihoods", disable=disable_tqdm) as bar:
@@ -142,6 +276,16 @@ class HarnessLM(TemplateLM):
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], score)
                 bar.update(len(batch))
         return scores
+
+    def _check(self, which: str, row: Sequence[int], wanted: Sequence[int]) -> None:
+        problems = list(prompt_problems(np.asarray(row), self.model.config.vocab_size))
+        if not wanted:
+            problems.append("has a continuation without a token of its own")
+        if len(wanted) > self.max_length:
+            text = f"of more than the {self.max_length} that the model can see"
+            problems.append(f"has a continuation of {len(wanted)} tokens, {text}")
+        if problems:
+            raise InputError(*(f"{which} {problem}" for problem in problems))
 
     def _score(
         self, rows: Sequence[Sequence[int]], wanted: Sequence[int]
@@ -162,15 +306,21 @@ class HarnessLM(TemplateLM):
         residual = jnp.take_along_axis(residual, jnp.asarray(places)[:, :, None], axis=1)
         scores = score_tokens(OutputHead(self.model), residual, jnp.asarray(targets))
         nll, correct = np.asarray(scores.nll, np.float64)[:count], np.asarray(scores.correct)
+        totals = [nll[index, size - n :].sum() for index, n in enumerate(wanted)]
+        check_finite("logits", totals)
         return [
-            (-float(nll[index, size - n :].sum()), bool(correct[index, size - n :].all()))
-            for index, n in enumerate(wanted)
+            (-float(total), bool(correct[index, size - n :].all()))
+            for index, (total, n) in enumerate(zip(totals, wanted, strict=True))
         ]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continues each context up to its stop texts, an EOS, or as many tokens as it may have.
 
-        Stop texts are looked for when a continuation is whole: they do not shorten the work.
+        Stop texts that are special tokens end a continuation where they are drawn. The others are
+        looked for when it is whole: they do not shorten the work.
+
+        Raises:
+          InputError: for settings that there are not here, and such as leave no room for a context.
         """
         texts = [""] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -188,36 +338,90 @@ class HarnessLM(TemplateLM):
 
     def _continued(self, contexts: Sequence[str], how: Mapping[str, Any]) -> list[str]:
         """Continuations of contexts that are asked for in the same way."""
-        new = how["max_gen_toks"]
-        if new >= self.max_length:
-            raise ValueError(f"{new} new tokens leave no room in a context of {self.max_length}")
+        new, stops = how["max_gen_toks"], list(filter(None, how["until"]))
+        sampling = self._sampling(how)
+        if not 0 < new < self.max_length:
+            text = f"it has to leave room for a prompt in a context of {self.max_length} tokens"
+            raise InputError(Problem("max_gen_toks", new, text))
         prompts = [
             self.tok_encode(context)[new - self.max_length :] or [self.prefix_token_id]
             for context in contexts
         ]
+        rows = min(self.batch_size, len(prompts))
         room = min(self.max_length, _power_of_two(max(map(len, prompts))) + new)
         buckets = tuple(sorted({min(room, _power_of_two(len(prompt))) for prompt in prompts}))
-        if (buckets, room) not in self._programs:
-            self._programs[buckets, room] = compile(
-                self.model,
-                batch_size=min(self.batch_size, len(prompts)),
-                prefill_lengths=buckets,
-                max_length=room,
+        if (buckets, room, rows) not in self._programs:
+            self._programs[buckets, room, rows] = compile(
+                self.model, batch_size=rows, prefill_lengths=buckets, max_length=room
             )
-        new_tokens = self._programs[buckets, room].generate(
+        ends = {self.eot_token_id, *self.model.config.eos_token_ids}
+        ends |= {self._special[stop] for stop in stops if stop in self._special}
+        ends = {end for end in ends if end is not None and end < self.model.config.vocab_size}
+        new_tokens = self._programs[buckets, room, rows].generate(
             prompts,
             max_new_tokens=new,
-            temperature=how["temperature"] if how["do_sample"] else 0.0,
-            top_k=how.get("top_k"),
-            top_p=how.get("top_p"),
-            stop_tokens={self.eot_token_id, *self.model.config.eos_token_ids},
+            **sampling,
+            stop_tokens=sorted(ends)[:MAX_STOP_TOKENS],
             seed=self.seed,
         )
-        texts = self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        for stop in filter(None, how["until"]):
-            texts = [text.split(stop)[0] for text in texts]
-        return texts
+        return [self._text(tokens.tolist(), ends, stops) for tokens in new_tokens]
+
+    @staticmethod
+    def _sampling(how: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of drawing, of those that a task gives."""
+        own = {"do_sample", "until", "max_gen_toks", *_SAMPLING}
+        problems = [
+            Problem(name, value, "there is no such setting here; leave it out")
+            for name, value in how.items()
+            if name not in own and value is not None and value != _NEUTRAL.get(name)
+        ]
+        sampling = {name: how.get(name) for name in _SAMPLING} if how["do_sample"] else {}
+        if sampling and not sampling["temperature"]:
+            text = "with do_sample one above 0 is needed"
+            problems.append(Problem("temperature", sampling["temperature"], text))
+        if problems:
+            raise InputError(*problems)
+        if sampling:
+            sampling["top_k"] = sampling["top_k"] or None  # 0 is all tokens, as in transformers
+        return sampling
+
+    def _text(self, tokens: list[int], ends: set[int], stops: Sequence[str]) -> str:
+        """What new tokens say up to the first that ends them, or the first stop text.
+
+        As with the harness's own model a row at a time, a stop text may also stand in what special
+        tokens are written as, of which nothing is left in the text.
+        """
+        count = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        tokens, decode = tokens[:count], self.tokenizer.decode
+        texts = [decode(tokens, skip_special_tokens=True)]
+        for stop in stops:
+            if stop in decode(tokens):
+                counts = range(len(tokens))
+                count = bisect.bisect_left(
+                    counts, True, key=lambda n, s=stop: s in decode(tokens[:n])
+                )
+                before = decode(tokens[:count], skip_special_tokens=True)
+                texts.append(before.removesuffix(self._plain(stop)))
+        text = min(texts, key=len)
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+    def _plain(self, text: str) -> str:
+        """A text without the special tokens in it."""
+        for special in self._special:
+            text = text.replace(special, "")
+        return text
 
 
 def _power_of_two(length: int, least: int = _SHORTEST) -> int:
     return max(least, 1 << (length - 1).bit_length())
+
+
+if NAME not in model_registry:  # a release with plug-ins has it by this package's entry point
+    model_registry.register(NAME, target=HarnessLM)
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -14,6 +14,7 @@ from sinkjax.instruments.token_losses import OutputHead, compare_tokens, token_d
 from sinkjax.instruments.traced import traced_paths, traced_residuals
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite
 
 SCORE_FROM = 1
 """The first scored position: position 0 is the same under every mask."""
@@ -52,16 +53,22 @@ class Judge:
         parts = []
         for (_, count), *residuals in self._compared(mask):
             parts.append(np.asarray(token_divergences(self._head, *residuals))[:count])
+            check_finite("logits", parts[-1])
         return np.concatenate(parts)
 
-    def stats(self, mask: SinkMask) -> QualityStats:
-        """KL, likelihoods and agreement of each scored position, as `compare` gives them."""
+    def stats(self, mask: SinkMask, generated: int = 0) -> QualityStats:
+        """KL, likelihoods and agreement of each scored position, as `compare` gives them.
+
+        The last `generated` positions are taken as those of tokens that are decoded after a prompt:
+        no cache is there, but what a head attends to is the same.
+        """
         parts = []
         for (tokens, count), *residuals in self._compared(mask):
             targets = jnp.roll(tokens, -1, axis=1)[:, SCORE_FROM:]
             compared = compare_tokens(self._head, self._head, *residuals, targets)
             parts.append(collect_stats(compared, SCORE_FROM, count))
-        return QualityStats.join(parts)
+            check_finite("logits", parts[-1].kl)
+        return QualityStats.join(parts).set_apart(generated)
 
     def _compared(
         self, mask: SinkMask

@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.attention.blocks import group_keys, group_queries, scores, ungroup, weighted_sums
+from sinkjax.attention.blocks import (
+    group_keys,
+    group_queries,
+    scores,
+    sees,
+    ungroup,
+    weighted_sums,
+)
 from sinkjax.attention.context import Context
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Copy, Full
+from sinkjax.masks.paths import Copy, Full, Window
 from sinkjax.models.decoder import Layer, Llama
 
 PATTERN_TOKENS = 512
@@ -61,10 +68,14 @@ def no_patterns(model: Llama, tokens: jax.Array) -> jax.Array:
     return jnp.zeros((config.num_layers, config.num_heads, batch, length, length), jnp.float32)
 
 
-def dense_pattern(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Patterns of `full` heads: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T]."""
+def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window) -> jax.Array:
+    """Patterns of `full` heads: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T].
+
+    `span` is what `full` is in their layer.
+    """
     length = q.shape[1]
-    visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
+    positions = jnp.arange(length)
+    visible = sees(positions[:, None], positions[None, :], span)
     logits = scores(group_queries(q, k.shape[2]), group_keys(k))
     weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
     return jnp.moveaxis(weights.reshape(q.shape[0], q.shape[2], length, length), 0, 1)
@@ -89,7 +100,9 @@ def _layer(
     """The residual after a layer whose heads use these patterns, [N], and the patterns with its."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with_own = jax.lax.dynamic_update_index_in_dim(patterns, dense_pattern(q, k), index, 0)
+        with_own = jax.lax.dynamic_update_index_in_dim(
+            patterns, dense_pattern(q, k, layer.attention.span), index, 0
+        )
         used = with_own.reshape(-1, *with_own.shape[2:])[sources]
         return apply_dense(used, v), with_own
 

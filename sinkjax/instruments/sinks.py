@@ -29,6 +29,7 @@ from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
 from sinkjax.instruments.batches import check_tokens
 from sinkjax.models.decoder import Attention, Layer, Llama
+from sinkjax.models.finite import check_finite
 
 DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
 MAX_KEY_POSITIONS = 8
@@ -100,6 +101,7 @@ def measure_sinks(
       HeadStats over P prompts.
 
     Raises:
+      InputError: for a model whose activations are not finite.
       TypeError: for tokens that are not whole numbers.
       ValueError: for a model with other heads than `full` ones, key positions outside the first
         eight, a tail below 1, tokens that are not [P, T] or not in the vocabulary, or a prompt
@@ -119,9 +121,12 @@ def measure_sinks(
         norms.append(layer_norms)
         if index + 1 < len(model.layers):  # nothing attends to the last layer's output
             x = _feed_forward(layer, x)
+    of_heads, output_norm = jnp.stack(scores, axis=3), jnp.stack(norms, axis=1)
+    for name, array in (("sink scores", of_heads), ("heads' outputs", output_norm)):
+        check_finite(name, array, lambda *at: " in layer {}, head {}".format(*at[-2:]))
     return HeadStats(
-        scores=jnp.stack(scores, axis=3),
-        output_norm=jnp.stack(norms, axis=1),
+        scores=of_heads,
+        output_norm=output_norm,
         key_positions=key_positions,
         tail=tail,
     )
@@ -177,7 +182,7 @@ def _attend(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, log_odds = observed_causal_attention(q, k, v, key_positions)
+        outputs, log_odds = observed_causal_attention(q, k, v, key_positions, layer.attention.span)
         return outputs, (outputs, log_odds)
 
     after, (outputs, log_odds) = layer.attend(x, context, attend)

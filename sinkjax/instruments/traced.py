@@ -37,11 +37,13 @@ _EVERYTHING = np.iinfo(np.int32).max // 2  # `recent` of a head that sees all ea
 class TracedPaths:
     """The paths of the N heads of a layer, or of L layers where a leading axis [L] is in front.
 
-    A head's output is attends · (its softmax over s < sinks and t - recent < s <= t) plus
-    (1 - attends) · (v_0 at t = 0, first · v_0 + offset at t >= 1). A pytree.
+    A head's output is attends · (its softmax over s < sinks and t - recent < s <= t, of them those
+    with s > t - within) plus (1 - attends) · (v_0 at t = 0, first · v_0 + offset at t >= 1). A
+    pytree.
 
     Attributes:
-      sinks, recent: int32 [N]; all earlier positions are seen where recent >= T.
+      sinks, recent, within: int32 [N]; all earlier positions are seen where recent and within are
+        at least T.
       attends: float32 [N], 1 for `full` and `window`, 0 for `sink`; a gate may lie between.
       first: float32 [N], 1 for `sink(first)`, 0 for `zero` and `mean`.
       offset: float32 [N, H], the means of `sink(mean)`, 0 for others.
@@ -49,6 +51,7 @@ class TracedPaths:
 
     sinks: jax.Array
     recent: jax.Array
+    within: jax.Array
     attends: jax.Array
     first: jax.Array
     offset: jax.Array
@@ -72,6 +75,7 @@ def traced_paths(
       InputError: for a mask of another shape, `copy` heads, or `sink(mean)` heads without fills.
     """
     mask.check(config)
+    mask = mask.within(config.layer_windows)
     paths = [path for layer in mask.heads for path in layer]
     if any(isinstance(path, Copy) for path in paths):
         raise InputError("the mask has copy heads, which traced paths cannot say: specialize it")
@@ -82,10 +86,11 @@ def traced_paths(
     offset = np.zeros((*shape, config.head_dim), np.float32)
     if fills is not None:
         offset = np.where(is_mean.reshape(shape)[..., None], fills, 0).astype(np.float32)
-    sinks, recent, attends, first = zip(*map(_numbers, paths), strict=True)
+    sinks, recent, within, attends, first = zip(*map(_numbers, paths), strict=True)
     return TracedPaths(
         sinks=jnp.asarray(np.reshape(sinks, shape), jnp.int32),
         recent=jnp.asarray(np.reshape(recent, shape), jnp.int32),
+        within=jnp.asarray(np.reshape(within, shape), jnp.int32),
         attends=jnp.asarray(np.reshape(attends, shape), jnp.float32),
         first=jnp.asarray(np.reshape(first, shape), jnp.float32),
         offset=jnp.asarray(offset),
@@ -133,29 +138,39 @@ def traced_attention(q: jax.Array, k: jax.Array, v: jax.Array, paths: TracedPath
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
-    attended = _windowed(q, k, v, paths.sinks, paths.recent)
+    attended = _windowed(q, k, v, paths.sinks, paths.recent, paths.within)
     share = paths.attends[None, None, :, None].astype(v.dtype)
     return share * attended + (1 - share) * _sink_outputs(v, paths.first, paths.offset)
 
 
-def full_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Every head's output as `full`, with the arithmetic of `traced_attention`."""
-    recent = jnp.full((q.shape[2],), _EVERYTHING, jnp.int32)
-    return _windowed(q, k, v, jnp.zeros_like(recent), recent)
+def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, span: Full | Window) -> jax.Array:
+    """Every head's output as `full`, with the arithmetic of `traced_attention`.
+
+    `span` is of `sinkjax.models.decoder.Attention`: what `full` is in its layer.
+    """
+    sinks, recent, within, *_ = (
+        jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3]
+    )
+    return _windowed(q, k, v, sinks, recent, within)
 
 
 def _windowed(
-    q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array, recent: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sinks: jax.Array,
+    recent: jax.Array,
+    within: jax.Array,
 ) -> jax.Array:
-    """Attention of each head to s < sinks and t - recent < s <= t; int32 [N] both."""
+    """Attention of each head as `TracedPaths` defines it; int32 [N] the last three."""
     queries, keys = group_queries(q, k.shape[2]), group_keys(k)
     values = with_counters(group_keys(v), 0)
     grouped = (1, k.shape[2], q.shape[2] // k.shape[2], 1, 1)
-    sinks, recent = sinks.reshape(grouped), recent.reshape(grouped)
+    limits = tuple(numbers.reshape(grouped) for numbers in (sinks, recent, within))
     sums = []
     for start, stop, block in query_spans(q.shape[1]):
         attend = functools.partial(
-            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], sinks, recent, block
+            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], limits, block
         )
         sums.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(sums, axis=3)
@@ -166,20 +181,20 @@ def _attend_block(
     q: jax.Array,
     k: jax.Array,
     values: jax.Array,
-    sinks: jax.Array,
-    recent: jax.Array,
+    limits: tuple[jax.Array, jax.Array, jax.Array],
     block: int,
     begin: jax.Array | int,
 ) -> jax.Array:
     """One block of queries, from `begin` on, as the `full` path's, each head with its window.
 
-    q: [B, K, G, T, H], scaled; k: [B, K, S, H]; values: [B, K, S, M]; sinks, recent: int32
-    [1, K, G, 1, 1].
+    q: [B, K, G, T, H], scaled; k: [B, K, S, H]; values: [B, K, S, M]; limits: int32
+    [1, K, G, 1, 1] each.
     """
+    sinks, recent, within = limits
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     t = (begin + jnp.arange(block, dtype=jnp.int32)).reshape(1, 1, 1, block, 1)
     s = jnp.arange(k.shape[2], dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
-    visible = (s <= t) & ((s < sinks) | (s > t - recent))
+    visible = (s <= t) & ((s < sinks) | (s > t - recent)) & (s > t - within)
     return weighted_sums(PLAIN.unnormalized(scores(q, k), visible), values)
 
 
@@ -191,14 +206,14 @@ def _sink_outputs(v: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Arra
     return jnp.where(is_first, v0, later)
 
 
-def _numbers(path: Path) -> tuple[int, int, float, float]:
-    """sinks, recent, attends and first of one head."""
+def _numbers(path: Path) -> tuple[int, int, int, float, float]:
+    """sinks, recent, within, attends and first of one head."""
     match path:
         case Full():
-            return 0, _EVERYTHING, 1.0, 0.0
-        case Window(sinks, recent):
-            return sinks, min(recent, _EVERYTHING), 1.0, 0.0
+            return 0, _EVERYTHING, _EVERYTHING, 1.0, 0.0
+        case Window(sinks, recent, within):
+            return sinks, min(recent, _EVERYTHING), within or _EVERYTHING, 1.0, 0.0
         case Sink(fill):
-            return 0, _EVERYTHING, 0.0, float(fill == "first")
+            return 0, _EVERYTHING, _EVERYTHING, 0.0, float(fill == "first")
         case _:
             raise TypeError(f"{path!r} is no path that can be traced")

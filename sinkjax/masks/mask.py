@@ -15,14 +15,25 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
 from sinkjax.errors import InputError
-from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, parse_path, quoted, short
+from sinkjax.masks.paths import (
+    KINDS,
+    Copy,
+    Full,
+    Path,
+    Sink,
+    Window,
+    native,
+    parse_path,
+    quoted,
+    short,
+)
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
 
 
@@ -243,6 +254,21 @@ class SinkMask:
 
     def __repr__(self) -> str:
         return f"SinkMask.from_text({str(self)!r})"
+
+    def within(self, windows: Sequence[int | None]) -> "SinkMask":
+        """Returns what heads see in layers that have windows of the model's own.
+
+        Args:
+          windows: of each layer, in tokens; None for a layer without. Empty for a model without.
+        """
+        if not any(windows):
+            return self
+        return SinkMask(
+            tuple(
+                tuple(native(p, window) if isinstance(p, Full | Window) else p for p in paths)
+                for paths, window in zip(self.heads, windows, strict=True)
+            )
+        )
 
     def check(self, config: Shape) -> None:
         """Raises InputError where the mask is for a model of another shape."""

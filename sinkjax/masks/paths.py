@@ -4,6 +4,9 @@
 
 Each word may be its first letter alone, as in the text of whole masks: `w(4,128)` is
 `window(4,128)`.
+
+A path's `acts_from` is the first position at which a head's output can differ from that of `full`;
+None where none does. Position 0 attends to itself alone, whatever the path.
 """
 
 import dataclasses
@@ -26,6 +29,7 @@ class Full:
     """Causal attention over all earlier positions."""
 
     kind: ClassVar[str] = "full"
+    acts_from: ClassVar[int | None] = None
 
     def __str__(self) -> str:
         return "full"
@@ -46,6 +50,7 @@ class Copy:
     layer: int
     head: int
     kind: ClassVar[str] = "copy"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         _whole(self, layer=0, head=0)
@@ -61,6 +66,8 @@ class Window:
     Attributes:
       sinks: c, first tokens that every query sees.
       recent: w, last tokens that a query sees, itself among them.
+      within: in a layer that has a window of the model's own, its size W: of the first tokens too
+        a query sees only those with s > t - W. Never in a mask: `native` puts it there.
 
     Raises:
       ValueError: for sinks below 0, recent below 1, or either above 1,000,000,000. TypeError: for a
@@ -69,10 +76,24 @@ class Window:
 
     sinks: int
     recent: int
+    within: int | None = None
     kind: ClassVar[str] = "window"
 
     def __post_init__(self) -> None:
         _whole(self, sinks=0, recent=1)
+
+    def cuts_sinks(self, length: int) -> bool:
+        """Returns whether some query of so many tokens no longer sees a first token."""
+        return bool(self.sinks) and self.within is not None and length > self.within
+
+    def covers(self, length: int) -> bool:
+        """Returns whether every query of so many tokens sees all keys up to its own."""
+        return self.sinks + self.recent >= length and not self.cuts_sinks(length)
+
+    @property
+    def acts_from(self) -> int | None:
+        """The first position with an earlier token that the window leaves out."""
+        return self.sinks + self.recent
 
     def __str__(self) -> str:
         return f"window({self.sinks},{self.recent})"
@@ -91,6 +112,7 @@ class Sink:
 
     fill: Literal["first", "zero", "mean"] = "first"
     kind: ClassVar[str] = "sink"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
@@ -101,6 +123,19 @@ class Sink:
 
 
 Path = Full | Copy | Window | Sink
+
+
+def native(path: Full | Window, window: int | None) -> Full | Window:
+    """Returns what a head on a path sees in a layer whose own window has so many tokens.
+
+    It is the intersection of both: `full` is the layer's window. None for a layer without one.
+    """
+    if window is None:
+        return path
+    if isinstance(path, Full) or path.recent >= window:
+        return Window(0, window)
+    return Window(path.sinks, path.recent, window if path.sinks else None)
+
 
 _WRITTEN = {
     "full": "full",

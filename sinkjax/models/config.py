@@ -1,4 +1,4 @@
-"""The shape of a Llama, read from a Hugging Face config and nothing left over.
+"""The shape of a Llama or a relative of it, read from a Hugging Face config, nothing left over.
 
 The reading is closed-world: an attribute that this file does not know is accepted only at a value
 that changes nothing. What is not understood is never ignored; all of it is reported at once.
@@ -9,12 +9,14 @@ import functools
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from sinkjax.errors import InputError
+from sinkjax.models.families import FAMILIES
+from sinkjax.models.families.family import FULL, WINDOWED, Family
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -82,12 +84,26 @@ class LlamaConfig:
       norm_eps: epsilon of every RMS norm.
       rope: rotary embedding.
       activation: of the gated feed-forward; one of `ACTIVATIONS`.
-      attention_bias: whether q, k, v and o projections have biases.
+      attention_bias: whether q, k and v projections have biases.
+      output_bias: whether o projections have; None as `attention_bias`.
       mlp_bias: whether gate, up and down projections have biases.
       tie_embeddings: whether the output head is the embedding's transpose.
       initializer_range: standard deviation of random weights.
       bos_token_id, eos_token_ids, pad_token_id: as the checkpoint names them; the model does not
         use them.
+      family: whose checkpoints these are, of `sinkjax.models.families.FAMILIES`.
+      qk_norm: whether each head's queries and keys have an RMS norm.
+      layer_windows: of each layer the tokens that its queries see, themselves among them, or None
+        for all; empty where all layers see all.
+      unrotated_layers: those without rotary positions.
+      local_rope: rotary embedding of the layers with windows; None for the same as all.
+      outer_norms: whether what attention and feed-forward add is normed too.
+      norm_offset: added to the stored scales of norms.
+      query_scale: multiplies rotated queries, which are divided by sqrt(H) all the same; this and
+        the next three None for 1.
+      embedding_scale: multiplies rows of the embedding where they enter the residual stream.
+      residual_scale: multiplies what attention and feed-forward add to it.
+      logit_scale: multiplies the logits.
     """
 
     vocab_size: int
@@ -108,10 +124,48 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    family: str = "llama"
+    output_bias: bool | None = None
+    qk_norm: bool = False
+    layer_windows: tuple[int | None, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
+    local_rope: RopeConfig | None = None
+    outer_norms: bool = False
+    norm_offset: float = 0.0
+    query_scale: float | None = None
+    embedding_scale: float | None = None
+    residual_scale: float | None = None
+    logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_bias is None:
+            object.__setattr__(self, "output_bias", self.attention_bias)
+
+    def window(self, layer: int) -> int | None:
+        """Returns the tokens that a layer's queries see; None for all."""
+        return self.layer_windows[layer] if self.layer_windows else None
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The rotary embeddings that layers have."""
+        return (self.rope,) if self.local_rope is None else (self.rope, self.local_rope)
+
+    def rope_index(self, layer: int) -> int | None:
+        """Returns which of `ropes` a layer has; None for none."""
+        if layer in self.unrotated_layers:
+            return None
+        return int(self.local_rope is not None and self.window(layer) is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON-able form that `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        """Returns the JSON-able form that `from_dict` reads back.
+
+        What only relatives of Llama have is left out where a model has none of it, so that digests
+        and files of Llamas are what they were before there were such fields.
+        """
+        fields = dataclasses.asdict(self)
+        plain = {name: getattr(LlamaConfig, name) for name in _OF_RELATIVES}
+        plain["output_bias"] = self.attention_bias
+        return {k: v for k, v in fields.items() if k not in plain or v != plain[k]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
@@ -121,11 +175,35 @@ class LlamaConfig:
           InputError: listing every value that no Llama can have, by Hugging Face's names.
           TypeError, LookupError: for fields that are missing or unknown.
         """
-        written = cls(**{**fields, "rope": RopeConfig(**fields["rope"])})
-        config = from_hf_config(_attributes(written))
-        if absent := [name for name, *_ in _SHAPE if fields[name] != getattr(config, name)]:
+        fields = dict(fields)
+        for name in ("rope", "local_rope"):
+            if (rope := fields.get(name)) is not None:
+                rope = RopeConfig(**rope)
+                divisors = rope.freq_factors
+                divisors = tuple(divisors) if isinstance(divisors, list) else divisors
+                fields[name] = dataclasses.replace(rope, freq_factors=divisors)
+        for name in ("eos_token_ids", "unrotated_layers", "layer_windows"):
+            fields[name] = tuple(fields.get(name, ()))
+        written = cls(**fields)
+        read = from_hf_config(_attributes(written))
+        if absent := [name for name, *_ in _SHAPE if fields[name] != getattr(read, name)]:
             raise InputError(f"config: {', '.join(absent)} cannot be null")
-        return config
+        return written
+
+
+_OF_RELATIVES = (
+    "family",
+    "qk_norm",
+    "layer_windows",
+    "unrotated_layers",
+    "local_rope",
+    "outer_norms",
+    "norm_offset",
+    "query_scale",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+)
 
 
 # Attributes of transformers' LlamaConfig that the model is built from: (ours, transformers',
@@ -275,17 +353,6 @@ _SYNONYMS = {
 }
 _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
 
-# model_type -> what transformers' class for it has where a Llama has another default.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    # A Llama, but for its window.
-    "mistral": {
-        "intermediate_size": 14336,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-}
 _WAYS_ON = {
     "quantization_config": "its weights are quantized; choose the checkpoint that it was made from",
     "sliding_window": "a Llama attends to all earlier tokens, and this is below "
@@ -325,16 +392,18 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     """
     problems: list[str] = []
     model_type = attributes.get("model_type", "llama")
-    if model_type not in list(_DEFAULTS):  # values of JSON may have no hash
+    if model_type not in list(FAMILIES):  # values of JSON may have no hash
         raise InputError(
-            f"{name}: model_type is {reprlib.repr(model_type)}; only 'llama' models can be read, "
-            "and 'mistral' without a sliding window. Choose a checkpoint of the Llama architecture."
+            f"{name}: model_type is {reprlib.repr(model_type)}; models of {', '.join(FAMILIES)} "
+            "can be read. Choose a checkpoint of one of these."
         )
-    attributes = {**_DEFAULTS[model_type], **attributes}
+    family = FAMILIES[model_type]
     shape: dict[str, Any] = {}
     for ours, theirs, default in _SHAPE:
         value = attributes.get(theirs)
-        shape[ours] = default if value is None else value
+        if value is None and not (theirs in attributes and default is None):
+            value = family.defaults.get(theirs, default)
+        shape[ours] = value
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
     for ours, theirs, default in _SHAPE:
@@ -361,7 +430,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"hidden_act is {reprlib.repr(shape['activation'])}; known are {', '.join(ACTIVATIONS)}"
         )
 
-    rope = _rope_from_hf(attributes, shape["max_length"], problems)
+    of_all, of_windows = _split_ropes(attributes, family)
+    rope = _rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
+    local = None
+    if of_windows is not None:
+        local = _rope_from_hf(of_windows, shape["max_length"], {}, problems)
     divisors = rope.freq_factors
     if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
         problems.append(
@@ -369,7 +442,20 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             f"needs {shape['head_dim'] // 2}"
         )
 
-    known = {theirs for _, theirs, _ in _SHAPE} | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
+    own = {key: attributes.get(key, default) for key, default in family.own.items()}
+    own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
+    if not problems:
+        problems += family.problems(own)
+    end_tokens = listed(attributes.get("eos_token_id"))
+    for key in sorted(_TOKEN_IDS):
+        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        if not all(type(id_) is int for id_ in ids):
+            several = ", a list of them" if key == "eos_token_id" else ""
+            problems.append(
+                f"{key} is {attributes[key]!r:.99}; give the id of a token{several} or null"
+            )
+
+    known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
         if not _changes_nothing(key, attributes, shape):
             way_on = _WAYS_ON.get(
@@ -384,15 +470,27 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
-    eos = attributes.get("eos_token_id")
     shape["norm_eps"] = float(shape["norm_eps"])
     return LlamaConfig(
-        **shape,
+        **{**shape, **family.read(own)},
         rope=rope,
+        local_rope=local,
+        family=model_type,
         bos_token_id=attributes.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        # Without those beyond the vocabulary, which no model ever gives.
+        eos_token_ids=tuple(dict.fromkeys(i for i in end_tokens if 0 <= i < shape["vocab_size"])),
         pad_token_id=attributes.get("pad_token_id"),
     )
+
+
+def listed(value: object) -> list[Any]:
+    """What a config gives where one thing, several in a list or none are allowed, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def unlisted(values: Sequence[Any]) -> Any:
+    """The reverse of `listed`: None, the one value, or a list of several."""
+    return list(values) if len(values) > 1 else values[0] if values else None
 
 
 def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -401,33 +499,28 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     Raises:
       InputError: if the rotary frequencies are of a kind that transformers cannot express.
     """
-    if config.rope.freq_factors is not None:
+    if any(rope.freq_factors is not None for rope in config.ropes):
         raise InputError(
             "the rotary frequencies of this model are given one by one (freq_factors, from a "
             "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
             "Save an Orbax checkpoint instead: python -m experiments.convert"
         )
-    return {"architectures": ["LlamaForCausalLM"], **_attributes(config), "dtype": dtype}
+    names = {"architectures": [FAMILIES[config.family].architecture]}
+    return {**names, **_attributes(config), "dtype": dtype}
 
 
 def _attributes(config: LlamaConfig) -> dict[str, Any]:
     """Returns the attributes from which `from_hf_config` reads the same config."""
-    rope = config.rope
-    required, optional = _ROPE_KEYS[rope.type]
-    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    for key in sorted(required | optional):
-        if getattr(rope, key) is not None:
-            parameters[key] = getattr(rope, key)
-    if rope.type in ("yarn", "llama3"):
-        parameters["original_max_position_embeddings"] = rope.original_max_length
+    ropes = [_rope_to_hf(rope) for rope in config.ropes]
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
-    eos = config.eos_token_ids
+    family = FAMILIES[config.family]
     return {
-        "model_type": "llama",
+        "model_type": family.model_type,
         **fields,
-        "rope_parameters": parameters,
+        **family.write(config),
+        "rope_parameters": ropes[0] if len(ropes) == 1 else {FULL: ropes[0], WINDOWED: ropes[1]},
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": unlisted(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
 
@@ -468,8 +561,39 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str
     return _INERT_KINDS.fullmatch(key) is not None
 
 
+def _split_ropes(
+    attributes: Mapping[str, Any], family: Family
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Returns the attributes of the rope, and of that of layers with windows if it is another.
+
+    Their parameters lie under the kinds of layers, or in older configs beside those of all.
+    """
+    if family.local_theta is None:
+        return attributes, None
+    theta = attributes.get("rope_local_base_freq") or family.local_theta
+    kinds = attributes.get("rope_parameters")
+    if isinstance(kinds, Mapping) and not {FULL, WINDOWED}.isdisjoint(kinds):
+        local = {"rope_parameters": kinds.get(WINDOWED), "rope_theta": theta}
+        return {**attributes, "rope_parameters": kinds.get(FULL)}, local
+    return attributes, {"rope_theta": theta}
+
+
+def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+    required, optional = _ROPE_KEYS[rope.type]
+    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
+    for key in sorted(required | optional):
+        if getattr(rope, key) is not None:
+            parameters[key] = getattr(rope, key)
+    if rope.type in ("yarn", "llama3"):
+        parameters["original_max_position_embeddings"] = rope.original_max_length
+    return parameters
+
+
 def _rope_from_hf(
-    attributes: Mapping[str, Any], max_length: int, problems: list[str]
+    attributes: Mapping[str, Any],
+    max_length: int,
+    defaults: Mapping[str, Any],
+    problems: list[str],
 ) -> RopeConfig:
     """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
     where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
@@ -490,7 +614,8 @@ def _rope_from_hf(
     old_name = parameters.pop("type", "default")
     rope_type = parameters.pop("rope_type", old_name)
     theta = attributes.get("rope_theta")
-    parameters.setdefault("rope_theta", 10_000.0 if theta is None else theta)
+    theta = defaults.get("rope_theta", 10_000.0) if theta is None else theta
+    parameters.setdefault("rope_theta", theta)
     partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         problems.append(

@@ -1,4 +1,7 @@
-"""A Llama in Flax NNX, every head `full`.
+"""A Llama or a relative of it in Flax NNX, every head `full`.
+
+What relatives have beside a Llama's parts (`sinkjax.models.families`) the config says: biases of
+some projections alone, norms of queries and keys, layers without rotation, multipliers.
 
 Axes, here as everywhere: B batch, T query length, S key length, N query heads, K key/value heads,
 G query heads a group, H head size, D model size, F feed-forward size, V vocabulary, L layers.
@@ -19,13 +22,21 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
-from sinkjax.attention.cache import Cache, LayerCache, Whole, check_capacity, new_store, write_store
-from sinkjax.attention.context import Context
+from sinkjax.attention.cache import (
+    Cache,
+    LayerCache,
+    check_capacity,
+    layout_of,
+    new_store,
+    write_store,
+)
+from sinkjax.attention.context import Context, Rotary
 from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.masks.paths import Full
+from sinkjax.errors import InputError
+from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
 
@@ -48,6 +59,7 @@ class _Maker:
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: DTypeLike):
         self._init = nnx.initializers.normal(config.initializer_range)
         self._rngs, self._dtype = rngs, dtype
+        self._scale = 1 - config.norm_offset
 
     def weight(self, *axes: tuple[str, int]) -> nnx.Param:
         names, shape = zip(*axes, strict=True)
@@ -59,7 +71,10 @@ class _Maker:
 
     def scale(self, *axes: tuple[str, int]) -> nnx.Param:
         names, shape = zip(*axes, strict=True)
-        return self._param(jnp.ones(shape, self._dtype), names)
+        return self._param(jnp.full(shape, self._scale, self._dtype), names)
+
+    def norm(self, config: LlamaConfig) -> "RMSNorm":
+        return RMSNorm(config, self.scale(("embed", config.embed_dim)))
 
     @staticmethod
     def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
@@ -68,18 +83,49 @@ class _Maker:
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · scale, in float32 (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axis, in float32.
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
-        self.eps = config.norm_eps
-        self.scale = make.scale(("embed", config.embed_dim))
+    Zhang and Sennrich 2019; the offset is 0 in most models.
+    """
 
-    def __call__(self, x: Residual) -> Residual:
-        """Returns the normed residual, in x's dtype."""
+    def __init__(self, config: LlamaConfig, scale: nnx.Param):
+        self.eps, self.offset, self.scale = config.norm_eps, config.norm_offset, scale
+
+    def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
+        """Returns the normed residual, or heads, in x's dtype."""
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
-        return (wide * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        scale = scale + self.offset if self.offset else scale
+        return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+class Turn(nnx.Module):
+    """What makes projected queries and keys those of attention: norms, rotation, a multiplier.
+
+    Attributes:
+      q_norm, k_norm: over each head; None where the model has none.
+      rope: which of the model's rotary embeddings the layer has; None for none.
+      query_scale: multiplies the queries; None for 1.
+    """
+
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+        def norm() -> RMSNorm | None:
+            scale = make.scale(("head_dim", config.head_dim)) if config.qk_norm else None
+            return None if scale is None else RMSNorm(config, scale)
+
+        self.q_norm, self.k_norm = norm(), norm()
+        self.rope = config.rope_index(index)
+        self.query_scale = config.query_scale
+
+    def __call__(self, q: PerHead, k: PerKvHead, context: Context) -> tuple[PerHead, PerKvHead]:
+        """Returns queries and keys as attention takes them."""
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            q, k = (rotate(heads, context.rotary[self.rope]) for heads in (q, k))
+        return scaled(q, self.query_scale), k
 
 
 class Attention(nnx.Module):
@@ -88,9 +134,11 @@ class Attention(nnx.Module):
     Attributes:
       q: [N, H, D]; k, v: [K, H, D]; o: [D, N, H].
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
+      turn: what queries and keys go through after their projections.
+      span: what every head sees: all, or the layer's own window.
     """
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
         embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
         heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
         self.q = make.weight(heads, head_dim, embed)
@@ -101,16 +149,18 @@ class Attention(nnx.Module):
         self.q_bias = make.bias(heads, head_dim) if biased else None
         self.k_bias = make.bias(kv_heads, head_dim) if biased else None
         self.v_bias = make.bias(kv_heads, head_dim) if biased else None
-        self.o_bias = make.bias(embed) if biased else None
+        self.o_bias = make.bias(embed) if config.output_bias else None
+        self.turn = Turn(config, index, make)
+        self.span = native(Full(), config.window(index))
 
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
     ) -> tuple[Residual, Observed]:
         """As `Layer.attend`, without norm and residual."""
-        products, cos, sin = context.products, context.cos, context.sin
+        products = context.products
         q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
         q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)
-        q, k, v = rotate(q, cos, sin), rotate(k, cos, sin), add_bias(v, self.v_bias)
+        q, k, v = *self.turn(q, k, context), add_bias(v, self.v_bias)
         outputs, observed = attend(q, k, v)
         (out,) = products.project(outputs, self.o[...])
         return add_bias(out, self.o_bias), observed
@@ -123,10 +173,10 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             cache = None
             if context.max_length is not None:
-                whole = Whole(context.max_length)
-                keys, values = (new_store(x, whole, context.lengths) for x in (k, v))
+                layout = layout_of(self.span, context.max_length)
+                keys, values = (new_store(x, layout, context.lengths) for x in (k, v))
                 cache = LayerCache((keys,), (values,))
-            outputs = context.kernel.attend(q, k, v, Full(), context.products)
+            outputs = context.kernel.attend(q, k, v, self.span, context.products)
             return outputs, (context, cache)
 
         return self.attend(x, context, attend)
@@ -137,13 +187,15 @@ class Attention(nnx.Module):
         """Computes one token a row: as `Layer.decode`, without norm and residual."""
         (old_keys,), (old_values,) = cache.keys, cache.values
         assert old_keys is not None
-        whole, t, products = Whole(old_keys.shape[-2]), context.lengths, context.products
+        assert context.max_length is not None
+        layout = layout_of(self.span, context.max_length)
+        t, products = context.lengths, context.products
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys = products.settle(write_store(old_keys, k, whole, t))
-            values = products.settle(write_store(old_values, v, whole, t))
+            keys = products.settle(write_store(old_keys, k, layout, t))
+            values = products.settle(write_store(old_values, v, layout, t))
             scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
-            weights = cached_weights(scores, whole.positions(t), t, products)
+            weights = cached_weights(scores, layout.positions(t), t, products)
             weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
             outputs = products.sum_slots(weights, values).reshape(q.shape)
             return outputs, (context, LayerCache((keys,), (values,)))
@@ -156,12 +208,13 @@ class Attention(nnx.Module):
         """Computes a further piece of a prompt: as `Layer.extend`, without norm and residual."""
         (old_keys,), (old_values,) = cache.keys, cache.values
         assert old_keys is not None
-        whole = Whole(old_keys.shape[-2])
+        assert context.max_length is not None
+        layout = layout_of(self.span, context.max_length)
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys = Extended.of(old_keys, k, whole, context)
-            values = Extended.of(old_values, v, whole, context)
-            outputs = attend_piece(q, keys, values, Full(), context.products)
+            keys = Extended.of(old_keys, k, layout, context)
+            values = Extended.of(old_values, v, layout, context)
+            outputs = attend_piece(q, keys, values, self.span, context.products)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
         return self.attend(x, context, attend)
@@ -190,13 +243,21 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each on the normed residual and added to it."""
+    """Attention and feed-forward, each on the normed residual and added to it.
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
-        self.attention_norm = RMSNorm(config, make)
-        self.attention = Attention(config, make)
-        self.mlp_norm = RMSNorm(config, make)
+    Attributes:
+      attention_outer_norm, mlp_outer_norm: of what either adds; None where the model has none.
+      residual_scale: multiplies what either adds; None for 1.
+    """
+
+    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+        self.attention_norm = make.norm(config)
+        self.attention = Attention(config, index, make)
+        self.mlp_norm = make.norm(config)
         self.mlp = MLP(config, make)
+        self.attention_outer_norm = make.norm(config) if config.outer_norms else None
+        self.mlp_outer_norm = make.norm(config) if config.outer_norms else None
+        self.residual_scale = config.residual_scale
 
     def __call__(
         self, x: Residual, context: Context
@@ -236,7 +297,8 @@ class Layer(nnx.Module):
         """Returns the residual after the layer, of that after its attention."""
         with jax.named_scope("mlp"):
             x = products.settle(x)
-            return products.settle(x + self.mlp(self.mlp_norm(x), products))
+            out = self.mlp(self.mlp_norm(x), products)
+            return products.settle(self._add(x, out, self.mlp_outer_norm))
 
     def _add_attention(
         self, x: Residual, attention: Callable[..., tuple[Residual, Observed]], *arguments: Any
@@ -244,7 +306,10 @@ class Layer(nnx.Module):
         """Adds attention of its norm to the residual; also returns what attention observed."""
         with jax.named_scope("attention"):
             out, observed = attention(self.attention_norm(x), *arguments)
-        return x + out, observed
+        return self._add(x, out, self.attention_outer_norm), observed
+
+    def _add(self, x: Residual, out: Residual, norm: RMSNorm | None) -> Residual:
+        return x + scaled(out if norm is None else norm(out), self.residual_scale)
 
 
 class Llama(nnx.Module):
@@ -262,8 +327,8 @@ class Llama(nnx.Module):
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
         self.embedding = make.weight(vocab, embed)
-        self.layers = nnx.List([Layer(config, make) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config, make)
+        self.layers = nnx.List([Layer(config, index, make) for index in range(config.num_layers)])
+        self.norm = make.norm(config)
         self.head = None if config.tie_embeddings else make.weight(vocab, embed)
 
     def __call__(
@@ -271,9 +336,15 @@ class Llama(nnx.Module):
     ) -> Float32[Array, "B T V"]:
         """Returns next-token logits; at padding they mean nothing.
 
+        Ids are taken on trust: from -V on they count from the vocabulary's end, and any other
+        outside of [0, V) makes its row NaN.
+
         Args:
-          tokens: right-padded with any id where rows are shorter than T.
+          tokens: right-padded with any id of the vocabulary where rows are shorter than T.
           lengths: tokens in each row; None where every row is full.
+
+        Raises:
+          InputError: for no row, or rows without a token.
         """
         return self.logits(self.hidden(tokens, lengths=lengths))
 
@@ -324,7 +395,7 @@ class Llama(nnx.Module):
 
         Args:
           tokens: the piece, right-padded with any id; with what the cache holds of the longest row
-            at most its `max_length`.
+            at most its `max_length`. What does not fit is written over the last entries.
           cache: of `prefill` or `extend`, to be donated.
           lengths: tokens in each row of the whole prompts.
           products: as of `prefill`.
@@ -334,15 +405,17 @@ class Llama(nnx.Module):
           within the piece; the cache, for `decode` or the next piece.
 
         Raises:
-          InputError: if the piece alone is longer than the cache.
+          InputError: if the piece does not fit the cache; in `jax.jit`, where what the cache holds
+            is not known, if it would not fit an empty one.
         """
-        check_capacity(tokens.shape[1], cache.max_length)
         lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]
         start = cache.lengths.max()
+        held = 0 if isinstance(start, jax.core.Tracer) else int(start)
+        check_capacity(held + length, cache.max_length)
         positions = start + jnp.arange(length, dtype=jnp.int32)[None, :]
-        cos, sin = (products.settle(x) for x in rotary_tables(self.config, positions, lengths))
+        rotary = _settled(rotary_tables(self.config, positions, lengths), products)
         after = jnp.maximum(jnp.minimum(lengths, start + length), cache.lengths)
-        context = Context(cos, sin, after, cache.max_length, products, start=start)
+        context = Context(rotary, after, cache.max_length, products, start=start)
         x, layers = self._run_layers(self.embed(tokens), context, cache, "extend")
         last = jnp.clip(lengths - 1 - start, 0, length - 1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
@@ -359,9 +432,8 @@ class Llama(nnx.Module):
         logits mean nothing. Donate it, and it is updated in place.
         """
         positions = cache.lengths
-        cos, sin = rotary_tables(self.config, positions[:, None], positions + 1)
-        cos, sin = products.settle(cos), products.settle(sin)
-        context = Context(cos, sin, positions, cache.max_length, products)
+        tables = rotary_tables(self.config, positions[:, None], positions + 1)
+        context = Context(_settled(tables, products), positions, cache.max_length, products)
         x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
         return self.logits(x, products)[:, 0], Cache(positions + 1, layers, cache.max_length)
 
@@ -394,15 +466,18 @@ class Llama(nnx.Module):
 
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
-        lengths = self._row_lengths(tokens, lengths)
+        x, lengths = self.embed(tokens), self._row_lengths(tokens, lengths)
         final = lengths if final_lengths is None else jnp.asarray(final_lengths, jnp.int32)
-        cos, sin = _prompt_tables(self.config, tokens.shape[1], final)
-        cos, sin = products.settle(cos), products.settle(sin)
-        return self.embed(tokens), Context(cos, sin, lengths, max_length, products, kernel)
+        tables = _settled(_prompt_tables(self.config, tokens.shape[1], final), products)
+        return x, Context(tables, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
-        """Returns the rows of the embedding."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        """Returns the residual before the first layer; InputError where there are no tokens."""
+        if 0 in tokens.shape:
+            raise InputError(
+                f"tokens have shape {tokens.shape}; at least one row of one token is needed"
+            )
+        return scaled(jnp.take(self.embedding[...], tokens, axis=0), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
@@ -417,12 +492,22 @@ class Llama(nnx.Module):
     def logits(self, x: Residual, products: Products = PLAIN) -> Float32[Array, "B T V"]:
         """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
-            return products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+            logits = products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+            return scaled(logits, self.config.logit_scale)
+
+
+def scaled(x: Array, scale: float | None) -> Array:
+    """Returns x times a multiplier, in x's dtype; x itself where there is none."""
+    return x if scale is None else x * jnp.asarray(scale, x.dtype)
+
+
+def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:
+    return jax.tree.map(products.settle, tables)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _prompt_tables(
     config: LlamaConfig, length: int, lengths: Int32[Array, " B"]
-) -> tuple[Float32[Array, "#B T half"], Float32[Array, "#B T half"]]:
+) -> tuple[Rotary, ...]:
     """Returns rotary tables of T positions; one program where they are not part of a larger one."""
     return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)

@@ -9,7 +9,13 @@ from jaxtyping import Int
 
 from sinkjax.models.decoder import Llama
 
-_NOT_COMPUTED_WITH = ("initializer_range", "bos_token_id", "eos_token_ids", "pad_token_id")
+_NOT_COMPUTED_WITH = (
+    "family",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_ids",
+    "pad_token_id",
+)
 
 
 def model_digest(model: Llama) -> str:

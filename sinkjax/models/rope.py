@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
+from sinkjax.attention.context import Rotary
 from sinkjax.models.config import LlamaConfig, RopeConfig
 
 
 def rotary_tables(
     config: LlamaConfig, positions: Int32[Array, "#B T"], lengths: Int32[Array, " B"]
-) -> tuple[Float32[Array, "#B T half"], Float32[Array, "#B T half"]]:
-    """Returns cosines and sines of H/2 angles for `rotate`.
+) -> tuple[Rotary, ...]:
+    """Returns cosines and sines of H/2 angles for `rotate`, of each of the config's `ropes`.
 
     Args:
       config: of the model.
@@ -26,24 +27,23 @@ def rotary_tables(
       lengths: tokens in each row so far; only dynamic scaling reads it. A row's angles follow its
         own length, so that a row padded beside longer ones equals the row alone.
     """
-    if config.rope.type == "dynamic":
-        frequencies = _dynamic_frequencies(config, lengths)[:, None, :]
-    else:
-        fixed = inverse_frequencies(config.rope, config.head_dim)
-        frequencies = jnp.asarray(fixed)[None, None, :]
-    angles = positions.astype(jnp.float32)[:, :, None] * frequencies
-    scale = jnp.float32(attention_factor(config.rope))
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    tables = []
+    for rope in config.ropes:
+        if rope.type == "dynamic":
+            frequencies = _dynamic_frequencies(config, rope, lengths)[:, None, :]
+        else:
+            fixed = inverse_frequencies(rope, config.head_dim)
+            frequencies = jnp.asarray(fixed)[None, None, :]
+        angles = positions.astype(jnp.float32)[:, :, None] * frequencies
+        scale = jnp.float32(attention_factor(rope))
+        tables.append(Rotary(jnp.cos(angles) * scale, jnp.sin(angles) * scale))
+    return tuple(tables)
 
 
-def rotate(
-    x: Float[Array, "B T heads H"],
-    cos: Float32[Array, "#B T H//2"],
-    sin: Float32[Array, "#B T H//2"],
-) -> Float[Array, "B T heads H"]:
+def rotate(x: Float[Array, "B T heads H"], table: Rotary) -> Float[Array, "B T heads H"]:
     """Rotates each pair (x[h], x[h + H/2]) by its angle, in float32; the result has x's dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    cos, sin = (angles[:, :, None, :] for angles in table)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
@@ -86,13 +86,13 @@ def _wavelength_series(theta: float, head_dim: int) -> Float32[np.ndarray, " hal
 
 
 def _dynamic_frequencies(
-    config: LlamaConfig, lengths: Int32[Array, " B"]
+    config: LlamaConfig, rope: RopeConfig, lengths: Int32[Array, " B"]
 ) -> Float32[Array, "B half"]:
     """Returns frequencies whose theta grows with a row's length once beyond `max_length`."""
-    dim, factor = config.head_dim, config.rope.factor
+    dim, factor = config.head_dim, rope.factor
     assert factor is not None
     stretch = jnp.maximum(lengths, config.max_length).astype(jnp.float32) / config.max_length
-    theta = config.rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
+    theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
     return 1.0 / (theta[:, None] ** exponents[None, :])
 

@@ -87,8 +87,8 @@ def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: i
     Args:
       config: its shape.
       dtype: of the parameters.
-      seed: of the draws, uniform with the config's initializer_range as standard deviation, about 1
-        where they are a norm's scale.
+      seed: of the draws, uniform with the config's initializer_range as standard deviation, about
+        what makes a norm's scale 1 where they are one.
     """
     abstract = abstract_model(config, dtype)
     shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
@@ -100,7 +100,7 @@ def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: i
         values = rng.random(shapes[path], np.float32)
         values -= np.float32(0.5)
         values *= width
-        values += np.float32("scale" in path)
+        values += np.float32(1 - config.norm_offset if "scale" in path else 0)
         return jax.device_put(values.astype(dtype, copy=False))
 
     return fill_model(abstract, draw)

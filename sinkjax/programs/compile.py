@@ -14,8 +14,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sinkjax.errors import InputError, Problem
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
-from sinkjax.models.sampling import Sampler, draw
+from sinkjax.models.sampling import Sampler, draw, whole
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
@@ -32,8 +33,8 @@ def compile(
     model: Llama,
     *,
     batch_size: int = 1,
-    prefill_lengths: Iterable[int] = (64, 512),
-    max_length: int = 1024,
+    prefill_lengths: Iterable[int] | None = None,
+    max_length: int | None = None,
     steps_per_call: int = DEFAULT_STEPS_PER_CALL,
     layers: Layers = "unrolled",
     attention: str = DEFAULT_ATTENTION,
@@ -48,7 +49,9 @@ def compile(
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
       prefill_lengths: the buckets, to which prompts are padded. A prompt longer than the longest
         comes in pieces as long as that one, by an executable that the first such prompt compiles.
-      max_length: tokens that a row has room for, the prompt's and the new ones'.
+        None for 64 and 512, as far as there is room.
+      max_length: tokens that a row has room for, the prompt's and the new ones'. None for 1024, or
+        as many as the model is made for.
       steps_per_call: decode steps per device call, and so the grain of streaming.
       layers: `unrolled` compiles each layer by itself and reads the model's own arrays. `scanned`
         compiles a run of like layers once (`sinkjax.programs.scan`): compile time no longer grows
@@ -65,7 +68,7 @@ def compile(
       InputError: for sizes below 1, no buckets, buckets beyond `max_length`, a `max_length` beyond
         the model's own, an unknown form of layers, or attention that cannot be computed so.
     """
-    buckets = sorted(set(prefill_lengths))
+    buckets, max_length = choose_sizes(model, prefill_lengths, max_length)
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
     structure = scanned(model) if layers == "scanned" else model
     graph, state = nnx.split(structure)
@@ -157,6 +160,23 @@ def compile(
     )
 
 
+def choose_sizes(
+    model: Llama, prefill_lengths: Iterable[int] | None, max_length: int | None
+) -> tuple[list[int], int]:
+    """The buckets in order, and the room, where either may be left to be chosen."""
+    if max_length is None:
+        own = longest_context(model.config)
+        max_length = 1024 if own is None else min(1024, own)
+    if prefill_lengths is None:
+        prefill_lengths = (min(bucket, max_length) for bucket in (64, 512))
+    return sorted(set(prefill_lengths)), max_length
+
+
+def longest_context(config: LlamaConfig) -> int | None:
+    """Tokens that a model is made for; None where its rope is made to go beyond."""
+    return None if config.rope.type == "dynamic" else config.max_length
+
+
 class _Placement:
     """The place of the arguments of executables: one device, a mesh, or nowhere yet."""
 
@@ -217,19 +237,18 @@ def _check(
     layers: str,
 ) -> None:
     problems = []
-    for name, value in (("batch_size", batch_size), ("steps_per_call", steps_per_call)):
-        if value < 1:
-            problems.append(Problem(name, value, "at least 1 is allowed"))
+    sizes = {"batch_size": batch_size, "max_length": max_length, "steps_per_call": steps_per_call}
+    for name, value in [*sizes.items(), *(("prefill_lengths", bucket) for bucket in buckets)]:
+        if (whole(value) or 0) < 1:
+            problems.append(Problem(name, value, "whole numbers from 1 on are allowed"))
     if not buckets:
         problems.append(Problem("prefill_lengths", None, "give at least one bucket"))
-    elif buckets[0] < 1:
-        problems.append(Problem("prefill_lengths", buckets[0], "at least 1 is allowed"))
     elif buckets[-1] > max_length:
         text = f"more than max_length, {max_length}: a prompt that long would leave no room"
         problems.append(Problem("prefill_lengths", buckets[-1], text))
-    # Dynamic rope is made to go beyond; any other model has seen no such position.
-    if max_length > model.config.max_length and model.config.rope.type != "dynamic":
-        text = f"the model is made for {model.config.max_length} tokens"
+    own = longest_context(model.config)
+    if own is not None and max_length > own:
+        text = f"the model is made for {own} tokens"
         problems.append(Problem("max_length", max_length, text))
     if layers not in LAYERS:
         problems.append(Problem("layers", layers, f"allowed are {', '.join(LAYERS)}"))

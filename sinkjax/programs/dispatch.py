@@ -16,7 +16,7 @@ from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import compile
+from sinkjax.programs.compile import choose_sizes, compile
 from sinkjax.programs.generate import Generator, OnTokens, Program, Request, Row, run
 from sinkjax.specialize.build import specialize
 
@@ -148,8 +148,8 @@ def compile_plan(
     plan: Plan,
     *,
     fills: Mapping[SinkMask, jax.Array] | None = None,
-    prefill_lengths: Iterable[int] = (64, 512),
-    max_length: int = 1024,
+    prefill_lengths: Iterable[int] | None = None,
+    max_length: int | None = None,
     **options: Any,
 ) -> Dispatcher:
     """Compiles a program for each stage of a plan, with the buckets and the room that it needs.
@@ -164,7 +164,8 @@ def compile_plan(
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no prompt reaches.
     """
-    buckets = tuple(sorted(set(prefill_lengths)))
+    lengths, max_length = choose_sizes(model, prefill_lengths, max_length)
+    buckets = tuple(lengths)
     models: dict[SinkMask, Any] = {}
     programs = []
     needs = _stage_needs(plan, buckets, max_length)

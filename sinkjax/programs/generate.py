@@ -20,13 +20,12 @@ from flax import nnx
 
 from sinkjax.attention.kernels import Kernel
 from sinkjax.errors import InputError, Problem
-from sinkjax.models.sampling import Sampler, draw, make_sampler
+from sinkjax.models.finite import not_finite
+from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler, whole
 from sinkjax.programs.executable import Executable
 
 MAX_STOP_TOKENS = 8
 """Stop tokens that an executable can be given: their number is part of its shapes."""
-
-_NO_TOKEN = -1  # fills the stop tokens up; no token has this id
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 OnTokens = Callable[[int, list[int]], None]
@@ -74,23 +73,36 @@ class Generator(abc.ABC):
 
         Raises:
           InputError: listing every prompt that is empty, holds an id outside the vocabulary or has
-            no room for `max_new_tokens`, and every setting that is out of its range.
+            no room for `max_new_tokens`, and every setting that is out of its range; and as soon
+            as logits are not finite.
           ValueError: for a program that is only for reading.
         """
         single = _is_single(prompts)
-        arrays = [np.asarray(tokens) for tokens in ([prompts] if single else prompts)]
-        problems = []
+        arrays = [np.asarray(prompts)] if single else list(map(_as_array, prompts))
+        vocab_size, max_length = self._sizes()
+        problems: list[Problem | str] = []
+        new = whole(max_new_tokens) or 0
+        if new < 1:
+            text = "whole numbers from 1 on are allowed"
+            problems.append(Problem("max_new_tokens", max_new_tokens, text))
         for index, tokens in enumerate(arrays):
             which = "the prompt" if single else f"prompt {index}"
-            of_prompt = _prompt_problems(tokens, max_new_tokens, *self._sizes())
+            of_prompt = [*prompt_problems(tokens, vocab_size)]
+            if not of_prompt and len(tokens) + max(new, 0) > max_length:
+                of_prompt.append(_no_room(len(tokens), new, max_length))
             problems += [f"{which} {problem}" for problem in of_prompt]
-        if max_new_tokens < 1:
-            problems.append(Problem("max_new_tokens", max_new_tokens, "at least 1 is allowed"))
-        stops = sorted(set(stop_tokens))
+        stops = list(dict.fromkeys(stop_tokens))
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
-        count = len(arrays)
-        seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+        for stop in stops:
+            if not 0 <= (-1 if (token := whole(stop)) is None else token) < vocab_size:
+                text = f"the vocabulary has ids 0 to {vocab_size - 1}"
+                problems.append(Problem("stop_tokens", stop, text))
+        count, first_seed = len(arrays), whole(seed)
+        if first_seed is not None:
+            seeds = [first_seed + i for i in range(count)]
+        else:
+            seeds = list(seed) if isinstance(seed, Iterable) else [seed]
         if len(seeds) != count:
             problems.append(Problem("seed", seeds, f"give one for each of the {count} prompts"))
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -100,14 +112,14 @@ class Generator(abc.ABC):
             problems += error.problems
         if problems:
             raise InputError(*problems)
-        padding = [_NO_TOKEN] * (MAX_STOP_TOKENS - len(stops))
+        padding = [NO_TOKEN] * (MAX_STOP_TOKENS - len(stops))
         rows = [
-            Row(index, tokens.astype(np.int32), max_new_tokens, row_seed)
+            Row(index, tokens.astype(np.int32), new, row_seed)
             for index, (tokens, row_seed) in enumerate(zip(arrays, seeds, strict=True))
         ]
         self._run(Request(sampling, np.asarray(stops + padding, np.int32)), rows, on_tokens)
-        new = [np.asarray(row.new, np.int32) for row in rows]
-        return new[0] if single else new
+        drawn = [np.asarray(row.new, np.int32) for row in rows]
+        return drawn[0] if single else drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +275,9 @@ class Program(Generator):
 
     @property
     def compile_seconds(self) -> float:
-        """Lowering and compiling of all executables, together; without `extend`."""
-        return sum(e.lowering_seconds + e.compile_seconds for e in self.executables)
+        """Lowering and compiling together, of all executables and, once it is there, `extend`."""
+        built = [*self.executables, *filter(None, [vars(self).get("extend")])]
+        return sum(e.lowering_seconds + e.compile_seconds for e in built)
 
     def _sizes(self) -> tuple[int, int]:
         return self.model.config.vocab_size, self.max_length
@@ -382,33 +395,46 @@ class _Batch:
             if not count:
                 continue
             new = drawn_tokens[:count]
+            if NO_TOKEN in new:
+                length = row.length + new.index(NO_TOKEN)
+                raise not_finite(f"logits after {length} tokens of prompt {row.index}")
             row.new += new
             row.budget = 0 if new[-1] in self._request.stop_tokens else row.budget - count
             if self._on_tokens is not None:
                 self._on_tokens(row.index, new)
 
 
-def _is_single(prompts: Prompts) -> bool:
-    if isinstance(prompts, np.ndarray | jax.Array):
-        return prompts.ndim == 1
-    return len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
-
-
-def _prompt_problems(
-    tokens: np.ndarray,
-    max_new_tokens: int,
-    vocab_size: int,
-    max_length: int,
-) -> Iterator[str]:
+def prompt_problems(tokens: np.ndarray, vocab_size: int) -> Iterator[str]:
+    """What is wrong with one prompt's tokens, whatever room there is for them."""
     if tokens.size == 0:
         yield "is empty; at least one token is needed"
     elif tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         yield f"is {tokens.dtype} {tokens.shape}; whole numbers [T] are needed"
     elif (outside := tokens[(tokens < 0) | (tokens >= vocab_size)]).size:
         yield f"holds token {outside[0]}; the vocabulary has ids 0 to {vocab_size - 1}"
-    if tokens.size + max_new_tokens > max_length:
-        yield (
-            f"has {tokens.size} tokens, which with max_new_tokens {max_new_tokens} is more than "
-            f"max_length, {max_length}. Ask for at most {max_length - tokens.size}, or compile for "
-            "more"
-        )
+
+
+def _no_room(size: int, max_new_tokens: int, max_length: int) -> str:
+    most = max_length - size
+    advice = f"Ask for at most {most}" if most > 0 else "Give a shorter one"
+    return (
+        f"has {size} tokens, which with max_new_tokens {max_new_tokens} is more than max_length, "
+        f"{max_length}. {advice}, or compile for more"
+    )
+
+
+def _is_single(prompts: Prompts) -> bool:
+    """Whether it is one prompt, as a list without anything in it is: an empty one."""
+    if isinstance(prompts, np.ndarray | jax.Array):
+        return prompts.ndim < 2
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        kind = type(prompts).__name__
+        raise InputError(Problem("prompts", None, f"token ids are needed, not {kind}"))
+    return not prompts or not isinstance(prompts[0], Sequence | np.ndarray | jax.Array)
+
+
+def _as_array(tokens: Any) -> np.ndarray:
+    try:
+        return np.asarray(tokens)
+    except ValueError:  # lists of different lengths within
+        return np.asarray(tokens, object)

@@ -86,8 +86,9 @@ def _page(report: Path) -> str:
 
 def _earlier(folder: Path) -> set[str]:
     """Names of the figures of the report that the folder holds."""
-    if (folder / _LIST).exists():
-        return set(re.findall(rf"^{_NAME}$", (folder / _LIST).read_text(), re.MULTILINE))
+    if (folder / _LIST).is_file():
+        listed = (folder / _LIST).read_bytes().decode(errors="replace")
+        return set(re.findall(rf"^{_NAME}$", listed, re.MULTILINE))
     # Version 0.1.0 left no list; its page names its figures.
     named = rf'<span class="file">figures/({_NAME})</span>'
     return set(re.findall(named, _page(folder / "report.html")))

@@ -37,7 +37,7 @@ from sinkjax.attention.piece import (
 from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.masks.paths import Full, Window
-from sinkjax.models.rope import rotate
+from sinkjax.models.decoder import Turn
 from sinkjax.specialize.plan import Block, LayerPlan
 
 
@@ -48,6 +48,7 @@ class SpecializedAttention(nnx.Module):
       plan: the order of heads, static, as they lie along the axes below.
       q: [computed heads, H, D]; k, v: [groups, H, D]; o: [D, computed and copied heads, H].
       q_bias, k_bias, v_bias: their biases; o_bias: [D].
+      turn: as `sinkjax.models.decoder.Attention` has it.
       sink_v: [groups with only `sink` heads, H, D], applied to the first token alone; sink_v_bias.
       first_o: [D, groups, H], o summed over the `sink(first)` heads of each group that has any.
       other_o: the same of all other `sink` heads.
@@ -57,9 +58,13 @@ class SpecializedAttention(nnx.Module):
     """
 
     def __init__(
-        self, plan: LayerPlan, parameters: dict[str, nnx.Param | None], norm: nnx.Module | None
+        self,
+        plan: LayerPlan,
+        parameters: dict[str, nnx.Param | None],
+        turn: Turn,
+        norm: nnx.Module | None,
     ):
-        self.plan = plan
+        self.plan, self.turn = plan, turn
         self.q, self.q_bias = parameters["q"], parameters["q_bias"]
         self.k, self.k_bias = parameters["k"], parameters["k_bias"]
         self.v, self.v_bias = parameters["v"], parameters["v_bias"]
@@ -168,11 +173,8 @@ class SpecializedAttention(nnx.Module):
             v = add_bias(v, self.v_bias)
             if not q_and_k:
                 return None, None, v
-            q, k = (
-                rotate(add_bias(heads, bias), context.cos, context.sin)
-                for heads, bias in zip(q_and_k, (self.q_bias, self.k_bias), strict=True)
-            )
-        return q, k, v
+            q, k = map(add_bias, q_and_k, (self.q_bias, self.k_bias))
+            return *self.turn(q, k, context), v
 
     def _blocks(
         self, q: jax.Array | None, k: jax.Array | None, v: jax.Array | None

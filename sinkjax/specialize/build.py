@@ -98,7 +98,8 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
 
 
 def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> SpecializedLlama:
-    plans = plan_layers(mask, model.config.num_heads // model.config.num_kv_heads)
+    config = model.config
+    plans = plan_layers(mask, config.num_heads // config.num_kv_heads, config.layer_windows)
     layers = []
     for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
         layer = _shared(layer)
@@ -133,7 +134,7 @@ def _specialized(
         source = name.removeprefix("sink_")
         new[name] = _heads(getattr(attention, source), groups)
         new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
-    return SpecializedAttention(plan, new, norm)
+    return SpecializedAttention(plan, new, attention.turn, norm)
 
 
 def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:

@@ -15,7 +15,7 @@ k the blocks that need keys, v all blocks.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sinkjax.attention.context import PartName
 from sinkjax.attention.copy import CopiedHead
@@ -108,17 +108,21 @@ class HeadOrder:
     mean: tuple[int, ...]
 
 
-def plan_layers(mask: SinkMask, group: int) -> list[tuple[LayerPlan, HeadOrder] | None]:
+def plan_layers(
+    mask: SinkMask, group: int, windows: Sequence[int | None] = ()
+) -> list[tuple[LayerPlan, HeadOrder] | None]:
     """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
 
-    `group` is G, the query heads of a group.
+    `group` is G, the query heads of a group; `windows` are of `sinkjax.LlamaConfig`.
     """
+    all_full = [all(path == Full() for path in paths) for paths in mask.heads]
+    mask = mask.within(windows)
     copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
     sources: dict[tuple[int, int], CopiedHead] = {}
     plans = []
-    for layer, paths in enumerate(mask.heads):
+    for layer, is_full in enumerate(all_full):
         kept = frozenset(head for source, head in copied if source == layer)
-        if kept or any(path != Full() for path in paths):
+        if kept or not is_full:
             plans.append(_plan_layer(layer, mask, group, kept, sources))
         else:
             plans.append(None)
@@ -225,4 +229,10 @@ def _span(paths: Iterable[Full | Window]) -> Full | Window:
     spans = set(paths)
     if Full() in spans:
         return Full()
-    return Window(max(span.sinks for span in spans), max(span.recent for span in spans))
+    # First tokens have to stay as long as any head sees them.
+    within = {span.within for span in spans if span.sinks}
+    return Window(
+        max(span.sinks for span in spans),
+        max(span.recent for span in spans),
+        None if None in within else max(within, default=None),
+    )

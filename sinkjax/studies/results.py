@@ -2,12 +2,13 @@
 
   run.json           what defines the run: its specification
   records.jsonl      one record a line
+  records.sha256     a digest of the specification, then one for each record
   measured/ID.npz    arrays that records are made from
   .lock              held by the process that writes
 
 A record is there from the moment `Results.append` returns, through a kill or a power cut, and is
-never there in part: its line is written and synced before anything counts on it, and a line that
-was torn is cut off by the next process. Every other file is written under a name of its own and
+never there in part: its line is written and synced, then its digest, and what a kill leaves of
+the two is cut off by the next process. Every other file is written under a name of its own and
 then renamed.
 """
 
@@ -19,6 +20,7 @@ import io
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,18 @@ from typing import Any
 import numpy as np
 
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import PARTIAL, replace_file, sync_folder
+from sinkjax.files import PARTIAL, parse_json, read_file, replace_file, sync_folder
+from sinkjax.studies import chain
+from sinkjax.studies.fields import Fields, placed
+
+DIGESTS = "records.sha256"
 
 _MISSING = object()
+_NO_RESULTS = "give the output folder of a run that has begun"
+_UNCHECKED = (
+    "%s: its %d records were written by a version that kept no digests of them, so nobody can tell "
+    "whether they are still what was written%s"
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +59,7 @@ def identity(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json(fields, sort_keys=True)).hexdigest()[:16]
 
 
-def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
     """Reads a run's folder and changes nothing in it, also while the run writes to it.
 
     Args:
@@ -59,28 +70,37 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[d
       that is torn, or still being written, is no record.
 
     Raises:
-      InputError: where the folder holds no run's results or cannot be read, or a line of its
-        records other than the last is damaged.
+      InputError: where the folder holds no run's results or cannot be read, or what it holds is
+        not what was written.
     """
     folder = Path(folder)
-    specified, records = folder / "run.json", folder / "records.jsonl"
+    file = folder / "records.jsonl"
     try:
-        specification = _specification(specified)
-        content = records.read_bytes()
+        digests = _kept(folder / DIGESTS)  # before the records, of which more may come
+        specification = _specification(folder / "run.json")
+        content = read_file(file)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
         raise InputError(
-            f"{folder} holds no results that can be read ({reason}): give the output folder of "
-            "a run that has begun"
+            f"{folder} holds no results that can be read ({reason}): {_NO_RESULTS}"
         ) from error
-    index, _, problems = _index(content)
-    if problems:
+    lines = chain.read_lines(content, digests)
+    if lines.problems:
+        raise InputError(f"{folder}: {_damaged(lines)}", *_each_line(file, lines))
+    if lines.digests is None and lines.places:
+        _logger.warning(_UNCHECKED, folder, len(lines.places), "")
+    if lines.digests is not None and lines.digests[:1] != [chain.first_digest(specification)]:
         raise InputError(
-            f"{records} has been damaged or edited. Delete the lines named here, and give the "
-            "same command again: it measures their cells anew.",
-            *(f"{records}: {problem}" for problem in problems),
+            f"{folder / 'run.json'} is not the one that was written: delete it, and give the same "
+            "command again, which writes it anew"
         )
-    return specification, [json.loads(content[at : at + size]) for at, size in index.values()]
+    try:
+        return specification, [
+            placed(json.loads(content[at : at + size]), f"{file}, line {number}:")
+            for number, (at, size) in enumerate(lines.places.values(), start=1)
+        ]
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; {_NO_RESULTS}") from error
 
 
 class Results:
@@ -98,26 +118,29 @@ class Results:
 
         Raises:
           InputError: where the folder has no name, cannot be made or written, another process
-            writes to it, it holds another run's results, or a line of its records other than the
-            last is damaged.
+            writes to it, it holds another run's results, or what it holds is not what was written.
         """
         if not os.fspath(folder):
             raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
+        if "\0" in os.fspath(folder):
+            raise InputError(Problem("output_dir", folder, "no path holds a NUL character"))
         self.folder = Path(folder)
         self._records = self.folder / "records.jsonl"
+        self._digests = self.folder / DIGESTS
         self._measured = self.folder / "measured"
         self._index: dict[str, tuple[int, int]] = {}  # id -> (offset, size) of its line
         self._end = 0  # of the last whole line
+        self._digest = b""  # of the last line
         with contextlib.ExitStack() as resources:
             with self._failing("be opened"):
                 self._measured.mkdir(parents=True, exist_ok=True)
                 self._lock(resources)
                 self._remove_partial_files()
                 self._records.touch()  # before the specification: where that is, both are
-                self._bind(specification)
+                self._mend(specification)
                 self._file = resources.enter_context(open(self._records, "r+b", buffering=0))
+                self._proof = resources.enter_context(open(self._digests, "r+b", buffering=0))
                 sync_folder(self.folder)
-                self._load()
             self._resources = resources.pop_all()
 
     def close(self) -> None:
@@ -159,16 +182,24 @@ class Results:
             raise ValueError(f"record {record_id} is in {self._records} already")
         line = _json(record) + b"\n"
         with self._failing(f"take {len(line)} bytes more in {self._records.name}"):
+            digest = chain.next_digest(self._digest, line)
+            proved = (1 + len(self._index)) * (len(digest) + 1)
             try:
-                # At a known offset: whatever an earlier failure left after it is written over.
-                _write_all(self._file.fileno(), line, self._end)
-                os.fsync(self._file.fileno())
+                # At known offsets: whatever an earlier failure left after them is written over.
+                for file, content, end in (
+                    (self._file, line, self._end),
+                    (self._proof, digest + b"\n", proved),
+                ):
+                    _write_all(file.fileno(), content, end)
+                    os.fsync(file.fileno())
             except OSError:
-                with contextlib.suppress(OSError):  # what stays is torn, and mended on opening
-                    self._file.truncate(self._end)
+                for file, end in ((self._proof, proved), (self._file, self._end)):
+                    with contextlib.suppress(OSError):  # what stays is mended on opening
+                        file.truncate(end)
                 raise
         self._index[record_id] = (self._end, len(line))
         self._end += len(line)
+        self._digest = digest
 
     def record(
         self,
@@ -199,18 +230,23 @@ class Results:
         """
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
+        with zipfile.ZipFile(buffer, "a") as file:
+            file.comment = _arrays_digest(name, arrays)
         self._replace(self._measured_path(name), buffer.getbuffer())
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None where there are none, or they have been damaged."""
         path = self._measured_path(name)
-        if not path.exists():
+        if not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
                 if file.zip.testzip() is not None:
                     raise ValueError("a checksum does not match")
-                return {key: file[key] for key in file.files}
+                arrays = {key: file[key] for key in file.files}
+                if file.zip.comment not in (b"", _arrays_digest(name, arrays)):
+                    raise ValueError("they are not those that were kept there")
+                return arrays
         except Exception as error:  # zip, header and array data each raise their own when damaged
             _logger.warning("%s is damaged (%s) and will be measured again", path, error)
             return None
@@ -244,46 +280,79 @@ class Results:
             for path in folder.glob(f"*{PARTIAL}"):
                 path.unlink()
 
-    def _bind(self, specification: Mapping[str, Any]) -> None:
-        """Makes the folder this run's, or raises InputError where it is another's."""
+    def _mend(self, specification: Mapping[str, Any]) -> None:
+        """Checks what is there, finds each record, and cuts off what a kill left."""
+        kept, content = _kept(self._digests), read_file(self._records)
+        lines = chain.read_lines(content, kept)
+        if lines.problems:
+            raise self._error(_damaged(lines), *_each_line(self._records, lines))
+        specification = self._bind(specification, lines)
+        self._index, self._end = lines.places, lines.end
+        proved = lines.digests
+        if not proved or (proved[0] != chain.first_digest(specification) and not self._index):
+            if self._index:
+                _logger.warning(_UNCHECKED, self.folder, len(self._index), "; from now on it shows")
+            of_records = [content[at : at + size] for at, size in self._index.values()]
+            proved = chain.digests_of(specification, of_records)
+        self._digest = proved[-1]
+        if chain.written(proved) != kept:  # first: what is torn still is, without its digest
+            replace_file(self._digests, chain.written(proved))
+        if torn := len(content) - self._end:
+            with open(self._records, "r+b", buffering=0) as file:
+                file.truncate(self._end)
+                os.fsync(file.fileno())
+            _logger.warning("%s: its last line was torn; cut off %d bytes", self._records, torn)
+
+    def _bind(self, specification: Mapping[str, Any], lines: chain.Lines) -> dict[str, Any]:
+        """Makes the folder this run's, or raises InputError where it is another's.
+
+        Returns:
+          the specification that its file holds.
+        """
         path = self.folder / "run.json"
         wanted = json.loads(_json(specification))
         used = self._records.stat().st_size > 0 or any(self._measured.iterdir())
         advice = "Give another folder, or delete this one if its results are not needed."
+        was = lines.digests[0] if lines.digests and used else None
+        kept, reason = None, None
         if path.exists():
             try:
                 kept = _specification(path)
             except ValueError as error:
-                raise self._error(
-                    f"its {path.name} is no run's specification: it has been damaged, or is "
-                    f"another program's. {advice}"
-                ) from error
-            if {"experiment": "sweep", **kept} == {"experiment": "sweep", **wanted}:
-                return  # version 0.1.0 left the experiment out of a sweep's
-            if used:
-                raise self._error(
-                    f"it holds the results of another run. {advice}", *_differences(kept, wanted)
-                )
+                reason = error
+        whole = kept is not None and was in (None, chain.first_digest(kept))
+        if not whole and was == chain.first_digest(wanted):
+            _logger.warning("%s was missing or damaged, and is written anew", path)
+        elif reason is not None:
+            raise self._error(
+                f"its {path.name} is no run's specification: it has been damaged, or is another "
+                f"program's. {advice}"
+            ) from reason
+        elif kept is not None and {"experiment": "sweep", **kept} == {
+            "experiment": "sweep",
+            **wanted,
+        }:
+            if whole:
+                return kept  # version 0.1.0 left the experiment out of a sweep's
+            raise self._error(
+                f"the first line of its {DIGESTS} is not that of its {path.name}. Delete "
+                f"{self._digests}, and give the same command again."
+            )
+        elif kept is not None and used and not whole:
+            raise self._error(
+                f"its {path.name} is not the one that was written. Give the command that its "
+                "results were made with, which writes it anew; or give another folder."
+            )
+        elif kept is not None and used:
+            raise self._error(
+                f"it holds the results of another run. {advice}", *_differences(kept, wanted)
+            )
         elif used:
             raise self._error(
                 f"it holds results without a {path.name} that says of what run. {advice}"
             )
         self._replace(path, _json({"specification": wanted}, indent=2) + b"\n")
-
-    def _load(self) -> None:
-        """Finds where each record lies, and cuts a torn last line off."""
-        self._index, self._end, problems = _index(self._records.read_bytes())
-        if problems:
-            raise self._error(
-                f"its {self._records.name} has been damaged or edited. Delete the lines named "
-                "here, and their cells are measured again; or give another folder.",
-                *(f"{self._records}: {problem}" for problem in problems),
-            )
-        torn = os.fstat(self._file.fileno()).st_size - self._end
-        if torn:
-            self._file.truncate(self._end)
-            os.fsync(self._file.fileno())
-            _logger.warning("%s: its last line was torn; cut off %d bytes", self._records, torn)
+        return wanted
 
     def _read(self, record_id: str) -> dict[str, Any]:
         offset, size = self._index[record_id]
@@ -309,9 +378,10 @@ class Results:
                 advice = "Free space there, or move the folder to a larger disk and name it here"
             else:
                 advice = "Make it a folder that can be written, or give another"
+            where = f" ({error.filename})" if error.filename else ""
             raise self._error(
-                f"it cannot {what}: {error.strerror or error}. {advice}; the same command then "
-                "goes on from what is there."
+                f"it cannot {what}: {error.strerror or error}{where}. {advice}; the same command "
+                "then goes on from what is there."
             ) from error
 
 
@@ -321,51 +391,46 @@ def _json(value: Any, **options: Any) -> bytes:
     return json.dumps(value, allow_nan=False, **options).encode()
 
 
-def _specification(path: Path) -> dict[str, Any]:
+def _specification(path: Path) -> Fields:
     """What `run.json` says; ValueError where it is not one."""
-    content = json.loads(path.read_bytes())
+    content = parse_json(read_file(path))
     specification = content.get("specification") if isinstance(content, dict) else None
     if not isinstance(specification, dict):
         raise ValueError(f"{path.name} has no specification")
-    return specification
+    return placed(specification, f"{path}:")
 
 
-def _index(content: bytes) -> tuple[dict[str, tuple[int, int]], int, list[str]]:
-    """Finds the records in the content of their file.
-
-    Returns:
-      (offset, size) of each record's line by its id, in their order; the end of the last whole
-      line, after which only a torn one follows; what is wrong with lines other than a torn last.
-    """
-    places: dict[str, tuple[int, int]] = {}
-    line_of: dict[str, int] = {}
-    problems: list[str] = []
-    end = 0
-    for number, line in enumerate(io.BytesIO(content), start=1):
-        record_id = _record_id(line)
-        if record_id in line_of:
-            problems.append(f"line {number} repeats the id of line {line_of[record_id]}")
-        elif record_id is not None:
-            line_of[record_id] = number
-            places[record_id] = (end, len(line))
-        elif end + len(line) < len(content):
-            problems.append(f"line {number} is not a record")
-        else:
-            break
-        end += len(line)
-    return places, end, problems
+def _kept(path: Path) -> bytes | None:
+    """The content of the file of digests; None where there is none."""
+    return read_file(path) if path.exists() else None
 
 
-def _record_id(line: bytes) -> str | None:
-    """The id of the record in a line; None where the line is not a whole record."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    record_id = record.get("id") if isinstance(record, dict) else None
-    return record_id if isinstance(record_id, str) else None
+def _damaged(lines: chain.Lines) -> str:
+    """What to do where lines are not those that were written."""
+    if lines.digests is None:
+        return (
+            "its records.jsonl has been damaged or edited. Delete the lines named here, and give "
+            "the same command again: it measures their cells anew."
+        )
+    return (
+        f"its records.jsonl and {DIGESTS} do not agree: one has been damaged or edited. Delete the "
+        f"lines named here, and {DIGESTS}, and give the same command again: it measures anew what "
+        "is missing."
+    )
+
+
+def _each_line(file: Path, lines: chain.Lines) -> Iterator[str]:
+    return (f"{file}: {text}" for text in lines.problems)
+
+
+def _arrays_digest(name: str, arrays: Mapping[str, Any]) -> bytes:
+    """A digest of arrays and of what they are kept under; files of earlier versions have none."""
+    digest = hashlib.sha256(name.encode())
+    for key, value in arrays.items():
+        array = np.asarray(value)
+        digest.update(f" {key} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest().encode()
 
 
 def _differences(kept: Any, wanted: Any, field: str = "") -> Iterator[str]:

@@ -21,6 +21,7 @@ from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import write_page
+from sinkjax.studies.fields import understood
 from sinkjax.studies.results import Results, identity, read_records
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.store import Store
@@ -127,7 +128,8 @@ class Study(abc.ABC):
 
     Attributes:
       name: that of its script, `experiments.NAME`, and of its folder here.
-      renamed: settings of earlier versions, by name, and what each is called now.
+      renamed: settings of earlier versions, by name, and what each is called now, or why it is
+        gone.
       without: of a model's description, what its records leave out.
       shapes: whether it takes models without a tokenizer and trained weights.
       tables_of: makes the tables of its records.
@@ -244,17 +246,18 @@ class Study(abc.ABC):
 
     def check(self) -> None:
         """Raises InputError with all of `problems`, and of `plan_problems`."""
-        problems = [*self._unknown(), *self.problems()]
+        problems, cause = [*self._unknown(), *self.problems()], None
         try:
             for problem in self.plan_problems():
                 problems.append(problem)
         except InputError as error:
             problems += error.problems
-        except Exception:  # of what cannot be planned with settings that are wrong
+        except Exception as error:  # of what cannot be planned with settings that are wrong
             if not problems:
                 raise
+            cause = error  # shown with them, should it be none of theirs
         if problems:
-            raise InputError(*dict.fromkeys(problems))
+            raise InputError(*dict.fromkeys(problems)) from cause
 
     def _unknown(self) -> Iterator[Problem]:
         """Settings that take one of a few values, and have another."""
@@ -302,7 +305,8 @@ def run_study(
             bench = Bench(subject, model, described[index], results, on_progress, study.without)
             _record(study, bench, on_progress)
     specification, records = read_records(folder)
-    write_page(folder, study.page(specification, records))
+    with understood(records):
+        write_page(folder, study.page(specification, records))
     return specification, records
 
 

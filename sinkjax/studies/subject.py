@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from sinkjax.checkpoint import load, load_config, load_tokenizer
 from sinkjax.errors import InputError, Problem
+from sinkjax.files import parse_json, read_file
 from sinkjax.models.config import LlamaConfig, from_hf_config
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest
@@ -95,7 +95,7 @@ def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
     path = pathlib.Path(shape).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        attributes = json.loads(path.read_text())
+        attributes = parse_json(read_file(path))
     except (OSError, ValueError) as error:
         text = (
             f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "

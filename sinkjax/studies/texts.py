@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, about, each
+from sinkjax.files import parse_json, read_file
 from sinkjax.studies.prompts import PromptList, PromptSet, TextExcerpts
 
 SHIPPED = {
@@ -126,8 +126,8 @@ def _json_prompt(numbered: tuple[int, str]) -> str:
     """The prompt in a numbered line."""
     number, line = numbered
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise InputError(f"line {number} is not JSON: {error}") from error
     if isinstance(value, dict):
         value = value.get("prompt", value.get("text"))
@@ -147,7 +147,7 @@ def _json_prompt(numbered: tuple[int, str]) -> str:
 def _read(path: Path) -> tuple[str, str]:
     """A file's text, its line ends made one newline, and the sha256 of its bytes."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}; give the path of a file") from error
     try:

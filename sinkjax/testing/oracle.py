@@ -47,12 +47,13 @@ def reference_logits(
     batch, length = tokens.shape
     full_length = jnp.full((batch,), length, jnp.int32)
     prompt_lengths = next(x for x in (prompt_lengths, lengths, full_length) if x is not None)
-    cos, sin = _rotary(model, length, jnp.asarray(prompt_lengths, jnp.int32))
+    rotary = _rotary(model, length, jnp.asarray(prompt_lengths, jnp.int32))
     x, context = model.enter(tokens, prompt_lengths)
-    context = context.replace(cos=cos, sin=sin)
+    context = context.replace(rotary=rotary)
     patterns: dict[tuple[int, int], jax.Array] = {}
     for index, (layer, paths) in enumerate(zip(model.layers, mask.heads, strict=True)):
-        attend = functools.partial(_attend, index, paths, patterns, fills)
+        window = model.config.window(index)
+        attend = functools.partial(_attend, index, paths, window, patterns, fills)
         x, of_layer = layer.attend(x, context, attend)
         patterns.update(of_layer)
         x = layer.feed_forward(x)
@@ -62,6 +63,7 @@ def reference_logits(
 def _attend(
     index: int,
     paths: Sequence[Path],
+    window: int | None,
     earlier: Mapping[tuple[int, int], jax.Array],
     fills: jax.Array | None,
     q: jax.Array,
@@ -71,7 +73,7 @@ def _attend(
     """One layer's outputs [B, T, N, H], and its patterns."""
     scores = attention_scores(q, k)
     patterns = {
-        (index, head): head_pattern(path, scores[:, head], earlier)
+        (index, head): head_pattern(path, scores[:, head], earlier, window)
         for head, path in enumerate(paths)
     }
     outputs = apply_pattern(jnp.stack(list(patterns.values()), axis=1), v)
@@ -82,7 +84,10 @@ def _attend(
 
 
 def head_pattern(
-    path: Path, scores: jax.Array, earlier: Mapping[tuple[int, int], jax.Array]
+    path: Path,
+    scores: jax.Array,
+    earlier: Mapping[tuple[int, int], jax.Array],
+    window: int | None = None,
 ) -> jax.Array:
     """The attention pattern of one head.
 
@@ -90,17 +95,19 @@ def head_pattern(
       path: of the head.
       scores: float32 [B, T, S], of its queries on all keys.
       earlier: patterns of heads of earlier layers, by (layer, head).
+      window: of the model's own in this layer: tokens that a query may see at all.
 
     Returns:
       float32 [B, T, S], the weight of each position's value in each position's output.
     """
     length = scores.shape[-1]
     t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    allowed = (s <= t) & (s > t - (length if window is None else window))
     match path:
         case Full():
-            return _softmax(scores, s <= t)
+            return _softmax(scores, allowed)
         case Window(sinks, recent):
-            return _softmax(scores, (s <= t) & ((s < sinks) | (s > t - recent)))
+            return _softmax(scores, allowed & ((s < sinks) | (s > t - recent)))
         case Copy(layer, head):
             return earlier[layer, head]
         case Sink(fill):
@@ -128,7 +135,7 @@ def _softmax(scores: jax.Array, visible: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(visible[None], scores, -jnp.inf), axis=-1)
 
 
-def _rotary(model: "Llama", length: int, prompt_lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rotary(model: "Llama", length: int, prompt_lengths: jax.Array) -> tuple:
     """Rotary tables [B, T, H/2] in which each position is turned as when its token came.
 
     A prompt's tokens come together, at the prompt's length; every later one when there are as many
@@ -142,5 +149,4 @@ def _rotary(model: "Llama", length: int, prompt_lengths: jax.Array) -> tuple[jax
         )
         for t in range(length)
     ]
-    cos, sin = zip(*tables, strict=True)
-    return jnp.concatenate(cos, axis=1), jnp.concatenate(sin, axis=1)
+    return jax.tree.map(lambda *angles: jnp.concatenate(angles, axis=1), *tables)

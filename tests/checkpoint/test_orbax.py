@@ -177,8 +177,9 @@ def data_file(folder):
 @pytest.mark.parametrize("mesh", [None, 2])
 def test_a_flipped_byte_of_a_weight_is_refused_and_its_parameter_named(model, saved, mesh):
     value = np.asarray(model.layers[1].mlp.down[...])
-    position = data_file(saved).read_bytes().index(value.tobytes())
-    flip(data_file(saved), position + 4 * 81 + 1)
+    contents = {path: path.read_bytes() for path in saved.rglob("d/*")}  # Orbax may write several
+    (file,) = (path for path, content in contents.items() if value.tobytes() in content)
+    flip(file, contents[file].index(value.tobytes()) + 4 * 81 + 1)
     with pytest.raises(sinkjax.InputError) as caught:
         sinkjax.load(saved, mesh=mesh and make_mesh(mesh))
     (problem,) = caught.value.problems
@@ -288,7 +289,7 @@ def test_weights_of_another_shape_are_named_with_both_shapes(model, saved):
         ("[]", "TypeError"),
         ('{"format": 1}', "has format 1; this version reads 2"),
         ('{"format": 2}', "its keys are format"),
-        ('{"format": 2, "dtype": "float32", "config": {}}', "KeyError"),
+        ('{"format": 2, "dtype": "float32", "config": {}}', "missing 9 required"),
         ('{"format": 2, "dtype": "float32", "config": {"rope": {}, "colour": 1}}', "TypeError"),
     ],
 )

@@ -1,6 +1,7 @@
 """Text from the command line: against the library, and what a user sees when something is wrong."""
 
 import json
+import shutil
 import stat
 
 import hf
@@ -9,6 +10,7 @@ import pytest
 from scripts import finish, run_main
 
 import sinkjax
+from sinkjax.cli.generate import Generate
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -133,5 +135,60 @@ def test_all_that_is_wrong_is_said_before_the_model_is_loaded(folder, tmp_path):
 
 
 def test_a_prompt_beyond_the_models_context_is_refused(folder):
-    with pytest.raises(sinkjax.InputError, match="made for 64 tokens"):
+    with pytest.raises(sinkjax.InputError, match="made for 64 tokens") as error:
         run_main(GENERATE, *_arguments(folder, "word " * 80))
+    assert "max_length" not in str(error.value)
+
+
+def test_a_text_may_fill_a_context_of_any_length(tmp_path, small_tokenizer, capsys):
+    shape = dict(vocab_size=len(small_tokenizer), num_hidden_layers=1, initializer_range=0.5)
+    hf.save_llama(tmp_path, max_position_embeddings=100, **shape)
+    small_tokenizer.save_pretrained(tmp_path)
+    word = small_tokenizer.encode(" the")
+    assert len(word) == 1
+    for size, new in ((68, 4), (97, 3)):
+        prompt = small_tokenizer.decode(word * size)
+        run_main(GENERATE, f"--model={tmp_path}", f"--prompt={prompt}", f"--max_new_tokens={new}")
+        assert f"{size} tokens" in capsys.readouterr().out
+    with pytest.raises(sinkjax.InputError, match=r"made for 100 tokens, .* it is 101: give a"):
+        run_main(GENERATE, f"--model={tmp_path}", f"--prompt={prompt}", "--max_new_tokens=4")
+
+
+def test_a_prompt_of_no_tokens_or_of_unknown_ones_is_refused(folder, tmp_path, small_tokenizer):
+    with pytest.raises(sinkjax.InputError, match="--prompt is missing"):
+        run_main(GENERATE, *_arguments(folder, ""))
+    with pytest.raises(sinkjax.InputError, match="prompt=: it is empty; at least one token"):
+        Generate(model=str(folder), prompt=("a", "")).run()
+    small_tokenizer.save_pretrained(tmp_path)
+    hf.save_llama(tmp_path, vocab_size=300, num_hidden_layers=1)
+    with pytest.raises(sinkjax.InputError, match="the vocabulary has ids 0 to 299"):
+        run_main(GENERATE, *_arguments(tmp_path, PROMPTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('only two users') }}", "only two users"),
+        ("{% for message in messages %}{{ message", "unexpected end of template"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(template, why, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(sinkjax.InputError) as error:
+        run_main(GENERATE, *_arguments(tmp_path, "Hi", "Ho"), "--chat")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"--chat: the chat template of {tmp_path} fails (")
+    assert why in str(error.value)
+
+
+def test_a_damaged_model_says_nothing(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    model = sinkjax.load(folder)
+    model.norm.scale.set_value(model.norm.scale[...].at[2].set(np.nan))
+    sinkjax.save_safetensors(model, tmp_path)
+    with pytest.raises(sinkjax.InputError, match=r"logits after .* are not finite: activations"):
+        run_main(GENERATE, *_arguments(tmp_path, PROMPTS[0]))

@@ -1,5 +1,6 @@
 """The command `sinkjax`, and how scripts begin and end."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from scripts import ROOT, start
 
 import sinkjax
 from sinkjax import shipped
+from sinkjax.cli import flags
 from sinkjax.cli.main import COMMANDS, main
 
 _WITHOUT_PYTORCH = """
@@ -94,3 +96,70 @@ def test_a_missing_pytorch_is_no_news_to_a_scripts_user():
     command = [sys.executable, "-c", _WITHOUT_PYTORCH]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "False\n", "")
+
+
+HOSTILE = {
+    "missing.flags": None,
+    "latin.flags": b"--seed=1\n# \xe9t\xe9\n",
+    "nul.flags": b"--output_dir=a\0b\n",
+    "itself.flags": b"--seed=1\n--flagfile=itself.flags\n",
+    "circle.flags": b"--flagfile=circle2.flags\n",
+    "circle2.flags": b"--flagfile circle.flags\n",
+    "lost.flags": b"--flagfile=none.flags\n",
+    "waits.flags": b"--flagfile=pipe\n",
+    "surrogate.flags": "--output_dir=a\udc80b\n".encode("utf-8", "surrogatepass"),
+}
+REFUSED = {
+    "missing.flags": "there is no such file; those that ship are",
+    "latin.flags": "it is not UTF-8",
+    "nul.flags": r"error: '--output_dir=a\\x00b' holds a NUL character",
+    "itself.flags": "includes itself",
+    "circle.flags": "includes itself",
+    "lost.flags": "error: --flagfile=none.flags: there is no such file",
+    "waits.flags": "error: --flagfile=pipe: .*it is a pipe or a device",
+    "surrogate.flags": "it is not UTF-8",
+    "pipe": "it is a pipe or a device",
+    "folder": "Is a directory",
+    "": "Is a directory",
+    "a\0b": "no path holds a NUL",
+    "\udcff.flags": "there is no such file",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_flag_file_that_cannot_be_read_is_an_error_in_a_line(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for file, content in HOSTILE.items():
+        if content is not None:
+            (tmp_path / file).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for arguments in ([f"--flagfile={name}"], ["--flagfile", name]):
+        monkeypatch.setattr(sys, "argv", ["sinkjax sweep", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            flags.run(lambda: None)
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
+        assert re.search(REFUSED[name], err)
+
+
+def test_flag_files_may_include_each_other_and_hold_comments(tmp_path):
+    (tmp_path / "one.flags").write_text("\ufeff# first\n\n  --lengths=2,4  \n// and\n--seed=1\n")
+    (tmp_path / "two.flags").write_text(f"--flagfile={tmp_path}/one.flags\r\n--seed=2")
+    given = ["sinkjax sweep", "--a", f"--flagfile={tmp_path}/two.flags", "-flagfile", "quality"]
+    first, *rest = flags._expanded(given)
+    assert (first, rest[:4]) == ("sinkjax sweep", ["--a", "--lengths=2,4", "--seed=1", "--seed=2"])
+    assert any(line.startswith("--") for line in rest[4:])  # of the file that ships
+
+
+@pytest.mark.parametrize("flag", ["output_dir", "model", "text", "prompts", "choose_text"])
+@pytest.mark.parametrize("value", [b"\xff\xfe/a", b"a\xed\xb2\x80b"])
+def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
+    flag, value, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep", f"--{flag}={os.fsdecode(value)}"])
+    with pytest.raises(SystemExit) as ended:
+        flags.run(lambda: None)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)

@@ -5,25 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf import torch
 from stores import copies_of_stores
 
 import sinkjax
 
 TOLERANCE = 1e-4
 DECODED = [kind for kind in hf.KINDS if "rope" in kind or "kv" in kind or "attention" in kind]
-
-
-def cached_logits(oracle, tokens: np.ndarray, prompt: int) -> np.ndarray:
-    """transformers' logits from the prompt's last token on, one step a token: [B, steps, V]."""
-    tokens = torch.as_tensor(tokens, dtype=torch.long)
-    out, cache = [], None
-    with torch.no_grad():
-        for begin, end in [(0, prompt), *((t, t + 1) for t in range(prompt, tokens.shape[1]))]:
-            step = oracle(tokens[:, begin:end], past_key_values=cache, use_cache=True)
-            cache = step.past_key_values
-            out.append(step.logits[:, -1].float().numpy())
-    return np.stack(out, axis=1)
 
 
 def decoded_logits(model, tokens, lengths, steps, max_length) -> np.ndarray:
@@ -48,7 +35,7 @@ def test_decoding_equals_transformers_cached_generation(kind, tmp_path):
     oracle = hf.save_llama(tmp_path, **hf.KINDS[kind])
     tokens = hf.random_tokens((2, 72))  # across the 64 positions that the models are made for
     ours = decoded_logits(sinkjax.load(tmp_path), tokens, [60, 60], 12, max_length=80)
-    wanted = cached_logits(oracle, tokens, 60)
+    wanted = hf.cached_logits(oracle, tokens, 60)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=TOLERANCE)
 
@@ -63,7 +50,7 @@ def test_ragged_rows_decode_as_the_rows_alone(rope, kind, tmp_path):
         # A fresh oracle: transformers keeps the frequencies of the longest row it has seen.
         fresh = hf.make_llama(**hf.KINDS[rope], **hf.KINDS[kind])
         fresh.load_state_dict(oracle.state_dict())
-        wanted = cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
+        wanted = hf.cached_logits(fresh, tokens[row : row + 1, : length + steps], length)
         np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=TOLERANCE)
 
 
@@ -72,6 +59,39 @@ def test_a_prompt_beyond_max_length_is_refused(tmp_path):
     model = sinkjax.load(tmp_path)
     with pytest.raises(sinkjax.InputError, match="max_length is 8, but the prompt has 9 tokens"):
         model.prefill(jnp.zeros((1, 9), jnp.int32), max_length=8)
+
+
+def test_a_piece_that_has_no_room_is_refused(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path)
+    _, cache = model.prefill(jnp.zeros((1, 5), jnp.int32), max_length=8)
+    with pytest.raises(sinkjax.InputError, match="max_length is 8, but the prompt has 9 tokens"):
+        model.extend(jnp.zeros((1, 4), jnp.int32), cache, lengths=jnp.asarray([9]))
+    _, cache = model.extend(jnp.zeros((1, 3), jnp.int32), cache, lengths=jnp.asarray([8]))
+    assert cache.lengths.tolist() == [8]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_tokens_are_refused(shape, tmp_path):
+    hf.save_llama(tmp_path)
+    model, nothing = sinkjax.load(tmp_path), jnp.zeros(shape, jnp.int32)
+    _, cache = model.prefill(jnp.zeros((1, 2), jnp.int32), max_length=8)
+    for call in (
+        lambda: model(nothing),
+        lambda: model.prefill(nothing, max_length=8),
+        lambda: model.extend(nothing, cache, lengths=jnp.asarray([3])),
+        lambda: sinkjax.specialize(model, sinkjax.SinkMask.from_text("L0-2: 6s(first)"))(nothing),
+    ):
+        with pytest.raises(sinkjax.InputError, match="at least one row of one token is needed"):
+            call()
+
+
+def test_ids_outside_the_vocabulary_give_what_is_documented(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path)
+    logits = model(jnp.asarray([[1, 100], [1, -1], [1, 101], [1, -102]], jnp.int32))
+    np.testing.assert_array_equal(logits[1], logits[0])
+    assert np.isnan(logits[2:, 1]).all()
 
 
 def test_bfloat16_decodes(tmp_path):
@@ -107,4 +127,4 @@ def test_the_real_model_decodes_as_transformers(smollm2, smollm2_tokenizer, hf_s
     tokens = np.array([smollm2_tokenizer(text)["input_ids"]], np.int32)
     prompt = tokens.shape[1] - 6
     ours = decoded_logits(smollm2, tokens, [prompt], 6, max_length=32)
-    np.testing.assert_allclose(ours, cached_logits(hf_smollm2, tokens, prompt), atol=2e-4)
+    np.testing.assert_allclose(ours, hf.cached_logits(hf_smollm2, tokens, prompt), atol=2e-4)

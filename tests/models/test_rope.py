@@ -32,7 +32,7 @@ def our_tables(config, length, lengths=None):
     """cos, sin: float32 [rows, T, H/2]."""
     lengths = [length] if lengths is None else lengths
     positions = jnp.arange(length, dtype=jnp.int32)[None]
-    return rotary_tables(config, positions, jnp.asarray(lengths, jnp.int32))
+    return rotary_tables(config, positions, jnp.asarray(lengths, jnp.int32))[0]
 
 
 @pytest.mark.parametrize("rope", hf.ROPES)
@@ -84,7 +84,7 @@ def test_rotate_equals_transformers():
     wanted, _ = modeling_llama.apply_rotary_pos_emb(
         torch.as_tensor(x).transpose(1, 2), torch.as_tensor(x).transpose(1, 2), cos, sin
     )
-    found = rotate(jnp.asarray(x), *our_tables(ours, 40))
+    found = rotate(jnp.asarray(x), our_tables(ours, 40))
     np.testing.assert_allclose(found, wanted.transpose(1, 2), rtol=0, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_scores_depend_on_distance_alone(near, apart, shift):
 def test_rotate_keeps_the_dtype_and_computes_in_float32():
     _, config = configs("default")
     x = np.random.default_rng(0).normal(size=(1, 30, 2, 8)).astype(np.float32)
-    exact = rotate(jnp.asarray(x), *our_tables(config, 30))
-    half = rotate(jnp.asarray(x, jnp.bfloat16), *our_tables(config, 30))
+    exact = rotate(jnp.asarray(x), our_tables(config, 30))
+    half = rotate(jnp.asarray(x, jnp.bfloat16), our_tables(config, 30))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), exact, rtol=0.02, atol=0.02)

@@ -12,6 +12,7 @@ from hf import torch
 import sinkjax
 from sinkjax.models import sampling
 from sinkjax.models.sampling import make_sampler
+from sinkjax.programs.options import choose
 
 pytestmark = pytest.mark.quick
 
@@ -80,6 +81,47 @@ def test_no_token_is_drawn_that_transformers_would_filter(seed, top_k, top_p):
         # transformers drops from the tail up to 1 - p, so a share equal to p may fall either way.
         slack = _allowed(logits[row : row + 1], min(top_k, VOCAB), min(1.0, top_p + 1e-6))
         assert slack[int(token)] > 0
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-40, 1.1e-38, 1e-37, 1e-9])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 1e-45}])
+def test_a_temperature_of_almost_nothing_takes_the_likeliest(temperature, filters):
+    """Whatever the device makes of numbers below the least normal one."""
+    logits = _logits(50, vocab=200) + 40  # over such temperatures beyond float32
+    sampler = make_sampler(range(50), temperature=temperature, **filters)
+    for compiled in (draw, _compiled_as_programs_are(logits, sampler)):
+        tokens = compiled(logits, sampler, _positions(50))
+        np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
+
+
+def test_a_temperature_of_almost_nothing_draws_among_equals():
+    logits = jnp.asarray([[1.0, 3.0, 2.0, 3.0]], jnp.float32)
+    assert set(_many(logits, temperature=1e-40).tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize("temperature", [1e38, 1e39, 1e300])
+def test_the_likeliest_tokens_stay_so_at_any_temperature(temperature):
+    logits = _logits(seed=4)
+    likeliest = np.argsort(-np.asarray(logits[0]))[:3]
+    assert set(_many(logits, temperature=temperature, top_k=3).tolist()) == set(likeliest.tolist())
+    assert len(set(_many(logits, temperature=temperature).tolist())) == VOCAB
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 2}])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(value, settings):
+    """In a vocabulary so wide that reductions are vectorized, which lost NaN in a maximum."""
+    logits = _logits(3, vocab=20_000)
+    damaged = logits.at[1, 777].set(value)
+    sampler = make_sampler(range(3), **settings)
+    wanted = np.where([False, True, False], sampling.NO_TOKEN, draw(logits, sampler, _positions(3)))
+    for compiled in (draw, _compiled_as_programs_are(logits, sampler)):
+        np.testing.assert_array_equal(compiled(damaged, sampler, _positions(3)), wanted)
+
+
+def _compiled_as_programs_are(logits: jax.Array, sampler: sampling.Sampler):
+    lowered = draw.lower(logits, sampler, _positions(len(logits)))
+    return lowered.compile(compiler_options=dict(choose("cpu", 1).decode_options))
 
 
 def test_a_filter_that_removes_nothing_changes_no_draw():

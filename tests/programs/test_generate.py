@@ -14,7 +14,7 @@ import sinkjax
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.sampling import make_sampler
 from sinkjax.models.sharding import shard
-from sinkjax.programs.compile import LAYERS, Program, compile
+from sinkjax.programs.compile import LAYERS, Program, choose_sizes, compile
 from sinkjax.programs.generate import MAX_STOP_TOKENS, decode_steps
 
 pytestmark = pytest.mark.default_compilation
@@ -119,7 +119,7 @@ def test_prompts_may_be_arrays_lists_one_or_many(program):
     for form in (tokens[0], tokens[0].tolist(), jnp.asarray(tokens[0])):
         np.testing.assert_array_equal(program.generate(form, max_new_tokens=3), rows[0])
     assert program.generate(tokens[0], max_new_tokens=1).tolist() == rows[0][:1].tolist()
-    assert program.generate([], max_new_tokens=1) == []
+    assert program.generate(tokens[:0], max_new_tokens=1) == []
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -134,6 +134,8 @@ def test_prompts_beyond_every_bucket_come_in_pieces(tiny, prompts, layers):
         for ours, theirs in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert program.extend.name == "extend 7"
+    built = [*program.executables, program.extend]
+    assert program.compile_seconds == sum(e.lowering_seconds + e.compile_seconds for e in built)
 
 
 def test_a_prompt_may_fill_all_the_room_there_is(tiny, program):
@@ -163,6 +165,100 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
         program.generate([1, 2], max_new_tokens=0)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "settings", "named"),
+    [
+        ([], {}, "the prompt is empty"),
+        ("text", {}, "prompts: token ids are needed, not str"),
+        (7, {}, "prompts: token ids are needed, not int"),
+        ([1.5, 2.0], {}, "the prompt is float64"),
+        ([True], {}, "the prompt is bool"),
+        ([[1, [2]]], {}, "prompt 0 is object"),
+        ([[1], [2**70]], {}, "prompt 1 is object"),
+        ([-1], {}, "the prompt holds token -1"),
+        ([1], {"max_new_tokens": 2.5}, "max_new_tokens=2.5: "),
+        ([1], {"max_new_tokens": True}, "max_new_tokens=True: "),
+        ([1], {"max_new_tokens": "3"}, "max_new_tokens=3: "),
+        ([1], {"max_new_tokens": 2**40}, "more than max_length, 56. Ask for at most 55, or"),
+        ([1] * 60, {}, "more than max_length, 56. Give a shorter one, or"),
+        ([1], {"stop_tokens": [2**40]}, "stop_tokens=1099511627776: the vocabulary has ids 0 to"),
+        ([1], {"stop_tokens": [3, -1]}, "stop_tokens=-1: "),
+        ([1], {"stop_tokens": [2.0]}, "stop_tokens=2: "),
+        ([1], {"seed": 1.5}, "seed=1.5: a whole number"),
+        ([1], {"seed": True}, "seed=True: a whole number"),
+        ([1], {"temperature": True}, "temperature=True: "),
+        ([1], {"temperature": "1"}, "temperature=1: "),
+        ([1], {"temperature": 1.0, "top_k": 2.0}, "top_k=2: "),
+        ([1], {"temperature": 1.0, "top_k": True}, "top_k=True: "),
+    ],
+)
+def test_a_request_that_is_none_is_refused(program, prompts, settings, named):
+    with pytest.raises(sinkjax.InputError) as error:
+        program.generate(prompts, **{"max_new_tokens": 3, **settings})
+    assert named in str(error.value)
+
+
+def test_numbers_may_be_of_any_type_and_size(program):
+    settings = {"max_new_tokens": 4, "temperature": 0.7, "seed": 5}
+    plain = program.generate([1, 2], **settings)
+    typed = {"max_new_tokens": np.int64(4), "temperature": np.float32(0.7), "seed": np.uint8(5)}
+    for more in ({}, {"top_k": 2**31}, {"top_k": 2**70}, {"top_k": np.int16(101), "top_p": 1}):
+        np.testing.assert_array_equal(program.generate([1, 2], **typed, **more), plain)
+    stop = np.array(plain[1:2])
+    assert program.generate([1, 2], **settings, stop_tokens=stop).tolist() == plain[:2].tolist()
+
+
+def _damaged(program: Program, name: str, value: jax.Array) -> Program:
+    """The same executables with another array."""
+    return dataclasses.replace(program, parameters={**program.parameters, name: value})
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}, SAMPLING])
+def test_logits_that_are_not_finite_give_no_token(program, sampling):
+    """A damaged row of the embedding is met by a token that was drawn, and then by a prompt."""
+    settings = {"max_new_tokens": NEW, "seed": 3, **sampling}
+    drawn = program.generate([5, 6], **settings).tolist()
+    place = next(i for i, token in enumerate(drawn) if token not in (5, 6))
+    embedding = program.parameters["embedding"].at[drawn[place], 0].set(jnp.nan)
+    damaged = _damaged(program, "embedding", embedding)
+    seen = []
+    with pytest.raises(sinkjax.InputError) as error:
+        damaged.generate([5, 6], on_tokens=lambda _, new: seen.extend(new), **settings)
+    message = f"logits after {3 + place} tokens of prompt 0 are not finite: activations outgrow"
+    assert str(error.value).startswith(message)
+    assert seen == drawn[: len(seen)]
+    settings["max_new_tokens"] = place + 1
+    assert damaged.generate([5, 6], **settings).tolist() == drawn[: place + 1]
+    settings["max_new_tokens"] = 1
+    with pytest.raises(sinkjax.InputError, match="logits after 2 tokens of prompt 1 are not"):
+        damaged.generate([[5], [5, drawn[place]]], **settings)
+
+
+@pytest.mark.parametrize("name", ["layers.0.attention.v", "layers.2.mlp.up", "norm.scale", "head"])
+def test_no_damaged_weight_gives_tokens(program, name):
+    array = program.parameters[name]
+    damaged = _damaged(program, name, array.at[(0,) * array.ndim].set(jnp.nan))
+    with pytest.raises(sinkjax.InputError, match="logits after 33 tokens of prompt 0 are not"):
+        damaged.generate(hf.random_tokens((33,)), max_new_tokens=3)
+
+
+def test_float16_that_overflows_gives_no_token(tmp_path):
+    hf.save_llama(tmp_path)
+    model = sinkjax.load(tmp_path, dtype="float16")
+    down = model.layers[1].mlp.down
+    down.set_value(down[...] * 6e4)
+    program = compile(model, prefill_lengths=(8,), max_length=32)
+    with pytest.raises(sinkjax.InputError, match=r"not finite.*use bfloat16 or float32"):
+        program.generate([5, 6, 7], max_new_tokens=3)
+
+
+def test_sizes_that_nobody_gives_are_no_more_than_the_model_has(tiny):
+    program = compile(tiny[0], layers="scanned")
+    assert (program.max_length, [*program.prefill]) == (64, [64])
+    assert choose_sizes(tiny[0], None, 48) == ([48], 48)
+    assert choose_sizes(tiny[0], (8, 4, 8), None) == ([4, 8], 64)
+
+
 def test_everything_that_cannot_be_compiled_is_named(tiny):
     with pytest.raises(sinkjax.InputError) as error:
         compile(tiny[0], batch_size=0, prefill_lengths=(8, 99), max_length=70, steps_per_call=0)
@@ -172,6 +268,10 @@ def test_everything_that_cannot_be_compiled_is_named(tiny):
         "prefill_lengths=99: more than",
         "made for 64 tokens",
     ):
+        assert part in str(error.value)
+    with pytest.raises(sinkjax.InputError) as error:
+        compile(tiny[0], batch_size=2.5, prefill_lengths=(8.5,), max_length=True)
+    for part in ("batch_size=2.5: ", "prefill_lengths=8.5: ", "max_length=True: "):
         assert part in str(error.value)
     with pytest.raises(sinkjax.InputError, match="prefill_lengths: give at least one bucket"):
         compile(tiny[0], prefill_lengths=(), max_length=64)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -120,18 +122,156 @@ def test_damaged_arrays_count_as_missing(folder):
         assert results.arrays("one") is None
 
 
+def test_arrays_under_another_name_or_of_another_kind_count_as_missing(folder):
+    values = np.arange(6, dtype=np.float32)
+    with Results(folder, SPECIFICATION) as results:
+        results.put_arrays("one", values=values)
+        results.put_arrays("two", values=values + 1)
+        measured = folder / "measured"
+        (measured / "one.npz").replace(measured / "two.npz")
+        assert results.arrays("two") is None
+        (measured / "three.npz").mkdir()
+        os.mkfifo(measured / "four.npz")
+        assert results.arrays("three") is results.arrays("four") is None
+        np.savez(measured / "old.npz", values=values)  # as earlier versions kept them
+        np.testing.assert_array_equal(results.arrays("old")["values"], values)
+
+
+@pytest.mark.parametrize("name", ["run.json", "records.jsonl", "records.sha256"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_and_never_waited_for(make, name, folder):
+    (folder / name).unlink()
+    make(folder / name)
+    for opened in (lambda: Results(folder, SPECIFICATION), lambda: read_records(folder)):
+        with pytest.raises(InputError, match=f"(a pipe|directory).*{name}"):
+            opened()
+
+
 def test_a_last_line_torn_anywhere_is_cut_off(folder):
-    path = folder / "records.jsonl"
-    whole = path.read_bytes()
+    """As a kill leaves it, before its digest is there; and as a disk that loses it later does."""
+    path, digests = folder / "records.jsonl", folder / "records.sha256"
+    whole, proof = path.read_bytes(), digests.read_bytes()
     begin = whole.rindex(b"\n", 0, -1) + 1
-    for end in range(begin, len(whole)):
-        path.write_bytes(whole[:end])
-        assert numbers(folder) == [0, 1]
-        assert path.read_bytes() == whole[:end]  # reading mends nothing
+    for end in range(begin, len(whole) + 1):
+        for kept in (proof[:-65], proof[:-1], proof) if begin < end < len(whole) else (proof[:-9],):
+            path.write_bytes(whole[:end])
+            digests.write_bytes(kept)
+            assert numbers(folder) == [0, 1]
+            assert path.read_bytes() == whole[:end]  # reading mends nothing
+            assert digests.read_bytes() == kept
+            with Results(folder, SPECIFICATION) as results:
+                assert [found["number"] for found in results] == [0, 1]
+                results.append(record(2))
+            assert path.read_bytes() == whole
+            assert digests.read_bytes() == proof
+
+
+@pytest.fixture
+def old_folder(folder):
+    """One of a version that kept no digests."""
+    (folder / "records.sha256").unlink()
+    return folder
+
+
+def test_an_old_folder_opens_and_says_once_that_it_kept_no_digests(old_folder, caplog):
+    assert numbers(old_folder) == [0, 1, 2]
+    said = "its 3 records were written by a version that kept no digests"
+    assert [said in r.getMessage() for r in caplog.records] == [True]
+    caplog.clear()
+    with Results(old_folder, SPECIFICATION) as results:
+        results.append(record(3))
+    assert [said in r.getMessage() for r in caplog.records] == [True]
+    caplog.clear()
+    assert numbers(old_folder) == [0, 1, 2, 3]
+    with Results(old_folder, SPECIFICATION) as results:
+        results.append(record(4))
+    assert not caplog.records
+    path = old_folder / "records.jsonl"
+    path.write_bytes(
+        path.read_bytes().replace(b'"number":1', b'"number":7')
+    )  # from now on it shows
+    with pytest.raises(InputError, match="line 2 is not the one that was written"):
+        read_records(old_folder)
+
+
+def lines_of(folder):
+    return (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def damaged(lines):
+    """By what was done to the lines of a file of records, what they are then."""
+    first, second, *rest = lines
+    return {
+        "emptied": [],
+        "last lost": lines[:-1],
+        "first lost": [second, *rest],
+        "middle lost": [first, *rest],
+        "reordered": [second, first, *rest],
+        "turned": lines[::-1],
+        "doubled": [first, first, second, *rest],
+        "another number": [first.replace(b":0", b":9"), second, *rest],
+        "another last number": [*lines[:-1], lines[-1].replace(b":3", b":1")],
+        "blank after": [*lines, b"\n", b"\n"],
+        "two more": [*lines, b'{"id":"x"}\n', b'{"id":"y"}\n'],
+        "other line ends": [line.replace(b"\n", b"\r\n") for line in lines],
+        "spaces": [line.replace(b":", b": ") for line in lines],
+    }
+
+
+def test_records_that_are_not_those_that_were_written_are_refused_with_a_way_on(tmp_path):
+    def written(name):
+        with Results(tmp_path / name, SPECIFICATION) as results:
+            for number in range(4):
+                results.append(record(number))
+        return tmp_path / name
+
+    cases = damaged(lines_of(written("whole")))
+    for name, lines in cases.items():
+        folder = written(name)
+        path, digests = folder / "records.jsonl", folder / "records.sha256"
+        path.write_bytes(b"".join(lines))
+        for opened in (
+            lambda at=folder: Results(at, SPECIFICATION),
+            lambda at=folder: read_records(at),
+        ):
+            with pytest.raises(InputError) as caught:
+                opened()
+            assert re.search(r"Delete the lines named here, and records\.sha256", str(caught.value))
+        # What the message says: the lines that it names go, and the digests.
+        named = {int(n) for n in re.findall(r"records\.jsonl: line (\d+) ", str(caught.value))}
+        assert len(named) <= len(lines)
+        path.write_bytes(b"".join(line for n, line in enumerate(lines, 1) if n not in named))
+        digests.unlink()
         with Results(folder, SPECIFICATION) as results:
-            assert [found["number"] for found in results] == [0, 1]
-            results.append(record(2))
-        assert path.read_bytes() == whole
+            for number in range(4):
+                if f"id{number}" not in results:
+                    results.append(record(number))
+        assert sorted(numbers(folder)) == [0, 1, 2, 3], name
+
+
+def test_a_lost_line_alone_is_told_and_no_other_is_named(folder):
+    path = folder / "records.jsonl"
+    first, _, third = lines_of(folder)
+    path.write_bytes(first + third)
+    with pytest.raises(InputError) as caught:
+        read_records(folder)
+    (problem,) = caught.value.problems[1:]
+    assert str(problem) == f"{path}: it has 2 lines of the 3 that were written"
+
+
+@pytest.mark.parametrize("place", range(0, 65 * 4, 5))
+def test_damaged_digests_are_refused_or_what_they_prove_is_right(place, folder):
+    path = folder / "records.sha256"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x15
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"records\.sha256|run\.json is not"):
+        read_records(folder)
+    with pytest.raises(InputError, match=r"Delete .*records\.sha256"):
+        Results(folder, SPECIFICATION)
+    path.unlink()
+    with Results(folder, SPECIFICATION) as results:
+        assert len(results) == 3
 
 
 @pytest.mark.parametrize(
@@ -146,7 +286,10 @@ def test_a_last_line_that_is_no_record_is_cut_off(garbage, folder):
     assert numbers(folder) == [0, 1, 2, 3]
 
 
-def test_damage_in_the_middle_is_refused_with_every_line_named(folder):
+@pytest.mark.parametrize("kept", [True, False], ids=["digests", "none"])
+def test_damage_in_the_middle_is_refused_with_every_line_named(kept, folder):
+    if not kept:
+        (folder / "records.sha256").unlink()
     path = folder / "records.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     damaged = first + b"\0" + second[1:] + first + b"\n" + third
@@ -162,6 +305,7 @@ def test_damage_in_the_middle_is_refused_with_every_line_named(folder):
         assert "Delete the lines" in str(caught.value.problems[0])
         assert path.read_bytes() == damaged
     path.write_bytes(first + third)  # as the message advises
+    (folder / "records.sha256").unlink(missing_ok=True)
     with Results(folder, SPECIFICATION) as results:
         results.append(record(1))
     assert sorted(numbers(folder)) == [0, 1, 2]
@@ -192,14 +336,37 @@ def test_a_folder_without_results_takes_a_new_specification(tmp_path):
 
 def test_results_without_a_specification_are_refused(folder):
     (folder / "run.json").unlink()
-    with pytest.raises(InputError, match=r"without a run\.json"):
-        Results(folder, SPECIFICATION)
     with pytest.raises(InputError, match=r"No such file.*give the output folder"):
         read_records(folder)
+    for other in ({"other": 1}, SPECIFICATION):
+        with pytest.raises(InputError, match=r"without a run\.json"):
+            Results(folder, other)
+        (folder / "records.sha256").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"specification": 3}', b"\xff"])
-def test_a_damaged_specification_is_refused(content, folder):
+WRONG = [
+    b"", b"{", b"[]", b"{}", b'{"specification": 3}', b"\xff", b"[" * 100_000, b"9" * 5000
+]  # fmt: skip
+EDITED = [b'{"specification": {"models": ["huge"]}}', b'{"specification": {}}']
+
+
+@pytest.mark.parametrize("content", [None, *WRONG, *EDITED])
+def test_a_lost_or_damaged_specification_is_written_anew_by_the_same_command(content, folder):
+    path = folder / "run.json"
+    before = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"holds no results that can be read|delete it, and give"):
+        read_records(folder)
+    with pytest.raises(InputError, match=r"without a run|no run's specification|not the one that"):
+        Results(folder, {"other": 1})
+    Results(folder, SPECIFICATION).close()
+    assert path.read_bytes() == before
+    assert numbers(folder) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", WRONG)
+def test_a_damaged_specification_is_refused(content, old_folder):
+    folder = old_folder
     (folder / "run.json").write_bytes(content)
     with pytest.raises(InputError, match="no run's specification"):
         Results(folder, SPECIFICATION)
@@ -369,7 +536,8 @@ for trial in range(trials):
         values = set(arrays["value"].tolist())
         assert len(values) == 1
         assert kept <= values.pop() <= appended - 1
-    assert set(os.listdir(folder)) == {".lock", "measured", "records.jsonl", "run.json"}
+    names = {".lock", "measured", "records.jsonl", "records.sha256", "run.json"}
+    assert set(os.listdir(folder)) == names
     assert os.listdir(folder + "/measured") in ([], ["arrays.npz"])
 print(json.dumps({"appended": total, "torn": torn, "killed_early": killed_early}))
 """

@@ -92,6 +92,32 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         inputs.read_text(write(tmp_path / "bad.txt", b"a\nb\n\xe9\n"), 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "line 2 is not JSON: it is nested too deeply"),
+        ('{"prompt": ' * 100_000, "line 2 is not JSON: it is nested too deeply"),
+        ("9" * 5000, "line 2 is not JSON: Exceeds the limit"),
+        ('{"prompt": ["a"]}', "line 2 holds no prompt"),
+    ],
+)
+def test_json_that_no_parser_takes_is_named_by_its_line(line, message, tmp_path):
+    path = write(tmp_path / "mine.jsonl", f'"a prompt"\n{line}\n')
+    with pytest.raises(InputError, match=message):
+        inputs.read_prompts(path)
+
+
+def test_pipes_and_names_that_no_file_has_are_refused_and_never_waited_for(tmp_path):
+    for name, message in [("pipe.txt", "a pipe or a device"), ("a\0b.txt", "a NUL character")]:
+        if "\0" not in name:
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=rf"^prompts=.*{message}.*give the path of a file"):
+            inputs.read_prompts(tmp_path / name)
+        for read in (inputs.choose_text, inputs.judge_text):
+            with pytest.raises(InputError, match=rf"_text=.*{message}.*give the path of a file"):
+                read(str(tmp_path / name), 1, 0)
+
+
 def test_a_text_keeps_what_its_windows_are_cut_by(tmp_path):
     content = b"Some prose.\nMore of it.\n"
     read = inputs.read_text(write(tmp_path / "book.txt", content), 5, 3)

@@ -106,11 +106,17 @@ TEXTS = [
 """What the real model reads where it is held to transformers."""
 
 
-def make_llama(seed: int = 0, **changes: Any) -> transformers.LlamaForCausalLM:
-    """A random Llama, float32, with biases and norm scales that are not at their initial values."""
+def make_llama(
+    seed: int = 0, family: str = "llama", **changes: Any
+) -> transformers.LlamaForCausalLM:
+    """A random Llama, float32, with biases and norm scales that are not at their initial values.
+
+    Or a model of another family, by its `model_type`.
+    """
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(**{**TINY, **changes}, attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(config).eval()
+    config = transformers.AutoConfig.for_model(family, **{**TINY, **changes})
+    auto = transformers.AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -119,19 +125,23 @@ def make_llama(seed: int = 0, **changes: Any) -> transformers.LlamaForCausalLM:
 
 
 def save_llama(
-    folder: pathlib.Path, seed: int = 0, dtype: str = "float32", **changes: Any
+    folder: pathlib.Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    family: str = "llama",
+    **changes: Any,
 ) -> transformers.LlamaForCausalLM:
     """Writes a random Llama to a folder in several shards; returns it in float32.
 
     Without PyTorch it is one of our own: what asks for no oracle can still be tested.
     """
     if isinstance(torch, _Absent):
-        config = from_hf_config({**TINY, **changes, "model_type": "llama"})
+        config = from_hf_config({**TINY, **changes, "model_type": family})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(weights, "_SHARD_BYTES", 40_000)
             sinkjax.save_safetensors(tiny.make(seed, dtype, **vars(config)), folder)
         return torch
-    model = make_llama(seed, **changes)
+    model = make_llama(seed, family, **changes)
     for parameter in model.parameters():  # model.to(dtype) rounds the rotary frequencies, too
         parameter.data = parameter.data.to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size="40KB")
@@ -141,7 +151,7 @@ def save_llama(
 def load_llama(folder: pathlib.Path) -> transformers.LlamaForCausalLM:
     """Reads a folder that `save_llama` wrote, in float32."""
     dtype = torch.float32
-    return transformers.LlamaForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
 
@@ -150,6 +160,18 @@ def logits(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarr
     """float32 [B, T, V]."""
     with torch.no_grad():
         return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.float().numpy()
+
+
+def cached_logits(oracle, tokens: np.ndarray, prompt: int) -> np.ndarray:
+    """transformers' logits from the prompt's last token on, one step a token: [B, steps, V]."""
+    tokens = torch.as_tensor(tokens, dtype=torch.long)
+    out, cache = [], None
+    with torch.no_grad():
+        for begin, end in [(0, prompt), *((t, t + 1) for t in range(prompt, tokens.shape[1]))]:
+            step = oracle(tokens[:, begin:end], past_key_values=cache, use_cache=True)
+            cache = step.past_key_values
+            out.append(step.logits[:, -1].float().numpy())
+    return np.stack(out, axis=1)
 
 
 def attentions(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:

@@ -34,13 +34,14 @@ def make(seed: int = 0, dtype: Any = jnp.float32, **changes: Any) -> Llama:
         max_length=64,
         norm_eps=1e-5,
     )
-    abstract = abstract_model(LlamaConfig(**{**shape, **changes}), dtype)
+    config = LlamaConfig(**{**shape, **changes})
+    abstract = abstract_model(config, dtype)
     parameters = dict(nnx.to_flat_state(nnx.state(abstract)))
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple) -> jax.Array:
-        scale = "scale" in path
-        values = rng.normal(loc=float(scale), scale=0.2, size=parameters[path].shape)
+        mean = 1 - config.norm_offset if "scale" in path else 0
+        values = rng.normal(loc=mean, scale=0.2, size=parameters[path].shape)
         return jnp.asarray(values, dtype)
 
     return fill_model(abstract, draw)

@@ -24,6 +24,7 @@ from sinkjax.attention.context import Context
 from sinkjax.instruments.batches import batch_rows, batches
 from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.finite import check_finite
 
 CRITERIA = ("pattern", "output")
 
@@ -77,6 +78,8 @@ def fit_sources(
                 squares[name][index] += np.moveaxis(np.asarray(array, np.float64), -1, 0)
             nothing[index] += np.asarray(of_heads, np.float64)
         on_progress(tokens.size)
+    for sums in (*squares.values(), nothing):
+        check_finite("heads' patterns or outputs", sums)
     positions = len(excerpts) * (excerpts.shape[1] - 1)
     earlier = np.arange(layers)[:, None] > np.arange(layers)[None, :]
     fits = {
@@ -97,7 +100,7 @@ def _fit(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        pattern = dense_pattern(q, k)
+        pattern = dense_pattern(q, k, layer.attention.span)
         return apply_dense(pattern, v), (pattern, v)
 
     after, (own, v) = layer.attend(x, context, attend)  # own: [N, B, T, T]

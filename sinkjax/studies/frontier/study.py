@@ -41,10 +41,11 @@ from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
+from sinkjax.studies.costs import PARTS
+from sinkjax.studies.fields import Fields, understood
 from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
 from sinkjax.studies.frontier.page import frontier_table, page
-from sinkjax.studies.held_out import HeldOutStudy
-from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
@@ -151,13 +152,16 @@ class Frontier(HeldOutStudy):
         def add(length: int, method: str, path: str, text: str) -> None:
             added.setdefault(length, []).append(Point(method, path, SinkMask.from_text(text)))
 
-        for record in _ended("searches", self.searches, "search"):
-            result = record["result"]
-            for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
-                add(record["length"], SEARCHED, "any", text)
-        for record in _ended("gates", self.gates, "gates"):
-            if record["method"] == "gates":
-                add(record["length"], GATES, record["path"], record["result"]["mask"])
+        searches = _ended("searches", self.searches, "search")
+        gates = _ended("gates", self.gates, "gates")
+        with understood([*searches, *gates]):
+            for record in searches:
+                result = record["result"]
+                for text in [*(step["mask"] for step in result["rounds"]), result["mask"]]:
+                    add(record["length"], SEARCHED, "any", text)
+            for record in gates:
+                if record["method"] == "gates":
+                    add(record["length"], GATES, record["path"], record["result"]["mask"])
         return added
 
     @functools.cached_property
@@ -212,19 +216,15 @@ class Frontier(HeldOutStudy):
         }
         saved = self._savings(length, bench)
         fills = kept_means(bench.model, excerpts, bench.keep)
-        judge = kept_judge(bench.model, self.judged_on.tokens[length], fills, bench.keep)
+        judge_rows = self.judged_rows(length, self.generated)
+        judge = kept_judge(bench.model, judge_rows, fills, bench.keep)
 
         def measured(mask: SinkMask) -> dict[str, Any]:
-            kl = judge(mask)
-            return {
-                "mask": str(mask),
-                "heads": mask.counts(),
-                "kl": estimate_mean(kl, resample_counts(len(kl), self.seed)),
-                "saved": saved(mask),
-            }
+            return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
 
         def taken_over(result: Record) -> dict[str, Any]:
-            kept = {name: result[name] for name in ("mask", "heads", "kl")}
+            names = ("mask", "heads", "kl", *PARTS)
+            kept = {name: result[name] for name in names if name in result}
             return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
 
         for point in self._points(bench, excerpts, fills, length):
@@ -309,10 +309,12 @@ class Frontier(HeldOutStudy):
         return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
 
 
-def _ended(field: str, folders: Sequence[str], kind: str) -> Iterator[Record]:
+def _ended(field: str, folders: Sequence[str], kind: str) -> list[Fields]:
     """The records of a kind in folders of runs that have come so far."""
+    ended = []
     for folder in folders:
         records = [record for record in read_records(folder)[1] if record["kind"] == kind]
         if not records:
             raise InputError(Problem(field, folder, "it has not ended; let it, first"))
-        yield from records
+        ended += records
+    return ended

@@ -84,7 +84,7 @@ def _gated_layer(
     """The residual stream [B, T, D] after a layer with these gates, [N]."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        full = full_attention(q, k, v)
+        full = full_attention(q, k, v, layer.attention.span)
         share = gates[None, None, :, None].astype(v.dtype)
         return share * full + (1 - share) * traced_attention(q, k, v, reduced), None
 

@@ -26,6 +26,7 @@ from sinkjax.instruments.batches import batches
 from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite
 from sinkjax.report.records import Record
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Fills, is_text, read_masks
@@ -89,7 +90,10 @@ class RepairStudy(TrainingStudy):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask, _divergences(bench.model, repair, changes, self.judge_rows), self.seed
+                    mask,
+                    _divergences(bench.model, repair, changes, self.judge_rows),
+                    self.lengths[0],
+                    self.seed,
                 ),
                 "judged",
                 steps=self.judge_rows.size,
@@ -102,10 +106,11 @@ class RepairStudy(TrainingStudy):
 def _divergences(
     model: Llama, repair: Repair, changes: Changes, excerpts: np.ndarray
 ) -> np.ndarray:
-    """KL(baseline ‖ model with these changes), float32 [W, T - 1]."""
+    """KL(baseline ‖ model with these changes), float32 [W, P], from position 1 on."""
     changed = repair.model(changes)
     parts = []
     for tokens, count in batches(excerpts):
         streams = (residuals(either, tokens)[:, 1:] for either in (model, changed))
         parts.append(np.asarray(token_divergences(OutputHead(model), *streams))[:count])
+        check_finite("logits", parts[-1])
     return np.concatenate(parts)

@@ -252,6 +252,22 @@ def test_lengths_beyond_the_context_or_the_prompts_are_named_together(tiny, prom
         run_main(SWEEP, *arguments(tiny, prompts, tmp_path / "out", lengths="4,65"))
 
 
+def test_a_damaged_model_and_ids_that_it_does_not_know_are_told(
+    tiny, prompts, tmp_path, small_tokenizer
+):
+    model = sinkjax.load(tiny)
+    model.layers[0].mlp.down.set_value(model.layers[0].mlp.down[...].at[0, 0].set(jnp.nan))
+    sinkjax.save_safetensors(model, tmp_path / "damaged")
+    hf.save_llama(tmp_path / "small", vocab_size=300)
+    for name, message in (
+        ("damaged", r"sink scores in layer 1, head \d are not finite: activations outgrow"),
+        ("small", r"--model=\S+: its tokenizer makes token \d+ of .* has ids 0 to 299"),
+    ):
+        small_tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=message):
+            run_main(SWEEP, *arguments(tmp_path / name, prompts, tmp_path / "out"))
+
+
 def test_another_runs_folder_is_refused(tiny, prompts, tmp_path):
     run_main(SWEEP, *arguments(tiny, prompts, tmp_path))
     before = (tmp_path / "records.jsonl").read_bytes()

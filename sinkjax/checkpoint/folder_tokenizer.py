@@ -1,0 +1,310 @@
+"""Reads the tokenizer of a folder as the Hugging Face Hub has it.
+
+Its tokens are those of `tokenizer.json`, as the `tokenizers` package reads it; without that file,
+those of SentencePiece's `tokenizer.model`. The class that `tokenizer_config.json` names says
+nothing about tokens: transformers' class for Llamas would put rules of its own in the place of
+the file's. Special tokens and the chat template are as transformers reads them.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from sinkjax.checkpoint.folder import CONFIG, read_json
+from sinkjax.checkpoint.sentencepiece_tokenizer import (
+    ADDED_SCORE,
+    SentencePiece,
+    TokenType,
+    sentencepiece_tokenizer,
+)
+from sinkjax.errors import InputError, first_line
+from sinkjax.models.config import listed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_JSON, _MODEL = "tokenizer.json", "tokenizer.model"
+_TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+_ADDED_TOKENS, _TEMPLATE = "added_tokens.json", "chat_template.jinja"
+_ADVICE = "download the tokenizer files again"
+_UNIGRAM, _BPE = 1, 2  # SentencePiece's numbers of its kinds
+
+# What is read of SentencePiece's messages: (name, number, type, default). Its own package has them,
+# too, but in a form that asks for one release of protobuf.
+_SCHEMA = {
+    "SentencePiece": (
+        ("piece", 1, "string", ""),
+        ("score", 2, "float", "0"),
+        ("type", 3, "int32", "1"),
+    ),
+    "TrainerSpec": (
+        ("model_type", 3, "int32", "1"),
+        ("treat_whitespace_as_suffix", 24, "bool", "false"),
+        ("unk_id", 40, "int32", "0"),
+        ("bos_id", 41, "int32", "1"),
+        ("eos_id", 42, "int32", "2"),
+        ("pad_id", 43, "int32", "-1"),
+    ),
+    "NormalizerSpec": (
+        ("precompiled_charsmap", 2, "bytes", ""),
+        ("add_dummy_prefix", 3, "bool", "true"),
+        ("remove_extra_whitespaces", 4, "bool", "true"),
+        ("escape_whitespaces", 5, "bool", "true"),
+    ),
+    "ModelProto": (
+        ("pieces", 1, "SentencePiece", None),
+        ("trainer_spec", 2, "TrainerSpec", None),
+        ("normalizer_spec", 3, "NormalizerSpec", None),
+    ),
+}
+
+
+def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer whose files lie in a folder; no network, no code of the checkpoint's own.
+
+    Beginning- and end-of-sequence tokens are added as `add_bos_token` and `add_eos_token` of
+    tokenizer_config.json say; where they say nothing, as tokenizer.json does, or, of a
+    tokenizer.model, the first alone.
+
+    Raises:
+      InputError: if there is none, or it cannot be read.
+    """
+    config = _optional(folder / _TOKENIZER_CONFIG)
+    adds = {
+        end: config[f"add_{end}_token"]
+        for end in ("bos", "eos")
+        if isinstance(config.get(f"add_{end}_token"), bool)
+    }
+    if (folder / _JSON).is_file():
+        return _read(folder, _special_tokens(folder, config), adds, folder)
+    if (folder / _MODEL).is_file():
+        return _read_model(folder, config, {"bos": True, **adds})
+    raise InputError(
+        f"{folder} holds no tokenizer ({_JSON} or {_MODEL}); copy the tokenizer files of the "
+        "model there"
+    )
+
+
+def _read(
+    folder: pathlib.Path, special: Mapping[str, str], adds: Mapping[str, bool], name: pathlib.Path
+) -> "PreTrainedTokenizerFast":
+    """What transformers makes of a folder's tokenizer.json and the files beside it.
+
+    Args:
+      folder: with the files.
+      special: the texts of special tokens by name, over those of tokenizer_config.json.
+      adds: whether BOS ("bos") and EOS ("eos") are added, where that is not left to the file.
+      name: what the user named, for messages.
+    """
+    from transformers import PreTrainedTokenizerFast  # slow to import, and weights need none of it
+
+    with _reading(f"{name}: transformers cannot read its tokenizer"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            clean_up_tokenization_spaces=False,  # decoded text is what was encoded
+            added_tokens_decoder={},  # tokenizer.json has them, and says how they are matched
+            **special,
+        )
+        _add_ends(tokenizer, adds)
+    tokenizer.name_or_path = str(name)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Makes a problem of whatever a damaged file has transformers and tokenizers raise."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of tokenizers are no Exception
+        raise InputError(
+            f"{failure} ({type(error).__name__}: {first_line(error)}); {_ADVICE}"
+        ) from error
+
+
+def _special_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by name, such as bos_token, that tokenizer_config.json does not name."""
+    if "added_tokens_decoder" not in config:  # from then on, transformers names all there
+        listed_there = _optional(folder / _SPECIAL_TOKENS).items()
+        named = {name: text for name, token in listed_there for text in _texts(token)}
+        if named := {name: text for name, text in named.items() if name.endswith("_token")}:
+            return named
+    if config or not (folder / _JSON).is_file():
+        return {}
+    model, added = _optional(folder / CONFIG), _optional(folder / _JSON).get("added_tokens")
+    return {
+        f"{end}_token": token["content"]
+        for end in ("bos", "eos")
+        for token in listed(added)
+        if isinstance(token, dict)
+        and token.get("id") in listed(model.get(f"{end}_token_id"))[:1]
+        and isinstance(token.get("content"), str)
+    }
+
+
+def _texts(tokens: object) -> list[str]:
+    """The texts of one or several tokens in any of the forms that transformers has written."""
+    contents = [
+        token.get("content") if isinstance(token, dict) else token for token in listed(tokens)
+    ]
+    return [text for text in contents if isinstance(text, str)]
+
+
+def _add_ends(tokenizer: "PreTrainedTokenizerFast", adds: Mapping[str, bool]) -> None:
+    """Adds BOS and EOS to every text, or not, where that is not what the tokenizer does already."""
+    bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    does = {"bos": full[:start], "eos": full[start + len(bare) :]}
+    wanted = {}
+    for end, ids in does.items():
+        token_id = getattr(tokenizer, f"{end}_token_id")
+        wanted[end] = [token_id] if adds.get(end, bool(ids)) and token_id is not None else []
+        if ids not in ([], [token_id]):  # a template of its own, which the two say nothing of
+            return
+    if wanted != does:
+        tokenizer.add_bos_token = bool(wanted["bos"])
+        tokenizer.add_eos_token = bool(wanted["eos"])
+
+
+def _read_model(
+    folder: pathlib.Path, config: Mapping[str, Any], adds: Mapping[str, bool]
+) -> "PreTrainedTokenizerFast":
+    """What transformers makes of a tokenizer.model, once it is a tokenizer.json."""
+    path = folder / _MODEL
+    proto = _parse(path)
+    spec = _specification(path, proto, config, _added_tokens(folder, config))
+    special = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        if 0 <= (id_ := getattr(proto.trainer_spec, f"{name}_id")) < len(spec.tokens):
+            special[f"{name}_token"] = spec.tokens[id_]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = pathlib.Path(temporary)
+        with _reading(f"{path} cannot be read"):
+            sentencepiece_tokenizer(spec).save(str(copy / _JSON))
+        if (folder / _TEMPLATE).is_file():
+            shutil.copy(folder / _TEMPLATE, copy)
+        (copy / _TOKENIZER_CONFIG).write_text(json.dumps({**special, **config}))
+        return _read(copy, _special_tokens(folder, config), adds, folder)
+
+
+def _parse(path: pathlib.Path) -> Any:
+    try:
+        proto = _model_class().FromString(path.read_bytes())
+    except (DecodeError, OSError) as error:
+        raise InputError(
+            f"{path} is no SentencePiece model, or damaged ({first_line(error)}); download it "
+            f"again, or the model's {_JSON}"
+        ) from error
+    unread = {
+        "has no tokens": not 0 <= proto.trainer_spec.unk_id < len(proto.pieces),
+        "is of another kind than BPE and unigram": proto.trainer_spec.model_type
+        not in (_UNIGRAM, _BPE),
+        "puts spaces after words": proto.trainer_spec.treat_whitespace_as_suffix,
+        "does not escape spaces": not proto.normalizer_spec.escape_whitespaces,
+    }
+    if problems := [text for text, is_so in unread.items() if is_so]:
+        raise InputError(
+            f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
+        )
+    return proto
+
+
+@functools.cache
+def _model_class() -> Any:
+    """The class of SentencePiece's message of a model."""
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="sentencepiece", package="sinkjax")
+    for message, fields in _SCHEMA.items():
+        described = file.message_type.add(name=message)
+        for field, number, type_, default in fields:
+            described.field.add(
+                name=field,
+                number=number,
+                label=field_type.LABEL_REPEATED if field == "pieces" else field_type.LABEL_OPTIONAL,
+                type=field_type.TYPE_MESSAGE
+                if type_ in _SCHEMA
+                else getattr(field_type, f"TYPE_{type_.upper()}"),
+                type_name=f".sinkjax.{type_}" if type_ in _SCHEMA else None,
+                default_value=default,
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("sinkjax.ModelProto"))
+
+
+def _added_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+    """The tokens that were added to SentencePiece's: of each id, the text and if it is special."""
+    special = {
+        text
+        for tokens in (_optional(folder / _SPECIAL_TOKENS), config)
+        for name, token in tokens.items()
+        if name.endswith(("_token", "_tokens"))
+        for text in _texts(token)
+    }
+    texts = _optional(folder / _ADDED_TOKENS).items()
+    added = {id_: (text, text in special) for text, id_ in texts}
+    try:
+        for id_, token in config.get("added_tokens_decoder", {}).items():
+            added[int(id_)] = (token["content"], bool(token.get("special")))
+        if not all(type(id_) is int and type(text) is str for id_, (text, _) in added.items()):
+            raise TypeError("their ids must be whole numbers, their contents texts")
+        return dict(sorted(added.items()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: the added tokens in {_ADDED_TOKENS} or {_TOKENIZER_CONFIG} cannot be read "
+            f"({type(error).__name__}: {first_line(error)}); {_ADVICE}"
+        ) from error
+
+
+def _specification(
+    path: pathlib.Path,
+    proto: Any,
+    config: Mapping[str, Any],
+    added: Mapping[int, tuple[str, bool]],
+) -> SentencePiece:
+    rows = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
+    for id_, (text, special) in added.items():
+        if not 0 <= id_ <= len(rows):
+            raise InputError(
+                f"{path} has tokens up to {len(rows) - 1}, and the next one that the files beside "
+                f"it add is {id_}, {text!r}; {_ADVICE}"
+            )
+        piece, _, type_ = rows[id_] if id_ < len(rows) else (None, None, None)
+        if piece != text or type_ == TokenType.NORMAL:
+            type_ = TokenType.CONTROL if special else TokenType.USER_DEFINED
+            rows[id_ : id_ + 1] = [(text, ADDED_SCORE, type_)]
+    tokens, scores, types = zip(*rows, strict=True)
+    if len(set(tokens)) < len(tokens):
+        raise InputError(f"{path} and the files beside it name a token twice; {_ADVICE}")
+    normalizer = proto.normalizer_spec
+    plain = not (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces)
+    prefix = config.get("add_prefix_space")
+    if prefix is None:
+        prefix = normalizer.add_dummy_prefix
+    return SentencePiece(
+        tokens=tokens,
+        scores=scores,
+        types=types,
+        unknown_id=proto.trainer_spec.unk_id,
+        # Where characters in front are removed, nothing tells what was first in the text.
+        dummy_prefix=("first" if config.get("legacy") is False and plain else "always")
+        if prefix
+        else None,
+        unigram=proto.trainer_spec.model_type == _UNIGRAM,
+        charsmap=normalizer.precompiled_charsmap,
+        remove_extra_spaces=normalizer.remove_extra_whitespaces,
+    )
+
+
+def _optional(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path, _ADVICE) if path.is_file() else {}

@@ -1,0 +1,20 @@
+"""The families of models that the decoder computes, by the `model_type` of their configs.
+
+To add one, write its file and name it here (CONTRIBUTING.md has the recipe).
+"""
+
+from sinkjax.models.families import gemma3, granite, llama, mistral, qwen2, qwen3, smollm3
+from sinkjax.models.families.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        mistral.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        granite.FAMILY,
+        smollm3.FAMILY,
+        gemma3.FAMILY,
+    )
+}

@@ -1,0 +1,114 @@
+"""What a family's file says of it, and what several families say alike."""
+
+import dataclasses
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+Attributes = Mapping[str, Any]
+"""Attributes of a `config.json`."""
+
+
+def _nothing(attributes: Attributes) -> dict[str, Any]:
+    return {}
+
+
+class Metadata(Protocol):
+    """A GGUF file's metadata under its architecture, each key to be taken once."""
+
+    def count(self, key: str, default: int | None = None) -> int: ...
+
+    def number(self, key: str, default: float | None = None) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp's files have a family.
+
+    Attributes:
+      architecture: their `general.architecture`.
+      pairs: whether the two of a rotary pair are neighbours among the rows of queries and keys,
+        as Meta published Llama, and not half a head apart.
+      norm_offset: added to norms' scales in the file.
+      names: tensors of a layer by what Hugging Face calls them, beside a Llama's or in place of it.
+      read: attributes of `config.json` from the metadata and the attributes that all families have.
+    """
+
+    architecture: str
+    pairs: bool = False
+    norm_offset: float = 0.0
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    read: Callable[[Metadata, Attributes], dict[str, Any]] = lambda metadata, attributes: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What checkpoints of one architecture have that a Llama's have not.
+
+    Attributes:
+      model_type: in `config.json`.
+      architecture: the class of transformers that reads and writes them.
+      defaults: values of absent attributes, where they are not those of transformers' LlamaConfig.
+      own: attributes that only this family has, with the values of absent ones. Together with
+        those that all have they are what `problems` and `read` are given.
+      problems: a line for everything in them that the decoder does not compute.
+      read: the fields of `sinkjax.LlamaConfig` that they decide.
+      write: the attributes, of a `sinkjax.LlamaConfig`.
+      gguf: None where llama.cpp has it as another family.
+      local_theta: base of the rotary embedding that layers with windows have for themselves, where
+        the config names none; None where all layers have the same.
+    """
+
+    model_type: str
+    architecture: str
+    defaults: Attributes = dataclasses.field(default_factory=dict)
+    own: Attributes = dataclasses.field(default_factory=dict)
+    problems: Callable[[Attributes], list[str]] = lambda attributes: []
+    read: Callable[[Attributes], dict[str, Any]] = _nothing
+    write: Callable[[Any], dict[str, Any]] = _nothing
+    gguf: Gguf | None = None
+    local_theta: float | None = None
+
+
+QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
+"""Of families with norms of queries and keys, `Gguf.names`."""
+
+FULL, WINDOWED = "full_attention", "sliding_attention"
+"""What `layer_types` calls the two kinds of layers."""
+
+
+shown = reprlib.repr
+"""What is wrong as messages show it: never a page."""
+
+
+def is_whole(value: Any) -> bool:
+    """Returns whether a value is a whole number of at least 1."""
+    return type(value) is int and value > 0
+
+
+def window_problems(attributes: Attributes) -> list[str]:
+    """Returns what is wrong with `layer_types` and the `sliding_window` of layers that have one."""
+    kinds, layers = attributes["layer_types"], attributes["num_hidden_layers"]
+    if kinds is None:
+        return []
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {FULL, WINDOWED}:
+        return [f"layer_types is {shown(kinds)}; {FULL} or {WINDOWED} is needed for each layer"]
+    window = attributes["sliding_window"]
+    if WINDOWED in kinds and not is_whole(window):
+        return [f"sliding_window is {shown(window)}; a whole number of at least 1 is needed"]
+    return []
+
+
+def windows_of(kinds: list[str], window: int) -> dict[str, Any]:
+    """Returns the field `layer_windows` of kinds of layers."""
+    windows = tuple(window if kind == WINDOWED else None for kind in kinds)
+    return {"layer_windows": windows if any(windows) else ()}
+
+
+def written_windows(config: Any) -> dict[str, Any]:
+    """Returns `layer_types` and `sliding_window` of a `sinkjax.LlamaConfig`."""
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    return {
+        "layer_types": [FULL if window is None else WINDOWED for window in windows],
+        "sliding_window": next((window for window in windows if window is not None), None),
+    }

@@ -1,0 +1,141 @@
+"""Every family against transformers, and its paths against the dense oracle."""
+
+import itertools
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from families import KINDS, attributes
+from masks import problems_of
+
+import sinkjax
+from sinkjax.accounts.compiled import account
+from sinkjax.accounts.formulas import Sizes, predict
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.config import from_hf_config, to_hf_config
+from sinkjax.models.families import FAMILIES
+from sinkjax.programs.scan import LayerRun, scanned
+from sinkjax.testing.oracle import reference_logits
+
+TOLERANCE = 1e-4
+LENGTH = 100  # beyond the 64 positions that the tiny models are made for
+
+MIXED = SinkMask.from_text(
+    "L0: 2f w(2,5) s(first) w(1,4) w(2,5) | "
+    "L1: c(0,0) s(mean) w(3,70) c(0,2) s(zero) w(1,4) | "
+    "L2: 2s(first) s(mean) c(1,2) c(0,1) c(0,4)"
+)
+
+
+def test_every_family_is_tested():
+    assert {kind["family"] for kind in KINDS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_decoding_equal_transformers(kind, tmp_path):
+    oracle = hf.save_llama(tmp_path, **KINDS[kind])
+    model = sinkjax.load(tmp_path)
+    tokens = jnp.asarray(hf.random_tokens((2, LENGTH)))
+    wanted = hf.logits(oracle, tokens)
+    np.testing.assert_allclose(model(tokens), wanted, rtol=0, atol=TOLERANCE)
+    prompts = np.array([LENGTH - 20] * 2)
+    decoded = tiny.decoded(model, tokens, prompts, LENGTH)
+    wanted = hf.cached_logits(oracle, tokens, LENGTH - 20)
+    np.testing.assert_allclose(decoded, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_to_safetensors_transformers_gives_the_same_logits(kind, tmp_path):
+    oracle = hf.save_llama(tmp_path / "theirs", **KINDS[kind])
+    model = sinkjax.load(tmp_path / "theirs")
+    sinkjax.save_safetensors(model, tmp_path / "ours")
+    back = hf.load_llama(tmp_path / "ours")
+    assert type(back) is type(oracle)
+    tokens = hf.random_tokens((2, 40))
+    # Multipliers are divided and multiplied again on the way.
+    np.testing.assert_allclose(hf.logits(back, tokens), hf.logits(oracle, tokens), atol=1e-6)
+
+
+def tiny_model(kind: str, **changes) -> sinkjax.Llama:
+    """Random weights of our own: no PyTorch."""
+    return tiny.make(**vars(from_hf_config(attributes(kind, **changes))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_path_mixed_equals_the_oracle(kind):
+    model = tiny_model(kind, num_hidden_layers=3)
+    tokens, fills, prompts = tiny.tokens_of(model, (2, 90)), tiny.make_fills(model), [50, 80]
+    fast = sinkjax.specialize(model, MIXED, fills=fills)
+    wanted = reference_logits(model, MIXED, tokens, fills=fills)
+    np.testing.assert_allclose(fast(tokens), wanted, rtol=0, atol=1e-5)
+    decoded = tiny.decoded(fast, tokens, np.array(prompts), 90, steps=5)
+    np.testing.assert_allclose(decoded, tiny.after(wanted, prompts, 5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_as_loops_and_two_devices_change_nothing(kind):
+    model = tiny_model(kind, vocab_size=62)
+    tokens = tiny.tokens_of(model, (2, 41))
+    wanted = model(tokens)
+    looped = scanned(model)
+    runs = [isinstance(layer, LayerRun) for layer in looped.layers]
+    config = model.config
+    layers = [(config.window(n), config.rope_index(n)) for n in range(config.num_layers)]
+    alike = [len(list(run)) for _, run in itertools.groupby(layers)]
+    assert runs == [count > 1 for count in alike]
+    np.testing.assert_allclose(looped(tokens), wanted, rtol=0, atol=1e-5)
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    laid = sinkjax.models.sharding.shard(model, mesh)
+    np.testing.assert_allclose(laid(tokens), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_costs_are_those_of_formulas(kind):
+    model = tiny_model(kind, num_hidden_layers=3)
+    mask = SinkMask.from_text("L0: 6f | L1: 3w(2,5) 3s(first) | L2: 6s(zero)")
+    fast = sinkjax.specialize(model, mask)
+    program = sinkjax.compile(fast, batch_size=2, prefill_lengths=(16,), max_length=32)
+    for executable, length in ((program.prefill[16], 16), (program.decode, None)):
+        counted = account(program, executable).rows
+        assert counted == predict(model.config, mask, Sizes(2, length, 32, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_configs_are_read_as_they_are_written(kind):
+    config = tiny_model(kind).config
+    assert from_hf_config(to_hf_config(config)) == config
+    assert type(config).from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("mistral", dict(sliding_window=0), "sliding_window is 0"),
+        ("mistral", dict(sliding_window="4096"), "sliding_window is '4096'"),
+        ("qwen2", dict(use_sliding_window=1), "use_sliding_window is 1; true or false"),
+        ("qwen2", dict(use_sliding_window=True, max_window_layers=0, sliding_window=0), "w is 0"),
+        ("qwen2", dict(use_sliding_window=True, max_window_layers=None), "max_window_layers is No"),
+        ("qwen3_windows", dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
+        ("qwen3_windows", dict(layer_types=["chunked_attention"] * 3), "layer_types is"),
+        ("qwen3", dict(layer_types=["sliding_attention"] * 3), "though use_sliding_window is fal"),
+        ("gemma3", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+        ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
+        ("gemma3", dict(layer_types=None, sliding_window_pattern=0.5), "sliding_window_pattern is"),
+        ("granite", dict(logits_scaling=0), "logits_scaling is 0; a positive number"),
+        ("granite", dict(attention_multiplier="1"), "attention_multiplier is '1'"),
+        ("smollm3", dict(no_rope_layers=[1, 2, 0, 1]), r"no_rope_layers is \[1, 2"),
+        ("smollm3", dict(no_rope_layer_interval=0), "no_rope_layer_interval is 0"),
+        ("llama", dict(no_rope_layers=[1, 1, 0]), "unknown attribute no_rope_layers"),
+    ],
+)
+def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
+    with pytest.raises(sinkjax.InputError, match=message):
+        from_hf_config(attributes(kind, **changes))
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_known():
+    (problem,) = problems_of(from_hf_config, {"model_type": "gpt2"}, "folder")
+    assert problem.startswith("folder: model_type is 'gpt2'; models of llama, mistral, qwen2")
