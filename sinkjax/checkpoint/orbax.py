@@ -30,7 +30,7 @@ from flax import nnx
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError, first_line
-from sinkjax.files import PARTIAL, json_digest, replace_file
+from sinkjax.files import PARTIAL, json_digest, parse_json, read_file, replace_file
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
@@ -143,7 +143,7 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
     """The config of a checkpoint, and the hashes of its parameters by name, if it has some."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(read_file(path))
         if manifest["format"] != _FORMAT:
             raise ValueError(f"it has format {manifest['format']!r}; this version reads {_FORMAT}")
         digest = manifest.pop("digest", None)

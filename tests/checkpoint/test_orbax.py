@@ -307,7 +307,7 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(model, saved):
 
 
 def test_the_real_model_is_restored_faster_than_its_source_is_converted(smollm2, tmp_path):
-    """Medians of interleaved loads of the real model; seen: 0.33 to 0.45 of the GGUF file's."""
+    """Medians of interleaved loads of the real model; seen: 0.46 of the GGUF file's."""
     sinkjax.save_orbax(smollm2, tmp_path / "orbax")
     os.sync()  # so that no load competes with what is still being written
     seconds = {tmp_path / "orbax": [], "smollm2-135m": []}

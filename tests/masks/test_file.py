@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 
@@ -323,3 +324,16 @@ def test_a_mask_of_more_heads_than_any_model_has_is_refused_at_once(heads):
     with pytest.raises(InputError, match="more than 1,000,000 heads"):
         SinkMask(((Full(),) * 9_999,) * 9_999)
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' * 100_000, "9" * 5000])
+def test_json_that_no_reader_takes_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(InputError, match="is no JSON"):
+        load_mask(tmp_path / "m.json")
+
+
+def test_a_pipe_is_no_mask(tmp_path):
+    os.mkfifo(tmp_path / "m.json")
+    with pytest.raises(InputError, match="it is a pipe"):
+        load_mask(tmp_path / "m.json")
