@@ -129,9 +129,8 @@ def estimate_mean(
     count = len(values)
     each = values.reshape(count, -1).mean(axis=1, dtype=np.float64)
     resampled = function(weights @ each / count)
-    return estimate(
-        float(function(each.mean())), resampled, count, each=function(each), fewest=fewest
-    )
+    value = float(function(each.mean()))
+    return estimate_excerpts(value, resampled, count, function(each), fewest)
 
 
 def expanded_tail(count: int, freedom: int | None = None) -> float:
