@@ -46,7 +46,7 @@ def test_all_that_is_not_understood_is_listed_at_once(writer, model):
         path,
         "llama.expert_count = 8, llama.expert_used_count = 2, llama.final_logit_softcapping = 30.0",
         "llama.rope.scaling.type is 'longrope'",
-        "llama.attention.value_length is 8, llama.attention.key_length 16",
+        "llama.attention.value_length is 8, attention.key_length 16",
     )
     with pytest.raises(InputError) as caught:
         open_gguf(path)
@@ -93,7 +93,7 @@ def test_one_number_a_layer_is_read_where_all_agree(writer, model):
 @pytest.mark.parametrize(
     ("architecture", "key", "value", "mention"),
     [
-        ("qwen2", "general.type", "model", "general.architecture is 'qwen2'; only 'llama'"),
+        ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are llama, "),
         ("llama", "general.type", "adapter", "general.type is 'adapter'"),
         ("llama", "split.count", 3, "one of 3 parts"),
     ],
@@ -199,6 +199,33 @@ def test_damaged_names_are_refused(small_file, tmp_path, old, new, mentions):
     path = tmp_path / "model.gguf"
     path.write_bytes(content.replace(old, new))
     assert_refused(path, *mentions)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -32, 32, 64, 2**62])
+def test_a_tensor_that_does_not_begin_where_the_one_before_ends_is_refused(
+    small_file, tmp_path, wrong
+):
+    """At another's data, between two, a byte off, or beyond all."""
+    content = bytearray(small_file[0].read_bytes())
+    name = b"blk.1.attn_v.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8 + 4  # after its axes and its type
+    right = int.from_bytes(content[place : place + 8], "little")
+    content[place : place + 8] = (right + wrong if wrong else 0).to_bytes(8, "little")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert_refused(
+        path, f"tensor {name.decode()} is said to begin at byte", f"end at byte {right:,}"
+    )
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_are_padded_as_the_file_says(writer, model, alignment):
+    writer.add_custom_alignment(alignment)
+    writer.add_tensor("first", np.ones(3, np.float32))
+    add_llama(writer, model)
+    file = open_gguf_file(finish(writer))
+    np.testing.assert_array_equal(file.read("first"), np.ones(3))
+    assert all(tensor.offset % alignment == 0 for tensor in file.tensors.values())
 
 
 def test_a_repeated_key_is_refused(writer, model):
