@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from sinkjax.errors import InputError, explaining, naming
+from sinkjax.files import check_path
 
 _STORED_DTYPES = {
     gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -103,6 +104,7 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
     """
     with naming(path):
         with explaining("cannot be read", "give the path of a readable .gguf file"):
+            check_path(path)
             if path.stat().st_size == 0:
                 raise InputError("the file is empty. Download or convert it again.")
             data = np.memmap(path, mode="r").view(np.ndarray)
@@ -306,8 +308,8 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInf
             raise _damaged(f"tensor {name} is there twice")
         if info.offset != size:
             raise _damaged(
-                f"tensor {name} is said to begin at byte {info.offset:,} of the tensors' data, where"
-                f" those before it end at byte {size:,}, padded to {alignment}"
+                f"tensor {name} is said to begin at byte {info.offset:,} of the data, where those"
+                f" before it end at byte {size:,}, padded to {alignment}"
             )
         end = start + size + info.num_bytes
         tensors[name] = dataclasses.replace(info, offset=start + size)

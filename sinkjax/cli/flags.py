@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem, about, printable
 from sinkjax.files import read_file
 from sinkjax.programs.targets import WITHOUT_TPU
 
@@ -69,9 +69,8 @@ def run(
 
 def _failed(error: InputError) -> int:
     """Says what is wrong, a line a problem; the process's status."""
-    lines = (f"error: {as_flag(problem)}" for problem in error.problems)
-    text = "\n".join(lines).encode(errors="backslashreplace").decode()  # of names that are no text
-    print(text, file=sys.stderr)
+    for line in error.lines(as_flag):
+        print(f"error: {line}", file=sys.stderr)
     return 1
 
 
@@ -84,7 +83,7 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
         message = f"--{error.flagname} is called --{now} now" if now else str(error)
     except flags.Error as error:
         message = str(error)
-    print(f"error: {message}; --help shows all flags", file=sys.stderr)
+    print(f"error: {printable(message)}; --help shows all flags", file=sys.stderr)
     sys.exit(1)
 
 

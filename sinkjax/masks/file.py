@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import replace_file
+from sinkjax.files import parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -208,7 +208,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads the JSON object of this version's schema from a file."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(
             f"{path}: the mask cannot be read ({error.strerror}); give a file that "
@@ -216,8 +216,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             f"{', '.join(shipped.names(*_SHIPPED))}"
         ) from error
     try:
-        fields = json.loads(content, object_pairs_hook=_unique)
-        json.dumps(fields, allow_nan=False)  # refuses NaN and numbers too large, which loads takes
+        fields = parse_json(content, strict=True)
     except ValueError as error:
         raise InputError(
             f"{path} is no JSON ({error}): it was cut short or damaged, or is no mask; write it "
@@ -230,13 +229,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             f"{path} has schema {fields['schema']!r}, and this version of sinkjax reads {SCHEMA}: "
             "write the mask again with this version, or read it with the one that wrote it"
         )
-    return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key is there twice")
     return fields
 
 
@@ -284,7 +276,7 @@ def _read_fills(
     if sha256 is None:
         return None
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         problems.append(
             f"its fills cannot be read from {path} ({error.strerror}): keep the two files together"

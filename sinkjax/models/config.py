@@ -289,6 +289,7 @@ _INERT = frozenset(
     }
 )
 
+_MOST_LAYERS = 9_999  # four digits, as masks write them
 _YARN = "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"
 
 # rope_type -> (required, optional) keys of the rope parameters, beside rope_type and rope_theta.
@@ -337,6 +338,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problem = _problem_with(shape[ours], default)
         if problem and not (ours == "head_dim" and shape[ours] is None):
             problems.append(f"{theirs} is {shape[ours]!r}; {problem}")
+    if not problems and shape["num_layers"] > _MOST_LAYERS:
+        problems.append(f"num_hidden_layers is {shape['num_layers']}; at most {_MOST_LAYERS}")
     if not problems and shape["head_dim"] is None:
         shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
         if left:

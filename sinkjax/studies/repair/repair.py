@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sinkjax.errors import InputError, explaining
-from sinkjax.files import replace_file
+from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
@@ -128,6 +128,7 @@ def load_repair(
     """
     path = repair_path(path)
     try:
+        check_path(path)
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             names = file.offset_keys()
