@@ -46,6 +46,14 @@ def check_path(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe or a device")
 
 
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for its `~`, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(name)
+
+
 def read_file(path: Path) -> bytes:
     """The content of a file.
 

@@ -17,6 +17,7 @@ from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, first_line
+from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, from_hf_config, to_hf_config
 from sinkjax.models.decoder import Llama
@@ -125,6 +126,7 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
     try:
+        check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, WEIGHTS, INDEX):  # so that nothing is read with another model's file
             (folder / name).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem, about, printable
-from sinkjax.files import read_file
+from sinkjax.files import read_file, user_path
 from sinkjax.programs.targets import WITHOUT_TPU
 
 _SHOWN = 200  # characters of an argument in a message
@@ -117,7 +117,7 @@ def _lines(
 ) -> tuple[list[str], tuple[pathlib.Path, ...]]:
     """The arguments in a flag file, and the flag files that they are from."""
     with about("flagfile", name[:_SHOWN]):
-        file = shipped.find(name, suffix=".flags").expanduser()
+        file = user_path(shipped.find(name, suffix=".flags"))
         try:
             content = read_file(file).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

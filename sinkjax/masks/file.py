@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import parse_json, read_file, replace_file
+from sinkjax.files import check_path, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -158,6 +158,7 @@ def save_mask(
     text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
     fills_path = _fills_path(path)
     try:
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if packed is not None:
             replace_file(fills_path, packed)

@@ -1,5 +1,7 @@
 """GGUF files that are refused: what is not understood, what is no such file, and damage."""
 
+import os
+
 import gguf
 import hypothesis
 import hypothesis.strategies as st
@@ -8,6 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf_files import add_llama, assert_refused, finish
 
+import sinkjax
 from sinkjax.checkpoint.gguf import open_gguf
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.errors import InputError
@@ -143,6 +146,23 @@ def test_what_is_no_gguf_file_is_refused(tmp_path, content, mention):
 def test_a_folder_and_a_missing_file_are_refused(tmp_path):
     assert_refused(tmp_path, "cannot be read")
     assert_refused(tmp_path / "missing.gguf", "cannot be read")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.gguf")
+    assert_refused(tmp_path / "model.gguf", "it is a pipe or a device")
+    with pytest.raises(InputError, match="it is a pipe or a device"):
+        sinkjax.load_tokenizer(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("blocks", [4, 10**9, 2**31 - 1])
+def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, blocks):
+    content = small_file[0].read_bytes()
+    key = b"llama.block_count\x04\0\0\0"
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content.replace(key + b"\3\0\0\0", key + blocks.to_bytes(4, "little")))
+    with pytest.raises(InputError, match=rf"4 layers, its tensors are of 3|is {blocks}; at most"):
+        sinkjax.load(path)
 
 
 def test_a_big_endian_file_is_refused(tmp_path, model):

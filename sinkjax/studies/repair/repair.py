@@ -114,6 +114,7 @@ def save_repair(
     metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
     advice = "free space there, or give another folder"
     with explaining(f"{path}: the repair cannot be written", advice):
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
 
