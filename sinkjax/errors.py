@@ -2,16 +2,26 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_MOST_SHOWN = 20
+# Of names of files and tensors: what a terminal obeys, what no encoding has, what ends a line, and
+# what turns the direction of the text after it.
+_UNPRINTABLE = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with what a user gave; its text is `field=value: text`.
+
+    It can be shown as it is: what is not `printable` in it is escaped.
 
     Attributes:
       field: the argument's or setting's name, which a script shows as its flag; None for what is
@@ -27,7 +37,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.value is not None:  # as it is shown, so that problems hash, whatever was given
-            object.__setattr__(self, "value", _shown(self.value))
+            object.__setattr__(self, "value", printable(_shown(self.value)))
+        object.__setattr__(self, "text", printable(self.text))
 
     def __str__(self) -> str:
         if self.field is None:
@@ -36,7 +47,7 @@ class Problem:
 
 
 class InputError(ValueError):
-    """Input that cannot be used, with every problem found in it.
+    """Input that cannot be used, with every problem found in it, of which its text has the first.
 
     Args:
       problems: one each; plain text for those of no field.
@@ -50,7 +61,13 @@ class InputError(ValueError):
             problem if isinstance(problem, Problem) else Problem(None, None, problem)
             for problem in problems
         )
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self, show: Callable[[Problem], str] = str) -> list[str]:
+        """The problems in a line each; of very many the first, and how many more there are."""
+        lines = [show(problem) for problem in self.problems[:_MOST_SHOWN]]
+        more = len(self.problems) - len(lines)
+        return [*lines, f"and {more:,} more"] if more else lines
 
 
 @contextlib.contextmanager
@@ -98,6 +115,11 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
     if problems:
         raise InputError(*problems)
     return results
+
+
+def printable(text: str) -> str:
+    """A text in one line that a terminal shows as it is: what it would not is as in `\\x1b`."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:

@@ -31,30 +31,65 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def check_path(path: Path) -> None:
+    """Refuses a path before a library opens it that would wait for a pipe, or raise its own errors.
+
+    Raises:
+      OSError: for a pipe, a socket or a device, which might never end, and a path that has a NUL
+        character or half a surrogate pair, as no file's has. Of a missing file it says nothing.
+    """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EINVAL, "no path holds half a surrogate pair") from error
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no path holds a NUL character")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
+
+
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for its `~`, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(name)
+
+
 def read_file(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-      OSError: where it cannot be read, or is none: a pipe might never end. Also for a path with a
-        NUL character, which no file has.
+      OSError: where it cannot be read, and as `check_path`.
     """
-    if "\0" in str(path):
-        raise OSError(errno.EINVAL, "no path holds a NUL character", str(path))
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+    check_path(path)
     return path.read_bytes()
 
 
-def parse_json(content: str | bytes) -> Any:
+def parse_json(content: str | bytes, *, strict: bool = False) -> Any:
     """The value of a JSON text.
+
+    Args:
+      strict: whether keys that are there twice and numbers that are not finite are refused.
 
     Raises:
       ValueError: where it is none, is nested too deeply, or has a number of thousands of digits.
     """
     try:
-        return json.loads(content)
+        if not strict:
+            return json.loads(content)
+        value = json.loads(content, object_pairs_hook=_unique)
+        json.dumps(value, allow_nan=False)
+        return value
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key is there twice")
+    return fields
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 import sinkjax
+from sinkjax.cli import flags
 from sinkjax.cli.flags import as_flag
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem, about, naming
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,40 @@ def test_python_is_told_of_arguments():
     with pytest.raises(InputError, match=r"^model=nomodel: it is no file") as caught:
         sinkjax.load("nomodel")
     assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\nerror: b\r\x85c", r"a\nerror: b\r\x85c"),
+        ("a\0\x7f\x9b", r"a\x00\x7f\x9b"),
+        ("a\u2028b\u2029", r"a\u2028b\u2029"),
+        ("a\u202eb\u2066\u200f", r"a\u202eb\u2066\u200f"),
+        ("a\ud800\udc80", r"a\ud800\udc80"),
+        (
+            "schöne 模型 \N{ZERO WIDTH JOINER} 🦙 é \\n",
+            "schöne 模型 \N{ZERO WIDTH JOINER} 🦙 é \\n",
+        ),
+    ],
+)
+def test_names_are_shown_so_that_a_terminal_obeys_none_of_them(name, shown, capsys):
+    with pytest.raises(InputError) as caught, about("model", name), naming(name):
+        raise InputError(f"tensor {name} is unknown")
+    assert str(caught.value) == f"model={shown}: {shown}: tensor {shown} is unknown"
+    flags._failed(caught.value)
+    assert capsys.readouterr().err == f"error: --{caught.value}\n"
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, 1), (20, 20), (21, 21), (100_000, 21)])
+def test_of_very_many_problems_the_first_are_shown(count, lines, capsys):
+    error = InputError(*(Problem("mask", str(i), "name another") for i in range(count)))
+    assert len(error.problems) == count
+    shown = str(error).splitlines()
+    assert len(shown) == lines
+    assert shown[0] == "mask=0: name another"
+    assert count <= 20 or shown[-1] == f"and {count - 20:,} more"
+    flags._failed(error)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert said[-1].startswith("error: ")

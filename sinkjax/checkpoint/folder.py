@@ -7,7 +7,6 @@ FOLDER/model.safetensors.index.json       which of the files beside it has which
 FOLDER/tokenizer...                       as transformers saves it
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +15,10 @@ import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safeten
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sinkjax.checkpoint.names import DERIVED
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, explaining
+from sinkjax.files import check_path, parse_json, read_file
 from sinkjax.models.config import listed
 
 CONFIG = "config.json"
@@ -55,7 +56,22 @@ def index_files(folder: pathlib.Path) -> dict[str, str]:
     files = read_json(path, "download it again").get("weight_map")
     if not isinstance(files, Mapping) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{path} has no weight_map from tensors to files; download it again")
+    outside = [file for file in sorted(set(files.values())) if not _is_inside(file)]
+    if outside:
+        raise InputError(
+            *(
+                f"{path} names the file {file!r}, which is no name of one inside the folder; "
+                "download it again, from where you trust it"
+                for file in outside
+            )
+        )
     return dict(files)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name stays in its folder; a link of that name may lead elsewhere, as in caches."""
+    path = pathlib.PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def open_folder(folder: pathlib.Path) -> Stored:
@@ -74,6 +90,7 @@ def open_folder(folder: pathlib.Path) -> Stored:
     for file in [WEIGHTS] if indexed is None else sorted(set(indexed.values())):
         path = folder / file
         try:
+            check_path(path)
             opened[file] = safe_open(path, framework="numpy")
         except FileNotFoundError:
             problems.append(f"{path} is missing, though {INDEX} names it; download it again")
@@ -82,6 +99,8 @@ def open_folder(folder: pathlib.Path) -> Stored:
             problems.append(f"{path} is truncated or damaged ({error}); download it again")
             continue
         for name in opened[file].keys():  # noqa: SIM118  (it is no dict, and has no iterator)
+            if DERIVED.fullmatch(name):
+                continue
             if name in file_of:
                 problems.append(f"tensor {name} is in both {folder / file_of[name]} and {path}")
             stored = opened[file].get_slice(name)
@@ -123,7 +142,7 @@ def _disagreements(
     absent = [
         f"tensor {name} is not in {folder / file}, though {INDEX} says so; download both again"
         for name, file in indexed.items()
-        if file in opened and file_of.get(name) != file
+        if file in opened and file_of.get(name) != file and not DERIVED.fullmatch(name)
     ]
     unlisted = [
         f"tensor {name} is in {folder / file}, but not in {INDEX}; download both again"
@@ -135,10 +154,10 @@ def _disagreements(
 
 def read_json(path: pathlib.Path, advice: str) -> dict[str, Any]:
     with explaining(f"{path} cannot be read", advice):
-        content = path.read_bytes()
+        content = read_file(path)
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object; {advice}")

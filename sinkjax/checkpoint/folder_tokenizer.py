@@ -25,7 +25,8 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
     TokenType,
     sentencepiece_tokenizer,
 )
-from sinkjax.errors import InputError, first_line
+from sinkjax.errors import InputError, explaining, first_line
+from sinkjax.files import check_path, read_file
 from sinkjax.models.config import listed
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
     Raises:
       InputError: if there is none, or it cannot be read.
     """
+    for name in (_JSON, CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE):
+        with explaining(f"{folder / name} cannot be read", _ADVICE):
+            check_path(folder / name)
     config = _optional(folder / _TOKENIZER_CONFIG)
     adds = {
         end: config[f"add_{end}_token"]
@@ -199,7 +203,7 @@ def _read_model(
 
 def _parse(path: pathlib.Path) -> Any:
     try:
-        proto = _model_class().FromString(path.read_bytes())
+        proto = _model_class().FromString(read_file(path))
     except (DecodeError, OSError) as error:
         raise InputError(
             f"{path} is no SentencePiece model, or damaged ({first_line(error)}); download it "

@@ -28,12 +28,12 @@ _NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_ATTENTION = {
+_INPUTS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
 }
+_OUTPUT = {"attn_output": "self_attn.o_proj"}
 _MLP = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -44,7 +44,7 @@ _LAYER_NAMES = {
     "ffn_norm.weight": "post_attention_layernorm.weight",
 } | {
     f"{stored}.{part}": f"{name}.{part}"
-    for stored, name in (_ATTENTION | _MLP).items()
+    for stored, name in (_INPUTS | _OUTPUT | _MLP).items()
     for part in ("weight", "bias")
 }
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
@@ -234,6 +234,9 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
             f"{name}.rope.dimension_count is {rotary_size}, the head size {head_dim}; the rotary"
             " embeddings must be those of the whole head, and it even."
         )
+    has_bias, has_output_bias = _has_bias(file, _INPUTS), _has_bias(file, _OUTPUT)
+    if family.model_type == "llama" and has_bias and not has_output_bias:
+        family = FAMILIES["qwen2"]  # a Llama but for that
     config = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -248,7 +251,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "max_position_embeddings": context_length,
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope_parameters(file, metadata, head_dim, context_length),
-        "attention_bias": _has_bias(file, _ATTENTION),
+        "attention_bias": has_bias or has_output_bias,
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),

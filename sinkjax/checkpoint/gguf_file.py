@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from sinkjax.errors import InputError, explaining, naming
+from sinkjax.files import check_path
 
 _STORED_DTYPES = {
     gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -103,6 +104,7 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
     """
     with naming(path):
         with explaining("cannot be read", "give the path of a readable .gguf file"):
+            check_path(path)
             if path.stat().st_size == 0:
                 raise InputError("the file is empty. Download or convert it again.")
             data = np.memmap(path, mode="r").view(np.ndarray)
@@ -296,17 +298,27 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInf
 
     infos = [_parse_tensor_info(cursor, index) for index in range(num_tensors)]
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise _damaged(f"general.alignment is {alignment!r}, not a power of two")
-    start = math.ceil(cursor.offset / alignment) * alignment
+    start = _padded(cursor.offset, alignment)
     tensors: dict[str, TensorInfo] = {}
-    end = 0
+    size = end = 0
     for name, info in infos:
         if name in tensors:
             raise _damaged(f"tensor {name} is there twice")
-        tensors[name] = dataclasses.replace(info, offset=start + info.offset)
-        end = max(end, start + info.offset + info.num_bytes)
+        if info.offset != size:
+            raise _damaged(
+                f"tensor {name} is said to begin at byte {info.offset:,} of the data, where those"
+                f" before it end at byte {size:,}, padded to {alignment}"
+            )
+        end = start + size + info.num_bytes
+        tensors[name] = dataclasses.replace(info, offset=start + size)
+        size += _padded(info.num_bytes, alignment)
     return metadata, tensors, end
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
 
 
 def _parse_tensor_info(cursor: _Cursor, index: int) -> tuple[str, TensorInfo]:

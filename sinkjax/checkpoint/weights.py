@@ -1,7 +1,9 @@
 """Between tensors under Hugging Face names and the Flax model, in both directions."""
 
+import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -12,14 +14,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
-from sinkjax.checkpoint.names import DERIVED, Entry, Path, name_table
+from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, first_line
+from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, from_hf_config, to_hf_config
 from sinkjax.models.decoder import Llama
 from sinkjax.models.sharding import parameter_shardings
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _SHARD_BYTES = 4 * 2**30
 
 
@@ -36,6 +41,9 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
         misshapen.
     """
     config = from_hf_config(source.config, source.name)
+    _check_layers(source, config)
+    if config.tie_embeddings:
+        source = _with_embedding(source)
     entries = {entry.path: entry for entry in name_table(config)}
     _check_tensors(source, list(entries.values()), config)
     abstract = abstract_model(config, dtype)
@@ -49,18 +57,39 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     return fill_model(abstract, parameter)
 
 
+def _check_layers(source: Stored, config: LlamaConfig) -> None:
+    """Raises InputError where layers are missing at the end, before anything counts them."""
+    numbers = (_LAYER.match(name) for name in source.shapes)
+    stored = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    if config.num_layers > stored:
+        raise InputError(
+            f"{source.name}: its config has {config.num_layers:,} layers, its tensors are of "
+            f"{stored:,}; download both again"
+        )
+
+
+def _with_embedding(source: Stored) -> Stored:
+    """A tied checkpoint with the embedding under its own name, where it has it as the head."""
+    if _EMBEDDING in source.shapes or _HEAD not in source.shapes:
+        return source
+    return dataclasses.replace(
+        source,
+        shapes={_EMBEDDING if n == _HEAD else n: shape for n, shape in source.shapes.items()},
+        read=lambda name: source.read(_HEAD if name == _EMBEDDING else name),
+    )
+
+
 def _check_tensors(source: Stored, table: list[Entry], config: LlamaConfig) -> None:
     """Raises InputError with every tensor that is missing, misshapen or unknown."""
     wanted = {entry.name: entry.stored_shape for entry in table}
-    stored = {name: shape for name, shape in source.shapes.items() if not DERIVED.fullmatch(name)}
-    problems = [f"tensor {name} is missing" for name in wanted if name not in stored]
-    for name, shape in stored.items():
+    problems = [f"tensor {name} is missing" for name in wanted if name not in source.shapes]
+    for name, shape in source.shapes.items():
         if name in wanted and tuple(shape) != wanted[name]:
             problems.append(
                 f"tensor {name} has shape {tuple(shape)}; its config asks for {wanted[name]}"
             )
-        elif name == "lm_head.weight" and config.tie_embeddings:
-            embedding = source.read("model.embed_tokens.weight")
+        elif name == _HEAD and config.tie_embeddings:
+            embedding = source.read(_EMBEDDING)
             if not np.array_equal(source.read(name), embedding):
                 problems.append(
                     "tensor lm_head.weight differs from model.embed_tokens.weight, though the "
@@ -97,6 +126,7 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
     try:
+        check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, WEIGHTS, INDEX):  # so that nothing is read with another model's file
             (folder / name).unlink(missing_ok=True)

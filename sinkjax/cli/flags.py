@@ -15,8 +15,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about
-from sinkjax.files import read_file
+from sinkjax.errors import InputError, Problem, about, printable
+from sinkjax.files import read_file, user_path
 from sinkjax.programs.targets import WITHOUT_TPU
 
 _SHOWN = 200  # characters of an argument in a message
@@ -72,9 +72,8 @@ def run(
 
 def _failed(error: InputError) -> int:
     """Says what is wrong, a line a problem; the process's status."""
-    lines = (f"error: {as_flag(problem)}" for problem in error.problems)
-    text = "\n".join(lines).encode(errors="backslashreplace").decode()  # of names that are no text
-    print(text, file=sys.stderr)
+    for line in error.lines(as_flag):
+        print(f"error: {line}", file=sys.stderr)
     return 1
 
 
@@ -92,7 +91,7 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
             )
     except flags.Error as error:
         message = str(error)
-    print(f"error: {message}; --help shows all flags", file=sys.stderr)
+    print(f"error: {printable(message)}; --help shows all flags", file=sys.stderr)
     sys.exit(1)
 
 
@@ -126,7 +125,7 @@ def _lines(
 ) -> tuple[list[str], tuple[pathlib.Path, ...]]:
     """The arguments in a flag file, and the flag files that they are from."""
     with about("flagfile", name[:_SHOWN]):
-        file = shipped.find(name, suffix=".flags").expanduser()
+        file = user_path(shipped.find(name, suffix=".flags"))
         try:
             content = read_file(file).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

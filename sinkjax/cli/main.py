@@ -11,6 +11,7 @@ from typing import NamedTuple
 import sinkjax
 from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
 from sinkjax.cli.stop import stoppable
+from sinkjax.errors import printable
 
 
 def main() -> int:
@@ -25,7 +26,9 @@ def main() -> int:
     if name == "--version":
         print(f"sinkjax {sinkjax.__version__}")
         return 0
-    print(f"error: {name} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+    print(
+        f"error: {printable(name)} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr
+    )
     return 1
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import json_digest, read_file, replace_file
+from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -158,6 +158,7 @@ def save_mask(
     text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
     fills_path = _fills_path(path)
     try:
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if packed is not None:
             replace_file(fills_path, packed)
@@ -216,9 +217,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             f"{', '.join(shipped.names(*_SHIPPED))}"
         ) from error
     try:
-        fields = json.loads(content, object_pairs_hook=_unique)
-        json.dumps(fields, allow_nan=False)  # refuses NaN and numbers too large, which loads takes
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(content, strict=True)
+    except ValueError as error:
         raise InputError(
             f"{path} is no JSON ({error}): it was cut short or damaged, or is no mask; write it "
             "again with sinkjax.save_mask"
@@ -230,13 +230,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             f"{path} has schema {fields['schema']!r}, and this version of sinkjax reads {SCHEMA}: "
             "write the mask again with this version, or read it with the one that wrote it"
         )
-    return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key is there twice")
     return fields
 
 

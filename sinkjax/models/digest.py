@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from sinkjax.files import parse_json
 from sinkjax.models.decoder import Llama
 
 _NOT_COMPUTED_WITH = (
@@ -39,7 +40,7 @@ def tokenizer_digest(tokenizer) -> str:
     Args:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = parse_json(tokenizer.backend_tokenizer.to_str())
     definition = {
         # These two are what the last call asked for, not what the tokenizer is.
         "backend": {**backend, "truncation": None, "padding": None},

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from sinkjax.checkpoint import load, load_config, load_tokenizer
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import parse_json, read_file
+from sinkjax.files import parse_json, read_file, user_path
 from sinkjax.models.config import LlamaConfig, from_hf_config
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest
@@ -92,7 +91,7 @@ def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
         raise InputError(Problem("model", name, "it has no revisions; leave revision out"))
     if shape in SHAPES:
         return SHAPES[shape]
-    path = pathlib.Path(shape).expanduser()
+    path = user_path(shape)
     path = path / "config.json" if path.is_dir() else path
     try:
         attributes = parse_json(read_file(path))

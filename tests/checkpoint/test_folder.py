@@ -115,7 +115,121 @@ def test_derived_frequencies_and_a_tied_head_are_consumed(single, tmp_path):
     assert sinkjax.model_digest(changed) == sinkjax.model_digest(sinkjax.load(single))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_])
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_buffers_that_compute_nothing_are_ignored_whatever_their_dtype(
+    single, sharded, tmp_path, dtype, in_shards
+):
+    names = (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "rotary_emb.inv_freq",
+        "model.rotary_emb_local.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.rotary_emb.sin_cached",
+        "model.layers.0.attention.bias",
+        "model.layers.0.self_attn.bias",
+        "model.layers.0.self_attn.masked_bias",
+        "model.layers.0.attention.masked_bias",
+        "masked_bias",
+    )
+    buffers = {name: np.ones(3, dtype) for name in names}
+    if in_shards:  # in a file, but not in its index
+        shard = next(sharded.glob("*.safetensors"))
+        save_file(load_file(shard) | buffers, shard)
+        changed = sharded
+    else:
+        changed = rewrite(single, tmp_path / "changed", lambda tensors: tensors.update(buffers))
+    assert sinkjax.model_digest(sinkjax.load(changed)) == sinkjax.model_digest(sinkjax.load(single))
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "rotary_emb.scale", "attention.biases"])
+def test_what_may_compute_something_is_no_buffer(single, tmp_path, name):
+    name = f"model.layers.0.{name}"
+    folder = rewrite(single, tmp_path / "b", lambda tensors: tensors.update({name: np.ones(3)}))
+    assert f"tensor {name} " in problems(folder)[0]
+
+
+def test_a_tied_head_alone_is_the_embedding(single, tmp_path):
+    def rename(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    changed = sinkjax.load(rewrite(single, tmp_path / "changed", rename))
+    assert sinkjax.model_digest(changed) == sinkjax.model_digest(sinkjax.load(single))
+
+
+def test_shards_may_be_links_to_elsewhere(sharded, tmp_path):
+    """As they are in the Hub's cache."""
+    expected = sinkjax.model_digest(sinkjax.load(sharded))
+    (tmp_path / "blobs").mkdir()
+    for path in [*sharded.glob("*.safetensors"), sharded / CONFIG]:
+        path.rename(tmp_path / "blobs" / path.name)
+        path.symlink_to(pathlib.Path("..", "blobs", path.name))
+    assert sinkjax.model_digest(sinkjax.load(sharded)) == expected
+
+
 # Refusals.
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "a/../../x", "/etc/hostname", "", "."])
+def test_a_shard_outside_the_folder_is_refused(sharded, name):
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
+    (sharded / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(places, name)}))
+    assert f"names the file {name!r}, which is no name of one inside" in problems(sharded)[0]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a\0", "NUL"), ("\ud800", "half a surrogate")])
+def test_a_shard_of_a_name_that_no_file_has_is_refused(sharded, name, reason):
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    (problem,) = problems(sharded)
+    assert reason in problem
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize("file", [CONFIG, INDEX, "shard", "tokenizer.json", "chat_template.jinja"])
+def test_pipes_are_refused_and_not_waited_for(sharded, tokenizer, file):
+    tokenizer.save_pretrained(sharded)
+    path = next(sharded.glob("*.safetensors")) if file == "shard" else sharded / file
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    load = sinkjax.load if file in (CONFIG, INDEX, "shard") else sinkjax.load_tokenizer
+    with pytest.raises(InputError, match=f"{path.name}.*it is a pipe or a device"):
+        load(sharded)
+
+
+@pytest.mark.parametrize("name", ["no\0thing", "no\ud800thing", "~\0/a", "~nobody-of-that-name/a"])
+def test_names_that_no_file_has_are_refused(name):
+    for load in (sinkjax.load, sinkjax.load_config, sinkjax.load_tokenizer):
+        with pytest.raises(InputError, match="it is no file or folder here") as caught:
+            load(name)
+        assert str(caught.value).isprintable()
+
+
+def test_nothing_is_written_to_a_name_that_no_file_has(single, tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        sinkjax.save_safetensors(sinkjax.load(single), tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("layers", [4, 9_999])
+def test_layers_without_tensors_are_counted_in_one_line(single, layers):
+    change_config(single, num_hidden_layers=layers)
+    (problem,) = problems(single)
+    assert f"its config has {layers:,} layers, its tensors are of 3" in problem
+
+
+@pytest.mark.parametrize("layers", [10_000, 10**9, 2**31 - 1, 2**64])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text"])
+def test_no_layers_are_counted_that_no_model_has(single, layers, family):
+    change_config(single, num_hidden_layers=layers, model_type=family)
+    assert f"num_hidden_layers is {layers}" in problems(single)[0]
+    with pytest.raises(InputError, match=f"num_hidden_layers is {layers}"):
+        sinkjax.load_config(single)
+
+
+def change_config(folder: pathlib.Path, **changes) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | changes))
 
 
 def test_every_tensor_that_does_not_fit_is_listed_at_once(single, tmp_path):

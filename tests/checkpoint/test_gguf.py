@@ -12,7 +12,9 @@ import pytest
 import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf_files import SHAPE, add_llama, finish, permute, weights_of
+from hf import torch
 
+import sinkjax
 from sinkjax.checkpoint.gguf import hugging_face_rows, open_gguf
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 
@@ -42,6 +44,28 @@ def test_tensors_and_config_are_those_of_the_hugging_face_model(writer, changes)
         "dtype": None,
         "initializer_range": 0.02,
     }
+
+
+def test_biases_of_queries_keys_and_values_alone_are_read(writer, tmp_path):
+    """A Llama with them is a Qwen2: transformers' has a fourth, which is zero there."""
+    model = hf.make_llama(**SHAPE, attention_bias=True)
+    for name, value in model.named_parameters():
+        if name.endswith(".bias"):
+            value.data = torch.zeros_like(value) if "o_proj" in name else torch.randn_like(value)
+    add_llama(writer, model)
+    for tensors in writer.tensors:
+        for name in [name for name in tensors if name.endswith("attn_output.bias")]:
+            del tensors[name]
+    read = sinkjax.load(finish(writer))
+    assert read.config.attention_bias
+    assert not read.config.output_bias
+    tokens = np.arange(1, 9)[None]
+    expected = model(torch.asarray(tokens)).logits.detach().numpy()
+    np.testing.assert_allclose(read(tokens), expected, atol=2e-5)
+    sinkjax.save_safetensors(read, tmp_path / "saved")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    saved = theirs(torch.asarray(tokens)).logits.detach().numpy()
+    np.testing.assert_allclose(saved, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """GGUF files that are refused: what is not understood, what is no such file, and damage."""
 
+import os
+
 import gguf
 import hypothesis
 import hypothesis.strategies as st
@@ -8,6 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf_files import add_llama, assert_refused, finish
 
+import sinkjax
 from sinkjax.checkpoint.gguf import open_gguf
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.errors import InputError
@@ -46,7 +49,7 @@ def test_all_that_is_not_understood_is_listed_at_once(writer, model):
         path,
         "llama.expert_count = 8, llama.expert_used_count = 2, llama.final_logit_softcapping = 30.0",
         "llama.rope.scaling.type is 'longrope'",
-        "llama.attention.value_length is 8, llama.attention.key_length 16",
+        "llama.attention.value_length is 8, attention.key_length 16",
     )
     with pytest.raises(InputError) as caught:
         open_gguf(path)
@@ -93,7 +96,7 @@ def test_one_number_a_layer_is_read_where_all_agree(writer, model):
 @pytest.mark.parametrize(
     ("architecture", "key", "value", "mention"),
     [
-        ("qwen2", "general.type", "model", "general.architecture is 'qwen2'; only 'llama'"),
+        ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are llama, "),
         ("llama", "general.type", "adapter", "general.type is 'adapter'"),
         ("llama", "split.count", 3, "one of 3 parts"),
     ],
@@ -143,6 +146,23 @@ def test_what_is_no_gguf_file_is_refused(tmp_path, content, mention):
 def test_a_folder_and_a_missing_file_are_refused(tmp_path):
     assert_refused(tmp_path, "cannot be read")
     assert_refused(tmp_path / "missing.gguf", "cannot be read")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.gguf")
+    assert_refused(tmp_path / "model.gguf", "it is a pipe or a device")
+    with pytest.raises(InputError, match="it is a pipe or a device"):
+        sinkjax.load_tokenizer(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("blocks", [4, 10**9, 2**31 - 1])
+def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, blocks):
+    content = small_file[0].read_bytes()
+    key = b"llama.block_count\x04\0\0\0"
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content.replace(key + b"\3\0\0\0", key + blocks.to_bytes(4, "little")))
+    with pytest.raises(InputError, match=rf"4 layers, its tensors are of 3|is {blocks}; at most"):
+        sinkjax.load(path)
 
 
 def test_a_big_endian_file_is_refused(tmp_path, model):
@@ -199,6 +219,33 @@ def test_damaged_names_are_refused(small_file, tmp_path, old, new, mentions):
     path = tmp_path / "model.gguf"
     path.write_bytes(content.replace(old, new))
     assert_refused(path, *mentions)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -32, 32, 64, 2**62])
+def test_a_tensor_that_does_not_begin_where_the_one_before_ends_is_refused(
+    small_file, tmp_path, wrong
+):
+    """At another's data, between two, a byte off, or beyond all."""
+    content = bytearray(small_file[0].read_bytes())
+    name = b"blk.1.attn_v.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8 + 4  # after its axes and its type
+    right = int.from_bytes(content[place : place + 8], "little")
+    content[place : place + 8] = (right + wrong if wrong else 0).to_bytes(8, "little")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert_refused(
+        path, f"tensor {name.decode()} is said to begin at byte", f"end at byte {right:,}"
+    )
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_are_padded_as_the_file_says(writer, model, alignment):
+    writer.add_custom_alignment(alignment)
+    writer.add_tensor("first", np.ones(3, np.float32))
+    add_llama(writer, model)
+    file = open_gguf_file(finish(writer))
+    np.testing.assert_array_equal(file.read("first"), np.ones(3))
+    assert all(tensor.offset % alignment == 0 for tensor in file.tensors.values())
 
 
 def test_a_repeated_key_is_refused(writer, model):

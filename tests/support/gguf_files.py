@@ -140,4 +140,4 @@ def assert_refused(path: pathlib.Path, *mentions: str) -> None:
         open_gguf(path)
     assert all(str(path) in str(problem) for problem in caught.value.problems)
     for mention in mentions:
-        assert mention in str(caught.value)
+        assert mention in str(caught.value), mention

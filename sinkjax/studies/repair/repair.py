@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sinkjax.errors import InputError, explaining
-from sinkjax.files import replace_file
+from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
@@ -114,6 +114,7 @@ def save_repair(
     metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
     advice = "free space there, or give another folder"
     with explaining(f"{path}: the repair cannot be written", advice):
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
 
@@ -128,6 +129,7 @@ def load_repair(
     """
     path = repair_path(path)
     try:
+        check_path(path)
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             names = file.offset_keys()

@@ -1,0 +1,68 @@
+"""What may be read as a file, and what as JSON."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from sinkjax.files import check_path, parse_json, read_file, user_path
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def unread(tmp_path):
+    """A pipe that nobody writes to, a socket and a device, by name."""
+    os.mkfifo(tmp_path / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    (tmp_path / "device").symlink_to("/dev/zero")
+    yield tmp_path
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pipe", "pipe or a device"),
+        ("socket", "pipe or a device"),
+        ("device", "pipe or a device"),
+        ("a\0b", "NUL"),
+        ("a\ud800b", "half a surrogate pair"),
+    ],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(unread, name, reason):
+    for read in (check_path, read_file):
+        with pytest.raises(OSError, match=reason):
+            read(unread / name)
+
+
+def test_files_links_and_names_that_are_no_text_are_read(tmp_path):
+    path = tmp_path / "a\udc80"
+    path.write_bytes(b"content")
+    (tmp_path / "link").symlink_to(path)
+    assert read_file(path) == read_file(tmp_path / "link") == b"content"
+    check_path(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "{", "", b"\xff"])
+def test_what_is_no_sensible_json_is_a_value_error(text, strict):
+    with pytest.raises(ValueError, match=r"nested too deeply|digits|Expecting|codec"):
+        parse_json(text, strict=strict)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', "[NaN]", "[-Infinity]", "[1e999]"])
+def test_strict_json_says_one_thing(text):
+    parse_json(text)
+    with pytest.raises(ValueError, match=r"there twice|not JSON compliant"):
+        parse_json(text, strict=True)
+    assert parse_json(json.dumps({"a": [1.5, None]}), strict=True) == {"a": [1.5, None]}
+
+
+@pytest.mark.parametrize("name", ["~no-such-user-here/a", "~\0/a", "a"])
+def test_the_home_of_nobody_is_left_as_it_is(name):
+    assert str(user_path(name)) == name
