@@ -146,7 +146,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": "original_max_length",
     **{name: name for name in ("factor", "low_freq_factor", "high_freq_factor")},
 }
-# transformers' own, where a config does not say.
+# transformers' own where a config does not say; of tokens, none.
 _DEFAULTS: dict[str, Any] = dict(
     vocab_size=32000,
     num_hidden_layers=32,
@@ -160,7 +160,7 @@ _DEFAULTS: dict[str, Any] = dict(
     mlp_bias=False,
     tie_word_embeddings=False,
     initializer_range=0.02,
-    bos_token_id=1,
+    bos_token_id=None,
     pad_token_id=None,
 )
 
@@ -196,7 +196,7 @@ def config(folder: pathlib.Path) -> Format:
             rope = {name: rope[name] for name in ("rope_type", "rope_theta")}
         else:
             rope.setdefault("original_max_position_embeddings", shape["max_position_embeddings"])
-        ends = [*_listed(said.get("eos_token_id", 2)), *_listed(more.get("eos_token_id"))]
+        ends = [*_listed(said.get("eos_token_id")), *_listed(more.get("eos_token_id"))]
         tokens = [token for token in ends if token is not None]
         tokens = tuple(dict.fromkeys(t for t in tokens if 0 <= t < shape["vocab_size"]))
         of_rope = {name: rope.get(key) for key, name in _LLAMA3.items()}
@@ -254,9 +254,9 @@ def gguf_file(folder: pathlib.Path) -> Format:
         assert after.keys() == before.keys()
         theta = _decimal(metadata.get("llama.rope.freq_base", 10000.0))
         config = {**fields, "rope": {**original["config"]["rope"], "theta": theta}}
-        config["head_dim"] = metadata.get(
-            "llama.attention.key_length", fields["embed_dim"] // fields["num_heads"]
-        )
+        named = ("attention.key_length", "rope.dimension_count")
+        sizes = [metadata[f"llama.{key}"] for key in named if f"llama.{key}" in metadata]
+        config["head_dim"] = [*sizes, fields["embed_dim"] // fields["num_heads"]][0]
         return _expected_model(original, {before[name]: after[name] for name in after}, config)
 
     return Format(("model.gguf",), lambda folder: _model(folder / "model.gguf"), expected)
@@ -459,15 +459,22 @@ def _present(folder: pathlib.Path) -> tuple[str, ...]:
     return tuple(name for name in _RESULTS if (folder / name).exists())
 
 
-def _all_or_untorn(folder: pathlib.Path, original: Any) -> Any:
-    """All records, or all but a last one that is there in part or whose digest is."""
-    specification, records, *more = original
-    content, digests = (folder / "records.jsonl").read_bytes(), folder / "records.sha256"
-    whole = content.endswith(b"\n") and content.count(b"\n") >= len(records)
-    its_digests = digests.read_bytes() if digests.exists() else None
-    if whole and (its_digests is None or its_digests.count(b"\n") > len(records)):
-        return original
-    return [specification, records[:-1], *more]
+def _all_or_untorn(written: bytes) -> Callable[[pathlib.Path, Any], Any]:
+    """Expects all records, or all but a last one of whose line or digest only a part is there.
+
+    Args:
+      written: the lines of the records, undamaged.
+    """
+
+    def expected(folder: pathlib.Path, original: Any) -> Any:
+        specification, records, *more = original
+        digests = folder / "records.sha256"
+        whole = (folder / "records.jsonl").read_bytes().startswith(written)
+        if digests.exists():
+            whole = whole and digests.read_bytes().count(b"\n") > len(records)
+        return original if whole else [specification, records[:-1], *more]
+
+    return expected
 
 
 def records(folder: pathlib.Path) -> Format:
@@ -476,7 +483,7 @@ def records(folder: pathlib.Path) -> Format:
     def read(folder: pathlib.Path) -> Any:
         return _plain(read_records(folder))
 
-    return Format(_present(folder), read, _all_or_untorn)
+    return Format(_present(folder), read, _all_or_untorn((folder / _RESULTS[0]).read_bytes()))
 
 
 def resumed(folder: pathlib.Path) -> Format:
@@ -488,7 +495,7 @@ def resumed(folder: pathlib.Path) -> Format:
             assert arrays is None or arrays["mean"].tolist() == [0, 1, 2, 3, 4, 5]
             return _plain([_sweep()[0], list(results)])
 
-    return Format(_present(folder), read, _all_or_untorn)
+    return Format(_present(folder), read, _all_or_untorn((folder / _RESULTS[0]).read_bytes()))
 
 
 def report(folder: pathlib.Path) -> Format:

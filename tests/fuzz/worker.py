@@ -98,6 +98,10 @@ def _difference(value: Any, expected: Any, at: str = "") -> str:
         for key in value | expected:
             if value.get(key) != expected.get(key):
                 return _difference(value.get(key), expected.get(key), f"{at}.{key}")
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        for number, (a, b) in enumerate(zip(value, expected, strict=True)):
+            if a != b:
+                return _difference(a, b, f"{at}[{number}]")
     return f"{at} is {str(value)[:80]!r}, not {str(expected)[:80]!r}"
 
 
