@@ -19,7 +19,7 @@ from sinkjax.checkpoint.names import DERIVED
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, parse_json, read_file
-from sinkjax.models.config import listed
+from sinkjax.models.hf_config import listed
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

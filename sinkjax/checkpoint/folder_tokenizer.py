@@ -27,7 +27,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
 )
 from sinkjax.errors import InputError, explaining, first_line
 from sinkjax.files import check_path, read_file
-from sinkjax.models.config import listed
+from sinkjax.models.hf_config import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

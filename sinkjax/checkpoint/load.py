@@ -13,8 +13,9 @@ from sinkjax.checkpoint.stored import Stored
 from sinkjax.checkpoint.weights import convert
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.files import user_path
-from sinkjax.models.config import LlamaConfig, from_hf_config
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.hf_config import from_hf_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

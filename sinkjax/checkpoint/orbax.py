@@ -34,6 +34,7 @@ from sinkjax.files import PARTIAL, json_digest, parse_json, read_file, replace_f
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.hf_config import check_config
 from sinkjax.models.sharding import parameter_shardings, split_axis
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
         hashes = manifest.get("hashes")
         if digest is not None and not all(isinstance(of, list) for of in hashes.values()):
             raise ValueError("its hashes are no lists")
-        return LlamaConfig.from_dict(manifest["config"]), hashes
+        config = LlamaConfig.from_dict(manifest["config"])
+        check_config(config)
+        return config, hashes
     except InputError as error:
         raise InputError(
             *(f"{path}: {problem}; {_ADVICE}" for problem in error.problems)

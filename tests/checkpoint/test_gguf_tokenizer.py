@@ -24,7 +24,7 @@ import sinkjax
 from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.checkpoint.gguf_tokenizer import end_tokens, load_gguf_tokenizer
 from sinkjax.errors import InputError
-from sinkjax.models.config import from_hf_config
+from sinkjax.models.hf_config import from_hf_config
 from sinkjax.studies.texts import choose_text
 
 # What byte-pair encodings trip over: runs of spaces and line ends, digits of every kind,

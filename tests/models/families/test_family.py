@@ -15,8 +15,8 @@ import sinkjax
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Sizes, predict
 from sinkjax.masks.mask import SinkMask
-from sinkjax.models.config import from_hf_config, to_hf_config
 from sinkjax.models.families import FAMILIES
+from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.programs.scan import LayerRun, scanned
 from sinkjax.testing.oracle import reference_logits
 

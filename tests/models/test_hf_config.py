@@ -16,7 +16,8 @@ from hf import torch
 import sinkjax
 from sinkjax.checkpoint.names import name_table
 from sinkjax.errors import InputError
-from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
+from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig
+from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables
 
 pytestmark = pytest.mark.quick
