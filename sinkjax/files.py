@@ -40,7 +40,7 @@ def read_file(path: Path) -> bytes:
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "no path holds a NUL character", str(path))
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
     return path.read_bytes()
 

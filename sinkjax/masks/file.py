@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import json_digest, replace_file
+from sinkjax.files import json_digest, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -208,7 +208,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads the JSON object of this version's schema from a file."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(
             f"{path}: the mask cannot be read ({error.strerror}); give a file that "
@@ -284,7 +284,7 @@ def _read_fills(
     if sha256 is None:
         return None
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         problems.append(
             f"its fills cannot be read from {path} ({error.strerror}): keep the two files together"

@@ -240,3 +240,9 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert registry.cache_folder() == tmp_path / ".cache" / "sinkjax"
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused_as_any_unknown_one(name):
+    with pytest.raises(InputError, match="it is no file or folder here"):
+        sinkjax.load_config(name)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 
@@ -323,3 +324,11 @@ def test_a_mask_of_more_heads_than_any_model_has_is_refused_at_once(heads):
     with pytest.raises(InputError, match="more than 1,000,000 heads"):
         SinkMask(((Full(),) * 9_999,) * 9_999)
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("name", ["pipe.json", "a\0b.json", "9" * 5000])
+def test_a_mask_that_is_no_file_is_refused_and_never_waited_for(name, tmp_path):
+    if name == "pipe.json":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"the mask cannot be read \(.*; give a file that"):
+        load_mask(tmp_path / name)
