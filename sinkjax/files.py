@@ -44,7 +44,7 @@ def check_path(path: Path) -> None:
         raise OSError(errno.EINVAL, "no path holds half a surrogate pair") from error
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "no path holds a NUL character")
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # of no name is too long
         raise OSError(errno.EINVAL, "it is a pipe or a device")
 
 

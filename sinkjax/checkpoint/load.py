@@ -1,5 +1,6 @@
 """From the name a user gives to a model, its config or its tokenizer."""
 
+import os
 import pathlib
 import re
 from typing import TYPE_CHECKING, Literal, get_args
@@ -91,7 +92,7 @@ def _locate(
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
     name, path = str(model), user_path(model)
-    in_registry, on_disk = name in registry.names(), path.exists()
+    in_registry, on_disk = name in registry.names(), os.path.exists(path)
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
     if revision is not None and not is_hub_id:
         raise InputError(

@@ -327,3 +327,9 @@ def test_entries_name_wheels_that_are_pinned_and_members_of_theirs(name):
         assert part.member.startswith(wheel.replace("-", "_") + "/")
     assert len({part.sha256 for part in entry.parts}) == len(entry.parts)
     assert entry.file.endswith(".gguf")
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused_as_any_unknown_one(name):
+    with pytest.raises(InputError, match="it is no file or folder here"):
+        sinkjax.load_config(name)

@@ -333,7 +333,9 @@ def test_json_that_no_reader_takes_is_refused(tmp_path, content):
         load_mask(tmp_path / "m.json")
 
 
-def test_a_pipe_is_no_mask(tmp_path):
-    os.mkfifo(tmp_path / "m.json")
-    with pytest.raises(InputError, match="it is a pipe"):
-        load_mask(tmp_path / "m.json")
+@pytest.mark.parametrize("name", ["pipe.json", "a\0b.json", "9" * 5000])
+def test_a_mask_that_is_no_file_is_refused_and_never_waited_for(name, tmp_path):
+    if name == "pipe.json":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"the mask cannot be read \(.*; give a file that"):
+        load_mask(tmp_path / name)
