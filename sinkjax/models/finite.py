@@ -12,8 +12,8 @@ from sinkjax.errors import InputError
 def not_finite(what: str, place: str = "") -> InputError:
     """Returns the error for values of a model that are not finite: what they are, and where."""
     return InputError(
-        f"{what} are not finite{place}: activations outgrow the parameters' dtype, or the weights are "
-        "damaged; with dtype float16, use bfloat16 or float32"
+        f"{what} are not finite{place}: activations outgrow the parameters' dtype, or the weights "
+        "are damaged; with dtype float16, use bfloat16 or float32"
     )
 
 
