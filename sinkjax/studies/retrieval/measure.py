@@ -9,6 +9,7 @@ from sinkjax.instruments.answers import score_answers
 from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.own_errors import mean_outputs
 from sinkjax.instruments.tasks import Questions, found
+from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
@@ -29,12 +30,13 @@ class Measure:
     The baseline answers each set of questions once, whatever the number of masks.
     """
 
-    def __init__(self, bench: Bench, excerpts: np.ndarray, lengths: Sequence[int], rows: int):
+    def __init__(
+        self, bench: Bench, excerpts: np.ndarray | None, lengths: Sequence[int], rows: int
+    ):
         """Compiles and measures nothing yet.
 
         Args:
-          excerpts: int32 [W, T], on which means of heads are taken, for masks that need them and
-            come without.
+          excerpts: int32 [W, T], on which means of heads are taken, for masks that `need_means`.
           lengths: T of the questions whose answers are written out.
           rows: of them, at one length.
         """
@@ -121,10 +123,16 @@ class Measure:
         if candidate is None:
             return None
         mask = candidate.masks[length]
-        if mask in candidate.fills or not any(Sink("mean") in layer for layer in mask.heads):
+        if not needs_means(candidate, mask):
             return candidate.fills.get(mask)
+        assert self._excerpts is not None
         measure = lambda: {"fills": mean_outputs(self._model, self._excerpts)}  # noqa: E731
         return self._keep("mean outputs", self._excerpts, measure, passes=0)["fills"]
+
+
+def needs_means(candidate: Candidate, mask: SinkMask) -> bool:
+    """Whether a mask has `sink(mean)` heads, as controls may, and comes without their means."""
+    return mask not in candidate.fills and any(Sink("mean") in layer for layer in mask.heads)
 
 
 def summarize_answers(

@@ -36,6 +36,8 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.tasks import LISTS, TASKS, Questions, ask
 from sinkjax.masks.choose import random_control
@@ -45,7 +47,7 @@ from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
 from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
-from sinkjax.studies.retrieval.measure import Measure
+from sinkjax.studies.retrieval.measure import Measure, needs_means
 from sinkjax.studies.retrieval.page import page
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.series import Source
@@ -122,6 +124,7 @@ class Retrieval(Study):
             yield Problem("lengths", beyond, text)
         else:
             yield from problems_of(lambda: self.asked)
+            yield from problems_of(lambda: self.calibrated_on)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -150,6 +153,19 @@ class Retrieval(Study):
         """The text that `niah_prose` hides numbers in."""
         ((_, text),) = texts.sources(self.text, None, texts.judge_text, _MEANS[0], self.seed)
         return text
+
+    @functools.cached_property
+    def calibrated_on(self) -> np.ndarray | None:
+        """Excerpts for the means of controls' heads, int32 [W, T]; None where none needs any.
+
+        Raises:
+          InputError: for a text that is too short.
+        """
+        if not any(needs_means(of, mask) for of in self.candidates for mask in of.masks.values()):
+            return None
+        count, length = _MEANS
+        length = min(length, max(self.lengths))
+        return self.filler.at_length(self.subject.tokenizer, self.bos, length, count)
 
     @functools.cached_property
     def asked(self) -> list[_Asked]:
@@ -203,16 +219,9 @@ class Retrieval(Study):
         return Size(masks * sum(steps for steps, _ in cells), masks * len(cells), 2 * masks * kept)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        count, length = _MEANS
-        tokenizer = bench.subject.tokenizer
-        excerpts = self.filler.at_length(tokenizer, self.bos, min(length, max(self.lengths)), count)
         written = {asked.length for asked in self.asked if asked.task in LISTS}
-        measure = Measure(bench, excerpts, sorted(written), self.num_excerpts)
-        bare = len(encode(tokenizer, "a", "never"))
-        bos = {
-            "bos": self.bos,
-            "bos_added": len(encode(tokenizer, "a", self.bos)) > bare,
-        }
+        measure = Measure(bench, self.calibrated_on, sorted(written), self.num_excerpts)
+        own, bare = (len(encode(bench.subject.tokenizer, "a", bos)) for bos in (self.bos, "never"))
         for candidate, control_of in self._controlled:
             of_mask = {} if control_of is None else {"control_of": control_of}
             for asked in self.asked:
@@ -225,7 +234,8 @@ class Retrieval(Study):
                     "task": asked.task,
                     "length": asked.length,
                     **of_task,
-                    **bos,
+                    "bos": self.bos,
+                    "bos_added": own > bare,
                     "num_windows": self.num_excerpts,
                     "tokens_sha256": tokens_digest(asked.questions.tokens),
                     "seed": self.seed,

@@ -240,6 +240,15 @@ def test_groups_of_a_mask_are_drawn_whole_for_its_control(small):
         assert len({str(c.masks[LENGTH]) for c in study.candidates}) > 1
 
 
+def test_means_of_controls_need_text_enough(small, mask_file, tmp_path):
+    (tmp_path / "short.txt").write_text("Hardly a sentence. " * 20)
+    flags = arguments(small, tmp_path / "out", text=tmp_path / "short.txt", tasks="niah_single_1")
+    with pytest.raises(InputError, match=r"--lengths=420: short\.txt has \d+ tokens"):
+        run_main(RETRIEVAL, *flags, f"--mask={mask_file}")
+    study = Retrieval(model=str(small), mask=(FULL,), text=str(tmp_path / "short.txt"))
+    assert study.calibrated_on is None
+
+
 def test_prose_is_the_text_that_is_given(small, small_tokenizer, other_text):
     study = Retrieval(
         model=str(small), mask=(FULL,), text=str(other_text), lengths=(LENGTH,), num_excerpts=2
