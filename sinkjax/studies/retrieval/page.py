@@ -16,7 +16,7 @@ from sinkjax.report.page import Card, Page, Prose, Section, explanations
 from sinkjax.report.records import Record
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 from sinkjax.studies.retrieval.measure import FLOOR
-from sinkjax.studies.retrieval.tables import SAYS_NOTHING, retrieval_tables
+from sinkjax.studies.retrieval.tables import SAYS_NOTHING, by_mask, retrieval_tables
 
 _SCALE = Scale(
     matplotlib.colormaps["RdYlBu"].with_extremes(bad=(1, 1, 1, 0)),
@@ -29,23 +29,20 @@ _WIDEST, _NARROWEST = 0.9, 1.2  # inches: of a length, of a panel
 
 def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     """The page of a retrieval run."""
-    by_mask: dict[str, list[Record]] = {}
-    for record in records:
-        of = record["candidate"]
-        by_mask.setdefault(of.get("control_of", of["name"]), []).append(record)
+    masks = by_mask(records)
     explain = explanations(__package__)
     return Page(
         study="retrieval",
         title=f"What masks of {specification['model']['name']} still find in a text",
         lede="Questions whose answers stand in a long text, asked of the baseline and each mask. "
         f"From {formats.count(len(records))} records.",
-        openings=[Card(name, _sentences(of_mask)) for name, of_mask in by_mask.items()],
+        openings=[Card(name, _sentences(panels)) for name, panels in masks.items()],
         sections=[
             Section(
                 "Length by depth",
                 [
                     Prose(explain.maps(floor=formats.percent(FLOOR, 0))),
-                    *(map(heat_maps, by_mask.values())),
+                    *map(heat_maps, masks.values()),
                 ],
             ),
             Section("Every number", retrieval_tables(records)),
@@ -64,13 +61,12 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     )
 
 
-def heat_maps(records: Sequence[Record]) -> Picture:
-    """Accuracy by task, depth and length: panels of the baseline, of one mask and its controls.
+def heat_maps(panels: Mapping[str, Sequence[Record]]) -> Picture:
+    """Accuracy by task, depth and length, as the baseline's panel and one for each group.
 
     Args:
-      records: of one mask, and of its controls.
+      panels: records of a mask, then of each of its controls, by the title of their panel.
     """
-    panels = _panels(records)
     own = next(iter(panels.values()))
     name = formats.shortened(own[0]["candidate"]["name"])
     lengths = sorted({record["length"] for record in own})
@@ -115,16 +111,6 @@ def heat_maps(records: Sequence[Record]) -> Picture:
     )
 
 
-def _panels(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of a mask, and of each of its controls, by what their panel is called."""
-    panels: dict[str, list[Record]] = {}
-    for record in records:
-        of = record["candidate"]
-        control = of["name"].removeprefix(of.get("control_of", of["name"])).strip(", ")
-        panels.setdefault(control or "mask", []).append(record)
-    return {"mask": panels.pop("mask"), **panels}
-
-
 def _draw(
     axes: Axes, results: Sequence[Sequence[Mapping[str, Any] | None]], of: str, inches: float
 ) -> None:
@@ -161,10 +147,9 @@ def _draw(
     axes.set(xlim=(0, len(results[0])), ylim=(0, count))
 
 
-def _sentences(records: Sequence[Record]) -> list[str]:
+def _sentences(panels: Mapping[str, Sequence[Record]]) -> list[str]:
     """One of a mask, and one of each of its controls."""
-    panels = _panels(records).items()
-    return [f"{name[:1].upper()}{name[1:]}: {_sentence(of)}." for name, of in panels]
+    return [f"{name[:1].upper()}{name[1:]}: {_sentence(of)}." for name, of in panels.items()]
 
 
 def _sentence(records: Sequence[Record]) -> str:

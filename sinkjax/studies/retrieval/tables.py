@@ -1,7 +1,9 @@
 """The tables of what masks still find, from the records of `sinkjax.studies.retrieval`."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from sinkjax.instruments.tasks import TASKS
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
@@ -9,16 +11,52 @@ from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.retrieval.measure import FLOOR
 
-NAME = 34  # characters of a mask's name
 SAYS_NOTHING = f"says nothing: the baseline itself is below {formats.percent(FLOOR, 0)}"
+"""Why a cell is marked."""
+
+_NAME = 28  # characters of a mask's name
 
 
 def retrieval_tables(records: Sequence[Record]) -> list[Table]:
-    """A table of each task, in the order of the records."""
+    """A table of each task: of each mask, and then of its controls, lengths and depths."""
     by_task: dict[str, list[Record]] = {}
-    for record in records:
+    for record in sorted(records, key=_place):
         by_task.setdefault(record["task"], []).append(record)
-    return [_task_table(of_task) for of_task in by_task.values()]
+    return [_task_table(by_task[task]) for task in TASKS if task in by_task]
+
+
+def by_mask(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """The records of each mask and of its controls, by the mask's name and by `panel`."""
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for record in sorted(records, key=_place):
+        of_mask = groups.setdefault(_mask(record), {})
+        of_mask.setdefault(panel(record), []).append(record)
+    return groups
+
+
+def panel(record: Record) -> str:
+    """`mask`, or of a random control how its name goes on: `at random`."""
+    name = record["candidate"]["name"]
+    return name.removeprefix(_mask(record)).strip(", ") or "mask"
+
+
+def _mask(record: Record) -> str:
+    """The mask that a record is of, or of whose control."""
+    candidate = record["candidate"]
+    return candidate.get("control_of", candidate["name"])
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    """Where a record stands among others, in whatever order they were made."""
+    task = list(TASKS).index(record["task"])
+    control = panel(record) != "mask"
+    where = task, record["length"], record.get("depth", 0)
+    return _mask(record), control, record["candidate"]["name"], *where
+
+
+def _label(record: Record, notes: Footnotes) -> str:
+    own = panel(record)
+    return formats.shortened(_mask(record), _NAME) if own == "mask" else f"its control, {own}"
 
 
 def _task_table(records: Sequence[Record]) -> Table:
@@ -35,9 +73,9 @@ def _task_table(records: Sequence[Record]) -> Table:
     excerpts = f"{formats.count(first['num_windows'])} excerpts"
     return tabulate(
         f"{formats.shortened(first['model']['name'])}, {bos}: {first['task']}{filler}",
-        sorted(records, key=lambda record: (record["length"], record.get("depth", 0))),
+        records,
         (
-            ("mask", lambda record, _: formats.shortened(record["candidate"]["name"], NAME)),
+            ("mask", _label),
             column("tokens", "length", formats.count),
             *([column("depth", "depth", lambda d: formats.percent(d, 0))] if depths else []),
             column("baseline", f"{accuracy}.baseline", formats.percent, formats.point),

@@ -19,7 +19,7 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.measure import FLOOR, summarize_answers
 from sinkjax.studies.retrieval.page import heat_maps
 from sinkjax.studies.retrieval.study import Retrieval
-from sinkjax.studies.retrieval.tables import retrieval_tables
+from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
 
 RETRIEVAL = "experiments.retrieval"
 FULL = "L0-1: 6f"
@@ -176,6 +176,7 @@ def test_the_page_says_where_a_mask_loses_most_of_what_tells(run):
     assert f"{worst}, depth 10%)" in html
     assert len(pictures) == 1
     assert f"Hatched: says nothing: the baseline itself is below {FLOOR:.0%}" in html
+    assert html == render_page(Retrieval.page(run[0], run[1][::-1]))[0]
     _, table = retrieval_tables(run[1])
     assert [row[3] for row in table.rows] == ["35.0% (a)"] * 2
     assert table.notes[-1] == "(a) says nothing: the baseline itself is below 80%"
@@ -187,7 +188,8 @@ def test_heat_maps_have_a_square_for_each_result(run, monkeypatch):
 
     drawn_values = []
     monkeypatch.setattr(canvas, "image", lambda axes, values, scale: drawn_values.append(values))
-    heat_maps(run[1])
+    (panels,) = by_mask(run[1]).values()
+    heat_maps(panels)
     baseline, of_list, mask, of_list_mask = drawn_values
     np.testing.assert_array_equal(baseline, np.ones((2, 2)))
     np.testing.assert_array_equal(mask, [[1, 1], [0.25, 0.25]])  # from the bottom
