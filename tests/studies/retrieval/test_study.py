@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 
 import hf
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 from scripts import run_main
 
 import sinkjax
-from sinkjax import InputError, SinkMask, compile, save_mask
+from sinkjax import InputError, SinkMask, compile, save_mask, specialize
+from sinkjax.instruments.answers import score_answers
 from sinkjax.instruments.tasks import ask, found
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts
@@ -22,7 +22,7 @@ from sinkjax.studies.retrieval.study import Retrieval
 from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
 
 RETRIEVAL = "experiments.retrieval"
-FULL = "L0-1: 6f"
+FULL, ZERO = "L0-1: 6f", "L0-1: 6s(zero)"
 LENGTH, COUNT = 420, 3
 
 
@@ -54,7 +54,7 @@ def arguments(model, folder, /, **more):
         "model": model,
         "lengths": LENGTH,
         "num_excerpts": COUNT,
-        "tasks": "niah_prose,fwe",
+        "tasks": "niah_prose",
         "depths": "0.1,0.9",
         "output_dir": folder,
         **more,
@@ -80,34 +80,46 @@ def test_every_mask_and_control_is_asked_everything(measured, mask_file):
         (record["candidate"]["name"], record["task"], record.get("depth"))
         for record in records_of(measured)
     ]
-    questions = [("niah_prose", 0.1), ("niah_prose", 0.9), ("fwe", None)]
-    assert cells == [(name, *of) for name, of in itertools.product(names, questions)]
-    mask, control = (records_of(measured)[n]["candidate"] for n in (0, 3))
+    assert cells == [(name, "niah_prose", depth) for name in names for depth in (0.1, 0.9)]
+    mask, control = (records_of(measured)[n]["candidate"] for n in (0, 2))
     assert control["control_of"] == mask["name"]
     assert control["heads"] == mask["heads"]
     assert control["mask_digest"] != mask["mask_digest"]
 
 
 def test_the_baseline_answers_once_for_all_masks(measured):
-    """Of three sets of questions, one of which is a list: under the baseline, mask and control."""
+    """Of two sets of questions: under the baseline, mask and control."""
     kept = [tuple(np.load(path).files) for path in (measured / "measured").glob("*.npz")]
-    assert kept.count(("nll", "given_back")) == 3 * 3
-    assert kept.count(("tokens",)) == 3
+    assert kept.count(("nll", "given_back")) == 2 * 3
     assert kept.count(("fills",)) == 1  # of the control, which has means on heads of its own
 
 
-def test_lists_are_searched_in_what_the_model_writes(measured, small, small_tokenizer):
+@pytest.fixture(scope="module")
+def listed(small, tmp_path_factory):
+    """A run's folder: of a list, under a mask without control."""
+    folder = tmp_path_factory.mktemp("out") / "lists"
+    flags = arguments(small, folder, tasks="fwe", controls=0)
+    run_main(RETRIEVAL, *flags, f"--mask={ZERO}")
+    return folder
+
+
+def test_lists_are_searched_in_what_the_model_writes(listed, small, small_tokenizer):
     encoder = functools.partial(encode, small_tokenizer, bos="tokenizer")
     questions = ask(encoder, "fwe", LENGTH, count=COUNT, seed=0)
     model = sinkjax.load(small)
-    program = compile(model, batch_size=COUNT, prefill_lengths=[LENGTH], max_length=LENGTH)
-    written = program.generate(questions.prompts(), max_new_tokens=questions.new_tokens)
-    shares = [
-        found(small_tokenizer.decode(tokens), words)
-        for tokens, words in zip(written, questions.answers, strict=True)
-    ]
-    for record in records_of(measured, task="fwe"):
-        assert record["result"]["per_excerpt"]["baseline"]["accuracy"] == shares
+    masked = specialize(model, SinkMask.from_text(ZERO))
+    (record,) = records_of(listed)
+    assert "depth" not in record
+    for name, of in (("baseline", model), ("candidate", masked)):
+        program = compile(of, batch_size=COUNT, prefill_lengths=[LENGTH], max_length=LENGTH)
+        written = program.generate(questions.prompts(), max_new_tokens=questions.new_tokens)
+        shares = [
+            found(small_tokenizer.decode(tokens), words)
+            for tokens, words in zip(written, questions.answers, strict=True)
+        ]
+        assert record["result"]["per_excerpt"][name]["accuracy"] == shares
+    nll = score_answers(model, questions)["nll"]
+    np.testing.assert_allclose(record["result"]["per_excerpt"]["baseline"]["nll"], nll, rtol=1e-5)
 
 
 def test_the_terminal_shows_what_the_records_say_and_nothing_is_measured_again(
@@ -159,10 +171,12 @@ def test_changes_are_paired_and_cells_below_the_floor_say_nothing():
 
 
 @pytest.fixture
-def run(measured):
+def run(measured, listed):
     """The run's specification and records of a mask, with drawn results at two lengths."""
     specification, records = copy.deepcopy(read_records(measured))
-    records = [r for r in records if "control_of" not in r["candidate"]][:3]
+    records = [r for r in records if "control_of" not in r["candidate"]]
+    (of_list,) = copy.deepcopy(records_of(listed))
+    records.append({**of_list, "candidate": records[0]["candidate"]})
     results = [drawn(0.25), drawn(1.0), drawn(0.35, 0.5)]
     for record, result in zip(records, results, strict=True):
         record["result"] = result
@@ -210,7 +224,11 @@ BAD = {
     "none": ([FULL], {"tasks": ""}, ["--tasks: give at least one"]),
     "depth": ([FULL], {"depths": "0.5,2"}, ["--depths=2", "between 0 and 1"]),
     "depths": ([FULL], {"depths": ""}, ["--depths: give at least one"]),
-    "no room": ([FULL], {"lengths": "50,60"}, ["--lengths=60: niah_prose needs", "fwe needs"]),
+    "no room": (
+        [FULL],
+        {"lengths": "50,60", "tasks": "niah_prose,fwe"},
+        ["--lengths=60: niah_prose needs", "fwe needs"],
+    ),
     "context": ([FULL], {"lengths": "99999"}, ["--lengths=99999", "context is"]),
     "excerpts": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
     "controls": ([FULL], {"controls": -1}, ["--controls=-1"]),
