@@ -24,7 +24,7 @@ from sinkjax.models.finite import not_finite
 from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler, whole
 from sinkjax.programs.executable import Executable
 
-MAX_STOP_TOKENS = 8
+MAX_STOP_TOKENS = 32
 """Stop tokens that an executable can be given: their number is part of its shapes."""
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
