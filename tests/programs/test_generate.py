@@ -148,7 +148,7 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
     bad = [[], [3, 101], hf.random_tokens((57,)).tolist(), hf.random_tokens((40,)).tolist()]
     with pytest.raises(sinkjax.InputError) as error:
         program.generate(
-            bad, max_new_tokens=17, top_k=0, temperature=0.5, stop_tokens=range(9), seed=[1]
+            bad, max_new_tokens=17, top_k=0, temperature=0.5, stop_tokens=range(33), seed=[1]
         )
     text = str(error.value)
     for part in (
@@ -156,7 +156,7 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
         "prompt 1 holds token 101",
         "prompt 2 has 57 tokens, which with max_new_tokens 17 is more than max_length, 56",
         "prompt 3 has 40 tokens, which with max_new_tokens 17 is more than max_length, 56",
-        "stop_tokens=0,1,2,3,4,5,6,7,8: at most 8",
+        f"stop_tokens={','.join(map(str, range(33)))}: at most 32",
         "seed=1: give one for each of the 4 prompts",
         "top_k=0: ",
     ):
