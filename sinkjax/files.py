@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, through a kill or a power cut; and what may be read."""
 
 import errno
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def check_path(path: Path) -> None:
         raise OSError(errno.EINVAL, "no path holds half a surrogate pair") from error
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "no path holds a NUL character")
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # of no name is too long
         raise OSError(errno.EINVAL, "it is a pipe or a device")
 
 
@@ -97,3 +99,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_digest(fields: Mapping[str, Any]) -> str:
+    """The sha256 of what a JSON object says, in whatever order and layout it is written."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,6 +4,7 @@ They lie in configs/ of a checkout, and in sinkjax/configs of a wheel. What one 
 later version ships under the same name: results and papers quote it.
 """
 
+import os
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -25,7 +26,8 @@ def find(name: str | Path, folder: str = "", suffix: str = "") -> Path:
         shipped = FOLDER / folder / f"{path.name.removesuffix(suffix)}{suffix}"
     else:
         return path
-    return shipped if shipped.is_file() and not path.is_file() else path
+    # os.path's answers no for names that are too long or hold a NUL, which pathlib raises for.
+    return shipped if os.path.isfile(shipped) and not os.path.isfile(path) else path
 
 
 def names(folder: str, suffix: str) -> list[str]:

@@ -19,7 +19,7 @@ from sinkjax.checkpoint.names import DERIVED
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, parse_json, read_file
-from sinkjax.models.config import listed
+from sinkjax.models.hf_config import listed
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -39,7 +39,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         "give a folder as the Hub has it, with config.json and safetensors, or one that "
         "sinkjax convert wrote to its end (it writes sinkjax.json last)",
     )
-    if (folder / GENERATION_CONFIG).exists():
+    if (folder / GENERATION_CONFIG).is_file():
         generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
         if more := listed(generation.get("eos_token_id")):
             config["eos_token_id"] = listed(config.get("eos_token_id")) + more

@@ -27,7 +27,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
 )
 from sinkjax.errors import InputError, explaining, first_line
 from sinkjax.files import check_path, read_file
-from sinkjax.models.config import listed
+from sinkjax.models.hf_config import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,9 +87,9 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
         for end in ("bos", "eos")
         if isinstance(config.get(f"add_{end}_token"), bool)
     }
-    if (folder / _JSON).exists():
-        return _read(folder, _special_tokens(folder, config), adds)
-    if (folder / _MODEL).exists():
+    if (folder / _JSON).is_file():
+        return _read(folder, _special_tokens(folder, config), adds, folder)
+    if (folder / _MODEL).is_file():
         return _read_model(folder, config, {"bos": True, **adds})
     raise InputError(
         f"{folder} holds no tokenizer ({_JSON} or {_MODEL}); copy the tokenizer files of the "
@@ -98,12 +98,19 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
 
 
 def _read(
-    folder: pathlib.Path, special: Mapping[str, str], adds: Mapping[str, bool]
+    folder: pathlib.Path, special: Mapping[str, str], adds: Mapping[str, bool], name: pathlib.Path
 ) -> "PreTrainedTokenizerFast":
-    """What transformers makes of a tokenizer.json and the files beside it."""
+    """What transformers makes of a folder's tokenizer.json and the files beside it.
+
+    Args:
+      folder: with the files.
+      special: the texts of special tokens by name, over those of tokenizer_config.json.
+      adds: whether BOS ("bos") and EOS ("eos") are added, where that is not left to the file.
+      name: what the user named, for messages.
+    """
     from transformers import PreTrainedTokenizerFast  # slow to import, and weights need none of it
 
-    with _reading(f"{folder}: transformers cannot read its tokenizer"):
+    with _reading(f"{name}: transformers cannot read its tokenizer"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -112,6 +119,7 @@ def _read(
             **special,
         )
         _add_ends(tokenizer, adds)
+    tokenizer.name_or_path = str(name)
     return tokenizer
 
 
@@ -131,14 +139,11 @@ def _reading(failure: str) -> Iterator[None]:
 def _special_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens by name, such as bos_token, that tokenizer_config.json does not name."""
     if "added_tokens_decoder" not in config:  # from then on, transformers names all there
-        named = {
-            name: token.get("content") if isinstance(token, dict) else token
-            for name, token in _optional(folder / _SPECIAL_TOKENS).items()
-            if name.endswith("_token")
-        }
-        if named := {name: text for name, text in named.items() if isinstance(text, str)}:
+        listed_there = _optional(folder / _SPECIAL_TOKENS).items()
+        named = {name: text for name, token in listed_there for text in _texts(token)}
+        if named := {name: text for name, text in named.items() if name.endswith("_token")}:
             return named
-    if config or not (folder / _JSON).exists():
+    if config or not (folder / _JSON).is_file():
         return {}
     model, added = _optional(folder / CONFIG), _optional(folder / _JSON).get("added_tokens")
     return {
@@ -149,6 +154,14 @@ def _special_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str
         and token.get("id") in listed(model.get(f"{end}_token_id"))[:1]
         and isinstance(token.get("content"), str)
     }
+
+
+def _texts(tokens: object) -> list[str]:
+    """The texts of one or several tokens in any of the forms that transformers has written."""
+    contents = [
+        token.get("content") if isinstance(token, dict) else token for token in listed(tokens)
+    ]
+    return [text for text in contents if isinstance(text, str)]
 
 
 def _add_ends(tokenizer: "PreTrainedTokenizerFast", adds: Mapping[str, bool]) -> None:
@@ -182,17 +195,15 @@ def _read_model(
         copy = pathlib.Path(temporary)
         with _reading(f"{path} cannot be read"):
             sentencepiece_tokenizer(spec).save(str(copy / _JSON))
-        if (folder / _TEMPLATE).exists():
+        if (folder / _TEMPLATE).is_file():
             shutil.copy(folder / _TEMPLATE, copy)
         (copy / _TOKENIZER_CONFIG).write_text(json.dumps({**special, **config}))
-        tokenizer = _read(copy, _special_tokens(folder, config), adds)
-    tokenizer.name_or_path = str(folder)
-    return tokenizer
+        return _read(copy, _special_tokens(folder, config), adds, folder)
 
 
 def _parse(path: pathlib.Path) -> Any:
     try:
-        proto = _message("ModelProto").FromString(read_file(path))
+        proto = _model_class().FromString(read_file(path))
     except (DecodeError, OSError) as error:
         raise InputError(
             f"{path} is no SentencePiece model, or damaged ({first_line(error)}); download it "
@@ -213,8 +224,8 @@ def _parse(path: pathlib.Path) -> Any:
 
 
 @functools.cache
-def _message(name: str) -> Any:
-    """The class of one of SentencePiece's messages."""
+def _model_class() -> Any:
+    """The class of SentencePiece's message of a model."""
     field_type = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="sentencepiece", package="sinkjax")
     for message, fields in _SCHEMA.items():
@@ -232,12 +243,20 @@ def _message(name: str) -> Any:
             )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"sinkjax.{name}"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("sinkjax.ModelProto"))
 
 
 def _added_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
     """The tokens that were added to SentencePiece's: of each id, the text and if it is special."""
-    added = {id_: (text, False) for text, id_ in _optional(folder / _ADDED_TOKENS).items()}
+    special = {
+        text
+        for tokens in (_optional(folder / _SPECIAL_TOKENS), config)
+        for name, token in tokens.items()
+        if name.endswith(("_token", "_tokens"))
+        for text in _texts(token)
+    }
+    texts = _optional(folder / _ADDED_TOKENS).items()
+    added = {id_: (text, text in special) for text, id_ in texts}
     try:
         for id_, token in config.get("added_tokens_decoder", {}).items():
             added[int(id_)] = (token["content"], bool(token.get("special")))
@@ -257,20 +276,18 @@ def _specification(
     config: Mapping[str, Any],
     added: Mapping[int, tuple[str, bool]],
 ) -> SentencePiece:
-    tokens = [piece.piece for piece in proto.pieces]
-    scores = [piece.score for piece in proto.pieces]
-    types = [piece.type for piece in proto.pieces]
+    rows = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     for id_, (text, special) in added.items():
-        if id_ == len(tokens):
-            tokens.append(text), scores.append(0.0), types.append(TokenType.NORMAL)
-        elif not 0 <= id_ < len(tokens):
+        if not 0 <= id_ <= len(rows):
             raise InputError(
-                f"{path} has tokens up to {len(tokens) - 1}, and the next one that the files "
-                f"beside it add is {id_}, {text!r}; {_ADVICE}"
+                f"{path} has tokens up to {len(rows) - 1}, and the next one that the files beside "
+                f"it add is {id_}, {text!r}; {_ADVICE}"
             )
-        if tokens[id_] != text or types[id_] == TokenType.NORMAL:
-            types[id_] = TokenType.CONTROL if special else TokenType.USER_DEFINED
-            tokens[id_], scores[id_] = text, ADDED_SCORE
+        piece, _, type_ = rows[id_] if id_ < len(rows) else (None, None, None)
+        if piece != text or type_ == TokenType.NORMAL:
+            type_ = TokenType.CONTROL if special else TokenType.USER_DEFINED
+            rows[id_ : id_ + 1] = [(text, ADDED_SCORE, type_)]
+    tokens, scores, types = zip(*rows, strict=True)
     if len(set(tokens)) < len(tokens):
         raise InputError(f"{path} and the files beside it name a token twice; {_ADVICE}")
     normalizer = proto.normalizer_spec
@@ -294,4 +311,4 @@ def _specification(
 
 
 def _optional(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path, _ADVICE) if path.exists() else {}
+    return read_json(path, _ADVICE) if path.is_file() else {}

@@ -18,9 +18,9 @@ from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
 from sinkjax.checkpoint.gguf_tokenizer import end_tokens
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, naming
-from sinkjax.models.config import unlisted
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.families.family import Family, Gguf
+from sinkjax.models.hf_config import unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
 _NAMES = {

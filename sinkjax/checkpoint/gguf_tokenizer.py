@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.checkpoint.gguf_file import open_gguf_file, under
 from sinkjax.checkpoint.sentencepiece_tokenizer import (
@@ -37,11 +37,14 @@ class _ByteLevel(NamedTuple):
         and the text between them become pieces.
       whole_tokens: whether a piece that is a token is taken whole, whatever the merges make of it.
       add_bos: whether a beginning-of-sequence token is added where the file does not say.
+      composes: whether text is brought to Unicode's form C first, as the model's tokenizer.json
+        has it and llama.cpp does not.
     """
 
     splits: tuple[str, ...]
     whole_tokens: bool = False
     add_bos: bool = False
+    composes: bool = False
 
 
 # The type of each key's value, or of what it is a list of.
@@ -114,6 +117,7 @@ _PRE_TOKENIZERS = {
     "midm-2.0": _LLAMA3,
     "smaug-bpe": _ByteLevel((_LLAMA3_SPLIT,)),
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
+    "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
     "megrez": _ByteLevel((_QWEN2_SPLIT,)),
     "seed-coder": _ByteLevel((_SEED_SPLIT,)),
     "viking": _ByteLevel((_VIKING_SPLIT, r"\p{N}")),
@@ -323,6 +327,8 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in kind.splits]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
+    if kind.composes:
+        tokenizer.normalizer = normalizers.NFC()
     special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
     types = zip(metadata["tokens"], _token_types(metadata), strict=True)
     add_tokens(tokenizer, {token: special[type_] for token, type_ in types if type_ in special})

@@ -1,5 +1,6 @@
 """From the name a user gives to a model, its config or its tokenizer."""
 
+import os
 import pathlib
 import re
 from typing import TYPE_CHECKING, Literal, get_args
@@ -13,8 +14,9 @@ from sinkjax.checkpoint.stored import Stored
 from sinkjax.checkpoint.weights import convert
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.files import user_path
-from sinkjax.models.config import LlamaConfig, from_hf_config
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.hf_config import from_hf_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +32,9 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
+    verify: bool = True,
 ) -> Llama:
-    """Loads a Llama.
+    """Loads a Llama, or a model of one of the families beside it (`sinkjax.models.families`).
 
     Args:
       model: a name of the registry (`smollm2-135m`), a folder with `config.json` and safetensors,
@@ -40,19 +43,20 @@ def load(
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
       mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`.
+      verify: whether what is read of an Orbax folder is held against the hashes that it keeps.
 
     Returns:
       The model, an `nnx.Module`.
 
     Raises:
-      InputError: if it cannot be found, is not a Llama, is corrupt, or has anything that is not
+      InputError: if it cannot be found, is of no family, is corrupt, or has anything that is not
         understood; the message lists all of it.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
     kind, path = _locate(model, revision, weights=True)
     if kind == "orbax":
-        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh)
+        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh, verify=verify)
     return convert(_open(kind, path), jnp.dtype(dtype), mesh)
 
 
@@ -69,7 +73,10 @@ def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> Ll
 def load_tokenizer(
     model: str | pathlib.Path, *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`."""
+    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`.
+
+    One model's tokens are the same from a folder, a GGUF file and an Orbax folder.
+    """
     kind, path = _locate(model, revision, weights=False)
     if kind == "gguf":
         from sinkjax.checkpoint.gguf_tokenizer import load_gguf_tokenizer
@@ -85,7 +92,7 @@ def _locate(
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
     name, path = str(model), user_path(model)
-    in_registry, on_disk = name in registry.names(), path.exists()
+    in_registry, on_disk = name in registry.names(), os.path.exists(path)
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
     if revision is not None and not is_hub_id:
         raise InputError(
@@ -95,7 +102,11 @@ def _locate(
         if in_registry:
             return "gguf", registry.fetch(name)
         if on_disk and path.is_dir():
-            return ("orbax" if (path / orbax.MANIFEST).exists() else "folder"), path
+            if (path / orbax.MANIFEST).exists():
+                return "orbax", path
+            if not (path / hf_folder.CONFIG).exists():
+                orbax.check_ended(path)
+            return "folder", path
         if on_disk and path.suffix == ".gguf":
             return "gguf", path
         if on_disk:

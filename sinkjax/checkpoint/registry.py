@@ -203,7 +203,7 @@ def fetch(name: str) -> pathlib.Path:
 def _verify(entry: _Entry, path: pathlib.Path) -> None:
     """Refuses a file that is not the entry's; each time, for a disk or a user may change it."""
     status = path.stat()
-    digest = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    digest = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if digest != entry.sha256:
         raise InputError(
             f"{path} has the wrong hash: its {status.st_size:,} bytes have sha256 {digest}, where "

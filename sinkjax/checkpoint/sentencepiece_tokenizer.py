@@ -74,17 +74,16 @@ def add_tokens(tokenizer: Tokenizer, tokens: Mapping[str, bool]) -> None:
 
 def sentencepiece_tokenizer(spec: SentencePiece) -> Tokenizer:
     """The tokenizer of a model; control tokens are special, and no BOS or EOS is added."""
-    byte_fallback = TokenType.BYTE in spec.types
     if spec.unigram:
         vocabulary = list(zip(spec.tokens, spec.scores, strict=True))
-        model = models.Unigram(vocabulary, spec.unknown_id, byte_fallback)
+        model = models.Unigram(vocabulary, spec.unknown_id, byte_fallback=True)
     else:
         model = models.BPE(
             {token: i for i, token in enumerate(spec.tokens)},
             _scored_merges(spec.tokens, spec.scores, spec.types),
             unk_token=spec.tokens[spec.unknown_id],
             fuse_unk=True,
-            byte_fallback=byte_fallback,
+            byte_fallback=True,
         )
     tokenizer = Tokenizer(model)
     added, own = {}, []
@@ -97,7 +96,7 @@ def sentencepiece_tokenizer(spec: SentencePiece) -> Tokenizer:
             else:
                 added[token] = False
     _set_normalizer(tokenizer, spec, own)
-    tokenizer.decoder = _decoder(spec, byte_fallback)
+    tokenizer.decoder = _decoder(spec)
     add_tokens(tokenizer, added)
     return tokenizer
 
@@ -136,11 +135,8 @@ def _set_normalizer(tokenizer: Tokenizer, spec: SentencePiece, user_defined: lis
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
 
 
-def _decoder(spec: SentencePiece, byte_fallback: bool) -> decoders.Decoder:
-    steps = [decoders.Replace(_SPACE, " ")]
-    if byte_fallback:
-        steps.append(decoders.ByteFallback())
-    steps.append(decoders.Fuse())
+def _decoder(spec: SentencePiece) -> decoders.Decoder:
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.dummy_prefix:
         steps.append(decoders.Strip(" ", left=1))
     return decoders.Sequence(steps)

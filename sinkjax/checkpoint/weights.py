@@ -19,8 +19,9 @@ from sinkjax.checkpoint.stored import Stored
 from sinkjax.errors import InputError, first_line
 from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
-from sinkjax.models.config import LlamaConfig, from_hf_config, to_hf_config
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.models.sharding import parameter_shardings
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -9,6 +9,7 @@ STUDIES = {
     "gates": "Gates",
     "repair": "RepairStudy",
     "quality": "Quality",
+    "retrieval": "Retrieval",
     "timing": "Timing",
 }
 """The study of each question, in sinkjax/studies/NAME/study.py, whose docstring is its help."""

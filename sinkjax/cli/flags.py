@@ -40,7 +40,7 @@ def run(
     Args:
       main: of the script.
       script: the module whose docstring and flags --help shows; by default the process's own.
-      renamed: flags of earlier versions, by name, and what each is called now.
+      renamed: flags of earlier versions, by name, and what each is called now, or why it is gone.
     """
 
     def guarded(arguments: list[str]) -> int | None:
@@ -55,6 +55,9 @@ def run(
             return main()
         except InputError as error:
             return _failed(error)
+        except OSError as error:  # of a name too long, a folder that none may enter
+            where = "" if error.filename is None else f"{error.filename}: "
+            return _failed(InputError(f"{where}{error.strerror or error}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
@@ -80,7 +83,12 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
         now = renamed.get(error.flagname.split("=")[0])
-        message = f"--{error.flagname} is called --{now} now" if now else str(error)
+        message = str(error)
+        if now:
+            gone = " " in now
+            message = f"--{error.flagname} is " + (
+                f"gone: {now}" if gone else f"called --{now} now"
+            )
     except flags.Error as error:
         message = str(error)
     print(f"error: {printable(message)}; --help shows all flags", file=sys.stderr)

@@ -83,7 +83,7 @@ def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
         cannot be written to it.
     """
     specification, records = read_records(folder)
-    name = specification.get("experiment", "sweep")  # as version 0.1.0 left it out
+    name = str(specification.get("experiment", "sweep"))  # as version 0.1.0 left it out
     if name not in STUDIES:
         raise InputError(
             f"{folder} holds the records of sinkjax {name}; reports are made of those of "

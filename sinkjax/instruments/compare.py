@@ -3,11 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.instruments.batches import batches, check_tokens
-from sinkjax.instruments.token_losses import TOP, Comparison, OutputHead, compare_tokens, residuals
+from sinkjax.instruments.token_losses import (
+    TOP,
+    Comparison,
+    OutputHead,
+    compare_tokens,
+    decoded_residuals,
+    residuals,
+)
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite
 
@@ -26,6 +34,8 @@ class QualityStats:
         candidate's five.
       baseline_nll, candidate_nll: float32 [W, P - 1], -ln of the next token's probability.
       baseline_correct, candidate_correct: bool [W, P - 1], whether it is the likeliest.
+      generated_kl: float32 [W, M], of M tokens after the excerpts, read through decoding; of none
+        by default.
     """
 
     positions: np.ndarray
@@ -36,6 +46,7 @@ class QualityStats:
     candidate_nll: np.ndarray
     baseline_correct: np.ndarray
     candidate_correct: np.ndarray
+    generated_kl: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
 
     @classmethod
     def join(cls, parts: Sequence["QualityStats"]) -> "QualityStats":
@@ -45,6 +56,13 @@ class QualityStats:
             for field in dataclasses.fields(cls)
         }
         return cls(**{**arrays, "positions": parts[0].positions})
+
+    def set_apart(self, generated: int) -> "QualityStats":
+        """The same with the last positions as those of tokens after the excerpts."""
+        if not generated:
+            return self
+        kept = {name: array[..., :-generated] for name, array in self.arrays().items()}
+        return QualityStats(**{**kept, "generated_kl": self.kl[:, -generated:]})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The attributes by name, to be kept; `QualityStats(**arrays)` is their inverse."""
@@ -57,6 +75,7 @@ def compare(
     excerpts: np.ndarray,
     *,
     score_from: int = 1,
+    generated: int = 0,
     batch_size: int | None = None,
 ) -> QualityStats:
     """Compares a candidate's predictions with the baseline's on the same tokens, teacher-forced.
@@ -67,7 +86,9 @@ def compare(
     Args:
       baseline, candidate: each a `Llama`, or what `sinkjax.specialize` makes of one, of the same
         vocabulary.
-      excerpts: int [W, T], full excerpts.
+      excerpts: int [W, T + M], full excerpts.
+      generated: M, of the last tokens of each, which are read as decoding does, through the caches
+        that the first T leave. `generated_kl` is theirs, all else that of the first T.
       score_from: the first position that is scored, below T. Position 0 attends to itself alone and
         is the same under every mask: from it on, means would be diluted.
       batch_size: excerpts that go through a model at once; None for as many as have `BATCH_TOKENS`.
@@ -75,30 +96,43 @@ def compare(
     Raises:
       InputError: for a model whose logits are not finite.
       TypeError: for excerpts that are not whole numbers.
-      ValueError: for excerpts that are not [W, T] or not in the vocabulary, a `score_from` outside
-        of them, models of different vocabularies.
+      ValueError: for excerpts that are not [W, T + M] or not in the vocabulary, a `score_from`
+        outside of their first T, models of different vocabularies.
     """
     excerpts = np.asarray(excerpts)
-    _check(baseline, candidate, excerpts, score_from, batch_size)
+    _check(baseline, candidate, excerpts, score_from, generated, batch_size)
     heads = OutputHead(baseline), OutputHead(candidate)
     parts = []
     for tokens, count in batches(excerpts, batch_size):
+        targets = jnp.roll(tokens, -1, axis=1)
+        (x, x_after), (y, y_after) = (_streams(m, tokens, generated) for m in (baseline, candidate))
+        prompt = x.shape[1]
         compared = compare_tokens(
-            *heads,
-            residuals(baseline, tokens)[:, score_from:],
-            residuals(candidate, tokens)[:, score_from:],
-            jnp.roll(tokens, -1, axis=1)[:, score_from:],
+            *heads, x[:, score_from:], y[:, score_from:], targets[:, score_from:prompt]
         )
+        stats = collect_stats(compared, score_from, count)
+        kl = [stats.kl]
+        if generated:
+            after = compare_tokens(*heads, x_after, y_after, targets[:, prompt:])
+            kl.append(np.asarray(after.kl)[:count])
+            stats = dataclasses.replace(stats, generated_kl=kl[1])
         first = sum(len(part.kl) for part in parts)
-        parts.append(collect_stats(compared, score_from, count))
         check_finite(
             "logits",
-            parts[-1].kl,
+            np.concatenate(kl, axis=1),
             lambda excerpt, column, first=first: (
                 f" at position {score_from + column} of excerpt {first + excerpt}"
             ),
         )
+        parts.append(stats)
     return QualityStats.join(parts)
+
+
+def _streams(model: Llama, tokens: jax.Array, generated: int) -> tuple[jax.Array, jax.Array | None]:
+    """The residual streams of the prompts and of the tokens after them, None without any."""
+    if not generated:
+        return residuals(model, tokens), None
+    return decoded_residuals(model, tokens, tokens.shape[1] - generated)
 
 
 def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
@@ -111,7 +145,8 @@ def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityS
         for name, array in of_model._asdict().items()
     }
     positions = np.arange(score_from, score_from + kl.shape[1], dtype=np.int32)
-    return QualityStats(positions, kl, top1, top5, **scores)
+    none = np.zeros((count, 0), np.float32)
+    return QualityStats(positions, kl, top1, top5, **scores, generated_kl=none)
 
 
 def _check(
@@ -119,6 +154,7 @@ def _check(
     candidate: Llama,
     excerpts: np.ndarray,
     score_from: int,
+    generated: int,
     batch_size: int | None,
 ) -> None:
     vocab_size, candidate_size = baseline.config.vocab_size, candidate.config.vocab_size
@@ -128,9 +164,12 @@ def _check(
             f"and at least {TOP}"
         )
     check_tokens(excerpts, vocab_size, "excerpts", "excerpts")
-    if not 0 <= score_from < excerpts.shape[1]:
+    length = excerpts.shape[1]
+    if not 0 <= generated < length:
+        raise ValueError(f"generated is {generated}; the excerpts have {length} tokens in all")
+    if not 0 <= score_from < length - generated:
         raise ValueError(
-            f"score_from is {score_from}; the excerpts have positions 0 to {excerpts.shape[1] - 1}"
+            f"score_from is {score_from}; the excerpts have positions 0 to {length - generated - 1}"
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")

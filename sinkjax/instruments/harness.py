@@ -21,7 +21,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -131,16 +130,12 @@ class HarnessLM(TemplateLM):
           mask: a mask's file, or the name of one that ships; None for the baseline.
           batch_size: rows, or `auto` for 8, which `max_batch_size` bounds.
           max_length, seed: as of the class.
-          device: has to be the kind that JAX runs on.
+          device: not read. The command names cuda:0 unless it is told otherwise; the model runs
+            where JAX does.
 
         Raises:
-          InputError: as `sinkjax.load`, `load_mask` and `specialize` do, and for another device.
+          InputError: as `sinkjax.load`, `load_mask`, `specialize` and the class do.
         """
-        here = jax.default_backend()
-        kind = here if device is None else str(device).split(":")[0].replace("cuda", "gpu")
-        if kind != here:
-            text = f"JAX runs on {here} here; leave device out, or set JAX_PLATFORMS"
-            raise InputError(Problem("device", device, text))
         if str(batch_size).split(":")[0] == "auto":
             batch_size = min(_BATCH_SIZE, max_batch_size or _BATCH_SIZE)
         named = {"revision": None if revision is None else str(revision)}
@@ -391,21 +386,25 @@ class HarnessLM(TemplateLM):
         return sampling
 
     def _text(self, tokens: list[int], ends: set[int], stops: Sequence[str]) -> str:
-        """What new tokens say up to the first that ends them, or the first stop text."""
+        """What new tokens say up to the first that ends them, or the first stop text.
+
+        As with the harness's own model a row at a time, a stop text may also stand in what special
+        tokens are written as, of which nothing is left in the text.
+        """
         count = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-        tokens = tokens[:count]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        tokens, decode = tokens[:count], self.tokenizer.decode
+        texts = [decode(tokens, skip_special_tokens=True)]
+        for stop in stops:
+            if stop in decode(tokens):
+                counts = range(len(tokens))
+                count = bisect.bisect_left(
+                    counts, True, key=lambda n, s=stop: s in decode(tokens[:n])
+                )
+                before = decode(tokens[:count], skip_special_tokens=True)
+                texts.append(before.removesuffix(self._plain(stop)))
+        text = min(texts, key=len)
         for stop in stops:
             text = text.split(stop)[0]
-            if (plain := self._plain(stop)) != stop and stop in self.tokenizer.decode(tokens):
-                # Up to the token that completes it; of special tokens nothing is left in the text.
-                count = bisect.bisect_left(
-                    range(len(tokens)),
-                    True,
-                    key=lambda n: stop in self.tokenizer.decode(tokens[:n]),
-                )
-                before = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
-                text = min(text, before.removesuffix(plain), key=len)
         return text
 
     def _plain(self, text: str) -> str:

@@ -56,15 +56,19 @@ class Judge:
             check_finite("logits", parts[-1])
         return np.concatenate(parts)
 
-    def stats(self, mask: SinkMask) -> QualityStats:
-        """KL, likelihoods and agreement of each scored position, as `compare` gives them."""
+    def stats(self, mask: SinkMask, generated: int = 0) -> QualityStats:
+        """KL, likelihoods and agreement of each scored position, as `compare` gives them.
+
+        The last `generated` positions are taken as those of tokens that are decoded after a prompt:
+        no cache is there, but what a head attends to is the same.
+        """
         parts = []
         for (tokens, count), *residuals in self._compared(mask):
             targets = jnp.roll(tokens, -1, axis=1)[:, SCORE_FROM:]
             compared = compare_tokens(self._head, self._head, *residuals, targets)
             parts.append(collect_stats(compared, SCORE_FROM, count))
             check_finite("logits", parts[-1].kl)
-        return QualityStats.join(parts)
+        return QualityStats.join(parts).set_apart(generated)
 
     def _compared(
         self, mask: SinkMask

@@ -1,6 +1,6 @@
 """The change of each head's own output under each path: all heads and paths in one pass.
 
-The error of a head under a path is the root of the mean over positions t >= 1 of
+The error of a head under a path is the root of the mean over scored positions, t >= 1, of
 
   ‖W_o (õ_t - o_t)‖² / ‖x_t‖²
 
@@ -9,6 +9,7 @@ and x the residual stream that they are added to. Both are of the same inputs: t
 has under the current mask.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -31,6 +32,7 @@ def own_errors(
     *,
     mask: SinkMask | None = None,
     fills: np.ndarray | None = None,
+    score_from: int = 1,
 ) -> np.ndarray:
     """Every head's error under every path.
 
@@ -40,6 +42,7 @@ def own_errors(
       paths: P of `full`, `window` and `sink`.
       mask: under which the inputs are; None for the baseline.
       fills: float32 [L, N, H], of `sink(mean)`.
+      score_from: the first position whose error counts.
 
     Returns:
       float64 [P, L, N], relative to the residual's norm.
@@ -51,7 +54,8 @@ def own_errors(
     for tokens, count in batches(excerpts):
         x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
-            x, errors = _errors(layer, x, context, current.layer(index), candidates.layer(index))
+            paths_of = current.layer(index), candidates.layer(index)
+            x, errors = _errors(layer, x, context, *paths_of, score_from)
             squares[:, index] += np.asarray(errors, np.float64)[:, :count].sum(axis=1)
     check_finite("heads' outputs", squares, lambda _, *at: " in layer {}, head {}".format(*at))
     return np.sqrt(squares / len(excerpts))
@@ -81,21 +85,27 @@ def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | Non
     return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *traced)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="score_from")
 def _errors(
-    layer: Layer, x: jax.Array, context: Context, current: TracedPaths, candidates: TracedPaths
+    layer: Layer,
+    x: jax.Array,
+    context: Context,
+    current: TracedPaths,
+    candidates: TracedPaths,
+    score_from: int,
 ) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer, and the mean squares of errors float32 [P, B, N]."""
     o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
     # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
-    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, 1:, None]
+    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, score_from:, None]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         full = full_attention(q, k, v, layer.attention.span)
 
         def squares(candidate: TracedPaths) -> jax.Array:
-            change = (traced_attention(q, k, v, candidate) - full)[:, 1:].astype(jnp.float32)
+            change = traced_attention(q, k, v, candidate) - full
+            change = change[:, score_from:].astype(jnp.float32)
             lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
             return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
 

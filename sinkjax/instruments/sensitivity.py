@@ -66,6 +66,7 @@ def predict_moves(
     fills: np.ndarray | None = None,
     samples: int = 8,
     seed: int = 0,
+    score_from: int = SCORE_FROM,
 ) -> Prediction:
     """Predicts the cost of every move away from a mask.
 
@@ -77,6 +78,7 @@ def predict_moves(
       fills: float32 [L, N, H], of `sink(mean)`.
       samples: draws of labels, backward passes.
       seed: of the draws.
+      score_from: the first position whose KL counts.
 
     Returns:
       costs in the mean KL, nats a scored position; may be negative under a mask. Draws are W times
@@ -97,7 +99,7 @@ def predict_moves(
             inputs.append(x)
             x = traced_layer(layer, x, context, current.layer(index))
         y = traced_residuals(model, tokens, baseline)
-        slopes = _slopes(OutputHead(model), y, x, keys[batch], samples)
+        slopes = _slopes(OutputHead(model), y, x, keys[batch], samples, score_from)
         products = np.zeros((1 + samples, count, *linear.shape))
         for index in reversed(range(config.num_layers)):
             slopes, of_layer = _back(
@@ -112,15 +114,15 @@ def predict_moves(
         check_finite("logits or their gradients", products)
         linear += products[0].sum(axis=0)
         draws.append(products[1:].swapaxes(0, 1).reshape(-1, *linear.shape))
-    scored = excerpts.shape[1] - SCORE_FROM
+    scored = excerpts.shape[1] - score_from
     return Prediction(
         mask, linear / excerpts.shape[0] / scored, np.concatenate(draws) / scored**0.5
     )
 
 
-@functools.partial(jax.jit, static_argnames="samples")
+@functools.partial(jax.jit, static_argnames=("samples", "score_from"))
 def _slopes(
-    head: OutputHead, y: jax.Array, x: jax.Array, key: jax.Array, samples: int
+    head: OutputHead, y: jax.Array, x: jax.Array, key: jax.Array, samples: int, score_from: int
 ) -> jax.Array:
     """The slopes at the residual stream: of the KL, and of ln q of each drawn label.
 
@@ -130,7 +132,7 @@ def _slopes(
     Returns:
       [1 + samples, B, T, D], 0 at positions that are not scored.
     """
-    x, y = x[:, SCORE_FROM:], y[:, SCORE_FROM:]
+    x, y = x[:, score_from:], y[:, score_from:]
     # Logits are linear in the normed stream, so their multiplier is as good as the weight's.
     weight = scaled(head.output_weight(), head.config.logit_scale)
     normed, from_normed = jax.vjp(head.norm, x)
@@ -153,7 +155,7 @@ def _slopes(
     of_normed = by_blocks(block, normed, head.norm(y), uniform.reshape(*x.shape[:2], samples))
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
     slopes = jax.lax.map(lambda z: from_normed(z)[0], of_normed)
-    return jnp.pad(slopes, ((0, 0), (0, 0), (SCORE_FROM, 0), (0, 0)))
+    return jnp.pad(slopes, ((0, 0), (0, 0), (score_from, 0), (0, 0)))
 
 
 @jax.jit

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sinkjax.attention.cache import LayerCache
 from sinkjax.attention.context import Context
 from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.rope import rotary_tables
 
 TOP = 5
 """The number of likeliest tokens that are compared."""
@@ -72,15 +74,47 @@ def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None)
     """
     x, context = model.enter(tokens, lengths)
     for layer in model.layers:
-        x, context = _pass(layer, x, context)
+        x, context, _ = _pass(layer, x, context)
     return x
 
 
+def decoded_residuals(model: Llama, tokens: jax.Array, prompt: int) -> tuple[jax.Array, jax.Array]:
+    """The residual streams of a prompt and of the tokens after it, which decoding would read.
+
+    Every layer leaves the cache that its mask has, and the tokens after the prompt, as one piece,
+    attend to it: what many decode steps would give, at the cost of a longer prompt.
+
+    int [B, T + M], full rows, of which T are the prompt, to [B, T, D] and [B, M, D].
+    """
+    length = tokens.shape[1]
+    x, context = model.enter(tokens[:, :prompt], max_length=length)
+    positions = jnp.arange(prompt, length, dtype=jnp.int32)
+    # Under dynamic rope a token's angles go by the length that the text has as it is decoded.
+    angles = rotary_tables(model.config, positions[:, None], positions + 1)
+    cos, sin = (of_position.swapaxes(0, 1) for of_position in angles)
+    lengths = jnp.full((len(tokens),), length, jnp.int32)
+    later = Context(cos, sin, lengths, length, start=jnp.int32(prompt))
+    y = model.embed(tokens[:, prompt:])
+    for layer in model.layers:
+        x, context, cache = _pass(layer, x, context)
+        y, later, _ = _extend(layer, y, later, cache)
+    return x, y
+
+
 @jax.jit
-def _pass(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
-    """The stream after a layer, and the context for the next one."""
-    x, context, _ = layer(x, context)
-    return x, context
+def _pass(
+    layer: Layer, x: jax.Array, context: Context
+) -> tuple[jax.Array, Context, LayerCache | None]:
+    """The stream after a layer, the context for the next one, and the cache if one is asked for."""
+    return layer(x, context)
+
+
+@jax.jit
+def _extend(
+    layer: Layer, x: jax.Array, context: Context, cache: LayerCache
+) -> tuple[jax.Array, Context, LayerCache]:
+    """The same of the tokens after a prompt, whose cache is given."""
+    return layer.extend(x, context, cache)
 
 
 @jax.jit

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem
-from sinkjax.files import check_path, parse_json, read_file, replace_file
+from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
 
@@ -154,7 +154,7 @@ def save_mask(
         "fills_sha256": None if packed is None else hashlib.sha256(packed).hexdigest(),
         "quality": dict(quality or {}),
     }
-    digest = _digest(fields)
+    digest = json_digest(fields)
     text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
     fills_path = _fills_path(path)
     try:
@@ -189,7 +189,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
     problems: list[Problem | str] = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
     problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]
     content = {key: value for key, value in fields.items() if key != "digest"}
-    if "digest" in fields and fields["digest"] != (digest := _digest(content)):
+    if "digest" in fields and fields["digest"] != (digest := json_digest(content)):
         problems.append(
             f"it was changed after it was written: its digest is {fields['digest']}, that of what "
             f"it says is {digest}; {_SAVE_AGAIN}"
@@ -293,6 +293,8 @@ def _read_fills(
         means = safetensors.numpy.load(content)[_TENSOR]
         if means.dtype != np.float32 or means.ndim != 2 or len(means) != needed.sum():
             raise ValueError(f"means are {means.dtype} {means.shape}")
+        if not np.isfinite(means).all():
+            raise ValueError("not all are finite")
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         problems.append(
             f"{path} does not hold float32 means of {int(needed.sum())} heads ({error})"
@@ -326,11 +328,6 @@ def _packed(
 
 def _mean_heads(mask: SinkMask) -> Bool[np.ndarray, "L N"]:
     return np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fills_path(path: pathlib.Path) -> pathlib.Path:

@@ -22,7 +22,18 @@ import numpy as np
 from jaxtyping import Bool
 
 from sinkjax.errors import InputError
-from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native, parse_path, short
+from sinkjax.masks.paths import (
+    KINDS,
+    Copy,
+    Full,
+    Path,
+    Sink,
+    Window,
+    native,
+    parse_path,
+    quoted,
+    short,
+)
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
 
 
@@ -182,20 +193,26 @@ class SinkMask:
         """
         layers: list[tuple[Path, ...]] = []
         problems: list[str] = []
+        num_heads = 0
         for part in text.split(" | "):
             match = _PART.fullmatch(part)
             if match is None:
-                problems.append(f"{part!r} is no layer's heads: write it as in 'L0: 4f 5s(first)'")
+                problems.append(
+                    f"{quoted(part)} is no layer's heads: write it as in 'L0: 4f 5s(first)'"
+                )
                 continue
             first, last = int(match["first"]), int(match["last"] or match["first"])
             if first != len(layers) or last < first:
-                problems.append(f"{part!r} comes where L{len(layers)} has to begin")
+                problems.append(f"{quoted(part)} comes where L{len(layers)} has to begin")
             heads = []
             for run in match["runs"].split(" "):
                 try:
                     heads += _parse_run(run)
                 except InputError as error:
-                    problems.append(f"{part!r}: {error}")
+                    problems.append(f"{quoted(part)}: {error}")
+                if num_heads + len(heads) > _MOST_HEADS:
+                    raise InputError(_TOO_MANY)
+            num_heads += len(heads)
             layers[first:] = [tuple(heads)] * (last - first + 1)
         if problems:
             raise InputError(*problems)
@@ -363,6 +380,8 @@ class SinkMask:
             raise InputError(*conflicts)
 
 
+_MOST_HEADS = 1_000_000  # of a mask: what checks look at one by one
+_TOO_MANY = f"the mask has more than {_MOST_HEADS:,} heads: give one that was made for a model"
 _PART = re.compile(r"L(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?: (?P<runs>\S+(?: \S+)*)")
 _RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<path>\D\S*)")
 
@@ -375,11 +394,13 @@ def _parse_run(text: str) -> list[Path]:
     """Equal heads from their text; InputError for what is none."""
     match = _RUN.fullmatch(text)
     if match is None:
-        raise InputError(f"{text!r} is no run of heads: write a path, with their number in front")
+        raise InputError(
+            f"{quoted(text)} is no run of heads: write a path, with their number in front"
+        )
     try:
         return [parse_path(match["path"])] * int(match["count"] or 1)
     except InputError as error:
-        raise InputError(f"{text!r} is no run of heads: {error}") from error
+        raise InputError(f"{quoted(text)} is no run of heads: {error}") from error
 
 
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:
@@ -401,6 +422,9 @@ def _name(layer: int, head: int) -> str:
 def _shape_problems(heads: tuple[tuple[Path, ...], ...]) -> Iterator[str]:
     if not heads or not heads[0]:
         yield "a mask needs at least one layer of at least one head"
+        return
+    if sum(map(len, heads)) > _MOST_HEADS:
+        yield _TOO_MANY
         return
     for layer, paths in enumerate(heads):
         if len(paths) != len(heads[0]):

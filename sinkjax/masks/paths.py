@@ -4,11 +4,15 @@
 
 Each word may be its first letter alone, as in the text of whole masks: `w(4,128)` is
 `window(4,128)`.
+
+A path's `acts_from` is the first position at which a head's output can differ from that of `full`;
+None where none does. Position 0 attends to itself alone, whatever the path.
 """
 
 import dataclasses
 import operator
 import re
+import reprlib
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
@@ -25,6 +29,7 @@ class Full:
     """Causal attention over all earlier positions."""
 
     kind: ClassVar[str] = "full"
+    acts_from: ClassVar[int | None] = None
 
     def __str__(self) -> str:
         return "full"
@@ -45,6 +50,7 @@ class Copy:
     layer: int
     head: int
     kind: ClassVar[str] = "copy"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         _whole(self, layer=0, head=0)
@@ -84,6 +90,11 @@ class Window:
         """Returns whether every query of so many tokens sees all keys up to its own."""
         return self.sinks + self.recent >= length and not self.cuts_sinks(length)
 
+    @property
+    def acts_from(self) -> int | None:
+        """The first position with an earlier token that the window leaves out."""
+        return self.sinks + self.recent
+
     def __str__(self) -> str:
         return f"window({self.sinks},{self.recent})"
 
@@ -101,6 +112,7 @@ class Sink:
 
     fill: Literal["first", "zero", "mean"] = "first"
     kind: ClassVar[str] = "sink"
+    acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
@@ -131,7 +143,7 @@ _WRITTEN = {
     "window": "window(sinks,recent)",
     "sink": f"sink(fill) with one of {', '.join(FILLS)}",
 }
-_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w+(?:,\w+)*)\))?", re.ASCII)
+_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w{1,20}(?:,\w{1,20})*)\))?", re.ASCII)
 
 
 def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
@@ -158,12 +170,12 @@ def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
             case ["sink" | "s", fill]:
                 path = Sink(fill)
     except ValueError as error:
-        raise InputError(f"{text!r} is no path: {error}") from error
+        raise InputError(f"{quoted(text)} is no path: {error}") from error
     if path is None or path.kind not in kinds:
         which = "no path" if path is None else f"a {path.kind}, which has no place here"
         raise InputError(
-            f"{text!r} is {which}: write {', '.join(_WRITTEN[kind] for kind in kinds)}; the words "
-            "may be their first letters"
+            f"{quoted(text)} is {which}: write {', '.join(_WRITTEN[kind] for kind in kinds)}; the "
+            "words may be their first letters"
         )
     return path
 
@@ -184,6 +196,13 @@ def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
     if problems:
         raise InputError(*problems)
     return tuple(paths)
+
+
+def quoted(text: str) -> str:
+    """Returns a text as messages show it: what is long is cut."""
+    shortened = reprlib.Repr()
+    shortened.maxstring = 100
+    return shortened.repr(text)
 
 
 def short(path: Path) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 from sinkjax.errors import InputError
 
 
-def not_finite(what: str) -> InputError:
-    """Returns the error for values of a model that are not finite, which are named first."""
+def not_finite(what: str, place: str = "") -> InputError:
+    """Returns the error for values of a model that are not finite: what they are, and where."""
     return InputError(
-        f"{what} are not finite: activations outgrow the parameters' dtype, or the weights are "
-        "damaged; with dtype float16, use bfloat16 or float32"
+        f"{what} are not finite{place}: activations outgrow the parameters' dtype, or the weights "
+        "are damaged; with dtype float16, use bfloat16 or float32"
     )
 
 
@@ -32,4 +32,4 @@ def check_finite(what: str, values: Any, place: Callable[..., str] = lambda *ind
         return
     finite = np.isfinite(np.asarray(values))
     if not finite.all():
-        raise not_finite(what + place(*np.argwhere(~finite)[0].tolist()))
+        raise not_finite(what, place(*np.argwhere(~finite)[0].tolist()))

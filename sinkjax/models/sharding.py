@@ -34,6 +34,11 @@ def named_sharding(
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
+def split_axis(parameter: nnx.Variable, rules: Mapping[str, str | None] = RULES) -> int | None:
+    """Returns the axis of a parameter that a mesh may split; None where each device has it all."""
+    return next((axis for axis, name in enumerate(parameter.out_sharding) if rules[name]), None)
+
+
 def parameter_shardings(
     model: nnx.Module, mesh: Mesh, rules: Mapping[str, str | None] = RULES
 ) -> dict[tuple[Any, ...], NamedSharding]:

@@ -24,7 +24,7 @@ from sinkjax.models.finite import not_finite
 from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler, whole
 from sinkjax.programs.executable import Executable
 
-MAX_STOP_TOKENS = 8
+MAX_STOP_TOKENS = 32
 """Stop tokens that an executable can be given: their number is part of its shapes."""
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -397,7 +397,7 @@ class _Batch:
             new = drawn_tokens[:count]
             if NO_TOKEN in new:
                 length = row.length + new.index(NO_TOKEN)
-                raise not_finite(f"logits after {length} tokens of prompt {row.index}")
+                raise not_finite("logits", f" after {length} tokens of prompt {row.index}")
             row.new += new
             row.budget = 0 if new[-1] in self._request.stop_tokens else row.budget - count
             if self._on_tokens is not None:

@@ -151,6 +151,8 @@ def key(position: int) -> str:
 def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Footnotes) -> str:
     """A value of a record with its interval: `47.3% [45.1, 49.5]`.
 
+    Of too few prompts for one, with the least and the most: `47.3% (45.1 to 49.5)`.
+
     Args:
       value: as records hold it: a value with or without an interval, or None with the reason.
       show: writes one number.
@@ -160,6 +162,9 @@ def estimate(value: Mapping[str, Any], show: Callable[[float], str], notes: Foot
     if value.get("low") is not None:
         low, high = (show(value[side]).removesuffix("%") for side in ("low", "high"))
         return f"{text} [{low}, {high}]"
+    if each := value.get("each"):
+        least, most = (show(end(each)).removesuffix("%") for end in (min, max))
+        return f"{text} ({least} to {most})"
     return f"{text} {notes.mark(value['note'])}" if value.get("note") else text
 
 

@@ -85,6 +85,28 @@ class Candidate:
             "masks": [self._digests(stage.mask) for stage in later],
         }
 
+    def serving(self, length: int, num_tokens: int) -> list[tuple[SinkMask, int, int]]:
+        """Which masks serve a prompt and the tokens after it.
+
+        Args:
+          length: T, of the prompt.
+          num_tokens: M, after it.
+
+        Returns:
+          each mask with the first position that it decodes and that after its last one, from T to
+          T + M in all; where that is none, the prompt's mask with T twice.
+        """
+        mask, end = self.masks[length], length + num_tokens
+        if self.plan is None or self.plan.crossing == "stay":
+            return [(mask, length, end)]
+        stages = self.plan.stages
+        # A position p is decoded where the text has p + 1 tokens.
+        ends = [min(end, stage.up_to or end) for stage in stages[self.plan.stage(length) :]]
+        masks = [stage.mask for stage in stages[self.plan.stage(length) :]]
+        starts = [length, *ends[:-1]]
+        served = list(zip(masks, starts, ends, strict=True))
+        return served[:1] + [(m, first, last) for m, first, last in served[1:] if first < last]
+
     def reached(self, lengths: Sequence[int], num_tokens: int) -> Plan:
         """What of a plan serves excerpts of these lengths and what they grow to.
 

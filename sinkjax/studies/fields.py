@@ -83,8 +83,8 @@ def understood(records: Sequence[Fields]) -> Iterator[None]:
             *(text for usual, text in odd if usual == rarest),
         ]
         raise InputError(
-            f"a record has not what is read from it ({type(error).__name__}: {first_line(error)}). "
-            f"{_ADVICE}",
+            f"a record, or run.json, has not what is read from it ({type(error).__name__}: "
+            f"{first_line(error)}). {_ADVICE}",
             *places,
         ) from error
 

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sinkjax.errors import InputError, Problem, each
+from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.costs import GENERATED, summarize_parts
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
@@ -65,6 +67,10 @@ class HeldOutStudy(Study):
         """Excerpts to judge on."""
         return self._series[1]
 
+    def judged_rows(self, length: int, generated: int = GENERATED) -> np.ndarray:
+        """Excerpts to judge on with tokens after them, int32 [W, T + M]; M is 0 without room."""
+        return self.judged_on.with_following(length, generated)
+
     @functools.cached_property
     def _series(self) -> tuple[Series, Series]:
         counts = self.choose_excerpts, self.judge_excerpts
@@ -93,16 +99,19 @@ class HeldOutStudy(Study):
         return dataclasses.replace(series, tokens=tokens)
 
 
-def mask_result(mask: SinkMask, kl: np.ndarray, seed: int) -> dict[str, Any]:
+def mask_result(mask: SinkMask, kl: np.ndarray, length: int, seed: int) -> dict[str, Any]:
     """The "result" of a record of a mask's KL.
 
     Args:
-      kl: float [W, P], of every scored position, nats.
+      kl: float [W, P], of every scored position of excerpts and of tokens after them, nats.
+      length: T, of the excerpts.
       seed: of the resamples.
     """
+    weights = resample_counts(len(kl), seed)
     return {
         "heads": mask.counts(),
-        "kl": estimate_mean(kl, resample_counts(len(kl), seed)),
+        "kl": estimate_mean(kl[:, : length - SCORE_FROM], weights),
+        **summarize_parts(kl, mask, length, weights),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BosPolicy = Literal["tokenizer", "always", "never"]
 BOS_POLICIES: tuple[str, ...] = get_args(BosPolicy)
 
+_MOST = 10_000  # excerpts of which a text of any length may be asked, most of which do not fit
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: str) -> list[int]:
     """Tokenizes `text` under a BOS policy. An EOS is never added.
@@ -184,7 +186,8 @@ class TextExcerpts:
           counts: the excerpts wanted by length, None for as many as fit, at least one.
 
         Raises:
-          InputError: the text is too short: one problem for each length concerned.
+          InputError: the text is too short: one problem for each length concerned; or far more
+            excerpts are to be laid out than it has tokens.
           ValueError: more excerpts are wanted than `count`.
         """
         _prefix(tokenizer, bos)
@@ -215,6 +218,11 @@ class TextExcerpts:
     def _layout(self, tokenizer: PreTrainedTokenizerBase) -> _Layout:
         if tokenizer not in self._layouts:
             tokens = np.array(_bare(tokenizer, self.text), dtype=np.int32)
+            if self.count > max(len(tokens), _MOST):
+                raise InputError(
+                    f"{self.name}: {self.count} excerpts of a text of {len(tokens)} tokens; ask "
+                    "for fewer"
+                )
             lines = _line_starts(tokenizer, tokens)
             self._layouts[tokenizer] = _lay_out(tokens, lines, self.count, self.seed)
         return self._layouts[tokenizer]

@@ -13,7 +13,13 @@ import numpy as np
 
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.digest import tokens_digest
-from sinkjax.studies.prompts import BOS_POLICIES, PromptList, PromptSet, encode
+from sinkjax.studies.prompts import (
+    BOS_POLICIES,
+    PromptList,
+    PromptSet,
+    TextExcerpts,
+    encode,
+)
 from sinkjax.studies.settings import known
 from sinkjax.studies.subject import Subject
 
@@ -71,6 +77,22 @@ class Series:
         """What records say of where their prompts are from."""
         source = self.source.describe()
         return {"source": source, "bos": self.bos, "bos_added": self.bos_added}
+
+    def with_following(self, length: int, num_tokens: int) -> np.ndarray:
+        """The excerpts of one length, each with the text's next tokens, as many as asked for.
+
+        Returns:
+          int32 [P, T + M]; with M = 0 where there are no such tokens for every excerpt: prompts end
+          where they end, a text has no room for so many long excerpts, or the model's context ends.
+        """
+        rows, prompts, total = self.tokens[length], self.source.prompts, length + num_tokens
+        config, tokenizer = self.subject.config, self.subject.tokenizer
+        beyond = total > config.max_length and config.rope.type != "dynamic"
+        if beyond or not isinstance(prompts, TextExcerpts):
+            return rows
+        if prompts.fits(tokenizer, total) < len(rows):
+            return rows
+        return prompts.at_length(tokenizer, self.bos, total, len(rows))
 
     def excerpts(self, length: int, tokens: np.ndarray) -> dict[str, Any]:
         """What records say of excerpts int32 [W, T] of one length."""

@@ -128,7 +128,8 @@ class Study(abc.ABC):
 
     Attributes:
       name: that of its script, `experiments.NAME`, and of its folder here.
-      renamed: settings of earlier versions, by name, and what each is called now.
+      renamed: settings of earlier versions, by name, and what each is called now, or why it is
+        gone.
       without: of a model's description, what its records leave out.
       shapes: whether it takes models without a tokenizer and trained weights.
       tables_of: makes the tables of its records.

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from sinkjax.checkpoint import load, load_config, load_tokenizer
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json, read_file, user_path
-from sinkjax.models.config import LlamaConfig, from_hf_config
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest
+from sinkjax.models.hf_config import from_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import tiny
 from masks import problems_of
 from scripts import run_main
 
-from sinkjax.models.config import to_hf_config
+from sinkjax.models.hf_config import to_hf_config
 from sinkjax.programs.targets import WITHOUT_TPU
 
 SCRIPT = "benchmarks.accelerators"

@@ -13,7 +13,7 @@ from flax import nnx
 from scripts import load_script, run_main
 
 import sinkjax
-from sinkjax.models.config import to_hf_config
+from sinkjax.models.hf_config import to_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
 from sinkjax.studies.results import read_records
 

@@ -17,7 +17,7 @@ from hf import torch
 from safetensors.numpy import load_file, save_file
 
 import sinkjax
-from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS, open_folder
+from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, open_folder
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
 
@@ -369,6 +369,53 @@ def test_a_damaged_header_is_refused_or_read(single, data):
 
 
 # Tokenizers.
+
+
+# Where an answer ends.
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (None, None, ()),
+        (2, None, (2,)),
+        (2, {}, (2,)),
+        (2, {"eos_token_id": None}, (2,)),
+        (2, {"eos_token_id": 2}, (2,)),
+        (2, {"eos_token_id": [5, 2]}, (2, 5)),
+        ([2, 3], {"eos_token_id": 7}, (2, 3, 7)),
+        (None, {"eos_token_id": [7, 8]}, (7, 8)),
+        (2, {"eos_token_id": [3, 10**6, -1]}, (2, 3)),  # no model gives the others
+    ],
+)
+def test_an_answer_ends_as_config_and_generation_config_say(
+    single, tmp_path, config, generation, expected
+):
+    attributes = json.loads((single / CONFIG).read_text()) | {"eos_token_id": config}
+    (single / CONFIG).write_text(json.dumps(attributes))
+    (single / GENERATION_CONFIG).unlink(missing_ok=True)
+    if generation is not None:
+        (single / GENERATION_CONFIG).write_text(json.dumps(generation))
+    assert sinkjax.load_config(single).eos_token_ids == expected
+    if generation and generation.get("eos_token_id") == [5, 2]:
+        model = sinkjax.load(single)
+        for save in (sinkjax.save_orbax, sinkjax.save_safetensors):
+            save(model, tmp_path / save.__name__)
+            assert sinkjax.load_config(tmp_path / save.__name__).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("file", [CONFIG, GENERATION_CONFIG])
+@pytest.mark.parametrize("value", ["</s>", ["</s>"], [2, None], 2.0, True, {"a": 1}, [[2]]])
+def test_an_end_token_that_is_no_id_is_refused(single, file, value):
+    path = single / file
+    attributes = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(attributes | {"eos_token_id": value}))
+    with pytest.raises(InputError, match=r"eos_token_id is .* give the id of a token"):
+        sinkjax.load_config(single)
+    if file == GENERATION_CONFIG:
+        path.write_text("[]")
+        with pytest.raises(InputError, match=r"generation_config\.json is not a JSON object"):
+            sinkjax.load_config(single)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ trained here. And one model's from a folder, a GGUF file and an Orbax folder, ag
 """
 
 import json
+import os
 import pathlib
 import re
 
@@ -200,7 +201,8 @@ def test_what_the_files_beside_a_model_add_has_its_ids(tmp_path):
     assert bare[:1] + bare[-2:] == [count + 1, count, count - 1]
     assert tokenizer.eos_token_id == count
     assert renamed not in tokenizer.get_vocab()
-    assert tokenizer.decode(bare, skip_special_tokens=True) == "a<|im_end|><unused>"
+    assert tokenizer.decode(bare, skip_special_tokens=True) == "a<unused>"
+    assert tokenizer.name_or_path == str(tmp_path)
     chat = [{"role": "user", "content": "a"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "a<|im_end|>"
 
@@ -353,6 +355,12 @@ def test_how_added_tokens_are_matched_the_tokenizer_json_says(tmp_path):
     ids = expected.encode(text).ids
     assert ids.count(2) == 2
     assert sinkjax.load_tokenizer(tmp_path)(text)["input_ids"] == ids
+
+
+def test_pipes_in_place_of_files_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        sinkjax.load_tokenizer(tmp_path)
 
 
 def test_special_tokens_of_a_map_are_named(tmp_path):

@@ -21,7 +21,7 @@ import tokenizers
 import transformers
 
 import sinkjax
-from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
+from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 
 COMMIT, BRANCH_COMMIT = "c" * 40, "b" * 40
 DISTRACTIONS = {
@@ -36,6 +36,7 @@ DISTRACTIONS = {
     "flax_model.msgpack": b"the same weights",
     "training_args.bin": b"no weights",
 }
+GENERATION = b'{"eos_token_id": [2, 9]}'
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 
 # argv: JSON list of [function, repository, revision]; prints a JSON list of results or problems.
@@ -45,6 +46,7 @@ import sinkjax
 functions = {
     "load": lambda repo, revision: sinkjax.model_digest(sinkjax.load(repo, revision=revision)),
     "config": lambda repo, revision: sinkjax.load_config(repo, revision=revision).num_layers,
+    "ends": lambda repo, revision: sinkjax.load_config(repo, revision=revision).eos_token_ids,
     "tokenizer": lambda repo, revision: (
         sinkjax.load_tokenizer(repo, revision=revision)("abba")["input_ids"]
     ),
@@ -209,7 +211,7 @@ def hub(models):
     hub.files = {
         "acme/sharded": {COMMIT: sharded | DISTRACTIONS, BRANCH_COMMIT: single | DISTRACTIONS},
         "acme/single": {COMMIT: single | DISTRACTIONS},
-        "acme/described": {COMMIT: single | DISTRACTIONS},
+        "acme/described": {COMMIT: single | DISTRACTIONS | {GENERATION_CONFIG: GENERATION}},
         "acme/pytorch": {COMMIT: described | {"pytorch_model.bin": b"weights"}},
         "acme/lost": {COMMIT: {file: data for file, data in sharded.items() if "-of-" not in file}},
         "acme/gated": {COMMIT: sharded},
@@ -227,6 +229,7 @@ def session(hub, tmp_path_factory):
         ("load", "acme/sharded", BRANCH_COMMIT),
         ("load", "acme/single", "main"),
         ("config", "acme/described", None),
+        ("ends", "acme/described", None),
         ("tokenizer", "acme/described", None),
         ("load", "acme/pytorch", None),
         ("load", "acme/lost", None),
@@ -262,15 +265,22 @@ def test_only_what_is_needed_is_downloaded(session, hub):
     shards = {file for file in hub.files["acme/sharded"][COMMIT] if "-of-" in file}
     assert len(shards) > 2
     described = {CONFIG, *TOKENIZER}
-    assert hub.downloaded("acme/sharded") == described | {INDEX, WEIGHTS} | shards
-    assert hub.downloaded("acme/single") == described | {WEIGHTS}
-    assert hub.downloaded("acme/described") == described
-    assert hub.downloaded("acme/pytorch") == described
+    expected = {
+        "acme/sharded": described | {INDEX, WEIGHTS} | shards,
+        "acme/single": described | {WEIGHTS},
+        "acme/described": described,
+        "acme/pytorch": described,
+    }
+    for repo, files in expected.items():
+        optional = {GENERATION_CONFIG} & hub.files[repo][COMMIT].keys()
+        assert hub.downloaded(repo) == files | optional
+    assert GENERATION_CONFIG in hub.downloaded("acme/described")
 
 
 def test_config_and_tokenizer_come_without_the_weights(session):
     _, results = session
     assert results["config", "acme/described", None] == 2
+    assert results["ends", "acme/described", None] == [2, 9]
     assert results["tokenizer", "acme/described", None] == [3, 2, 1]
 
 

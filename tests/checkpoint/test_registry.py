@@ -234,6 +234,17 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(index, cache, expected,
     assert registry.fetch(NAME).read_bytes() == CONTENT
 
 
+def test_a_change_that_keeps_size_and_times_is_seen(index, cache, expected):
+    path = registry.fetch(NAME)
+    before = path.stat()
+    time.sleep(0.02)  # so that the system's clock has ticked
+    with path.open("r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="wrong hash"):
+        registry.fetch(NAME)
+
+
 def test_a_cache_that_cannot_be_made_is_named(index, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SINKJAX_CACHE", str(tmp_path / "file" / "cache"))
@@ -325,3 +336,9 @@ def test_entries_name_wheels_that_are_pinned_and_members_of_theirs(name):
         assert part.member.startswith(wheel.replace("-", "_") + "/")
     assert len({part.sha256 for part in entry.parts}) == len(entry.parts)
     assert entry.file.endswith(".gguf")
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused_as_any_unknown_one(name):
+    with pytest.raises(InputError, match="it is no file or folder here"):
+        sinkjax.load_config(name)

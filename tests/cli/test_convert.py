@@ -1,6 +1,7 @@
 """`python -m experiments.convert`, as a user runs it."""
 
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import transformers
 
 import sinkjax
 from sinkjax.checkpoint.orbax import MANIFEST
+from sinkjax.cli import convert as convert_command
 from sinkjax.errors import InputError
+from sinkjax.files import PARTIAL
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,73 @@ def test_a_folder_that_is_in_use_is_left_alone(source, tmp_path):
         f"--model={source}", f"--output={tmp_path / 'file'}"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Interrupted.
+
+
+def kill_at(step: int, *arguments: str) -> bool:
+    """Converts, and ends it as a kill does before the n-th change of the folder; whether it did."""
+    left = [step]
+
+    def may_die(function, cost=1):
+        def call(*args, **kwargs):
+            left[0] -= cost
+            if left[0] < 0:  # also whatever comes after
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("save_orbax", "save_safetensors"):
+            patch.setattr(sinkjax, name, may_die(getattr(sinkjax, name)))
+        patch.setattr(pathlib.Path, "rename", may_die(pathlib.Path.rename))
+        patch.setattr(convert_command, "replace_file", may_die(convert_command.replace_file))
+        patch.setattr(convert_command, "sync_folder", may_die(convert_command.sync_folder))
+        patch.setattr(convert_command, "_clear", may_die(convert_command._clear, cost=0))
+        try:
+            convert(*arguments)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("format_", ["orbax", "safetensors"])
+def test_killed_at_any_step_it_says_so_and_starts_anew(source, tmp_path, format_):
+    arguments = [f"--model={source}", f"--format={format_}"]
+    interrupted = 0
+    for step in range(20):
+        output = tmp_path / str(step)
+        killed = kill_at(step, *arguments, f"--output={output}")
+        if not any((output / name).exists() for name in (MANIFEST, "config.json")):
+            with pytest.raises(InputError, match="interrupted"):
+                sinkjax.load_config(output)
+            interrupted += 1
+            (output / "mine.txt").write_text("mine")
+            message = refusal(*arguments, f"--output={output}")  # what it did not make is not its
+            assert "it exists and is no empty folder" in message
+            (output / "mine.txt").unlink()
+            convert("--model=" + str(source), "--format=orbax", f"--output={output}")
+            names = {path.name for path in output.iterdir()}
+            assert MANIFEST in names
+            assert not names & {PARTIAL, "config.json", "model.safetensors"}
+        assert sinkjax.load_config(output) == sinkjax.load_config(source)
+        assert sinkjax.load_tokenizer(output)("ab")["input_ids"] == [0, 3]
+        if not killed:
+            break
+    assert interrupted >= 5
+    assert not killed
+
+
+def test_two_do_not_convert_to_one_folder_at_once(source, tmp_path):
+    output = tmp_path / "output"
+    with convert_command._whole(output):
+        assert "another process converts to it" in refusal(
+            f"--model={source}", f"--output={output}"
+        )
+    convert(f"--model={source}", f"--output={output}")
+    assert PARTIAL not in {path.name for path in output.iterdir()}
 
 
 def test_a_model_without_a_tokenizer_is_converted_when_asked(source, tmp_path):

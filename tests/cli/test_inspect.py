@@ -9,7 +9,8 @@ from scripts import run_main, start
 
 import sinkjax
 from sinkjax import InputError, SinkMask
-from sinkjax.models.config import LlamaConfig, to_hf_config
+from sinkjax.models.config import LlamaConfig
+from sinkjax.models.hf_config import to_hf_config
 from sinkjax.programs.targets import WITHOUT_TPU
 
 pytestmark = pytest.mark.default_compilation

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ from masks import CONFIG, masks, problems_of
 from safetensors.numpy import save_file
 
 import sinkjax
-from sinkjax import Provenance, Sink, SinkMask
+from sinkjax import Full, InputError, Provenance, Sink, SinkMask, load_mask, save_mask
+from sinkjax.files import json_digest
 from sinkjax.masks.file import SCHEMA
 
 pytestmark = pytest.mark.quick
@@ -292,3 +295,47 @@ def test_windows_beyond_what_a_program_can_count_are_refused(tmp_path):
     assert "recent of window is 2147483648; it has to be at least 1 and at most 1000000000" in (
         refusal(tmp_path)
     )
+
+
+def test_a_window_wider_than_any_context_is_refused(tmp_path):
+    """Its digest is right: no version that writes one has such windows."""
+    save_mask(tmp_path / "m.json", SinkMask.from_text("L0: 4w(0,5) | L1: 4f"))
+    for numbers in ("0,2147483648", "1000000001,1", "0,1" + "0" * 5000, "0,-5", "99999999999,7"):
+        text = f"L0: 4w({numbers})"
+        fields = json.loads((tmp_path / "m.json").read_text())
+        del fields["digest"]
+        fields["heads"][0] = text
+        fields["mask_digest"] = hashlib.sha256(f"{text} | L1: 4f".encode()).hexdigest()
+        path = tmp_path / "wide.json"
+        path.write_text(json.dumps({"digest": json_digest(fields), **fields}))
+        with pytest.raises(InputError, match="no path") as caught:
+            load_mask(path)
+        assert len(caught.value.problems) == 1
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "heads", [["L0-9999: 9999f"], ["L0-999: " + "9999f " * 999 + "f"], ["L0-9999: 101f"]]
+)
+def test_a_mask_of_more_heads_than_any_model_has_is_refused_at_once(heads):
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="more than 1,000,000 heads"):
+        SinkMask.from_text(" | ".join(heads))
+    with pytest.raises(InputError, match="more than 1,000,000 heads"):
+        SinkMask(((Full(),) * 9_999,) * 9_999)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' * 100_000, "9" * 5000])
+def test_json_that_no_reader_takes_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(InputError, match="is no JSON"):
+        load_mask(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("name", ["pipe.json", "a\0b.json", "9" * 5000])
+def test_a_mask_that_is_no_file_is_refused_and_never_waited_for(name, tmp_path):
+    if name == "pipe.json":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"the mask cannot be read \(.*; give a file that"):
+        load_mask(tmp_path / name)

@@ -8,7 +8,7 @@ from hf import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.models.config import from_hf_config
+from sinkjax.models.hf_config import from_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables, rotate
 
 pytestmark = pytest.mark.quick

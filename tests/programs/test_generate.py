@@ -224,13 +224,15 @@ def test_logits_that_are_not_finite_give_no_token(program, sampling):
     seen = []
     with pytest.raises(sinkjax.InputError) as error:
         damaged.generate([5, 6], on_tokens=lambda _, new: seen.extend(new), **settings)
-    message = f"logits after {3 + place} tokens of prompt 0 are not finite: activations outgrow"
+    message = f"logits are not finite after {3 + place} tokens of prompt 0: activations outgrow"
     assert str(error.value).startswith(message)
     assert seen == drawn[: len(seen)]
     settings["max_new_tokens"] = place + 1
     assert damaged.generate([5, 6], **settings).tolist() == drawn[: place + 1]
     settings["max_new_tokens"] = 1
-    with pytest.raises(sinkjax.InputError, match="logits after 2 tokens of prompt 1 are not"):
+    with pytest.raises(
+        sinkjax.InputError, match="logits are not finite after 2 tokens of prompt 1: "
+    ):
         damaged.generate([[5], [5, drawn[place]]], **settings)
 
 
@@ -238,7 +240,9 @@ def test_logits_that_are_not_finite_give_no_token(program, sampling):
 def test_no_damaged_weight_gives_tokens(program, name):
     array = program.parameters[name]
     damaged = _damaged(program, name, array.at[(0,) * array.ndim].set(jnp.nan))
-    with pytest.raises(sinkjax.InputError, match="logits after 33 tokens of prompt 0 are not"):
+    with pytest.raises(
+        sinkjax.InputError, match="logits are not finite after 33 tokens of prompt 0: "
+    ):
         damaged.generate(hf.random_tokens((33,)), max_new_tokens=3)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from sinkjax.cli.study import write_report
 from sinkjax.instruments.compare import QualityStats
+from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.quality.summary import (
     summarize_continuation,
     summarize_passkeys,
@@ -177,6 +178,7 @@ def write_sweep(folder, specification, records):
 
 QUALITY_LENGTHS, WINDOWS, NEW = (2, 24, 512), 6, 16
 HEADS = {"full": 20, "copy": 0, "window": 24, "sink": 4}
+MASK = SinkMask.from_text("L0-5: 4f 4w(4,60)")
 CROSSING = {"rule": "prefill", "boundaries": [24], "masks": []}
 
 
@@ -217,7 +219,7 @@ def build_quality_run(costs, windows=WINDOWS):
             for name in costs
         ],
         "sources": [source],
-        "scored": "all",
+        "generated": 64,
         "seed": 0,
     }
     records = []
@@ -240,7 +242,7 @@ def build_quality_run(costs, windows=WINDOWS):
     for name, cost in costs.items():
         for length in QUALITY_LENGTHS:
             stats = draw_stats(cost, length, windows)
-            add("quality", name, length, summarize_quality(stats, seed=0), score_from=1)
+            add("quality", name, length, summarize_quality(stats, MASK, seed=0), score_from=1)
             agreeing = np.minimum(NEW, np.arange(windows) + int(4 / (cost + 0.1)))
             crosses = {"crossing": CROSSING} if (name, length) == (list(costs)[-1], 24) else {}
             result = summarize_continuation(agreeing, NEW, seed=0)

@@ -85,9 +85,12 @@ def test_so_is_it_by_the_report_and_so_are_settings_that_are_missing(runs, save_
     save_sweep(tmp_path, specification, changed(records, 3, "result.per_head", None))
     with pytest.raises(InputError, match=r"records\.jsonl, line 3: result\.per_head: null"):
         write_report(tmp_path)
-    save_sweep(tmp_path, {**specification, "models": []}, records)
-    del specification["definitions"]
-    save_sweep(tmp_path, specification, records)
+    save_sweep(tmp_path, {**specification, "experiment": ["sweep"]}, records)
+    with pytest.raises(InputError, match="reports are made of those of"):
+        write_report(tmp_path)
+    save_sweep(
+        tmp_path, {name: v for name, v in specification.items() if name != "definitions"}, records
+    )
     with pytest.raises(InputError, match=r"run\.json: the field definitions is missing"):
         write_report(tmp_path)
 

@@ -246,3 +246,14 @@ def test_none_asked_for_is_none(count):
     none = windows("some text\n" * 20, count)
     none.check(PLAIN, "never", {4: count})
     assert none.starts(PLAIN).shape == (0,)
+
+
+@pytest.mark.parametrize("count", [10_001, 2**31, 2**63])
+def test_far_more_windows_than_tokens_are_refused_at_once(count):
+    """Laying out so many would not end."""
+    text = "a line\n" * 100
+    assert windows(text, 2000).fits(PLAIN, 100) > 0
+    with pytest.raises(
+        InputError, match=f"{count} excerpts of a text of 700 tokens; ask for fewer"
+    ):
+        windows(text, count).fits(PLAIN, 100)

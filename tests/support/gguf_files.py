@@ -78,6 +78,55 @@ def add_llama(
         writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
 
 
+PAIRED = "llama", "granite", "smollm3"
+"""Architectures whose converters permute rows of q and k."""
+
+FAMILY_NAMES = {
+    "gemma3": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+}
+
+
+def add_family(
+    writer: gguf.GGUFWriter, architecture: str, model: transformers.PreTrainedModel
+) -> None:
+    """What the converter writes of a model of a family, in float32, without its tokens."""
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if head_dim := getattr(config, "head_dim", None):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if architecture == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
+    names = {**GGUF_NAMES, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+    names |= FAMILY_NAMES.get(architecture, {})
+    for name, value in weights_of(model).items():
+        if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            value = permute(value, heads)
+        if architecture == "gemma3" and "norm" in name:
+            value = value + 1
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, value)
+
+
 def finish(writer: gguf.GGUFWriter) -> pathlib.Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -11,7 +11,7 @@ import transformers
 
 import sinkjax
 from sinkjax.checkpoint import weights
-from sinkjax.models.config import from_hf_config
+from sinkjax.models.hf_config import from_hf_config
 
 
 class _Absent:

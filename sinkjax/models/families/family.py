@@ -1,6 +1,7 @@
 """What a family's file says of it, and what several families say alike."""
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -76,6 +77,10 @@ FULL, WINDOWED = "full_attention", "sliding_attention"
 """What `layer_types` calls the two kinds of layers."""
 
 
+shown = reprlib.repr
+"""What is wrong as messages show it: never a page."""
+
+
 def is_whole(value: Any) -> bool:
     """Returns whether a value is a whole number of at least 1."""
     return type(value) is int and value > 0
@@ -87,10 +92,10 @@ def window_problems(attributes: Attributes) -> list[str]:
     if kinds is None:
         return []
     if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {FULL, WINDOWED}:
-        return [f"layer_types is {kinds!r}; {FULL} or {WINDOWED} is needed for each layer"]
+        return [f"layer_types is {shown(kinds)}; {FULL} or {WINDOWED} is needed for each layer"]
     window = attributes["sliding_window"]
     if WINDOWED in kinds and not is_whole(window):
-        return [f"sliding_window is {window!r}; a whole number of at least 1 is needed"]
+        return [f"sliding_window is {shown(window)}; a whole number of at least 1 is needed"]
     return []
 
 

@@ -16,6 +16,7 @@ from sinkjax.models.families.family import (
     Gguf,
     Metadata,
     is_whole,
+    shown,
     window_problems,
     windows_of,
     written_windows,
@@ -27,7 +28,7 @@ _PATTERNS = "sliding_window_pattern", "_sliding_window_pattern"  # of older conf
 
 def _problems(attributes: Attributes) -> list[str]:
     problems = [
-        f"{name} is {attributes[name]!r}; the decoder does not compute that yet: choose a "
+        f"{name} is {shown(attributes[name])}; the decoder does not compute that yet: choose a "
         "checkpoint without it"
         for name in _OFF
         if attributes[name]
@@ -35,7 +36,7 @@ def _problems(attributes: Attributes) -> list[str]:
     for name in ("query_pre_attn_scalar", *_PATTERNS):
         value = attributes[name]
         if not is_whole(value) and not (name in _PATTERNS and value is None):
-            problems.append(f"{name} is {value!r}; a whole number of at least 1 is needed")
+            problems.append(f"{name} is {shown(value)}; a whole number of at least 1 is needed")
     if problems:
         return problems
     return window_problems({**attributes, "layer_types": _kinds(attributes)})

@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata
+from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata, shown
 
 _MULTIPLIERS = "embedding_multiplier", "residual_multiplier", "attention_multiplier"
 
 
 def _problems(attributes: Attributes) -> list[str]:
     return [
-        f"{name} is {value!r}; a positive number is needed"
+        f"{name} is {shown(value)}; a positive number is needed"
         for name, value in attributes.items()
         if name in FAMILY.own and not (type(value) in (int, float) and 0 < value < math.inf)
     ]

@@ -12,6 +12,7 @@ from sinkjax.models.families.family import (
     Attributes,
     Family,
     Gguf,
+    shown,
     window_problems,
     windows_of,
     written_windows,
@@ -36,12 +37,12 @@ def problems(attributes: Attributes) -> list[str]:
     """Returns what is wrong with the windows of a Qwen."""
     used, first = attributes["use_sliding_window"], attributes["max_window_layers"]
     if not isinstance(used, bool):
-        return [f"use_sliding_window is {used!r}; true or false is needed"]
+        return [f"use_sliding_window is {shown(used)}; true or false is needed"]
     kinds = attributes["layer_types"]
     if not used and isinstance(kinds, list) and WINDOWED in kinds:
         return [f"layer_types has {WINDOWED}, though use_sliding_window is false; set it to true"]
     if used and kinds is None and not (type(first) is int and first >= 0):
-        return [f"max_window_layers is {first!r}; a whole number is needed"]
+        return [f"max_window_layers is {shown(first)}; a whole number is needed"]
     return window_problems({**attributes, "layer_types": _kinds(attributes)})
 
 

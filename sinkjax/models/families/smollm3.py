@@ -9,6 +9,7 @@ from sinkjax.models.families.family import (
     Family,
     Gguf,
     is_whole,
+    shown,
     window_problems,
     windows_of,
     written_windows,
@@ -20,10 +21,12 @@ def _problems(attributes: Attributes) -> list[str]:
     if turned is not None and not (
         isinstance(turned, list) and len(turned) >= layers and all(x in (0, 1) for x in turned)
     ):
-        return [f"no_rope_layers is {turned!r}; a list of 0 or 1 for each layer is needed"]
+        return [f"no_rope_layers is {shown(turned)}; a list of 0 or 1 for each layer is needed"]
     interval = attributes["no_rope_layer_interval"]
     if turned is None and not is_whole(interval):
-        return [f"no_rope_layer_interval is {interval!r}; a whole number of at least 1 is needed"]
+        return [
+            f"no_rope_layer_interval is {shown(interval)}; a whole number of at least 1 is needed"
+        ]
     return window_problems({**attributes, "layer_types": _kinds(attributes)})
 
 

@@ -91,7 +91,7 @@ class Copies(HeldOutStudy):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         for length in sorted(self.lengths):
             common = {**describe_texts(self.chosen_on, self.judged_on, length), "seed": self.seed}
-            excerpts, judge_rows = self.chosen_on.tokens[length], self.judged_on.tokens[length]
+            excerpts, judge_rows = self.chosen_on.tokens[length], self.judged_rows(length)
             fit = _fitted(bench, excerpts)
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
@@ -101,7 +101,7 @@ class Copies(HeldOutStudy):
                 variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge
             ) -> dict[str, Any]:
                 mask = _mask(variant, share, fit, bench.model, excerpts, self.seed)
-                return mask_result(mask, judge(mask), self.seed)
+                return mask_result(mask, judge(mask), excerpts.shape[1], self.seed)
 
             for variant, share in itertools.product((*VARIANTS, *CONTROLS), sorted(self.shares)):
                 yield Cell(

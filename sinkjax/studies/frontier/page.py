@@ -15,6 +15,7 @@ from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.page import Page, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers
 from sinkjax.report.table import Table, column, tabulate
+from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.frontier.methods import COPIES, GATES, SEARCHED
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
@@ -159,10 +160,11 @@ def frontier_table(records: Sequence[Record]) -> Table:
             column("decode\nbytes", "result.saved.decode_bytes", formats.percent),
             column("cache", "result.saved.cache_bytes", formats.percent),
             column("mean KL", "result.kl", formats.nats, formats.estimate),
+            *part_columns(formats.point),
         ),
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
-            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. In brackets: "
+            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. {PARTS_NOTE} In brackets: "
             f"the {formats.percent(LEVEL, 0)} interval from resampling excerpts.",
         ),
         labels=2,

@@ -41,11 +41,11 @@ from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
+from sinkjax.studies.costs import PARTS
 from sinkjax.studies.fields import Fields, understood
 from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
 from sinkjax.studies.frontier.page import frontier_table, page
-from sinkjax.studies.held_out import HeldOutStudy
-from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
@@ -216,19 +216,15 @@ class Frontier(HeldOutStudy):
         }
         saved = self._savings(length, bench)
         fills = kept_means(bench.model, excerpts, bench.keep)
-        judge = kept_judge(bench.model, self.judged_on.tokens[length], fills, bench.keep)
+        judge_rows = self.judged_rows(length, self.generated)
+        judge = kept_judge(bench.model, judge_rows, fills, bench.keep)
 
         def measured(mask: SinkMask) -> dict[str, Any]:
-            kl = judge(mask)
-            return {
-                "mask": str(mask),
-                "heads": mask.counts(),
-                "kl": estimate_mean(kl, resample_counts(len(kl), self.seed)),
-                "saved": saved(mask),
-            }
+            return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
 
         def taken_over(result: Record) -> dict[str, Any]:
-            kept = {name: result[name] for name in ("mask", "heads", "kl")}
+            names = ("mask", "heads", "kl", *PARTS)
+            kept = {name: result[name] for name in names if name in result}
             return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
 
         for point in self._points(bench, excerpts, fills, length):

@@ -31,6 +31,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
 from sinkjax.studies import settings
+from sinkjax.studies.costs import PARTS
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import Results
@@ -116,7 +117,7 @@ class Gates(TrainingStudy):
                 record = {"kind": "gates", **fields, "method": method, "share": share}
                 yield Cell(
                     record,
-                    lambda mask=mask: mask_result(mask, judge(mask), self.seed),
+                    lambda mask=mask: mask_result(mask, judge(mask), self.lengths[0], self.seed),
                     f"{method} {share:g}",
                     steps=self.judge_rows.size,
                 )
@@ -161,6 +162,7 @@ def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | 
                     "length": record["length"],
                     "num_windows": record["source"]["num_windows"],
                     **record["result"]["kl"],
+                    **{name: record["result"][name] for name in PARTS},
                 }
             ]
         },

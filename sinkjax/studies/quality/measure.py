@@ -1,7 +1,7 @@
 """Takes measurements of masks, keeping what each step gave; what neighbours share is made once."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +19,8 @@ from sinkjax.studies.quality.summary import (
     summarize_passkeys,
     summarize_quality,
 )
-from sinkjax.studies.results import identity
 from sinkjax.studies.series import Series
+from sinkjax.studies.store import fills_digest
 from sinkjax.studies.study import Bench
 
 
@@ -33,6 +33,7 @@ class Measurement:
       candidate, series: what is measured on what.
       length: T.
       excerpts: int32 [W, T], what the models read.
+      following: int32 [W, M], the text after each excerpt, read through decoding; None for none.
       fields: what the record says of the measurement beside all this.
       answer_tokens: int [W], of `passkey`: how many tokens at each excerpt's end are its number.
     """
@@ -43,12 +44,14 @@ class Measurement:
     length: int
     excerpts: np.ndarray
     fields: Mapping[str, Any]
+    following: np.ndarray | None = None
     answer_tokens: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens that go through each of the two models."""
-        return self.excerpts.size + len(self.excerpts) * self.fields.get("num_tokens", 0)
+        new = self.fields.get("num_tokens", 0) + self.fields.get("generated", 0)
+        return self.excerpts.size + len(self.excerpts) * new
 
 
 class Measure:
@@ -61,7 +64,7 @@ class Measure:
     def __init__(self, bench: Bench, measurements: Sequence[Measurement]):
         self._model, self._keep = bench.model, bench.keep
         self._continuations = [m for m in measurements if m.kind == "continuation"]
-        self._made: tuple[str, Llama] | None = None  # the last mask's digest with its fills'
+        self._made: tuple[tuple[SinkMask, str | None], Llama] | None = None  # of the last mask
         self._compiled: dict[str, Dispatcher] = {}  # of the baseline, and of the last candidate
 
     def __call__(self, measurement: Measurement, seed: int) -> dict[str, Any]:
@@ -73,32 +76,53 @@ class Measure:
             )
             num_tokens = measurement.fields["num_tokens"]
             return summarize_continuation(agreeing, num_tokens, seed=seed)
-        stats = QualityStats.join(list(self._compared(measurement)))
+        stats = self._compared(measurement)
         if measurement.kind == "passkey":
             return summarize_passkeys(stats, measurement.answer_tokens, seed=seed)
-        return summarize_quality(stats, seed=seed)
+        return summarize_quality(stats, _mask_of(measurement)[0], seed=seed)
 
-    def _compared(self, measurement: Measurement) -> Iterator[QualityStats]:
-        start, excerpts = measurement.fields["score_from"], measurement.excerpts
+    def _compared(self, measurement: Measurement) -> QualityStats:
+        """Scores of the excerpts, and of what follows under the masks that serve it."""
+        excerpts, length, start = (
+            measurement.excerpts,
+            measurement.length,
+            measurement.fields["score_from"],
+        )
         rows = batch_rows(excerpts)
-        mask, fills = _mask_of(measurement)
-        for first in range(0, len(excerpts), rows):
-            chunk = excerpts[first : first + rows]
-            arrays = self._keep(
-                "token losses",
-                chunk,
-                lambda chunk=chunk: compare(
-                    self._model,
-                    self._specialized(measurement),
-                    chunk,
-                    score_from=start,
-                    batch_size=rows,
-                ).arrays(),
-                mask=mask,
-                fills=fills,
-                score_from=start,
-            )
-            yield QualityStats(**arrays)
+        if measurement.following is not None:
+            excerpts = np.concatenate([excerpts, measurement.following], axis=1)
+        generated = excerpts.shape[1] - length
+        stats: list[QualityStats] = []
+        for mask, first, end in measurement.candidate.serving(length, generated):
+            # Of a later mask of a plan only what comes after the length at which it takes over.
+            score_from = first - 1 if stats else start
+            chunks = [excerpts[row : row + rows, :end] for row in range(0, len(excerpts), rows)]
+            fills = measurement.candidate.fills.get(mask)
+            parts = [
+                self._kept(chunk, mask, fills, score_from, end - first, rows) for chunk in chunks
+            ]
+            stats.append(QualityStats.join(parts))
+        after = np.concatenate([of_mask.generated_kl for of_mask in stats], axis=1)
+        return dataclasses.replace(stats[0], generated_kl=after)
+
+    def _kept(
+        self,
+        chunk: np.ndarray,
+        mask: SinkMask,
+        fills: np.ndarray | None,
+        score_from: int,
+        generated: int,
+        rows: int,
+    ) -> QualityStats:
+        """`compare` of a chunk, with a mask's model."""
+
+        def measure() -> dict[str, np.ndarray]:
+            how = {"score_from": score_from, "generated": generated, "batch_size": rows}
+            return compare(self._model, self._specialized(mask, fills), chunk, **how).arrays()
+
+        how = {"score_from": score_from, **({"generated": generated} if generated else {})}
+        arrays = self._keep("token losses", chunk, measure, mask=mask, fills=fills, **how)
+        return QualityStats(**arrays)
 
     def _continued(self, measurement: Measurement, candidate: Candidate | None) -> np.ndarray:
         """Greedy continuations of the excerpts, int32 [W, tokens]; None for the baseline's."""
@@ -138,10 +162,9 @@ class Measure:
             )
         return self._compiled[key]
 
-    def _specialized(self, measurement: Measurement) -> Llama:
-        key = identity(measurement.candidate.describe(measurement.length))
+    def _specialized(self, mask: SinkMask, fills: np.ndarray | None) -> Llama:
+        key = mask, fills_digest(fills)
         if self._made is None or self._made[0] != key:
-            mask, fills = _mask_of(measurement)
             self._free()
             self._made = key, specialize(self._model, mask, fills=fills)
         return self._made[1]

@@ -9,7 +9,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Card, Page, Prose, Section, explanations
 from sinkjax.report.records import Record, title
 from sinkjax.studies.quality import figures, tables
-from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.resampling import FEWEST, LEVEL, RESAMPLES
 
 _OPENED = 5  # masks of which the page's first sentences speak
 
@@ -40,7 +40,9 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
 def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     """One text under one BOS policy."""
     explain = explanations(__package__)
-    cost = explain.cost(level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES))
+    cost = explain.cost(
+        level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES), fewest=FEWEST
+    )
     parts: list[tuple[str, str, Callable | None]] = [
         ("What each mask costs", cost, figures.cost_figure),
         ("Where in the text it costs", explain.positions(), figures.position_figure),
@@ -78,14 +80,17 @@ def _opening(records: Sequence[Record]) -> list[str]:
 def _sentence(record: Record) -> str:
     result, notes = record["result"], Footnotes()
     masked, total = formats.masked(record["candidate"]["heads"]).split("/")
-    perplexity = ""
+    late, perplexity = "", ""
+    if "kl_late" in result:
+        value = formats.estimate(result["kl_late"], formats.nats, notes)
+        late = f", and {value} over the last quarter"
     if result["perplexity"]["change"]["value"] is not None:
         change = formats.point(result["perplexity"]["change"], formats.relative, notes)
         perplexity = f" The perplexity changes by {change}."
     return (
         f"{record['candidate']['name']} masks {masked} of {total} heads. At "
         f"{formats.count(record['length'])} tokens that costs a KL of "
-        f"{formats.estimate(result['kl']['mean'], formats.nats, notes)} nats a token; the "
+        f"{formats.estimate(result['kl']['mean'], formats.nats, notes)} nats a token{late}; the "
         "likeliest token stays the same at "
         f"{formats.point(result['agreement']['top1'], formats.percent, notes)} of the positions."
         f"{perplexity}"

@@ -10,9 +10,11 @@ for each length is measured, and whose rule holds where a continuation grows fro
 into the next one's. Texts are as in `sinkjax sweep`; without --text and --prompts, excerpts of the
 text that is shipped for judging.
 
-Measured are the KL of each token, NLL and perplexity, the agreement of the likeliest tokens, how
-long greedy continuations stay the same (--continuation_tokens), and whether a number hidden in the
-text is given back (--passkey_depths), each with an interval from resampling excerpts.
+Measured are the KL of each token, over all positions and where the mask acts, over the last quarter
+of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
+perplexity; the agreement of the likeliest tokens; how long greedy continuations stay the same
+(--continuation_tokens); and whether a number hidden in the text is given back (--passkey_depths).
+Each has an interval from resampling excerpts, where there are eight or more.
 
 Everything goes to --output_dir: records.jsonl, measured/ (what each excerpt gave), report.html and
 figures/. A run that was stopped goes on where it was when the same command is given again.
@@ -21,13 +23,15 @@ figures/. A run that was stopped goes on where it was when the same command is g
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from sinkjax.errors import Problem
+from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure, Measurement
 from sinkjax.studies.quality.page import page
@@ -49,6 +53,7 @@ class Quality(Study):
     renamed: ClassVar[Mapping[str, str]] = {
         "num_windows": "num_excerpts",
         "passkey": "passkey_depths",
+        "scored": "every record has the KL of the last quarter, kl_late, beside the mean of all",
     }
 
     mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
@@ -61,10 +66,8 @@ class Quality(Study):
     lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
     num_excerpts: int = setting(16, "Number of excerpts at one length, at most.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
-    scored: Literal["all", "second_half"] = setting(
-        "all",
-        "Positions that count: all but the first, which every mask leaves as it is, or those of "
-        "the second half, where every prediction has a long context.",
+    generated: int = setting(
+        GENERATED, "Tokens of the text after each excerpt, read through decoding; 0 for none."
     )
     continuation_tokens: int = setting(
         32, "Tokens of each excerpt's greedy continuation; 0 for none."
@@ -75,7 +78,7 @@ class Quality(Study):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from at_least(self, num_excerpts=1, continuation_tokens=0)
+        yield from at_least(self, num_excerpts=1, continuation_tokens=0, generated=0)
         for depth in self.passkey_depths:
             if not 0 <= depth <= 1:
                 yield Problem("passkey_depths", depth, "depths lie between 0 and 1, both included")
@@ -137,12 +140,15 @@ class Quality(Study):
         measurements = []
         for candidate in self.candidates:
             for series, length, rows in read:
-                fields = {"score_from": max(1, length // 2) if self.scored == "second_half" else 1}
-                measurements.append(Measurement("quality", candidate, series, length, rows, fields))
+                after = series.with_following(length, self.generated)[:, length:]
+                fields = {"score_from": SCORE_FROM, "generated": after.shape[1]}
+                where = (candidate, series, length, rows)
+                measurements.append(Measurement("quality", *where, fields, after))
             for series, length, depth, passkeys in retrieval:
                 fields = {"depth": depth, "score_from": passkeys.score_from}
                 where = (candidate, series, length, passkeys.tokens)
-                measurements.append(Measurement("passkey", *where, fields, passkeys.answer_tokens))
+                answers = passkeys.answer_tokens
+                measurements.append(Measurement("passkey", *where, fields, answer_tokens=answers))
             for series, length, rows in read if self.continuation_tokens else ():
                 fields = {"num_tokens": self.continuation_tokens}
                 crossing = candidate.crossing(length, self.continuation_tokens)
@@ -155,7 +161,7 @@ class Quality(Study):
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
             "sources": [series.describe() for series in self.series],
-            **values(self, "scored", "passkey_depths", "continuation_tokens", "seed"),
+            **values(self, "generated", "passkey_depths", "continuation_tokens", "seed"),
         }
 
     def size(self) -> Size:

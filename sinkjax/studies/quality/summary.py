@@ -11,26 +11,31 @@ from typing import Any
 import numpy as np
 
 from sinkjax.instruments.compare import QualityStats
-from sinkjax.studies.resampling import estimate, estimate_mean, resample_counts
+from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.costs import summarize_parts
+from sinkjax.studies.resampling import estimate_excerpts, estimate_mean, resample_counts
 
 
-def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
+def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict[str, Any]:
     """What a comparison says over all its excerpts.
 
     Args:
-      stats: W excerpts of P scored positions.
+      stats: W excerpts of P scored positions, the last one that of the prompt's last token.
+      mask: of the candidate.
       seed: of the resamples.
 
     Returns:
       the "result" of a record of kind "quality", of plain Python values; KL and NLL in nats a
       token, each an estimate with its interval unless said otherwise:
-      `tokens` (W·P, a number), `kl` (`mean`, `p95`, `p99`, and `max`, a number), `kl_by_position`
-      (for spans of positions that double in size, `first`, `last` and the mean `kl`), `nll`
-      (`baseline`, `candidate` and `change`, their difference), `perplexity` (`baseline`,
-      `candidate` and `change`, relative: 0.01 is one percent more) and `agreement` (`top1`,
-      `top5`).
+      `tokens` (W·P, a number), `kl` (`mean`, `p95`, `p99`, and `max`, a number), those of
+      `sinkjax.studies.costs`, `kl_by_position` (for spans of positions that double in size,
+      `first`, `last` and the mean `kl`), `nll` (`baseline`, `candidate` and `change`, their
+      difference), `perplexity` (`baseline`, `candidate` and `change`, relative: 0.01 is one percent
+      more) and `agreement` (`top1`, `top5`).
     """
     weights = resample_counts(len(stats.kl), seed)
+    prompt, generated = int(stats.positions[-1]) + 1, stats.generated_kl
+    kl = np.concatenate([stats.kl, generated], axis=1) if generated.size else stats.kl
     mean = lambda values: estimate_mean(values, weights)  # noqa: E731
     return {
         "tokens": stats.kl.size,
@@ -39,6 +44,7 @@ def summarize_quality(stats: QualityStats, *, seed: int) -> dict[str, Any]:
             **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in (95, 99)},
             "max": float(stats.kl.max()),
         },
+        **summarize_parts(kl, mask, prompt, weights, int(stats.positions[0])),
         "kl_by_position": [
             {
                 "first": int(stats.positions[span.start]),
@@ -130,7 +136,16 @@ def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         result = dict(record["result"])
         for detail in ("kl_by_position", "per_window"):
             result.pop(detail, None)
-        kept = ("length", "num_windows", "bos", "score_from", "depth", "num_tokens", "seed")
+        kept = (
+            "length",
+            "num_windows",
+            "bos",
+            "score_from",
+            "generated",
+            "depth",
+            "num_tokens",
+            "seed",
+        )
         measured.setdefault(record["kind"], []).append(
             {
                 "text": record["source"]["name"],
@@ -181,7 +196,7 @@ def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) 
     rank = math.ceil(values.size * percent / 100)
     # Every resample has W excerpts, so the rank is the same; how often each token counts is not.
     resampled = [ascending[np.searchsorted(np.cumsum(counts[window]), rank)] for counts in weights]
-    return estimate(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
+    return estimate_excerpts(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
 
 
 def _spans(positions: np.ndarray) -> list[slice]:

@@ -7,11 +7,15 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.costs import PARTS_NOTE, part_columns
+from sinkjax.studies.resampling import FEWEST, LEVEL
 
 _LEVEL = formats.percent(LEVEL, 0)
 _NAME = 28  # characters of a mask's name
-_RESAMPLED = f"In brackets: the {_LEVEL} interval from resampling excerpts."
+_RESAMPLED = (
+    f"In brackets: the {_LEVEL} interval from resampling excerpts; in parentheses, of fewer than "
+    f"{FEWEST} excerpts: the least and the most."
+)
 
 
 _LABELS = (
@@ -21,7 +25,7 @@ _LABELS = (
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
-    """Tables of KL and agreement, likelihood, KL by position, continuations and hidden numbers.
+    """Tables of KL, agreement, likelihood, KL by position, continuations and hidden numbers.
 
     Those of each text and BOS policy are together; what there are no records for has none.
     """
@@ -49,21 +53,34 @@ def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
 
 def divergence_table(records: Sequence[Record]) -> Table:
     return tabulate(
-        f"{title(records[0])}: KL to the baseline, and agreement with it",
+        f"{title(records[0])}: KL to the baseline",
         records,
         (
             *_LABELS,
             column("masked\nheads", "candidate.heads", formats.masked),
-            column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
-            column("p95", "result.kl.p95", formats.nats, formats.point),
-            column("p99", "result.kl.p99", formats.nats, formats.estimate),
+            column("mean", "result.kl.mean", formats.nats, formats.estimate),
+            *part_columns(by_path=True),
+        ),
+        notes=(f"KL in nats a token, of {excerpts(records)}. {PARTS_NOTE} {_RESAMPLED}",),
+        labels=2,
+    )
+
+
+def agreement_table(records: Sequence[Record]) -> Table:
+    return tabulate(
+        f"{title(records[0])}: agreement with the baseline",
+        records,
+        (
+            *_LABELS,
+            column("KL, p95", "result.kl.p95", formats.nats, formats.point),
+            column("KL, p99", "result.kl.p99", formats.nats, formats.estimate),
             column("top 1", "result.agreement.top1", formats.percent, formats.estimate),
             column("top 5", "result.agreement.top5", formats.percent, formats.point),
         ),
         notes=(
-            "KL in nats a token, its mean and percentiles over the scored positions of "
-            f"{excerpts(records)}. {_RESAMPLED} Top 1: both find the same token likeliest. Top 5: "
-            "how many of the baseline's five likeliest are among the mask's.",
+            f"Percentiles are over the scored positions of {excerpts(records)}. {_RESAMPLED} "
+            "Top 1: both find the same token likeliest. Top 5: how many of the baseline's five "
+            "likeliest are among the mask's.",
         ),
         labels=2,
     )
@@ -209,7 +226,7 @@ def excerpts(records: Sequence[Record]) -> str:
 
 
 PARTS: Sequence[tuple[str, Sequence[Callable[[Sequence[Record]], Table]]]] = (
-    ("quality", (divergence_table, likelihood_table)),
+    ("quality", (divergence_table, agreement_table, likelihood_table)),
     ("quality", (position_table,)),
     ("continuation", (continuation_table,)),
     ("passkey", (passkey_table,)),

@@ -90,7 +90,10 @@ class RepairStudy(TrainingStudy):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask, _divergences(bench.model, repair, changes, self.judge_rows), self.seed
+                    mask,
+                    _divergences(bench.model, repair, changes, self.judge_rows),
+                    self.lengths[0],
+                    self.seed,
                 ),
                 "judged",
                 steps=self.judge_rows.size,
@@ -103,7 +106,7 @@ class RepairStudy(TrainingStudy):
 def _divergences(
     model: Llama, repair: Repair, changes: Changes, excerpts: np.ndarray
 ) -> np.ndarray:
-    """KL(baseline ‖ model with these changes), float32 [W, T - 1]."""
+    """KL(baseline ‖ model with these changes), float32 [W, P], from position 1 on."""
     changed = repair.model(changes)
     parts = []
     for tokens, count in batches(excerpts):

@@ -21,7 +21,7 @@ import numpy as np
 
 from sinkjax.accounts.savings import Workload, path_savings
 from sinkjax.instruments.batches import batches
-from sinkjax.instruments.judge import Judge
+from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.sinks import measure_sinks
@@ -29,6 +29,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path, Sink
 from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
+from sinkjax.studies.costs import late_from, part_means
 from sinkjax.studies.search.budget import Step, rank_moves, spend
 from sinkjax.studies.store import InMemory, Store
 
@@ -60,6 +61,8 @@ class SearchSettings:
 
     Attributes:
       kl_budget: the most KL, nats a token, on the held-back excerpts.
+      budget_on: which KL that is: the `largest` of `sinkjax.studies.costs.PARTS`, for which costs
+        are predicted over the last quarter, or the `mean` over all positions of the prompt.
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       gates: for the ranking of that name.
@@ -68,6 +71,7 @@ class SearchSettings:
     paths: tuple[Path, ...]
     kl_budget: float
     workload: Workload
+    budget_on: Literal["largest", "mean"] = "largest"
     by: Literal["head", "group"] = "head"
     objective: Literal["savings", "heads"] = "savings"
     ranking: Literal["sensitivity", "error", "gates"] = "sensitivity"
@@ -90,7 +94,7 @@ class SearchOutcome:
 
     Attributes:
       mask: with the most savings, or heads, of those within the budget.
-      kl: its mean KL on the held-back excerpts.
+      kl: its KL on the held-back excerpts, of the kind that the budget is on.
       fills: float32 [L, N, H], means of `sink(mean)`; None where no path asks for them.
       savings: float64 [P], of a unit on each path.
       errors: float64 [P, L, N], heads' own errors under the baseline.
@@ -117,7 +121,8 @@ def search_mask(
     Args:
       model: every head `full`.
       ranking_excerpts: int32 [W, T], on which costs are predicted and means taken.
-      held_excerpts: int32 [W, T], on which masks are measured; others than those.
+      held_excerpts: int32 [W, T + M], on which masks are measured; others than those. The last M
+        are tokens after the prompt.
       settings: what is searched for.
       store: of what is measured; None to keep nothing.
     """
@@ -130,8 +135,17 @@ def search_mask(
     worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
     needed = Sink("mean") in settings.paths
     fills = kept_means(model, ranking_excerpts, store) if needed else None
-    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store)
+    prompt, largest = ranking_excerpts.shape[1], settings.budget_on == "largest"
+    score_from = late_from(prompt) if largest else SCORE_FROM
+    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, score_from)
     judge = kept_judge(model, held_excerpts, fills, store)
+
+    def budgeted(mask: SinkMask) -> float:
+        kl = judge(mask)
+        if largest:
+            return max(part_means(kl, mask, prompt).values())
+        return float(kl[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
+
     full = SinkMask.full(config)
     best, kl, scale, rounds = full, 0.0, None, []
     for number in range(settings.rounds):
@@ -141,7 +155,7 @@ def search_mask(
             best,
             moves,
             settings.kl_budget * (number + 1) / settings.rounds,
-            lambda mask: float(judge(mask).mean(dtype=np.float64)),
+            budgeted,
             kl=kl,
             scale=scale,
             size=size,
@@ -175,6 +189,7 @@ class KeptCosts:
       paths: without `full`.
       fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
       store: of what is measured.
+      score_from: the first position that counts.
     """
 
     model: Llama
@@ -182,10 +197,11 @@ class KeptCosts:
     paths: Sequence[Path]
     fills: np.ndarray | None
     store: Store
+    score_from: int = SCORE_FROM
 
     def errors(self, mask: SinkMask | None = None) -> np.ndarray:
         """`own_errors` under a mask, float64 [P, L, N]."""
-        under: dict[str, Any] = {"mask": mask, "fills": self.fills}
+        under = self._under(mask)
 
         def measured() -> dict[str, np.ndarray]:
             return {"errors": own_errors(self.model, self.excerpts, self.paths, **under)}
@@ -196,7 +212,7 @@ class KeptCosts:
     def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
         """`predict_moves` under a mask."""
         draws = {"samples": samples, "seed": seed}
-        under: dict[str, Any] = {"mask": mask, "fills": self.fills}
+        under = self._under(mask)
 
         def predicted() -> dict[str, np.ndarray]:
             moves = predict_moves(self.model, self.excerpts, self.paths, **under, **draws)
@@ -207,6 +223,9 @@ class KeptCosts:
             "sensitivity", self.excerpts, predicted, passes=passes, paths=paths, **under, **draws
         )
         return Prediction(mask or SinkMask.full(self.model.config), **arrays)
+
+    def _under(self, mask: SinkMask | None) -> dict[str, Any]:
+        return {"mask": mask, "fills": self.fills, "score_from": self.score_from}
 
 
 def kept_judge(

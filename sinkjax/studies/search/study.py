@@ -9,13 +9,18 @@ others the KL of whole masks is measured while the mask grows, on the last the o
 it is on each --judge_text. --margin is the part of the budget that the search leaves unspent,
 because other text costs otherwise.
 
+The budget is on the largest of three means: over the positions at which the mask acts, over the
+last quarter of an excerpt, and over the --generated tokens after it. --budget_on=mean has it on the
+mean over all positions of an excerpt.
+
 --ranking=gates takes what `sinkjax gates` learned, for its path alone, from the folder --gates.
 Text that the gates were trained on is not judged on.
 
 Held against the chosen mask are others of its size, each with as many heads, or groups, on each
 path:
 
-  random control         heads drawn at random, as many in each layer
+  random, as chosen      heads drawn at random, as many in each layer; --control_draws of them
+  random, on the widest path   the same heads, all on the path that costs a head least
   sink score             the heads of the highest sink scores, those on the paths that save most
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
@@ -43,11 +48,12 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.costs import GENERATED, over_texts
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.summary import measured_quality, summarize_quality
 from sinkjax.studies.results import read_records
-from sinkjax.studies.search.controls import CHOSEN, CONTROLS, control_masks
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks
 from sinkjax.studies.search.grow import (
     LearnedGates,
     SearchOutcome,
@@ -103,6 +109,11 @@ class Search(Study):
         (512,), "Tokens of an excerpt, BOS included; a mask is searched at one length."
     )
     kl_budget: float = setting(0.05, "The most KL to the baseline, in nats a token.")
+    budget_on: Literal["largest", "mean"] = setting(
+        "largest",
+        "Which KL the budget is on: the largest of that where the mask acts, over the last quarter "
+        "of an excerpt and over generated tokens, or the mean over all positions of an excerpt.",
+    )
     margin: float = setting(0.2, "Part of the budget that the search leaves unspent.")
     paths: tuple[Path, ...] = setting(
         (Sink("first"), Sink("mean"), *(Window(4, near) for near in (16, 32, 64, 128))),
@@ -120,7 +131,10 @@ class Search(Study):
     )
     gates: str | None = setting(None, "Output folder of `sinkjax gates`, to rank by.")
     batch_size: int = setting(1, "Rows of the workload that savings count.")
-    generated: int = setting(64, "Tokens generated after each prompt of that workload.")
+    generated: int = setting(
+        GENERATED,
+        "Tokens generated after each prompt of that workload, and of the text after an excerpt.",
+    )
     flops_per_byte: float = setting(
         10.0, "FLOPs that the machine makes in the time of reading a byte; weighs the two."
     )
@@ -132,6 +146,7 @@ class Search(Study):
     rank_excerpts: int = setting(8, "Excerpts on which costs are predicted.")
     hold_excerpts: int = setting(8, "Excerpts on which masks are measured.")
     judge_excerpts: int = setting(24, "Excerpts of each text to judge on.")
+    control_draws: int = setting(5, "Draws of each random control.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
     mask_file: str | None = setting(None, "File for the mask. Default: OUTPUT_DIR/mask.json.")
 
@@ -151,7 +166,9 @@ class Search(Study):
             if self.paths.count(path) > 1:
                 yield Problem("paths", path, "it is there twice")
         yield from at_least(self, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
-        yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
+        yield from at_least(
+            self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1, control_draws=1
+        )
         if not self.flops_per_byte > 0:
             yield self.wrong("flops_per_byte", "give a number above 0")
         if self.ranking == "gates" and self.gates is None:
@@ -205,7 +222,7 @@ class Search(Study):
     @property
     def settings(self) -> SearchSettings:
         """What is searched for: the budget is what the margin leaves of it."""
-        same = ("paths", "objective", "ranking", "rounds", "tries", "samples", "seed")
+        same = ("paths", "budget_on", "objective", "ranking", "rounds", "tries", "samples", "seed")
         return SearchSettings(
             kl_budget=self.kl_budget * (1 - self.margin),
             workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
@@ -238,33 +255,39 @@ class Search(Study):
             num_prompts=count,
         )
 
+    @functools.cached_property
+    def _read(self) -> list[np.ndarray]:
+        """The excerpts of each series with the tokens after them, int32 [W, T + M]."""
+        return [series.with_following(self.length, self.generated) for series in self.series]
+
     @property
     def ranked(self) -> np.ndarray:
         """Excerpts on which costs are predicted, int32 [W, T]."""
-        return self.series[0].tokens[self.length][: self.rank_excerpts]
+        return self._read[0][: self.rank_excerpts, : self.length]
 
     @property
     def held(self) -> np.ndarray:
-        """Excerpts on which masks are measured, int32 [W, T]."""
+        """Excerpts on which masks are measured, int32 [W, T + M]."""
         end = self.rank_excerpts + self.hold_excerpts
-        return self.series[0].tokens[self.length][self.rank_excerpts : end]
+        held = self._read[0][self.rank_excerpts : end]
+        return held if self.budget_on == "largest" else held[:, : self.length]
 
     @functools.cached_property
     def judge_texts(self) -> list[tuple[Series, np.ndarray]]:
-        """Excerpts that no choice sees, int32 [W, T], with the series that they are of."""
-        first, *others = self.series
+        """Excerpts that no choice sees, int32 [W, T + M], with the series that they are of."""
         chosen = self.rank_excerpts + self.hold_excerpts
-        rest = [] if self._trained_on_choice else [(first, chosen)]
+        starts = [chosen, *[0] * (len(self.series) - 1)]
+        texts = list(zip(self.series, self._read, starts, strict=True))
         return [
-            (series, series.tokens[self.length][start : start + self.judge_excerpts])
-            for series, start in [*rest, *((series, 0) for series in others)]
+            (series, rows[start : start + self.judge_excerpts])
+            for series, rows, start in texts[1 if self._trained_on_choice else 0 :]
         ]
 
     def specification(self) -> dict[str, Any]:
         return {
             **self._common(),
             "judged": [
-                {**series.source.describe(), "tokens_sha256": tokens_digest(excerpts)}
+                {**series.source.describe(), "tokens_sha256": self._digest(excerpts)}
                 for series, excerpts in self.judge_texts
             ],
         }
@@ -275,20 +298,25 @@ class Search(Study):
         return {
             **series.origin(),
             "length": self.length,
-            "ranking_sha256": tokens_digest(self.ranked),
-            "held_sha256": tokens_digest(self.held),
+            "ranking_sha256": self._digest(self.ranked),
+            "held_sha256": self._digest(self.held),
             "num_windows": [len(self.ranked), len(self.held)],
             "settings": self.settings.describe(),
         }
+
+    def _digest(self, excerpts: np.ndarray) -> str:
+        """Of excerpts without the tokens after them."""
+        return tokens_digest(excerpts[:, : self.length])
 
     def size(self) -> Size:
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
         ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
         measured = self.held.size * self.rounds * self.tries
         tokens = sum(excerpts.size for _, excerpts in self.judge_texts)
-        records = 1 + (1 + len(CONTROLS)) * len(self.judge_texts)
+        masks = 1 + len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)
+        records = 1 + masks * len(self.judge_texts)
         return Size(
-            ranked + measured + (1 + len(CONTROLS)) * tokens,
+            ranked + measured + masks * tokens,
             records,
             _RECORD_BYTES * records + _POSITION_BYTES * records * tokens,
         )
@@ -300,7 +328,9 @@ class Search(Study):
             )
         outcome = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
         scores = sink_scores(bench.model, self.ranked, bench.keep)
-        controls = control_masks(outcome, self.settings, bench.model.config, scores)
+        controls = control_masks(
+            outcome, self.settings, bench.model.config, scores, self.control_draws
+        )
         masks = {CHOSEN: outcome.mask, **controls}
         summarize = functools.partial(_summary, outcome, masks)
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
@@ -308,7 +338,7 @@ class Search(Study):
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
         records = list(bench.results)
         provenance, quality = saved_search(records)
-        quality |= over_budget(records, self.kl_budget)
+        quality |= over_budget(records, self.kl_budget, self.budget_on)
         file = self.mask_file or bench.results.folder / "mask.json"
         save_mask(file, outcome.mask, provenance=provenance, quality=quality, fills=outcome.fills)
 
@@ -322,20 +352,24 @@ class Search(Study):
     ) -> Iterator[Cell]:
         """Cells of each mask on one text."""
         judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
+        generated = excerpts.shape[1] - self.length
 
         def measure(mask: SinkMask) -> dict[str, Any]:
-            stats = bench.keep(
-                "quality", excerpts, lambda: judge().stats(mask).arrays(), mask=mask, fills=fills
-            )
-            return summarize_quality(QualityStats(**stats), seed=self.seed)
+            def measured() -> dict[str, np.ndarray]:
+                return judge().stats(mask, generated).arrays()
+
+            how = {"mask": mask, "fills": fills, "generated": generated}
+            stats = bench.keep("quality", excerpts, measured, **how)
+            return summarize_quality(QualityStats(**stats), mask, seed=self.seed)
 
         for name, mask in masks.items():
             of_mask = {} if fills is None else {mask: fills}
             fields = {
                 "kind": "quality",
                 "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
-                **series.excerpts(self.length, excerpts),
+                **series.excerpts(self.length, excerpts[:, : self.length]),
                 "score_from": SCORE_FROM,
+                "generated": generated,
                 "seed": self.seed,
             }
             yield Cell(fields, functools.partial(measure, mask), name, steps=excerpts.size)
@@ -343,7 +377,7 @@ class Search(Study):
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
-            budget_line(records, self.kl_budget),
+            budget_line(records, self.kl_budget, self.budget_on),
         ]
 
 
@@ -372,7 +406,9 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
         [outcome], method="KL budget", **outcome["settings"], held_kl=held_kl
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
-    return provenance, {**measured_quality(quality_of(records, CHOSEN)), "controls": controls}
+    chosen = quality_of(records, CHOSEN)
+    texts = over_texts([record["result"] for record in chosen], outcome["settings"]["seed"])
+    return provenance, {**measured_quality(chosen), "texts": texts, "controls": controls}
 
 
 def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:

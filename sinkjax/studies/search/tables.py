@@ -2,74 +2,141 @@
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
+from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
+
+_BUDGETS = {
+    "mean": "",
+    "largest": " where it acts, over the last quarter and over generated tokens",
+}
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
     """Tables of what a search chose, then of what it costs on each text to judge on."""
     (search,) = (record for record in records if record["kind"] == "search")
     quality = [record for record in records if record["kind"] == "quality"]
-    names = [CHOSEN, *CONTROLS]
+    names = list(dict.fromkeys([CHOSEN, *CONTROLS, *map(control_of, quality)]))
     text = lambda record: (  # noqa: E731
         record["source"]["sha256"] != search["source"]["sha256"],
         record["source"]["name"],
         record["tokens_sha256"],
     )
-    quality.sort(key=lambda record: (*text(record), names.index(record["candidate"]["name"])))
-    by_text = [list(records) for _, records in itertools.groupby(quality, key=text)]
+    quality.sort(key=lambda record: (*text(record), names.index(control_of(record))))
+    by_text = [
+        [over_draws(list(of_mask)) for _, of_mask in itertools.groupby(of_text, key=control_of)]
+        for _, of_text in itertools.groupby(quality, key=text)
+    ]
     costs = [_quality_table(search, of_text) for of_text in by_text]
+    if len(by_text) > 1:
+        costs.append(_texts_table(search, quality_of(records, CHOSEN)))
     return [_rounds_table(search), _mask_table(search), *costs]
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
-    """The records of what one mask of a search costs, by its name."""
+    """The records of what one mask of a search costs, by its name, with all draws of it."""
     quality = [record for record in records if record["kind"] == "quality"]
-    return [record for record in quality if record["candidate"]["name"] == name]
+    return [record for record in quality if control_of(record) == name]
+
+
+def control_of(record: Record) -> str:
+    """The name of a record's mask, without the number of a draw."""
+    return record["candidate"]["name"].rstrip(" 0123456789")
 
 
 def costs_of(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
     """The KL of one mask of a search on each text, for the chosen mask's file."""
+    by_text: dict[str, list[Record]] = {}
+    for record in quality_of(records, name):
+        by_text.setdefault(record["tokens_sha256"], []).append(record)
     return [
-        {"text": record["source"]["name"], "kl": record["result"]["kl"]["mean"]}
-        for record in quality_of(records, name)
+        {"text": of_text[0]["source"]["name"], **_costs(over_draws(of_text))}
+        for of_text in by_text.values()
     ]
 
 
-def over_budget(records: Sequence[Record], kl_budget: float) -> dict[str, Any]:
+def over_draws(records: Sequence[Record]) -> Record:
+    """One record, as tables read it, of the draws of a control on one text: the mean of the draws.
+
+    Of a single record, it itself.
+    """
+    if len(records) == 1:
+        return records[0]
+    results = [record["result"] for record in records]
+
+    def mean(*place: str) -> dict[str, Any]:
+        estimates = []
+        for estimate in results:
+            for key in place:
+                estimate = estimate[key]
+            estimates.append(estimate)
+        if any(estimate["value"] is None for estimate in estimates):
+            return estimates[0]
+        each = [estimate["value"] for estimate in estimates]
+        return {"value": float(np.mean(each)), "low": None, "high": None, "each": each}
+
+    result = {
+        "kl": {"mean": mean("kl", "mean")},
+        "perplexity": {"change": mean("perplexity", "change")},
+        "agreement": {"top1": mean("agreement", "top1")},
+        **{part: mean(part) for part in PARTS},
+    }
+    name = f"{control_of(records[0])}, {len(records)} draws"
+    return {**records[0], "candidate": {**records[0]["candidate"], "name": name}, "result": result}
+
+
+def _costs(record: Record) -> dict[str, Any]:
+    result = record["result"]
+    parts = {name: {**result[name]} for name in PARTS if name in result}
+    for part in parts.values():
+        part.pop("by_path", None)
+    return {"kl": result["kl"]["mean"], **parts}
+
+
+def over_budget(
+    records: Sequence[Record], kl_budget: float, budget_on: str = "largest"
+) -> dict[str, Any]:
     """Whether the chosen mask keeps its budget on judged text, for the mask's file.
 
     Args:
       records: of one search.
       kl_budget: all of it, its margin included, in nats a token.
+      budget_on: the `largest` KL of `sinkjax.studies.costs.PARTS`, or the `mean`.
 
     Returns:
-      `kl_budget`, and as `over_budget` the KL of each judged text on which the mask costs more.
+      `kl_budget`, `budget_on`, and as `over_budget` the KL of each judged text on which the mask
+      costs more.
     """
-    costs = costs_of(records, CHOSEN)
+    costs = [
+        {"text": record["source"]["name"], "kl": budgeted(record["result"], budget_on)}
+        for record in quality_of(records, CHOSEN)
+    ]
     over = [cost for cost in costs if cost["kl"]["value"] > kl_budget]
-    return {"kl_budget": kl_budget, "over_budget": over}
+    return {"kl_budget": kl_budget, "budget_on": budget_on, "over_budget": over}
 
 
-def budget_line(records: Sequence[Record], kl_budget: float) -> str:
+def budget_line(records: Sequence[Record], kl_budget: float, budget_on: str = "largest") -> str:
     """What a search says last of `over_budget`: whether the mask keeps its budget."""
-    over = over_budget(records, kl_budget)["over_budget"]
+    over = over_budget(records, kl_budget, budget_on)["over_budget"]
+    budget = f"a KL of {kl_budget:g} nats a token" + _BUDGETS[budget_on]
     if not over:
-        return f"The mask keeps its budget, a KL of {kl_budget:g} nats a token, on all judged text."
+        return f"The mask keeps its budget, {budget}, on all judged text."
     costs = ", ".join(
         f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']}"
         for text in over
     )
     return (
-        f"THE MASK MISSES ITS BUDGET, a KL of {kl_budget:g} nats a token, on judged text: {costs}. "
+        f"THE MASK MISSES ITS BUDGET, {budget}, on judged text: {costs}. "
         "Search again with a greater margin or more excerpts."
     )
 
@@ -78,7 +145,7 @@ def _rounds_table(search: Record) -> Table:
     settings = search["settings"]
     tried = lambda masks: ", ".join(f"{n}: {formats.nats(kl)}" for n, kl in masks)  # noqa: E731
     return tabulate(
-        f"The search, by {settings['by']}, for KL up to {settings['kl_budget']:.4f}, "
+        f"The search, by {settings['by']}, for {_kl(settings)} up to {settings['kl_budget']:.4f}, "
         "the budget less its margin",
         [{"round": n, **step} for n, step in enumerate(search["result"]["rounds"], start=1)],
         (
@@ -87,9 +154,16 @@ def _rounds_table(search: Record) -> Table:
             column("moves kept", "moves", formats.count),
             column("KL", "kl", formats.nats),
         ),
-        notes=("KL on the excerpts held back for measuring, in nats a token.",),
+        notes=(
+            "KL on the excerpts held back for measuring, in nats a token; the largest: of the KL "
+            "where the mask acts, over the last quarter, and over generated tokens.",
+        ),
         labels=2,
     )
+
+
+def _kl(settings: Mapping[str, Any]) -> str:
+    return "the largest KL" if settings.get("budget_on") == "largest" else "KL"
 
 
 def _mask_table(search: Record) -> Table:
@@ -124,14 +198,32 @@ def _quality_table(search: Record, records: Sequence[Record]) -> Table:
             column("mask", "candidate.name", str),
             column("masked\nheads", "candidate.heads", formats.masked),
             column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
-            column("p99", "result.kl.p99", formats.nats, formats.point),
+            *part_columns(),
             column("perplexity", "result.perplexity.change", formats.relative, formats.estimate),
             column("top 1", "result.agreement.top1", formats.percent, formats.point),
         ),
         notes=(
-            "KL in nats a token. In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts. Perplexity: its "
+            f"KL in nats a token. {PARTS_NOTE} In brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts; in parentheses: the "
+            "least and the most of several draws, or of few excerpts. Perplexity: its "
             "change. Top 1: both find the same token likeliest. All masks have as many masked "
             "heads as the chosen mask; but for `widest`, also as many on each path.",
+        ),
+    )
+
+
+def _texts_table(search: Record, records: Sequence[Record]) -> Table:
+    """The chosen mask's KL over texts."""
+    costs = over_texts([record["result"] for record in records], search["settings"]["seed"])
+    names = {"mean": "mean KL", **{part: part.removeprefix("kl_") for part in PARTS}}
+    columns = [column(names[n], n, formats.nats, formats.estimate) for n in names if n in costs]
+    return tabulate(
+        f"The chosen mask over {costs['num_texts']} texts",
+        [costs],
+        [("mask", lambda costs, notes: CHOSEN), *columns],
+        notes=(
+            "The mean over texts of what each costs. In brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling texts; in parentheses, of fewer "
+            "than five: the least and the most.",
         ),
     )

@@ -3,22 +3,18 @@
 A shared machine changes speed from one second to the next, so nothing timed alone can be compared.
 Here every round times every call once, in an order that is drawn anew for two rounds and reversed
 in the second, such that none is always after the same one. A ratio is the median over rounds of the
-ratio within a round, its interval the bootstrap over rounds, by expanded percentiles (Hesterberg,
-"What Teachers Should Know About the Bootstrap", 2015, section 4.1.2): plain ones are too narrow for
-as few rounds as there are here.
+ratio within a round, its interval the bootstrap over rounds (`sinkjax.studies.resampling`).
 """
 
 import dataclasses
 import gc
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
-from sinkjax.studies.resampling import LEVEL, resample_counts
+from sinkjax.studies.resampling import expanded_tail, interval, resample_counts
 
 Clock = Callable[[], float]
 
@@ -111,14 +107,8 @@ def ratio(seconds: Sequence[float], by: Sequence[float], seed: int = 0) -> dict[
     if pairs[0].shape != pairs[1].shape:
         raise ValueError(f"{len(seconds)} rounds by {len(by)}; pairs are of the same rounds")
     ratios = np.sort(pairs[0] / pairs[1])
-    tail = _expanded((1 - LEVEL) / 2, ratios.size)
-    low, high = np.quantile(_resampled_medians(ratios, seed), [tail, 1 - tail])
-    return {
-        "value": float(np.median(ratios)),
-        "low": float(low),
-        "high": float(high),
-        "level": LEVEL,
-    }
+    ends = interval(_resampled_medians(ratios, seed), expanded_tail(ratios.size))
+    return {"value": float(np.median(ratios)), **ends}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -151,14 +141,6 @@ def _orders(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:
         order = [names[index] for index in rng.permutation(len(names))]
         orders += [order, order[::-1]]
     return orders[:rounds]
-
-
-def _expanded(tail: float, count: int) -> float:
-    """The share of resamples beyond an end of an interval, for a share of chances beyond it."""
-    if count == 1:
-        return 0.0
-    wide = math.sqrt(count / (count - 1)) * scipy.special.stdtrit(count - 1, tail)
-    return float(scipy.special.ndtr(wide))
 
 
 def _resampled_medians(ordered: np.ndarray, seed: int) -> np.ndarray:

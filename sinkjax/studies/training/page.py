@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Section
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
+from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _METHODS = {
@@ -87,25 +87,19 @@ def loss_figure(record: Record) -> Picture:
 
 
 def _gates_table(records: Sequence[Record]) -> Table:
-    notes, rows = Footnotes(), []
-    by_cell = {(record["share"], record["method"]): record for record in records}
-    for share in sorted({record["share"] for record in records}):
-        of_methods = [by_cell.get((share, method)) for method in _METHODS]
-        rows.append(
-            (
-                formats.masked(next(filter(None, of_methods))["result"]["heads"]),
-                *(
-                    formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
-                    for record in of_methods
-                ),
-            )
-        )
+    methods = list(_METHODS)
     first = records[0]
-    return Table(
-        title=f"{title(first)}: KL to the baseline, {first['path']} chosen by gates",
-        columns=("masked heads", *_METHODS.values()),
-        rows=rows,
-        notes=(_how_judged(first), *notes.lines()),
+    return tabulate(
+        f"{title(first)}: KL to the baseline, {first['path']} chosen by gates",
+        sorted(records, key=lambda r: (r["share"], methods.index(r["method"]))),
+        (
+            column("masked heads", "result.heads", formats.masked),
+            column("chosen by", "method", _METHODS.__getitem__),
+            column("mean", "result.kl", formats.nats, formats.estimate),
+            *part_columns(),
+        ),
+        notes=(_how_judged(first),),
+        labels=2,
     )
 
 
@@ -116,7 +110,8 @@ def _repair_table(records: Sequence[Record]) -> Table:
         (
             ("mask", lambda r, _: f"{r['mask']}, {'repaired' if r['repaired'] else 'as it is'}"),
             column("masked heads", "result.heads", formats.masked),
-            column("KL", "result.kl", formats.nats, formats.estimate),
+            column("mean KL", "result.kl", formats.nats, formats.estimate),
+            *part_columns(),
         ),
         notes=(_how_judged(records[0]),),
     )
@@ -126,8 +121,9 @@ def _how_judged(record: Record) -> str:
     return (
         f"Trained on {record['chosen_on']['num_windows']} excerpts of "
         f"{record['chosen_on']['name']}, {formats.count(record['length'])} tokens each, and judged "
-        f"on {record['source']['num_windows']} others. KL in nats a token; in brackets: the "
-        f"{formats.percent(LEVEL, 0)} interval from resampling excerpts."
+        f"on {record['source']['num_windows']} others. KL in nats a token. "
+        f"{PARTS_NOTE} In brackets: the {formats.percent(LEVEL, 0)} interval from resampling "
+        "excerpts."
     )
 
 

@@ -58,9 +58,9 @@ class TrainingStudy(HeldOutStudy):
 
     @property
     def judge_rows(self) -> np.ndarray:
-        """Excerpts to judge on, int32 [W, T]."""
-        (excerpts,) = self.judged_on.tokens.values()
-        return excerpts
+        """Excerpts to judge on, int32 [W, T + M]."""
+        (length,) = self.lengths
+        return self.judged_rows(length)
 
     def distilled(
         self, bench: Bench, forward: Callable[..., jax.Array], start: Parameters, **price: Callable

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
@@ -107,7 +107,13 @@ def distil(
         done = checkpoints.latest_step() or 0
         if done:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+            try:
+                state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # Orbax and what it reads with each raise their own
+                raise InputError(
+                    f"{folder / str(done)} is damaged ({first_line(error)}); delete it, and the "
+                    "same command goes on from the checkpoint before it, or from the beginning"
+                ) from error
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses import kl_of
-from scripts import run_main
+from scripts import load_script, run_main
 from tiny import quick_jit
 
 import sinkjax
 from sinkjax import InputError, SinkMask, load_mask, save_mask
+from sinkjax.cli import flags
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.quality.continuation import first_differences
@@ -134,7 +135,9 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"crossing": rule, "stages": stages}))
     out, plans = tmp_path / "out", [f"--plan={file}" for file in files.values()]
-    run_main(QUALITY, *arguments(tiny, out, lengths="8,14", continuation_tokens=6), *plans)
+    run_main(
+        QUALITY, *arguments(tiny, out, lengths="8,14", continuation_tokens=6, generated=6), *plans
+    )
 
     def under(mask, fills=None):
         call = quick_jit(lambda model, tokens: reference_logits(model, mask, tokens, fills=fills))
@@ -151,6 +154,7 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
     below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
     for length, own in ((8, below), (14, beyond)):
         windows = inputs.judge_text(None, 3, 0).at_length(small_tokenizer, "tokenizer", length)
+        longer = inputs.judge_text(None, 3, 0).at_length(small_tokenizer, "tokenizer", room)
         padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
         kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
         baseline = continued(padded, length, lambda size: full)
@@ -164,6 +168,12 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
                 for kind in ("quality", "continuation")
             )
             np.testing.assert_allclose(forced["result"]["kl"]["mean"]["value"], kl, rtol=1e-3)
+            after = [
+                kl_of(full(longer), by_rule[rule](size)(longer))[:, size - 1].mean()
+                for size in range(length + 1, length + 7)
+            ]
+            found = forced["result"]["kl_generated"]["value"]
+            np.testing.assert_allclose(found, np.mean(after), rtol=1e-3)
             wanted = first_differences(baseline, continued(padded, length, by_rule[rule]))
             assert record["result"]["per_window"] == wanted.tolist()
             crossing = record.get("crossing")
@@ -175,13 +185,65 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
                 assert [mask["mask_digest"] for mask in crossing["masks"]] == later
 
 
-def test_the_second_half_of_each_window_can_be_scored_alone(tiny, tmp_path):
-    more = {"lengths": "40", "scored": "second_half"}
-    run_main(QUALITY, *arguments(tiny, tmp_path, **more), "--mask=L0-1: 6s(zero)")
-    (record,) = records_of(tmp_path)
-    assert record["score_from"] == 20
-    assert record["result"]["tokens"] == 3 * 20
-    assert record["result"]["kl_by_position"][0]["first"] == 20
+def test_the_acting_late_and_generated_parts_are_what_the_dense_oracle_says(
+    measured, tiny, mask_file, small_tokenizer
+):
+    """At 2 tokens; 90 with 64 more are beyond the model's context, of which the record says so."""
+    model, saved = sinkjax.load(tiny), load_mask(mask_file)
+    rows = inputs.judge_text(None, 2, 0).at_length(small_tokenizer, "tokenizer", 90)
+    tokens = jnp.asarray(rows)
+    logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
+    kl = kl_of(model(tokens), logits)
+    (short,) = [r for r in records_of(measured, kind="quality", length=2) if names(r, mask_file)]
+    (long,) = [r for r in records_of(measured, kind="quality", length=90) if names(r, mask_file)]
+    near = dict(rtol=1e-3)
+    np.testing.assert_allclose(short["result"]["kl_acting"]["value"], kl[:, 1].mean(), **near)
+    np.testing.assert_allclose(short["result"]["kl_generated"]["value"], kl[:, 2:66].mean(), **near)
+    assert short["generated"] == 64
+    np.testing.assert_allclose(long["result"]["kl_acting"]["value"], kl[:, 1:].mean(), **near)
+    np.testing.assert_allclose(long["result"]["kl_late"]["value"], kl[:, 68:].mean(), **near)
+    assert long["result"]["kl_late"]["each"] == pytest.approx(kl[:, 68:].mean(axis=1), rel=1e-3)
+    by_path = long["result"]["kl_acting"]["by_path"]
+    assert [(p["path"], p["first"]) for p in by_path] == [
+        ("sink(first)", 1),
+        ("sink(mean)", 1),
+        ("window(1,4)", 5),
+    ]
+    np.testing.assert_allclose(by_path[2]["value"], kl[:, 5:].mean(), **near)
+    assert long["generated"] == 0
+    assert "no room for them" in long["result"]["kl_generated"]["undefined"]
+
+
+def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
+    tiny, small_tokenizer, tmp_path
+):
+    """And never after a prompt, which ends where it ends."""
+    config = sinkjax.load_config(tiny)
+    subject = Subject("tiny", config, small_tokenizer, lambda: sinkjax.load(tiny))
+    text = "\n".join(f"Line {n} of a short text." for n in range(40))
+    paths = {"text": tmp_path / "text.txt", "prompts": tmp_path / "prompts.txt"}
+    for path in paths.values():
+        path.write_text(text)
+
+    def generated(count, **source):
+        how = {"lengths": (4,), "num_excerpts": count, "generated": 30}
+        mask = (Candidate("full", {4: SinkMask.from_text(FULL)}),)
+        study = Quality(model=subject, mask=mask, continuation_tokens=0, **how, **source)
+        (measurement,) = study.measurements
+        assert len(measurement.excerpts) == count
+        assert measurement.fields["generated"] == measurement.following.shape[1]
+        return measurement.following.shape[1]
+
+    assert generated(2, text=str(paths["text"])) == 30
+    assert generated(25, text=str(paths["text"])) == 0
+    assert generated(2, prompts=str(paths["prompts"])) == 0
+
+
+def test_a_flag_that_is_gone_says_what_there_is_now(capsys):
+    load_script(QUALITY)
+    with pytest.raises(SystemExit):
+        flags._parse(Quality.renamed, [QUALITY, "--scored=second_half"])
+    assert "--scored is gone: every record has the KL of the last" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_tokenizer):

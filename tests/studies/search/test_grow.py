@@ -1,5 +1,7 @@
 """What a search rests on, against oracles: errors, predictions, savings, growth to a budget."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,8 +60,9 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
-def test_errors_and_means_are_those_of_dense_attention(model, windows, fills):
-    errors = own_errors(model, windows, PATHS, fills=fills)
+@pytest.mark.parametrize("score_from", [1, 12])
+def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, score_from):
+    errors = own_errors(model, windows, PATHS, fills=fills, score_from=score_from)
     x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):
         after, full = dense_layer(layer, x, context, Full())
@@ -71,7 +74,7 @@ def test_errors_and_means_are_those_of_dense_attention(model, windows, fills):
                 changed = changed.at[:, 1:].set(fills[index])
             added = np.einsum("btnh,dnh->btnd", changed - full, layer.attention.o[...])
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
-            wanted = np.sqrt(np.square(relative[:, 1:]).mean(axis=(0, 1)))
+            wanted = np.sqrt(np.square(relative[:, score_from:]).mean(axis=(0, 1)))
             np.testing.assert_allclose(found, wanted, rtol=1e-3)
         x = after
 
@@ -90,6 +93,12 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
     np.testing.assert_allclose(judge(mask), wanted.kl, atol=1e-5, rtol=1e-3)
     stats = judge.stats(mask)
     np.testing.assert_allclose(stats.candidate_nll, wanted.candidate_nll, atol=1e-4)
+    fast = specialize(model, mask, fills=jnp.asarray(fills))
+    through_caches = compare(model, fast, windows, generated=5).arrays()
+    apart = judge.stats(mask, generated=5).arrays()
+    assert apart.keys() == through_caches.keys()
+    for name in ("positions", "kl", "candidate_nll", "baseline_correct", "generated_kl"):
+        np.testing.assert_allclose(apart[name], through_caches[name], atol=1e-4, rtol=1e-3)
     np.testing.assert_array_equal(stats.baseline_correct, wanted.baseline_correct)
     assert not judge(SinkMask.full(model.config)).any()
     copies = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
@@ -97,14 +106,19 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
     np.testing.assert_allclose(judge(copies), wanted.kl, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("start", ["L0-2: 6f", "L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)"])
-def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start):
+@pytest.mark.parametrize(
+    ("start", "score_from"),
+    [("L0-2: 6f", 1), ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1), ("L0-2: 6f", 14)],
+)
+def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, score_from):
     """Window(0, 15) of 16 tokens hides one key of one position. Of more, more orders count."""
     mask, paths = SinkMask.from_text(start), PATHS[3:]
-    predicted = predict_moves(model, windows, paths, mask=mask, samples=64)
+    how = {"samples": 64, "score_from": score_from}
+    predicted = predict_moves(model, windows, paths, mask=mask, **how)
+    kl = lambda mask: judge(mask)[:, score_from - 1 :].mean(dtype=np.float64)  # noqa: E731
     moves = rank_moves(mask, paths, predicted, np.ones(1))
     assert len(moves) == mask.counts()["full"]
-    before = judge(mask).mean(dtype=np.float64)
+    before = kl(mask)
     alone, found = [], []
     for move in moves[:10]:
         linear = predicted.linear[1, move.layer, move.unit]
@@ -112,7 +126,7 @@ def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start)
         cost = linear + np.square(products).mean() / 2
         if abs(cost) < 2e-4:
             alone.append(cost)
-            found.append(judge(make_moves(mask, [move])).mean(dtype=np.float64) - before)
+            found.append(kl(make_moves(mask, [move])) - before)
     assert len(found) >= 3
     np.testing.assert_allclose(alone, found, rtol=0.35, atol=1e-6)
 
@@ -213,7 +227,17 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
     size = int(found.mask.masked.sum())
     assert 0 < size < 18
     assert found.kl <= 0.05
-    assert found.kl == pytest.approx(Judge(model, more)(found.mask).mean(dtype=np.float64))
+    kl = Judge(model, more)(found.mask).astype(np.float64)
+    first = min(path.acts_from for layer in found.mask.heads for path in layer if path != Full())
+    # Of 16 tokens the last 4, none of which is generated, or those at which a window acts.
+    assert found.kl == pytest.approx(max(kl[:, first - 1 :].mean(), kl[:, 11:].mean()))
+    on_mean = dataclasses.replace(settings, budget_on="mean")
+    other = search_mask(model, windows, more, on_mean)
+    assert other.kl == pytest.approx(Judge(model, more)(other.mask).mean(dtype=np.float64))
+    assert int(other.mask.masked.sum()) > size
+    generated = search_mask(model, windows[:, :12], more, settings)  # 4 of 16 tokens come after
+    kl = Judge(model, more)(generated.mask).astype(np.float64)
+    assert generated.kl >= kl[:, 11:].mean() - 1e-9
     again = search_mask(model, windows, more, settings)
     assert again.mask == found.mask
     assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]

@@ -13,7 +13,7 @@ from sinkjax import InputError, load_mask, specialize
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
-from sinkjax.studies.search.controls import CHOSEN, CONTROLS
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM
 from sinkjax.studies.search.study import Search
 from sinkjax.studies.search.tables import search_tables
 
@@ -29,6 +29,8 @@ def arguments(model, folder, text, **more):
         "rank_excerpts": 2,
         "hold_excerpts": 3,
         "judge_excerpts": 4,
+        "generated": 8,
+        "control_draws": 2,
         "rounds": 2,
         "tries": 3,
         "judge_text": text,
@@ -49,20 +51,32 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     saved = load_mask(searched / "mask.json")
     model = sinkjax.load(tiny)
     assert saved.provenance.model_digest == sinkjax.model_digest(model)
-    windows = inputs.choose_text(None, 9, 0).at_length(small_tokenizer, "tokenizer", 24)[5:]
+    windows = inputs.choose_text(None, 9, 0).at_length(small_tokenizer, "tokenizer", 32)[5:]
     fast = specialize(model, saved.mask, fills=saved.fills)
-    kl = kl_of(model(windows), fast(windows))[:, 1:]
+    kl = kl_of(model(windows), fast(windows))
     own, other = saved.quality["quality"]
-    np.testing.assert_allclose(own["kl"]["mean"]["value"], kl.mean(), rtol=1e-3)
+    np.testing.assert_allclose(own["kl"]["mean"]["value"], kl[:, 1:24].mean(), rtol=1e-3)
+    np.testing.assert_allclose(own["kl_late"]["value"], kl[:, 18:24].mean(), rtol=1e-3)
+    np.testing.assert_allclose(own["kl_generated"]["value"], kl[:, 24:].mean(), rtol=1e-3)
+    late = [of_text["kl_late"]["value"] for of_text in (own, other)]
+    assert saved.quality["texts"]["num_texts"] == 2
+    assert saved.quality["texts"]["kl_late"]["each"] == late
     assert other["text"] == "other.txt"
     assert set(saved.quality["controls"]) == set(CONTROLS)
     assert saved.provenance.selection["held_kl"] <= 0.3 * 0.8
+    assert saved.provenance.selection["budget_on"] == "largest"
 
 
 def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):
     _, records = read_records(searched)
     quality = [record for record in records if record["kind"] == "quality"]
-    assert [r["candidate"]["name"] for r in quality] == [CHOSEN, *CONTROLS] * 2
+    random = [f"{name} {draw}" for name in RANDOM for draw in (1, 2)]
+    names = [CHOSEN, *random, *CONTROLS[len(RANDOM) :]]
+    assert [r["candidate"]["name"] for r in quality] == names * 2
+    masks = {r["candidate"]["name"]: r["candidate"]["mask_digest"] for r in quality}
+    assert len({masks[name] for name in random}) == 4
+    widest = [r for r in quality if r["candidate"]["name"].startswith(RANDOM[1])]
+    assert all(sum(c > 0 for c in r["candidate"]["heads"].values()) == 2 for r in widest)
     sizes = {r["candidate"]["heads"]["full"] for r in quality}
     assert len(sizes) == 1
     assert sizes.pop() < 12
@@ -98,7 +112,7 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     assert mask.masked.any()
     groups = mask.group_counts(sinkjax.load_config(tiny).num_kv_heads)
     assert groups["mixed"] == 0
-    assert "random control" in capsys.readouterr().out
+    assert "draws" in capsys.readouterr().out
     assert read_records(tmp_path)[0]["settings"]["by"] == "group"
 
 
@@ -140,7 +154,10 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
 BAD = {
     "path": ({"paths": "sink(some),full"}, ["sink(some)", "full", "sink(fill)"]),
     "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
-    "windows": ({"hold_excerpts": 0, "tries": 0}, ["--hold_excerpts=0", "--tries=0"]),
+    "windows": (
+        {"hold_excerpts": 0, "control_draws": 0},
+        ["--hold_excerpts=0", "--control_draws=0"],
+    ),
     "text": ({"lengths": 120, "judge_excerpts": 100}, ["other.txt has", "100 are wanted"]),
     "no gates": ({"ranking": "gates"}, ["--gates: ranking=gates needs"]),
 }
@@ -161,4 +178,4 @@ def test_the_page_holds_what_is_printed(searched):
     html, _ = render_page(Search.page(specification, records[::-1]))
     for table in search_tables(records):
         assert all(f">{cell}<" in html for row in table.rows for cell in row)
-    assert "for KL up to 0.2400, the budget less its margin" in html
+    assert "for the largest KL up to 0.2400, the budget less its margin" in html

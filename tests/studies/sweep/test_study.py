@@ -260,7 +260,7 @@ def test_a_damaged_model_and_ids_that_it_does_not_know_are_told(
     sinkjax.save_safetensors(model, tmp_path / "damaged")
     hf.save_llama(tmp_path / "small", vocab_size=300)
     for name, message in (
-        ("damaged", r"sink scores in layer 1, head \d are not finite: activations outgrow"),
+        ("damaged", r"sink scores are not finite in layer 1, head \d: activations outgrow"),
         ("small", r"--model=\S+: its tokenizer makes token \d+ of .* has ids 0 to 299"),
     ):
         small_tokenizer.save_pretrained(tmp_path / name)

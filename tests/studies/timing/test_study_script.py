@@ -7,7 +7,7 @@ import tiny
 from masks import problems_of
 from scripts import run_main
 
-from sinkjax.models.config import to_hf_config
+from sinkjax.models.hf_config import to_hf_config
 from sinkjax.studies.results import read_records
 
 MASK = "L0: 3f 3w(1,4)"

@@ -1,6 +1,7 @@
 """Distillation: gradients against the dense oracle, gates, repairs, stops, and the two scripts."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,15 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
 
     with pytest.raises(KeyboardInterrupt):
         train(model, gated, windows, tmp_path, on_step=stop)
+    kept = tmp_path.with_name("kept")
+    shutil.copytree(tmp_path / "3", kept)
+    for file in [file for file in (tmp_path / "3").rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"3 is damaged .*; delete it, and the same command goes"):
+        train(model, gated, windows, tmp_path)
+    shutil.rmtree(tmp_path / "3")
+    kept.rename(tmp_path / "3")
     counted = []
     again = train(model, gated, windows, tmp_path, on_step=counted.append)
     assert counted == [3 * 24, 24, 24, 24, 24, 24]  # from the checkpoint after three steps

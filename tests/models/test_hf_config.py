@@ -13,9 +13,11 @@ import pytest
 import transformers
 from hf import torch
 
+import sinkjax
 from sinkjax.checkpoint.names import name_table
 from sinkjax.errors import InputError
-from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig, from_hf_config, to_hf_config
+from sinkjax.models.config import ROPE_TYPES, LlamaConfig, RopeConfig
+from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.models.rope import attention_factor, inverse_frequencies, rotary_tables
 
 pytestmark = pytest.mark.quick
@@ -194,7 +196,7 @@ CHANGES = {
     "transformers_version": ("5.0", None),
     "_name_or_path": ("x", None),
 }
-REFUSED = {"is_encoder_decoder": True, "model_type": "mistral"}
+REFUSED = {"is_encoder_decoder": True, "model_type": "gpt2"}
 
 
 def test_every_attribute_of_transformers_config_is_accounted_for():
@@ -218,7 +220,8 @@ def test_every_attribute_changes_what_it_should(name):
         for field in dataclasses.fields(LlamaConfig)
         if getattr(before, field.name) != getattr(after, field.name)
     }
-    consequences = {"num_heads": {"num_kv_heads"}}.get(ours, set())
+    others = {"num_heads": {"num_kv_heads"}, "attention_bias": {"output_bias"}}
+    consequences = others.get(ours, set())
     assert changed == ({ours} | consequences if ours else set())
 
 
@@ -259,8 +262,93 @@ def test_what_is_switched_off_is_no_problem(value):
 
 
 @pytest.mark.parametrize(
+    "attributes",
+    [
+        {"max_sequence_length": 2048, "max_seq_length": 1, "seq_length": 4096, "n_ctx": 9},
+        {"model_max_length": 10**30},
+        {"activation": "silu"},
+        {"activation": "swiglu"},  # Falcon 3
+        {"hidden_act": "gelu", "activation_function": "gelu"},
+        {"_flash_attn_2_enabled": True, "_attn_implementation_autoset": True},
+        {"use_flash_attn": True, "use_flash_attention_2": True, "flash_attention": True},
+        {"gradient_checkpointing": True, "unsloth_version": "2024.9", "unsloth_fixed": True},
+        {"hidden_dropout": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.1, "attn_dropout_prob": 0.0},
+        {"dropout": 0.0, "classifier_dropout": None},
+        {"classifier_dropout": 0.1},
+        {"language": ["en"], "license": "mit", "tags": ["a"], "datasets": ["b"]},
+        {"attention_bias": True, "bias": True},
+        {"bias": False, "sliding_window": None},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale_all_dim": 0}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.0, "mscale_all_dim": 0.0}},
+        {"n_layers": 30, "n_heads": 9, "d_model": 576, "layer_norm_eps": 1e-5},
+        {"sliding_window": 8192, "use_sliding_window": True, "max_window_layers": 28},
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
+        {"layer_types": ["full_attention"] * 30},
+    ],
+    ids=str,
+)
+def test_what_published_configs_have_beside_is_harmless(attributes):
+    bare = {"hidden_act", "attention_bias", "rope_scaling"} & attributes.keys()
+    bare = {key: attributes[key] for key in bare}
+    if "rope_scaling" in bare:
+        bare = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+    assert from_hf_config(SMOLLM2_135M | attributes) == from_hf_config(SMOLLM2_135M | bare)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mention"),
+    [
+        ({"activation": "gelu"}, "activation = 'gelu'"),
+        ({"bias": True}, "bias = True"),
+        ({"n_layers": 31}, "n_layers = 31"),
+        ({"hidden_dropout": "yes"}, "hidden_dropout = 'yes'"),
+        ({"resid_pdrop": 7}, "resid_pdrop = 7"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = "),
+        ({"sliding_window": 8191}, "below max_position_embeddings; choose"),
+        ({"sliding_window": "8192"}, "sliding_window = '8192'"),
+        ({"quantization_config": {"bits": 4}}, "choose the checkpoint that it was made from"),
+        ({"new\x1b[31m": 1}, r"'new\x1b[31m' = 1"),
+        ({"colour": 1}, "delete it from the config.json of a copy"),
+    ],
+)
+def test_what_computes_something_else_is_refused_with_a_way_on(attributes, mention):
+    (problem,) = problems(SMOLLM2_135M | attributes)
+    assert mention in problem
+
+
+def test_a_long_value_is_cut_in_messages():
+    (problem,) = problems(SMOLLM2_135M | {"colour": ["x" * 10_000] * 1000})
+    assert len(problem) < 500
+
+
+def test_defaults_of_a_mistral_are_transformers():
+    theirs = transformers.MistralConfig(sliding_window=None).to_dict()
+    ours = from_hf_config({"model_type": "mistral", "sliding_window": None})
+    assert dataclasses.replace(from_hf_config(theirs), bos_token_id=None, eos_token_ids=()) == ours
+    assert transformers.MistralConfig().sliding_window == 4096  # of one that does not name it
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
+    hf.torch.manual_seed(0)
+    theirs = transformers.MistralForCausalLM(
+        transformers.MistralConfig(**hf.TINY, sliding_window=window, attn_implementation="eager")
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = hf.random_tokens((2, 20))
+    ours = sinkjax.load(tmp_path)(jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, hf.logits(theirs, tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("changes", "mentions"),
     [
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers is 1000000000; a whole number"]),
+        ({"num_attention_heads": 2**31 - 1, "head_dim": 64}, ["num_attention_heads is 2147483647"]),
+        ({"vocab_size": 2**31}, ["at most 2,147,483,647 is needed"]),
+        ({"rms_norm_eps": 10**400}, ["rms_norm_eps is 1000"]),
+        ({"rope_theta": 10**400}, ["rope_theta is 1000"]),
+        ({"rope_theta": 0}, ["rope_theta is 0; a positive number"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers is 0; a whole number of at least 1"]),
         ({"vocab_size": 3.5, "hidden_size": True}, ["vocab_size is 3.5", "hidden_size is True"]),
         ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps is '1e-5'; a positive number"]),

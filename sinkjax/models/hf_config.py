@@ -1,0 +1,493 @@
+"""Hugging Face's configs, read with nothing left over, and written.
+
+The reading is closed-world: an attribute that neither this file nor the family's
+(`sinkjax.models.families`) knows is accepted only at a value that changes nothing. What is not
+understood is never ignored; all of it is reported at once.
+"""
+
+import re
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sinkjax.errors import InputError
+from sinkjax.models.config import ACTIVATIONS, ROPE_TYPES, LlamaConfig, RopeConfig
+from sinkjax.models.families import FAMILIES
+from sinkjax.models.families.family import FULL, WINDOWED, Family
+
+# Attributes of transformers' LlamaConfig that the model is built from: (ours, transformers',
+# transformers' default). A default of None is derived below or required there.
+_SHAPE = (
+    ("vocab_size", "vocab_size", 32000),
+    ("num_layers", "num_hidden_layers", 32),
+    ("num_heads", "num_attention_heads", 32),
+    ("num_kv_heads", "num_key_value_heads", None),
+    ("head_dim", "head_dim", None),
+    ("embed_dim", "hidden_size", 4096),
+    ("mlp_dim", "intermediate_size", 11008),
+    ("max_length", "max_position_embeddings", 2048),
+    ("norm_eps", "rms_norm_eps", 1e-6),
+    ("activation", "hidden_act", "silu"),
+    ("attention_bias", "attention_bias", False),
+    ("mlp_bias", "mlp_bias", False),
+    ("tie_embeddings", "tie_word_embeddings", False),
+    ("initializer_range", "initializer_range", 0.02),
+)
+_ROPE_ATTRIBUTES = frozenset(
+    {
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+    }
+)
+_TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+
+# Attributes that do not change the logits of one forward pass, whatever their value: names and
+# versions, training (dropout, sharding of old checkpoints), what a forward pass returns, and the
+# generation defaults that older configs carry.
+_INERT = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bad_words_ids",
+        "base_model",
+        "begin_suppress_tokens",
+        "chunk_size_feed_forward",
+        "cls_token_id",
+        "datasets",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "is_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "language",
+        "length_penalty",
+        "library_name",
+        "license",
+        "mask_token_id",
+        "max_length",
+        "max_new_tokens",
+        "max_seq_len",
+        "max_seq_length",
+        "max_sequence_length",
+        "min_length",
+        "model_max_length",
+        "model_name",
+        "model_type",
+        "n_ctx",
+        "n_positions",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "padding_side",
+        "pipeline_tag",
+        "prefix",
+        "pretraining_tp",
+        "problem_type",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "seq_len",
+        "seq_length",
+        "suppress_tokens",
+        "tags",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "typical_p",
+        "unk_token_id",
+        "use_bfloat16",
+        "use_cache",
+        "use_memory_efficient_attention",
+        "use_sdpa",
+        "use_xformers",
+    }
+)
+_INERT_KINDS = re.compile(r"_?(use_)?flash_att(entio)?n(_\w+)?|unsloth_\w+")
+_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop)")  # of training alone
+
+# Other libraries' names for what the model is built from, accepted where they say the same.
+_SYNONYMS = {
+    "activation": "hidden_act",
+    "activation_function": "hidden_act",
+    "bias": "attention_bias",
+    "dim": "hidden_size",
+    "d_model": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "head_size": "head_dim",
+    "hidden_activation": "hidden_act",
+    "kv_channels": "head_dim",
+    "layer_norm_eps": "rms_norm_eps",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "norm_eps": "rms_norm_eps",
+    "num_layers": "num_hidden_layers",
+}
+_WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
+
+_WAYS_ON = {
+    "quantization_config": "its weights are quantized; choose the checkpoint that it was made from",
+    "sliding_window": "a Llama attends to all earlier tokens, and this is below "
+    "max_position_embeddings; choose a checkpoint without a window",
+}
+_MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
+_MOST = 2**31 - 1  # sizes and positions are int32 in a program
+
+_YARN = "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"
+
+# rope_type -> (required, optional) keys of the rope parameters, beside rope_type and rope_theta.
+_ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), {"freq_factors"}),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, set()),
+    "yarn": (set(), {"factor", *_YARN}),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
+}
+
+
+def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> LlamaConfig:
+    """Reads a Hugging Face config, in the form of its `config.json`.
+
+    Absent attributes take the defaults of transformers' LlamaConfig, or of its MistralConfig: a
+    Llama, where its sliding window is off or as long as its context. The old form of the rotary
+    attributes (`rope_theta` and `rope_scaling`, with `type` or `rope_type`) and the new one
+    (`rope_parameters`) are both read; where a checkpoint has both, `rope_scaling` wins, as in
+    transformers.
+
+    Args:
+      attributes: the parsed `config.json`.
+      name: what the config belongs to, for messages.
+
+    Raises:
+      InputError: listing every attribute that is unknown and away from its default, or that has a
+        value no Llama can have.
+    """
+    problems: list[str] = []
+    model_type = attributes.get("model_type", "llama")
+    if model_type not in list(FAMILIES):  # values of JSON may have no hash
+        raise InputError(
+            f"{name}: model_type is {reprlib.repr(model_type)}; models of {', '.join(FAMILIES)} "
+            "can be read. Choose a checkpoint of one of these."
+        )
+    family = FAMILIES[model_type]
+    shape: dict[str, Any] = {}
+    for ours, theirs, default in _SHAPE:
+        value = attributes.get(theirs)
+        if value is None and not (theirs in attributes and default is None):
+            value = family.defaults.get(theirs, default)
+        shape[ours] = value
+    if shape["num_kv_heads"] is None:
+        shape["num_kv_heads"] = shape["num_heads"]
+    for ours, theirs, default in _SHAPE:
+        most = _MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else _MOST
+        problem = _problem_with(shape[ours], default, most)
+        if problem and not (ours == "head_dim" and shape[ours] is None):
+            problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
+    if not problems and shape["head_dim"] is None:
+        shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
+        if left:
+            problems.append(
+                f"hidden_size is {shape['embed_dim']}, which num_attention_heads, "
+                f"{shape['num_heads']}, does not divide; head_dim is needed"
+            )
+    if not problems and shape["num_heads"] % shape["num_kv_heads"]:
+        problems.append(
+            f"num_key_value_heads is {shape['num_kv_heads']}; "
+            f"it has to divide num_attention_heads, {shape['num_heads']}"
+        )
+    if not problems and shape["head_dim"] % 2:
+        problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
+    if shape["activation"] not in list(ACTIVATIONS):
+        problems.append(
+            f"hidden_act is {reprlib.repr(shape['activation'])}; known are {', '.join(ACTIVATIONS)}"
+        )
+
+    of_all, of_windows = _split_ropes(attributes, family)
+    rope = _rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
+    local = None
+    if of_windows is not None:
+        local = _rope_from_hf(of_windows, shape["max_length"], {}, problems)
+    divisors = rope.freq_factors
+    if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
+        problems.append(
+            f"freq_factors has {len(divisors)} values; head_dim {shape['head_dim']} "
+            f"needs {shape['head_dim'] // 2}"
+        )
+
+    own = {key: attributes.get(key, default) for key, default in family.own.items()}
+    own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
+    if not problems:
+        problems += family.problems(own)
+    end_tokens = listed(attributes.get("eos_token_id"))
+    for key in sorted(_TOKEN_IDS):
+        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        if not all(type(id_) is int for id_ in ids):
+            several = ", a list of them" if key == "eos_token_id" else ""
+            problems.append(
+                f"{key} is {attributes[key]!r:.99}; give the id of a token{several} or null"
+            )
+
+    known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
+    for key in sorted(set(attributes) - known):
+        if not _changes_nothing(key, attributes, shape):
+            way_on = _WAYS_ON.get(
+                key,
+                "it may change what the model computes, and nothing here handles it. If you know "
+                "that it does not, delete it from the config.json of a copy of the model's folder",
+            )
+            shown = key if key.isprintable() else ascii(key)
+            problems.append(
+                f"unknown attribute {shown} = {reprlib.repr(attributes[key])}; {way_on}"
+            )
+    if problems:
+        raise InputError(*(f"{name}: {problem}" for problem in problems))
+
+    shape["norm_eps"] = float(shape["norm_eps"])
+    return LlamaConfig(
+        **{**shape, **family.read(own)},
+        rope=rope,
+        local_rope=local,
+        family=model_type,
+        bos_token_id=attributes.get("bos_token_id"),
+        # Without those beyond the vocabulary, which no model ever gives.
+        eos_token_ids=tuple(dict.fromkeys(i for i in end_tokens if 0 <= i < shape["vocab_size"])),
+        pad_token_id=attributes.get("pad_token_id"),
+    )
+
+
+def listed(value: object) -> list[Any]:
+    """What a config gives where one thing, several in a list or none are allowed, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def unlisted(values: Sequence[Any]) -> Any:
+    """The reverse of `listed`: None, the one value, or a list of several."""
+    return list(values) if len(values) > 1 else values[0] if values else None
+
+
+def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
+    """Returns the config in the form of a Hugging Face `config.json` (the new rotary form).
+
+    Raises:
+      InputError: if the rotary frequencies are of a kind that transformers cannot express.
+    """
+    if any(rope.freq_factors is not None for rope in config.ropes):
+        raise InputError(
+            "the rotary frequencies of this model are given one by one (freq_factors, from a "
+            "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
+            "Save an Orbax checkpoint instead: python -m experiments.convert"
+        )
+    names = {"architectures": [FAMILIES[config.family].architecture]}
+    return {**names, **_attributes(config), "dtype": dtype}
+
+
+def _attributes(config: LlamaConfig) -> dict[str, Any]:
+    """Returns the attributes from which `from_hf_config` reads the same config."""
+    ropes = [_rope_to_hf(rope) for rope in config.ropes]
+    fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
+    family = FAMILIES[config.family]
+    return {
+        "model_type": family.model_type,
+        **fields,
+        **family.write(config),
+        "rope_parameters": ropes[0] if len(ropes) == 1 else {FULL: ropes[0], WINDOWED: ropes[1]},
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": unlisted(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def check_config(config: LlamaConfig) -> None:
+    """Refuses a config, of a file of ours, that no checkpoint of its family has.
+
+    Raises:
+      InputError: listing every value that no model can have, by Hugging Face's names.
+    """
+    read = from_hf_config(_attributes(config))
+    if absent := [name for name, *_ in _SHAPE if getattr(config, name) != getattr(read, name)]:
+        raise InputError(f"config: {', '.join(absent)} cannot be null")
+
+
+def _problem_with(value: Any, default: Any, most: int) -> str | None:
+    """Returns what is wrong with a value; a default of None is a whole number's, up to `most`."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false is needed"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "a name is needed"
+    if isinstance(default, float):
+        return None if _is_positive(value) else "a positive number is needed"
+    whole = type(value) is int and 0 < value <= most
+    return None if whole else f"a whole number of at least 1 and at most {most:,} is needed"
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+
+def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str, Any]) -> bool:
+    """Returns whether an attribute that is not read computes nothing, or nothing else, as it is."""
+    value = attributes[key]
+    if value is None or value is False or value == {} or value == []:  # it is switched off
+        return True
+    if _DROPOUT.fullmatch(key):
+        return type(value) in (int, float) and 0 <= value <= 1
+    if key in _SYNONYMS:
+        (own,) = (shape[ours] for ours, theirs, _ in _SHAPE if theirs == _SYNONYMS[key])
+        value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value
+        return type(value) is type(own) and value == own
+    if key in _WINDOW:
+        window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
+        off = in_use is False and attributes.get("model_type", "llama") == "llama"
+        return not window or off or (type(window) is int and window >= shape["max_length"])
+    if key == "layer_types":
+        return value == ["full_attention"] * len(value) if isinstance(value, list) else False
+    return _INERT_KINDS.fullmatch(key) is not None
+
+
+def _split_ropes(
+    attributes: Mapping[str, Any], family: Family
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Returns the attributes of the rope, and of that of layers with windows if it is another.
+
+    Their parameters lie under the kinds of layers, or in older configs beside those of all.
+    """
+    if family.local_theta is None:
+        return attributes, None
+    theta = attributes.get("rope_local_base_freq") or family.local_theta
+    kinds = attributes.get("rope_parameters")
+    if isinstance(kinds, Mapping) and not {FULL, WINDOWED}.isdisjoint(kinds):
+        local = {"rope_parameters": kinds.get(WINDOWED), "rope_theta": theta}
+        return {**attributes, "rope_parameters": kinds.get(FULL)}, local
+    return attributes, {"rope_theta": theta}
+
+
+def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+    required, optional = _ROPE_KEYS[rope.type]
+    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
+    for key in sorted(required | optional):
+        if getattr(rope, key) is not None:
+            parameters[key] = getattr(rope, key)
+    if rope.type in ("yarn", "llama3"):
+        parameters["original_max_position_embeddings"] = rope.original_max_length
+    return parameters
+
+
+def _rope_from_hf(
+    attributes: Mapping[str, Any],
+    max_length: int,
+    defaults: Mapping[str, Any],
+    problems: list[str],
+) -> RopeConfig:
+    """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
+    where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
+    parameters = attributes.get(where) or {}
+    if not isinstance(parameters, Mapping):
+        problems.append(f"{where} is {reprlib.repr(parameters)}; a JSON object is needed")
+        return RopeConfig()
+    parameters = {
+        key: value
+        for key, value in parameters.items()
+        if value is not None and not (key.startswith("mscale") and value == 0)  # 0 is none
+    }
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        problems.append(f"{where} differs by layer type; a Llama has one for all layers")
+        return RopeConfig()
+
+    parameters.pop("finetuned", None)  # how the weights came about
+    old_name = parameters.pop("type", "default")
+    rope_type = parameters.pop("rope_type", old_name)
+    theta = attributes.get("rope_theta")
+    theta = defaults.get("rope_theta", 10_000.0) if theta is None else theta
+    parameters.setdefault("rope_theta", theta)
+    partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        problems.append(
+            f"partial_rotary_factor is {reprlib.repr(partial)}; a Llama rotates whole heads (1.0)"
+        )
+    # A value beside the rope parameters wins over one inside them, as in transformers.
+    original = attributes.get("original_max_position_embeddings")
+    original = original or parameters.get("original_max_position_embeddings") or max_length
+    parameters["original_max_position_embeddings"] = original
+    if rope_problems := _rope_problems(rope_type, parameters):
+        problems += [f"{where}: {problem}" for problem in rope_problems]
+        return RopeConfig()
+
+    # As floats, so that equal configs have equal JSON.
+    fields: dict[str, Any] = {
+        key: tuple(map(float, value)) if key == "freq_factors" else float(value)
+        for key, value in parameters.items()
+        if key in set.union(*_ROPE_KEYS[rope_type])
+    }
+    theta = float(parameters["rope_theta"])
+    if rope_type == "yarn":
+        fields.setdefault("factor", max_length / original)
+        fields["truncate"] = parameters.get("truncate", True)
+    if rope_type in ("yarn", "llama3"):
+        fields["original_max_length"] = original
+    return RopeConfig(type=rope_type, theta=theta, **fields)
+
+
+def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Returns everything that is wrong with the parameters of a rope type."""
+    if rope_type not in ROPE_TYPES:
+        return [f"rope_type is {reprlib.repr(rope_type)}; known are {', '.join(ROPE_TYPES)}"]
+    required, _ = _ROPE_KEYS[rope_type]
+    problems = [f"rope_type {rope_type} needs {key}" for key in sorted(required - set(parameters))]
+    # transformers, too, leaves out what only another type would read.
+    numbers = {"rope_theta"}.union(*(keys for kinds in _ROPE_KEYS.values() for keys in kinds))
+    for key, value in parameters.items():
+        if key == "freq_factors":
+            good = isinstance(value, (list, tuple)) and all(map(_is_positive, value))
+            wanted = "a list of positive numbers is needed"
+        elif key == "truncate":
+            good, wanted = isinstance(value, bool), "true or false is needed"
+        elif key == "original_max_position_embeddings":
+            good, wanted = type(value) is int and value > 0, "a positive whole number is needed"
+        else:
+            good = key in numbers and _is_positive(value)
+            wanted = "a positive number is needed" if key in numbers else "the key is unknown"
+        if not good:
+            problems.append(f"{key} is {reprlib.repr(value)}; {wanted}")
+    if rope_type == "llama3" and not problems:
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        if low >= high:
+            problems.append(f"low_freq_factor is {low}; below high_freq_factor, {high}, is needed")
+    return problems

@@ -1,0 +1,183 @@
+"""Where a mask's KL is counted: where it acts, late in the prompt, and in generated tokens.
+
+A mean over all positions promises too little. A `window(4,128)` head is exact up to position 131,
+so that a quarter of 512 positions cost nothing, and the others cost more than the mean says.
+
+  kl_acting     the positions of the prompt at which a masked head's output can differ
+  kl_late       the last quarter of the prompt
+  kl_generated  the tokens after the prompt
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.instruments.judge import SCORE_FROM
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Copy
+from sinkjax.report import formats
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.records import Record
+from sinkjax.report.table import Text
+from sinkjax.studies.resampling import estimate_mean, resample_counts
+
+PARTS = ("kl_acting", "kl_late", "kl_generated")
+GENERATED = 64
+"""Tokens after an excerpt over which the KL is counted."""
+
+_UNDEFINED = (
+    "no masked head acts before the end of the prompt",
+    "",  # a prompt always has a last quarter
+    "no tokens after the excerpts were read: none were asked for, or there is no room for them in "
+    "the text or in the model's context",
+)
+
+
+def late_from(prompt: int) -> int:
+    """The first position of the last quarter of a prompt of T tokens, one position at least."""
+    return prompt - max(1, prompt // 4)
+
+
+def acting_from(mask: SinkMask) -> dict[str, int]:
+    """The first position at which each path of a mask acts, the earliest first; of `full` none.
+
+    All copies are one path, `copy`, whatever they copy.
+    """
+    paths = {path for layer in mask.heads for path in layer}
+    acting = {
+        path.kind if isinstance(path, Copy) else str(path): path.acts_from
+        for path in paths
+        if path.acts_from is not None
+    }
+    return dict(sorted(acting.items(), key=lambda item: (item[1], item[0])))
+
+
+def part_means(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[str, float]:
+    """The mean of each part that is there.
+
+    Args:
+      kl: float [W, P], nats, of the positions from `SCORE_FROM` on: those of the prompt, then those
+        of generated tokens, if any.
+      mask: whose KL it is.
+      prompt: T.
+    """
+    return {
+        name: float(kl[:, start - SCORE_FROM : stop - SCORE_FROM].mean(dtype=np.float64))
+        for name, (start, stop) in _spans(mask, prompt, SCORE_FROM, kl.shape[1]).items()
+        if start < stop
+    }
+
+
+def summarize_parts(
+    kl: np.ndarray, mask: SinkMask, prompt: int, weights: np.ndarray, score_from: int = SCORE_FROM
+) -> dict[str, dict[str, Any]]:
+    """Estimates of `PARTS`, as records hold them.
+
+    Args:
+      kl, mask, prompt: as of `part_means`.
+      weights: of the excerpts, `resample_counts`.
+      score_from: the first position of `kl`.
+
+    Returns:
+      each with `first`, its first position; `kl_acting` with `by_path` too, the same for each path
+      from where on it acts.
+    """
+
+    def of(start: int, stop: int, undefined: str) -> dict[str, Any]:
+        if start >= stop:
+            return {"value": None, "undefined": undefined}
+        columns = kl[:, start - score_from : stop - score_from]
+        return {"first": start, **estimate_mean(columns, weights)}
+
+    spans = _spans(mask, prompt, score_from, kl.shape[1])
+    parts = {name: of(*spans[name], why) for name, why in zip(PARTS, _UNDEFINED, strict=True)}
+    parts["kl_acting"]["by_path"] = [
+        {"path": path, **of(max(first, score_from), prompt, _UNDEFINED[0])}
+        for path, first in acting_from(mask).items()
+    ]
+    return parts
+
+
+def budgeted(result: Mapping[str, Any], budget_on: str) -> Mapping[str, Any]:
+    """The estimate that a budget on the `largest` part, or on the `mean`, is held against.
+
+    Args:
+      result: of a record of kind "quality"; one of an earlier version has the mean alone.
+    """
+    parts = [part for name in PARTS if (part := result.get(name)) and part["value"] is not None]
+    if budget_on == "mean" or not parts:
+        return result["kl"]["mean"]
+    return max(parts, key=lambda part: part["value"])
+
+
+def over_texts(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The mean over texts of what each of them says, with an interval over texts.
+
+    Five texts are enough for one, fewer than excerpts have to be: each is a mean of many.
+
+    Args:
+      results: of records of kind "quality" of one mask, of a text each.
+
+    Returns:
+      `num_texts`, `mean` and those of `PARTS` that every text has.
+    """
+    weights = resample_counts(len(results), seed)
+    estimates = {"mean": [result["kl"]["mean"] for result in results]}
+    estimates |= {name: [result.get(name, {"value": None}) for result in results] for name in PARTS}
+    values = {name: [e["value"] for e in of_texts] for name, of_texts in estimates.items()}
+    return {
+        "num_texts": len(results),
+        **{
+            name: estimate_mean(np.array(of_texts), weights, fewest=5)
+            for name, of_texts in values.items()
+            if None not in of_texts
+        },
+    }
+
+
+def part_columns(
+    form: Callable[..., str] = formats.estimate, *, by_path: bool = False
+) -> list[tuple[str, Text]]:
+    """Columns of a table of records: each part, `-` where a record of an earlier version has none.
+
+    Args:
+      form: of an estimate, as of `column`.
+      by_path: whether a footnote tells what each of several paths costs where it acts.
+    """
+
+    def text(name: str) -> Text:
+        def of_record(record: Record, notes: Footnotes) -> str:
+            part = record["result"].get(name)
+            if part is None:
+                return "-"
+            shown, paths = form(part, formats.nats, notes), part.get("by_path", ())
+            if not by_path or len(paths) < 2:
+                return shown
+            told = (
+                f"{path['path']} from position {path['first']}: {formats.nats(path['value'])}"
+                for path in paths
+                if path["value"] is not None
+            )
+            return f"{shown} {notes.mark(', '.join(told))}"
+
+        return of_record
+
+    return [(name.removeprefix("kl_"), text(name)) for name in PARTS]
+
+
+PARTS_NOTE = (
+    "Acting: over the positions at which a masked head's output can differ, late: over the last "
+    "quarter of the excerpt, generated: over the tokens after it, read as decoding reads them."
+)
+"""The note of a table with `part_columns`."""
+
+
+def _spans(mask: SinkMask, prompt: int, score_from: int, count: int) -> dict[str, tuple[int, int]]:
+    """The first position of each part, and that after its last, of `count` scored ones."""
+    acting = min(acting_from(mask).values(), default=prompt)
+    firsts = (acting, prompt), (late_from(prompt), prompt), (prompt, score_from + count)
+    return {
+        name: (max(first, score_from), stop)
+        for name, (first, stop) in zip(PARTS, firsts, strict=True)
+    }

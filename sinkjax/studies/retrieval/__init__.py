@@ -1,0 +1,1 @@
+"""Does a mask still find what stands far back in a text?"""

@@ -1,0 +1,276 @@
+"""Does a mask still find what stands far back in a text?
+
+  sinkjax retrieval --flagfile=retrieval.flags --mask=smollm2-135m-512-gates
+  sinkjax retrieval --mask=mask.json --lengths=512,1024 --depths=0.1,0.5,0.9
+  sinkjax retrieval --mask=mask.json --lengths=2048 --tasks=niah_multikey_2,vt,cwe,fwe
+
+A mask's mean KL on prose says nothing of this: prose hardly ever needs what is far back. Here
+questions are generated whose answers stand in a long text, and the baseline, each mask and masks of
+as many heads drawn at random (--controls) answer them. Nothing is downloaded.
+
+--tasks are RULER's, in words of our own, so that scores are not RULER's:
+
+  niah_single_1    a number for a name, hidden among a few sentences that are repeated
+  niah_prose       the same in real prose, of --text
+  niah_multikey_2  the same among as many other names with numbers as there is room for
+  niah_multikey_3  the same with UUIDs for names and numbers
+  vt               variable tracking: five variables, set to a number one by another
+  cwe              common words: the ten words of a numbered list that come most often
+  fwe              frequent words: the three code words of a text that come most often
+
+Of the niah tasks, --depths says how much of the text comes before what is hidden, and an answer is
+right if greedy decoding gives it back whole. Of the others, the answer is a list: its accuracy is
+the share of its words in what greedy decoding writes, in twice the answer's tokens. The answer's
+negative log-likelihood (NLL) tells masks apart where all or none of the answers are right.
+
+Where the baseline itself reaches less than 80%, a mask's score says nothing, and is marked so:
+small models fail most of these tasks. A promise needs 30 excerpts at each depth (--num_excerpts).
+
+Everything goes to --output_dir: records.jsonl, measured/ (each answer's likelihood), report.html
+with heat maps of length by depth, and figures/. A run that was stopped goes on where it was when
+the same command is given again.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.errors import InputError, Problem
+from sinkjax.instruments.tasks import LISTS, TASKS, Questions, ask
+from sinkjax.masks.choose import random_control
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.digest import tokens_digest
+from sinkjax.report.records import Record
+from sinkjax.studies import texts
+from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
+from sinkjax.studies.retrieval.measure import Measure, needs_means
+from sinkjax.studies.retrieval.page import page
+from sinkjax.studies.retrieval.tables import retrieval_tables
+from sinkjax.studies.series import Source
+from sinkjax.studies.settings import at_least, known, problems_of, setting, values
+from sinkjax.studies.study import Bench, Cell, Size, Study
+
+_MEANS = (8, 512)  # excerpts and their tokens that heads' means are taken on
+_RECORD_BYTES, _EXCERPT_BYTES = 8192, 256  # upper bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """One set of questions.
+
+    Attributes:
+      task, length, depth: of all of them; no depth of `LISTS`.
+      questions: W of them.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    questions: Questions
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Retrieval(Study):
+    """Does a mask still find what stands far back in a text?"""
+
+    name = "retrieval"
+    tables_of = staticmethod(retrieval_tables)
+    page = staticmethod(page)
+
+    mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
+    controls: int = setting(
+        1, "Random controls of each mask: the same paths in every layer, on heads drawn at random."
+    )
+    tasks: tuple[str, ...] = setting(
+        ("niah_single_1", "niah_prose"), f"Tasks, of {', '.join(TASKS)}."
+    )
+    lengths: tuple[int, ...] = setting(
+        (512,), "Tokens of an excerpt, at most, BOS and answer included."
+    )
+    depths: tuple[float, ...] = setting(
+        (0.1, 0.5, 0.9), "Shares, from 0 to 1, of a text that come before what is hidden in it."
+    )
+    num_excerpts: int = setting(30, "Number of excerpts of each task, length and depth.")
+    text: str | None = setting(
+        None, "Text file that niah_prose hides numbers in. Default: the shipped text for judging."
+    )
+    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from at_least(self, num_excerpts=1, controls=0)
+        yield from known("tasks", self.tasks, tuple(TASKS))
+        for depth in self.depths:
+            if not 0 <= depth <= 1:
+                yield Problem("depths", depth, "depths lie between 0 and 1, both included")
+        if not self.depths and not set(self.tasks) <= set(LISTS):
+            yield Problem("depths", None, "give at least one, such as 0.5")
+        if not self.lengths:
+            yield Problem("lengths", None, "give at least one, such as 512")
+        if not self.tasks:
+            yield Problem("tasks", None, f"give at least one of {', '.join(TASKS)}")
+        if not self.mask:
+            yield Problem("mask", None, "name a mask's file, or a shipped mask")
+
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from check_candidates(self.candidates, self.subject.config, ["baseline"])
+        limit = self.subject.config.max_length
+        if beyond := [length for length in self.lengths if not 1 < length <= limit]:
+            text = f"give 2 or more tokens; the model's context is {limit} tokens"
+            yield Problem("lengths", beyond, text)
+        else:
+            yield from problems_of(lambda: self.asked)
+            yield from problems_of(lambda: self.calibrated_on)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every mask, with its controls behind it."""
+        return [candidate for candidate, _ in self._controlled]
+
+    @functools.cached_property
+    def _controlled(self) -> list[tuple[Candidate, str | None]]:
+        """The candidates, each control with the name of its mask."""
+        config, lengths = self.subject.config, sorted(self.lengths)
+        controlled: list[tuple[Candidate, str | None]] = []
+        for candidate in candidates(self.mask, (), config, lengths):
+            controlled.append((candidate, None))
+            for number in range(self.controls):
+                masks = {
+                    length: _control(mask, self.seed + number, config.num_kv_heads)
+                    for length, mask in candidate.masks.items()
+                }
+                which = f" {number + 1}" if self.controls > 1 else ""
+                control = Candidate(f"{candidate.name}, at random{which}", masks)
+                controlled.append((control, candidate.name))
+        return controlled
+
+    @functools.cached_property
+    def filler(self) -> TextExcerpts:
+        """The text that `niah_prose` hides numbers in."""
+        ((_, text),) = texts.sources(self.text, None, texts.judge_text, _MEANS[0], self.seed)
+        return text
+
+    @functools.cached_property
+    def calibrated_on(self) -> np.ndarray | None:
+        """Excerpts for the means of controls' heads, int32 [W, T]; None where none needs any.
+
+        Raises:
+          InputError: for a text that is too short.
+        """
+        if not any(needs_means(of, mask) for of in self.candidates for mask in of.masks.values()):
+            return None
+        count, length = _MEANS
+        length = min(length, max(self.lengths))
+        return self.filler.at_length(self.subject.tokenizer, self.bos, length, count)
+
+    @functools.cached_property
+    def asked(self) -> list[_Asked]:
+        """All questions, by task, length and depth.
+
+        Raises:
+          InputError: for a task that no length has room for.
+        """
+        encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
+        asked, problems = [], []
+        for task in dict.fromkeys(self.tasks):
+            without = []
+            for length in sorted(set(self.lengths)):
+                depths = (None,) if task in LISTS else sorted(set(self.depths))
+                try:
+                    asked += [
+                        _Asked(task, length, depth, self._ask(encoder, task, length, depth))
+                        for depth in depths
+                    ]
+                except InputError as error:
+                    without.append(error.problems)
+            if len(without) == len(set(self.lengths)):
+                problems += without[-1]
+        if problems:
+            raise InputError(*problems)
+        return asked
+
+    def _ask(self, encoder, task: str, length: int, depth: float | None) -> Questions:
+        return ask(
+            encoder,
+            task,
+            length,
+            count=self.num_excerpts,
+            seed=self.seed,
+            depth=depth or 0.0,
+            text=self.filler.text,
+        )
+
+    def specification(self) -> dict[str, Any]:
+        names = ("controls", "tasks", "lengths", "depths", "num_excerpts", "bos", "seed")
+        return {
+            "candidates": [candidate.specification() for candidate in self.candidates],
+            "filler": Source(self.filler, "text").describe(),
+            **values(self, *names),
+        }
+
+    def size(self) -> Size:
+        cells = [(self._steps(asked), len(asked.questions.tokens)) for asked in self.asked]
+        masks = len(self.candidates)
+        kept = sum(_RECORD_BYTES + _EXCERPT_BYTES * count for _, count in cells)
+        return Size(masks * sum(steps for steps, _ in cells), masks * len(cells), 2 * masks * kept)
+
+    def cells(self, bench: Bench) -> Iterator[Cell]:
+        written = {asked.length for asked in self.asked if asked.task in LISTS}
+        measure = Measure(bench, self.calibrated_on, sorted(written), self.num_excerpts)
+        own, bare = (len(encode(bench.subject.tokenizer, "a", bos)) for bos in (self.bos, "never"))
+        for candidate, control_of in self._controlled:
+            of_mask = {} if control_of is None else {"control_of": control_of}
+            for asked in self.asked:
+                of_task: Mapping[str, Any] = {} if asked.depth is None else {"depth": asked.depth}
+                if asked.task == "niah_prose":
+                    of_task = {**of_task, "source": Source(self.filler, "text").describe()}
+                fields = {
+                    "kind": "retrieval",
+                    "candidate": {**candidate.describe(asked.length), **of_mask},
+                    "task": asked.task,
+                    "length": asked.length,
+                    **of_task,
+                    "bos": self.bos,
+                    "bos_added": own > bare,
+                    "num_windows": self.num_excerpts,
+                    "tokens_sha256": tokens_digest(asked.questions.tokens),
+                    "seed": self.seed,
+                }
+                yield Cell(
+                    fields,
+                    functools.partial(
+                        measure, asked.questions, asked.task in LISTS, candidate, self.seed
+                    ),
+                    f"{asked.task} under {candidate.name}",
+                    steps=self._steps(asked),
+                )
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        asked = {(of.task, of.length) for of in self.asked}
+        lines = []
+        for task in dict.fromkeys(self.tasks):
+            if short := [n for n in sorted(set(self.lengths)) if (task, n) not in asked]:
+                lines.append(
+                    f"{task} is not asked in {', '.join(map(str, short))} tokens: no room."
+                )
+        return lines
+
+    @staticmethod
+    def _steps(asked: _Asked) -> int:
+        """Tokens of the two models; those of lists go through them twice."""
+        return asked.questions.tokens.size * (4 if asked.task in LISTS else 2)
+
+
+def _control(mask: SinkMask, seed: int, num_kv_heads: int) -> SinkMask:
+    """The random control of a mask: of whole groups where it is made of such."""
+    size = mask.num_heads // num_kv_heads
+    grouped = all(
+        len(set(layer[first : first + size])) == 1
+        for layer in mask.heads
+        for first in range(0, mask.num_heads, size)
+    )
+    return random_control(mask, seed=seed, num_kv_heads=num_kv_heads if grouped else None)

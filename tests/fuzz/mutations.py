@@ -1,0 +1,208 @@
+"""Damage of every kind: to bytes, to JSON, to lines, to GGUF's fields, and to files as such.
+
+Each takes a source of chance and a file, and changes the file in place.
+"""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import gguf
+
+Mutation = Callable[[random.Random, pathlib.Path], None]
+
+SIZES = (0, 1, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 10**9, 2**63 - 1, 2**63, 2**64 - 1)
+"""Where counts, lengths and offsets go wrong."""
+
+_RAW = {  # JSON that Python's own writer does not write
+    "@deep": b"[" * 100_000 + b"]" * 100_000,
+    "@digits": b"9" * 5_000,
+    "@nan": b"NaN",
+    "@huge": b"1e999",
+    "@surrogate": b'"\\ud800"',
+}
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2, 7, 64, 0.5, 2.0, 1e-45, 1e300, 10**9, 2**31, 2**63, 10**30),
+    *("", "x", "0", "\0", "\x1b[31mred", "../x", "/etc/passwd", "é" * 300, "</s>", "{{"),
+    *([], {}, [[]], [None], {"": 0}, list(range(1000)), *_RAW),
+)
+
+
+def flip_bit(chance: random.Random, path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def flip_bit_in_front(chance: random.Random, path: pathlib.Path) -> None:
+    """In the first 4 KiB, where large files have their headers."""
+    content = bytearray(path.read_bytes())
+    if content:
+        content[chance.randrange(min(len(content), 4096))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def overwrite_number(chance: random.Random, path: pathlib.Path) -> None:
+    """Eight bytes in the first 4 KiB, as a count or a length of some size."""
+    content = path.read_bytes()
+    at = chance.randrange(min(len(content), 4096) + 1)
+    number = chance.choice(SIZES).to_bytes(8, "little")
+    path.write_bytes(content[:at] + number + content[at + 8 :])
+
+
+def move_piece(chance: random.Random, path: pathlib.Path) -> None:
+    """Deletes a piece, repeats it, puts random bytes before it, or cuts the file at it."""
+    content = path.read_bytes()
+    start, end = sorted(chance.randrange(len(content) + 1) for _ in range(2))
+    end = min(end, start + chance.choice((1, 8, 300, 10**6)))
+    new = chance.choice(
+        (
+            content[:start] + content[end:],
+            content[:end] + content[start:],
+            content[:start] + chance.randbytes(end - start) + content[start:],
+            content[:start],
+            content[start:end],
+            content + content[start:end],
+        )
+    )
+    path.write_bytes(new)
+
+
+def replace_file(chance: random.Random, path: pathlib.Path) -> None:
+    """Takes the file away; in its place: nothing, a folder, a pipe, a device, a link, no bytes."""
+    path.unlink()
+    chance.choice(
+        (
+            lambda: None,
+            path.mkdir,
+            lambda: os.mkfifo(path),
+            lambda: path.symlink_to("/dev/zero"),
+            lambda: path.symlink_to(path),
+            lambda: path.write_bytes(b""),
+            lambda: path.write_bytes(b"\xff\xfe\x00" * 50),
+            lambda: path.write_bytes(_RAW["@deep"]),
+        )
+    )()
+
+
+def change_json(chance: random.Random, path: pathlib.Path) -> None:
+    """One value or key of a JSON text, wherever it is nested."""
+    path.write_bytes(_changed_json(chance, path.read_bytes()))
+
+
+def change_json_line(chance: random.Random, path: pathlib.Path) -> None:
+    """One value or key of one line of JSON."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = chance.randrange(len(lines))
+    lines[at] = _changed_json(chance, lines[at]) + b"\n"
+    path.write_bytes(b"".join(lines))
+
+
+def move_line(chance: random.Random, path: pathlib.Path) -> None:
+    """Deletes, repeats, tears or empties a line, changes two about, or joins it with the next."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    at, other = chance.randrange(len(lines)), chance.randrange(len(lines))
+    line = lines[at]
+    what = chance.randrange(6)
+    if what == 0:
+        del lines[at]
+    elif what == 1:
+        lines.insert(other, line)
+    elif what == 2:
+        lines[at] = line[: chance.randrange(len(line))]
+    elif what == 3:
+        lines[at] = b"\n"
+    elif what == 4:
+        lines[at], lines[other] = lines[other], line
+    else:
+        lines[at] = line.rstrip(b"\n")
+    path.write_bytes(b"".join(lines))
+
+
+def change_gguf_field(chance: random.Random, path: pathlib.Path) -> None:
+    """One number or string of the header, or a place or shape of a tensor, as `gguf` finds it."""
+    reader = gguf.GGUFReader(path, "r+")
+    fields = [*reader.fields.values(), *(tensor.field for tensor in reader.tensors)]
+    part = chance.choice(chance.choice(fields).parts)
+    if part.dtype.itemsize == 1 or chance.random() < 0.3:  # text, or a small step
+        part.view("u1")[chance.randrange(part.nbytes)] ^= 1 << chance.randrange(8)
+    elif chance.random() < 0.3:  # what another tensor says, such as its offset
+        other = chance.choice(reader.tensors).field.parts[-1]
+        part[...] = other[0].astype(part.dtype)
+    else:
+        part.view(f"u{part.dtype.itemsize}")[...] = chance.choice(SIZES) % 256**part.dtype.itemsize
+    reader.data.flush()
+
+
+def _changed_json(chance: random.Random, text: bytes) -> bytes:
+    document = json.loads(text)
+    containers = list(_containers(document))
+    if not containers:
+        return json.dumps(chance.choice(_VALUES)).encode()
+    # A field as often as an item of the longest list or table.
+    container = chance.choice(containers)
+    keys = list(container) if isinstance(container, dict) else list(range(len(container)))
+    key = chance.choice(keys)
+    value = chance.choice(_VALUES)
+    what = chance.randrange(8)
+    if what == 0:
+        del container[key]
+    elif what == 1 and isinstance(container, dict):
+        container[chance.choice(("", "x", "\0", "\x1b[1m", f"{key} ", key.upper()))] = (
+            container.pop(key)
+        )
+    elif what == 2:
+        other = chance.choice(keys)
+        container[key], container[other] = container[other], container[key]
+    elif what == 3 and isinstance(container, dict):
+        return (
+            json.dumps(document)
+            .encode()
+            .replace(json.dumps(key).encode(), json.dumps(chance.choice(keys)).encode(), 1)
+        )  # perhaps a key that is there twice
+    elif what == 4 and isinstance(container[key], int | float):
+        container[key] += chance.choice((1, -1, 1000, 0.5))
+    else:
+        container[key] = value
+    written = json.dumps(document, indent=chance.choice((None, 2))).encode()
+    for name, raw in _RAW.items():
+        written = written.replace(json.dumps(name).encode(), raw)
+    return written
+
+
+def _containers(value: Any):
+    """All objects and lists of a JSON value that are not empty."""
+    if isinstance(value, dict | list) and value:
+        yield value
+        inner = list(value.values()) if isinstance(value, dict) else value
+        for item in inner[:50]:  # of a vocabulary, its beginning
+            yield from _containers(item)
+
+
+_OF_ANY = (flip_bit, flip_bit, move_piece, replace_file)
+_BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
+    ".json": (change_json,) * 6 + (flip_bit, move_piece),
+    ".jsonl": (change_json_line,) * 3 + (move_line,) * 3,
+    ".txt": (move_line,) * 3,
+    ".flags": (move_line,) * 3,
+    ".gguf": (change_gguf_field,) * 6 + (flip_bit_in_front, overwrite_number),
+    ".safetensors": (flip_bit_in_front,) * 4 + (overwrite_number,),
+}
+
+
+def mutate(chance: random.Random, path: pathlib.Path) -> str:
+    """Damages a file in a way that suits it, and says in which."""
+    mutation = chance.choice(_OF_ANY + _BY_SUFFIX.get(path.suffix, (overwrite_number,)))
+    mutation(chance, path)
+    return mutation.__name__
+
+
+def fresh(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes a folder a copy of another, whatever it was."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(base, folder)

@@ -1,0 +1,66 @@
+"""Answers scored in one pass, held to generation and to whole logits."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from losses import nll_of
+
+from sinkjax import SinkMask, specialize
+from sinkjax.instruments.answers import score_answers
+from sinkjax.instruments.tasks import Questions
+
+MASKS = {
+    "baseline": None,
+    "windows and sinks": "L0: 6f | L1: 3w(1,2) 2s(zero) f | L2: 6s(first)",
+    "copies": "L0: 6f | L1: 3c(0,1) 3w(1,2) | L2: 6f",
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make()
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_an_answer_is_given_back_exactly_if_greedy_decoding_says_it(model, name):
+    """Excerpts of several lengths end in what greedy decoding says, but for a token in some."""
+    mask = MASKS[name] and SinkMask.from_text(MASKS[name])
+    masked = model if mask is None else specialize(model, mask)
+    call = tiny.quick_jit(lambda model, tokens: model(tokens))
+    lengths, sizes = np.array([12, 9, 14, 11, 14]), np.array([4, 2, 5, 3, 5])
+    tokens = np.array(tiny.tokens_of(model, (5, 14)))
+    for step in range(5):  # greedy decoding, a row's answer from where its prompt ends
+        at = lengths - sizes + step
+        drawn = np.asarray(call(masked, jnp.asarray(tokens))).argmax(axis=-1)
+        for row in np.flatnonzero(step < sizes):
+            tokens[row, at[row]] = drawn[row, at[row] - 1]
+    tokens[0, 11] = (tokens[0, 11] + 1) % 61  # an answer's last token
+    tokens[3, 8] = (tokens[3, 8] + 1) % 61  # an answer's first token
+    questions = Questions(tokens, lengths, sizes, (("",),) * 5, 5)
+    scores = score_answers(model, questions, mask)
+    assert scores["given_back"].tolist() == [False, True, True, False, True]
+    nll = nll_of(call(masked, jnp.asarray(tokens)), tokens)
+    ends = zip(nll, lengths - 1, sizes, strict=True)
+    whole = [row[end - size : end].sum() for row, end, size in ends]
+    np.testing.assert_allclose(scores["nll"], whole, rtol=1e-4)
+
+
+def test_questions_in_parts_and_batches_have_the_same_scores(model):
+    tokens = np.array(tiny.tokens_of(model, (5, 12)))
+    sizes = np.array([3, 2, 4, 4, 1])
+    questions = Questions(tokens, np.array([12, 9, 12, 11, 12]), sizes, (("",),) * 5, 4)
+    whole = score_answers(model, questions)
+    part = score_answers(model, questions.part(slice(1, 4)), rows=2)
+    np.testing.assert_allclose(part["nll"], whole["nll"][1:4], rtol=1e-5)
+
+
+def test_what_stands_behind_an_excerpt_is_not_seen(model):
+    tokens = np.asarray(tiny.tokens_of(model, (2, 12)))
+    questions = Questions(tokens, np.array([9, 9]), np.array([3, 2]), (("",),) * 2, 3)
+    padded = np.where(np.arange(12) < 9, tokens, 7).astype(np.int32)
+    other = dataclasses.replace(questions, tokens=padded)
+    ours, theirs = (score_answers(model, of)["nll"] for of in (questions, other))
+    np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,279 @@
+"""Retrieval from its flags to its records, its table and its heat maps."""
+
+import copy
+import functools
+
+import hf
+import numpy as np
+import pytest
+from scripts import run_main
+
+import sinkjax
+from sinkjax import InputError, SinkMask, compile, save_mask, specialize
+from sinkjax.instruments.answers import score_answers
+from sinkjax.instruments.tasks import ask, found
+from sinkjax.report.page import render_page
+from sinkjax.studies import texts
+from sinkjax.studies.prompts import encode
+from sinkjax.studies.results import read_records
+from sinkjax.studies.retrieval.measure import FLOOR, summarize_answers
+from sinkjax.studies.retrieval.page import heat_maps
+from sinkjax.studies.retrieval.study import Retrieval
+from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
+
+RETRIEVAL = "experiments.retrieval"
+FULL, ZERO = "L0-1: 6f", "L0-1: 6s(zero)"
+LENGTH, COUNT = 420, 3
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers with room for questions, and a small tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("small")
+    hf.save_llama(
+        folder,
+        vocab_size=len(small_tokenizer),
+        num_hidden_layers=2,
+        max_position_embeddings=1024,
+        initializer_range=0.5,
+    )
+    small_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mask_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("masks") / "means.json"
+    fills = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+    save_mask(path, SinkMask.from_text("L0: 6f | L1: 2s(mean) 2w(1,4) 2f"), fills=fills)
+    return path
+
+
+def arguments(model, folder, /, **more):
+    flags = {
+        "model": model,
+        "lengths": LENGTH,
+        "num_excerpts": COUNT,
+        "tasks": "niah_prose",
+        "depths": "0.1,0.9",
+        "output_dir": folder,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.fixture(scope="module")
+def measured(small, mask_file, tmp_path_factory):
+    """A run's folder: of a mask's file with its control."""
+    folder = tmp_path_factory.mktemp("out") / "retrieval"
+    run_main(RETRIEVAL, *arguments(small, folder), f"--mask={mask_file}")
+    return folder
+
+
+def records_of(folder, **fields):
+    return [r for r in read_records(folder)[1] if fields.items() <= r.items()]
+
+
+def test_every_mask_and_control_is_asked_everything(measured, mask_file):
+    names = [str(mask_file), f"{mask_file}, at random"]
+    cells = [
+        (record["candidate"]["name"], record["task"], record.get("depth"))
+        for record in records_of(measured)
+    ]
+    assert cells == [(name, "niah_prose", depth) for name in names for depth in (0.1, 0.9)]
+    mask, control = (records_of(measured)[n]["candidate"] for n in (0, 2))
+    assert control["control_of"] == mask["name"]
+    assert control["heads"] == mask["heads"]
+    assert control["mask_digest"] != mask["mask_digest"]
+
+
+def test_the_baseline_answers_once_for_all_masks(measured):
+    """Of two sets of questions: under the baseline, mask and control."""
+    kept = [tuple(np.load(path).files) for path in (measured / "measured").glob("*.npz")]
+    assert kept.count(("nll", "given_back")) == 2 * 3
+    assert kept.count(("fills",)) == 1  # of the control, which has means on heads of its own
+
+
+@pytest.fixture(scope="module")
+def listed(small, tmp_path_factory):
+    """A run's folder: of a list, under a mask without control."""
+    folder = tmp_path_factory.mktemp("out") / "lists"
+    flags = arguments(small, folder, tasks="fwe", controls=0)
+    run_main(RETRIEVAL, *flags, f"--mask={ZERO}")
+    return folder
+
+
+def test_lists_are_searched_in_what_the_model_writes(listed, small, small_tokenizer):
+    encoder = functools.partial(encode, small_tokenizer, bos="tokenizer")
+    questions = ask(encoder, "fwe", LENGTH, count=COUNT, seed=0)
+    model = sinkjax.load(small)
+    masked = specialize(model, SinkMask.from_text(ZERO))
+    (record,) = records_of(listed)
+    assert "depth" not in record
+    for name, of in (("baseline", model), ("candidate", masked)):
+        program = compile(of, batch_size=COUNT, prefill_lengths=[LENGTH], max_length=LENGTH)
+        written = program.generate(questions.prompts(), max_new_tokens=questions.new_tokens)
+        shares = [
+            found(small_tokenizer.decode(tokens), words)
+            for tokens, words in zip(written, questions.answers, strict=True)
+        ]
+        assert record["result"]["per_excerpt"][name]["accuracy"] == shares
+    nll = score_answers(model, questions)["nll"]
+    np.testing.assert_allclose(record["result"]["per_excerpt"]["baseline"]["nll"], nll, rtol=1e-5)
+
+
+def test_the_terminal_shows_what_the_records_say_and_nothing_is_measured_again(
+    measured, small, mask_file, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
+    run_main(RETRIEVAL, *arguments(small, measured), f"--mask={mask_file}")
+    assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
+    out = capsys.readouterr().out
+    for record in records_of(measured):
+        assert f"{record['result']['nll']['baseline']['value']:.2f}" in out
+    assert f"n = {COUNT} excerpts" in out
+    assert "says nothing: the baseline itself is below 80%" in out
+    page = (measured / "report.html").read_text()
+    for table in retrieval_tables(records_of(measured)):
+        assert all(f">{cell}<" in page for row in table.rows for cell in row)
+    assert len(list((measured / "figures").glob("*.png"))) == 1
+
+
+def test_lengths_without_room_are_left_out_and_said(small, tmp_path, capsys):
+    more = {"lengths": f"60,{LENGTH}", "tasks": "niah_single_1", "controls": 0}
+    run_main(RETRIEVAL, *arguments(small, tmp_path, **more), f"--mask={FULL}")
+    records = records_of(tmp_path)
+    assert {record["length"] for record in records} == {LENGTH}
+    for record in records:  # the mask is the baseline's own
+        assert record["result"]["accuracy"]["change"]["value"] == 0
+        assert record["result"]["nll"]["change"]["value"] == 0
+    assert "niah_single_1 is not asked in 60 tokens: no room." in capsys.readouterr().out
+
+
+def drawn(accuracy, baseline=1.0, count=20, nll=1.0):
+    """A result in which the models are right in these shares."""
+    right = np.arange(count) / count
+    models = (
+        {"accuracy": (right < share).astype(float), "nll": np.full(count, value)}
+        for share, value in ((baseline, 1.0), (accuracy, nll))
+    )
+    return summarize_answers(*models, np.full(count, 8), seed=0)
+
+
+def test_changes_are_paired_and_cells_below_the_floor_say_nothing():
+    result = drawn(0.5, 0.9, nll=3.5)
+    assert result["accuracy"]["baseline"]["value"] == 0.9
+    assert result["accuracy"]["candidate"]["value"] == 0.5
+    assert result["accuracy"]["change"]["value"] == pytest.approx(-0.4)
+    assert result["nll"]["change"]["value"] == 2.5
+    assert drawn(0.1, FLOOR)["says_something"] is True
+    assert drawn(1.0, FLOOR - 0.05)["says_something"] is False
+
+
+@pytest.fixture
+def run(measured, listed):
+    """The run's specification and records of a mask, with drawn results at two lengths."""
+    specification, records = copy.deepcopy(read_records(measured))
+    records = [r for r in records if "control_of" not in r["candidate"]]
+    (of_list,) = copy.deepcopy(records_of(listed))
+    records.append({**of_list, "candidate": records[0]["candidate"]})
+    results = [drawn(0.25), drawn(1.0), drawn(0.35, 0.5)]
+    for record, result in zip(records, results, strict=True):
+        record["result"] = result
+    longer = [{**record, "length": 2 * LENGTH} for record in copy.deepcopy(records)]
+    return specification, records + longer
+
+
+def test_the_page_says_where_a_mask_loses_most_of_what_tells(run):
+    html, pictures = render_page(Retrieval.page(*run))
+    worst = f"at worst 25.0% right where the baseline has 100.0% (niah_prose, {LENGTH} tokens"
+    assert f"{worst}, depth 10%)" in html
+    assert len(pictures) == 1
+    assert f"Hatched: says nothing: the baseline itself is below {FLOOR:.0%}" in html
+    assert html == render_page(Retrieval.page(run[0], run[1][::-1]))[0]
+    _, table = retrieval_tables(run[1])
+    assert [row[3] for row in table.rows] == ["35.0% (a)"] * 2
+    assert table.notes[-1] == "(a) says nothing: the baseline itself is below 80%"
+
+
+def test_heat_maps_have_a_square_for_each_result(run, monkeypatch):
+    """Baseline and mask side by side, the first depth on top, blank where nothing is told."""
+    from sinkjax.report import canvas
+
+    drawn_values = []
+    monkeypatch.setattr(canvas, "image", lambda axes, values, scale: drawn_values.append(values))
+    (panels,) = by_mask(run[1]).values()
+    heat_maps(panels)
+    baseline, of_list, mask, of_list_mask = drawn_values
+    np.testing.assert_array_equal(baseline, np.ones((2, 2)))
+    np.testing.assert_array_equal(mask, [[1, 1], [0.25, 0.25]])  # from the bottom
+    np.testing.assert_array_equal(of_list, [[0.5, 0.5]])
+    assert np.isnan(of_list_mask).all()
+
+
+def test_a_page_without_a_cell_that_tells_says_so(run):
+    specification, records = run
+    records = [r for r in records if r["task"] == "fwe"]
+    html, _ = render_page(Retrieval.page(specification, records))
+    assert "nothing is known, for the baseline reaches 80% nowhere" in html
+
+
+BAD = {
+    "no mask": ([], {}, ["--mask: name a mask"]),
+    "task": ([FULL], {"tasks": "niah_single_2"}, ["--tasks=niah_single_2: use one of niah_"]),
+    "none": ([FULL], {"tasks": ""}, ["--tasks: give at least one"]),
+    "depth": ([FULL], {"depths": "0.5,2"}, ["--depths=2", "between 0 and 1"]),
+    "depths": ([FULL], {"depths": ""}, ["--depths: give at least one"]),
+    "no room": (
+        [FULL],
+        {"lengths": "50,60", "tasks": "niah_prose,fwe"},
+        ["--lengths=60: niah_prose needs", "fwe needs"],
+    ),
+    "context": ([FULL], {"lengths": "99999"}, ["--lengths=99999", "context is"]),
+    "excerpts": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
+    "controls": ([FULL], {"controls": -1}, ["--controls=-1"]),
+    "text": ([FULL], {"text": "/nowhere.txt"}, ["--text=/nowhere.txt"]),
+    "twice": ([FULL, f"{FULL}, at random"], {}, ["--mask=L0-1: 6f, at random"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_flags_are_refused_before_any_work(what, small, tmp_path):
+    masks, more, mentions = BAD[what]
+    flags = arguments(small, tmp_path / "out", **more)
+    with pytest.raises(InputError) as error:
+        run_main(RETRIEVAL, *flags, *(f"--mask={mask}" for mask in masks))
+    for mention in mentions:
+        assert mention in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_of_a_mask_are_drawn_whole_for_its_control(small):
+    model = sinkjax.load_config(small)
+    size = model.num_heads // model.num_kv_heads
+    group = "L0: 6f | L1: " + f"{size}w(1,4) {6 - size}f"
+    for text, whole in ((group, True), ("L0: 6f | L1: w(1,4) 5f", False)):
+        study = Retrieval(model=str(small), mask=(text,), lengths=(LENGTH,), controls=8)
+        masked = [c.masks[LENGTH].masked for c in study.candidates[1:]]
+        grouped = [m.reshape(2, -1, size) for m in masked]
+        assert all((m.all(-1) == m.any(-1)).all() for m in grouped) == whole
+        assert len({str(c.masks[LENGTH]) for c in study.candidates}) > 1
+
+
+def test_means_of_controls_need_text_enough(small, mask_file, tmp_path):
+    (tmp_path / "short.txt").write_text("Hardly a sentence. " * 20)
+    flags = arguments(small, tmp_path / "out", text=tmp_path / "short.txt", tasks="niah_single_1")
+    with pytest.raises(InputError, match=r"--lengths=420: short\.txt has \d+ tokens"):
+        run_main(RETRIEVAL, *flags, f"--mask={mask_file}")
+    study = Retrieval(model=str(small), mask=(FULL,), text=str(tmp_path / "short.txt"))
+    assert study.calibrated_on is None
+
+
+def test_prose_is_the_text_that_is_given(small, small_tokenizer, other_text):
+    study = Retrieval(
+        model=str(small), mask=(FULL,), text=str(other_text), lengths=(LENGTH,), num_excerpts=2
+    )
+    questions = next(asked.questions for asked in study.asked if asked.task == "niah_prose")
+    shown = small_tokenizer.decode(questions.tokens[0])
+    assert "steps from home." in shown
+    assert "steps from home." not in texts.judge_text(None, 1, 0).text

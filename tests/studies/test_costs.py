@@ -1,0 +1,78 @@
+"""Where a mask's KL is counted, by counting positions one by one."""
+
+import numpy as np
+import pytest
+from tiny import make
+
+from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full
+from sinkjax.studies.costs import PARTS, part_means, summarize_parts
+from sinkjax.studies.resampling import resample_counts
+from sinkjax.testing.oracle import reference_logits
+
+MIXED = SinkMask.from_text("L0: 2f | L1: f w(2,5) | L2: w(1,2) f")
+
+
+def acts(path, position):
+    """Whether a query at a position attends to other than all positions up to its own."""
+    if path.kind == "window":
+        unseen = [s for s in range(position + 1) if path.sinks <= s <= position - path.recent]
+        return bool(unseen)
+    return path != Full() and position > 0
+
+
+@pytest.mark.parametrize("prompt", [2, 3, 9, 24])
+@pytest.mark.parametrize("generated", [0, 4])
+@pytest.mark.parametrize(
+    "text", [str(MIXED), "L0-1: 2f | L2: s(zero) w(2,5)", "L0: 2f | L1: c(0,1) f"]
+)
+def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generated, text):
+    mask = SinkMask.from_text(text)
+    kl = np.random.default_rng(0).uniform(size=(9, prompt + generated - 1)).astype(np.float32)
+    paths = {path for layer in mask.heads for path in layer}
+    late = {p for p in range(prompt) if p >= prompt - max(1, prompt // 4)}
+    wanted = {
+        "kl_acting": {p for p in range(prompt) if any(acts(path, p) for path in paths)},
+        "kl_late": late,
+        "kl_generated": set(range(prompt, prompt + generated)),
+    }
+    means, found = (
+        part_means(kl, mask, prompt),
+        summarize_parts(kl, mask, prompt, resample_counts(9, 0)),
+    )
+    assert list(found) == list(PARTS)
+    assert set(means) == {name for name, positions in wanted.items() if positions}
+    for name, positions in wanted.items():
+        if not positions:
+            assert found[name]["value"] is None
+            assert found[name]["undefined"]
+            continue
+        mean = np.mean([kl[:, p - 1] for p in sorted(positions)], dtype=np.float64)
+        np.testing.assert_allclose([means[name], found[name]["value"]], mean, rtol=1e-12)
+        assert found[name]["first"] == min(positions)
+        assert found[name]["low"] <= mean <= found[name]["high"]
+    by_name = {"copy" if path.kind == "copy" else str(path): path for path in paths - {Full()}}
+    assert {of_path["path"] for of_path in found["kl_acting"]["by_path"]} == set(by_name)
+    for of_path in found["kl_acting"]["by_path"]:
+        positions = [p for p in range(prompt) if acts(by_name[of_path["path"]], p)]
+        mean = np.mean([kl[:, p - 1] for p in positions]) if positions else None
+        assert of_path["value"] == (mean if mean is None else pytest.approx(mean))
+
+
+def test_a_mask_without_masked_heads_acts_nowhere():
+    mask = SinkMask.from_text("L0: 2f")
+    found = summarize_parts(np.zeros((2, 7), np.float32), mask, 8, resample_counts(2, 0))
+    assert found["kl_acting"]["undefined"] == "no masked head acts before the end of the prompt"
+    assert found["kl_acting"]["by_path"] == []
+    assert found["kl_late"]["value"] == 0
+
+
+def test_the_oracle_differs_from_where_on_the_first_head_acts():
+    model = make(num_heads=2, num_kv_heads=1)
+    tokens = np.random.default_rng(1).integers(0, 61, (2, 16)).astype(np.int32)
+    for text, first in ((str(MIXED), 3), ("L0-1: 2f | L2: s(first) f", 1)):
+        mask = SinkMask.from_text(text)
+        full = SinkMask.full(model.config)
+        logits = [np.asarray(reference_logits(model, m, tokens)) for m in (full, mask)]
+        changed = (logits[0] != logits[1]).any(axis=(0, 2))
+        assert np.flatnonzero(changed)[0] == first

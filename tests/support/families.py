@@ -1,0 +1,74 @@
+"""Tiny models of every family, as changes of `hf.TINY`, with the `model_type` as `family`."""
+
+import hf
+
+KINDS = {
+    "llama": dict(family="llama"),
+    "mistral": dict(family="mistral", sliding_window=None, head_dim=16),
+    "qwen2": dict(family="qwen2"),
+    "qwen2_tied": dict(family="qwen2", num_key_value_heads=1, tie_word_embeddings=True),
+    "qwen3": dict(family="qwen3", head_dim=16),
+    "qwen3_bias": dict(family="qwen3", num_key_value_heads=6, head_dim=6, attention_bias=True),
+    "granite": dict(
+        family="granite",
+        embedding_multiplier=3.0,
+        residual_multiplier=0.7,
+        attention_multiplier=0.2,
+        logits_scaling=1.5,
+    ),
+    "smollm3": dict(
+        family="smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None
+    ),
+    "smollm3_listed": dict(
+        family="smollm3",
+        num_key_value_heads=6,
+        no_rope_layers=[0, 1, 1],
+        attention_bias=True,
+        pad_token_id=None,
+    ),
+    "mistral_windows": dict(family="mistral", sliding_window=24),
+    "qwen2_windows": dict(
+        family="qwen2", use_sliding_window=True, sliding_window=24, max_window_layers=1
+    ),
+    "qwen3_windows": dict(
+        family="qwen3",
+        head_dim=16,
+        use_sliding_window=True,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "smollm3_windows": dict(
+        family="smollm3",
+        no_rope_layer_interval=2,
+        use_sliding_window=True,
+        sliding_window=24,
+        pad_token_id=None,
+    ),
+    "gemma3": dict(
+        family="gemma3_text",
+        head_dim=16,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=11,
+    ),
+    "gemma3_linear": dict(
+        family="gemma3_text",
+        num_key_value_heads=1,
+        head_dim=10,
+        sliding_window=20,
+        query_pre_attn_scalar=10,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        num_hidden_layers=6,
+    ),
+}
+
+
+def attributes(kind: str, **changes) -> dict:
+    """A kind's `config.json`."""
+    shape = {**hf.TINY, **KINDS[kind], **changes}
+    family = shape.pop("family")
+    return {**shape, "model_type": family}
