@@ -24,6 +24,7 @@ from scripts import ROOT
 
 import sinkjax
 from sinkjax.errors import InputError
+from sinkjax.files import PARTIAL
 from tests.checkpoint import test_registry
 
 KILLS, SEED = int(os.environ.get("KILLS", "15")), int(os.environ.get("SEED", "0"))
@@ -36,7 +37,7 @@ def killed_until_it_ends(
 
     Args:
       took: seconds that one takes that is not killed.
-      check: called after each that was killed.
+      check: called after each that was killed; whether that had ended all but its process.
     """
     kills = 0
     while True:
@@ -49,7 +50,8 @@ def killed_until_it_ends(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-            check()
+            if check():
+                return kills
 
 
 def timed(start: Callable[[], subprocess.Popen]) -> float:
@@ -89,10 +91,11 @@ def test_a_killed_conversion_is_told_and_goes_on(format, tiny, tmp_path):
                 command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
 
-    def check() -> None:
-        if output.exists():
-            with contextlib.suppress(InputError):
-                assert sinkjax.model_digest(sinkjax.load(output)) == digest
+    def check() -> bool:
+        with contextlib.suppress(InputError):
+            assert sinkjax.model_digest(sinkjax.load(output)) == digest
+            return not (output / PARTIAL).exists()
+        return False
 
     def ended() -> None:
         assert sinkjax.model_digest(sinkjax.load(output)) == digest
@@ -130,8 +133,9 @@ def test_a_killed_fetch_goes_on(tmp_path, monkeypatch):
     def models() -> list[pathlib.Path]:
         return list(cache.glob("*.gguf"))
 
-    def check() -> None:
+    def check() -> bool:
         assert all(path.read_bytes() == content for path in models())
+        return False
 
     def ended() -> None:
         assert {path.name for path in cache.iterdir()} == {models()[0].name, ".lock"}

@@ -199,15 +199,20 @@ def config(folder: pathlib.Path) -> Format:
         ends = [*_listed(said.get("eos_token_id")), *_listed(more.get("eos_token_id"))]
         tokens = [token for token in ends if token is not None]
         tokens = tuple(dict.fromkeys(t for t in tokens if 0 <= t < shape["vocab_size"]))
-        of_rope = {name: rope.get(key) for key, name in _LLAMA3.items()}
+        # Whole numbers beyond float64's are read as the nearest of its.
+        of_rope = {name: _number(rope.get(key)) for key, name in _LLAMA3.items()}
         return {
             **original,
-            **{name: shape[key] for key, name in _CONFIG.items()},
+            **{name: _number(shape[key]) for key, name in _CONFIG.items()},
             "rope": {**original["rope"], **of_rope},
             "eos_token_ids": tokens,
         }
 
     return Format(("config.json", "config.json", "generation_config.json"), read, expected)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if type(value) is int else value
 
 
 def _listed(value: Any) -> list[Any]:
