@@ -65,7 +65,7 @@ def _check_layers(source: Stored, config: LlamaConfig) -> None:
     if config.num_layers > stored:
         raise InputError(
             f"{source.name}: its config has {config.num_layers:,} layers, its tensors are of "
-            f"{stored:,}; download both again"
+            f"{stored:,}; download it again"
         )
 
 
