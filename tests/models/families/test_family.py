@@ -30,6 +30,10 @@ MIXED = SinkMask.from_text(
 )
 
 
+# Kinds that differ in parts that nothing of ours tells apart are held to transformers alone.
+OWN = [kind for kind in KINDS if kind not in ("llama", "mistral", "qwen2_tied", "qwen3_bias")]
+
+
 def test_every_family_is_tested():
     assert {kind["family"] for kind in KINDS.values()} == set(FAMILIES)
 
@@ -64,7 +68,7 @@ def tiny_model(kind: str, **changes) -> sinkjax.Llama:
     return tiny.make(**vars(from_hf_config(attributes(kind, **changes))))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OWN)
 def test_every_path_mixed_equals_the_oracle(kind):
     model = tiny_model(kind, num_hidden_layers=3)
     tokens, fills, prompts = tiny.tokens_of(model, (2, 90)), tiny.make_fills(model), [50, 80]
@@ -75,7 +79,7 @@ def test_every_path_mixed_equals_the_oracle(kind):
     np.testing.assert_allclose(decoded, tiny.after(wanted, prompts, 5), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OWN)
 def test_layers_as_loops_and_two_devices_change_nothing(kind):
     model = tiny_model(kind, vocab_size=62)
     tokens = tiny.tokens_of(model, (2, 41))
@@ -92,7 +96,7 @@ def test_layers_as_loops_and_two_devices_change_nothing(kind):
     np.testing.assert_allclose(laid(tokens), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OWN)
 def test_compiled_costs_are_those_of_formulas(kind):
     model = tiny_model(kind, num_hidden_layers=3)
     mask = SinkMask.from_text("L0: 6f | L1: 3w(2,5) 3s(first) | L2: 6s(zero)")
