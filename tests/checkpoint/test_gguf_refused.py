@@ -161,7 +161,7 @@ def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, block
     key = b"llama.block_count\x04\0\0\0"
     path = tmp_path / "model.gguf"
     path.write_bytes(content.replace(key + b"\3\0\0\0", key + blocks.to_bytes(4, "little")))
-    with pytest.raises(InputError, match=rf"4 layers, its tensors are of 3|is {blocks}; at most"):
+    with pytest.raises(InputError, match=rf"4 layers, its tensors are of 3|is {blocks}; .*at most"):
         sinkjax.load(path)
 
 
