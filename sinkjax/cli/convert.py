@@ -35,7 +35,7 @@ from sinkjax.checkpoint.orbax import MANIFEST
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.cli.tool import ModelSettings, Tool
 from sinkjax.errors import InputError, Problem, about, explaining
-from sinkjax.files import PARTIAL, replace_file, sync_folder
+from sinkjax.files import PARTIAL, parse_json, replace_file, sync_folder
 from sinkjax.studies.settings import setting
 
 _MOVED = "moved.json"  # in the folder of what is on its way: the names that leave it
@@ -164,7 +164,7 @@ def _left(output: pathlib.Path) -> set[str]:
     moved: set[str] = set()
     if not any((output / name).exists() for name in (MANIFEST, CONFIG)):
         with contextlib.suppress(OSError, ValueError, TypeError):  # killed before it was there
-            moved = set(json.loads((partial / _MOVED).read_bytes()))
+            moved = set(parse_json((partial / _MOVED).read_bytes()))
     return {PARTIAL} | (moved & _names(output) - _names(partial))
 
 

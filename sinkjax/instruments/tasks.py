@@ -371,7 +371,7 @@ TASKS: dict[str, Callable[[_Draw], _Draft]] = {
 @functools.cache
 def _english() -> list[str]:
     """The words of four to nine small letters that both novels use, by the alphabet."""
-    texts = [path.read_text() for path in sorted((shipped.FOLDER / "texts").glob("*.txt"))]
+    texts = [path.read_text("utf-8") for path in sorted((shipped.FOLDER / "texts").glob("*.txt"))]
     novels = [set(re.findall(r"(?<![\w’'-])[a-z]{4,9}(?![\w’'-])", text)) for text in texts]
     return sorted(set.intersection(*novels))
 

@@ -96,7 +96,7 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
         )
     try:
         return specification, [
-            placed(json.loads(content[at : at + size]), f"{file}, line {number}:")
+            placed(parse_json(content[at : at + size]), f"{file}, line {number}:")
             for number, (at, size) in enumerate(lines.places.values(), start=1)
         ]
     except ValueError as error:
