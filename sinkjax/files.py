@@ -41,11 +41,11 @@ def check_path(path: Path) -> None:
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
-        raise OSError(errno.EINVAL, "no path holds half a surrogate pair") from error
+        raise OSError(errno.EINVAL, "no path holds half a surrogate pair", str(path)) from error
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "no path holds a NUL character")
+        raise OSError(errno.EINVAL, "no path holds a NUL character", str(path))
     if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # of no name is too long
-        raise OSError(errno.EINVAL, "it is a pipe or a device")
+        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:

@@ -90,10 +90,10 @@ def decoded_residuals(model: Llama, tokens: jax.Array, prompt: int) -> tuple[jax
     x, context = model.enter(tokens[:, :prompt], max_length=length)
     positions = jnp.arange(prompt, length, dtype=jnp.int32)
     # Under dynamic rope a token's angles go by the length that the text has as it is decoded.
-    angles = rotary_tables(model.config, positions[:, None], positions + 1)
-    cos, sin = (of_position.swapaxes(0, 1) for of_position in angles)
+    of_positions = rotary_tables(model.config, positions[:, None], positions + 1)
+    rotary = jax.tree.map(lambda angles: angles.swapaxes(0, 1), of_positions)
     lengths = jnp.full((len(tokens),), length, jnp.int32)
-    later = Context(cos, sin, lengths, length, start=jnp.int32(prompt))
+    later = Context(rotary, lengths, length, start=jnp.int32(prompt))
     y = model.embed(tokens[:, prompt:])
     for layer in model.layers:
         x, context, cache = _pass(layer, x, context)

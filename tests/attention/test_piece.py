@@ -99,7 +99,7 @@ def test_a_piece_without_room_is_refused():
     model = tiny.make(num_layers=1)
     tokens = tiny.tokens_of(model, (1, 9))
     _, cache = model.prefill(tokens[:, :2], max_length=8)
-    with pytest.raises(InputError, match="max_length is 8, but the prompt has 9 tokens"):
+    with pytest.raises(InputError, match="max_length is 8, but the prompt has 11 tokens"):
         model.extend(tokens, cache, lengths=jnp.asarray([9]))
 
 

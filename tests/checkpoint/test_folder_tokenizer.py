@@ -359,7 +359,7 @@ def test_how_added_tokens_are_matched_the_tokenizer_json_says(tmp_path):
 
 def test_pipes_in_place_of_files_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "tokenizer.json")
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="it is a pipe"):
         sinkjax.load_tokenizer(tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_settings_that_were_renamed_are_settings_now_and_no_longer_by_the_old_na
     study = settings_of(name)
     fields = typing.get_type_hints(study)
     for old, new in study.renamed.items():
-        assert new in fields
+        assert new in fields or " " in new  # or why it is gone
         assert old not in {field.name for field in dataclasses.fields(study)}
 
 

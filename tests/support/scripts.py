@@ -19,7 +19,7 @@ def load_script(name: str) -> ModuleType | Command:
     """A script, or a command by its script's name; the flags of those before it are forgotten."""
     by_module = flags.FLAGS.flags_by_module_dict().items()
     scripts = [own for module, own in by_module if module.startswith(("sinkjax", "benchmarks"))]
-    for name_of_flag in {flag.name for own in scripts for flag in own}:
+    for name_of_flag in {name for own in scripts for flag in own for name in _names(flag)}:
         delattr(flags.FLAGS, name_of_flag)
     flags.FLAGS.unparse_flags()
     folder, _, command = name.partition(".")
@@ -27,6 +27,10 @@ def load_script(name: str) -> ModuleType | Command:
         return load_command(command)
     sys.modules.pop(name, None)
     return importlib.import_module(name)
+
+
+def _names(flag: flags.Flag) -> set[str]:
+    return {name for name in (flag.name, flag.short_name) if name in flags.FLAGS}
 
 
 def run_main(name: str, *arguments: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Attributes = Mapping[str, Any]
 """Attributes of a `config.json`."""
@@ -13,6 +13,7 @@ def _nothing(attributes: Attributes) -> dict[str, Any]:
     return {}
 
 
+@runtime_checkable
 class Metadata(Protocol):
     """A GGUF file's metadata under its architecture, each key to be taken once."""
 
