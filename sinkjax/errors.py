@@ -10,6 +10,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_SHOWN = 20
+_LONGEST = 2_000  # letters of a line
 # Of names of files and tensors: what a terminal obeys, what no encoding has, what ends a line, and
 # what turns the direction of the text after it.
 _UNPRINTABLE = re.compile(
@@ -65,9 +66,15 @@ class InputError(ValueError):
 
     def lines(self, show: Callable[[Problem], str] = str) -> list[str]:
         """The problems in a line each; of very many the first, and how many more there are."""
-        lines = [show(problem) for problem in self.problems[:_MOST_SHOWN]]
+        lines = [clipped(show(problem)) for problem in self.problems[:_MOST_SHOWN]]
         more = len(self.problems) - len(lines)
         return [*lines, f"and {more:,} more"] if more else lines
+
+
+def clipped(line: str) -> str:
+    """A line of a length that can be read: of a very long one its begin and its end."""
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 @contextlib.contextmanager

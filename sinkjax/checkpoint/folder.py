@@ -39,7 +39,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         "give a folder as the Hub has it, with config.json and safetensors, or one that "
         "sinkjax convert wrote to its end (it writes sinkjax.json last)",
     )
-    if (folder / GENERATION_CONFIG).is_file():
+    if (folder / GENERATION_CONFIG).exists():
         generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
         if more := listed(generation.get("eos_token_id")):
             config["eos_token_id"] = listed(config.get("eos_token_id")) + more

@@ -49,6 +49,7 @@ _SCHEMA = {
     "TrainerSpec": (
         ("model_type", 3, "int32", "1"),
         ("treat_whitespace_as_suffix", 24, "bool", "false"),
+        ("byte_fallback", 35, "bool", "false"),
         ("unk_id", 40, "int32", "0"),
         ("bos_id", 41, "int32", "1"),
         ("eos_id", 42, "int32", "2"),
@@ -209,7 +210,12 @@ def _parse(path: pathlib.Path) -> Any:
             f"{path} is no SentencePiece model, or damaged ({first_line(error)}); download it "
             f"again, or the model's {_JSON}"
         ) from error
+    pieces = [piece.piece for piece in proto.pieces]
+    bytes_ = [piece.piece for piece in proto.pieces if piece.type == TokenType.BYTE]
+    wanted = {f"<0x{byte:02X}>" for byte in range(256 * proto.trainer_spec.byte_fallback)}
     unread = {
+        "has empty pieces, or some twice": "" in pieces or len(set(pieces)) < len(pieces),
+        "has not the byte pieces that it says": len(bytes_) != len(wanted) or set(bytes_) != wanted,
         "has no tokens": not 0 <= proto.trainer_spec.unk_id < len(proto.pieces),
         "is of another kind than BPE and unigram": proto.trainer_spec.model_type
         not in (_UNIGRAM, _BPE),

@@ -29,8 +29,15 @@ from flax import nnx
 
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
-from sinkjax.errors import InputError, first_line
-from sinkjax.files import PARTIAL, json_digest, parse_json, read_file, replace_file
+from sinkjax.errors import InputError, explaining, first_line
+from sinkjax.files import (
+    PARTIAL,
+    check_path,
+    json_digest,
+    parse_json,
+    read_file,
+    replace_file,
+)
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
@@ -174,6 +181,9 @@ def _open(folder: pathlib.Path, config: LlamaConfig) -> dict[str, "ts.TensorStor
 
     if not (folder / _WEIGHTS).is_dir():
         raise InputError(f"{folder / _WEIGHTS} is missing; {_ADVICE}")
+    for path in (folder / _WEIGHTS).rglob("*"):  # TensorStore would wait for a pipe
+        with explaining(f"{path} cannot be read", _ADVICE):
+            check_path(path)
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
     place = {
         "driver": "ocdbt",

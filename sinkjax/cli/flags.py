@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about, printable
+from sinkjax.errors import InputError, Problem, about, clipped, printable
 from sinkjax.files import read_file, user_path
 from sinkjax.programs.targets import WITHOUT_TPU
 
@@ -91,7 +91,7 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
             )
     except flags.Error as error:
         message = str(error)
-    print(f"error: {printable(message)}; --help shows all flags", file=sys.stderr)
+    print(f"error: {clipped(printable(message))}; --help shows all flags", file=sys.stderr)
     sys.exit(1)
 
 

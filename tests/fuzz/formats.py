@@ -180,7 +180,7 @@ def config(folder: pathlib.Path) -> Format:
         said = json.loads((folder / "config.json").read_bytes())
         generation = folder / "generation_config.json"
         more = json.loads(generation.read_bytes()) if generation.exists() else {}
-        assert said["model_type"] in ("llama", "mistral")
+        assert said.get("model_type", "llama") in ("llama", "mistral")
         shape = {**_DEFAULTS, **{key: said[key] for key in _CONFIG if key in said}}
         heads = shape["num_attention_heads"]
         if shape.get("num_key_value_heads") is None:
@@ -190,7 +190,7 @@ def config(folder: pathlib.Path) -> Format:
         rope = {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            **(said.get("rope_parameters") or {}),
+            **{k: v for k, v in (said.get("rope_parameters") or {}).items() if v is not None},
         }
         if rope["rope_type"] == "default":  # which has no more
             rope = {name: rope[name] for name in ("rope_type", "rope_theta")}
@@ -610,6 +610,8 @@ def flag_file(folder: pathlib.Path) -> Format:
         content = (folder / "fuzz.flags").read_bytes().decode()
         given = dict(_defaults)
         for line in map(str.strip, content.split("\n")):
+            if line == "--":  # the end of flags
+                break
             if line and not line.startswith(("#", "//")):
                 match = re.fullmatch(r"--?(\w+)(?:=(.*))?", line, re.DOTALL)
                 given[match[1]] = match[2]

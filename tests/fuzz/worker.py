@@ -84,7 +84,7 @@ def judge(its: Format, folder: pathlib.Path, original: Any) -> tuple[str, str]:
 
 def _complaint(error: InputError, folder: pathlib.Path) -> str | None:
     """What is not clear in an error; None if nothing."""
-    lines = [str(problem) for problem in error.problems]
+    lines = error.lines()
     if not lines or not all(line.strip() and line.isprintable() for line in lines):
         return "empty, or not of printable lines"
     if len(lines) > _MOST_LINES or sum(map(len, lines)) > _MOST_CHARACTERS:
