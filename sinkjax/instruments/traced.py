@@ -148,10 +148,8 @@ def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, span: Full | Window
 
     `span` is of `sinkjax.models.decoder.Attention`: what `full` is in its layer.
     """
-    sinks, recent, within, *_ = (
-        jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3]
-    )
-    return _windowed(q, k, v, sinks, recent, within)
+    limits = (jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3])
+    return _windowed(q, k, v, *limits)
 
 
 def _windowed(

@@ -7,14 +7,13 @@ understood is never ignored; all of it is reported at once.
 
 import re
 import reprlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkjax.errors import InputError
 from sinkjax.models.config import ACTIVATIONS, ROPE_TYPES, LlamaConfig, RopeConfig
 from sinkjax.models.families import FAMILIES
-from sinkjax.models.families.family import FULL, WINDOWED, Family
+from sinkjax.models.families.family import FULL, WINDOWED, Family, is_positive
 
 # Attributes of transformers' LlamaConfig that the model is built from: (ours, transformers',
 # transformers' default). A default of None is derived below or required there.
@@ -353,13 +352,9 @@ def _problem_with(value: Any, default: Any, most: int) -> str | None:
     if isinstance(default, str):
         return None if isinstance(value, str) else "a name is needed"
     if isinstance(default, float):
-        return None if _is_positive(value) else "a positive number is needed"
+        return None if is_positive(value) else "a positive number is needed"
     whole = type(value) is int and 0 < value <= most
     return None if whole else f"a whole number of at least 1 and at most {most:,} is needed"
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str, Any]) -> bool:
@@ -475,14 +470,14 @@ def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
     numbers = {"rope_theta"}.union(*(keys for kinds in _ROPE_KEYS.values() for keys in kinds))
     for key, value in parameters.items():
         if key == "freq_factors":
-            good = isinstance(value, (list, tuple)) and all(map(_is_positive, value))
+            good = isinstance(value, (list, tuple)) and all(map(is_positive, value))
             wanted = "a list of positive numbers is needed"
         elif key == "truncate":
             good, wanted = isinstance(value, bool), "true or false is needed"
         elif key == "original_max_position_embeddings":
             good, wanted = type(value) is int and value > 0, "a positive whole number is needed"
         else:
-            good = key in numbers and _is_positive(value)
+            good = key in numbers and is_positive(value)
             wanted = "a positive number is needed" if key in numbers else "the key is unknown"
         if not good:
             problems.append(f"{key} is {reprlib.repr(value)}; {wanted}")

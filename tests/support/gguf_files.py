@@ -49,19 +49,23 @@ def weights_of(model: transformers.LlamaForCausalLM) -> dict[str, np.ndarray]:
     }
 
 
+def _add_sizes(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
 def add_llama(
     writer: gguf.GGUFWriter, model: transformers.LlamaForCausalLM, type_: Type = Type.F32
 ) -> None:
     """What the converter writes of a Llama, its rotary scaling apart."""
     config = model.config
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    _add_sizes(writer, config)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)
@@ -95,13 +99,7 @@ def add_family(
 ) -> None:
     """What the converter writes of a model of a family, in float32, without its tokens."""
     config = model.config
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_sizes(writer, config)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if head_dim := getattr(config, "head_dim", None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -82,9 +83,22 @@ shown = reprlib.repr
 """What is wrong as messages show it: never a page."""
 
 
+MOST = 1_000_000_000
+"""The largest whole number that a family may name: as many tokens as a window may have."""
+
+
+WHOLE = f"a whole number from 1 to {MOST:,} is needed"
+"""What messages say where `is_whole` fails."""
+
+
 def is_whole(value: Any) -> bool:
-    """Returns whether a value is a whole number of at least 1."""
-    return type(value) is int and value > 0
+    """Returns whether a value is a whole number from 1 to `MOST`."""
+    return type(value) is int and 0 < value <= MOST
+
+
+def is_positive(value: Any) -> bool:
+    """Returns whether a value is a number above 0 that a float can hold."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def window_problems(attributes: Attributes) -> list[str]:
@@ -96,7 +110,7 @@ def window_problems(attributes: Attributes) -> list[str]:
         return [f"layer_types is {shown(kinds)}; {FULL} or {WINDOWED} is needed for each layer"]
     window = attributes["sliding_window"]
     if WINDOWED in kinds and not is_whole(window):
-        return [f"sliding_window is {shown(window)}; a whole number of at least 1 is needed"]
+        return [f"sliding_window is {shown(window)}; {WHOLE}"]
     return []
 
 

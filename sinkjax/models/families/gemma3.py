@@ -10,6 +10,7 @@ from typing import Any
 from sinkjax.models.families.family import (
     FULL,
     QK_NORMS,
+    WHOLE,
     WINDOWED,
     Attributes,
     Family,
@@ -36,7 +37,7 @@ def _problems(attributes: Attributes) -> list[str]:
     for name in ("query_pre_attn_scalar", *_PATTERNS):
         value = attributes[name]
         if not is_whole(value) and not (name in _PATTERNS and value is None):
-            problems.append(f"{name} is {shown(value)}; a whole number of at least 1 is needed")
+            problems.append(f"{name} is {shown(value)}; {WHOLE}")
     if problems:
         return problems
     return window_problems({**attributes, "layer_types": _kinds(attributes)})

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata, shown
+from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata, is_positive, shown
 
 _MULTIPLIERS = "embedding_multiplier", "residual_multiplier", "attention_multiplier"
 
@@ -12,7 +12,7 @@ def _problems(attributes: Attributes) -> list[str]:
     return [
         f"{name} is {shown(value)}; a positive number is needed"
         for name, value in attributes.items()
-        if name in FAMILY.own and not (type(value) in (int, float) and 0 < value < math.inf)
+        if name in FAMILY.own and not is_positive(value)
     ]
 
 

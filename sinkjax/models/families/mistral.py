@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from sinkjax.models.families.family import Attributes, Family, is_whole, shown
+from sinkjax.models.families.family import WHOLE, Attributes, Family, is_whole, shown
 
 
 def _problems(attributes: Attributes) -> list[str]:
     window = attributes["sliding_window"]
     if window is None or is_whole(window):
         return []
-    return [f"sliding_window is {shown(window)}; a whole number of at least 1, or null, is needed"]
+    return [f"sliding_window is {shown(window)}; {WHOLE}, or null"]
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from sinkjax.models.families.family import (
     FULL,
+    WHOLE,
     WINDOWED,
     Attributes,
     Family,
@@ -24,9 +25,7 @@ def _problems(attributes: Attributes) -> list[str]:
         return [f"no_rope_layers is {shown(turned)}; a list of 0 or 1 for each layer is needed"]
     interval = attributes["no_rope_layer_interval"]
     if turned is None and not is_whole(interval):
-        return [
-            f"no_rope_layer_interval is {shown(interval)}; a whole number of at least 1 is needed"
-        ]
+        return [f"no_rope_layer_interval is {shown(interval)}; {WHOLE}"]
     return window_problems({**attributes, "layer_types": _kinds(attributes)})
 
 

@@ -120,6 +120,8 @@ def test_configs_are_read_as_they_are_written(kind):
     [
         ("mistral", dict(sliding_window=0), "sliding_window is 0"),
         ("mistral", dict(sliding_window="4096"), "sliding_window is '4096'"),
+        ("mistral", dict(sliding_window=2**31), "sliding_window is 2147483648; a whole number fr"),
+        ("granite", dict(logits_scaling=10**400), "logits_scaling is 1000.*; a positive number"),
         ("qwen2", dict(use_sliding_window=1), "use_sliding_window is 1; true or false"),
         ("qwen2", dict(use_sliding_window=True, max_window_layers=0, sliding_window=0), "w is 0"),
         ("qwen2", dict(use_sliding_window=True, max_window_layers=None), "max_window_layers is No"),
