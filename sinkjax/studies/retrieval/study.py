@@ -6,7 +6,7 @@
 
 A mask's mean KL on prose says nothing of this: prose hardly ever needs what is far back. Here
 questions are generated whose answers stand in a long text, and the baseline, each mask and masks of
-as many heads drawn at random (--controls) answer them. Nothing is downloaded.
+as many heads drawn at random (--control_draws) answer them. Nothing is downloaded.
 
 --tasks are RULER's, in words of our own, so that scores are not RULER's:
 
@@ -82,7 +82,7 @@ class Retrieval(Study):
     page = staticmethod(page)
 
     mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
-    controls: int = setting(
+    control_draws: int = setting(
         1, "Random controls of each mask: the same paths in every layer, on heads drawn at random."
     )
     tasks: tuple[str, ...] = setting(
@@ -102,7 +102,7 @@ class Retrieval(Study):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from at_least(self, num_excerpts=1, controls=0)
+        yield from at_least(self, num_excerpts=1, control_draws=0)
         yield from known("tasks", self.tasks, tuple(TASKS))
         for depth in self.depths:
             if not 0 <= depth <= 1:
@@ -138,12 +138,12 @@ class Retrieval(Study):
         controlled: list[tuple[Candidate, str | None]] = []
         for candidate in candidates(self.mask, (), config, lengths):
             controlled.append((candidate, None))
-            for number in range(self.controls):
+            for number in range(self.control_draws):
                 masks = {
                     length: _control(mask, self.seed + number, config.num_kv_heads)
                     for length, mask in candidate.masks.items()
                 }
-                which = f" {number + 1}" if self.controls > 1 else ""
+                which = f" {number + 1}" if self.control_draws > 1 else ""
                 control = Candidate(f"{candidate.name}, at random{which}", masks)
                 controlled.append((control, candidate.name))
         return controlled
@@ -205,7 +205,7 @@ class Retrieval(Study):
         )
 
     def specification(self) -> dict[str, Any]:
-        names = ("controls", "tasks", "lengths", "depths", "num_excerpts", "bos", "seed")
+        names = ("control_draws", "tasks", "lengths", "depths", "num_excerpts", "bos", "seed")
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
             "filler": Source(self.filler, "text").describe(),

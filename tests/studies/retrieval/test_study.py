@@ -98,7 +98,7 @@ def test_the_baseline_answers_once_for_all_masks(measured):
 def listed(small, tmp_path_factory):
     """A run's folder: of a list, under a mask without control."""
     folder = tmp_path_factory.mktemp("out") / "lists"
-    flags = arguments(small, folder, tasks="fwe", controls=0)
+    flags = arguments(small, folder, tasks="fwe", control_draws=0)
     run_main(RETRIEVAL, *flags, f"--mask={ZERO}")
     return folder
 
@@ -140,7 +140,7 @@ def test_the_terminal_shows_what_the_records_say_and_nothing_is_measured_again(
 
 
 def test_lengths_without_room_are_left_out_and_said(small, tmp_path, capsys):
-    more = {"lengths": f"60,{LENGTH}", "tasks": "niah_single_1", "controls": 0}
+    more = {"lengths": f"60,{LENGTH}", "tasks": "niah_single_1", "control_draws": 0}
     run_main(RETRIEVAL, *arguments(small, tmp_path, **more), f"--mask={FULL}")
     records = records_of(tmp_path)
     assert {record["length"] for record in records} == {LENGTH}
@@ -231,7 +231,7 @@ BAD = {
     ),
     "context": ([FULL], {"lengths": "99999"}, ["--lengths=99999", "context is"]),
     "excerpts": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
-    "controls": ([FULL], {"controls": -1}, ["--controls=-1"]),
+    "control_draws": ([FULL], {"control_draws": -1}, ["--control_draws=-1"]),
     "text": ([FULL], {"text": "/nowhere.txt"}, ["--text=/nowhere.txt"]),
     "twice": ([FULL, f"{FULL}, at random"], {}, ["--mask=L0-1: 6f, at random"]),
 }
@@ -253,7 +253,7 @@ def test_groups_of_a_mask_are_drawn_whole_for_its_control(small):
     size = model.num_heads // model.num_kv_heads
     group = "L0: 6f | L1: " + f"{size}w(1,4) {6 - size}f"
     for text, whole in ((group, True), ("L0: 6f | L1: w(1,4) 5f", False)):
-        study = Retrieval(model=str(small), mask=(text,), lengths=(LENGTH,), controls=8)
+        study = Retrieval(model=str(small), mask=(text,), lengths=(LENGTH,), control_draws=8)
         masked = [c.masks[LENGTH].masked for c in study.candidates[1:]]
         grouped = [m.reshape(2, -1, size) for m in masked]
         assert all((m.all(-1) == m.any(-1)).all() for m in grouped) == whole
