@@ -147,7 +147,7 @@ def test_files_that_are_none_are_refused(tmp_path, files, said):
     assert str(tmp_path) in problem
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.booleans(), min_size=L * K, max_size=L * K), windows(), st.floats(1e-9, 1))
 def test_what_is_written_reads_back_as_the_same_mask(tmp_path_factory, masked, window, threshold):
     chosen = np.repeat(np.reshape(masked, (L, K)), N // K, axis=1)
