@@ -191,9 +191,7 @@ def read_published(folder: str | os.PathLike[str]) -> GroupScores | Spans:
     return GroupScores(scores, _window(folder / _CONFIG, contents.get(_CONFIG)), files)
 
 
-def write_published(
-    folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads: int
-) -> GroupScores:
+def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads: int) -> None:
     """Writes a mask as DuoAttention's full_attention_heads.tsv and config.json.
 
     Scores are 1 for `full` and 0 for the window: every threshold above 0 reads the mask back.
@@ -202,9 +200,6 @@ def write_published(
       folder: made where it is missing.
       mask: in which every group is `full` or on the one window that the format has room for.
       num_kv_heads: K.
-
-    Returns:
-      What was written, as `read_published` reads it.
 
     Raises:
       InputError: listing every group that does not fit the format; for a folder that has another
@@ -236,7 +231,6 @@ def write_published(
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / _SCORES, table.getvalue())
         replace_file(folder / _CONFIG, f"{config}\n".encode())
-    return read_published(folder)
 
 
 def _misfits(groups: list[list[tuple[Path, ...]]], window: Window) -> Iterator[str]:
