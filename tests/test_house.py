@@ -11,6 +11,7 @@ pytestmark = pytest.mark.quick
 
 FLOORS = """
     errors files environment shipped
+    hub
     masks
     attention
     models

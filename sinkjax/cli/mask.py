@@ -1,8 +1,12 @@
-"""Makes a mask from a sweep's records: the heads that are sinks leave full attention.
+"""Makes a mask from a sweep's records or another project's files, and gives masks to others.
 
   sinkjax mask --results=results/quickstart
   sinkjax mask --results=results/quickstart --lengths=2,4,8 --paths="w(4,32)"
   sinkjax mask --results=results/quickstart --quantile=0.8 --units=group --seed=1
+  sinkjax mask --from_folder=Meta-Llama-3.1-8B-Instruct --model=shape:llama-3.1-8b --share=0.5
+  sinkjax mask --mask=results/search/mask.json --to_folder=duo --push=USER/NAME
+
+From a sweep, the heads that are sinks leave full attention.
 
 A head is chosen where it is a sink, by the sweep's definition and threshold, in at least
 --min_share of the prompts at every length (a consistent head). With --quantile=q the share 1 - q of
@@ -14,8 +18,18 @@ Chosen heads take --paths: s(first), s(zero) or w(sinks,recent), in words or fir
 copy_first_layer, the founding study's idea, in which they use the attention of layer 0's head of
 their own index. All others stay full.
 
+--from_folder reads what others have published for --model: DuoAttention's and RLKV's scores of
+key/value heads, of which those below --threshold, below the --quantile (their sparsity) or the
+lowest --share are masked, with the window of the folder's config.json or of --paths; or MoA's spans
+of heads, for inputs of --lengths tokens.
+
 Beside the mask, --output, lies its control: as many heads a layer on the same paths, drawn at
 random. What the mask is worth is what it does better than that.
+
+--mask takes a mask that there is in place of making one. --to_folder writes DuoAttention's files of
+a mask in which every key/value group is full or on one window. --push uploads a mask to the Hub, as
+sinkjax.load_mask("hf://USER/NAME") and --mask=hf://USER/NAME read it, with a card: what its file
+says that it costs, beside its controls, and how it is made again. The token is huggingface-hub's.
 """
 
 import dataclasses
@@ -27,74 +41,183 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sinkjax.cli import terminal
-from sinkjax.cli.tool import Tool, write_output
+from sinkjax.cli.card import mask_card
+from sinkjax.cli.tool import ShapeSettings, Tool, write_output
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.choose import random_control
-from sinkjax.masks.file import Provenance, save_mask
+from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Path, Sink, parse_path
+from sinkjax.masks.paths import Path, Sink, Window, parse_path
+from sinkjax.masks.published import GroupScores, read_published, write_published
 from sinkjax.masks.scores import consistent
+from sinkjax.models.config import LlamaConfig
 from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
-from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.sweep.records import Curve, arrange
 
 _COPY = "copy_first_layer"
 _MIN_SHARE = 0.9
+_OF_BOTH = ("threshold", "lengths", "quantile", "paths", "output")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "results": ("source", "bos", "definition", "min_share", *_OF_BOTH),
+    "from_folder": ("share", *_OF_BOTH),
+    "mask": (),
+}
+"""The settings that say which mask is made and where, by what it is made from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MakeMask(Tool):
-    """Chooses heads by a sweep's records, and writes the mask and its control."""
+    """Chooses heads by a sweep's records, or another project's, and writes the mask and control."""
 
     renamed: ClassVar[Mapping[str, str]] = {"path": "paths", "groups": "units"}
 
     results: str = setting("results/sweep", "Folder of a sweep's records: its --output_dir.")
-    model: str | None = setting(None, "Model of the sweep; by default its first.")
+    from_folder: str | None = setting(
+        None,
+        "Folder to read in place of a sweep: of DuoAttention or RLKV, with scores of key/value "
+        "heads, or of MoA, with heads' spans.",
+    )
+    mask: str | None = setting(
+        None, "File of a mask, or the name of one that ships, to take in place of making one."
+    )
+    model: str | None = setting(
+        None,
+        "Model of the sweep, by default its first; the model that --from_folder is for, or "
+        "shape:NAME; of --mask by default the one that it was made for.",
+    )
     source: str | None = setting(None, "Prompts or text of the sweep; by default the first.")
     bos: str | None = setting(None, "BOS policy of the sweep; by default its first.")
     definition: str | None = setting(None, "Definition of the sweep; by default its first.")
-    threshold: float | None = setting(None, "Threshold of the sweep; by default its first.")
-    lengths: tuple[int, ...] = setting((), "Lengths of the sweep; by default all of the source.")
+    threshold: float | None = setting(
+        None,
+        "Threshold of the sweep, by default its first; or the score in --from_folder below which a "
+        "key/value head is masked.",
+    )
+    lengths: tuple[int, ...] = setting(
+        (),
+        "Lengths of the sweep, by default all of the source; or the one length of inputs, with "
+        "what is generated, that MoA's spans are to be for.",
+    )
     min_share: float | None = setting(
         None, f"Share of the prompts in which a chosen head is a sink; by default {_MIN_SHARE}."
     )
     quantile: float | None = setting(
-        None, "Part of the heads, from 0 to 1, that is left: the rest is chosen by rank."
+        None,
+        "Quantile of the scores, from 0 to 1, as the threshold: of a sweep's, heads above it are "
+        "masked; of --from_folder's, where it is called the sparsity, those below it.",
+    )
+    share: float | None = setting(
+        None,
+        "Share of the key/value heads of --from_folder that is masked, the lowest scores first.",
     )
     units: Literal["head", "group"] = setting(
-        "head", "What is chosen: single heads, or whole key/value groups."
+        "head", "What is chosen of a sweep: single heads, or whole key/value groups."
     )
-    paths: str = setting("s(first)", f"Path of the chosen heads, or {_COPY}.")
+    paths: str | None = setting(
+        None,
+        f"Path of the chosen heads, by default s(first), or {_COPY}; of --from_folder a window in "
+        "place of that of its config.json.",
+    )
     seed: int = setting(0, "Seed of the control.")
-    output: str | None = setting(None, "File of the mask; by default mask.json in --results.")
+    output: str | None = setting(
+        None, "File of the mask; by default mask.json in --results or --from_folder."
+    )
+    to_folder: str | None = setting(
+        None, "Folder for the mask as DuoAttention's full_attention_heads.tsv and config.json."
+    )
+    push: str | None = setting(
+        None,
+        "Repository of the Hub, USER/NAME, to upload the mask and a card of it to; it is made, "
+        "public, where it is missing.",
+    )
 
     def run(self) -> None:
-        path = _read_path(self.paths)
         if problems := list(self._problems()):
             raise InputError(*problems)
-        with about("results"):
-            specification, records = read_records(self.results)
-        with understood(records):
-            self._save(specification, records, path)
+        if self.mask is not None:
+            with about("mask"):
+                saved = load_mask(self.mask)
+            self._give(saved)
+        elif self.from_folder is not None:
+            self._import()
+        else:
+            path = _read_path(self.paths or "s(first)")
+            with about("results"):
+                specification, records = read_records(self.results)
+            with understood(records):
+                self._choose_and_save(specification, records, path)
 
-    def _save(
+    def _choose_and_save(
         self, specification: Mapping[str, Any], records: Sequence[Record], path: Path | None
     ) -> None:
-        """Chooses the mask and its control, shows and writes them."""
+        """Chooses the mask and its control by a sweep, shows and writes them."""
         curve = self._curve(specification, records)
         cells = self._cells(curve)
         mask, control = self._choose(cells, path)
         rule = {"by": "quantile", "quantile": self.quantile}
         if self.quantile is None:
             rule = {"by": "consistent", "min_share": self._share}
-        made_from = Provenance.from_records(cells, **rule, unit=self.units, path=self.paths)
+        made_from = Provenance.from_records(
+            cells, **rule, unit=self.units, path=self.paths or "s(first)"
+        )
+        title = f"{made_from.model}, {made_from.text}, {curve.criterion}"
+        self._save(title, mask, control, made_from, curve.model["num_kv_heads"])
+
+    def _import(self) -> None:
+        """Makes the mask of what another project has published, shows and writes it."""
+        if self.model is None:
+            raise InputError(Problem("model", None, "name the model that the heads are of"))
+        config = ShapeSettings(model=self.model).load_config()
+        with about("from_folder"):
+            published = read_published(self.from_folder)
+        how: dict[str, Any] = {}
+        if isinstance(published, GroupScores):
+            rules = values(self, "threshold", "quantile", "share")
+            window = None if self.paths is None else _read_window(self.paths)
+            mask = published.mask(config, **rules, window=window)
+            how = {name: rule for name, rule in rules.items() if rule is not None}
+            how |= {} if window is None else {"path": str(window)}
+        else:
+            for name in ("threshold", "quantile", "share", "paths"):
+                if (value := getattr(self, name)) is not None:
+                    raise InputError(
+                        Problem(name, value, "MoA's spans leave no choice: leave it out")
+                    )
+            if len(self.lengths) != 1:
+                text = "MoA's spans are for inputs of one length: give it, such as 8192"
+                raise InputError(Problem("lengths", self.lengths or None, text))
+            with about("lengths"):
+                mask = published.mask(config, *self.lengths)
+        advice = "give a higher --threshold, --quantile or --share, or longer --lengths"
+        _check_masked(mask, f"in {self.from_folder}: {advice}")
+        whole = not mask.group_counts(config.num_kv_heads)["mixed"]
+        control = random_control(
+            mask, seed=self.seed, num_kv_heads=config.num_kv_heads if whole else None
+        )
+        folder = pathlib.Path(self.from_folder).resolve().name
+        made_from = Provenance(
+            model=self.model,
+            lengths=self.lengths,
+            selection={"method": "published", "folder": folder, "files": published.files, **how},
+        )
+        self._save(f"{self.model}, {folder}", mask, control, made_from, config.num_kv_heads)
+
+    def _save(
+        self,
+        title: str,
+        mask: SinkMask,
+        control: SinkMask,
+        made_from: Provenance,
+        num_kv_heads: int,
+    ) -> None:
+        """Shows a mask and its control and writes them, and what else is asked for."""
         drawn = {**made_from.selection, "control_of": mask.digest, "seed": self.seed}
         console = terminal.console()
-        console.print(f"{made_from.model}, {made_from.text}, {curve.criterion}", markup=False)
-        num_kv_heads = curve.model["num_kv_heads"]
+        console.print(title, markup=False)
         terminal.print_table(console, mask_table(mask, control, num_kv_heads))
         control_from = dataclasses.replace(made_from, selection=drawn)
         output = self._file()
@@ -106,10 +229,52 @@ class MakeMask(Tool):
             content, image = io.BytesIO(), file.with_suffix(".png")
             mask_map(made, f"{name} of {provenance.model}", num_kv_heads).savefig(content)
             write_output(image, content.getvalue())
-            console.print(f"{name}: {file}, heat map: {image}", soft_wrap=True, highlight=False)
+            _say(f"{name}: {file}, heat map: {image}")
+        self._give(load_mask(output), num_kv_heads)
+
+    def _give(self, saved: SavedMask, num_kv_heads: int | None = None) -> None:
+        """Writes a mask for others, as far as that is asked for.
+
+        Args:
+          num_kv_heads: K; None to read it from the mask's model.
+        """
+        if self.to_folder is not None:
+            if num_kv_heads is None:
+                num_kv_heads = self._config_for(saved).num_kv_heads
+            with about("to_folder", self.to_folder):
+                write_published(self.to_folder, saved.mask, num_kv_heads)
+            _say(f"DuoAttention's files: {self.to_folder}")
+        if self.push is not None:
+            from sinkjax.masks.hub import push_mask  # slow to import
+
+            with about("push", self.push):
+                address = push_mask(self.push, saved, mask_card(self.push, saved))
+            _say(f'pushed: {address}\nload it with sinkjax.load_mask("hf://{self.push}")')
+
+    def _config_for(self, saved: SavedMask) -> LlamaConfig:
+        """The config of the model that a mask is for."""
+        model = self.model or saved.provenance.model
+        if model is None:
+            raise InputError(Problem("model", None, "the mask names none: name the one it is for"))
+        config = ShapeSettings(model=model).load_config()
+        with about("mask", self.mask):
+            saved.check(config)
+        return config
 
     def _problems(self) -> Iterator[Problem | str]:
         """The problems of the settings, whatever the sweep holds."""
+        if self.mask is not None and self.from_folder is not None:
+            yield "--mask and --from_folder are two masks; give one of them"
+        chosen_from = next(
+            name for name in ("mask", "from_folder", "results") if getattr(self, name) is not None
+        )
+        for name in dict.fromkeys(name for names in _CHOICES.values() for name in names):
+            if getattr(self, name) not in (None, ()) and name not in _CHOICES[chosen_from]:
+                text = f"--{chosen_from} makes no use of it; leave it out"
+                yield Problem(name, getattr(self, name), text)
+        if self.mask is not None and self.to_folder is None and self.push is None:
+            text = "say what to do with it: give --push, or --to_folder"
+            yield Problem("mask", self.mask, text)
         if self.min_share is not None and not 0 < self.min_share <= 1:
             yield Problem("min_share", self.min_share, "give a share above 0, of at most 1")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
@@ -179,16 +344,22 @@ class MakeMask(Tool):
         control = random_control(mask, seed=self.seed, num_kv_heads=num_kv_heads)
         if path is None:
             mask, control = (SinkMask.copy_first_layer(m.masked) for m in (mask, control))
-        if not mask.masked.any():
-            lengths = ", ".join(str(cell["length"]) for cell in cells)
-            raise InputError(
-                f"no head is chosen at {lengths} tokens: name fewer --lengths, a lower --min_share "
-                "or --threshold, or choose a --quantile"
-            )
+        lengths = ", ".join(str(cell["length"]) for cell in cells)
+        _check_masked(
+            mask,
+            f"at {lengths} tokens: name fewer --lengths, a lower --min_share or --threshold, or "
+            "choose a --quantile",
+        )
         return mask, control
 
     def _file(self) -> pathlib.Path:
-        return pathlib.Path(self.output or pathlib.Path(self.results, "mask.json"))
+        return pathlib.Path(
+            self.output or pathlib.Path(self.from_folder or self.results, "mask.json")
+        )
+
+
+def _say(text: str) -> None:
+    terminal.console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _read_path(text: str) -> Path | None:
@@ -206,3 +377,16 @@ def _read_path(text: str) -> Path | None:
                 "s(zero)"
             )
     return path
+
+
+def _read_window(text: str) -> Window:
+    """The window of a published mask's heads, in place of its own."""
+    with about("paths", text):
+        window = parse_path(text, ("window",))
+    assert isinstance(window, Window)
+    return window
+
+
+def _check_masked(mask: SinkMask, advice: str) -> None:
+    if not mask.masked.any():
+        raise InputError(f"no head is chosen {advice}")

@@ -21,7 +21,7 @@ import safetensors.numpy
 from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, naming
 from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
@@ -29,7 +29,11 @@ from sinkjax.masks.paths import Sink
 SCHEMA = 1
 """Version of the JSON, raised whenever an older reader would misread it."""
 
+ON_HUB = "mask.json"
+"""Name of a mask's file in a repository of the Hub."""
+
 _SHIPPED = "masks", ".json"
+_HUB = "hf://"
 _KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
 _TENSOR = "means"  # float32 [heads that are sink(mean), H], by layer, then head
 _SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_mask"
@@ -177,14 +181,41 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
     """Reads a mask's file, and its fills where it has some.
 
     Args:
-      path: of the file, or the name of a mask that ships: "smollm2-135m-512-gates".
+      path: of the file, or the name of a mask that ships: "smollm2-135m-512-gates"; or
+        "hf://USER/NAME", of a repository of the Hub that `sinkjax mask` pushed a mask to.
 
     Raises:
       InputError: listing what is wrong: a file that is missing, no mask, cut short, of another
         schema version or changed since it was written; keys that are unknown or missing; a mask
-        that cannot be; fills that are missing, swapped or of another shape.
+        that cannot be; fills that are missing, swapped or of another shape; a repository that
+        cannot be had.
     """
-    path = shipped.find(path, *_SHIPPED)
+    if str(path).startswith(_HUB):
+        with naming(path):
+            return _load(_fetch(str(path).removeprefix(_HUB)))
+    return _load(shipped.find(path, *_SHIPPED))
+
+
+def _fetch(repo_id: str) -> pathlib.Path:
+    """The file of a repository's mask in the Hub's cache, its fills beside it."""
+    import huggingface_hub  # slow to import
+
+    from sinkjax.hub import hub_problems
+
+    names = [ON_HUB, _fills_path(pathlib.Path(ON_HUB)).name]
+    with hub_problems(repo_id, "its main branch cannot be downloaded"):
+        # A snapshot, so that the two files are of one commit.
+        snapshot = huggingface_hub.snapshot_download(repo_id, allow_patterns=names)
+    file = pathlib.Path(snapshot, ON_HUB)
+    if not file.is_file():
+        raise InputError(
+            f"the repository has no {ON_HUB}: give one that `sinkjax mask` pushed a mask to"
+        )
+    return file
+
+
+def _load(path: pathlib.Path) -> SavedMask:
+    """Reads a mask's file, and its fills where it has some."""
     fields = _read_json(path)
     problems: list[Problem | str] = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
     problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]

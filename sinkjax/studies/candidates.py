@@ -20,8 +20,8 @@ from sinkjax.studies.settings import problems_of
 from sinkjax.studies.store import fills_digest
 
 MASKS = (
-    "Mask files or names of shipped masks, with commas between them, or a mask's text form. May be "
-    "repeated."
+    "Mask files, names of shipped masks or hf://USER/NAME, with commas between them, or a mask's "
+    "text form. May be repeated."
 )
 """What `read_masks` reads, for who sets it."""
 

@@ -4,26 +4,21 @@ huggingface-hub reads its environment on import, so what it does with each envir
 process of its own, all calls of an environment in one.
 """
 
-import contextlib
-import hashlib
-import http.server
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
-import urllib.parse
 
 import hf
 import pytest
 import tokenizers
 import transformers
+from hub import BRANCH_COMMIT, COMMIT, Hub
 
 import sinkjax
 from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 
-COMMIT, BRANCH_COMMIT = "c" * 40, "b" * 40
 DISTRACTIONS = {
     "README.md": b"# A model",
     "pytorch_model.bin": b"the same weights",
@@ -77,109 +72,6 @@ def call(home: pathlib.Path, calls: list[tuple], **environment: str) -> list:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-class Hub:
-    """Repositories by name, each with its files by commit, and the requests that were made."""
-
-    def __init__(self):
-        self.files: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.gated = {"acme/gated"}
-        self.broken = {"acme/broken"}
-        self.requests: list[tuple[str, str]] = []
-
-    def downloaded(self, repo: str) -> set[str]:
-        """The names of the files whose content was sent."""
-        marker = f"/{repo}/resolve/"
-        return {
-            path.split(marker)[1].split("/", 1)[1]
-            for method, path in self.requests
-            if method == "GET" and marker in path
-        }
-
-    @contextlib.contextmanager
-    def serve(self):
-        """Runs the server; gives its address."""
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_HEAD(self):
-                self.respond(body=False)
-
-            def do_GET(self):
-                self.respond(body=True)
-
-            def respond(self, *, body: bool):
-                path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-                hub.requests.append((self.command, path))
-                status, headers, content = hub.answer(path)
-                self.send_response(status)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if body:
-                    self.wfile.write(content)
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        if path.startswith("/api/models/"):
-            owner, name, what, *rest = path.removeprefix("/api/models/").split("/")
-        else:
-            owner, name, what, *rest = path.removeprefix("/").split("/")
-        repo, revision = f"{owner}/{name}", rest[0]
-        if repo in self.broken:
-            return 500, {}, b""
-        if repo not in self.files:
-            return self.error(401, "RepoNotFound")
-        commit = {"main": COMMIT, "v2": BRANCH_COMMIT}.get(revision, revision)
-        if commit not in self.files[repo]:
-            return self.error(404, "RevisionNotFound")
-        files = self.files[repo][commit]
-        if what == "revision":
-            siblings = [{"rfilename": file} for file in files]
-            return self.json({"_id": "1", "id": repo, "sha": commit, "siblings": siblings})
-        if what == "tree":
-            return self.json(
-                [
-                    {"type": "file", "path": file, "size": len(data), "oid": self.oid(data)}
-                    for file, data in files.items()
-                ]
-            )
-        assert what == "resolve"
-        if repo in self.gated:
-            return self.error(403, "GatedRepo")
-        file = "/".join(rest[1:])
-        if file not in files:
-            return self.error(404, "EntryNotFound", commit)
-        headers = {"ETag": f'"{self.oid(files[file])}"', "X-Repo-Commit": commit}
-        return 200, headers, files[file]
-
-    @staticmethod
-    def oid(data: bytes) -> str:
-        return hashlib.sha1(data).hexdigest()
-
-    @staticmethod
-    def json(value) -> tuple[int, dict[str, str], bytes]:
-        return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-    @staticmethod
-    def error(status: int, code: str, commit: str = COMMIT) -> tuple[int, dict[str, str], bytes]:
-        return status, {"X-Error-Code": code, "X-Repo-Commit": commit}, b""
 
 
 def read_folder(folder: pathlib.Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from masks import CONFIG, masks, problems_of
+from masks import CONFIG, MEANS, masks, problems_of
 from safetensors.numpy import save_file
 
 import sinkjax
@@ -38,7 +38,7 @@ PROVENANCE = Provenance(
     selection={"kind": "consistent", "min_share": 0.9},
 )
 QUALITY = {"kl": {"value": 0.1 + 0.2, "low": 0.25}, "lengths": [24, 256], "note": "§ 3"}
-MEAN_MASK = SinkMask.from_text("L0: 6f | L1: 2s(mean) 4f | L2: 6s(zero) | L3: 5f s(mean)")
+MEAN_MASK = MEANS[0]
 NEEDED = ([1, 1, 3], [0, 1, 5])
 
 

@@ -3,6 +3,11 @@
 A drawn mask shrinks towards the baseline.
 """
 
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -24,11 +29,25 @@ CONFIG = LlamaConfig(
 """A shape for which masks are made where any will do."""
 
 
+MEANS = (
+    SinkMask.from_text("L0: 6f | L1: 2s(mean) 4f | L2: 6s(zero) | L3: 5f s(mean)"),
+    np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32),
+)
+"""A mask of that shape with `sink(mean)` heads, and fills for it."""
+
+
 def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
     """The problems that a call is refused for, as they are said."""
     with pytest.raises(InputError) as caught:
         function(*args, **kwargs)
     return tuple(map(str, caught.value.problems))
+
+
+def write_scores(folder: pathlib.Path, scores: Sequence[Sequence[float]], window: Window) -> None:
+    """Writes scores [L, K] and their window as DuoAttention publishes them."""
+    np.savetxt(folder / "full_attention_heads.tsv", scores, delimiter="\t")
+    config = {"sink_size": window.sinks, "recent_size": window.recent, "threshold": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def windows(max_sinks: int = 3, max_recent: int = 6) -> st.SearchStrategy[Window]:

@@ -403,7 +403,11 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     (outcome,) = (record for record in records if record["kind"] == "search")
     held_kl = outcome["result"]["held_kl"]
     provenance = Provenance.from_records(
-        [outcome], method="KL budget", **outcome["settings"], held_kl=held_kl
+        [outcome],
+        method="KL budget",
+        **outcome["settings"],
+        num_windows=outcome["num_windows"],
+        held_kl=held_kl,
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
     chosen = quality_of(records, CHOSEN)

@@ -65,6 +65,7 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     assert set(saved.quality["controls"]) == set(CONTROLS)
     assert saved.provenance.selection["held_kl"] <= 0.3 * 0.8
     assert saved.provenance.selection["budget_on"] == "largest"
+    assert saved.provenance.selection["num_windows"] == [2, 3]
 
 
 def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):

@@ -1,0 +1,268 @@
+"""The card of a mask that is shared: what its file says that it costs, on what, and how to make it.
+
+Nothing is measured for a card, and nothing is said that the mask's file does not.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sinkjax.masks.file import Provenance, SavedMask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.report import formats
+from sinkjax.report.formats import Footnotes
+from sinkjax.report.table import Table, Text, column, tabulate
+from sinkjax.studies.costs import PARTS_NOTE, part_columns
+
+_OTHER = (AttributeError, LookupError, TypeError, ValueError)
+"""What is raised over a file that says other things than a search's, a sweep's or gates'."""
+
+
+def mask_card(repo_id: str, saved: SavedMask) -> str:
+    """The Markdown of a mask's card.
+
+    Args:
+      repo_id: `owner/name`, that the mask is loaded from.
+      saved: what its file holds.
+    """
+    made_from, name = saved.provenance, repo_id.rpartition("/")[2]
+    model = _public(made_from.model) if made_from.model else "MODEL"
+    return "\n".join(
+        [
+            *("---", "library_name: sinkjax", "tags:", "- attention-sinks", "- sparse-attention"),
+            *("---", "", f"# {name}", ""),
+            f"A mask of attention heads for {_code(model)}, by sinkjax: {_paths(saved.mask)}.",
+            *("", "```python", "import sinkjax", ""),
+            f"model = sinkjax.load({json.dumps(model)})",
+            f'fast = sinkjax.specialize(model, sinkjax.load_mask("hf://{repo_id}"))',
+            *("```", "", "## What it costs", ""),
+            *_promise(saved.quality, f"hf://{repo_id}", model),
+            *("## How it was made", ""),
+            *_origin(made_from),
+            *("", *_commands(made_from, saved.quality), ""),
+        ]
+    )
+
+
+def _paths(mask: SinkMask) -> str:
+    """`250 of 270 heads (30 layers of 9) are masked: 250 window(4,128)`."""
+    counts: dict[str, int] = {}
+    for path in (path for layer in mask.heads for path in layer if path.kind != "full"):
+        text = "copy" if path.kind == "copy" else str(path)
+        counts[text] = counts.get(text, 0) + 1
+    shape = f"({mask.num_layers} layers of {mask.num_heads})"
+    paths = ", ".join(f"{formats.count(count)} {path}" for path, count in counts.items())
+    masked, total = formats.masked(mask.counts()).split("/")
+    return f"{masked} of {total} heads {shape} are masked: {paths or 'none'}"
+
+
+def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]:
+    """What the mask was measured to cost, and its controls."""
+    if not quality:
+        measure = f"sinkjax quality --model={model} --mask={name}"
+        yield from (f"The file says of nothing that was measured; `{measure}` measures.", "")
+        return
+    try:
+        rows, controls = list(_measured(quality)), list(_controls(quality))
+        tables = [_table([("text", lambda row, _: row["text"])], rows, _SIZES)] if rows else []
+        if controls:
+            names = [(key, lambda row, _, key=key: row[key]) for key in ("control", "text")]
+            tables.append(_table(names, controls))
+        lines = [line for table in tables for line in (*_markdown(table), "")]
+        shown = ("quality", "kl", "controls")
+    except _OTHER:
+        lines, shown = [], ()
+    yield from lines
+    rest = {key: value for key, value in quality.items() if key not in shown}
+    if rest:
+        yield from ("The file says, too:", "", "```json", json.dumps(rest, indent=2), "```", "")
+
+
+def _measured(quality: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of what a search and gates put into a mask's file, as tables of records read them."""
+    for row in quality.get("quality", ()):
+        yield {**row, "result": row}
+    for row in quality.get("kl", ()):
+        yield {**row, "result": {**row, "kl": {"mean": row}}}
+
+
+def _controls(quality: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, texts in quality.get("controls", {}).items():
+        for row in texts:
+            yield {"control": name, **row, "result": {**row, "kl": {"mean": row["kl"]}}}
+
+
+def _agreement(row: Mapping[str, Any], notes: Footnotes) -> str:
+    if "agreement" not in row:
+        return "-"
+    return formats.estimate(row["agreement"]["top1"], formats.percent, notes)
+
+
+_SIZES = (
+    column("tokens", "length", formats.count),
+    column("excerpts", "num_windows", formats.count),
+    ("same likeliest token", _agreement),
+)
+
+
+def _table(
+    names: Sequence[tuple[str, Text]],
+    rows: Sequence[Mapping[str, Any]],
+    sizes: Sequence[tuple[str, Text]] = (),
+) -> Table:
+    """A table of the KL of masks: the chosen one on each text, or each control."""
+    kl = column("KL", "result.kl.mean", formats.nats, formats.estimate)
+    notes = (
+        "KL (Kullback-Leibler divergence) from the model's predictions to the mask's, in nats a "
+        f"token, with 95% intervals; - where the file has none. {PARTS_NOTE}",
+    )
+    if not sizes:
+        notes = ("Controls: as many heads, chosen otherwise.",)
+    return tabulate("", rows, [*names, *sizes, kl, *part_columns()], notes)
+
+
+def _markdown(table: Table) -> Iterator[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    yield line([heading.replace("\n", " ") for heading in table.columns])
+    yield line(["---"] * len(table.columns))
+    yield from map(line, table.rows)
+    yield ""
+    yield from table.notes
+
+
+def _origin(made_from: Provenance) -> Iterator[str]:
+    """A list of what the mask was made from, as far as the file says."""
+    facts = {
+        "model": (made_from.model and _public(made_from.model), "digest", made_from.model_digest),
+        "tokenizer": (None, "digest", made_from.tokenizer_digest),
+        "chosen on": (made_from.text, "sha256", made_from.text_sha256),
+        "BOS": (made_from.bos, "", None),
+        "tokens": (", ".join(map(formats.count, made_from.lengths)), "", None),
+        "definition of a sink": (made_from.definition, "", None),
+        "threshold": (made_from.threshold, "", None),
+    }
+    for name, (value, kind, digest) in facts.items():
+        said = [_code(str(value))] if value else []
+        said += [f"{kind} {_code(digest)}"] if digest else []
+        if said:
+            yield f"- {name}: {', '.join(said)}"
+
+
+def _commands(made_from: Provenance, quality: Mapping[str, Any]) -> Iterator[str]:
+    """The commands that make the mask again, or what the file says in place of them."""
+    try:
+        commands = list(_remake(made_from, quality))
+    except _OTHER:
+        commands = []
+    if not commands:
+        yield "The file names no command. It says of how the heads were chosen:"
+        yield from ("", "```json", json.dumps(dict(made_from.selection), indent=2), "```")
+        return
+    yield from ("```sh", *(_shell(name, flags) for name, flags in commands), "```")
+    unknown = [flag for _, flags in commands for flag, value in flags.items() if value is None]
+    if unknown:
+        yield ""
+        yield f"The file does not say: {', '.join(f'--{flag}' for flag in unknown)}."
+
+
+def _remake(
+    made_from: Provenance, quality: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The commands, each with its flags; None for a flag that was set and is not in the file."""
+    how = made_from.selection
+    model = {"model": made_from.model and _public(made_from.model)}
+    texts = list(dict.fromkeys(row["text"] for row in _measured(quality)))
+    judged = {
+        "choose_text": made_from.text,
+        "judge_text": texts,
+        "judge_excerpts": next((row["num_windows"] for row in _measured(quality)), None),
+        "lengths": made_from.lengths,
+        "bos": made_from.bos,
+    }
+    match how.get("method", how.get("by")):
+        case "KL budget":
+            workload, gates = how["workload"], how.get("gates")
+            if gates:
+                text = gates["chosen_on"]
+                yield (
+                    "gates",
+                    {
+                        **model,
+                        "choose_text": text["name"],
+                        "choose_excerpts": text["num_windows"],
+                        "lengths": gates["length"],
+                        "bos": made_from.bos,
+                        "paths": gates["path"],
+                        **{name: gates[name] for name in ("units", "price")},
+                        **gates["train"],
+                        "output_dir": "GATES",
+                    },
+                )
+            same = ("paths", "objective", "ranking", "rounds", "tries", "samples", "seed")
+            others = [text for text in texts if text != made_from.text]
+            ranked, held = how.get("num_windows", (None, None))
+            yield (
+                "search",
+                {
+                    **model,
+                    **judged,
+                    "judge_text": others or [""],
+                    **{"rank_excerpts": ranked, "hold_excerpts": held},
+                    **{"kl_budget": how["kl_budget"], "margin": 0},  # what the margin had left
+                    "budget_on": how.get("budget_on", "mean"),
+                    "units": how["by"],
+                    **{name: how[name] for name in same},
+                    **{name: workload[name] for name in ("batch_size", "generated")},
+                    "flops_per_byte": workload["operations_per_byte"],
+                    **({"gates": "GATES"} if gates else {}),
+                },
+            )
+        case "learned gates":
+            same = {"paths": how["path"], "shares": how["share"]}
+            same |= {name: how[name] for name in ("units", "price")}
+            yield "gates", {**model, **judged, "choose_excerpts": None, **same, **how["train"]}
+        case "consistent" | "quantile" as rule:
+            rule = {"consistent": "min_share"}.get(rule, rule)
+            yield (
+                "mask",
+                {
+                    "results": None,
+                    **model,
+                    "source": made_from.text,
+                    **{name: judged[name] for name in ("lengths", "bos")},
+                    "definition": made_from.definition,
+                    "threshold": made_from.threshold,
+                    **{rule: how[rule], "units": how["unit"], "paths": how["path"]},
+                },
+            )
+        case "published":
+            rules = {name: how[name] for name in ("threshold", "quantile", "share") if name in how}
+            window = {"paths": how["path"]} if "path" in how else {}
+            lengths = {"lengths": made_from.lengths}
+            yield "mask", {"from_folder": how["folder"], **model, **rules, **window, **lengths}
+
+
+def _shell(command: str, flags: Mapping[str, Any]) -> str:
+    texts = [f"sinkjax {command}"]
+    for flag, value in flags.items():
+        if flag == "judge_text":  # given once for each
+            texts += [f"--{flag}={text}" for text in value]
+        elif value not in (None, (), []):
+            several = isinstance(value, list | tuple)
+            text = ",".join(map(str, value)) if several else str(value)
+            texts.append(f"--{flag}={text}")
+    return " \\\n  ".join([texts[0], *map(shlex.quote, texts[1:])])
+
+
+def _public(name: str) -> str:
+    """A model's name as others can use it: of a folder or a file here, the last part."""
+    return pathlib.PurePath(name).name if os.path.isabs(name) else name
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', '')}`"

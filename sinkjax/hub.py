@@ -1,0 +1,98 @@
+"""What the Hub's client raises, as problems that say what to do; none of them holds a token."""
+
+import contextlib
+from collections.abc import Iterator
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from sinkjax.errors import InputError, first_line
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_REFUSED = {
+    401: f"the Hub does not take the token that is set: {_LOG_IN} to one that is valid",
+    403: f"the token that is set may not do this there: {_LOG_IN} to one that may, or name a "
+    "repository of its account",
+}
+
+
+@contextlib.contextmanager
+def hub_problems(
+    repo_id: str, failed: str, *, revision: str | None = None, missing: str = "", instead: str = ""
+) -> Iterator[None]:
+    """Makes a problem of what huggingface-hub refuses inside.
+
+    Args:
+      repo_id: of the repository.
+      failed: what does not succeed then, such as "its main branch cannot be downloaded".
+      revision: branch, tag or commit that was asked for; None for the main branch.
+      missing: what to say where the repository has not a file.
+      instead: what else can be done where there is no network, such as ", or give a folder".
+
+    Raises:
+      InputError: one problem.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    # HTTPError: the HTTP library's own
+    except (errors.HTTPError, errors.EntryNotFoundError, OSError, ValueError) as error:
+        if _tells_token(error):
+            raise InputError(
+                "the token that is set holds what no token does, such as quotes or letters with "
+                f"accents: {_LOG_IN} to the token alone"
+            ) from None
+        raise InputError(_text(error, repo_id, failed, revision, missing, instead)) from error
+
+
+def _text(
+    error: Exception, repo_id: str, failed: str, revision: str | None, missing: str, instead: str
+) -> str:
+    match error:
+        case errors.LocalTokenNotFoundError():
+            return f"there is no token: {_LOG_IN} to one that may write"
+        case errors.GatedRepoError():
+            return (
+                f"it is gated: accept its licence on https://huggingface.co/{repo_id}, then "
+                f"{_LOG_IN} to a token of that account"
+            )
+        case errors.RepositoryNotFoundError():
+            return (
+                "the Hub has no such repository, or it is private; check the spelling, and for a "
+                f"private one {_LOG_IN}"
+            )
+        case errors.RevisionNotFoundError():
+            return (
+                f"the repository has no revision {revision}; give one of its branches, tags or "
+                "commits, or leave revision out for the main branch"
+            )
+        case errors.LocalEntryNotFoundError():
+            said = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
+            reason = (
+                "HF_HUB_OFFLINE is set; unset it"
+                if huggingface_hub.constants.HF_HUB_OFFLINE
+                else f"the Hub cannot be reached{said}; check the network"
+            )
+            named = f"revision {revision}" if revision else "its main branch"
+            return (
+                f"{named} is not, or not wholly, in the cache "
+                f"{huggingface_hub.constants.HF_HUB_CACHE}, and {reason}{instead}"
+            )
+        case errors.EntryNotFoundError():
+            return missing
+        case errors.HFValidationError():
+            return "it is no name of a repository: write USER/NAME"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _REFUSED.get(status) or (
+        f"{failed} ({type(error).__name__}: {first_line(error)}); run the command again, which "
+        "goes on from what is there"
+    )
+
+
+def _tells_token(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is of a token that cannot be sent, and quotes it."""
+    if error is None:
+        return False
+    quotes = isinstance(error, UnicodeEncodeError) or "Bearer " in str(error)
+    return quotes or _tells_token(error.__cause__ or error.__context__)
