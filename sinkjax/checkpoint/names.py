@@ -4,6 +4,7 @@ Both lay a weight out as [out, in]; here heads are axes of their own.
 """
 
 import dataclasses
+import math
 import re
 
 from sinkjax.models.abstract import Path
@@ -14,15 +15,6 @@ DERIVED = re.compile(
     r"|(attention|attn|self_attn)\.(bias|masked_bias)|masked_bias)"
 )
 """Buffers of old checkpoints that the config determines: rotary embeddings and causal masks."""
-
-_TWO_NORMS = {"attention_norm": "input", "mlp_norm": "post_attention"}
-_FOUR_NORMS = {
-    "attention_norm": "input",
-    "attention_outer_norm": "post_attention",
-    "mlp_norm": "pre_feedforward",
-    "mlp_outer_norm": "post_feedforward",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -55,12 +47,12 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     add("model.embed_tokens.weight", ("embedding",), (vocab, embed))
     for index in range(config.num_layers):
         prefix, at = f"model.layers.{index}", ("layers", index)
-        norms = _FOUR_NORMS if config.outer_norms else _TWO_NORMS
-        for ours, theirs in norms.items():
+        for ours, theirs in _norms(config).items():
             add(f"{prefix}.{theirs}_layernorm.weight", (*at, ours, "scale"), (embed,))
-        for letter in ("q", "k") if config.qk_norm else ():
+        for letter, of_heads in (("q", heads), ("k", kv_heads)) if config.qk_norm else ():
             path = (*at, "attention", "turn", f"{letter}_norm", "scale")
-            add(f"{prefix}.self_attn.{letter}_norm.weight", path, (config.head_dim,))
+            shape = of_heads if config.joint_qk_norm else of_heads[1:]
+            add(f"{prefix}.self_attn.{letter}_norm.weight", path, shape, (math.prod(shape),))
         inputs = (("q", heads, width), ("k", kv_heads, kv_width), ("v", kv_heads, kv_width))
         for letter, out, flat in inputs:
             name, path = f"{prefix}.self_attn.{letter}_proj", (*at, "attention", letter)
@@ -80,3 +72,11 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     if not config.tie_embeddings:
         add("lm_head.weight", ("head",), (vocab, embed))
     return table
+
+
+def _norms(config: LlamaConfig) -> dict[str, str]:
+    """The norms of a layer's residual and of what is added to it, by their names here."""
+    before_mlp = "pre_feedforward" if config.outer_norms else "post_attention"
+    inner = {"attention_norm": "input", "mlp_norm": before_mlp}
+    outer = {"attention_outer_norm": "post_attention", "mlp_outer_norm": "post_feedforward"}
+    return (inner if config.inner_norms else {}) | (outer if config.outer_norms else {})

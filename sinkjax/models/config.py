@@ -82,11 +82,13 @@ class LlamaConfig:
         use them.
       family: whose checkpoints these are, of `sinkjax.models.families.FAMILIES`.
       qk_norm: whether each head's queries and keys have an RMS norm.
+      joint_qk_norm: whether that norm is one over all heads of a layer together.
       layer_windows: of each layer the tokens that its queries see, themselves among them, or None
         for all; empty where all layers see all.
       unrotated_layers: those without rotary positions.
       local_rope: rotary embedding of the layers with windows; None for the same as all.
-      outer_norms: whether what attention and feed-forward add is normed too.
+      inner_norms: whether attention and feed-forward read the norm of the residual.
+      outer_norms: whether what they add to it is normed.
       norm_offset: added to the stored scales of norms.
       query_scale: multiplies rotated queries, which are divided by sqrt(H) all the same; this and
         the next three None for 1.
@@ -116,9 +118,11 @@ class LlamaConfig:
     family: str = "llama"
     output_bias: bool | None = None
     qk_norm: bool = False
+    joint_qk_norm: bool = False
     layer_windows: tuple[int | None, ...] = ()
     unrotated_layers: tuple[int, ...] = ()
     local_rope: RopeConfig | None = None
+    inner_norms: bool = True
     outer_norms: bool = False
     norm_offset: float = 0.0
     query_scale: float | None = None
@@ -174,9 +178,11 @@ class LlamaConfig:
 _OF_RELATIVES = (
     "family",
     "qk_norm",
+    "joint_qk_norm",
     "layer_windows",
     "unrotated_layers",
     "local_rope",
+    "inner_norms",
     "outer_norms",
     "norm_offset",
     "query_scale",

@@ -83,7 +83,7 @@ class _Maker:
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axis, in float32.
+    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axes, those of scale, in float32.
 
     Zhang and Sennrich 2019; the offset is 0 in most models.
     """
@@ -94,28 +94,30 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
         """Returns the normed residual, or heads, in x's dtype."""
         wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
         scale = self.scale[...].astype(jnp.float32)
+        axes = tuple(range(-scale.ndim, 0))
+        mean_square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
         scale = scale + self.offset if self.offset else scale
-        return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+        return (wide * jnp.expand_dims(scale, range(x.ndim - scale.ndim))).astype(x.dtype)
 
 
 class Turn(nnx.Module):
     """What makes projected queries and keys those of attention: norms, rotation, a multiplier.
 
     Attributes:
-      q_norm, k_norm: over each head; None where the model has none.
+      q_norm, k_norm: over each head, or over all heads together; None where the model has none.
       rope: which of the model's rotary embeddings the layer has; None for none.
       query_scale: multiplies the queries; None for 1.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
-        def norm() -> RMSNorm | None:
-            scale = make.scale(("head_dim", config.head_dim)) if config.qk_norm else None
-            return None if scale is None else RMSNorm(config, scale)
+        def norm(*heads: tuple[str, int]) -> RMSNorm | None:
+            axes = *(heads if config.joint_qk_norm else ()), ("head_dim", config.head_dim)
+            return RMSNorm(config, make.scale(*axes)) if config.qk_norm else None
 
-        self.q_norm, self.k_norm = norm(), norm()
+        self.q_norm = norm(("heads", config.num_heads))
+        self.k_norm = norm(("kv_heads", config.num_kv_heads))
         self.rope = config.rope_index(index)
         self.query_scale = config.query_scale
 
@@ -246,14 +248,19 @@ class Layer(nnx.Module):
     """Attention and feed-forward, each on the normed residual and added to it.
 
     Attributes:
+      attention_norm, mlp_norm: of the residual that either reads; the identity where the model has
+        none.
       attention_outer_norm, mlp_outer_norm: of what either adds; None where the model has none.
       residual_scale: multiplies what either adds; None for 1.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
-        self.attention_norm = make.norm(config)
+        def norm() -> Callable[[Residual], Residual]:
+            return make.norm(config) if config.inner_norms else nnx.static(nnx.identity)
+
+        self.attention_norm = norm()
         self.attention = Attention(config, index, make)
-        self.mlp_norm = make.norm(config)
+        self.mlp_norm = norm()
         self.mlp = MLP(config, make)
         self.attention_outer_norm = make.norm(config) if config.outer_norms else None
         self.mlp_outer_norm = make.norm(config) if config.outer_norms else None

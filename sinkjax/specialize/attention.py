@@ -46,9 +46,10 @@ class SpecializedAttention(nnx.Module):
 
     Attributes:
       plan: the order of heads, static, as they lie along the axes below.
-      q: [computed heads, H, D]; k, v: [groups, H, D]; o: [D, computed and copied heads, H].
+      q: [computed heads, then idle ones, H, D]; k, v: [groups, H, D], of k the idle ones last; o:
+        [D, computed and copied heads, H].
       q_bias, k_bias, v_bias: their biases; o_bias: [D].
-      turn: as `sinkjax.models.decoder.Attention` has it.
+      turn: as `sinkjax.models.decoder.Attention` has it, of q and k in their order.
       sink_v: [groups with only `sink` heads, H, D], applied to the first token alone; sink_v_bias.
       first_o: [D, groups, H], o summed over the `sink(first)` heads of each group that has any.
       other_o: the same of all other `sink` heads.

@@ -64,6 +64,10 @@ KINDS = {
         },
         num_hidden_layers=6,
     ),
+    "olmo2": dict(family="olmo2"),
+    "olmo2_tied": dict(
+        family="olmo2", num_key_value_heads=6, head_dim=10, tie_word_embeddings=True
+    ),
 }
 
 

@@ -90,7 +90,11 @@ FAMILY_NAMES = {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
-    }
+    },
+    "olmo2": {
+        "post_attention_layernorm": "post_attention_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
 }
 
 
@@ -100,6 +104,8 @@ def add_family(
     """What the converter writes of a model of a family, in float32, without its tokens."""
     config = model.config
     _add_sizes(writer, config)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if head_dim := getattr(config, "head_dim", None):

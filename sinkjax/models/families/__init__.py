@@ -3,7 +3,7 @@
 To add one, write its file and name it here (CONTRIBUTING.md has the recipe).
 """
 
-from sinkjax.models.families import gemma3, granite, llama, mistral, qwen2, qwen3, smollm3
+from sinkjax.models.families import gemma3, granite, llama, mistral, olmo2, qwen2, qwen3, smollm3
 from sinkjax.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -16,5 +16,6 @@ FAMILIES: dict[str, Family] = {
         granite.FAMILY,
         smollm3.FAMILY,
         gemma3.FAMILY,
+        olmo2.FAMILY,
     )
 }

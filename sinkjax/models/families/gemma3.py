@@ -9,6 +9,7 @@ from typing import Any
 
 from sinkjax.models.families.family import (
     FULL,
+    OUTER_NORMS,
     QK_NORMS,
     WHOLE,
     WINDOWED,
@@ -122,9 +123,8 @@ FAMILY = Family(
         norm_offset=1.0,
         names={
             **QK_NORMS,
-            "post_attention_norm.weight": "post_attention_layernorm.weight",
+            **OUTER_NORMS,
             "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-            "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
         },
         read=_read_gguf,
     ),
