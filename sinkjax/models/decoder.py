@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
 
-from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
+from sinkjax.attention.blocks import PerHead, PerKvHead, capped, scale_queries
 from sinkjax.attention.cache import (
     Cache,
     LayerCache,
@@ -138,6 +138,7 @@ class Attention(nnx.Module):
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
       turn: what queries and keys go through after their projections.
       span: what every head sees: all, or the layer's own window.
+      score_cap: within which scores are `sinkjax.attention.blocks.capped`; None for no cap.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
@@ -154,6 +155,7 @@ class Attention(nnx.Module):
         self.o_bias = make.bias(embed) if config.output_bias else None
         self.turn = Turn(config, index, make)
         self.span = native(Full(), config.window(index))
+        self.score_cap = config.score_cap
 
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
@@ -178,7 +180,8 @@ class Attention(nnx.Module):
                 layout = layout_of(self.span, context.max_length)
                 keys, values = (new_store(x, layout, context.lengths) for x in (k, v))
                 cache = LayerCache((keys,), (values,))
-            outputs = context.kernel.attend(q, k, v, self.span, context.products)
+            of_layer = self.span, context.products, self.score_cap
+            outputs = context.kernel.attend(q, k, v, *of_layer)
             return outputs, (context, cache)
 
         return self.attend(x, context, attend)
@@ -196,7 +199,8 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             keys = products.settle(write_store(old_keys, k, layout, t))
             values = products.settle(write_store(old_values, v, layout, t))
-            scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
+            q = products.settle(scale_queries(q))
+            scores = cached_scores(q, keys, k.shape[2], products, self.score_cap)
             weights = cached_weights(scores, layout.positions(t), t, products)
             weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
             outputs = products.sum_slots(weights, values).reshape(q.shape)
@@ -216,7 +220,8 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             keys = Extended.of(old_keys, k, layout, context)
             values = Extended.of(old_values, v, layout, context)
-            outputs = attend_piece(q, keys, values, self.span, context.products)
+            of_layer = self.span, context.products, self.score_cap
+            outputs = attend_piece(q, keys, values, *of_layer)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
         return self.attend(x, context, attend)
@@ -374,7 +379,7 @@ class Llama(nnx.Module):
         Args:
           tokens, lengths: as of the model's call; rows have at least 1 token.
           final_lengths: where `extend` brings further pieces, the tokens in each row with these.
-            Dynamic rope alone reads them: a prompt's angles go by its whole length.
+            Dynamic rope and longrope alone read them: a prompt's angles go by its whole length.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
           products: how they are written, static; as `sinkjax.compile` chooses.
           kernel: what computes attention, static, where no later layer copies it.
@@ -434,7 +439,8 @@ class Llama(nnx.Module):
         """Returns logits after one more token a row, at its row's own next position, and the cache.
 
         Keys stay rotated as they were when their token came, as in transformers' cached generation:
-        under dynamic rope a new query meets older keys that were rotated for a shorter length.
+        under dynamic rope and longrope a new query may meet older keys that were rotated for a
+        shorter length.
         The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
         logits mean nothing. Donate it, and it is updated in place.
         """
@@ -500,7 +506,7 @@ class Llama(nnx.Module):
         """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
             logits = products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
-            return scaled(logits, self.config.logit_scale)
+            return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
 def scaled(x: Array, scale: float | None) -> Array:

@@ -139,7 +139,7 @@ def _specialized(
     for of_heads, heads in ((turn.q_norm, order.q), (turn.k_norm, order.k)):
         if of_heads is not None and of_heads.scale.ndim > 1 and heads:
             of_heads.scale = _heads(of_heads.scale, heads)
-    return SpecializedAttention(plan, new, turn, norm)
+    return SpecializedAttention(plan, new, turn, attention.score_cap, norm)
 
 
 def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:

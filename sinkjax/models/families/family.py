@@ -22,6 +22,8 @@ class Metadata(Protocol):
 
     def number(self, key: str, default: float | None = None) -> float: ...
 
+    def has(self, key: str) -> bool: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
@@ -56,6 +58,7 @@ class Family:
       problems: a line for everything in them that the decoder does not compute.
       read: the fields of `sinkjax.LlamaConfig` that they decide.
       write: the attributes, of a `sinkjax.LlamaConfig`.
+      joined: of projections that lie below each other in one tensor, that tensor's name.
       gguf: None where llama.cpp has it as another family.
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
@@ -68,6 +71,7 @@ class Family:
     problems: Callable[[Attributes], list[str]] = lambda attributes: []
     read: Callable[[Attributes], dict[str, Any]] = _nothing
     write: Callable[[Any], dict[str, Any]] = _nothing
+    joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: Gguf | None = None
     local_theta: float | None = None
 

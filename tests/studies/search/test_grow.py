@@ -51,7 +51,7 @@ def dense_layer(layer, x, context, path):
     """The residual after a layer of heads on one path, without means, and their [B, T, N, H]."""
 
     def attend(q, k, v):
-        scores = attention_scores(q, k)
+        scores = attention_scores(q, k, layer.attention.score_cap)
         patterns = [head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
         outputs = apply_pattern(jnp.stack(patterns, axis=1), v)
         return outputs, outputs
@@ -60,8 +60,10 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
-@pytest.mark.parametrize("score_from", [1, 12])
-def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, score_from):
+@pytest.mark.parametrize(("score_from", "cap"), [(1, None), (12, None), (1, 0.5)])
+def test_errors_and_means_are_those_of_dense_attention(windows, score_from, cap):
+    model = tiny.make(seed=3, score_cap=cap)
+    fills = mean_outputs(model, windows)
     errors = own_errors(model, windows, PATHS, fills=fills, score_from=score_from)
     x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):
@@ -107,11 +109,18 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
 
 
 @pytest.mark.parametrize(
-    ("start", "score_from"),
-    [("L0-2: 6f", 1), ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1), ("L0-2: 6f", 14)],
+    ("start", "score_from", "caps"),
+    [
+        ("L0-2: 6f", 1, {}),
+        ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1, {}),
+        ("L0-2: 6f", 14, {}),
+        ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1, dict(score_cap=0.5, logit_cap=0.5)),
+    ],
 )
-def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, score_from):
+def test_predicted_costs_are_what_small_moves_cost(windows, start, score_from, caps):
     """Window(0, 15) of 16 tokens hides one key of one position. Of more, more orders count."""
+    model = tiny.make(seed=3, **caps)
+    judge = Judge(model, windows)
     mask, paths = SinkMask.from_text(start), PATHS[3:]
     how = {"samples": 64, "score_from": score_from}
     predicted = predict_moves(model, windows, paths, mask=mask, **how)
