@@ -216,10 +216,6 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         )
     if not problems and shape["head_dim"] % 2:
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
-    if shape["activation"] not in list(ACTIVATIONS):
-        problems.append(
-            f"hidden_act is {reprlib.repr(shape['activation'])}; known are {', '.join(ACTIVATIONS)}"
-        )
 
     of_all, of_windows = split_ropes(attributes, family)
     rope = rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
@@ -236,6 +232,10 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
 
     own = {key: attributes.get(key, default) for key, default in family.own.items()}
     own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
+    for theirs in ("hidden_act", "hidden_activation"):  # a Gemma has both, and computes the second
+        if theirs in own and own[theirs] not in list(ACTIVATIONS):
+            known = ", ".join(ACTIVATIONS)
+            problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {known}")
     if not problems:
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))

@@ -354,7 +354,7 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"head_dim": 63}, ["head_dim is 63; rotary embeddings need an even number"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'; a JSON object"]),
-        ({"rope_scaling": {"rope_type": "longrope"}}, ["rope_type is 'longrope'; known are"]),
+        ({"rope_scaling": {"rope_type": "proportional"}}, ["rope_type is 'proportional'; known"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
         (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},

@@ -7,7 +7,6 @@ the embedding are multiplied by sqrt(D).
 import math
 from typing import Any
 
-from sinkjax.models.config import ACTIVATIONS
 from sinkjax.models.families.family import (
     FULL,
     OUTER_NORMS,
@@ -52,11 +51,6 @@ def problems(attributes: Attributes) -> list[str]:
         problems.append(
             f"use_bidirectional_attention is {shown(attributes['use_bidirectional_attention'])}; "
             "the decoder does not compute that: choose a checkpoint without it"
-        )
-    if attributes["hidden_activation"] not in list(ACTIVATIONS):
-        problems.append(
-            f"hidden_activation is {shown(attributes['hidden_activation'])}; known are "
-            f"{', '.join(ACTIVATIONS)}"
         )
     scalar = attributes["query_pre_attn_scalar"]
     if not is_whole(scalar):
