@@ -53,11 +53,13 @@ def test_a_file_of_a_family_gives_the_models_own_logits(file_of_a_family):
 def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
     path, oracle, alike = file_of_a_family
     found = llama_cpp.logits(path, TOKENS[0, :alike])
+    atol = 1e-3
     if oracle.config.model_type.startswith("gemma"):
+        atol = 2e-3  # a number between two of the table may go to either
         for layer in oracle.model.layers:
             monkeypatch.setattr(layer.mlp.act_fn, "forward", gelu_of_a_table)
     wanted = hf.logits(oracle, TOKENS)[0, :alike]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
 
 
 def gelu_of_a_table(x):
