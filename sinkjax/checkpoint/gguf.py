@@ -2,8 +2,9 @@
 
 What a key or a tensor means is what llama.cpp makes of it (`src/llama-model.cpp`) and what its
 converter writes (`conversion/`). Three things differ from a Hugging Face checkpoint: names, in some
-families the order of the query and key rows, and Llama 3's rotary scaling, which is a tensor of
-divisors here. What else a family has in its files is said in its own (`sinkjax.models.families`).
+families the order of the query and key rows, and the rotary scaling of Llama 3 and longrope, which
+is tensors of divisors here. What else a family has in its files is said in its own
+(`sinkjax.models.families`).
 """
 
 import math

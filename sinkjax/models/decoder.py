@@ -1,7 +1,8 @@
 """A Llama or a relative of it in Flax NNX, every head `full`.
 
 What relatives have beside a Llama's parts (`sinkjax.models.families`) the config says: biases of
-some projections alone, norms of queries and keys, layers without rotation, multipliers.
+some projections alone, norms of queries and keys or of what a layer adds, layers without rotation,
+multipliers, caps.
 
 Axes, here as everywhere: B batch, T query length, S key length, N query heads, K key/value heads,
 G query heads a group, H head size, D model size, F feed-forward size, V vocabulary, L layers.

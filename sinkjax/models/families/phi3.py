@@ -1,4 +1,7 @@
-"""Phi-3 and Phi-4: a Llama whose projections of one input lie in one tensor, some with a window."""
+"""Phi-3 and Phi-4: a Llama whose projections of one input lie in one tensor, some with a window.
+
+The window is heeded in GGUF files too, where llama.cpp leaves it out.
+"""
 
 from typing import Any
 
