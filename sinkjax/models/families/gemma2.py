@@ -59,7 +59,7 @@ def problems(attributes: Attributes) -> list[str]:
 
 
 def kinds(attributes: Attributes, every: int = 2) -> Any:
-    """Returns the kinds of layers; of those that no list names, each so-manieth has no window."""
+    """Returns the kinds of layers: as listed, or all with windows but for one in `every`."""
     if attributes["layer_types"] is not None:
         return attributes["layer_types"]
     layers = range(attributes["num_hidden_layers"])
