@@ -234,8 +234,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
     for theirs in ("hidden_act", "hidden_activation"):  # a Gemma has both, and computes the second
         if theirs in own and own[theirs] not in list(ACTIVATIONS):
-            known = ", ".join(ACTIVATIONS)
-            problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {known}")
+            names = ", ".join(ACTIVATIONS)
+            problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
     if not problems:
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))

@@ -34,6 +34,7 @@ def rotary_tables(
             frequencies = _dynamic_frequencies(config, rope, lengths)[:, None, :]
         elif rope.type == "longrope":
             short, long = map(jnp.asarray, _long_frequencies(rope, config.head_dim))
+            assert rope.original_max_length is not None
             is_long = (lengths > rope.original_max_length)[:, None, None]
             frequencies = jnp.where(is_long, long[None, None, :], short[None, None, :])
         else:
