@@ -34,13 +34,15 @@ def write_gguf(model: sinkjax.Llama, path: pathlib.Path) -> None:
     """Writes a model of the llama architecture.
 
     Raises:
-      InputError: for rotary scaling other than none and Llama 3's, and other activations than silu.
+      InputError: for other families, rotary scaling other than none and Llama 3's, and other
+        activations than silu.
     """
     config = model.config
-    if config.rope.type not in ("default", "llama3") or config.activation != "silu":
+    kind = config.family, config.rope.type, config.activation
+    if kind not in (("llama", "default", "silu"), ("llama", "llama3", "silu")):
         raise InputError(
-            f"llama.cpp is not written for here with rope {config.rope.type!r} and activation "
-            f"{config.activation!r}; leave it out of --engines"
+            f"llama.cpp is not written for here with family, rope and activation {kind}; leave it "
+            "out of --engines"
         )
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_length)

@@ -154,6 +154,8 @@ class _LayerShares:
                 k[row] += block.groups
             stores.append({row: Fraction(1)})
         o += q
+        q += collections.Counter(rest=plan.idle[0])  # without a row where there are none
+        k += collections.Counter(rest=plan.idle[1])
         by_name = dict(q=q, k=k, v=v, o=o)
         heads = {name: _shares(counts) for name, counts in by_name.items()}
         products = {"qkv": _shares(q + k + v), "o": heads["o"]}

@@ -20,6 +20,9 @@ those up to its strip's end), `window` c + w - 1 + block keys a block. A kernel,
 head has, computes the blocks of which the path leaves anything, and has no column more. In decoding
 a pair is a slot of the cache.
 
+Where one norm is over the queries of all heads, and one over their keys, a layer that has any of
+them projects all: those of no head's own are in the row `rest`.
+
 What heads of a group share, k, v and their cache, counts to the group's strongest path, in the
 order `full`, `window`, `copy`: it is gone when that path is.
 """
@@ -138,7 +141,10 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
     D, H = config.embed_dim, config.head_dim
     projection = Cost(2 * B * T * D * H, D * H * sizes.itemsize)
     biased = projection + Cost(parameters=config.attention_bias * H * sizes.itemsize)
+    has_joint_norm = config.joint_qk_norm and any(head.has_queries for head in heads)
     for head in heads:
+        if has_joint_norm and not head.has_queries:
+            yield "rest", biased
         if head.span is None:
             continue
         pairs = _pairs(head, sizes)
@@ -149,6 +155,8 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
     group = config.num_heads // config.num_kv_heads
     for start in range(0, len(heads), group):
         members = heads[start : start + group]
+        if has_joint_norm and not any(h.has_queries for h in members):
+            yield "rest", biased
         for reads in ([h for h in members if h.has_queries], [h for h in members if h.span]):
             if reads:
                 cached = Cost(cache=B * _slots((h.span for h in reads), sizes) * H * sizes.itemsize)
@@ -190,10 +198,12 @@ def _rest(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> Cost:
     biases = L * (bool(config.output_bias) * D + config.mlp_bias * (2 * F + D))
     tables = V * D * (1 if config.tie_embeddings else 2)
     gone = sum(all(isinstance(path, Sink) for path in paths) for paths in mask.heads)
-    norms = (4 if config.outer_norms else 2) * L + 1 - (gone if sizes.length is None else 0)
+    inner = 2 * L - (gone if sizes.length is None else 0)
+    norms = config.inner_norms * inner + config.outer_norms * 2 * L + 1
     turned = sum(any(isinstance(p, Full | Window) for p in paths) for paths in mask.heads)
     numbers = tables + L * 3 * D * F + norms * D + biases
-    numbers += config.qk_norm * turned * 2 * config.head_dim
+    normed = config.num_heads + config.num_kv_heads if config.joint_qk_norm else 2
+    numbers += config.qk_norm * turned * normed * config.head_dim
     return Cost(
         operations=2 * B * T * L * 3 * D * F + 2 * B * D * V,
         parameters=numbers * sizes.itemsize,

@@ -53,10 +53,20 @@ def ungroup(outputs: Float[Array, "B K G T H"]) -> PerHead:
     return outputs.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
 
 
-def scores(q: Float[Array, "B K G T H"], k: Float[Array, "B K S H"]) -> Float32[Array, "B K G T S"]:
-    """Returns q . k."""
+def scores(
+    q: Float[Array, "B K G T H"], k: Float[Array, "B K S H"], cap: float | None = None
+) -> Float32[Array, "B K G T S"]:
+    """Returns q . k, capped."""
     product = jnp.einsum("bkth,bksh->bkts", _rows(q), k, preferred_element_type=jnp.float32)
-    return product.reshape(*q.shape[:-1], k.shape[2])
+    return capped(product.reshape(*q.shape[:-1], k.shape[2]), cap)
+
+
+def capped(x: Float32[Array, "..."], cap: float | None) -> Float32[Array, "..."]:
+    """Returns cap · tanh(x / cap), which is within ±cap; x itself where there is no cap.
+
+    Bello et al. 2016 (Neural combinatorial optimization), as Gemma 2 has it.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def weighted_sums(

@@ -31,11 +31,13 @@ class SlotWeights:
     layout: Layout = struct.field(pytree_node=False)
 
 
-def keep_pattern(q: PerHead, k: PerKvHead, path: Full | Window, dtype: DTypeLike) -> Pattern:
+def keep_pattern(
+    q: PerHead, k: PerKvHead, path: Full | Window, dtype: DTypeLike, cap: float | None
+) -> Pattern:
     """Returns how heads attend, to be kept for later layers."""
     if isinstance(path, Window):
-        return window_pattern(q, k, path, dtype)
-    return causal_pattern(q, k, dtype)
+        return window_pattern(q, k, path, dtype, cap)
+    return causal_pattern(q, k, dtype, cap)
 
 
 def apply_pattern(pattern: Pattern, v: PerKvHead, path: Full | Window) -> PerHead:

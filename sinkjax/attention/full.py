@@ -18,6 +18,7 @@ from sinkjax.attention.blocks import (
     PerHead,
     PerKvHead,
     Position,
+    capped,
     group_keys,
     group_queries,
     map_blocks,
@@ -40,21 +41,32 @@ Pattern = tuple[Float[Array, "B _ _ _"], ...]
 """Weights [B, N, T, S] of runs of queries, one array a run, whose last query is S - 1."""
 
 
-def causal_attention(q: PerHead, k: PerKvHead, v: PerKvHead, products: Products = PLAIN) -> PerHead:
+def causal_attention(
+    q: PerHead,
+    k: PerKvHead,
+    v: PerKvHead,
+    products: Products = PLAIN,
+    cap: float | None = None,
+) -> PerHead:
     """Returns Σ_{s<=t} softmax(q_t . k_s / sqrt(H)) v_s for every head, in v's dtype.
 
-    Scores and softmax are float32.
+    Scores and softmax are float32. Where there is a cap, here as in all of attention, scores are
+    `capped`.
     """
-    return _attend(q, k, v, (), products, Full())[0]
+    return _attend(q, k, v, (), products, Full(), cap)[0]
 
 
 def stored_pattern(
-    q: PerHead, keys: Float[Array, "B K S H"], start: Position, dtype: DTypeLike
+    q: PerHead,
+    keys: Float[Array, "B K S H"],
+    start: Position,
+    dtype: DTypeLike,
+    cap: float | None,
 ) -> Pattern:
     """Returns the weights of `stored_attention`, in `dtype`, in memory that grows with T·S."""
     t = start + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None]
     visible = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :] <= t
-    seen = scores(group_queries(q, keys.shape[1]), keys)
+    seen = scores(group_queries(q, keys.shape[1]), keys, cap)
     weights = jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
     return (weights.reshape(*q.shape[:1], q.shape[2], q.shape[1], keys.shape[2]),)
 
@@ -72,6 +84,7 @@ def observed_causal_attention(
     v: PerKvHead,
     key_positions: Sequence[int],
     span: Full | Window,
+    cap: float | None = None,
 ) -> tuple[PerHead, Float32[Array, "B N T C"]]:
     """Returns `causal_attention`, and how much of it falls on C early keys.
 
@@ -81,15 +94,15 @@ def observed_causal_attention(
     exact where 1 - a would round to 0, until a or 1 - a is below 1e-38, where they stay at ±87;
     +inf where the key is all that the query sees, -inf where the query comes before the key.
     """
-    return _attend(q, k, v, tuple(key_positions), PLAIN, span)
+    return _attend(q, k, v, tuple(key_positions), PLAIN, span, cap)
 
 
-def causal_pattern(q: PerHead, k: PerKvHead, dtype: DTypeLike) -> Pattern:
+def causal_pattern(q: PerHead, k: PerKvHead, dtype: DTypeLike, cap: float | None = None) -> Pattern:
     """Returns the weights of `causal_attention`, in `dtype`, in memory that grows with T²."""
     queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
     for start, stop, _ in query_spans(q.shape[1]):
         visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        run = scores(queries[:, :, :, start:stop], keys[:, :, :stop])
+        run = scores(queries[:, :, :, start:stop], keys[:, :, :stop], cap)
         weights = jax.nn.softmax(jnp.where(visible, run, -jnp.inf), axis=-1).astype(dtype)
         runs.append(weights.reshape(q.shape[0], q.shape[2], stop - start, stop))
     return tuple(runs)
@@ -106,11 +119,16 @@ def apply_causal_pattern(pattern: Pattern, v: PerKvHead) -> PerHead:
 
 
 def cached_scores(
-    q: Float[Array, "B 1 N H"], keys: Float[Array, "*BK S H"], kv_heads: int, products: Products
+    q: Float[Array, "B 1 N H"],
+    keys: Float[Array, "*BK S H"],
+    kv_heads: int,
+    products: Products,
+    cap: float | None,
 ) -> Float32[Array, "B N S"]:
     """Returns q . k of one scaled query a row and every slot of a store, or of a view of one."""
     queries = q.reshape(q.shape[0], kv_heads, -1, q.shape[-1])
-    return products.slot_scores(queries, keys).reshape(q.shape[0], q.shape[2], -1)
+    scores = products.slot_scores(queries, keys).reshape(q.shape[0], q.shape[2], -1)
+    return capped(scores, cap)
 
 
 def cached_weights(
@@ -139,6 +157,7 @@ def _attend(
     observed: tuple[int, ...],
     products: Products,
     span: Full | Window,
+    cap: float | None,
 ) -> tuple[PerHead, Float32[Array, "B N T C"]]:
     early = max(observed, default=-1) + 1
     queries = products.settle(group_queries(q, k.shape[2]))
@@ -147,9 +166,8 @@ def _attend(
     values = products.settle(values)
     runs = []
     for start, stop, block in query_spans(q.shape[1]):
-        attend = functools.partial(
-            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], products, span, block
-        )
+        of_run = keys[:, :, :stop], values[:, :, :stop]
+        attend = functools.partial(_attend_block, queries, *of_run, products, span, cap, block)
         runs.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(runs, axis=3)
     outputs, weights = sums[..., : v.shape[-1]], sums[..., v.shape[-1] :]
@@ -193,6 +211,7 @@ def _attend_block(
     values: Float[Array, "B K S M"],
     products: Products,
     span: Full | Window,
+    cap: float | None,
     block: int,
     begin: Position,
 ) -> Float32[Array, "B K G {block} M"]:
@@ -203,7 +222,7 @@ def _attend_block(
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     visible = sees(begin + jnp.arange(block)[:, None], jnp.arange(k.shape[2])[None, :], span)
-    return products.sum_counted(products.unnormalized(scores(q, k), visible), values)
+    return products.sum_counted(products.unnormalized(scores(q, k, cap), visible), values)
 
 
 def _log_odds(

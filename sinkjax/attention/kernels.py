@@ -48,11 +48,12 @@ class Kernel(abc.ABC):
         v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
+        cap: float | None = None,
     ) -> PerHead:
         """Returns the outputs of heads that are all on one path, in v's dtype.
 
-        Scores and softmax are float32. `products` is how `xla` writes its products; kernels have
-        their own.
+        Scores and softmax are float32, and scores `capped` where there is a cap. `products` is how
+        `xla` writes its products; kernels have their own.
 
         Raises:
           InputError: for what `problems` says.
@@ -87,14 +88,15 @@ class Xla(Kernel):
         v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
+        cap: float | None = None,
     ) -> PerHead:
         """As of `Kernel`."""
         path = reach(path, q.shape[1])
         if isinstance(path, Window):
-            return window_attention(q, k, v, path, products)
+            return window_attention(q, k, v, path, products, cap)
         if self.streamed(q.shape[1]):
-            return streamed_attention(q, k, v, products)
-        return causal_attention(q, k, v, products)
+            return streamed_attention(q, k, v, products, cap=cap)
+        return causal_attention(q, k, v, products, cap)
 
 
 XLA = Xla()
@@ -119,7 +121,9 @@ class Blocked(Kernel):
         """Queries and keys a block; both divide T."""
 
     @abc.abstractmethod
-    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
+    def _attend(
+        self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window, cap: float | None
+    ) -> PerHead:
         """As `attend`, of scaled queries and shapes without problems."""
 
     def attend(
@@ -129,6 +133,7 @@ class Blocked(Kernel):
         v: PerKvHead,
         path: Full | Window,
         products: Products = PLAIN,
+        cap: float | None = None,
     ) -> PerHead:
         """As of `Kernel`."""
         if problems := self.problems(q.shape[1], q.shape[3], q.dtype):
@@ -137,7 +142,7 @@ class Blocked(Kernel):
             )
         path = reach(path, q.shape[1])
         with jax.named_scope(f"{self.name}:{path}"):
-            return self._attend(scale_queries(q), k, v, path)
+            return self._attend(scale_queries(q), k, v, path, cap)
 
     def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
         """As of `Kernel`."""

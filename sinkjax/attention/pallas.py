@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import DTypeLike
 
-from sinkjax.attention.blocks import PerHead, PerKvHead, sees
+from sinkjax.attention.blocks import PerHead, PerKvHead, capped, sees
 from sinkjax.attention.kernels import Blocked, span
 from sinkjax.masks.paths import Full, Window
 
@@ -46,13 +46,15 @@ class Pallas(Blocked):
             )
         return problems
 
-    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
+    def _attend(
+        self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window, cap: float | None
+    ) -> PerHead:
         batch, length, heads, head_dim = q.shape
         group = heads // k.shape[2]
         queries = pl.BlockSpec((None, BLOCK_Q, None, head_dim), lambda i, b, n: (b, i, n, 0))
         keys = pl.BlockSpec((None, length, None, head_dim), lambda i, b, n: (b, 0, n // group, 0))
         return pl.pallas_call(
-            functools.partial(_attend_block, path=path, length=length),
+            functools.partial(_attend_block, path=path, length=length, cap=cap),
             grid=(length // BLOCK_Q, batch, heads),
             in_specs=[queries, keys, keys],
             out_specs=queries,
@@ -66,7 +68,14 @@ class Pallas(Blocked):
 
 
 def _attend_block(
-    q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, path: Full | Window, length: int
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    out_ref: Any,
+    *,
+    path: Full | Window,
+    length: int,
+    cap: float | None,
 ):
     """Computes one block of queries of one head on a path over T tokens.
 
@@ -87,7 +96,8 @@ def _attend_block(
         start = jnp.where(step < apart, step, step - apart + first) * BLOCK_KV
         s = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         visible = sees(t, s, path)
-        scores = jnp.where(visible, _dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), _HIDDEN)
+        scores = capped(_dot(q, k_ref[pl.ds(start, BLOCK_KV), :].T), cap)
+        scores = jnp.where(visible, scores, _HIDDEN)
         new_top = jnp.maximum(top, scores.max(axis=1))
         weights = jnp.exp(scores - new_top[:, None])
         # Of a row that has seen nothing yet all weigh 1: its first visible key takes that to 0.

@@ -76,24 +76,30 @@ class Extended:
 
 
 def attend_piece(
-    q: PerHead, keys: Extended, values: Extended, path: Full | Window, products: Products
+    q: PerHead,
+    keys: Extended,
+    values: Extended,
+    path: Full | Window,
+    products: Products,
+    cap: float | None = None,
 ) -> PerHead:
     """Returns the outputs of heads on a path for a piece, in v's dtype."""
     path = reach(path, keys.max_length)
     if isinstance(path, Window):
-        return seen_attention(q, keys.seen(path), values.seen(path), path, keys.start, products)
+        seen = keys.seen(path), values.seen(path)
+        return seen_attention(q, *seen, path, keys.start, products, cap)
     earlier = Earlier(keys.store, values.store, keys.start)
-    return streamed_attention(q, keys.new, values.new, products, earlier)
+    return streamed_attention(q, keys.new, values.new, products, earlier, cap)
 
 
 def keep_piece_pattern(
-    q: PerHead, keys: Extended, path: Full | Window, dtype: DTypeLike
+    q: PerHead, keys: Extended, path: Full | Window, dtype: DTypeLike, cap: float | None
 ) -> Pattern:
     """Returns how heads attend in a piece, to be kept for later layers."""
     path = reach(path, keys.max_length)
     if isinstance(path, Window):
-        return seen_pattern(q, keys.seen(path), path, keys.start, dtype)
-    return stored_pattern(q, keys.whole(), keys.start, dtype)
+        return seen_pattern(q, keys.seen(path), path, keys.start, dtype, cap)
+    return stored_pattern(q, keys.whole(), keys.start, dtype, cap)
 
 
 def apply_piece_pattern(pattern: Pattern, values: Extended, path: Full | Window) -> PerHead:

@@ -36,7 +36,9 @@ class Splash(Blocked):
         queries = power_of_two(min(MAX_BLOCK, length // 8), length)
         return queries, power_of_two(min(queries, span(path, length)[1]), length)
 
-    def _attend(self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window) -> PerHead:
+    def _attend(
+        self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window, cap: float | None
+    ) -> PerHead:
         length, heads = q.shape[1:3]
         block_q, block_kv = self.blocks(path, length)
         kernel = splash_attention.make_splash_mha(
@@ -44,6 +46,7 @@ class Splash(Blocked):
             block_sizes=splash_attention.BlockSizes(block_q=block_q, block_kv=block_kv),
             head_shards=1,
             q_seq_shards=1,
+            attn_logits_soft_cap=cap,
             interpret=self.interpret,
         )
         outputs = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)))

@@ -51,6 +51,7 @@ def streamed_attention(
     v: PerKvHead,
     products: Products = PLAIN,
     earlier: Earlier | None = None,
+    cap: float | None = None,
 ) -> PerHead:
     """Returns `causal_attention`, of queries that see earlier tokens too where there are any.
 
@@ -62,13 +63,13 @@ def streamed_attention(
     for start, stop, block in block_runs(q.shape[1], STREAMED):
 
         def attend(begin: Position, block: int = block) -> _Running:
-            running = _own_keys(queries, keys, values, products, block, begin)
+            running = _own_keys(queries, keys, values, products, cap, block, begin)
             if earlier is None:
                 return running
-            return _earlier_keys(running, _cut(queries, begin, block), earlier, products)
+            return _earlier_keys(running, _cut(queries, begin, block), earlier, products, cap)
 
         running = map_blocks(attend, start, stop, block)
-        running = _whole_blocks(running, queries, keys, values, products, start, stop, block)
+        running = _whole_blocks(running, queries, keys, values, products, cap, start, stop, block)
         outputs.append(running.sums / running.total)
     return ungroup(jnp.concatenate(outputs, axis=3).astype(v.dtype))
 
@@ -86,6 +87,7 @@ def _own_keys(
     keys: Float[Array, "B K T H"],
     values: Float[Array, "B K T H"],
     products: Products,
+    cap: float | None,
     block: int,
     begin: Position,
 ) -> _Running:
@@ -99,7 +101,7 @@ def _own_keys(
     for start in range(0, block, STRIP):
         stop = min(start + STRIP, block)
         visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        seen = scores(q[:, :, :, start:stop], keys[:, :, :stop])
+        seen = scores(q[:, :, :, start:stop], keys[:, :, :stop], cap)
         seen = products.settle(jnp.where(visible, seen, -jnp.inf))
         top = products.settle(products.largest(seen))
         strips.append(_Running(*_sums(seen, top, values[:, :, :stop], products), top))
@@ -112,6 +114,7 @@ def _whole_blocks(
     keys: Float[Array, "B K T H"],
     values: Float[Array, "B K T H"],
     products: Products,
+    cap: float | None,
     start: int,
     stop: int,
     block: int,
@@ -129,7 +132,7 @@ def _whole_blocks(
         a, b = of_queries[turn], of_keys[turn]
         k, v = (jax.lax.dynamic_slice_in_dim(x, b, STREAMED, axis=2) for x in (keys, values))
         part = _Running(*(_cut(x, a - start, block) for x in running))
-        part = _add(part, _cut(q, a, block), k, v, products)
+        part = _add(part, _cut(q, a, block), k, v, products, cap)
         return _Running(
             *(
                 jax.lax.dynamic_update_slice_in_dim(x, new, a - start, axis=3)
@@ -141,7 +144,11 @@ def _whole_blocks(
 
 
 def _earlier_keys(
-    running: _Running, q: Float[Array, "B K G T H"], earlier: Earlier, products: Products
+    running: _Running,
+    q: Float[Array, "B K G T H"],
+    earlier: Earlier,
+    products: Products,
+    cap: float | None,
 ) -> _Running:
     """Adds the earlier keys, all of which these queries see."""
     slots = earlier.keys.shape[-2]
@@ -159,7 +166,7 @@ def _earlier_keys(
         if masked:
             s = at + jnp.arange(size, dtype=jnp.int32)
             visible = (s >= index * size) & (s < earlier.stop)
-        return _add(running, q, keys, values, products, visible)
+        return _add(running, q, keys, values, products, cap, visible)
 
     whole, stop = earlier.stop // size, -(-earlier.stop // size)
     running = jax.lax.fori_loop(0, whole, functools.partial(add, False), running)
@@ -172,10 +179,11 @@ def _add(
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     products: Products,
+    cap: float | None,
     visible: Bool[Array, " S"] | None = None,
 ) -> _Running:
     """Adds keys that every query sees, or those of them that are visible."""
-    seen = scores(q, keys)
+    seen = scores(q, keys, cap)
     if visible is not None:
         seen = jnp.where(visible, seen, -jnp.inf)
     seen = products.settle(seen)

@@ -49,20 +49,31 @@ class Seen(NamedTuple):
 
 
 def window_attention(
-    q: PerHead, k: PerKvHead, v: PerKvHead, window: Window, products: Products = PLAIN
+    q: PerHead,
+    k: PerKvHead,
+    v: PerKvHead,
+    window: Window,
+    products: Products = PLAIN,
+    cap: float | None = None,
 ) -> PerHead:
     """Returns attention to s < c and t - w < s <= t alone, in v's dtype.
 
     Within a window of the model's own, s > t - W holds too. Scores and softmax are float32.
     """
     if window.covers(q.shape[1]):
-        return causal_attention(q, k, v, products)
+        return causal_attention(q, k, v, products, cap)
     keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
-    return seen_attention(q, keys, values, window, 0, products)
+    return seen_attention(q, keys, values, window, 0, products, cap)
 
 
 def seen_attention(
-    q: PerHead, keys: Seen, values: Seen, window: Window, start: Position, products: Products
+    q: PerHead,
+    keys: Seen,
+    values: Seen,
+    window: Window,
+    start: Position,
+    products: Products,
+    cap: float | None,
 ) -> PerHead:
     """Returns `window_attention` of queries from position `start` on, the last of `rest`."""
     queries = products.settle(group_queries(q, keys.rest.shape[1]))
@@ -72,7 +83,7 @@ def seen_attention(
 
         def attend(begin: Position, block: int = block) -> Float32[Array, "B K G T M"]:
             weights = products.unnormalized(
-                *_block_scores(queries, keys, window, start, begin, block)
+                *_block_scores(queries, keys, window, start, begin, block, cap)
             )
             return products.sum_counted(weights, _cut(counted, q.shape[1], window, begin, block))
 
@@ -81,22 +92,29 @@ def seen_attention(
     return ungroup((sums[..., :-1] / sums[..., -1:]).astype(values.rest.dtype))
 
 
-def window_pattern(q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike) -> Pattern:
+def window_pattern(
+    q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike, cap: float | None = None
+) -> Pattern:
     """Returns the weights of `window_attention`, in `dtype`; S is the sinks and the band."""
     if window.covers(q.shape[1]):
-        return causal_pattern(q, k, dtype)
-    return seen_pattern(q, Seen.of_prompt(group_keys(k), window), window, 0, dtype)
+        return causal_pattern(q, k, dtype, cap)
+    return seen_pattern(q, Seen.of_prompt(group_keys(k), window), window, 0, dtype, cap)
 
 
 def seen_pattern(
-    q: PerHead, keys: Seen, window: Window, start: Position, dtype: DTypeLike
+    q: PerHead,
+    keys: Seen,
+    window: Window,
+    start: Position,
+    dtype: DTypeLike,
+    cap: float | None,
 ) -> Pattern:
     """Returns the weights of `seen_attention`, in `dtype`; S is the sinks and the band."""
     queries, runs = group_queries(q, keys.rest.shape[1]), []
     for begin, stop, block in block_runs(q.shape[1], BLOCK):
 
         def attend(begin: Position, block: int = block) -> Float[Array, "B K G T S"]:
-            seen, visible = _block_scores(queries, keys, window, start, begin, block)
+            seen, visible = _block_scores(queries, keys, window, start, begin, block, cap)
             return jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
 
         weights = map_blocks(attend, begin, stop, block)
@@ -139,6 +157,7 @@ def _block_scores(
     start: Position,
     begin: Position,
     block: int,
+    cap: float | None,
 ) -> tuple[Float32[Array, "B K G {block} S"], Bool[Array, "{block} S"]]:
     """Returns a block's scores on its sinks and band, from query `begin` on, and who sees whom.
 
@@ -157,7 +176,7 @@ def _block_scores(
         first &= sinks > t - window.within
     visible = jnp.concatenate([first, recent], axis=1)
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    return scores(q, _cut(keys, length, window, begin, block)), visible
+    return scores(q, _cut(keys, length, window, begin, block), cap), visible
 
 
 def _cut(

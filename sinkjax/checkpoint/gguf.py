@@ -2,8 +2,9 @@
 
 What a key or a tensor means is what llama.cpp makes of it (`src/llama-model.cpp`) and what its
 converter writes (`conversion/`). Three things differ from a Hugging Face checkpoint: names, in some
-families the order of the query and key rows, and Llama 3's rotary scaling, which is a tensor of
-divisors here. What else a family has in its files is said in its own (`sinkjax.models.families`).
+families the order of the query and key rows, and the rotary scaling of Llama 3 and longrope, which
+is tensors of divisors here. What else a family has in its files is said in its own
+(`sinkjax.models.families`).
 """
 
 import math
@@ -23,6 +24,10 @@ from sinkjax.models.families.family import Family, Gguf
 from sinkjax.models.hf_config import unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
+_LONG_ROPE = {
+    "short_factor": "rope_factors_short.weight",
+    "long_factor": "rope_factors_long.weight",
+}
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -97,7 +102,8 @@ def open_gguf(path: pathlib.Path) -> Stored:
         family, gguf = _family(file)
         config = _config(file, family, gguf)
     layer_names = _LAYER_NAMES | gguf.names
-    stored_names = {_hugging_face_name(n, layer_names): n for n in file.tensors if n != _ROPE_FREQS}
+    of_rope = {_ROPE_FREQS, *_LONG_ROPE.values()}
+    stored_names = {_hugging_face_name(n, layer_names): n for n in file.tensors if n not in of_rope}
     num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
     def read(name: str) -> np.ndarray:
@@ -186,7 +192,8 @@ class _Metadata:
         return value if isinstance(value, str) else self._refuse(key, value, "a string", default)
 
     def has(self, key: str) -> bool:
-        return key in self._left
+        """Whether it is there and not 0, which for llama.cpp is as good as absent."""
+        return self._left.get(key, 0) != 0
 
     def check_nothing_left(self) -> None:
         left = {
@@ -284,6 +291,17 @@ def _rope_parameters(
     kind = metadata.word("rope.scaling.type", "linear")
     original_length = metadata.count("rope.scaling.original_context_length", context_length)
     parameters = {"rope_type": "default", "rope_theta": theta}
+    if any(name in file.tensors for name in _LONG_ROPE.values()):
+        factors = {
+            key: _rope_divisors(file, metadata, head_dim, name) for key, name in _LONG_ROPE.items()
+        }
+        return {
+            **parameters,
+            "rope_type": "longrope",
+            **{key: None if x is None else x.tolist() for key, x in factors.items()},
+            "original_max_position_embeddings": original_length,
+            "attention_factor": metadata.number("rope.scaling.attn_factor", 1.0),
+        }
     if kind == "linear" and factor != 1:
         parameters |= {"rope_type": "linear", "factor": factor}
     elif kind == "yarn":
@@ -298,8 +316,8 @@ def _rope_parameters(
             f"{metadata.architecture}.rope.scaling.type is {kind!r}; 'none', 'linear' and 'yarn'"
             " are read."
         )
-    divisors = _rope_divisors(file, metadata, head_dim)
-    if divisors is None:
+    divisors = _rope_divisors(file, metadata, head_dim, _ROPE_FREQS)
+    if divisors is None or np.all(divisors == 1):
         return parameters
     if parameters["rope_type"] != "default":
         metadata.problems.append(
@@ -324,18 +342,20 @@ def _yarn_options(metadata: _Metadata, factor: float) -> dict[str, float]:
     return options
 
 
-def _rope_divisors(file: GGUFFile, metadata: _Metadata, head_dim: int) -> np.ndarray | None:
-    """The divisors of the inverse frequencies, float64 [H/2]; None for all ones."""
-    if _ROPE_FREQS not in file.tensors:
+def _rope_divisors(
+    file: GGUFFile, metadata: _Metadata, head_dim: int, name: str
+) -> np.ndarray | None:
+    """The divisors of the inverse frequencies that a tensor holds, float64 [H/2]; None for none."""
+    if name not in file.tensors:
         return None
-    divisors = file.read(_ROPE_FREQS).astype(np.float64)
+    divisors = file.read(name).astype(np.float64)
     if divisors.shape != (head_dim // 2,) or not np.all(np.isfinite(divisors) & (divisors > 0)):
         metadata.problems.append(
-            f"tensor {_ROPE_FREQS} has the shape {divisors.shape}; it must hold {head_dim // 2}"
+            f"tensor {name} has the shape {divisors.shape}; it must hold {head_dim // 2}"
             " positive finite numbers, half the head size. Convert the model again."
         )
         return None
-    return None if np.all(divisors == 1) else divisors
+    return divisors
 
 
 def _llama3_scaling(theta: float, divisors: np.ndarray) -> dict[str, Any] | None:

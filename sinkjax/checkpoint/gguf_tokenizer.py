@@ -106,6 +106,7 @@ _PRE_TOKENIZERS = {
     "default": _ByteLevel((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": _ByteLevel((_GPT2_SPLIT,)),
     "trillion": _ByteLevel((_GPT2_SPLIT,)),
+    "olmo": _ByteLevel((_GPT2_SPLIT,)),
     "smollm": _DIGITS_APART,
     "starcoder": _DIGITS_APART,
     "refact": _DIGITS_APART,
@@ -116,6 +117,7 @@ _PRE_TOKENIZERS = {
     "falcon3": _LLAMA3,
     "midm-2.0": _LLAMA3,
     "smaug-bpe": _ByteLevel((_LLAMA3_SPLIT,)),
+    "dbrx": _ByteLevel((_LLAMA3_SPLIT,)),  # OLMo 2 and Phi-4 too
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
     "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
     "megrez": _ByteLevel((_QWEN2_SPLIT,)),
@@ -152,12 +154,16 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
 
     metadata = open_gguf_file(path).metadata
     chat_template = metadata.get("tokenizer.chat_template")
+    architecture = metadata.get("general.architecture")
     metadata = under("tokenizer.ggml.", metadata)
     problems = _problems(metadata)
     if problems:
         raise InputError(*(f"{path}: tokenizer.ggml.{problem}" for problem in problems))
     tokens = metadata["tokens"]
-    tokenizer = _byte_level(metadata) if _is_byte_level(metadata) else _sentencepiece(metadata)
+    if _is_byte_level(metadata):
+        tokenizer = _byte_level(metadata)
+    else:
+        tokenizer = _sentencepiece(metadata, is_phi3=architecture == "phi3")
     special_tokens = {
         name: None if token_id is None else tokens[token_id]
         for name, token_id in _special_ids(metadata).items()
@@ -335,7 +341,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
+def _sentencepiece(metadata: Mapping[str, Any], is_phi3: bool) -> Tokenizer:
+    # As Phi-3's tokenizer.json has it; llama.cpp goes by `general.name`.
+    closed = set(metadata["tokens"]) - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else ()
     return sentencepiece_tokenizer(
         SentencePiece(
             tokens=metadata["tokens"],
@@ -343,5 +351,6 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
             types=_token_types(metadata),
             unknown_id=_special_ids(metadata)["unknown"],
             dummy_prefix="always" if metadata.get("add_space_prefix", True) else None,
+            closed=closed,
         )
     )

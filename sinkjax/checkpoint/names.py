@@ -1,13 +1,18 @@
 """The one table between Hugging Face tensor names and the model's parameters.
 
-Both lay a weight out as [out, in]; here heads are axes of their own.
+Both lay a weight out as [out, in]; here heads are axes of their own. Some families store several
+parameters in one tensor, one below the other.
 """
 
+import collections
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 
 from sinkjax.models.abstract import Path
 from sinkjax.models.config import LlamaConfig
+from sinkjax.models.families import FAMILIES
 
 DERIVED = re.compile(
     r"(.+\.)?(rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)"
@@ -15,13 +20,7 @@ DERIVED = re.compile(
 )
 """Buffers of old checkpoints that the config determines: rotary embeddings and causal masks."""
 
-_TWO_NORMS = {"attention_norm": "input", "mlp_norm": "post_attention"}
-_FOUR_NORMS = {
-    "attention_norm": "input",
-    "attention_outer_norm": "post_attention",
-    "mlp_norm": "pre_feedforward",
-    "mlp_outer_norm": "post_feedforward",
-}
+_PROJECTION = re.compile(r"\w+\.\w+_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +32,25 @@ class Entry:
       path: of the parameter inside `sinkjax.models.decoder.Llama`.
       shape: of the parameter.
       stored_shape: the tensor's shape in a Hugging Face checkpoint.
+      first_row: of the parameter, in a tensor that several share.
     """
 
     name: str
     path: Path
     shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
+    first_row: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """The tensor's rows that are the parameter's."""
+        count = math.prod(self.shape) // math.prod(self.stored_shape[1:])
+        return slice(self.first_row, self.first_row + count)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the tensor is this parameter's alone."""
+        return math.prod(self.shape) == math.prod(self.stored_shape)
 
 
 def name_table(config: LlamaConfig) -> list[Entry]:
@@ -55,12 +67,12 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     add("model.embed_tokens.weight", ("embedding",), (vocab, embed))
     for index in range(config.num_layers):
         prefix, at = f"model.layers.{index}", ("layers", index)
-        norms = _FOUR_NORMS if config.outer_norms else _TWO_NORMS
-        for ours, theirs in norms.items():
+        for ours, theirs in _norms(config).items():
             add(f"{prefix}.{theirs}_layernorm.weight", (*at, ours, "scale"), (embed,))
-        for letter in ("q", "k") if config.qk_norm else ():
+        for letter, of_heads in (("q", heads), ("k", kv_heads)) if config.qk_norm else ():
             path = (*at, "attention", "turn", f"{letter}_norm", "scale")
-            add(f"{prefix}.self_attn.{letter}_norm.weight", path, (config.head_dim,))
+            shape = of_heads if config.joint_qk_norm else of_heads[1:]
+            add(f"{prefix}.self_attn.{letter}_norm.weight", path, shape, (math.prod(shape),))
         inputs = (("q", heads, width), ("k", kv_heads, kv_width), ("v", kv_heads, kv_width))
         for letter, out, flat in inputs:
             name, path = f"{prefix}.self_attn.{letter}_proj", (*at, "attention", letter)
@@ -79,4 +91,27 @@ def name_table(config: LlamaConfig) -> list[Entry]:
     add("model.norm.weight", ("norm", "scale"), (embed,))
     if not config.tie_embeddings:
         add("lm_head.weight", ("head",), (vocab, embed))
-    return table
+    wholes = FAMILIES[config.family].joined
+    return _joined(table, wholes) if wholes else table
+
+
+def _joined(table: list[Entry], wholes: Mapping[str, str]) -> list[Entry]:
+    """The table of a family that stores several parameters in one tensor, in the table's order."""
+    rows: dict[str, int] = collections.Counter()
+    joined = []
+    for entry in table:
+        name = _PROJECTION.sub(lambda match: wholes.get(match[0], match[0]), entry.name)
+        joined.append(dataclasses.replace(entry, name=name, first_row=rows[name]))
+        rows[name] += entry.stored_shape[0]
+    return [
+        dataclasses.replace(entry, stored_shape=(rows[entry.name], *entry.stored_shape[1:]))
+        for entry in joined
+    ]
+
+
+def _norms(config: LlamaConfig) -> dict[str, str]:
+    """The norms of a layer's residual and of what is added to it, by their names here."""
+    before_mlp = "pre_feedforward" if config.outer_norms else "post_attention"
+    inner = {"attention_norm": "input", "mlp_norm": before_mlp}
+    outer = {"attention_outer_norm": "post_attention", "mlp_outer_norm": "post_feedforward"}
+    return (inner if config.inner_norms else {}) | (outer if config.outer_norms else {})

@@ -7,7 +7,7 @@ split, spaces are "▁", and characters outside the vocabulary become their UTF-
 import dataclasses
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from tokenizers import (
@@ -48,6 +48,7 @@ class SentencePiece:
       unigram: whether a text's tokens are those of the best sum of scores, not of merges.
       charsmap: SentencePiece's compiled table of characters to be replaced first.
       remove_extra_spaces: whether spaces at the ends are dropped, and runs of them made one.
+      closed: added tokens after which the text's spaces and line ends are dropped.
     """
 
     tokens: Sequence[str]
@@ -58,17 +59,24 @@ class SentencePiece:
     unigram: bool = False
     charsmap: bytes = b""
     remove_extra_spaces: bool = False
+    closed: Collection[str] = ()
 
 
-def add_tokens(tokenizer: Tokenizer, tokens: Mapping[str, bool]) -> None:
+def add_tokens(
+    tokenizer: Tokenizer, tokens: Mapping[str, bool], closed: Collection[str] = ()
+) -> None:
     """Has tokens matched whole in the text, before anything else is done to it.
 
     Args:
       tokenizer: that has them in its vocabulary.
       tokens: in the order of their ids; whether each is special, so that decoding can skip it.
+      closed: as of `SentencePiece`.
     """
     tokenizer.add_tokens(
-        [AddedToken(token, special=special, normalized=False) for token, special in tokens.items()]
+        [
+            AddedToken(token, special=special, normalized=False, rstrip=token in closed)
+            for token, special in tokens.items()
+        ]
     )
 
 
@@ -97,7 +105,7 @@ def sentencepiece_tokenizer(spec: SentencePiece) -> Tokenizer:
                 added[token] = False
     _set_normalizer(tokenizer, spec, own)
     tokenizer.decoder = _decoder(spec)
-    add_tokens(tokenizer, added)
+    add_tokens(tokenizer, added, spec.closed)
     return tokenizer
 
 

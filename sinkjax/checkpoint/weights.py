@@ -1,7 +1,10 @@
 """Between tensors under Hugging Face names and the Flax model, in both directions."""
 
+import collections
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -50,10 +53,13 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     abstract = abstract_model(config, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
 
+    joined = functools.lru_cache(1)(source.read)  # of several parameters, one after the other
+
     def parameter(path: Path) -> jax.Array:
         entry = entries[path]
-        value = source.read(entry.name).reshape(entry.shape).astype(dtype, order="C", copy=False)
-        return jax.device_put(value, shardings.get(path))
+        read = source.read if entry.is_alone else joined
+        value = read(entry.name)[entry.rows].reshape(entry.shape)
+        return jax.device_put(value.astype(dtype, order="C", copy=False), shardings.get(path))
 
     return fill_model(abstract, parameter)
 
@@ -105,11 +111,17 @@ def _check_tensors(source: Stored, table: list[Entry], config: LlamaConfig) -> N
 def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:
     """Each parameter as a Hugging Face checkpoint stores it, by name, made when called."""
     parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    entries = collections.defaultdict(list)
+    for entry in name_table(model.config):
+        entries[entry.name].append(entry)
 
-    def tensor(entry: Entry) -> Callable[[], np.ndarray]:
-        return lambda: np.asarray(parameters[entry.path][...]).reshape(entry.stored_shape)
+    def tensor(parts: list[Entry]) -> Callable[[], np.ndarray]:
+        def rows(part: Entry) -> np.ndarray:
+            return np.asarray(parameters[part.path][...]).reshape(-1, *part.stored_shape[1:])
 
-    return {entry.name: tensor(entry) for entry in name_table(model.config)}
+        return lambda: rows(parts[0]) if len(parts) == 1 else np.concatenate(list(map(rows, parts)))
+
+    return {name: tensor(parts) for name, parts in entries.items()}
 
 
 def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
@@ -163,11 +175,11 @@ def _write_shards(model: Llama, folder: pathlib.Path, itemsize: int) -> None:
 def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:
     """Runs of names whose tensors together stay below the size of a shard."""
     names, size = [], 0
-    for entry in table:
-        extra = int(np.prod(entry.shape)) * itemsize
+    for name, shape in {entry.name: entry.stored_shape for entry in table}.items():
+        extra = math.prod(shape) * itemsize
         if names and size + extra > _SHARD_BYTES:
             yield names
             names, size = [], 0
-        names.append(entry.name)
+        names.append(name)
         size += extra
     yield names

@@ -99,17 +99,18 @@ def _errors(
     # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
     norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, score_from:, None]
+    cap = layer.attention.score_cap
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        full = full_attention(q, k, v, layer.attention.span)
+        full = full_attention(q, k, v, layer.attention.span, cap)
 
         def squares(candidate: TracedPaths) -> jax.Array:
-            change = traced_attention(q, k, v, candidate) - full
+            change = traced_attention(q, k, v, candidate, cap) - full
             change = change[:, score_from:].astype(jnp.float32)
             lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
             return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
 
-        return traced_attention(q, k, v, current), jax.lax.map(squares, candidates)
+        return traced_attention(q, k, v, current, cap), jax.lax.map(squares, candidates)
 
     x, errors = layer.attend(x, context, attend)
     return layer.feed_forward(x), errors
@@ -118,6 +119,6 @@ def _errors(
 @jax.jit
 def _mean_outputs(layer: Layer, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
     """The residual after a layer of `full` heads, and mean outputs float32 [B, N, H]."""
-    span = layer.attention.span
-    x, outputs = layer.attend(x, context, lambda q, k, v: (full_attention(q, k, v, span),) * 2)
+    of_layer = layer.attention.span, layer.attention.score_cap
+    x, outputs = layer.attend(x, context, lambda *qkv: (full_attention(*qkv, *of_layer),) * 2)
     return layer.feed_forward(x), jnp.mean(outputs[:, 1:].astype(jnp.float32), axis=1)

@@ -68,15 +68,15 @@ def no_patterns(model: Llama, tokens: jax.Array) -> jax.Array:
     return jnp.zeros((config.num_layers, config.num_heads, batch, length, length), jnp.float32)
 
 
-def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window) -> jax.Array:
+def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window, cap: float | None) -> jax.Array:
     """Patterns of `full` heads: q [B, T, N, H], k [B, T, K, H], rotated -> float32 [N, B, T, T].
 
-    `span` is what `full` is in their layer.
+    `span` and `cap` are of `sinkjax.models.decoder.Attention`: what `full` is in their layer.
     """
     length = q.shape[1]
     positions = jnp.arange(length)
     visible = sees(positions[:, None], positions[None, :], span)
-    logits = scores(group_queries(q, k.shape[2]), group_keys(k))
+    logits = scores(group_queries(q, k.shape[2]), group_keys(k), cap)
     weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
     return jnp.moveaxis(weights.reshape(q.shape[0], q.shape[2], length, length), 0, 1)
 
@@ -100,9 +100,8 @@ def _layer(
     """The residual after a layer whose heads use these patterns, [N], and the patterns with its."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with_own = jax.lax.dynamic_update_index_in_dim(
-            patterns, dense_pattern(q, k, layer.attention.span), index, 0
-        )
+        own = dense_pattern(q, k, layer.attention.span, layer.attention.score_cap)
+        with_own = jax.lax.dynamic_update_index_in_dim(patterns, own, index, 0)
         used = with_own.reshape(-1, *with_own.shape[2:])[sources]
         return apply_dense(used, v), with_own
 

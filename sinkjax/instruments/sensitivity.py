@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.attention.blocks import capped
 from sinkjax.attention.context import Context
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.judge import SCORE_FROM
@@ -133,24 +134,30 @@ def _slopes(
       [1 + samples, B, T, D], 0 at positions that are not scored.
     """
     x, y = x[:, score_from:], y[:, score_from:]
-    # Logits are linear in the normed stream, so their multiplier is as good as the weight's.
+    # But for a cap, logits are linear in the normed stream: their multiplier may be the weight's.
     weight = scaled(head.output_weight(), head.config.logit_scale)
+    cap_logits = functools.partial(capped, cap=head.config.logit_cap)
     normed, from_normed = jax.vjp(head.norm, x)
     uniform = jax.random.uniform(key, (x.shape[0] * x.shape[1], samples))
 
     def block(current: jax.Array, baseline: jax.Array, drawn: jax.Array) -> jax.Array:
         equation, wide = "cd,vd->cv", jnp.float32
-        q, p = (
-            jax.nn.softmax(jnp.einsum(equation, z, weight, preferred_element_type=wide))
+        products = (
+            jnp.einsum(equation, z, weight, preferred_element_type=wide)
             for z in (current, baseline)
         )
+        (logits, of_products), (of_baseline, _) = (jax.vjp(cap_logits, x) for x in products)
+        q, p = jax.nn.softmax(logits), jax.nn.softmax(of_baseline)
+        (slope,) = of_products(jnp.ones_like(logits))  # of the cap; 1 where there is none
         # The label is the first whose cumulative probability is above the draw.
         total = jnp.cumsum(q, axis=-1)
         below = total[:, None, :] <= (drawn * total[:, -1:])[:, :, None]
         labels = jnp.minimum(below.sum(axis=-1), q.shape[-1] - 1)
-        expected = jnp.stack([q, p]).astype(weight.dtype) @ weight
+        expected = jnp.stack([q * slope, p * slope]).astype(weight.dtype) @ weight
         of_kl = (expected[0] - expected[1])[:, None]
-        return jnp.concatenate([of_kl, weight[labels] - expected[0][:, None]], axis=1)
+        of_labels = jnp.take_along_axis(slope, labels, axis=-1).astype(weight.dtype)
+        of_labels = of_labels[:, :, None] * weight[labels]
+        return jnp.concatenate([of_kl, of_labels - expected[0][:, None]], axis=1)
 
     of_normed = by_blocks(block, normed, head.norm(y), uniform.reshape(*x.shape[:2], samples))
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
@@ -175,7 +182,7 @@ def _back(
 
     def forward(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, Any]:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array):
-            outputs = traced_attention(q, k, v, current)
+            outputs = traced_attention(q, k, v, current, layer.attention.score_cap)
             return outputs + shift, (q, k, v, outputs)
 
         x, observed = layer.attend(x, context, attend)
@@ -186,7 +193,7 @@ def _back(
     before, of_outputs = jax.lax.map(backward, slopes)
 
     def products(candidate: TracedPaths) -> jax.Array:
-        change = traced_attention(q, k, v, candidate) - outputs
+        change = traced_attention(q, k, v, candidate, layer.attention.score_cap) - outputs
         return jnp.einsum("sbtnh,btnh->sbn", of_outputs, change, preferred_element_type=jnp.float32)
 
     return before, jax.lax.map(products, candidates)

@@ -182,7 +182,8 @@ def _attend(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, log_odds = observed_causal_attention(q, k, v, key_positions, layer.attention.span)
+        of_layer = layer.attention.span, layer.attention.score_cap
+        outputs, log_odds = observed_causal_attention(q, k, v, key_positions, *of_layer)
         return outputs, (outputs, log_odds)
 
     after, (outputs, log_odds) = layer.attend(x, context, attend)

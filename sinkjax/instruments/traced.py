@@ -122,11 +122,14 @@ def traced_residuals(
 @jax.jit
 def traced_layer(layer: Layer, x: jax.Array, context: Context, paths: TracedPaths) -> jax.Array:
     """The residual stream [B, T, D] after a layer whose heads take these paths, [N]."""
-    x, _ = layer.attend(x, context, lambda q, k, v: (traced_attention(q, k, v, paths), None))
+    cap = layer.attention.score_cap
+    x, _ = layer.attend(x, context, lambda q, k, v: (traced_attention(q, k, v, paths, cap), None))
     return layer.feed_forward(x)
 
 
-def traced_attention(q: jax.Array, k: jax.Array, v: jax.Array, paths: TracedPaths) -> jax.Array:
+def traced_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, paths: TracedPaths, cap: float | None
+) -> jax.Array:
     """Every head's output under its own path.
 
     Args:
@@ -134,28 +137,32 @@ def traced_attention(q: jax.Array, k: jax.Array, v: jax.Array, paths: TracedPath
       k: [B, T, K, H], rotated; head n reads key/value head n // (N / K).
       v: [B, T, K, H].
       paths: of this layer.
+      cap: of `sinkjax.models.decoder.Attention`.
 
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
-    attended = _windowed(q, k, v, paths.sinks, paths.recent, paths.within)
+    attended = _windowed(q, k, v, cap, paths.sinks, paths.recent, paths.within)
     share = paths.attends[None, None, :, None].astype(v.dtype)
     return share * attended + (1 - share) * _sink_outputs(v, paths.first, paths.offset)
 
 
-def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, span: Full | Window) -> jax.Array:
+def full_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, span: Full | Window, cap: float | None
+) -> jax.Array:
     """Every head's output as `full`, with the arithmetic of `traced_attention`.
 
-    `span` is of `sinkjax.models.decoder.Attention`: what `full` is in its layer.
+    `span` and `cap` are of `sinkjax.models.decoder.Attention`: what `full` is in its layer.
     """
     limits = (jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3])
-    return _windowed(q, k, v, *limits)
+    return _windowed(q, k, v, cap, *limits)
 
 
 def _windowed(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    cap: float | None,
     sinks: jax.Array,
     recent: jax.Array,
     within: jax.Array,
@@ -167,9 +174,8 @@ def _windowed(
     limits = tuple(numbers.reshape(grouped) for numbers in (sinks, recent, within))
     sums = []
     for start, stop, block in query_spans(q.shape[1]):
-        attend = functools.partial(
-            _attend_block, queries, keys[:, :, :stop], values[:, :, :stop], limits, block
-        )
+        of_run = keys[:, :, :stop], values[:, :, :stop]
+        attend = functools.partial(_attend_block, queries, *of_run, cap, limits, block)
         sums.append(map_blocks(attend, start, stop, block))
     sums = jnp.concatenate(sums, axis=3)
     return ungroup((sums[..., :-1] / sums[..., -1:]).astype(v.dtype))
@@ -179,6 +185,7 @@ def _attend_block(
     q: jax.Array,
     k: jax.Array,
     values: jax.Array,
+    cap: float | None,
     limits: tuple[jax.Array, jax.Array, jax.Array],
     block: int,
     begin: jax.Array | int,
@@ -193,7 +200,7 @@ def _attend_block(
     t = (begin + jnp.arange(block, dtype=jnp.int32)).reshape(1, 1, 1, block, 1)
     s = jnp.arange(k.shape[2], dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
     visible = (s <= t) & ((s < sinks) | (s > t - recent)) & (s > t - within)
-    return weighted_sums(PLAIN.unnormalized(scores(q, k), visible), values)
+    return weighted_sums(PLAIN.unnormalized(scores(q, k, cap), visible), values)
 
 
 def _sink_outputs(v: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Array:

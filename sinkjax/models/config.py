@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 """The feed-forward activations, by transformers' names."""
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,19 @@ class RopeConfig:
     Attributes:
       type: of `ROPE_TYPES`.
       theta: base of the geometric series of wavelengths.
-      factor: linear, dynamic, yarn, llama3: how far the context is stretched.
-      original_max_length: yarn, llama3: tokens of context before stretching.
+      factor: all but default: how far the context is stretched.
+      original_max_length: yarn, llama3, longrope: tokens of context before stretching.
       low_freq_factor: llama3: wavelengths above `original_max_length / low_freq_factor` are
         stretched in full.
       high_freq_factor: llama3: wavelengths below `original_max_length / high_freq_factor` are not.
-      attention_factor: yarn: multiplies cos and sin; None derives it from factor and the mscales.
+      attention_factor: yarn, longrope: multiplies cos and sin; None derives it from factor and
+        the mscales, or the original length.
       beta_fast, beta_slow: yarn: rotations over the original context that bound the ramp.
       mscale, mscale_all_dim: yarn: weights in the derived attention factor.
       truncate: yarn: whether the bounds of the ramp are rounded outwards to whole dimensions.
-      freq_factors: divisors of the inverse frequencies, float [H/2], as GGUF files may store them;
-        only with type default. transformers has no such attribute.
+      freq_factors: divisors of the inverse frequencies. With type default float [H/2], as GGUF
+        files may store them; transformers has no such attribute. With longrope float [H], those
+        of texts within the original length before those of longer ones.
     """
 
     type: str = "default"
@@ -82,17 +84,21 @@ class LlamaConfig:
         use them.
       family: whose checkpoints these are, of `sinkjax.models.families.FAMILIES`.
       qk_norm: whether each head's queries and keys have an RMS norm.
+      joint_qk_norm: whether that norm is one over all heads of a layer together.
       layer_windows: of each layer the tokens that its queries see, themselves among them, or None
         for all; empty where all layers see all.
       unrotated_layers: those without rotary positions.
       local_rope: rotary embedding of the layers with windows; None for the same as all.
-      outer_norms: whether what attention and feed-forward add is normed too.
+      inner_norms: whether attention and feed-forward read the norm of the residual.
+      outer_norms: whether what they add to it is normed.
       norm_offset: added to the stored scales of norms.
       query_scale: multiplies rotated queries, which are divided by sqrt(H) all the same; this and
         the next three None for 1.
       embedding_scale: multiplies rows of the embedding where they enter the residual stream.
       residual_scale: multiplies what attention and feed-forward add to it.
       logit_scale: multiplies the logits.
+      score_cap: attention's scores are cap · tanh(score / cap); None for no cap.
+      logit_cap: the same of logits.
     """
 
     vocab_size: int
@@ -116,15 +122,19 @@ class LlamaConfig:
     family: str = "llama"
     output_bias: bool | None = None
     qk_norm: bool = False
+    joint_qk_norm: bool = False
     layer_windows: tuple[int | None, ...] = ()
     unrotated_layers: tuple[int, ...] = ()
     local_rope: RopeConfig | None = None
+    inner_norms: bool = True
     outer_norms: bool = False
     norm_offset: float = 0.0
     query_scale: float | None = None
     embedding_scale: float | None = None
     residual_scale: float | None = None
     logit_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.output_bias is None:
@@ -174,13 +184,17 @@ class LlamaConfig:
 _OF_RELATIVES = (
     "family",
     "qk_norm",
+    "joint_qk_norm",
     "layer_windows",
     "unrotated_layers",
     "local_rope",
+    "inner_norms",
     "outer_norms",
     "norm_offset",
     "query_scale",
     "embedding_scale",
     "residual_scale",
     "logit_scale",
+    "score_cap",
+    "logit_cap",
 )

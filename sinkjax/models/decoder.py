@@ -1,7 +1,8 @@
 """A Llama or a relative of it in Flax NNX, every head `full`.
 
 What relatives have beside a Llama's parts (`sinkjax.models.families`) the config says: biases of
-some projections alone, norms of queries and keys, layers without rotation, multipliers.
+some projections alone, norms of queries and keys or of what a layer adds, layers without rotation,
+multipliers, caps.
 
 Axes, here as everywhere: B batch, T query length, S key length, N query heads, K key/value heads,
 G query heads a group, H head size, D model size, F feed-forward size, V vocabulary, L layers.
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
 
-from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
+from sinkjax.attention.blocks import PerHead, PerKvHead, capped, scale_queries
 from sinkjax.attention.cache import (
     Cache,
     LayerCache,
@@ -83,7 +84,7 @@ class _Maker:
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axis, in float32.
+    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axes, those of scale, in float32.
 
     Zhang and Sennrich 2019; the offset is 0 in most models.
     """
@@ -94,28 +95,30 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
         """Returns the normed residual, or heads, in x's dtype."""
         wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
         scale = self.scale[...].astype(jnp.float32)
+        axes = tuple(range(-scale.ndim, 0))
+        mean_square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
         scale = scale + self.offset if self.offset else scale
-        return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+        return (wide * jnp.expand_dims(scale, range(x.ndim - scale.ndim))).astype(x.dtype)
 
 
 class Turn(nnx.Module):
     """What makes projected queries and keys those of attention: norms, rotation, a multiplier.
 
     Attributes:
-      q_norm, k_norm: over each head; None where the model has none.
+      q_norm, k_norm: over each head, or over all heads together; None where the model has none.
       rope: which of the model's rotary embeddings the layer has; None for none.
       query_scale: multiplies the queries; None for 1.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
-        def norm() -> RMSNorm | None:
-            scale = make.scale(("head_dim", config.head_dim)) if config.qk_norm else None
-            return None if scale is None else RMSNorm(config, scale)
+        def norm(*heads: tuple[str, int]) -> RMSNorm | None:
+            axes = *(heads if config.joint_qk_norm else ()), ("head_dim", config.head_dim)
+            return RMSNorm(config, make.scale(*axes)) if config.qk_norm else None
 
-        self.q_norm, self.k_norm = norm(), norm()
+        self.q_norm = norm(("heads", config.num_heads))
+        self.k_norm = norm(("kv_heads", config.num_kv_heads))
         self.rope = config.rope_index(index)
         self.query_scale = config.query_scale
 
@@ -136,6 +139,7 @@ class Attention(nnx.Module):
       q_bias [N, H], k_bias, v_bias [K, H], o_bias [D]: None where the model has none.
       turn: what queries and keys go through after their projections.
       span: what every head sees: all, or the layer's own window.
+      score_cap: within which scores are `sinkjax.attention.blocks.capped`; None for no cap.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
@@ -152,6 +156,7 @@ class Attention(nnx.Module):
         self.o_bias = make.bias(embed) if config.output_bias else None
         self.turn = Turn(config, index, make)
         self.span = native(Full(), config.window(index))
+        self.score_cap = config.score_cap
 
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
@@ -176,7 +181,8 @@ class Attention(nnx.Module):
                 layout = layout_of(self.span, context.max_length)
                 keys, values = (new_store(x, layout, context.lengths) for x in (k, v))
                 cache = LayerCache((keys,), (values,))
-            outputs = context.kernel.attend(q, k, v, self.span, context.products)
+            of_layer = self.span, context.products, self.score_cap
+            outputs = context.kernel.attend(q, k, v, *of_layer)
             return outputs, (context, cache)
 
         return self.attend(x, context, attend)
@@ -194,7 +200,8 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             keys = products.settle(write_store(old_keys, k, layout, t))
             values = products.settle(write_store(old_values, v, layout, t))
-            scores = cached_scores(products.settle(scale_queries(q)), keys, k.shape[2], products)
+            q = products.settle(scale_queries(q))
+            scores = cached_scores(q, keys, k.shape[2], products, self.score_cap)
             weights = cached_weights(scores, layout.positions(t), t, products)
             weights = weights.reshape(weights.shape[0], k.shape[2], -1, weights.shape[-1])
             outputs = products.sum_slots(weights, values).reshape(q.shape)
@@ -214,7 +221,8 @@ class Attention(nnx.Module):
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
             keys = Extended.of(old_keys, k, layout, context)
             values = Extended.of(old_values, v, layout, context)
-            outputs = attend_piece(q, keys, values, self.span, context.products)
+            of_layer = self.span, context.products, self.score_cap
+            outputs = attend_piece(q, keys, values, *of_layer)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
         return self.attend(x, context, attend)
@@ -246,14 +254,19 @@ class Layer(nnx.Module):
     """Attention and feed-forward, each on the normed residual and added to it.
 
     Attributes:
+      attention_norm, mlp_norm: of the residual that either reads; the identity where the model has
+        none.
       attention_outer_norm, mlp_outer_norm: of what either adds; None where the model has none.
       residual_scale: multiplies what either adds; None for 1.
     """
 
     def __init__(self, config: LlamaConfig, index: int, make: _Maker):
-        self.attention_norm = make.norm(config)
+        def norm() -> Callable[[Residual], Residual]:
+            return make.norm(config) if config.inner_norms else nnx.static(nnx.identity)
+
+        self.attention_norm = norm()
         self.attention = Attention(config, index, make)
-        self.mlp_norm = make.norm(config)
+        self.mlp_norm = norm()
         self.mlp = MLP(config, make)
         self.attention_outer_norm = make.norm(config) if config.outer_norms else None
         self.mlp_outer_norm = make.norm(config) if config.outer_norms else None
@@ -367,7 +380,7 @@ class Llama(nnx.Module):
         Args:
           tokens, lengths: as of the model's call; rows have at least 1 token.
           final_lengths: where `extend` brings further pieces, the tokens in each row with these.
-            Dynamic rope alone reads them: a prompt's angles go by its whole length.
+            Dynamic rope and longrope alone read them: a prompt's angles go by its whole length.
           max_length: tokens that the cache is to hold, static: prompt and generated ones.
           products: how they are written, static; as `sinkjax.compile` chooses.
           kernel: what computes attention, static, where no later layer copies it.
@@ -427,7 +440,8 @@ class Llama(nnx.Module):
         """Returns logits after one more token a row, at its row's own next position, and the cache.
 
         Keys stay rotated as they were when their token came, as in transformers' cached generation:
-        under dynamic rope a new query meets older keys that were rotated for a shorter length.
+        under dynamic rope and longrope a new query may meet older keys that were rotated for a
+        shorter length.
         The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
         logits mean nothing. Donate it, and it is updated in place.
         """
@@ -493,7 +507,7 @@ class Llama(nnx.Module):
         """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
             logits = products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
-            return scaled(logits, self.config.logit_scale)
+            return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
 def scaled(x: Array, scale: float | None) -> Array:

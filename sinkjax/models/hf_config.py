@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkjax.errors import InputError
-from sinkjax.models.config import ACTIVATIONS, ROPE_TYPES, LlamaConfig, RopeConfig
+from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.families import FAMILIES
-from sinkjax.models.families.family import FULL, WINDOWED, Family, is_positive
+from sinkjax.models.families.family import FULL, WINDOWED, is_positive
+from sinkjax.models.hf_rope import ROPE_ATTRIBUTES, rope_from_hf, rope_to_hf, split_ropes
 
 # Attributes of transformers' LlamaConfig that the model is built from: (ours, transformers',
 # transformers' default). A default of None is derived below or required there.
@@ -33,15 +34,6 @@ _SHAPE = (
     ("tie_embeddings", "tie_word_embeddings", False),
     ("initializer_range", "initializer_range", 0.02),
 )
-_ROPE_ATTRIBUTES = frozenset(
-    {
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "partial_rotary_factor",
-        "original_max_position_embeddings",
-    }
-)
 _TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 
 # Attributes that do not change the logits of one forward pass, whatever their value: names and
@@ -60,6 +52,7 @@ _INERT = frozenset(
         "bad_words_ids",
         "base_model",
         "begin_suppress_tokens",
+        "cache_implementation",
         "chunk_size_feed_forward",
         "cls_token_id",
         "datasets",
@@ -170,17 +163,6 @@ _WAYS_ON = {
 _MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
 _MOST = 2**31 - 1  # sizes and positions are int32 in a program
 
-_YARN = "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"
-
-# rope_type -> (required, optional) keys of the rope parameters, beside rope_type and rope_theta.
-_ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
-    "default": (set(), {"freq_factors"}),
-    "linear": ({"factor"}, set()),
-    "dynamic": ({"factor"}, set()),
-    "yarn": (set(), {"factor", *_YARN}),
-    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
-}
-
 
 def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> LlamaConfig:
     """Reads a Hugging Face config, in the form of its `config.json`.
@@ -234,25 +216,26 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         )
     if not problems and shape["head_dim"] % 2:
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
-    if shape["activation"] not in list(ACTIVATIONS):
-        problems.append(
-            f"hidden_act is {reprlib.repr(shape['activation'])}; known are {', '.join(ACTIVATIONS)}"
-        )
 
-    of_all, of_windows = _split_ropes(attributes, family)
-    rope = _rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
+    of_all, of_windows = split_ropes(attributes, family)
+    rope = rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
     local = None
     if of_windows is not None:
-        local = _rope_from_hf(of_windows, shape["max_length"], {}, problems)
-    divisors = rope.freq_factors
-    if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"]:
+        local = rope_from_hf(of_windows, shape["max_length"], {}, problems)
+    divisors, lists = rope.freq_factors, 2 if rope.type == "longrope" else 1
+    if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"] * lists:
+        names = "short_factor and long_factor have" if lists == 2 else "freq_factors has"
         problems.append(
-            f"freq_factors has {len(divisors)} values; head_dim {shape['head_dim']} "
+            f"{names} {len(divisors) // lists} values; head_dim {shape['head_dim']} "
             f"needs {shape['head_dim'] // 2}"
         )
 
     own = {key: attributes.get(key, default) for key, default in family.own.items()}
     own |= {theirs: shape[ours] for ours, theirs, _ in _SHAPE}
+    for theirs in ("hidden_act", "hidden_activation"):  # a Gemma has both, and computes the second
+        if theirs in own and own[theirs] not in list(ACTIVATIONS):
+            names = ", ".join(ACTIVATIONS)
+            problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
     if not problems:
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
@@ -264,7 +247,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
                 f"{key} is {attributes[key]!r:.99}; give the id of a token{several} or null"
             )
 
-    known = set(own) | _ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
+    known = set(own) | ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
         if not _changes_nothing(key, attributes, shape):
             way_on = _WAYS_ON.get(
@@ -308,7 +291,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
     Raises:
       InputError: if the rotary frequencies are of a kind that transformers cannot express.
     """
-    if any(rope.freq_factors is not None for rope in config.ropes):
+    if any(rope.freq_factors is not None and rope.type == "default" for rope in config.ropes):
         raise InputError(
             "the rotary frequencies of this model are given one by one (freq_factors, from a "
             "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
@@ -320,7 +303,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
 
 def _attributes(config: LlamaConfig) -> dict[str, Any]:
     """Returns the attributes from which `from_hf_config` reads the same config."""
-    ropes = [_rope_to_hf(rope) for rope in config.ropes]
+    ropes = [rope_to_hf(rope) for rope in config.ropes]
     fields = {theirs: getattr(config, ours) for ours, theirs, _ in _SHAPE}
     family = FAMILIES[config.family]
     return {
@@ -375,114 +358,3 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str
     if key == "layer_types":
         return value == ["full_attention"] * len(value) if isinstance(value, list) else False
     return _INERT_KINDS.fullmatch(key) is not None
-
-
-def _split_ropes(
-    attributes: Mapping[str, Any], family: Family
-) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    """Returns the attributes of the rope, and of that of layers with windows if it is another.
-
-    Their parameters lie under the kinds of layers, or in older configs beside those of all.
-    """
-    if family.local_theta is None:
-        return attributes, None
-    theta = attributes.get("rope_local_base_freq") or family.local_theta
-    kinds = attributes.get("rope_parameters")
-    if isinstance(kinds, Mapping) and not {FULL, WINDOWED}.isdisjoint(kinds):
-        local = {"rope_parameters": kinds.get(WINDOWED), "rope_theta": theta}
-        return {**attributes, "rope_parameters": kinds.get(FULL)}, local
-    return attributes, {"rope_theta": theta}
-
-
-def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    required, optional = _ROPE_KEYS[rope.type]
-    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    for key in sorted(required | optional):
-        if getattr(rope, key) is not None:
-            parameters[key] = getattr(rope, key)
-    if rope.type in ("yarn", "llama3"):
-        parameters["original_max_position_embeddings"] = rope.original_max_length
-    return parameters
-
-
-def _rope_from_hf(
-    attributes: Mapping[str, Any],
-    max_length: int,
-    defaults: Mapping[str, Any],
-    problems: list[str],
-) -> RopeConfig:
-    """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
-    where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
-    parameters = attributes.get(where) or {}
-    if not isinstance(parameters, Mapping):
-        problems.append(f"{where} is {reprlib.repr(parameters)}; a JSON object is needed")
-        return RopeConfig()
-    parameters = {
-        key: value
-        for key, value in parameters.items()
-        if value is not None and not (key.startswith("mscale") and value == 0)  # 0 is none
-    }
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        problems.append(f"{where} differs by layer type; a Llama has one for all layers")
-        return RopeConfig()
-
-    parameters.pop("finetuned", None)  # how the weights came about
-    old_name = parameters.pop("type", "default")
-    rope_type = parameters.pop("rope_type", old_name)
-    theta = attributes.get("rope_theta")
-    theta = defaults.get("rope_theta", 10_000.0) if theta is None else theta
-    parameters.setdefault("rope_theta", theta)
-    partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        problems.append(
-            f"partial_rotary_factor is {reprlib.repr(partial)}; a Llama rotates whole heads (1.0)"
-        )
-    # A value beside the rope parameters wins over one inside them, as in transformers.
-    original = attributes.get("original_max_position_embeddings")
-    original = original or parameters.get("original_max_position_embeddings") or max_length
-    parameters["original_max_position_embeddings"] = original
-    if rope_problems := _rope_problems(rope_type, parameters):
-        problems += [f"{where}: {problem}" for problem in rope_problems]
-        return RopeConfig()
-
-    # As floats, so that equal configs have equal JSON.
-    fields: dict[str, Any] = {
-        key: tuple(map(float, value)) if key == "freq_factors" else float(value)
-        for key, value in parameters.items()
-        if key in set.union(*_ROPE_KEYS[rope_type])
-    }
-    theta = float(parameters["rope_theta"])
-    if rope_type == "yarn":
-        fields.setdefault("factor", max_length / original)
-        fields["truncate"] = parameters.get("truncate", True)
-    if rope_type in ("yarn", "llama3"):
-        fields["original_max_length"] = original
-    return RopeConfig(type=rope_type, theta=theta, **fields)
-
-
-def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
-    """Returns everything that is wrong with the parameters of a rope type."""
-    if rope_type not in ROPE_TYPES:
-        return [f"rope_type is {reprlib.repr(rope_type)}; known are {', '.join(ROPE_TYPES)}"]
-    required, _ = _ROPE_KEYS[rope_type]
-    problems = [f"rope_type {rope_type} needs {key}" for key in sorted(required - set(parameters))]
-    # transformers, too, leaves out what only another type would read.
-    numbers = {"rope_theta"}.union(*(keys for kinds in _ROPE_KEYS.values() for keys in kinds))
-    for key, value in parameters.items():
-        if key == "freq_factors":
-            good = isinstance(value, (list, tuple)) and all(map(is_positive, value))
-            wanted = "a list of positive numbers is needed"
-        elif key == "truncate":
-            good, wanted = isinstance(value, bool), "true or false is needed"
-        elif key == "original_max_position_embeddings":
-            good, wanted = type(value) is int and value > 0, "a positive whole number is needed"
-        else:
-            good = key in numbers and is_positive(value)
-            wanted = "a positive number is needed" if key in numbers else "the key is unknown"
-        if not good:
-            problems.append(f"{key} is {reprlib.repr(value)}; {wanted}")
-    if rope_type == "llama3" and not problems:
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-        if low >= high:
-            problems.append(f"low_freq_factor is {low}; below high_freq_factor, {high}, is needed")
-    return problems

@@ -1,9 +1,10 @@
 """Rotary position embeddings, with every scaling that Llama checkpoints use.
 
 Formulas: Su et al. 2021 (RoFormer); linear: Chen et al. 2023; dynamic: NTK-aware scaling, by the
-current length; yarn: Peng et al. 2023; llama3: the Llama 3.1 release. Frequencies are computed in
-float32 in transformers' order of operations, because an angle is position times frequency: one unit
-in the last place of a frequency is 4e-4 rad at position 8,192.
+current length; yarn: Peng et al. 2023; llama3: the Llama 3.1 release; longrope: Ding et al. 2024,
+by whether the current length is beyond the original one. Frequencies are computed in float32 in
+transformers' order of operations, because an angle is position times frequency: one unit in the
+last place of a frequency is 4e-4 rad at position 8,192.
 """
 
 import math
@@ -24,13 +25,18 @@ def rotary_tables(
     Args:
       config: of the model.
       positions: counted from the prompt's first token.
-      lengths: tokens in each row so far; only dynamic scaling reads it. A row's angles follow its
-        own length, so that a row padded beside longer ones equals the row alone.
+      lengths: tokens in each row so far; only dynamic scaling and longrope read it. A row's angles
+        follow its own length, so that a row padded beside longer ones equals the row alone.
     """
     tables = []
     for rope in config.ropes:
         if rope.type == "dynamic":
             frequencies = _dynamic_frequencies(config, rope, lengths)[:, None, :]
+        elif rope.type == "longrope":
+            short, long = map(jnp.asarray, _long_frequencies(rope, config.head_dim))
+            assert rope.original_max_length is not None
+            is_long = (lengths > rope.original_max_length)[:, None, None]
+            frequencies = jnp.where(is_long, long[None, None, :], short[None, None, :])
         else:
             fixed = inverse_frequencies(rope, config.head_dim)
             frequencies = jnp.asarray(fixed)[None, None, :]
@@ -49,7 +55,9 @@ def rotate(x: Float[Array, "B T heads H"], table: Rotary) -> Float[Array, "B T h
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " half"]:
-    """Returns H/2 radians a position; for dynamic, those within the original length."""
+    """Returns H/2 radians a position; for dynamic and longrope those within the original length."""
+    if rope.type == "longrope":
+        return _long_frequencies(rope, head_dim)[0]
     if rope.type == "yarn":
         return _yarn_frequencies(rope, head_dim)
     frequencies = np.float32(1.0) / _wavelength_series(rope.theta, head_dim)
@@ -63,13 +71,20 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, 
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """Returns what cos and sin are multiplied by: 1 but for yarn (Peng et al. 2023, eq. 22)."""
-    if rope.type != "yarn":
+    """Returns what cos and sin are multiplied by.
+
+    1 but for yarn (Peng et al. 2023, eq. 22) and longrope (Ding et al. 2024, section 3.3).
+    """
+    if rope.type not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
     factor = rope.factor
     assert factor is not None
+    if rope.type == "longrope":
+        assert rope.original_max_length is not None
+        stretch = math.log(max(factor, 1)) / math.log(rope.original_max_length)
+        return math.sqrt(1 + stretch)
 
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -95,6 +110,12 @@ def _dynamic_frequencies(
     theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
     return 1.0 / (theta[:, None] ** exponents[None, :])
+
+
+def _long_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "2 half"]:
+    """Returns frequencies of texts within the original length, and those of longer ones."""
+    divisors = np.asarray(rope.freq_factors, np.float32).reshape(2, -1)
+    return np.float32(1.0) / (divisors * _wavelength_series(rope.theta, head_dim))
 
 
 def _llama3_frequencies(

@@ -46,9 +46,11 @@ class SpecializedAttention(nnx.Module):
 
     Attributes:
       plan: the order of heads, static, as they lie along the axes below.
-      q: [computed heads, H, D]; k, v: [groups, H, D]; o: [D, computed and copied heads, H].
+      q: [computed heads, then idle ones, H, D]; k, v: [groups, H, D], of k the idle ones last; o:
+        [D, computed and copied heads, H].
       q_bias, k_bias, v_bias: their biases; o_bias: [D].
-      turn: as `sinkjax.models.decoder.Attention` has it.
+      turn: as `sinkjax.models.decoder.Attention` has it, of q and k in their order.
+      score_cap: as `sinkjax.models.decoder.Attention` has it.
       sink_v: [groups with only `sink` heads, H, D], applied to the first token alone; sink_v_bias.
       first_o: [D, groups, H], o summed over the `sink(first)` heads of each group that has any.
       other_o: the same of all other `sink` heads.
@@ -62,9 +64,10 @@ class SpecializedAttention(nnx.Module):
         plan: LayerPlan,
         parameters: dict[str, nnx.Param | None],
         turn: Turn,
+        score_cap: float | None,
         norm: nnx.Module | None,
     ):
-        self.plan, self.turn = plan, turn
+        self.plan, self.turn, self.score_cap = plan, turn, score_cap
         self.q, self.q_bias = parameters["q"], parameters["q_bias"]
         self.k, self.k_bias = parameters["k"], parameters["k_bias"]
         self.v, self.v_bias = parameters["v"], parameters["v_bias"]
@@ -79,23 +82,23 @@ class SpecializedAttention(nnx.Module):
     ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
         """Attends over a prompt: as `sinkjax.models.decoder.Attention.__call__`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
-        all_values = []
+        all_values, products, cap = [], context.products, self.score_cap
         for block, q, k, v in self._blocks(*self._project(x, context)):
             all_values.append(v)
             outputs += _attend(
                 block,
                 q,
                 patterns,
-                functools.partial(context.kernel.attend, k=k, v=v, products=context.products),
-                functools.partial(keep_pattern, k=k, dtype=v.dtype),
+                functools.partial(context.kernel.attend, k=k, v=v, products=products, cap=cap),
+                functools.partial(keep_pattern, k=k, dtype=v.dtype, cap=cap),
                 functools.partial(apply_pattern, v=v),
             )
             if context.max_length is not None:
                 keys.append(None if k is None else _store(k, block.keys, context))
                 values.append(_store(v, block.values, context))
         with jax.named_scope("sink"):
-            at_first, later = self._sink_biases(x, all_values, context.products)
-        out = self._merge(x, outputs, context.products)
+            at_first, later = self._sink_biases(x, all_values, products)
+        out = self._merge(x, outputs, products)
         if at_first is not None or later is not None:
             nothing = jnp.zeros_like(x[:, 0])
             at_first, bias = (nothing if term is None else term for term in (at_first, later))
@@ -110,6 +113,7 @@ class SpecializedAttention(nnx.Module):
     ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
         """Attends over a further piece: as `sinkjax.models.decoder.Attention.extend`."""
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
+        products, cap = context.products, self.score_cap
         blocks = zip(
             self._blocks(*self._project(x, context)), cache.keys, cache.values, strict=True
         )
@@ -125,9 +129,9 @@ class SpecializedAttention(nnx.Module):
                 q,
                 patterns,
                 functools.partial(
-                    attend_piece, keys=of_keys, values=of_values, products=context.products
+                    attend_piece, keys=of_keys, values=of_values, products=products, cap=cap
                 ),
-                functools.partial(keep_piece_pattern, keys=of_keys, dtype=v.dtype),
+                functools.partial(keep_piece_pattern, keys=of_keys, dtype=v.dtype, cap=cap),
                 functools.partial(apply_piece_pattern, values=of_values),
             )
             keys.append(None if of_keys is None else of_keys.store)
@@ -154,7 +158,7 @@ class SpecializedAttention(nnx.Module):
             values.append(settle(write_store(value_store, v, layout, context.lengths)))
             keys.append(key_store)
             queries.append(q)
-        weights = _slot_weights(self.plan.blocks, queries, keys, context)
+        weights = _slot_weights(self.plan.blocks, queries, keys, context, self.score_cap)
         for block, of_parts, store in zip(self.plan.blocks, weights, values, strict=True):
             outputs += _sum_stores(block, of_parts, store, context, patterns)
         out = self._merge(x, outputs, context.products, cache.bias)
@@ -274,6 +278,7 @@ def _slot_weights(
     queries: Sequence[list[jax.Array]],
     keys: Sequence[jax.Array | None],
     context: Context,
+    cap: float | None,
 ) -> list[list[SlotWeights]]:
     """The attention weights of every part of every block, for one token a row.
 
@@ -296,7 +301,7 @@ def _slot_weights(
                 slots = view_store(store, layout, view, t)
                 of_view = by_view.setdefault(view, [])
                 places[-1].append((view, len(of_view)))
-                scores = cached_scores(q, slots, block.groups, products)
+                scores = cached_scores(q, slots, block.groups, products, cap)
                 of_view.append((part.path.kind, scores))
     weights = {}
     for view, of_view in by_view.items():

@@ -99,7 +99,8 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
 
 def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> SpecializedLlama:
     config = model.config
-    plans = plan_layers(mask, config.num_heads // config.num_kv_heads, config.layer_windows)
+    group = config.num_heads // config.num_kv_heads
+    plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm)
     layers = []
     for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
         layer = _shared(layer)
@@ -134,7 +135,11 @@ def _specialized(
         source = name.removeprefix("sink_")
         new[name] = _heads(getattr(attention, source), groups)
         new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
-    return SpecializedAttention(plan, new, attention.turn, norm)
+    turn = _shared(attention.turn)
+    for of_heads, heads in ((turn.q_norm, order.q), (turn.k_norm, order.k)):
+        if of_heads is not None and of_heads.scale.ndim > 1 and heads:
+            of_heads.scale = _heads(of_heads.scale, heads)
+    return SpecializedAttention(plan, new, turn, attention.score_cap, norm)
 
 
 def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> nnx.Param | None:

@@ -80,12 +80,14 @@ class LayerPlan:
       first, other: groups with heads that are `sink(first)`, and `sink` with another fill: places
         in the order of v, those with only `sink` heads last.
       mean: whether a head is `sink(mean)`.
+      idle: heads, and groups, whose queries and keys a norm over all heads alone reads.
     """
 
     blocks: tuple[Block, ...]
     first: tuple[int, ...]
     other: tuple[int, ...]
     mean: bool
+    idle: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,8 @@ class HeadOrder:
     """The heads of the original in the order of a plan, by which weights are sliced.
 
     Attributes:
-      q, o: query heads. k, v: groups. sink_v: groups with only `sink` heads.
+      q, o: query heads. k, v: groups. sink_v: groups with only `sink` heads. In q and k the idle
+        ones are the last.
       first, other: the query heads whose o is summed, a tuple for each of the plan's groups.
       mean: the query heads that are `sink(mean)`.
     """
@@ -109,11 +112,11 @@ class HeadOrder:
 
 
 def plan_layers(
-    mask: SinkMask, group: int, windows: Sequence[int | None] = ()
+    mask: SinkMask, group: int, windows: Sequence[int | None] = (), joint_qk_norm: bool = False
 ) -> list[tuple[LayerPlan, HeadOrder] | None]:
     """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
 
-    `group` is G, the query heads of a group; `windows` are of `sinkjax.LlamaConfig`.
+    `group` is G, the query heads of a group; the others are of `sinkjax.LlamaConfig`.
     """
     all_full = [all(path == Full() for path in paths) for paths in mask.heads]
     mask = mask.within(windows)
@@ -123,7 +126,7 @@ def plan_layers(
     for layer, is_full in enumerate(all_full):
         kept = frozenset(head for source, head in copied if source == layer)
         if kept or not is_full:
-            plans.append(_plan_layer(layer, mask, group, kept, sources))
+            plans.append(_plan_layer(layer, mask, group, kept, sources, joint_qk_norm))
         else:
             plans.append(None)
     return plans
@@ -135,6 +138,7 @@ def _plan_layer(
     group: int,
     kept: frozenset[int],
     sources: dict[tuple[int, int], CopiedHead],
+    joint_qk_norm: bool,
 ) -> tuple[LayerPlan, HeadOrder]:
     """One layer's plan; adds its kept heads to `sources`, which has those of earlier layers."""
     paths = mask.heads[layer]
@@ -170,10 +174,15 @@ def _plan_layer(
     first = _by_place([n for n in sinks if paths[n].fill == "first"], group, places)
     other = _by_place([n for n in sinks if paths[n].fill != "first"], group, places)
     mean = tuple(n for n in sinks if paths[n].fill == "mean")
-    plan = LayerPlan(tuple(blocks), tuple(first), tuple(other), bool(mean))
+    idle_q = idle_k = ()
+    if joint_qk_norm and q:
+        idle_q, idle_k = sorted({*range(len(paths))} - {*q}), sorted({*groups} - {*k_order})
+    plan = LayerPlan(
+        tuple(blocks), tuple(first), tuple(other), bool(mean), (len(idle_q), len(idle_k))
+    )
     return plan, HeadOrder(
-        q=tuple(q),
-        k=tuple(k_order),
+        q=(*q, *idle_q),
+        k=(*k_order, *idle_k),
         v=tuple(v),
         o=tuple(o),
         sink_v=sink_v,

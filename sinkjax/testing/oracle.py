@@ -39,7 +39,7 @@ def reference_logits(
       lengths: int [B], tokens in each row; None where every row is full.
       fills: float32 [L, N, H], read where a head is `sink(mean)`.
       prompt_lengths: int [B], tokens of each row that are prefilled at once, the others being
-        decoded one by one; None for all. Only dynamic rope tells the difference.
+        decoded one by one; None for all. Only dynamic rope and longrope tell the difference.
 
     Returns:
       float32 [B, T, V]; at padding they mean nothing.
@@ -53,7 +53,8 @@ def reference_logits(
     patterns: dict[tuple[int, int], jax.Array] = {}
     for index, (layer, paths) in enumerate(zip(model.layers, mask.heads, strict=True)):
         window = model.config.window(index)
-        attend = functools.partial(_attend, index, paths, window, patterns, fills)
+        cap = model.config.score_cap
+        attend = functools.partial(_attend, index, paths, window, cap, patterns, fills)
         x, of_layer = layer.attend(x, context, attend)
         patterns.update(of_layer)
         x = layer.feed_forward(x)
@@ -64,6 +65,7 @@ def _attend(
     index: int,
     paths: Sequence[Path],
     window: int | None,
+    cap: float | None,
     earlier: Mapping[tuple[int, int], jax.Array],
     fills: jax.Array | None,
     q: jax.Array,
@@ -71,7 +73,7 @@ def _attend(
     v: jax.Array,
 ) -> tuple[jax.Array, dict[tuple[int, int], jax.Array]]:
     """One layer's outputs [B, T, N, H], and its patterns."""
-    scores = attention_scores(q, k)
+    scores = attention_scores(q, k, cap)
     patterns = {
         (index, head): head_pattern(path, scores[:, head], earlier, window)
         for head, path in enumerate(paths)
@@ -115,13 +117,14 @@ def head_pattern(
             return jnp.broadcast_to(first.astype(jnp.float32), scores.shape)
 
 
-def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+def attention_scores(q: jax.Array, k: jax.Array, cap: float | None = None) -> jax.Array:
     """q_t . k_s / sqrt(H): q [B, T, N, H], k [B, S, K, H], rotated -> float32 [B, N, T, S].
 
-    Head n reads key/value head n // (N / K).
+    Head n reads key/value head n // (N / K). With a cap, cap · tanh(score / cap).
     """
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    return _einsum("btnh,bsnh->bnts", q, k) / q.shape[3] ** 0.5
+    scores = _einsum("btnh,bsnh->bnts", q, k) / q.shape[3] ** 0.5
+    return scores if cap is None else jnp.tanh(scores / cap) * cap
 
 
 def apply_pattern(pattern: jax.Array, v: jax.Array) -> jax.Array:

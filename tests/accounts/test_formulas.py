@@ -22,6 +22,7 @@ from sinkjax.programs.compile import Program, compile
 from sinkjax.specialize.build import specialize
 
 HEADS = dict(num_heads=6, num_kv_heads=3)
+JOINT = dict(qk_norm=True, joint_qk_norm=True, inner_norms=False, outer_norms=True)
 MASKS = {
     "full": "L0-2: 6f",
     "first_groups": "L0: 6f | L1: 2s(first) 4f | L2: 6s(first)",
@@ -105,6 +106,7 @@ def test_any_mask_costs_what_is_predicted(model, mask):
         (dict(num_heads=6, num_kv_heads=6, attention_bias=True, mlp_bias=True), {}),
         (dict(num_heads=6, num_kv_heads=1, tie_embeddings=True), dict(batch=1)),
         (dict(dtype=jnp.bfloat16, **HEADS), {}),
+        (dict(attention_bias=True, **JOINT, **HEADS), {}),
         # Beyond one block of queries, where both paths run loops over blocks and a rest.
         (dict(max_length=512, **HEADS), dict(length=300, max_length=310)),
         # Keys in blocks as well: whole ones, and a rest.

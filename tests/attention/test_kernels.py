@@ -54,6 +54,15 @@ def test_a_kernel_equals_the_oracle_over_several_blocks(path, kernel):
     assert_equals_oracle(by(kernel, path), path, random_heads(384, 2, head_dim=16))
 
 
+@pytest.mark.parametrize("kernel", [XLA, *KERNELS], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("path", [Full(), Window(4, 128)], ids=str)
+def test_capped_scores_are_the_oracles(path, kernel):
+    q, k, v = random_heads(256, 2, head_dim=16)
+    attend = tiny.quick_jit(lambda *heads: kernel.attend(*heads, path, cap=1.5))
+    wanted = attended(path, 4 * q, k, v, cap=1.5)
+    np.testing.assert_allclose(attend(4 * q, k, v), wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_query_heads_read_their_own_groups_keys(kv_heads, kernel):

@@ -23,3 +23,8 @@ def test_attention_by_blocks_of_keys_equals_the_oracle(length, products):
     assert_equals_oracle(attend, Full(), heads)
     large = (4 * heads[0], heads[1], heads[2])  # scores whose largest changes from block to block
     assert_equals_oracle(attend, Full(), large)
+    capped = tiny.quick_jit(
+        lambda *heads: Xla(streams=True).attend(*heads, Full(), products, cap=1.5)
+    )
+    wanted = attended(Full(), *large, cap=1.5)
+    np.testing.assert_allclose(capped(*large), wanted, rtol=0, atol=1e-5)

@@ -53,10 +53,11 @@ def test_a_gguf_file_holds_the_same_model(tied, tmp_path):
     np.testing.assert_allclose(model(tokens), found(tokens), atol=1e-5)
 
 
-def test_a_gguf_file_of_what_llama_cpp_lacks_is_refused(tmp_path):
+@pytest.mark.parametrize("changes", [dict(activation="relu"), dict(family="granite")])
+def test_a_gguf_file_of_what_is_not_written_is_refused(changes, tmp_path):
     from benchmarks.write_gguf import write_gguf
 
-    model = tiny.make(activation="relu")
+    model = tiny.make(**changes)
     with pytest.raises(sinkjax.InputError, match="leave it out of --engines"):
         write_gguf(model, tmp_path / "model.gguf")
 

@@ -20,6 +20,7 @@ import sinkjax
 from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, open_folder
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.errors import InputError
+from sinkjax.models.families import FAMILIES
 
 pytestmark = pytest.mark.quick
 
@@ -219,7 +220,7 @@ def test_layers_without_tensors_are_counted_in_one_line(single, layers):
 
 
 @pytest.mark.parametrize("layers", [10_000, 10**9, 2**31 - 1, 2**64])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_no_layers_are_counted_that_no_model_has(single, layers, family):
     change_config(single, num_hidden_layers=layers, model_type=family)
     assert f"num_hidden_layers is {layers}" in problems(single)[0]

@@ -3,6 +3,7 @@
 import gguf
 import hf
 import jax.numpy as jnp
+import llama_cpp
 import numpy as np
 import pytest
 from families import KINDS
@@ -16,21 +17,51 @@ from sinkjax.models.families import FAMILIES
 CHANGES = {
     "smollm3": dict(no_rope_layer_interval=4, num_hidden_layers=5),
     "smollm3_listed": dict(no_rope_layers=None, attention_bias=False, num_hidden_layers=5),
+    "gemma2": dict(query_pre_attn_scalar=16, num_hidden_layers=5),
+    "gemma2_uncapped": dict(layer_types=None, attn_logit_softcapping=40.0),
     "gemma3": dict(layer_types=None, query_pre_attn_scalar=16, num_hidden_layers=7),
     "gemma3_linear": dict(rope_parameters=None),
+    # llama.cpp takes the long factors where it has room for long texts.
+    "phi3_longrope": dict(original_max_position_embeddings=60),
     "qwen3_bias": dict(attention_bias=False),
+    "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
 }
+ALIKE = {"phi3_windows": 24}  # tokens before llama.cpp, which leaves out Phi-3's windows, differs
 WINDOWED = "mistral_windows", "qwen2_windows", "qwen3_windows", "smollm3_windows"  # no file has
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WINDOWED])
-def test_a_file_of_a_family_gives_the_models_own_logits(kind, tmp_path):
-    oracle = hf.make_llama(**{**KINDS[kind], **CHANGES.get(kind, {})})
-    of_family = FAMILIES[KINDS[kind]["family"]].gguf
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in WINDOWED])
+def file_of_a_family(request, tmp_path_factory):
+    """A file, its model, and how many of the first logits llama.cpp has alike."""
+    oracle = hf.make_llama(**{**KINDS[request.param], **CHANGES.get(request.param, {})})
+    of_family = FAMILIES[KINDS[request.param]["family"]].gguf
     architecture = "llama" if of_family is None else of_family.architecture
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    writer = gguf.GGUFWriter(tmp_path_factory.mktemp("gguf") / "model.gguf", architecture)
     add_family(writer, architecture, oracle)
-    model = sinkjax.load(finish(writer))
-    tokens = hf.random_tokens((2, 70))
-    wanted = hf.logits(oracle, tokens)
-    np.testing.assert_allclose(model(jnp.asarray(tokens)), wanted, rtol=0, atol=1e-4)
+    return finish(writer), oracle, ALIKE.get(request.param, 70)
+
+
+TOKENS = hf.random_tokens((2, 70))
+
+
+def test_a_file_of_a_family_gives_the_models_own_logits(file_of_a_family):
+    path, oracle, _ = file_of_a_family
+    found = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+
+
+def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
+    path, oracle, alike = file_of_a_family
+    found = llama_cpp.logits(path, TOKENS[0, :alike])
+    atol = 1e-3
+    if oracle.config.model_type.startswith("gemma"):
+        atol = 2e-3  # a number between two of the table may go to either
+        for layer in oracle.model.layers:
+            monkeypatch.setattr(layer.mlp.act_fn, "forward", gelu_of_a_table)
+    wanted = hf.logits(oracle, TOKENS)[0, :alike]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+def gelu_of_a_table(x):
+    """As llama.cpp has it on a CPU: from a table of float16, which is worth 4e-3 in logits here."""
+    return hf.torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()

@@ -49,10 +49,15 @@ tries = hypothesis.settings(deadline=None, max_examples=300)
 
 
 def write(
-    path: pathlib.Path, model: str | None, tokens: list[str], types: list[int] | None, **more
+    path: pathlib.Path,
+    model: str | None,
+    tokens: list[str],
+    types: list[int] | None,
+    architecture: str = "llama",
+    **more,
 ) -> pathlib.Path:
     """A GGUF file that holds a tokenizer and nothing else; `more` are keys of its metadata."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     if model is not None:
         writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
@@ -253,6 +258,18 @@ def test_without_types_bytes_still_stand_for_what_is_no_token(tmp_path):
     assert tokenizer.decode(ids) == "aé"
 
 
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_spaces_after_most_of_phi3s_special_tokens_are_dropped(architecture, tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x0A>", "<|endoftext|>", "<|user|>"]
+    scores = [0.0] * 3 + [-2.0, -3.0, -1.0, 0.0, -1000.0, -1000.0]
+    path = tmp_path / "model.gguf"
+    write(path, "llama", tokens, [2, 3, 3, 1, 1, 1, 6, 3, 3], architecture, scores=scores)
+    tokenizer = load_gguf_tokenizer(path)
+    ids = tokenizer("<|user|>\n a<|endoftext|>\n a", add_special_tokens=False)["input_ids"]
+    kept = [3, 6, 5]  # of "\n a"
+    assert ids == [8, *([5] if architecture == "phi3" else kept), 7, *kept]
+
+
 # What the file asks for.
 
 BYTE_TOKENS = sorted(bytes_to_unicode().values())
@@ -327,6 +344,8 @@ DIGITS = r"\p{N}"  # the pre-tokenizer Digits, of individual ones
 PUBLISHED = {
     "midm-2.0": [LLAMA3],
     "trillion": [GPT2],
+    "olmo": [GPT2],
+    "dbrx": [LLAMA3],
     "minerva-7b": [DIGITS, GPT2],
     "qwen2": [QWEN2],
     "megrez": [QWEN2],

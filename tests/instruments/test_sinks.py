@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import attended, random_heads
 from hf import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinkjax
 from sinkjax import DEFINITIONS, measure_sinks
+from sinkjax.attention.full import observed_causal_attention
 from sinkjax.instruments.sinks import DEFAULT_TAIL
+from sinkjax.masks.paths import Full
+from sinkjax.testing.oracle import attention_scores, head_pattern
 
 modeling_llama = hf.oracle("transformers.models.llama.modeling_llama")
 
@@ -149,6 +153,17 @@ def test_scores_equal_transformers_at_every_key_position(kind, tmp_path):
     assert stats.key_positions == ALL_KEYS
     assert stats.tail == DEFAULT_TAIL
     assert_equal_to_transformers(stats, [Oracle(oracle, row) for row in tokens])
+
+
+def test_shares_of_capped_scores_are_the_oracles():
+    q, k, v = random_heads(140, 3)
+    q, cap, keys = 4 * q, 1.5, (0, 3)
+    outputs, log_odds = observed_causal_attention(q, k, v, keys, Full(), cap)
+    np.testing.assert_allclose(outputs, attended(Full(), q, k, v, cap), rtol=0, atol=TOLERANCE)
+    scores = attention_scores(q, k, cap)
+    share = np.stack([head_pattern(Full(), scores[:, n], {}) for n in range(6)], axis=1)
+    found = jax.nn.sigmoid(log_odds)
+    np.testing.assert_allclose(found, share[..., keys], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [2, 128, 129, 300])

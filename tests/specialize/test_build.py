@@ -30,7 +30,9 @@ MIXED = SinkMask.from_text(
     "L1: c(0,0) s(mean) w(3,70) c(0,2) s(zero) w(1,4) | "
     "L2: 2s(first) s(mean) c(1,2) c(0,1) c(0,4)"
 )
-ROPES = {"dynamic": RopeConfig("dynamic", factor=3.0), "llama3": tiny.LLAMA3}
+DIVISORS = (1.0, 1.1, 1.2, 1.3, 1.0, 2.0, 4.0, 8.0)
+LONG = RopeConfig("longrope", factor=4.0, original_max_length=20, freq_factors=DIVISORS)
+ROPES = {"dynamic": RopeConfig("dynamic", factor=3.0), "llama3": tiny.LLAMA3, "longrope": LONG}
 
 
 def assert_equals_oracle(model, mask, tokens, prompts, max_length, fills=None, steps=None):
@@ -55,7 +57,15 @@ def assert_equals_oracle(model, mask, tokens, prompts, max_length, fills=None, s
 def test_any_mask_equals_the_oracle(data):
     kv_heads = data.draw(st.sampled_from([1, 2, 3, 6]))
     mask = data.draw(masks(num_layers=2, num_heads=6, num_kv_heads=kv_heads))
-    model = tiny.make(num_layers=2, num_kv_heads=kv_heads, attention_bias=data.draw(st.booleans()))
+    joint = data.draw(st.booleans())
+    model = tiny.make(
+        num_layers=2,
+        num_kv_heads=kv_heads,
+        attention_bias=data.draw(st.booleans()),
+        qk_norm=joint,
+        joint_qk_norm=joint,
+        score_cap=data.draw(st.sampled_from([None, 1.5])),
+    )
     prompts = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=2))
     max_length = data.draw(st.integers(14, 20))
     tokens, fills = tiny.tokens_of(model, (2, 14)), tiny.make_fills(model)

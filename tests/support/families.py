@@ -50,6 +50,7 @@ KINDS = {
         sliding_window=24,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         query_pre_attn_scalar=11,
+        final_logit_softcapping=3.0,
     ),
     "gemma3_linear": dict(
         family="gemma3_text",
@@ -63,6 +64,48 @@ KINDS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
         num_hidden_layers=6,
+    ),
+    "gemma2": dict(
+        family="gemma2",
+        head_dim=16,
+        sliding_window=24,
+        query_pre_attn_scalar=11,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+    ),
+    "gemma2_uncapped": dict(
+        family="gemma2",
+        num_key_value_heads=1,
+        head_dim=10,
+        sliding_window=20,
+        query_pre_attn_scalar=10,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        attn_logit_softcapping=None,
+        final_logit_softcapping=3.0,
+        tie_word_embeddings=True,
+    ),
+    "olmo2": dict(family="olmo2"),
+    "phi3": dict(family="phi3", pad_token_id=None),
+    "phi3_longrope": dict(
+        family="phi3",
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+        max_position_embeddings=400,
+        original_max_position_embeddings=90,  # crossed in decoding
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0, 1.1, 1.5, 2.0],
+            "long_factor": [1.5, 4.0, 9.0, 16.0],
+        },
+        pad_token_id=None,
+    ),
+    "phi3_windows": dict(
+        family="phi3", num_key_value_heads=6, sliding_window=24, pad_token_id=None
+    ),
+    "olmo2_tied": dict(
+        family="olmo2", num_key_value_heads=6, head_dim=10, tie_word_embeddings=True
     ),
 }
 

@@ -1,5 +1,6 @@
 """GGUF files of Hugging Face Llamas, as llama.cpp's converter writes them."""
 
+import math
 import pathlib
 
 import gguf
@@ -85,12 +86,19 @@ def add_llama(
 PAIRED = "llama", "granite", "smollm3"
 """Architectures whose converters permute rows of q and k."""
 
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 FAMILY_NAMES = {
-    "gemma3": {
+    "gemma2": GEMMA_NAMES,
+    "gemma3": GEMMA_NAMES,
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+    "olmo2": {
         "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
-    }
+    },
 }
 
 
@@ -100,6 +108,8 @@ def add_family(
     """What the converter writes of a model of a family, in float32, without its tokens."""
     config = model.config
     _add_sizes(writer, config)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if head_dim := getattr(config, "head_dim", None):
@@ -110,15 +120,29 @@ def add_family(
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    if architecture == "gemma3":
-        writer.add_sliding_window(config.sliding_window)
+    if architecture in ("gemma2", "gemma3") and config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if architecture in ("gemma2", "gemma3", "phi3"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if architecture == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if rope.get("rope_type") == "longrope":
+        stretch = config.max_position_embeddings / config.original_max_position_embeddings
+        log = math.log(stretch) / math.log(config.original_max_position_embeddings)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + log))
+        for kind in ("short", "long"):
+            factors = np.array(rope[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     names = {**GGUF_NAMES, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
     names |= FAMILY_NAMES.get(architecture, {})
     for name, value in weights_of(model).items():
         if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             value = permute(value, heads)
-        if architecture == "gemma3" and "norm" in name:
+        if architecture in ("gemma2", "gemma3") and "norm" in name:
             value = value + 1
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)

@@ -16,8 +16,8 @@ def random_heads(
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 
-def attended(path, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attended(path, q: jax.Array, k: jax.Array, v: jax.Array, cap: float | None = None) -> jax.Array:
     """Outputs of heads that are all on one path, [2, T, N, H]."""
-    scores = oracle.attention_scores(q, k)
+    scores = oracle.attention_scores(q, k, cap)
     patterns = [oracle.head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
     return oracle.apply_pattern(jnp.stack(patterns, axis=1), v)

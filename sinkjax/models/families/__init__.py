@@ -3,7 +3,18 @@
 To add one, write its file and name it here (CONTRIBUTING.md has the recipe).
 """
 
-from sinkjax.models.families import gemma3, granite, llama, mistral, qwen2, qwen3, smollm3
+from sinkjax.models.families import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from sinkjax.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,6 +26,9 @@ FAMILIES: dict[str, Family] = {
         qwen3.FAMILY,
         granite.FAMILY,
         smollm3.FAMILY,
+        gemma2.FAMILY,
         gemma3.FAMILY,
+        olmo2.FAMILY,
+        phi3.FAMILY,
     )
 }

@@ -22,6 +22,8 @@ class Metadata(Protocol):
 
     def number(self, key: str, default: float | None = None) -> float: ...
 
+    def has(self, key: str) -> bool: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
@@ -56,6 +58,7 @@ class Family:
       problems: a line for everything in them that the decoder does not compute.
       read: the fields of `sinkjax.LlamaConfig` that they decide.
       write: the attributes, of a `sinkjax.LlamaConfig`.
+      joined: of projections that lie below each other in one tensor, that tensor's name.
       gguf: None where llama.cpp has it as another family.
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
@@ -68,12 +71,19 @@ class Family:
     problems: Callable[[Attributes], list[str]] = lambda attributes: []
     read: Callable[[Attributes], dict[str, Any]] = _nothing
     write: Callable[[Any], dict[str, Any]] = _nothing
+    joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: Gguf | None = None
     local_theta: float | None = None
 
 
 QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
 """Of families with norms of queries and keys, `Gguf.names`."""
+
+OUTER_NORMS = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
+"""Of families with norms of what attention and feed-forward add, `Gguf.names`."""
 
 FULL, WINDOWED = "full_attention", "sliding_attention"
 """What `layer_types` calls the two kinds of layers."""

@@ -1,12 +1,11 @@
-"""Gemma 3, text: windows in most layers with a rope of their own, and norms around everything.
+"""Gemma 3, text: a Gemma 2 with norms of queries and keys, and a rope of their own in most layers.
 
-Norms' scales are stored as what they differ from 1 by, queries and keys are normed, what a layer
-adds is normed too, and rows of the embedding are multiplied by sqrt(D).
+Those are the layers with windows. Scores are not capped.
 """
 
-import math
 from typing import Any
 
+from sinkjax.models.families import gemma2
 from sinkjax.models.families.family import (
     FULL,
     QK_NORMS,
@@ -18,59 +17,30 @@ from sinkjax.models.families.family import (
     Metadata,
     is_whole,
     shown,
-    window_problems,
-    windows_of,
-    written_windows,
 )
 
-_OFF = "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"
 _PATTERNS = "sliding_window_pattern", "_sliding_window_pattern"  # of older configs
 
 
 def _problems(attributes: Attributes) -> list[str]:
+    cap = attributes["attn_logit_softcapping"]
     problems = [
-        f"{name} is {shown(attributes[name])}; the decoder does not compute that yet: choose a "
-        "checkpoint without it"
-        for name in _OFF
-        if attributes[name]
+        f"{name} is {shown(attributes[name])}; {WHOLE}, or null"
+        for name in _PATTERNS
+        if not (attributes[name] is None or is_whole(attributes[name]))
     ]
-    for name in ("query_pre_attn_scalar", *_PATTERNS):
-        value = attributes[name]
-        if not is_whole(value) and not (name in _PATTERNS and value is None):
-            problems.append(f"{name} is {shown(value)}; {WHOLE}")
-    if problems:
-        return problems
-    return window_problems({**attributes, "layer_types": _kinds(attributes)})
+    if cap is not None:  # transformers has the attribute, and does not compute it either
+        problems.append(f"attn_logit_softcapping is {shown(cap)}; null is needed")
+    return problems or gemma2.problems(_listed(attributes))
 
 
-def _kinds(attributes: Attributes) -> Any:
-    if attributes["layer_types"] is not None:
-        return attributes["layer_types"]
+def _listed(attributes: Attributes) -> Attributes:
     every = next((attributes[name] for name in _PATTERNS if attributes[name]), 6)
-    layers = range(attributes["num_hidden_layers"])
-    return [WINDOWED if (layer + 1) % every else FULL for layer in layers]
+    return {**attributes, "layer_types": gemma2.kinds(attributes, every)}
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    head_dim, scalar = attributes["head_dim"], attributes["query_pre_attn_scalar"]
-    return {
-        "activation": attributes["hidden_activation"],
-        "qk_norm": True,
-        "outer_norms": True,
-        "norm_offset": 1.0,
-        "embedding_scale": math.sqrt(attributes["hidden_size"]),
-        "query_scale": math.sqrt(head_dim / scalar) if head_dim != scalar else None,
-        **windows_of(_kinds(attributes), attributes["sliding_window"]),
-    }
-
-
-def _write(config: Any) -> dict[str, Any]:
-    scalar = config.head_dim / (config.query_scale or 1.0) ** 2
-    return {
-        "hidden_activation": config.activation,
-        "query_pre_attn_scalar": round(scalar),
-        **written_windows(config),
-    }
+    return {"qk_norm": True, **gemma2.read(_listed(attributes))}
 
 
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
@@ -81,14 +51,13 @@ def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
             "rope_theta": metadata.number("rope.freq_base_swa", 1e4),
         },
     }
-    head_dim, width = attributes["head_dim"], attributes["hidden_size"]
-    # The file does not say it: of all sizes, that of 27B alone differs.
-    is_27b = attributes["num_hidden_layers"] == 62
+    cap = "final_logit_softcapping"
     return {
         "rope_parameters": ropes,
         "sliding_window": metadata.count("attention.sliding_window"),
         "sliding_window_pattern": metadata.count("attention.sliding_window_pattern", 6),
-        "query_pre_attn_scalar": width // attributes["num_attention_heads"] if is_27b else head_dim,
+        cap: metadata.number(cap) if metadata.has(cap) else None,
+        **gemma2.read_scalar(attributes, layers_of_27b=62),
     }
 
 
@@ -107,26 +76,10 @@ FAMILY = Family(
         "rope_theta": 1_000_000.0,
         "tie_word_embeddings": True,
     },
-    own={
-        **dict.fromkeys((*_OFF, *_PATTERNS, "layer_types")),
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 256,
-        "rope_local_base_freq": None,
-        "sliding_window": 4096,
-    },
+    own={**gemma2.OWN, **dict.fromkeys(_PATTERNS), "rope_local_base_freq": None},
     problems=_problems,
     read=_read,
-    write=_write,
-    gguf=Gguf(
-        "gemma3",
-        norm_offset=1.0,
-        names={
-            **QK_NORMS,
-            "post_attention_norm.weight": "post_attention_layernorm.weight",
-            "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-            "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-        },
-        read=_read_gguf,
-    ),
+    write=gemma2.written,
+    gguf=Gguf("gemma3", norm_offset=1.0, names={**QK_NORMS, **gemma2.NAMES}, read=_read_gguf),
     local_theta=10_000.0,
 )

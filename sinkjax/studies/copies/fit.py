@@ -100,7 +100,7 @@ def _fit(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        pattern = dense_pattern(q, k, layer.attention.span)
+        pattern = dense_pattern(q, k, layer.attention.span, layer.attention.score_cap)
         return apply_dense(pattern, v), (pattern, v)
 
     after, (own, v) = layer.attend(x, context, attend)  # own: [N, B, T, T]

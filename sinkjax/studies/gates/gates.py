@@ -82,11 +82,12 @@ def _gated_layer(
     layer: Layer, x: jax.Array, context: Context, gates: jax.Array, reduced: TracedPaths
 ) -> jax.Array:
     """The residual stream [B, T, D] after a layer with these gates, [N]."""
+    cap = layer.attention.score_cap
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        full = full_attention(q, k, v, layer.attention.span)
+        full = full_attention(q, k, v, layer.attention.span, cap)
         share = gates[None, None, :, None].astype(v.dtype)
-        return share * full + (1 - share) * traced_attention(q, k, v, reduced), None
+        return share * full + (1 - share) * traced_attention(q, k, v, reduced, cap), None
 
     x, _ = layer.attend(x, context, attend)
     return layer.feed_forward(x)

@@ -31,7 +31,11 @@ MIXED = SinkMask.from_text(
 
 
 # Kinds that differ in parts that nothing of ours tells apart are held to transformers alone.
-OWN = [kind for kind in KINDS if kind not in ("llama", "mistral", "qwen2_tied", "qwen3_bias")]
+ALIKE = (
+    *("llama", "mistral", "qwen2_tied", "qwen3_bias", "gemma2_uncapped", "olmo2_tied"),
+    *("phi3", "phi3_windows", "phi3_longrope"),
+)
+OWN = [kind for kind in KINDS if kind not in ALIKE]
 
 
 def test_every_family_is_tested():
@@ -128,7 +132,12 @@ def test_configs_are_read_as_they_are_written(kind):
         ("qwen3_windows", dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
         ("qwen3_windows", dict(layer_types=["chunked_attention"] * 3), "layer_types is"),
         ("qwen3", dict(layer_types=["sliding_attention"] * 3), "though use_sliding_window is fal"),
-        ("gemma3", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+        ("gemma2", dict(attn_logit_softcapping=0), "attn_logit_softcapping is 0; a positive num"),
+        ("gemma2", dict(hidden_activation="swoosh"), "hidden_activation is 'swoosh'; known are"),
+        ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
+        ("gemma3", dict(attn_logit_softcapping=30.0), "attn_logit_softcapping is 30.0; null"),
+        ("phi3", dict(sliding_window=0), "sliding_window is 0"),
+        ("phi3", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75"),
         ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
         ("gemma3", dict(layer_types=None, sliding_window_pattern=0.5), "sliding_window_pattern is"),
         ("granite", dict(logits_scaling=0), "logits_scaling is 0; a positive number"),

@@ -23,7 +23,7 @@ COPIES = "experiments.copies"
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.make()
+    return tiny.make(score_cap=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def dense_sources(model, tokens):
     (x, context), patterns, values, residuals = model.enter(tokens), [], [], []
 
     def attend(q, k, v):
-        scores = np.asarray(attention_scores(q, k), np.float64)
+        scores = np.asarray(attention_scores(q, k, model.config.score_cap), np.float64)
         scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)

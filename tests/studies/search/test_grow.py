@@ -51,7 +51,7 @@ def dense_layer(layer, x, context, path):
     """The residual after a layer of heads on one path, without means, and their [B, T, N, H]."""
 
     def attend(q, k, v):
-        scores = attention_scores(q, k)
+        scores = attention_scores(q, k, layer.attention.score_cap)
         patterns = [head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
         outputs = apply_pattern(jnp.stack(patterns, axis=1), v)
         return outputs, outputs
@@ -60,8 +60,10 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
-@pytest.mark.parametrize("score_from", [1, 12])
-def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, score_from):
+@pytest.mark.parametrize(("score_from", "cap"), [(1, None), (12, None), (1, 0.5)])
+def test_errors_and_means_are_those_of_dense_attention(windows, score_from, cap):
+    model = tiny.make(seed=3, score_cap=cap)
+    fills = mean_outputs(model, windows)
     errors = own_errors(model, windows, PATHS, fills=fills, score_from=score_from)
     x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):

@@ -1,0 +1,50 @@
+"""Phi-3 and Phi-4: a Llama whose projections of one input lie in one tensor, some with a window.
+
+The window is heeded in GGUF files too, where llama.cpp leaves it out.
+"""
+
+from typing import Any
+
+from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata
+from sinkjax.models.families.mistral import problems, read, written
+
+
+def _write(config: Any) -> dict[str, Any]:
+    # transformers has a default beside the rope's own value, and it wins.
+    original = config.rope.original_max_length
+    beside = {} if original is None else {"original_max_position_embeddings": original}
+    return {**written(config), **beside}
+
+
+def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
+    window = "attention.sliding_window"
+    return {"sliding_window": metadata.count(window) if metadata.has(window) else None}
+
+
+FAMILY = Family(
+    "phi3",
+    "Phi3ForCausalLM",
+    defaults={
+        "vocab_size": 32_064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    },
+    own={"sliding_window": None},
+    problems=problems,
+    read=read,
+    write=_write,
+    joined={
+        **{f"self_attn.{x}_proj": "self_attn.qkv_proj" for x in "qkv"},
+        **{f"mlp.{x}_proj": "mlp.gate_up_proj" for x in ("gate", "up")},
+    },
+    gguf=Gguf(
+        "phi3",
+        names={
+            "attn_qkv.weight": "self_attn.qkv_proj.weight",
+            "ffn_up.weight": "mlp.gate_up_proj.weight",
+        },
+        read=_read_gguf,
+    ),
+)

@@ -1,0 +1,33 @@
+"""Slopes at the residual stream against JAX's own derivatives of the model's logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sinkjax.instruments.sensitivity import _slopes
+from sinkjax.instruments.token_losses import OutputHead
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_slopes_are_those_of_the_kl_and_of_labels(cap):
+    model = tiny.make(num_layers=1, logit_cap=cap, logit_scale=1.5)
+    x, y = np.random.default_rng(0).normal(size=(2, 2, 5, 40)).astype(np.float32)
+    y = x + y / 10
+
+    def log_q(x):
+        return jax.nn.log_softmax(model.logits(x))
+
+    def kl(x):
+        p, q = log_q(y), log_q(x)
+        return jnp.sum((jnp.exp(p) * (p - q))[:, 1:])
+
+    slopes = _slopes(OutputHead(model), y, x, jax.random.key(0), samples=4, score_from=1)
+    found = np.asarray(slopes)
+    np.testing.assert_allclose(found[0], jax.grad(kl)(x), rtol=0, atol=1e-6)
+    of_labels = np.asarray(jax.jacobian(lambda x: log_q(x[None, None])[0, 0])(x[1, 3]))  # [V, D]
+    for slope in found[1:, 1, 3]:
+        assert np.abs(of_labels - slope).max(axis=1).min() < 1e-6
