@@ -5,8 +5,8 @@ executables needs at its peak
 
   fixed + B row
 
-bytes. Compiled programs of one and of two rows say both: XLA's buffers grow with B like this, but
-for padding. Without a program it is, by formula,
+bytes. Two compiled programs say both, of one row and of half as many as might fit: XLA's buffers
+grow with B like this, but for padding. Without programs it is, by formula,
 
   prefill   parameters + B (cache + 2 T (D + F) itemsize)
   decoding  parameters + B cache
@@ -150,14 +150,16 @@ def plan_memory(
     one = compiled(1)
     if one is None:
         return least
-    two = compiled(2) if least.largest_batch(memory) > 1 else None
+    many = least.largest_batch(memory) // 2
+    other = compiled(many) if many > 1 else None
     stages = {}
     records = inspect_program(one)
     for index, (name, record) in enumerate(zip(least.stages, records, strict=True)):
         cost = Cost(**record["compiled"]["total"])
         peak = one.executables[index].memory.peak
-        # Where two rows do not fit, how it would go on makes no difference.
-        row = peak - cost.parameters if two is None else two.executables[index].memory.peak - peak
+        row = peak - cost.parameters
+        if other is not None:
+            row = -(-(other.executables[index].memory.peak - peak) // (many - 1))
         stages[name] = Stage(cost, peak - row, row)
     uncounted = {target for record in records for target in record["uncounted"]}
     return Plan(stages, None, kernel.name, tuple(sorted(uncounted)))

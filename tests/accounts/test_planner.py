@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -16,9 +17,9 @@ from sinkjax.accounts.planner import Plan, Stage, plan_memory
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.shapes import SHAPES
 
-ROWS = 16
+ROWS = 8
 MEASURE = f"""
-import dataclasses, json
+import gc, json
 import jax.numpy as jnp
 import numpy as np
 import sinkjax
@@ -26,40 +27,56 @@ from sinkjax.accounts.planner import plan_memory
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.shapes import random_model
 from sinkjax.studies.timing.memory import resident_kept, resident_rise
-from sinkjax.studies.timing.stages import decode_call, prefill_call
+from sinkjax.studies.timing.stages import prefill_call
 
 T = 1024
 config = LlamaConfig(
-    vocab_size=32_768, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32, embed_dim=128,
-    mlp_dim=512, max_length=T, norm_eps=1e-5,
+    vocab_size=65_536, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=64, embed_dim=256,
+    mlp_dim=1024, max_length=T, norm_eps=1e-5,
 )
-mask = sinkjax.SinkMask.from_text("L0: 2f 2w(4,128) | L1: 2w(4,128) 2f")
-how = dict(target="cpu", memory=1e9, attention="xla")
+mask = sinkjax.SinkMask.from_text("L0: 2f 2w(4,128)")
+how = dict(target="cpu", memory=4e8, attention="xla")
 plan = plan_memory(config, mask, jnp.dtype("float32"), T, **how)
-model, parameters = resident_kept(lambda: sinkjax.specialize(random_model(config), mask))
+
+def make():
+    made = sinkjax.specialize(random_model(config), mask)
+    gc.collect()
+    return made
+
+make()  # what stays of a first time is not the model's
+gc.collect()
+model, parameters = resident_kept(make)
 program = sinkjax.compile(model, batch_size={ROWS}, prefill_lengths=[T], max_length=T)
 tokens = np.random.default_rng(0).integers(0, config.vocab_size, ({ROWS}, T)).astype(np.int32)
-prefill_call(program, tokens).run()  # threads have their stacks
+call = prefill_call(program, tokens)
+call.run()  # nor is what threads take once
+gc.collect()
 print(json.dumps({{
     "by_formula": plan.by_formula,
+    "rows": plan.largest_batch(4e8),
     "planned": [stage.peak({ROWS}) for stage in plan.stages.values()],
     "compiled": [executable.memory.peak for executable in program.executables],
-    "resident": parameters + resident_rise(prefill_call(program, tokens)),
+    "resident": parameters + resident_rise(call),
 }}))
 """
 
 
 @pytest.mark.default_compilation
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_planned_is_what_a_program_and_its_process_take():
-    """Of 16 rows, planned from programs of one and of two: what is so foretold is within 2%.
+    """Planned from programs of 1 and 10 rows, and within 2% of what one of 8 takes.
 
-    In a process of its own, whose memory nothing else has had; some 200 MB, so that threads and the
-    allocator's own do not count.
+    In a process of its own, whose memory nothing else has had, of 250 MB: what the allocator and
+    matrix products keep for themselves is not to count. malloc gives every array back.
     """
-    ran = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, env=environment
+    )
     assert ran.returncode == 0, ran.stderr
     seen = json.loads(ran.stdout.splitlines()[-1])
     assert seen["by_formula"] is None
+    assert seen["rows"] > ROWS
     assert seen["planned"] == pytest.approx(seen["compiled"], rel=0.02)
     assert seen["resident"] == pytest.approx(seen["planned"][0], rel=0.02)
 
@@ -105,15 +122,14 @@ def test_where_nothing_compiles_for_a_chip_the_formula_says_how_to_get_it():
     assert "pip install -e '.[targets-cuda]'" in plan.by_formula
 
 
-@pytest.mark.quick
 def test_compiled_programs_hold_at_least_what_the_formula_says():
-    config, T = tiny.make(max_length=64).config, 32
-    mask = SinkMask.full(config)
-    how = dict(memory=1e9, attention="xla")
-    float32 = jnp.dtype("float32")
-    compiled = plan_memory(config, mask, float32, T, target="cpu", **how)
-    formula = plan_memory(config, mask, float32, T, target="cuda:a100", **how)
-    assert compiled.by_formula is None
+    config = tiny.make(num_layers=1, max_length=64).config
+    mask, float32 = SinkMask.full(config), jnp.dtype("float32")
+    compiled, formula = (
+        plan_memory(config, mask, float32, 32, target="cpu", memory=memory, attention="xla")
+        for memory in (1e9, 1)
+    )
+    assert (compiled.by_formula, formula.by_formula) == (None, "one cpu cannot hold it")
     for name, stage in compiled.stages.items():
         assert stage.cost == formula.stages[name].cost
         assert stage.peak(8) >= formula.stages[name].peak(8)

@@ -10,8 +10,8 @@ from scripts import run_main
 from sinkjax.models.hf_config import to_hf_config
 
 ACCOUNT = "experiments.account"
-MASK = "L0: 2f 2w(1,4) | L1: 2w(1,4) 2s(zero)"
-CONFIG = tiny.make(num_layers=2, num_heads=4, num_kv_heads=2, max_length=64).config
+MASK = "L0: 2f 2w(1,4)"
+CONFIG = tiny.make(num_layers=1, num_heads=4, num_kv_heads=2, max_length=64).config
 
 
 @pytest.fixture(scope="module")
