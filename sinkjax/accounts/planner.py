@@ -73,9 +73,14 @@ class Plan:
     attention: str
     uncounted: tuple[str, ...] = ()
 
-    def largest_batch(self, memory: float) -> int:
-        """The most rows of which a prompt can be taken in, and written on, in so many bytes."""
-        return min(stage.largest_batch(memory) for stage in self.stages.values())
+    def largest_batches(self, memory: float) -> dict[str, int]:
+        """The most rows of each stage in so many bytes.
+
+        Those of "prefill" are of a batch whose prompts are taken in at once. Where they come one by
+        one, or in pieces, what the rows at work hold counts little: "decode" is the bound.
+        """
+        rows = {name: stage.largest_batch(memory) for name, stage in self.stages.items()}
+        return {**rows, "prefill": min(rows.values())}
 
 
 def plan_memory(
@@ -121,12 +126,12 @@ def plan_memory(
     own = longest_context(config)
     if own is not None and length > own:
         return formula(f"the model is made for {own:,} tokens")
-    if not least.largest_batch(memory):
+    if not least.largest_batches(memory)["prefill"]:
         return least
     try:
         device = target_device(target)
     except InputError as error:
-        return formula(str(error))
+        return formula(error.problems[0].text)
 
     def compiled(rows: int) -> Program | None:
         """None where XLA finds that the chip's memory does not suffice."""
@@ -150,7 +155,7 @@ def plan_memory(
     one = compiled(1)
     if one is None:
         return least
-    many = least.largest_batch(memory) // 2
+    many = least.largest_batches(memory)["prefill"] // 2
     other = compiled(many) if many > 1 else None
     stages = {}
     records = inspect_program(one)

@@ -131,6 +131,6 @@ class Account(ShapeSettings, Tool):
             "layers": self.layers,
             "memory": memory,
             **dataclasses.asdict(plan),
-            "largest_batch": plan.largest_batch(memory),
+            "largest_batches": plan.largest_batches(memory),
             "environment": environment(),
         }

@@ -166,19 +166,16 @@ def account_tables(records: Sequence[Record]) -> list[Table]:
                     *(saved[index] for index in (0, 1, 3)),
                 ]
             )
-        batch = record["largest_batch"]
-        rows.append(
-            [
-                formats.count(record["length"]),
-                name,
-                formats.size(max(needs["row"] for needs in record["stages"].values())),
-                formats.count(batch),
-                formats.count(batch * record["length"]),
-                formats.ratio(batch / base["largest_batch"])
-                if is_mask and base["largest_batch"]
-                else "",
+        most, of_base = record["largest_batches"], base["largest_batches"]
+        cells = [formats.count(record["length"]), name]
+        for stage in ("prefill", "decode"):
+            cells += [
+                formats.size(record["stages"][stage]["row"]),
+                formats.count(most[stage]),
+                formats.count(most[stage] * record["length"]),
+                formats.ratio(most[stage] / of_base[stage]) if is_mask and of_base[stage] else "",
             ]
-        )
+        rows.append(cells)
     where = f"{first['model']} in {first['dtype']} on {first['target']}"
     counted = {target for record in records for target in record["uncounted"]}
     return [
@@ -199,10 +196,15 @@ def account_tables(records: Sequence[Record]) -> list[Table]:
         ),
         Table(
             title=f"{where}: rows that fit in {formats.size(first['memory'])}",
-            columns=("tokens\na row", "program", "a row\ntakes", "rows", "tokens\nin all", "times"),
+            columns=(
+                *("tokens\na row", "program"),
+                *("at once,\na row", "rows", "tokens\nin all", "times"),
+                *("decoding,\na row", "rows", "tokens\nin all", "times"),
+            ),
             rows=rows,
             notes=(
-                "The prefill of all rows at once, and decoding with a full cache.",
+                "At once: prompts of all rows together, and then decoding with full caches. "
+                "Decoding alone: prompts came before, row by row or in pieces.",
                 *marks.lines(),
             ),
             labels=2,

@@ -53,7 +53,7 @@ call.run()  # nor is what threads take once
 gc.collect()
 print(json.dumps({{
     "by_formula": plan.by_formula,
-    "rows": plan.largest_batch(4e8),
+    "rows": plan.largest_batches(4e8)["prefill"],
     "planned": [stage.peak({ROWS}) for stage in plan.stages.values()],
     "compiled": [executable.memory.peak for executable in program.executables],
     "resident": parameters + resident_rise(call),
@@ -85,7 +85,7 @@ def test_what_is_planned_is_what_a_program_and_its_process_take():
 @given(*(st.integers(0, 2000) for _ in range(3)), st.integers(1, 300), st.integers(1, 300))
 def test_the_largest_batch_fits_and_one_row_more_does_not(memory, fixed, other, row, another):
     stages = {"prefill": Stage(Cost(), fixed, row), "decode": Stage(Cost(), other, another)}
-    batch = Plan(stages, None, "xla").largest_batch(memory)
+    batch = Plan(stages, None, "xla").largest_batches(memory)["prefill"]
     assert batch == 0 or all(stage.peak(batch) <= memory for stage in stages.values())
     assert any(stage.peak(batch + 1) > memory for stage in stages.values())
 
@@ -107,8 +107,8 @@ def test_what_no_program_can_say_is_by_formula_and_says_why():
     assert plan.stages["prefill"].peak(3) - plan.stages["decode"].peak(3) == (
         3 * 2 * 8192 * (4096 + 14_336) * 2  # residual and norm, gate and up
     )
-    assert plan.largest_batch(16e9) == 0
-    assert plan.largest_batch(80e9) == 38
+    assert plan.largest_batches(16e9) == {"prefill": 0, "decode": 0}
+    assert plan.largest_batches(80e9) == {"prefill": 38, "decode": 59}
     beyond = planned("llama-2-7b", length=8192, target="cuda:h100", memory=80e9)
     assert beyond.by_formula == "the model is made for 4,096 tokens"
 
