@@ -30,7 +30,7 @@ def test_records_have_costs_memory_and_rows_by_chip_length_and_mask(shape, tmp_p
         f"--mask={MASK}",
         "--targets=cpu",
         "--lengths=32,128",
-        "--memory=0.002",
+        "--memory=0.00013",
         f"--output={output}",
     )
     shown = capsys.readouterr().out
@@ -44,12 +44,12 @@ def test_records_have_costs_memory_and_rows_by_chip_length_and_mask(shape, tmp_p
         assert part["operations"] < whole["operations"]
     for record in records:
         peaks = [stage["fixed"] + stage["row"] for stage in record["stages"].values()]
-        assert (record["largest_batches"]["prefill"] > 0) == (max(peaks) <= 2e6)
+        assert (record["largest_batches"]["prefill"] > 0) == (max(peaks) <= 130_000)
         assert record["largest_batches"]["decode"] >= record["largest_batches"]["prefill"]
     beyond = "the model is made for 64 tokens"
     assert [record["by_formula"] for record in records] == [None, None, beyond, beyond]
     assert f"(a) by formula: {beyond}" in shown
-    assert "rows that fit in 2.000 MB" in shown
+    assert "rows that fit in 130.0 kB" in shown
 
 
 @pytest.mark.quick
