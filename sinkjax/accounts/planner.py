@@ -25,13 +25,13 @@ import jax.numpy as jnp
 
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.compile import longest_context
 from sinkjax.programs.generate import Program
 from sinkjax.programs.options import choose_attention
-from sinkjax.programs.targets import platform_of, target_device
+from sinkjax.programs.targets import TARGETS, platform_of, target_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,8 @@ def plan_memory(
       InputError: for a mask of another shape, an unknown target, or attention that the chip cannot
         compute so.
     """
+    if target not in TARGETS:
+        raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
     kernel = choose_attention(attention, platform_of(target), 1, [length], config, dtype)[length]
 
     def formula(why: str) -> Plan:

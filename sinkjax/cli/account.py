@@ -3,10 +3,10 @@
   sinkjax account --model=shape:llama-3.1-8b --dtype=bfloat16 --mask=mask.json
   sinkjax account --mask=mask.json --targets=cpu --lengths=2048,8192 --memory=8
 
-For each chip and length the baseline and the mask are compiled for one row, prefill and a decode
+For each chip and length the baseline and the masks are compiled for one row, prefill and a decode
 step whose cache is as long as the prompt, and their FLOPs, parameters, cache and memory are read
 from the executables. How many rows of that length fit in --memory is worked out from a second
-compile, of two rows. Nothing runs, and no weights are read: --model is as everywhere, or a shape.
+compile, of many rows. Nothing runs, and no weights are read: --model is as everywhere, or a shape.
 
 Where one chip cannot hold a row, where the model is not made for the length, or where XLA's
 compiler for the chip is not installed, the numbers are the formulas' of
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from sinkjax.accounts.limits import CHIPS
 from sinkjax.accounts.planner import plan_memory
+from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import account_tables
 from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, write_output
@@ -46,9 +47,12 @@ _GIGABYTE = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Account(ShapeSettings, Tool):
-    """Accounts for a mask and the baseline on chips that need not be here."""
+class Account(Tool):
+    """Accounts for masks and the baseline on one chip that need not be here."""
 
+    model: str = as_in(Timing, "model")
+    revision: str | None = as_in(Timing, "revision")
+    dtype: Dtype = as_in(Timing, "dtype")
     mask: tuple[str, ...] = as_in(Timing, "mask")
     targets: tuple[str, ...] = setting(
         ("tpu:v5e", "cuda:h100"), f"Chips to account for, of {', '.join(TARGETS)}."
@@ -69,7 +73,7 @@ class Account(ShapeSettings, Tool):
         if problems := list(self._problems()):
             raise InputError(*problems)
         output = output_path(self.output)
-        config = self.load_config()
+        config = ShapeSettings(model=self.model, revision=self.revision).load_config()
         named = {name: mask for name, (mask, _) in read_masks(self.mask, config).items()}
         programs = {BASELINE: SinkMask.full(config), **named}
         # JAX gives the CUDA compiler up where it looks for a GPU and finds none.

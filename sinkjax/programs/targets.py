@@ -99,26 +99,15 @@ installed, from asking the network for one, and from locking other processes out
 """
 
 
-def platform_of(target: str) -> str:
-    """The platform of a target, of `TARGETS`, as `jax.Device.platform` names it.
-
-    Raises:
-      InputError: for a name that is not one of them.
-    """
-    if target not in TARGETS:
-        raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
-    platform = target.partition(":")[0]
-    return "gpu" if platform == "cuda" else platform
-
-
 def target_device(target: str) -> jax.Device:
     """One device of a kind, of `TARGETS`, to compile for.
 
     Raises:
       InputError: for a name that is not one of them, or where the wheels for it are missing.
     """
-    platform_of(target)
     platform, _, chip = target.partition(":")
+    if target not in TARGETS:
+        raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
     if platform == "cpu":
         return jax.devices("cpu")[0]
     wheels = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -141,6 +130,12 @@ def lowering_for(device: jax.Device) -> AbstractContextManager:
         device_kind=device.device_kind, num_cores=None, platform=device.platform
     )
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=described))
+
+
+def platform_of(target: str) -> str:
+    """The platform of one of `TARGETS`, as `jax.Device.platform` names it."""
+    platform = target.partition(":")[0]
+    return "gpu" if platform == "cuda" else platform
 
 
 def _cuda_topology(target: str, target_config: str) -> topologies.TopologyDescription:
