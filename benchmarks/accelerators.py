@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import sinkjax
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.accounts.limits import CHIPS, Chip, Limit
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
@@ -63,35 +64,11 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chip:
-    """What its maker publishes.
-
-    Attributes:
-      multiply: operations a second in bfloat16, without sparsity.
-      read: bytes a second.
-      memory: bytes.
-    """
-
-    multiply: float
-    read: float
-    memory: float
-
-
-_CHIPS: Mapping[str, _Chip] = {
-    # Google Cloud, "TPU v5e", system architecture: 197 TFLOPs, 16 GB HBM2 at 819 GB/s a chip.
-    "tpu:v5e": _Chip(multiply=197e12, read=819e9, memory=16e9),
-    # NVIDIA, "H100 Tensor Core GPU", data sheet, SXM: 1,979 TFLOPS with sparsity, half of it
-    # without; 80 GB at 3.35 TB/s.
-    "cuda:h100": _Chip(multiply=989e12, read=3.35e12, memory=80e9),
-}
-
-
 def main() -> None:
     lengths, xla_lengths = (numbers(flag.name, flag.value, int) for flag in (_LENGTHS, _XLA))
-    unknown = [target for target in _TARGETS.value if target not in _CHIPS]
+    unknown = [target for target in _TARGETS.value if target not in CHIPS]
     if unknown:
-        raise InputError(f"--targets={','.join(unknown)}: known are {', '.join(_CHIPS)}")
+        raise InputError(f"--targets={','.join(unknown)}: known are {', '.join(CHIPS)}")
     # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
     jax.config.update("jax_platforms", "cpu")
     config = read_settings(_Model).load_config()
@@ -167,7 +144,7 @@ def _records(
 
 
 def _table(target: str, records: list[dict[str, Any]], mask: SinkMask) -> Table:
-    chip = _CHIPS[target]
+    chip = CHIPS[target]
     own = [record for record in records if record["work"][0] == target]
     rows, shown = [], {}
     for record in sorted(own, key=_place):
@@ -211,15 +188,13 @@ def _place(record: Mapping[str, Any]) -> tuple:
     return length, record["name"] == "decode", attention == "xla", program != "baseline"
 
 
-def _time(record: Mapping[str, Any], chip: _Chip) -> tuple[float, str]:
+def _time(record: Mapping[str, Any], chip: Chip) -> tuple[float, str]:
     """The least seconds by published figures, and which of them is the bound."""
     total = record["compiled"]["total"]
-    multiply = total["operations"] / chip.multiply
-    read = (total["parameters"] + total["cache"]) / chip.read
-    return max((multiply, "rate"), (read, "reading"))
+    return chip.bound(Limit(total["operations"], total["parameters"] + total["cache"]))
 
 
-def _notes(target: str, chip: _Chip, records: list[dict[str, Any]]) -> Iterator[str]:
+def _notes(target: str, chip: Chip, records: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"{target} as published: {formats.scaled(chip.multiply)}FLOP/s in bfloat16, "
         f"{formats.size(chip.read)}/s, {formats.size(chip.memory)} of memory. ms at least: the "

@@ -28,7 +28,7 @@ from sinkjax.programs.hlo import Scopes
 from sinkjax.specialize.plan import Block, LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
-_SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|o|full|window|copy|sink)/")
+_SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|[qkvo]|full|window|copy|sink)/")
 _PARAMETER = re.compile(r"parameters\['layers\.(\d+)\.(?:layer\.)?attention\.(\w+)'\]")
 _CACHE = re.compile(r"cache\.layers\[(\d+)\]\.(?:(?:keys|values)\[(\d+)\]|bias)")
 
@@ -158,7 +158,7 @@ class _LayerShares:
         k += collections.Counter(rest=plan.idle[1])
         by_name = dict(q=q, k=k, v=v, o=o)
         heads = {name: _shares(counts) for name, counts in by_name.items()}
-        products = {"qkv": _shares(q + k + v), "o": heads["o"]}
+        products = {"qkv": _shares(q + k + v), **heads}
         sink = {"sink": Fraction(1)}
         parameters = {
             **heads,
@@ -178,8 +178,9 @@ def _place(scopes: Scopes) -> tuple[int, str] | None:
     """The layer and the scope within its attention that an instruction came from.
 
     Where XLA forgot, of those around it: the latest layer's, and a path before a projection, since
-    scores and sums have their path's own elementwise work on one side. What reads an earlier
-    layer's path is a copy: nothing else does.
+    scores and sums have their path's own elementwise work on one side. A projection of which `q`,
+    `k` or `v` alone is cut is that one's. What reads an earlier layer's path is a copy: nothing
+    else does.
     """
     by_layer: dict[int, set[str]] = collections.defaultdict(set)
     for scope in scopes:
@@ -193,6 +194,8 @@ def _place(scopes: Scopes) -> tuple[int, str] | None:
     names = by_layer.pop(latest)
     if any(earlier & _PATHS for earlier in by_layer.values()):
         return latest, "copy"
+    if not names & _PATHS and ("qkv" in names or len(names & {"q", "k", "v"}) > 1):
+        return latest, "qkv"
     return latest, max(names & _PATHS or names)
 
 

@@ -39,6 +39,37 @@ class Limit:
         return max(self.bytes / rates["read"], self.operations / rates["multiply"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """The figures that a chip's maker publishes.
+
+    Attributes:
+      multiply: FLOPs a second in bfloat16, without sparsity.
+      read: bytes a second.
+      memory: bytes.
+    """
+
+    multiply: float
+    read: float
+    memory: float
+
+    def bound(self, limit: Limit) -> tuple[float, str]:
+        """The least seconds by these figures, and which of them is the bound: `rate`, `reading`."""
+        rates = dataclasses.asdict(self)
+        seconds = limit.seconds(rates)
+        return seconds, "rate" if seconds > limit.bytes / self.read else "reading"
+
+
+CHIPS: Mapping[str, Chip] = {
+    # Google Cloud, "TPU v5e", system architecture: 197 TFLOPs, 16 GB HBM2 at 819 GB/s a chip.
+    "tpu:v5e": Chip(multiply=197e12, read=819e9, memory=16e9),
+    # NVIDIA, "H100 Tensor Core GPU", data sheet, SXM: 1,979 TFLOPS with sparsity, half of it
+    # without; 80 GB at 3.35 TB/s.
+    "cuda:h100": Chip(multiply=989e12, read=3.35e12, memory=80e9),
+}
+"""By name, of `sinkjax.programs.targets.TARGETS`."""
+
+
 def prefill_limit(
     config: LlamaConfig, mask: SinkMask, batch_size: int, length: int, itemsize: int
 ) -> Limit:

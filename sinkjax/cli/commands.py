@@ -17,6 +17,7 @@ STUDIES = {
 TOOLS = {
     "mask": "MakeMask",
     "inspect": "Inspect",
+    "account": "Account",
     "generate": "Generate",
     "convert": "Convert",
 }

@@ -18,7 +18,6 @@ chip that this machine does not have; the wheels that it takes are named where t
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -28,8 +27,8 @@ import sinkjax
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import program_tables
-from sinkjax.cli.tool import ShapeSettings, Tool, as_in, read_mask, write_output
-from sinkjax.errors import InputError, Problem
+from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, read_mask, write_output
+from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.programs.compile import Layers
 from sinkjax.programs.options import Attention
@@ -58,7 +57,7 @@ class Inspect(ShapeSettings, Tool):
     output: str | None = setting(None, "File to write the same to, as JSON lines.")
 
     def run(self) -> None:
-        output = self._output_path()
+        output = output_path(self.output)
         config = self.load_config()
         if not self.mask:
             raise InputError("--mask is missing: give a mask's file, or its text")
@@ -74,16 +73,6 @@ class Inspect(ShapeSettings, Tool):
             lines = [json.dumps(r, allow_nan=False) + "\n" for rs in records.values() for r in rs]
             write_output(output, "".join(lines).encode())
             console.print(f"records: {output}", soft_wrap=True)
-
-    def _output_path(self) -> pathlib.Path | None:
-        """The file to write, refused before any long work where it cannot be."""
-        if self.output is None:
-            return None
-        path = pathlib.Path(self.output)
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            text = "give the name of a file, in a folder that exists"
-            raise InputError(Problem("output", path, text))
-        return path
 
     def _device(self) -> jax.Device:
         """The device to compile for."""

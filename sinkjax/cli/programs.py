@@ -1,7 +1,8 @@
-"""Tables of what a mask takes out of programs, from records of `sinkjax.accounts.inspect`."""
+"""Tables of what a mask takes out of programs, from records of `inspect` and `account`."""
 
 from collections.abc import Callable, Mapping, Sequence
 
+from sinkjax.accounts.limits import CHIPS, Limit
 from sinkjax.report import formats
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
@@ -135,3 +136,85 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
 def _or_dash(value: float | None, write: Callable[[float], str]) -> str:
     """A count of XLA's own, "-" on a platform where it has none."""
     return "-" if value is None else write(value)
+
+
+def account_tables(records: Sequence[Record]) -> list[Table]:
+    """Two tables of one chip, from records of `sinkjax account`: a row's costs, and rows that fit.
+
+    The baseline's record comes before those of masks at each length.
+    """
+    first = records[0]
+    marks, baselines = formats.Footnotes(), {}
+    costs, rows = [], []
+    for record in records:
+        is_mask = baselines.setdefault(record["length"], record) is not record
+        base, name = baselines[record["length"]], formats.shortened(record["program"], 30)
+        if (why := record["by_formula"]) is not None:
+            name += f" {marks.mark(f'by formula: {why}')}"
+        for stage, needs in record["stages"].items():
+            whole, own = base["stages"][stage]["cost"], needs["cost"]
+            saved = _saved(whole, own) if is_mask else [""] * 4
+            costs.append(
+                [
+                    f"{stage} {formats.count(record['length'])}",
+                    name,
+                    formats.scaled(own["operations"]),
+                    formats.size(own["parameters"]),
+                    formats.size(own["cache"]),
+                    formats.size(needs["fixed"] + needs["row"]),
+                    *_least(record["target"], own),
+                    *(saved[index] for index in (0, 1, 3)),
+                ]
+            )
+        most, of_base = record["largest_batches"], base["largest_batches"]
+        cells = [formats.count(record["length"]), name]
+        for stage in ("prefill", "decode"):
+            cells += [
+                formats.size(record["stages"][stage]["row"]),
+                formats.count(most[stage]),
+                formats.count(most[stage] * record["length"]),
+                formats.ratio(most[stage] / of_base[stage]) if is_mask and of_base[stage] else "",
+            ]
+        rows.append(cells)
+    where = f"{first['model']} in {first['dtype']} on {first['target']}"
+    counted = {target for record in records for target in record["uncounted"]}
+    return [
+        Table(
+            title=f"{where}, one row: computed, not measured",
+            columns=(
+                *("", "program", "FLOPs", "parameters", "cache", "memory\nin all"),
+                *("ms at\nleast", "FLOPs\nsaved", "bytes\nsaved", "cache\nsaved"),
+            ),
+            rows=costs,
+            notes=(
+                "Bytes: parameters and cache. ms at least: by the chip's published rates, the "
+                "longer of FLOPs and bytes.",
+                *marks.lines(),
+                *([f"Not counted: {', '.join(sorted(counted))}"] if counted else []),
+            ),
+            labels=2,
+        ),
+        Table(
+            title=f"{where}: rows that fit in {formats.size(first['memory'])}",
+            columns=(
+                *("tokens\na row", "program"),
+                *("at once,\na row", "rows", "tokens\nin all", "times"),
+                *("decoding,\na row", "rows", "tokens\nin all", "times"),
+            ),
+            rows=rows,
+            notes=(
+                "At once: prompts of all rows together, and then decoding with full caches. "
+                "Decoding alone: prompts came before, row by row or in pieces.",
+                *marks.lines(),
+            ),
+            labels=2,
+        ),
+    ]
+
+
+def _least(target: str, cost: Mapping[str, int]) -> list[str]:
+    """Milliseconds that a chip of published figures needs at least."""
+    if target not in CHIPS:
+        return ["-"]
+    flops, moved, *_ = _amounts(cost)
+    return [f"{1000 * CHIPS[target].bound(Limit(flops, moved))[0]:.4g}"]

@@ -85,6 +85,18 @@ def read_mask(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:
     return next(iter(masks.values()))
 
 
+def output_path(name: str | None) -> Path | None:
+    """The file of `--output`, refused before any long work where it cannot be."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(
+            Problem("output", path, "give the name of a file, in a folder that exists")
+        )
+    return path
+
+
 def write_output(path: Path, content: bytes) -> None:
     """Writes a file of `--output`, whole or not at all."""
     with (

@@ -1,4 +1,4 @@
-"""Shapes of well-known Llamas, for programs that are compiled and timed without their weights."""
+"""Shapes of well-known models, for programs that are compiled and timed without their weights."""
 
 import math
 from typing import Any
@@ -40,6 +40,30 @@ SHAPES: dict[str, LlamaConfig] = {
         max_length=4096,
         norm_eps=1e-5,
     ),
+    "llama-2-7b-32k": LlamaConfig(  # togethercomputer/Llama-2-7B-32K-Instruct
+        vocab_size=32_000,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        embed_dim=4096,
+        mlp_dim=11_008,
+        max_length=32_768,
+        norm_eps=1e-5,
+        rope=RopeConfig(type="linear", factor=8.0),
+    ),
+    "llama-3-8b-1048k": LlamaConfig(  # gradientai/Llama-3-8B-Instruct-Gradient-1048k
+        vocab_size=128_256,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        embed_dim=4096,
+        mlp_dim=14_336,
+        max_length=1_048_576,
+        norm_eps=1e-5,
+        rope=RopeConfig(theta=3_580_165_449.0),
+    ),
     "llama-3.1-8b": _llama3(
         8.0, num_layers=32, num_heads=32, head_dim=128, embed_dim=4096, mlp_dim=14_336
     ),
@@ -63,6 +87,19 @@ SHAPES: dict[str, LlamaConfig] = {
         embed_dim=3072,
         mlp_dim=8192,
         tie_embeddings=True,
+    ),
+    "mistral-7b-v0.2": LlamaConfig(  # without the window that v0.1 had
+        vocab_size=32_000,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        embed_dim=4096,
+        mlp_dim=14_336,
+        max_length=32_768,
+        norm_eps=1e-5,
+        rope=RopeConfig(theta=1_000_000.0),
+        family="mistral",
     ),
     "smollm2-135m": LlamaConfig(
         vocab_size=49_152,

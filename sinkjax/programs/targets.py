@@ -132,6 +132,12 @@ def lowering_for(device: jax.Device) -> AbstractContextManager:
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=described))
 
 
+def platform_of(target: str) -> str:
+    """The platform of one of `TARGETS`, as `jax.Device.platform` names it."""
+    platform = target.partition(":")[0]
+    return "gpu" if platform == "cuda" else platform
+
+
 def _cuda_topology(target: str, target_config: str) -> topologies.TopologyDescription:
     try:
         return topologies.get_topology_desc(

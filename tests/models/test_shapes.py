@@ -23,10 +23,13 @@ def test_the_table_agrees_with_the_real_model(smollm2_gguf):
     ("name", "billions"),
     [
         ("llama-2-7b", 6.738),
+        ("llama-2-7b-32k", 6.738),
+        ("llama-3-8b-1048k", 8.030),
         ("llama-3.1-8b", 8.030),
         ("llama-3.1-70b", 70.554),
         ("llama-3.2-1b", 1.236),
         ("llama-3.2-3b", 3.213),
+        ("mistral-7b-v0.2", 7.242),
         ("smollm2-135m", 0.1345),
     ],
 )
