@@ -11,6 +11,7 @@ pytestmark = pytest.mark.quick
 
 FLOORS = """
     errors files environment shipped
+    distributed
     masks
     attention
     models

@@ -16,13 +16,14 @@ from safetensors.numpy import save_file
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Stored
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, first_line
 from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
-from sinkjax.models.sharding import parameter_shardings
+from sinkjax.models.sharding import parameter_shardings, place
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
@@ -53,7 +54,7 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     def parameter(path: Path) -> jax.Array:
         entry = entries[path]
         value = source.read(entry.name).reshape(entry.shape).astype(dtype, order="C", copy=False)
-        return jax.device_put(value, shardings.get(path))
+        return place(value, shardings.get(path))
 
     return fill_model(abstract, parameter)
 
@@ -107,7 +108,7 @@ def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:
     parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
 
     def tensor(entry: Entry) -> Callable[[], np.ndarray]:
-        return lambda: np.asarray(parameters[entry.path][...]).reshape(entry.stored_shape)
+        return lambda: to_host(parameters[entry.path][...]).reshape(entry.stored_shape)
 
     return {entry.name: tensor(entry) for entry in name_table(model.config)}
 
@@ -126,13 +127,18 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
     folder = pathlib.Path(folder)
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
-    try:
+
+    def clear() -> None:
         check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, WEIGHTS, INDEX):  # so that nothing is read with another model's file
             (folder / name).unlink(missing_ok=True)
+
+    try:
+        first(clear)
         _write_shards(model, folder, dtype.itemsize)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        text = json.dumps(config, indent=2) + "\n"
+        first(lambda: (folder / CONFIG).write_text(text))
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from error
 
@@ -153,11 +159,12 @@ def _write_shards(model: Llama, folder: pathlib.Path, itemsize: int) -> None:
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = file if len(shards) > 1 else WEIGHTS
-        save_file({name: tensors[name]() for name in names}, folder / file, {"format": "pt"})
+        values = {name: tensors[name]() for name in names}  # of all processes, written by one
+        first(lambda: save_file(values, folder / file, {"format": "pt"}))  # noqa: B023
         index.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
-        (folder / INDEX).write_text(text)
+        first(lambda: (folder / INDEX).write_text(text))
 
 
 def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:

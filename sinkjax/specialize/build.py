@@ -14,6 +14,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama, RMSNorm
 from sinkjax.models.digest import model_digest
+from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 
@@ -43,7 +44,8 @@ def specialize(
     """Makes a model in which every head takes its path, without the work that the mask removes.
 
     Weights that the mask leaves alone are shared with `model`, not copied; a slice or a new order
-    of heads is a new array. With every head `full` it is the baseline's own program.
+    of heads is a new array, laid over the model's mesh by the same rules. With every head `full` it
+    is the baseline's own program.
 
     Args:
       model: the baseline. Its parameters may be abstract (`jax.ShapeDtypeStruct`), and then so are
@@ -72,7 +74,8 @@ def specialize(
     _check_fills(model, mask, fills)
     if abstract:
         return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
-    return _build(model, mask, fills)
+    mesh, fast = mesh_of(model), _build(model, mask, fills)
+    return fast if mesh is None else shard(fast, mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
