@@ -33,7 +33,7 @@ _HOSTS = "TPU_WORKER_HOSTNAMES"
 def start(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others of its job, before anything is computed.
+    """Joins this process to the others of its job, before anything is computed; once is enough.
 
     Without arguments it does so where the environment says that there are several: in a step of
     SLURM, under Open MPI, or where `TPU_WORKER_HOSTNAMES` names several hosts.
@@ -47,6 +47,8 @@ def start(
     Raises:
       InputError: for some of the arguments without the others, and where JAX cannot join.
     """
+    if jax.distributed.is_initialized():
+        return
     by_hand = num_processes is not None and process_id is not None
     if coordinator in (None, AUTO):
         if num_processes is not None or process_id is not None:
