@@ -1,5 +1,6 @@
 """Makes the specialized model of a model and a mask."""
 
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from sinkjax.models.digest import model_digest
 from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
+
+_logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -74,8 +77,10 @@ def specialize(
     _check_fills(model, mask, fills)
     if abstract:
         return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
-    mesh, fast = mesh_of(model), _build(model, mask, fills)
-    return fast if mesh is None else shard(fast, mesh)
+    mesh = mesh_of(model)
+    if mesh is None:
+        return _build(model, mask, fills)
+    return shard(_build(model, mask, fills, mesh.shape.get("model", 1)), mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
@@ -100,9 +105,21 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
         )
 
 
-def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> SpecializedLlama:
+def _build(
+    model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int = 1
+) -> SpecializedLlama:
     config = model.config
-    plans = plan_layers(mask, config.num_heads // config.num_kv_heads, config.layer_windows)
+    group = config.num_heads // config.num_kv_heads
+    plans = plan_layers(mask, group, config.layer_windows, chips)
+    uneven = [n for n, planned in enumerate(plans) if planned and planned[0].chips != chips]
+    if uneven:
+        _logger.warning(
+            "attention of %d of %d layers lies whole on each of %d chips, since the mask leaves "
+            "their heads uneven: balance it over them",
+            len(uneven),
+            config.num_layers,
+            chips,
+        )
     layers = []
     for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
         layer = _shared(layer)

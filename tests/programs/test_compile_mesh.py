@@ -16,8 +16,9 @@ from sinkjax.programs.compile import compile
 PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)]
 NEW = 9
 F, S, W = Full(), Sink("first"), Window(2, 4)
-UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, F, F, F, F, F, F)))
-EVEN = SinkMask(((F, F, S, S, F, F, S, S), (S, S, S, S, W, W, W, W)))
+UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, W, F, F, F, F, F)))
+BALANCED = SinkMask(((S, F, F, S, F, F, S, S), (S, S, F, W, W, F, W, W)))
+EVEN = SinkMask(((F, F, S, S, S, F, F, S), (W, F, F, F, F, F, F, W)))
 BASELINE = SinkMask(((F,) * 8,) * 2)
 
 
@@ -49,8 +50,9 @@ IN_A_LAYER = {
     [
         (8, "model:8", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
         (2, "model:2,sub:2,data:2", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
-        (2, "model:2,data:4", EVEN, None),
+        (2, "model:2,data:4", EVEN, {("all-reduce", "take"): 1, **IN_A_LAYER}),
         (8, "model:4,data:2", UNEVEN, None),
+        (8, "model:4,data:2", BALANCED, {("all-reduce", "take"): 1, **IN_A_LAYER}),
         (1, "data:8", UNEVEN, {}),
     ],
 )
