@@ -7,7 +7,7 @@ writing results, it does in `first`, and all learn what came of it.
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -155,20 +155,20 @@ def parse_mesh(text: str) -> dict[str, int] | None:
     return sizes
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """The mesh of these sizes over all devices of all processes.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these sizes over devices, by default all of all processes.
 
     Raises:
       InputError: where their product is not the number of devices.
     """
-    count, wanted = jax.device_count(), math.prod(sizes.values())
+    devices = jax.devices() if devices is None else devices
+    count, wanted = len(devices), math.prod(sizes.values())
     if wanted != count:
         text = f"it is of {wanted} devices and there are {count}; data:{count} uses them all"
         raise InputError(Problem("mesh", mesh_text(sizes), text))
     names = tuple(axis for axis in AXES if axis in sizes)
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in names), names, axis_types=(AxisType.Auto,) * len(names)
-    )
+    shape, kinds = tuple(sizes[axis] for axis in names), (AxisType.Auto,) * len(names)
+    return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
 
 
 def mesh_text(sizes: Mapping[str, int]) -> str:

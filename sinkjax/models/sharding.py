@@ -93,14 +93,20 @@ def parameter_shardings(
 
 
 def shard(model: nnx.Module, mesh: Mesh, rules: Rules = RULES) -> nnx.Module:
-    """Returns the same model with its parameters laid over a mesh."""
+    """Returns the same model with its parameters, concrete or abstract, laid over a mesh."""
     graph, state = nnx.split(model)
     shardings = parameter_shardings(model, mesh, rules)
     flat = [
-        (path, parameter.replace(jax.device_put(parameter[...], shardings[path])))
+        (path, parameter.replace(_laid(parameter.get_value(), shardings[path])))
         for path, parameter in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _laid(value: Any, sharding: NamedSharding) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    return jax.device_put(value, sharding)
 
 
 def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
@@ -114,8 +120,9 @@ def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
 def mesh_of(model: nnx.Module) -> Mesh | None:
     """Returns the mesh that a model's parameters lie over; None without one, and inside `jit`."""
     for value in jax.tree.leaves(nnx.state(model, nnx.Param)):
-        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
-            return value.sharding.mesh if isinstance(value.sharding, NamedSharding) else None
+        if not isinstance(value, jax.core.Tracer):
+            sharding = getattr(value, "sharding", None)
+            return sharding.mesh if isinstance(sharding, NamedSharding) else None
     return None
 
 
@@ -146,18 +153,24 @@ def gathered(array: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x, out_shardings=whole)(array)
 
 
-def fit_mesh(text: str | None, config: LlamaConfig, dtype: str) -> Mesh | None:
-    """Returns the mesh of a text, over all devices, for a model; None for none.
+def fit_mesh(
+    text: str | None,
+    config: LlamaConfig,
+    dtype: str,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh | None:
+    """Returns the mesh of a text for a model; None for none.
 
     Args:
       text: as `sinkjax.distributed.parse_mesh` reads it. `auto` takes for `model`, and where there
         are too few key/value heads for `sub`, the fewest devices on which the parameters take at
         most half of the memory, or one where a device does not say what it has.
       config, dtype: of the model.
+      devices: that are not here, to compile for; None for all of all processes.
 
     Raises:
       InputError: for a text that is none, another number of devices, several processes without a
-        mesh, and as `check_mesh`.
+        mesh, `auto` for devices that cannot be asked, and as `check_mesh`.
     """
     if text is None:
         if process_count() > 1:
@@ -165,6 +178,9 @@ def fit_mesh(text: str | None, config: LlamaConfig, dtype: str) -> Mesh | None:
             raise InputError(Problem("mesh", None, advice))
         return None
     sizes = parse_mesh(text)
+    if sizes is None and devices is not None:
+        text = "devices that are not here do not say what memory they have; give sizes"
+        raise InputError(Problem("mesh", AUTO, text))
     if sizes is None:
         count = sum(v.size for v in jax.tree.leaves(nnx.state(abstract_model(config, dtype))))
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
@@ -172,7 +188,7 @@ def fit_mesh(text: str | None, config: LlamaConfig, dtype: str) -> Mesh | None:
         sizes = fitting_sizes(config, needed, jax.device_count())
     if problems := list(_problems(sizes, config)):
         raise InputError(*problems)
-    return make_mesh(sizes)
+    return make_mesh(sizes, devices)
 
 
 def fitting_sizes(config: LlamaConfig, needed: float, count: int) -> dict[str, int]:

@@ -113,7 +113,7 @@ def compile(
     number, whole = placement.array((), jnp.float32), placement.array(())
     sampler = Sampler(seed, temperature=number, top_k=whole, top_p=number)
     stop_tokens = placement.array((MAX_STOP_TOKENS,))
-    of_prompts = {"compiler_options": choice.prompt_options, "device": device}
+    of_prompts = {"compiler_options": choice.prompt_options, "device": placement.target}
     executables: dict[int, Executable] = {}
     cache = None
     for bucket in buckets:
@@ -160,7 +160,7 @@ def compile(
             donate=(2,),
             out_shardings=placement.outputs(Steps(cache, row, row, steps, row)),
             compiler_options=choice.decode_options,
-            device=device,
+            device=placement.target,
         ),
         build_extend=build_extend,
         parameters=parameters if placement.runs_here else None,
@@ -194,15 +194,15 @@ class _Placement:
         self.runs_here = concrete and device is None
         self.mesh = None
         self._small = None if device is None else SingleDeviceSharding(device)
-        if self.runs_here:
-            sharding = next(iter(parameters.values())).sharding
-            self.mesh = getattr(sharding, "mesh", None)
-            if self.mesh is None:
-                self._small = sharding
-            else:
+        if device is None:
+            self._small = getattr(next(iter(parameters.values())), "sharding", None)
+            if isinstance(self._small, NamedSharding):
+                self.mesh = self._small.mesh
                 self._small = NamedSharding(self.mesh, PartitionSpec())
         on = [jax.devices()[0]] if self._small is None else list(self._small.device_set)
         self.platform, self.devices = on[0].platform, len(on)
+        # What is compiled for a device that is not here is told so.
+        self.target = device if on[0] in jax.devices() else on[0]
 
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """A small argument; on a mesh, every device has all of it."""
@@ -218,7 +218,7 @@ class _Placement:
     def weights(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The parameters, each where it lies."""
         return {
-            name: _described(array, array.sharding if self.runs_here else self._small)
+            name: _described(array, self._small if self.mesh is None else array.sharding)
             for name, array in self._parameters.items()
         }
 

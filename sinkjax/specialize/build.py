@@ -1,5 +1,6 @@
 """Makes the specialized model of a model and a mask."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import TypeVar
@@ -75,12 +76,11 @@ def specialize(
             _check_made_for(model, mask)
         mask, fills = mask.mask, mask.fills if fills is None else fills
     _check_fills(model, mask, fills)
-    if abstract:
-        return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
     mesh = mesh_of(model)
-    if mesh is None:
-        return _build(model, mask, fills)
-    return shard(_build(model, mask, fills, mesh.shape.get("model", 1)), mesh)
+    chips = 1 if mesh is None else mesh.shape.get("model", 1)
+    build = functools.partial(_build, mask=mask, fills=fills, chips=chips)
+    fast = nnx.eval_shape(build, model) if abstract else build(model)
+    return fast if mesh is None else shard(fast, mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
@@ -105,17 +105,15 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
         )
 
 
-def _build(
-    model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int = 1
-) -> SpecializedLlama:
+def _build(model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int) -> SpecializedLlama:
     config = model.config
     group = config.num_heads // config.num_kv_heads
     plans = plan_layers(mask, group, config.layer_windows, chips)
     uneven = [n for n, planned in enumerate(plans) if planned and planned[0].chips != chips]
     if uneven:
         _logger.warning(
-            "attention of %d of %d layers lies whole on each of %d chips, since the mask leaves "
-            "their heads uneven: balance it over them",
+            "the mask leaves the heads of %d of %d layers uneven over %d chips, which hold or "
+            "exchange more of them than without a mask: balance it over the chips",
             len(uneven),
             config.num_layers,
             chips,

@@ -17,7 +17,7 @@ PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)
 NEW = 9
 F, S, W = Full(), Sink("first"), Window(2, 4)
 UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, W, F, F, F, F, F)))
-BALANCED = SinkMask(((S, F, F, S, F, F, S, S), (S, S, F, W, W, F, W, W)))
+BALANCED = UNEVEN.balanced(4, 8)
 EVEN = SinkMask(((F, F, S, S, S, F, F, S), (W, F, F, F, F, F, F, W)))
 BASELINE = SinkMask(((F,) * 8,) * 2)
 
