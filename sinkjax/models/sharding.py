@@ -121,8 +121,8 @@ def mesh_of(model: nnx.Module) -> Mesh | None:
     """Returns the mesh that a model's parameters lie over; None without one, and inside `jit`."""
     for value in jax.tree.leaves(nnx.state(model, nnx.Param)):
         if not isinstance(value, jax.core.Tracer):
-            sharding = getattr(value, "sharding", None)
-            return sharding.mesh if isinstance(sharding, NamedSharding) else None
+            mesh = getattr(getattr(value, "sharding", None), "mesh", None)
+            return mesh if isinstance(mesh, Mesh) else None
     return None
 
 
@@ -146,11 +146,10 @@ def lay_rows(model: nnx.Module, array: np.ndarray | jax.Array) -> jax.Array:
 
 
 def gathered(array: jax.Array) -> jax.Array:
-    """Returns an array all of whose values every process has; the same one where that is so."""
+    """Returns an array all of whose values this process has; the same one where that is so."""
     if isinstance(array, jax.core.Tracer) or array.is_fully_addressable:
         return array
-    whole = NamedSharding(array.sharding.mesh, PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=whole)(array)
+    return jnp.asarray(to_host(array))
 
 
 def fit_mesh(
