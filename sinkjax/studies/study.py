@@ -23,8 +23,9 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
-from sinkjax.studies.results import Results, identity, open_results, read_records
+from sinkjax.studies.results import Results, identity, read_records
 from sinkjax.studies.settings import at_least, problems_of, setting, values
+from sinkjax.studies.shared import open_results
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
 
