@@ -64,6 +64,9 @@ class InputError(ValueError):
         )
         super().__init__("\n".join(self.lines()))
 
+    def __reduce__(self) -> tuple[type["InputError"], tuple[Problem, ...]]:
+        return type(self), self.problems  # as it goes from a process to another
+
     def lines(self, show: Callable[[Problem], str] = str) -> list[str]:
         """The problems in a line each; of very many the first, and how many more there are."""
         lines = [clipped(show(problem)) for problem in self.problems[:_MOST_SHOWN]]

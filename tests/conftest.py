@@ -1,6 +1,6 @@
 """Shared fixtures, and the strictest settings that JAX has, for every test.
 
-Two CPU devices, so that sharding is real; no implicit promotion of dtypes or ranks. Compilers for
+Eight CPU devices, so that sharding is real; no implicit promotion of dtypes or ranks. Compilers for
 devices that are not here are installed, and JAX is not to look for these devices.
 
 Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
@@ -38,7 +38,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from xdist.scheduler import LoadScopeScheduling
 
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.quick
 FLOORS = """
     errors files environment shipped
     hub
+    distributed
     masks
     attention
     models

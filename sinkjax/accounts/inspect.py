@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from sinkjax.environment import environment
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import LlamaConfig
+from sinkjax.models.sharding import shard
 from sinkjax.programs.compile import compile
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
@@ -21,14 +23,20 @@ from sinkjax.specialize.build import specialize
 
 
 def compile_shapes(
-    config: LlamaConfig, mask: SinkMask, dtype: jnp.dtype, **options: Any
+    config: LlamaConfig,
+    mask: SinkMask,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.Mesh | None = None,
+    **options: Any,
 ) -> Program:
     """Compiles a mask's programs for reading, from the shapes of weights and fills alone.
 
     The options are those of `sinkjax.compile`, and so are the errors.
     """
     fills = np.broadcast_to(np.float32(0), (config.num_layers, config.num_heads, config.head_dim))
-    return compile(specialize(abstract_model(config, dtype), mask, fills=fills), **options)
+    model = abstract_model(config, dtype)
+    model = model if mesh is None else shard(model, mesh)
+    return compile(specialize(model, mask, fills=fills), **options)
 
 
 def inspect_program(program: Program) -> list[dict[str, Any]]:

@@ -154,6 +154,12 @@ def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layou
     return Band(alone.sinks, alone.size, alone.within)
 
 
+def store_axes(ndim: int, batch: int) -> tuple[str, ...]:
+    """Returns the logical axes of a store that has so many, of so many rows."""
+    lead = ("batch", "kv_heads") if ndim == 4 else ("kv_heads" if batch == 1 else "batch",)
+    return (*lead[: ndim - 2], "slots", "head_dim")
+
+
 def new_store(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Store:
     """Returns keys or values of a prompt, with tokens in each row, as a store."""
     filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)

@@ -17,6 +17,7 @@ from sinkjax.files import user_path
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import from_hf_config
+from sinkjax.models.sharding import check_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,8 @@ def load(
         What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
-      mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`.
+      mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`; its axes are
+        some of `data`, `model` and `sub`.
       verify: whether what is read of an Orbax folder is held against the hashes that it keeps.
 
     Returns:
@@ -50,10 +52,12 @@ def load(
 
     Raises:
       InputError: if it cannot be found, is of no family, is corrupt, or has anything that is not
-        understood; the message lists all of it.
+        understood, with all of it listed; and for a mesh that does not divide its heads.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
+    if mesh is not None:  # refused before weights are fetched
+        check_mesh(mesh, load_config(model, revision=revision))
     kind, path = _locate(model, revision, weights=True)
     if kind == "orbax":
         return orbax.restore_orbax(path, jnp.dtype(dtype), mesh, verify=verify)

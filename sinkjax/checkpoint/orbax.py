@@ -29,6 +29,7 @@ from flax import nnx
 
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, explaining, first_line
 from sinkjax.files import (
     PARTIAL,
@@ -60,7 +61,8 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
     """Writes a model as an Orbax checkpoint.
 
     Args:
-      model: to write, in its parameters' dtype, sharded or not.
+      model: to write, in its parameters' dtype, sharded or not. Over several processes, each writes
+        its part, to a folder that all of them see.
       folder: new or empty, but for tokenizer files.
 
     Raises:
@@ -69,13 +71,11 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
     import orbax.checkpoint as ocp  # slow to import, and loading needs none of it
 
     folder = pathlib.Path(folder).absolute()
-    if (folder / MANIFEST).exists() or (folder / _WEIGHTS).exists():
-        what = "a checkpoint already" if (folder / MANIFEST).exists() else _INTERRUPTED
-        raise InputError(f"{folder} holds {what}; name another folder or remove this one first")
+    first(lambda: _check_free(folder))
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     with concurrent.futures.ThreadPoolExecutor(_MOST_PIECES) as pool:
         hashes = {
-            _key(path): _hashes(np.asarray(leaf[...]), *_pieces(leaf.shape, split_axis(leaf)), pool)
+            _key(path): _hashes(to_host(leaf[...]), *_pieces(leaf.shape, split_axis(leaf)), pool)
             for path, leaf in state
         }
     manifest = {
@@ -90,11 +90,18 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
         # Uncompressed: float weights shrink by a tenth and take twice as long to read back.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
             checkpointer.save(folder / _WEIGHTS, {_key(path): leaf[...] for path, leaf in state})
-        replace_file(folder / MANIFEST, f"{json.dumps(manifest, indent=2)}\n".encode())
+        text = f"{json.dumps(manifest, indent=2)}\n"
+        first(lambda: replace_file(folder / MANIFEST, text.encode()))
     # Of any class: Orbax's threads raise the system's own, what TensorStore makes of it, or what
     # befell a thread because another had failed, whichever is first.
     except Exception as error:
         raise unwritable(folder, error) from error
+
+
+def _check_free(folder: pathlib.Path) -> None:
+    if (folder / MANIFEST).exists() or (folder / _WEIGHTS).exists():
+        what = "a checkpoint already" if (folder / MANIFEST).exists() else _INTERRUPTED
+        raise InputError(f"{folder} holds {what}; name another folder or remove this one first")
 
 
 def restore_orbax(

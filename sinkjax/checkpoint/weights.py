@@ -19,13 +19,14 @@ from safetensors.numpy import save_file
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Stored
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, first_line
 from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
-from sinkjax.models.sharding import parameter_shardings
+from sinkjax.models.sharding import parameter_shardings, place
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
@@ -59,7 +60,7 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
         entry = entries[path]
         read = source.read if entry.is_alone else joined
         value = read(entry.name)[entry.rows].reshape(entry.shape)
-        return jax.device_put(value.astype(dtype, order="C", copy=False), shardings.get(path))
+        return place(value.astype(dtype, order="C", copy=False), shardings.get(path))
 
     return fill_model(abstract, parameter)
 
@@ -117,7 +118,7 @@ def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:
 
     def tensor(parts: list[Entry]) -> Callable[[], np.ndarray]:
         def rows(part: Entry) -> np.ndarray:
-            return np.asarray(parameters[part.path][...]).reshape(-1, *part.stored_shape[1:])
+            return to_host(parameters[part.path][...]).reshape(-1, *part.stored_shape[1:])
 
         return lambda: rows(parts[0]) if len(parts) == 1 else np.concatenate(list(map(rows, parts)))
 
@@ -138,13 +139,18 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
     folder = pathlib.Path(folder)
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
-    try:
+
+    def clear() -> None:
         check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, WEIGHTS, INDEX):  # so that nothing is read with another model's file
             (folder / name).unlink(missing_ok=True)
+
+    try:
+        first(clear)
         _write_shards(model, folder, dtype.itemsize)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        text = json.dumps(config, indent=2) + "\n"
+        first(lambda: (folder / CONFIG).write_text(text))
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from error
 
@@ -165,11 +171,12 @@ def _write_shards(model: Llama, folder: pathlib.Path, itemsize: int) -> None:
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = file if len(shards) > 1 else WEIGHTS
-        save_file({name: tensors[name]() for name in names}, folder / file, {"format": "pt"})
+        values = {name: tensors[name]() for name in names}  # of all processes, written by one
+        first(lambda: save_file(values, folder / file, {"format": "pt"}))  # noqa: B023
         index.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
-        (folder / INDEX).write_text(text)
+        first(lambda: (folder / INDEX).write_text(text))
 
 
 def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:

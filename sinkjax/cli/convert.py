@@ -34,6 +34,7 @@ from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.orbax import MANIFEST
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.cli.tool import ModelSettings, Tool
+from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.files import PARTIAL, parse_json, replace_file, sync_folder
 from sinkjax.studies.settings import setting
@@ -54,17 +55,19 @@ class Convert(ModelSettings, Tool):
             raise InputError(Problem("output", None, "name the folder to write"))
         output = pathlib.Path(self.output)
         count = sum(math.prod(entry.shape) for entry in name_table(self.load_config()))
-        _check_output(output, count * jnp.dtype(self.dtype).itemsize)
+        self.make_mesh()  # refused before the weights are read
+        first(lambda: _check_output(output, count * jnp.dtype(self.dtype).itemsize))
         tokenizer = self._read_tokenizer() if self.tokenizer else None
         start = time.perf_counter()
         print(f"reading {self.model}", flush=True)
         model = self.load()
         print(f"writing {output}, read after {time.perf_counter() - start:.1f} s", flush=True)
         save = {"orbax": sinkjax.save_orbax, "safetensors": sinkjax.save_safetensors}
-        with _whole(output) as folder:
+        with contextlib.ExitStack() as whole:  # of the first process alone
+            folder = first(lambda: whole.enter_context(_whole(output)))
             try:
                 if tokenizer is not None:
-                    tokenizer.save_pretrained(folder)
+                    first(lambda: tokenizer.save_pretrained(folder))
                 save[self.format](model, folder)
             except InputError as error:
                 if error.__cause__ is None:
@@ -72,6 +75,7 @@ class Convert(ModelSettings, Tool):
                 raise unwritable(output, error.__cause__) from error
             except Exception as error:  # for a full disk, tokenizers raises this class itself
                 raise unwritable(output, error) from error
+            first(whole.close)
         size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
         config = model.config
         print(

@@ -92,6 +92,7 @@ class Generate(ModelSettings, Tool):
         if problems := list(self._problems()):
             raise InputError(*problems)
         plans = self._plans(config)
+        self.make_mesh()  # refused before the weights are read
         tokenizer = self.load_tokenizer()
         prompts = self._prompts(tokenizer, config)
         model = self.load()

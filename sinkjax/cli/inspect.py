@@ -12,6 +12,11 @@ formulas of sinkjax/accounts/formulas.py, which know the config, the mask and th
 program. --attention names what computes a prompt's attention; a kernel's FLOPs are counted from the
 blocks that it computes, and said so.
 
+With --mesh what is shown is what each chip has and does, with what chips exchange:
+
+  sinkjax inspect --model=shape:llama-3.1-8b --dtype=bfloat16 --layers=scanned \\
+      --target=tpu:v5e:2x4 --mesh=model:8 --mask="L0-31: 24f 8s(first)"
+
 No weights are read: --model is as everywhere, or a shape without weights. --target compiles for a
 chip that this machine does not have; the wheels that it takes are named where they are missing.
 """
@@ -24,15 +29,17 @@ import jax
 import jax.numpy as jnp
 
 import sinkjax
+from sinkjax.accounts.chips import inspect_chips
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import terminal
-from sinkjax.cli.programs import program_tables
+from sinkjax.cli.programs import chip_tables, program_tables
 from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, read_mask, write_output
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.sharding import fit_mesh
 from sinkjax.programs.compile import Layers
 from sinkjax.programs.options import Attention
-from sinkjax.programs.targets import TARGETS, target_device
+from sinkjax.programs.targets import TARGETS, target_devices
 from sinkjax.studies.settings import setting
 from sinkjax.studies.timing.study import Timing
 
@@ -45,7 +52,9 @@ class Inspect(ShapeSettings, Tool):
 
     mask: str | None = setting(None, "File of a mask, or its text.")
     target: str = setting(
-        _HERE, f"What to compile for: this machine's device, or {', '.join(TARGETS)}."
+        _HERE,
+        f"What to compile for: this machine's device, or {', '.join(TARGETS)}; several of a TPU by "
+        "their topology, as in tpu:v5e:2x4.",
     )
     batch_size: int = setting(1, "Rows of every call.")
     prefill_lengths: tuple[int, ...] = setting((64,), "Tokens of a padded prompt, each a bucket.")
@@ -62,28 +71,38 @@ class Inspect(ShapeSettings, Tool):
         if not self.mask:
             raise InputError("--mask is missing: give a mask's file, or its text")
         programs = {"baseline": SinkMask.full(config), "mask": read_mask(self.mask, config)[0]}
-        device = self._device()
+        devices = self._devices()
+        absent = None if self.target == _HERE else devices
+        mesh = fit_mesh(self.mesh, config, self.dtype, absent)
+        where = {"device": devices[0]} if mesh is None else {"mesh": mesh}
         records = {
-            name: self._records(name, config, mask, device) for name, mask in programs.items()
+            name: self._records(name, config, mask, devices[0].device_kind, where)
+            for name, mask in programs.items()
         }
         console = terminal.console()
-        for table in program_tables(records["baseline"], records["mask"]):
+        tables = program_tables if mesh is None else chip_tables
+        for table in tables(records["baseline"], records["mask"]):
             terminal.print_table(console, table)
         if output is not None:
             lines = [json.dumps(r, allow_nan=False) + "\n" for rs in records.values() for r in rs]
             write_output(output, "".join(lines).encode())
             console.print(f"records: {output}", soft_wrap=True)
 
-    def _device(self) -> jax.Device:
-        """The device to compile for."""
+    def _devices(self) -> list[jax.Device]:
+        """The devices to compile for, or the first of them."""
         if self.target == _HERE:
-            return jax.devices()[0]
+            return jax.devices()
         # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
         jax.config.update("jax_platforms", "cpu")
-        return target_device(self.target)
+        return target_devices(self.target)
 
     def _records(
-        self, name: str, config: sinkjax.LlamaConfig, mask: SinkMask, device: jax.Device
+        self,
+        name: str,
+        config: sinkjax.LlamaConfig,
+        mask: SinkMask,
+        device_kind: str,
+        where: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """A record of each executable of one mask."""
         program = compile_shapes(
@@ -95,13 +114,14 @@ class Inspect(ShapeSettings, Tool):
             max_length=self.max_length,
             layers=self.layers,
             attention=self.attention,
-            device=device,
+            **where,
         )
         named = {
             "program": name,
             "model": self.model,
             "target": self.target,
-            "device": device.device_kind,
+            "device": device_kind,
             "layers": self.layers,
         }
-        return [{**record, **named} for record in inspect_program(program)]
+        read = inspect_chips if "mesh" in where else inspect_program
+        return [{**record, **named} for record in read(program)]

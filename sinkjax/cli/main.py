@@ -57,14 +57,23 @@ class Command(NamedTuple):
 def load_command(name: str) -> Command:
     """Defines the flags of a command."""
     module = importlib.import_module(_module(name))
-    if name in STUDIES:
-        study = getattr(module, STUDIES[name])
-        answer = importlib.import_module("sinkjax.cli.study").define_study(study)
-        return Command(module, answer, study.renamed)
-    tool = getattr(module, TOOLS[name])
     settings = importlib.import_module("sinkjax.cli.settings")
-    settings.define_settings(tool, module_name=module.__name__)
-    return Command(module, lambda: settings.read_settings(tool).run(), tool.renamed)
+    kind = getattr(module, {**STUDIES, **TOOLS}[name])
+    if name in STUDIES:
+        main = importlib.import_module("sinkjax.cli.study").define_study(kind)
+    else:
+        settings.define_settings(kind, module_name=module.__name__)
+        main = lambda: settings.read_settings(kind).run()  # noqa: E731
+    if not hasattr(kind, "mesh"):
+        return Command(module, main, kind.renamed)
+    processes = importlib.import_module("sinkjax.cli.processes").Processes
+    settings.define_settings(processes, module_name=module.__name__)
+
+    def joined() -> int | None:
+        settings.read_settings(processes).join()
+        return main()
+
+    return Command(module, joined, kind.renamed)
 
 
 def _module(name: str) -> str:

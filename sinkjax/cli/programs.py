@@ -133,6 +133,61 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
     )
 
 
+def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Table]:
+    """What each chip of a mesh has and does, of two programs that differ in the mask."""
+    first, who = masked[0], ("baseline", "mask")
+    mesh = ",".join(f"{axis}:{size}" for axis, size in first["mesh"].items())
+    rows = [
+        [
+            f"{record['name']}, {name}",
+            *(formats.size(record[of]) for of in ("parameters", "cache")),
+            *(formats.size(record["memory"][of]) for of in ("temporary", "peak")),
+            formats.scaled(record["operations"]),
+            *_exchanged(record["collectives"]),
+        ]
+        for pair in zip(baseline, masked, strict=True)
+        for name, record in zip(who, pair, strict=True)
+    ]
+    notes = [
+        "Exchanged: how often and how much, as results; a loop's and a branch's once, so of "
+        "scanned layers one layer's. Sampling by top_k and top_p has branches of its own.",
+        *(
+            f"Whole on every chip, {name}: {_largest(record['whole'])}."
+            for name, record in zip(who, (baseline[0], first), strict=True)
+            if record["whole"]
+        ),
+    ]
+    return [
+        Table(
+            title=f"a chip of {mesh} on {first['device']}, {first['batch_size']} x, "
+            f"{first['dtype']}, cache for {formats.count(first['max_length'])} tokens",
+            columns=(
+                *("", "parameters", "cache", "temporary", "peak", "FLOPs"),
+                *("all-reduce", "other exchange"),
+            ),
+            rows=rows,
+            notes=tuple(notes),
+        )
+    ]
+
+
+def _exchanged(collectives: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """All-reduces, and what else chips exchange: each its number and bytes."""
+    sums = [collectives[kind] for kind in collectives if kind == "all-reduce"]
+    others = [collectives[kind] for kind in collectives if kind != "all-reduce"]
+    return [
+        f"{sum(c['count'] for c in of)}: {formats.size(sum(c['bytes'] for c in of))}" if of else "-"
+        for of in (sums, others)
+    ]
+
+
+def _largest(whole: Mapping[str, int], most: int = 4) -> str:
+    """The largest kinds of parameters that are whole on every chip, and the others together."""
+    named = [f"{name} {formats.size(size)}" for name, size in list(whole.items())[:most]]
+    rest = sum(list(whole.values())[most:])
+    return ", ".join([*named, *([f"others {formats.size(rest)}"] if rest else [])])
+
+
 def _or_dash(value: float | None, write: Callable[[float], str]) -> str:
     """A count of XLA's own, "-" on a platform where it has none."""
     return "-" if value is None else write(value)

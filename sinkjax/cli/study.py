@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sinkjax.cli import terminal
 from sinkjax.cli.commands import STUDIES
 from sinkjax.cli.settings import define_settings, read_settings
+from sinkjax.distributed import is_first
 from sinkjax.errors import InputError
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
@@ -104,6 +105,7 @@ def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
         total=size.steps,
         unit=f" {size.unit}",
         desc="measuring",
+        disable=not is_first(),
         smoothing=0.05,
         mininterval=interval,
     ) as bar:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
+
 import sinkjax
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.files import replace_file
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.sharding import fit_mesh
 from sinkjax.studies.candidates import Fills, read_masks
 from sinkjax.studies.study import Study
 from sinkjax.studies.subject import SHAPE, load_model, shape_config
@@ -48,6 +51,7 @@ class ModelSettings:
     model: str = as_in(Study, "model")
     revision: str | None = as_in(Study, "revision")
     dtype: Dtype = as_in(Study, "dtype")
+    mesh: str | None = as_in(Study, "mesh")
 
     def load_config(self) -> sinkjax.LlamaConfig:
         """Reads the model's config."""
@@ -57,9 +61,14 @@ class ModelSettings:
         """Reads the model's tokenizer."""
         return sinkjax.load_tokenizer(self.model, revision=self.revision)
 
+    def make_mesh(self) -> jax.sharding.Mesh | None:
+        """Makes the mesh that the model is to lie over."""
+        return fit_mesh(self.mesh, self.load_config(), self.dtype)
+
     def load(self, seed: int = 0) -> sinkjax.Llama:
         """Reads the weights, or draws those of a shape."""
-        return load_model(self.model, revision=self.revision, dtype=self.dtype, seed=seed)
+        how = {"revision": self.revision, "dtype": self.dtype, "mesh": self.make_mesh()}
+        return load_model(self.model, **how, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

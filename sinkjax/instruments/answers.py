@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batch_rows, batches
 from sinkjax.instruments.tasks import Questions
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
@@ -48,13 +49,13 @@ def score_answers(
     places = ends[:, None] - width + np.arange(width)  # of the answers' tokens
     rows = rows or batch_rows(questions.tokens)
     nll, likeliest = [], []
-    parts = (batches(array, rows) for array in (questions.tokens, places, ends[:, None]))
+    parts = (batches(model, array, rows) for array in (questions.tokens, places, ends[:, None]))
     for (tokens, count), (places_of, _), (lengths, _) in zip(*parts, strict=True):
         residual = forward(tokens, lengths=lengths[:, 0])
         before = jnp.take_along_axis(residual, places_of[:, :, None] - 1, axis=1)
         scores = score_tokens(head, before, jnp.take_along_axis(tokens, places_of, axis=1))
-        nll.append(np.asarray(scores.nll)[:count])
-        likeliest.append(np.asarray(scores.correct)[:count])
+        nll.append(to_host(scores.nll)[:count])
+        likeliest.append(to_host(scores.correct)[:count])
     asked = np.arange(width) >= width - questions.answer_tokens[:, None]
     return {
         "nll": np.sum(np.concatenate(nll), axis=1, where=asked, dtype=np.float64),

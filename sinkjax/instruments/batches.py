@@ -3,25 +3,33 @@
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.errors import InputError
+from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import lay_rows, row_shards
 
 BATCH_TOKENS = 2048
 """Tokens that go through a model at once, unless the caller says otherwise."""
 
 
-def batch_rows(excerpts: np.ndarray, tokens: int = BATCH_TOKENS) -> int:
-    """The number of excerpts, of [W, T], that have so many tokens: at least 1, at most all."""
+def batch_rows(excerpts: np.ndarray, tokens: int = BATCH_TOKENS, shards: int = 1) -> int:
+    """The number of excerpts, of [W, T], that have so many tokens: at least 1, at most all.
+
+    Over a mesh, they do so on each of the `shards` over which rows lie, and are as many on each.
+    """
     count, length = excerpts.shape
-    return min(count, max(1, tokens // length))
+    return min(-(-count // shards), max(1, tokens // length)) * shards
 
 
-def batches(excerpts: np.ndarray, rows: int | None = None) -> Iterator[tuple[jax.Array, int]]:
-    """Excerpts a batch after another.
+def batches(
+    model: Llama, excerpts: np.ndarray, rows: int | None = None
+) -> Iterator[tuple[jax.Array, int]]:
+    """Excerpts a batch after another, laid over the model's mesh.
 
     Args:
+      model: that they go through.
       excerpts: int [W, T].
       rows: of a batch; None for `batch_rows`.
 
@@ -29,11 +37,11 @@ def batches(excerpts: np.ndarray, rows: int | None = None) -> Iterator[tuple[jax
       int32 [rows, T], and how many of these rows are new: the last batch is filled up with
       repetitions to the shape of the others.
     """
-    rows = rows or batch_rows(excerpts)
+    rows = rows or batch_rows(excerpts, shards=row_shards(model))
     for start in range(0, len(excerpts), rows):
         chunk = excerpts[start : start + rows]
         filled = np.resize(chunk, (rows, excerpts.shape[1])).astype(np.int32)
-        yield jnp.asarray(filled), len(chunk)
+        yield lay_rows(model, filled), len(chunk)
 
 
 def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, rows: str) -> None:
@@ -52,7 +60,7 @@ def check_tokens(tokens: np.ndarray | jax.Array, vocab_size: int, name: str, row
         raise TypeError(f"{name} are {tokens.dtype}; whole numbers are needed")
     if isinstance(tokens, jax.core.Tracer):
         return
-    ids = np.asarray(tokens)
+    ids = to_host(tokens)
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise InputError(
             f"tokens lie between {ids.min()} and {ids.max()}; the vocabulary, from 0 to "

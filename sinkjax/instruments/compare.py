@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batches, check_tokens
 from sinkjax.instruments.token_losses import (
     TOP,
@@ -91,7 +92,8 @@ def compare(
         that the first T leave. `generated_kl` is theirs, all else that of the first T.
       score_from: the first position that is scored, below T. Position 0 attends to itself alone and
         is the same under every mask: from it on, means would be diluted.
-      batch_size: excerpts that go through a model at once; None for as many as have `BATCH_TOKENS`.
+      batch_size: excerpts that go through a model at once; None for as many as have `BATCH_TOKENS`
+        on each part of a mesh over which rows lie.
 
     Raises:
       InputError: for a model whose logits are not finite.
@@ -103,7 +105,7 @@ def compare(
     _check(baseline, candidate, excerpts, score_from, generated, batch_size)
     heads = OutputHead(baseline), OutputHead(candidate)
     parts = []
-    for tokens, count in batches(excerpts, batch_size):
+    for tokens, count in batches(baseline, excerpts, batch_size):
         targets = jnp.roll(tokens, -1, axis=1)
         (x, x_after), (y, y_after) = (_streams(m, tokens, generated) for m in (baseline, candidate))
         prompt = x.shape[1]
@@ -114,7 +116,7 @@ def compare(
         kl = [stats.kl]
         if generated:
             after = compare_tokens(*heads, x_after, y_after, targets[:, prompt:])
-            kl.append(np.asarray(after.kl)[:count])
+            kl.append(to_host(after.kl)[:count])
             stats = dataclasses.replace(stats, generated_kl=kl[1])
         first = sum(len(part.kl) for part in parts)
         check_finite(
@@ -137,10 +139,11 @@ def _streams(model: Llama, tokens: jax.Array, generated: int) -> tuple[jax.Array
 
 def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityStats:
     """The first `count` excerpts of a comparison; the last position has no next token."""
-    kl, top1, top5 = (np.asarray(x)[:count] for x in (compared.kl, compared.top1, compared.top5))
+    compared = to_host(compared)
+    kl, top1, top5 = (array[:count] for array in (compared.kl, compared.top1, compared.top5))
     models = {"baseline": compared.baseline, "candidate": compared.candidate}
     scores = {
-        f"{model}_{name}": np.asarray(array)[:count, :-1]
+        f"{model}_{name}": array[:count, :-1]
         for model, of_model in models.items()
         for name, array in of_model._asdict().items()
     }

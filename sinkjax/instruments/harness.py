@@ -35,12 +35,14 @@ from lm_eval.utils import (
 from tqdm import tqdm
 
 from sinkjax.checkpoint.load import load, load_tokenizer
+from sinkjax.distributed import to_host
 from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.masks.file import load_mask
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite
 from sinkjax.models.sampling import whole
+from sinkjax.models.sharding import lay_rows
 from sinkjax.programs.compile import compile, longest_context
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, prompt_problems
 from sinkjax.specialize.build import specialize
@@ -302,10 +304,12 @@ class HarnessLM(TemplateLM):
             tokens[index, : len(row) - 1] = row[:-1]
             targets[index, size - wanted[index] :] = row[len(row) - wanted[index] :]
         places = np.maximum(lengths[:, None] - size + np.arange(size), 0)
-        residual = residuals(self.model, jnp.asarray(tokens), jnp.asarray(lengths))
-        residual = jnp.take_along_axis(residual, jnp.asarray(places)[:, :, None], axis=1)
-        scores = score_tokens(OutputHead(self.model), residual, jnp.asarray(targets))
-        nll, correct = np.asarray(scores.nll, np.float64)[:count], np.asarray(scores.correct)
+        arrays = tokens, lengths, places, targets
+        tokens, lengths, places, targets = (lay_rows(self.model, array) for array in arrays)
+        residual = residuals(self.model, tokens, lengths)
+        residual = jnp.take_along_axis(residual, places[:, :, None], axis=1)
+        scores = to_host(score_tokens(OutputHead(self.model), residual, targets))
+        nll, correct = scores.nll.astype(np.float64)[:count], scores.correct
         totals = [nll[index, size - n :].sum() for index, n in enumerate(wanted)]
         check_finite("logits", totals)
         return [

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.compare import QualityStats, collect_stats
 from sinkjax.instruments.patterns import copied_residuals, source_numbers
@@ -45,14 +46,14 @@ class Judge:
             keep L·N·T² numbers for each.
         """
         self._model, self._head, self._fills = model, OutputHead(model), fills
-        self._batches = list(batches(excerpts, rows))
+        self._batches = list(batches(model, excerpts, rows))
         self._baseline: dict[Callable, list[jax.Array]] = {}  # by program, where it was needed
 
     def __call__(self, mask: SinkMask) -> np.ndarray:
         """KL(baseline ‖ masked) in nats of each scored position: float32 [W, T - 1]."""
         parts = []
         for (_, count), *residuals in self._compared(mask):
-            parts.append(np.asarray(token_divergences(self._head, *residuals))[:count])
+            parts.append(to_host(token_divergences(self._head, *residuals))[:count])
             check_finite("logits", parts[-1])
         return np.concatenate(parts)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.attention.context import Context
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
@@ -51,12 +52,12 @@ def own_errors(
     current = traced_paths(mask or SinkMask.full(config), config, fills=fills)
     candidates = candidate_paths(model, paths, fills)
     squares = np.zeros((len(paths), config.num_layers, config.num_heads))
-    for tokens, count in batches(excerpts):
+    for tokens, count in batches(model, excerpts):
         x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
             paths_of = current.layer(index), candidates.layer(index)
             x, errors = _errors(layer, x, context, *paths_of, score_from)
-            squares[:, index] += np.asarray(errors, np.float64)[:, :count].sum(axis=1)
+            squares[:, index] += to_host(errors).astype(np.float64)[:, :count].sum(axis=1)
     check_finite("heads' outputs", squares, lambda _, *at: " in layer {}, head {}".format(*at))
     return np.sqrt(squares / len(excerpts))
 
@@ -68,11 +69,11 @@ def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
     """
     config = model.config
     sums = np.zeros((config.num_layers, config.num_heads, config.head_dim))
-    for tokens, count in batches(excerpts):
+    for tokens, count in batches(model, excerpts):
         x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
             x, means = _mean_outputs(layer, x, context)
-            sums[index] += np.asarray(means, np.float64)[:count].sum(axis=0)
+            sums[index] += to_host(means).astype(np.float64)[:count].sum(axis=0)
     check_finite("heads' outputs", sums, lambda *at: " in layer {}, head {}".format(*at))
     return (sums / len(excerpts)).astype(np.float32)
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from sinkjax.attention.blocks import capped
 from sinkjax.attention.context import Context
-from sinkjax.instruments.batches import batches
+from sinkjax.distributed import to_host
+from sinkjax.instruments.batches import batch_rows, batches
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.instruments.own_errors import candidate_paths
 from sinkjax.instruments.token_losses import OutputHead, by_blocks
@@ -93,7 +94,8 @@ def predict_moves(
     keys = jax.random.split(jax.random.key(seed), len(excerpts))
     linear = np.zeros((1 + len(paths), config.num_layers, config.num_heads))
     draws = []
-    for batch, (tokens, count) in enumerate(batches(excerpts)):
+    rows = batch_rows(excerpts)  # as on one device, for the same draws
+    for batch, (tokens, count) in enumerate(batches(model, excerpts, rows)):
         x, context = model.enter(tokens)
         inputs = []
         for index, layer in enumerate(model.layers):
@@ -111,7 +113,7 @@ def predict_moves(
                 candidates.layer(index),
                 slopes,
             )
-            products[..., index, :] = np.moveaxis(np.asarray(of_layer)[:, :, :count], 0, 2)
+            products[..., index, :] = np.moveaxis(to_host(of_layer)[:, :, :count], 0, 2)
         check_finite("logits or their gradients", products)
         linear += products[0].sum(axis=0)
         draws.append(products[1:].swapaxes(0, 1).reshape(-1, *linear.shape))
@@ -159,7 +161,8 @@ def _slopes(
         of_labels = of_labels[:, :, None] * weight[labels]
         return jnp.concatenate([of_kl, of_labels - expected[0][:, None]], axis=1)
 
-    of_normed = by_blocks(block, normed, head.norm(y), uniform.reshape(*x.shape[:2], samples))
+    arrays = normed, head.norm(y), uniform.reshape(*x.shape[:2], samples)
+    of_normed = by_blocks(block, *arrays, shards=head.row_shards)
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
     slopes = jax.lax.map(lambda z: from_normed(z)[0], of_normed)
     return jnp.pad(slopes, ((0, 0), (0, 0), (score_from, 0), (0, 0)))

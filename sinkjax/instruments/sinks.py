@@ -22,14 +22,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import check_tokens
 from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.sharding import gathered, lay_rows
 
 DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
 MAX_KEY_POSITIONS = 8
@@ -90,7 +91,7 @@ def measure_sinks(
     """Measures every head's attention on early keys over a batch of prompts.
 
     Args:
-      model: whose heads are all `full`.
+      model: whose heads are all `full`. Over its mesh prompts lie along the axis `data`.
       tokens: int [P, T], right-padded where prompts are shorter than T.
       lengths: int [P], tokens in each prompt; None where every one has T. May be traced, and is
         then taken on trust: what would be an empty mean is NaN.
@@ -108,8 +109,9 @@ def measure_sinks(
         without any query after a measured key, for which all definitions but `mean` and `last`
         would be empty means.
     """
-    tokens = jnp.asarray(tokens)
     key_positions = tuple(int(c) for c in key_positions)
+    tokens = lay_rows(model, tokens)
+    lengths = None if lengths is None else lay_rows(model, lengths)
     _check(model, tokens, lengths, key_positions, tail)
     x, context = model.enter(tokens, lengths)
     scores, norms = [], []
@@ -125,8 +127,8 @@ def measure_sinks(
     for name, array in (("sink scores", of_heads), ("heads' outputs", output_norm)):
         check_finite(name, array, lambda *at: " in layer {}, head {}".format(*at[-2:]))
     return HeadStats(
-        scores=of_heads,
-        output_norm=output_norm,
+        scores=gathered(of_heads),
+        output_norm=gathered(output_norm),
         key_positions=key_positions,
         tail=tail,
     )
@@ -156,7 +158,7 @@ def _check(
         raise ValueError(f"tail is {tail}; at least 1 query is needed")
     shortest = tokens.shape[1]
     if lengths is not None and not isinstance(lengths, jax.core.Tracer):
-        given = np.asarray(lengths)
+        given = to_host(lengths)
         if given.shape != tokens.shape[:1] or given.min() < 1 or given.max() > tokens.shape[1]:
             raise ValueError(
                 f"lengths are {given}; one for each of {tokens.shape[0]} prompts is needed, "

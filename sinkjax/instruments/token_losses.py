@@ -16,6 +16,7 @@ from sinkjax.attention.cache import LayerCache
 from sinkjax.attention.context import Context
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.rope import rotary_tables
+from sinkjax.models.sharding import row_shards
 
 TOP = 5
 """The number of likeliest tokens that are compared."""
@@ -54,7 +55,11 @@ class Comparison(NamedTuple):
 
 
 class OutputHead(nnx.Module):
-    """A model's last norm and output head: the same for all its masks, so compiled once for all."""
+    """A model's last norm and output head: the same for all its masks, so compiled once for all.
+
+    Attributes:
+      row_shards: static, the parts of a mesh over which rows lie.
+    """
 
     logits = Llama.logits
     output_weight = Llama.output_weight
@@ -62,6 +67,7 @@ class OutputHead(nnx.Module):
     def __init__(self, model: Llama):
         self.config, self.norm, self.head = model.config, model.norm, model.head
         self.embedding = model.embedding if model.head is None else None
+        self.row_shards = row_shards(model)
 
 
 def residuals(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
@@ -125,7 +131,7 @@ def score_tokens(model: OutputHead, residual: jax.Array, next_tokens: jax.Array)
         logits = model.logits(x[None])
         return Scores(_nll(logits, targets)[0], _likeliest(logits, 1)[0, :, 0] == targets)
 
-    return by_blocks(block, residual, next_tokens)
+    return by_blocks(block, residual, next_tokens, shards=model.row_shards)
 
 
 @jax.jit
@@ -156,7 +162,8 @@ def compare_tokens(
             candidate=Scores(nll[1], correct[1]),
         )
 
-    return by_blocks(block, baseline_residual, candidate_residual, next_tokens)
+    streams = baseline_residual, candidate_residual
+    return by_blocks(block, *streams, next_tokens, shards=baseline.row_shards)
 
 
 @jax.jit
@@ -171,7 +178,7 @@ def token_divergences(
     def block(x: jax.Array, y: jax.Array) -> jax.Array:
         return _kl(model.logits(jnp.stack([x, y])))
 
-    return by_blocks(block, baseline_residual, candidate_residual)
+    return by_blocks(block, baseline_residual, candidate_residual, shards=model.row_shards)
 
 
 def _kl(logits: jax.Array) -> jax.Array:
@@ -203,30 +210,34 @@ def _likeliest(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.optimization_barrier(jax.lax.top_k(logits, count)[1])
 
 
-def by_blocks(block: Callable[..., Any], *arrays: jax.Array) -> Any:
+def by_blocks(block: Callable[..., Any], *arrays: jax.Array, shards: int = 1) -> Any:
     """Computes a function of positions for a block of them after another.
 
     Args:
       block: from slices [C, ...] of the arrays to a pytree of results [C, ...].
       arrays: [B, P, ...] each. Positions of 0 are added to fill up the last block.
+      shards: parts of a mesh over which rows lie, each of which has a block of its own at a time.
 
     Returns:
       the results, [B, P, ...] each.
     """
     shape = arrays[0].shape[:2]
-    count = shape[0] * shape[1]
+    shards = shards if shape[0] % shards == 0 else 1
+    count = shape[0] * shape[1] // shards
     size = min(_BLOCK, count)
     blocks = -(-count // size)
 
     def split(array: jax.Array) -> jax.Array:
         rest = array.shape[2:]
-        rows = array.reshape(count, *rest)
-        padding = [(0, blocks * size - count)] + [(0, 0)] * len(rest)
-        return jnp.pad(rows, padding).reshape(blocks, size, *rest)
+        rows = array.reshape(shards, count, *rest)
+        padding = [(0, 0), (0, blocks * size - count)] + [(0, 0)] * len(rest)
+        rows = jnp.pad(rows, padding).reshape(shards, blocks, size, *rest)
+        return rows.swapaxes(0, 1).reshape(blocks, shards * size, *rest)
 
     def join(array: jax.Array) -> jax.Array:
         rest = array.shape[2:]
-        return array.reshape(-1, *rest)[:count].reshape(*shape, *rest)
+        rows = array.reshape(blocks, shards, size, *rest).swapaxes(0, 1)
+        return rows.reshape(shards, -1, *rest)[:, :count].reshape(*shape, *rest)
 
     results = jax.lax.map(lambda slices: block(*slices), tuple(map(split, arrays)))
     return jax.tree.map(join, results)

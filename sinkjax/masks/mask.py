@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
+from sinkjax.masks.chips import widened
 from sinkjax.masks.paths import (
     KINDS,
     Copy,
@@ -357,6 +358,44 @@ class SinkMask:
                 for layer, heads in enumerate(self.heads)
             )
         )
+
+    def balanced(
+        self,
+        chips: int,
+        num_kv_heads: int,
+        *,
+        costs: Float[np.ndarray, "L N"] | None = None,
+    ) -> "SinkMask":
+        """Returns the mask in which every layer has on each chip what it has on the fullest.
+
+        Heads take wider paths, up to `full`, where their chip, which runs the same program as the
+        others, would wait for them. What such a mask saves is what this one would save on chips.
+
+        Args:
+          chips: over which key/value heads are divided, the size of the mesh's axis `model`.
+          num_kv_heads: K.
+          costs: of masking each head, the larger the worse; of heads that could as well be
+            widened the costliest are. None for the last ones.
+
+        Raises:
+          InputError: for chips that do not divide the key/value heads, and `copy` heads.
+          ValueError: where K does not divide N.
+        """
+        size = group_size(self.num_heads, num_kv_heads)
+        if chips < 1 or num_kv_heads % chips:
+            text = (
+                f"{num_kv_heads} key/value heads are not divided by it; give a number that divides "
+                "them, and lay rows over the other chips"
+            )
+            raise InputError(Problem("chips", chips, text))
+        if self.counts()["copy"]:
+            raise InputError(
+                "the mask has copy heads, whose patterns come from heads of other chips: balance "
+                "it without them"
+            )
+        costs = np.zeros((self.num_layers, self.num_heads)) if costs is None else costs
+        layers = zip(self.heads, costs.tolist(), strict=True)
+        return SinkMask(tuple(widened(paths, size, chips, of) for paths, of in layers))
 
     def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
         pairs = zip(self.heads, other.heads, strict=True)

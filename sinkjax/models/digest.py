@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from sinkjax.distributed import to_host
 from sinkjax.files import parse_json
 from sinkjax.models.decoder import Llama
 
@@ -28,7 +29,7 @@ def model_digest(model: Llama) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_COMPUTED_WITH}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        value = np.asarray(parameter[...])
+        value = to_host(parameter[...])
         digest.update(f"{path} {value.shape} {value.dtype}".encode())
         digest.update(np.ascontiguousarray(value).view(np.uint8).data)
     return digest.hexdigest()

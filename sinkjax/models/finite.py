@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.errors import InputError
 
 
@@ -30,6 +31,6 @@ def check_finite(what: str, values: Any, place: Callable[..., str] = lambda *ind
     """
     if isinstance(values, jax.core.Tracer):
         return
-    finite = np.isfinite(np.asarray(values))
+    finite = np.isfinite(to_host(values))
     if not finite.all():
         raise not_finite(what, place(*np.argwhere(~finite)[0].tolist()))

@@ -12,6 +12,7 @@ from jaxtyping import DTypeLike
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import parameter_shardings, place
 
 
 def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
@@ -118,7 +119,13 @@ SHAPES: dict[str, LlamaConfig] = {
 """By name, as each model's `config.json` has them, without the token ids that no program reads."""
 
 
-def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Llama:
+def random_model(
+    config: LlamaConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Llama:
     """Returns a model of random weights, of which time and memory are those of trained ones.
 
     Args:
@@ -126,8 +133,10 @@ def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: i
       dtype: of the parameters.
       seed: of the draws, uniform with the config's initializer_range as standard deviation, about
         what makes a norm's scale 1 where they are one.
+      mesh: to lay the parameters over, one after another; the values are the same without.
     """
     abstract = abstract_model(config, dtype)
+    shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
     shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
     width = np.float32(math.sqrt(12) * config.initializer_range)
     # Not `Llama(config, rngs=...)`: jax.random's normal numbers take ten times as long on a CPU.
@@ -138,6 +147,6 @@ def random_model(config: LlamaConfig, *, dtype: DTypeLike = jnp.float32, seed: i
         values -= np.float32(0.5)
         values *= width
         values += np.float32(1 - config.norm_offset if "scale" in path else 0)
-        return jax.device_put(values.astype(dtype, copy=False))
+        return place(values.astype(dtype, copy=False), shardings.get(path))
 
     return fill_model(abstract, draw)

@@ -1,58 +1,238 @@
-"""Which mesh axis each logical axis of a parameter lies along: the rules, in one place."""
+"""Which mesh axis each logical axis lies along: the rules, in one place."""
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-RULES: Mapping[str, str | None] = {
-    "vocab": "model",
-    "heads": "model",
+from sinkjax.distributed import (
+    AUTO,
+    AXES,
+    make_mesh,
+    mesh_text,
+    parse_mesh,
+    process_count,
+    to_host,
+)
+from sinkjax.errors import InputError, Problem
+from sinkjax.models.abstract import abstract_model
+from sinkjax.models.config import LlamaConfig
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    "batch": "data",
+    "heads": ("model", "sub"),
     "kv_heads": "model",
-    "mlp": "model",
+    "mlp": ("model", "sub"),
+    "vocab": ("model", "sub"),
+    "slots": None,
     "embed": None,
     "head_dim": None,
 }
-"""Logical axis to mesh axis: tensor parallelism over an axis named `model`."""
+"""Logical axis to mesh axes: of parameters, of the rows of a batch, and of what decoding keeps."""
+
+_SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
 
 
-def named_sharding(
-    parameter: nnx.Variable, mesh: Mesh, rules: Mapping[str, str | None] = RULES
-) -> NamedSharding:
-    """Returns where a parameter, concrete or abstract, lies on a mesh.
+def partition(
+    names: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Rules = RULES
+) -> PartitionSpec:
+    """Returns where an array of these logical axes lies.
 
-    A logical axis of its `out_sharding` whose rule names no axis of this mesh, or whose size the
-    mesh axis does not divide (three key/value heads over two devices), is whole on every device.
+    A logical axis lies along those of its rule that this mesh has, the first of them alone where
+    all together do not divide its size; it is whole on every device where that does not either.
     """
-    axes = []
-    for name, size in zip(parameter.out_sharding, parameter.shape, strict=True):
-        axis = rules[name]
-        fits = axis in mesh.shape and size % mesh.shape[axis] == 0
-        axes.append(axis if fits else None)
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    return PartitionSpec(
+        *(_axes(rules[name], size, mesh) for name, size in zip(names, shape, strict=True))
+    )
 
 
-def split_axis(parameter: nnx.Variable, rules: Mapping[str, str | None] = RULES) -> int | None:
+def _axes(
+    rule: str | tuple[str, ...] | None, size: int, mesh: Mesh
+) -> str | tuple[str, ...] | None:
+    axes = (rule,) if isinstance(rule, str) else rule or ()
+    axes = tuple(axis for axis in axes if axis in mesh.shape)
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes[0] if len(axes) == 1 else axes or None
+
+
+def named_sharding(parameter: nnx.Variable, mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Returns where a parameter, concrete or abstract, lies on a mesh, by `partition`."""
+    spec = partition(parameter.out_sharding, parameter.shape, mesh, rules)
+    return NamedSharding(_auto(mesh), spec)
+
+
+def _auto(mesh: Mesh) -> Mesh:
+    """Returns the same devices with axes along which XLA may lay what it likes: JAX's default, and
+    unlike explicit axes what the model's code is written for.
+    """
+    if set(mesh.axis_types) == {AxisType.Auto}:
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def split_axis(parameter: nnx.Variable, rules: Rules = RULES) -> int | None:
     """Returns the axis of a parameter that a mesh may split; None where each device has it all."""
     return next((axis for axis, name in enumerate(parameter.out_sharding) if rules[name]), None)
 
 
 def parameter_shardings(
-    model: nnx.Module, mesh: Mesh, rules: Mapping[str, str | None] = RULES
+    model: nnx.Module, mesh: Mesh, rules: Rules = RULES
 ) -> dict[tuple[Any, ...], NamedSharding]:
     """Returns the sharding of every parameter of a model, concrete or abstract, by path."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {path: named_sharding(parameter, mesh, rules) for path, parameter in state}
 
 
-def shard(model: nnx.Module, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> nnx.Module:
-    """Returns the same model with its parameters laid over a mesh."""
+def shard(model: nnx.Module, mesh: Mesh, rules: Rules = RULES) -> nnx.Module:
+    """Returns the same model with its parameters, concrete or abstract, laid over a mesh."""
     graph, state = nnx.split(model)
     shardings = parameter_shardings(model, mesh, rules)
     flat = [
-        (path, parameter.replace(jax.device_put(parameter[...], shardings[path])))
+        (path, parameter.replace(_laid(parameter.get_value(), shardings[path])))
         for path, parameter in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _laid(value: Any, sharding: NamedSharding) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    return jax.device_put(value, sharding)
+
+
+def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """Returns values that every process has as an array; None is for the default device."""
+    if sharding is None:
+        return jax.device_put(values)
+    # Not `device_put`, which has several processes compare all values first.
+    return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+
+def mesh_of(model: nnx.Module) -> Mesh | None:
+    """Returns the mesh that a model's parameters lie over; None without one, and inside `jit`."""
+    for value in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        if not isinstance(value, jax.core.Tracer):
+            mesh = getattr(getattr(value, "sharding", None), "mesh", None)
+            return mesh if isinstance(mesh, Mesh) else None
+    return None
+
+
+def row_shards(model: nnx.Module) -> int:
+    """Returns the number of parts in which rows lie over a model's mesh."""
+    mesh = mesh_of(model)
+    return 1 if mesh is None else mesh.shape.get("data", 1)
+
+
+def lay_rows(model: nnx.Module, array: np.ndarray | jax.Array) -> jax.Array:
+    """Returns an array [B, ...] with its rows over the axis `data` of a model's mesh.
+
+    Where they are not divided by it, every device has them all.
+    """
+    mesh = mesh_of(model)
+    if mesh is None or isinstance(array, jax.core.Tracer):
+        return jnp.asarray(array)
+    rows = np.asarray(to_host(array))
+    rows = rows.astype(jax.dtypes.canonicalize_dtype(rows.dtype), copy=False)
+    return place(rows, NamedSharding(mesh, partition(("batch",), rows.shape[:1], mesh)))
+
+
+def gathered(array: jax.Array) -> jax.Array:
+    """Returns an array all of whose values this process has; the same one where that is so."""
+    if isinstance(array, jax.core.Tracer) or array.is_fully_addressable:
+        return array
+    return jnp.asarray(to_host(array))
+
+
+def fit_mesh(
+    text: str | None,
+    config: LlamaConfig,
+    dtype: str,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh | None:
+    """Returns the mesh of a text for a model; None for none.
+
+    Args:
+      text: as `sinkjax.distributed.parse_mesh` reads it. `auto` takes for `model`, and where there
+        are too few key/value heads for `sub`, the fewest devices on which the parameters take at
+        most half of the memory, or one where a device does not say what it has.
+      config, dtype: of the model.
+      devices: that are not here, to compile for; None for all of all processes.
+
+    Raises:
+      InputError: for a text that is none, another number of devices, several processes without a
+        mesh, `auto` for devices that cannot be asked, and as `check_mesh`.
+    """
+    if text is None:
+        if process_count() > 1:
+            advice = f"give a mesh over the devices of all {process_count()} processes, or {AUTO}"
+            raise InputError(Problem("mesh", None, advice))
+        return None
+    sizes = parse_mesh(text)
+    if sizes is None and devices is not None:
+        text = "devices that are not here do not say what memory they have; give sizes"
+        raise InputError(Problem("mesh", AUTO, text))
+    if sizes is None:
+        count = sum(v.size for v in jax.tree.leaves(nnx.state(abstract_model(config, dtype))))
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        needed = count * jnp.dtype(dtype).itemsize / (memory * _SHARE) if memory else 1
+        sizes = fitting_sizes(config, needed, jax.device_count())
+    if problems := list(_problems(sizes, config)):
+        raise InputError(*problems)
+    return make_mesh(sizes, devices)
+
+
+def fitting_sizes(config: LlamaConfig, needed: float, count: int) -> dict[str, int]:
+    """Returns the sizes of `auto`: over `count` devices, of which a model needs at least so many.
+
+    Where heads cannot be divided by as many, they are by as many as they can.
+    """
+    pairs = [
+        (model, sub)
+        for model, sub in itertools.product(range(1, count + 1), repeat=2)
+        if not count % (model * sub) and not any(_problems({"model": model, "sub": sub}, config))
+    ]
+    pairs.sort(key=lambda pair: (pair[0] * pair[1], pair[1]))
+    enough = [pair for pair in pairs if math.prod(pair) >= needed]
+    model, sub = enough[0] if enough else pairs[-1]
+    sizes = {"data": count // (model * sub), "model": model}
+    return sizes if sub == 1 else {**sizes, "sub": sub}
+
+
+def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
+    """Checks before any weight is read that a model's heads can lie over a mesh.
+
+    Raises:
+      InputError: for axes that no rule names, and numbers of heads that an axis does not divide.
+    """
+    if problems := list(_problems(mesh.shape, config)):
+        raise InputError(*problems)
+
+
+def _problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem]:
+    shown = mesh_text(sizes)
+    for axis in sizes:
+        if axis not in AXES:
+            text = f"axis {axis!r} is unknown; known are {', '.join(AXES)}"
+            yield Problem("mesh", shown, text)
+    kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+    counts = {"model": (kv_heads, "key/value heads"), "sub": (group, "query heads of each")}
+    fits = {axis: math.gcd(sizes.get(axis, 1), count) for axis, (count, _) in counts.items()}
+    rows = math.prod(sizes.values()) // math.prod(fits.values())
+    for axis, (count, what) in counts.items():
+        if fits[axis] != sizes.get(axis, 1):
+            yield Problem(
+                "mesh",
+                shown,
+                f"{axis}:{sizes[axis]} does not divide {count} {what}; "
+                f"{mesh_text({'data': rows, **fits})} fits as many devices: model divides "
+                "key/value heads, sub the query heads of each, data the rows",
+            )

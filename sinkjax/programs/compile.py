@@ -11,16 +11,18 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.sampling import Sampler, draw, whole
+from sinkjax.models.sharding import partition
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
-from sinkjax.programs.scan import scanned
+from sinkjax.programs.scan import LayerRun, scanned
 
 DEFAULT_STEPS_PER_CALL = 16
 """The fastest of 1, 4, 16 and 64 for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
@@ -44,8 +46,8 @@ def compile(
 
     Args:
       model: a `Llama`, or what `sinkjax.specialize` makes of one. Its parameters may lie over a
-        mesh, and then so does the program. They may be abstract (`jax.ShapeDtypeStruct`), and then
-        the program is for reading.
+        mesh, and then so does the program: its rows and cache as `sinkjax.models.sharding` says.
+        They may be abstract (`jax.ShapeDtypeStruct`), and then the program is for reading.
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
       prefill_lengths: the buckets, to which prompts are padded. A prompt longer than the longest
         comes in pieces as long as that one, by an executable that the first such prompt compiles.
@@ -107,37 +109,42 @@ def compile(
         return decode_steps(step, steps_per_call, token, cache, remaining, sampler, stop_tokens)
 
     weights = placement.weights()
-    row, seed = placement.array((batch_size,)), placement.array((batch_size,), jnp.uint32)
+    row, seed = placement.rows((batch_size,)), placement.rows((batch_size,), jnp.uint32)
     number, whole = placement.array((), jnp.float32), placement.array(())
     sampler = Sampler(seed, temperature=number, top_k=whole, top_p=number)
     stop_tokens = placement.array((MAX_STOP_TOKENS,))
-    of_prompts = {"compiler_options": choice.prompt_options, "device": device}
+    of_prompts = {"compiler_options": choice.prompt_options, "device": placement.target}
     executables: dict[int, Executable] = {}
     cache = None
     for bucket in buckets:
-        tokens = placement.array((batch_size, bucket))
-        # Where XLA lays one bucket's cache over a mesh is where all do: one decode serves them.
+        tokens = placement.rows((batch_size, bucket))
+        arguments = weights, tokens, row, row, sampler
+        of_bucket = functools.partial(prefill, kernels[bucket])
+        if cache is None and placement.mesh is not None:
+            shapes = jax.eval_shape(of_bucket, *arguments)[1]
+            cache = _cache_over(placement.mesh, structure, shapes, batch_size)
         executables[bucket] = build(
             f"prefill {bucket}",
-            functools.partial(prefill, kernels[bucket]),
-            (weights, tokens, row, row, sampler),
-            out_shardings=None if cache is None else (None, placement.output_shardings(cache)),
+            of_bucket,
+            arguments,
+            out_shardings=placement.outputs((row, cache)),
             **of_prompts,
         )
         if cache is None:
-            cache = placement.output(executables[bucket].compiled, 1)
+            cache = placement.described(executables[bucket].compiled.out_info[1])
 
     def build_extend() -> Executable:
-        tokens = placement.array((batch_size, buckets[-1]))
+        tokens = placement.rows((batch_size, buckets[-1]))
         return build(
             f"extend {buckets[-1]}",
             extend,
             (weights, tokens, cache, row, row, sampler),
             donate=(2,),
-            out_shardings=(None, placement.output_shardings(cache)),
+            out_shardings=placement.outputs((row, cache)),
             **of_prompts,
         )
 
+    steps = placement.rows((batch_size, steps_per_call))
     return Program(
         model=model,
         structure=structure,
@@ -151,9 +158,9 @@ def compile(
             decode,
             (weights, row, cache, row, sampler, stop_tokens),
             donate=(2,),
-            out_shardings=Steps(placement.output_shardings(cache), None, None, None, None),
+            out_shardings=placement.outputs(Steps(cache, row, row, steps, row)),
             compiler_options=choice.decode_options,
-            device=device,
+            device=placement.target,
         ),
         build_extend=build_extend,
         parameters=parameters if placement.runs_here else None,
@@ -185,43 +192,68 @@ class _Placement:
         self._device = device
         concrete = all(isinstance(array, jax.Array) for array in parameters.values())
         self.runs_here = concrete and device is None
-        self._mesh = None
+        self.mesh = None
         self._small = None if device is None else SingleDeviceSharding(device)
-        if self.runs_here:
-            sharding = next(iter(parameters.values())).sharding
-            self._mesh = getattr(sharding, "mesh", None)
-            if self._mesh is None:
-                self._small = sharding
-            else:
-                self._small = NamedSharding(self._mesh, PartitionSpec())
+        if device is None:
+            self._small = getattr(next(iter(parameters.values())), "sharding", None)
+            if isinstance(self._small, NamedSharding):
+                self.mesh = self._small.mesh
+                self._small = NamedSharding(self.mesh, PartitionSpec())
         on = [jax.devices()[0]] if self._small is None else list(self._small.device_set)
         self.platform, self.devices = on[0].platform, len(on)
+        # What is compiled for a device that is not here is told so.
+        self.target = device if on[0] in jax.devices() else on[0]
 
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """A small argument; on a mesh, every device has all of it."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._small)
 
+    def rows(self, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        """A small argument [B, ...]; on a mesh, its rows lie over the axis `data`."""
+        if self.mesh is None:
+            return self.array(shape, dtype)
+        rows = partition(("batch",), shape[:1], self.mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, rows))
+
     def weights(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The parameters, each where it lies."""
         return {
-            name: _described(array, array.sharding if self.runs_here else self._small)
+            name: _described(array, self._small if self.mesh is None else array.sharding)
             for name, array in self._parameters.items()
         }
 
-    def output(self, compiled: jax.stages.Compiled, index: int) -> Any:
-        """One output of an executable as an argument of the next: over a mesh, where XLA laid it.
+    def described(self, arrays: Any) -> Any:
+        """Outputs of one executable as arguments of the next, on one device.
 
-        On one device nothing is left open; asking there would make what is compiled next depend on
-        whether this executable came from the persistent cache.
+        Nothing is left open there. Asking the executable would make what is compiled next depend on
+        whether it came from the persistent cache.
         """
-        arrays = compiled.out_info[index]
-        if self._mesh is None:
-            return jax.tree.map(lambda array: _described(array, self._small), arrays)
-        return jax.tree.map(_described, arrays, compiled.output_shardings[index])
+        return jax.tree.map(lambda array: _described(array, self._small), arrays)
 
-    def output_shardings(self, arrays: Any) -> Any:
-        """For `jax.jit`, of outputs that have to lie as these arguments do."""
-        return None if self._mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
+    def outputs(self, arrays: Any) -> Any:
+        """For `jax.jit`, of outputs that have to lie as these arguments do; on one device, None."""
+        return None if self.mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
+
+
+def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> Cache:
+    """The shapes of a cache with where each of its arrays lies, by the rules of the mesh."""
+
+    def over(array: Any, *names: str) -> jax.ShapeDtypeStruct:
+        layers = array.ndim - len(names)  # of a run of layers, an axis in front
+        spec = partition(names, array.shape[layers:], mesh)
+        return _described(array, NamedSharding(mesh, PartitionSpec(*[None] * layers, *spec)))
+
+    def of_layer(layer: nnx.Module, cache: LayerCache) -> LayerCache:
+        run = isinstance(layer, LayerRun)
+        stores = jax.tree.map(
+            lambda array: over(array, *store_axes(array.ndim - run, batch_size)),
+            cache.replace(bias=None),
+        )
+        bias = None if cache.bias is None else over(cache.bias, "batch", "embed")
+        return stores.replace(bias=bias)
+
+    layers = map(of_layer, structure.layers, cache.layers)
+    return cache.replace(lengths=over(cache.lengths, "batch"), layers=tuple(layers))
 
 
 def _described(array: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:

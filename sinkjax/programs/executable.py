@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from sinkjax.errors import InputError, first_line
 from sinkjax.programs.hlo import Module
 from sinkjax.programs.targets import lowering_for
 
@@ -88,7 +89,14 @@ def build(
     with nullcontext() if device is None else lowering_for(device):
         lowered = jitted.lower(*arguments)
     lowered_at = time.perf_counter()
-    compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
+    try:
+        compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "divide it over more devices, or ask for fewer rows or a shorter cache"
+        text = f"{name} does not fit the device ({first_line(error)}); {advice}"
+        raise InputError(text) from error
     compiled_at = time.perf_counter()
     stats = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.attention.kernels import Kernel
+from sinkjax.distributed import to_host
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.finite import not_finite
 from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler, whole
@@ -331,7 +332,7 @@ class _Batch:
     def run(self) -> None:
         program = self._program
         token, cache = self._prefill()
-        self._deliver(np.asarray(token)[:, None], [1] * len(self._rows))
+        self._deliver(to_host(token)[:, None], [1] * len(self._rows))
         remaining = np.asarray([*map(self._remaining, self._rows)] + [0] * self._idle, np.int32)
         unread = None
         for _ in range(-(-int(remaining.max()) // program.steps_per_call)):
@@ -386,7 +387,7 @@ class _Batch:
 
     def _read(self, steps: Steps) -> bool:
         """Waits for a call and delivers what it drew; whether all rows are done."""
-        tokens, drawn, remaining = jax.device_get((steps.tokens, steps.drawn, steps.remaining))
+        tokens, drawn, remaining = to_host((steps.tokens, steps.drawn, steps.remaining))
         self._deliver(tokens, drawn.tolist())
         return not remaining.any()
 

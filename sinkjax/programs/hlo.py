@@ -28,6 +28,12 @@ _CALLED = re.compile(
 )
 _CALLERS = frozenset({"call", "fusion", "while", "conditional", "async-start", "custom-call"})
 _BUNDLES = frozenset({"tuple", "get-tuple-element"})  # of values that have nothing in common
+_COLLECTIVES = frozenset(
+    {
+        *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+        *("collective-permute", "collective-broadcast"),
+    }
+)
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
 _VIEWS = frozenset(
     {
@@ -101,6 +107,21 @@ class Argument:
 
 
 @dataclasses.dataclass(frozen=True)
+class Collective:
+    """An instruction by which the devices of a mesh exchange arrays.
+
+    Attributes:
+      kind: the opcode, `all-reduce`.
+      scope: where it came from; empty where the compiler does not say.
+      size: bytes of its result on a device.
+    """
+
+    kind: str
+    scope: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Type:
     dtype: str
     shape: tuple[int, ...]
@@ -151,6 +172,15 @@ class Module:
             for item in self.work
             if any(map(pattern.search, item.scopes or ("",)))
             and (item.is_matmul or not matmul_only)
+        )
+
+    def collectives(self) -> tuple[Collective, ...]:
+        """All of them, a loop's and a branch's once."""
+        return tuple(
+            Collective(kind, item.scope, sum(t.elements * _bytes(t.dtype) for t in item.types))
+            for block in self._computations.values()
+            for item in block
+            if (kind := item.opcode.removesuffix("-start")) in _COLLECTIVES
         )
 
     def _read(self, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sinkjax.attention.cache import LayerCache
 from sinkjax.attention.context import Context
@@ -103,7 +104,11 @@ def _signature(layer: nnx.Module) -> Any:
 
 def _stack(*arrays: Any) -> Any:
     if isinstance(arrays[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        (array, *_), sharding = arrays, arrays[0].sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+        shape = len(arrays), *array.shape
+        return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
     return jnp.stack(arrays)
 
 

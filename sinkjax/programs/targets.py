@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, first_line
 
 # The smallest topology of each chip that is a whole host; programs here use one device of it.
 _TPU_TOPOLOGIES = {
@@ -100,16 +100,28 @@ installed, from asking the network for one, and from locking other processes out
 
 
 def target_device(target: str) -> jax.Device:
-    """One device of a kind, of `TARGETS`, to compile for.
+    """One device of a kind, as of `target_devices`."""
+    return target_devices(target)[0]
+
+
+def target_devices(target: str) -> list[jax.Device]:
+    """Devices of a kind, to compile for.
+
+    Args:
+      target: one of `TARGETS`; of a TPU with its topology behind it, as in `tpu:v5e:2x4`, without
+        which it is one host's.
 
     Raises:
-      InputError: for a name that is not one of them, or where the wheels for it are missing.
+      InputError: for a name that is not one of them, a topology that the chip does not have, or
+        where the wheels for it are missing.
     """
-    platform, _, chip = target.partition(":")
-    if target not in TARGETS:
-        raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
+    platform, chip, shape = (*target.split(":", 2), "", "")[:3]
+    known = target.removesuffix(f":{shape}") if platform == "tpu" and shape else target
+    if known not in TARGETS:
+        text = f"known are {', '.join(TARGETS)}; a TPU's may have a topology, as in tpu:v5e:2x4"
+        raise InputError(Problem("target", target, text))
     if platform == "cpu":
-        return jax.devices("cpu")[0]
+        return jax.devices("cpu")
     wheels = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
     if not any(map(importlib.util.find_spec, wheels)):
         text = (
@@ -117,11 +129,16 @@ def target_device(target: str) -> jax.Device:
             f"pip install -e '.[targets-{platform}]' in the checkout"
         )
         raise InputError(Problem("target", target, text))
-    if platform == "tpu":
-        topology = topologies.get_topology_desc(_TPU_TOPOLOGIES[chip], "tpu")
-    else:
-        topology = _cuda_topology(target, _target_config(*_GPUS[chip]))
-    return topology.devices[0]
+    if platform == "cuda":
+        return _cuda_topology(target, _target_config(*_GPUS[chip])).devices
+    host = _TPU_TOPOLOGIES[chip]
+    try:
+        return topologies.get_topology_desc(
+            f"{host.split(':')[0]}:{shape}" if shape else host, "tpu"
+        ).devices
+    except Exception as error:  # of several classes
+        text = f"it has no such topology ({first_line(error)}); give one such as {host}"
+        raise InputError(Problem("target", target, text)) from error
 
 
 def lowering_for(device: jax.Device) -> AbstractContextManager:

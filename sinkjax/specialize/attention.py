@@ -158,7 +158,7 @@ class SpecializedAttention(nnx.Module):
             values.append(settle(write_store(value_store, v, layout, context.lengths)))
             keys.append(key_store)
             queries.append(q)
-        weights = _slot_weights(self.plan.blocks, queries, keys, context, self.score_cap)
+        weights = _slot_weights(self.plan, queries, keys, context, self.score_cap)
         for block, of_parts, store in zip(self.plan.blocks, weights, values, strict=True):
             outputs += _sum_stores(block, of_parts, store, context, patterns)
         out = self._merge(x, outputs, context.products, cache.bias)
@@ -185,18 +185,19 @@ class SpecializedAttention(nnx.Module):
     ) -> Iterator[tuple[Block, list[jax.Array], jax.Array | None, jax.Array]]:
         """Each block with its parts' queries, its keys and its values, of those of `_project`."""
         q_at = k_at = v_at = 0
+        chips = self.plan.chips
         for block in self.plan.blocks:
             queries, keys = [], None
             for part in block.computed:
                 with jax.named_scope("q"):
-                    queries.append(_slice(q, q_at, block.groups * part.heads))
+                    queries.append(_slice(q, q_at, block.groups * part.heads, 2, chips))
                 q_at += block.groups * part.heads
             if block.computed:
                 with jax.named_scope("k"):
-                    keys = _slice(k, k_at, block.groups)
+                    keys = _slice(k, k_at, block.groups, 2, chips)
                 k_at += block.groups
             with jax.named_scope("v"):
-                values = _slice(v, v_at, block.groups)
+                values = _slice(v, v_at, block.groups, 2, chips)
             v_at += block.groups
             yield block, queries, keys, values
 
@@ -213,7 +214,7 @@ class SpecializedAttention(nnx.Module):
         """
         if outputs:
             with jax.named_scope("o"):
-                (out,) = products.project(_concatenate(outputs, axis=2), self.o[...])
+                (out,) = products.project(_join(outputs, 2, self.plan.chips), self.o[...])
                 out = add_bias(out, self.o_bias)
         else:
             out = add_bias(jnp.zeros_like(x), self.o_bias)
@@ -228,7 +229,7 @@ class SpecializedAttention(nnx.Module):
             first = x[:, :1] if self.norm is None else self.norm(x[:, :1])
             (first,) = products.project(first, self.sink_v[...])
             v0.append(add_bias(first, self.sink_v_bias)[:, 0])
-        v0 = _concatenate(v0, axis=1)
+        v0 = _join(v0, 1)
         at_first = later = None
         if self.first_o is not None:
             at_first = later = first_token_term(
@@ -274,7 +275,7 @@ def _attend(
 
 
 def _slot_weights(
-    blocks: Sequence[Block],
+    plan: LayerPlan,
     queries: Sequence[list[jax.Array]],
     keys: Sequence[jax.Array | None],
     context: Context,
@@ -292,7 +293,7 @@ def _slot_weights(
     t, max_length, products = context.lengths, context.max_length, context.products
     by_view: dict[Layout, list[tuple[str, jax.Array]]] = {}
     places: list[list[tuple[Layout, int]]] = []
-    for block, of_parts, store in zip(blocks, queries, keys, strict=True):
+    for block, of_parts, store in zip(plan.blocks, queries, keys, strict=True):
         places.append([])
         for part, q in zip(block.computed, of_parts, strict=True):
             with jax.named_scope(part.path.kind):
@@ -307,12 +308,12 @@ def _slot_weights(
     for view, of_view in by_view.items():
         kinds = dict.fromkeys(kind for kind, _ in of_view)
         with jax.named_scope("_and_".join(kinds)):
-            together = _concatenate([scores for _, scores in of_view], axis=1)
+            together = _join([scores for _, scores in of_view], 1, plan.chips)
             together = cached_weights(together, view.positions(t), t, products)
         weights[view], start = [], 0
         for kind, scores in of_view:
             with jax.named_scope(kind):  # whose work it is that follows
-                own = _slice(together, start, scores.shape[1], axis=1)
+                own = _slice(together, start, scores.shape[1], 1, plan.chips)
             weights[view].append(SlotWeights(own, view))
             start += scores.shape[1]
     return [[weights[view][i] for view, i in of_block] for of_block in places]
@@ -361,11 +362,15 @@ def _store(x: jax.Array, span: Full | Window, context: Context) -> jax.Array:
     return new_store(x, layout_of(span, context.max_length), context.lengths)
 
 
-def _slice(x: jax.Array, start: int, size: int, axis: int = 2) -> jax.Array:
-    """Heads of [B, T, heads, H], without a slice where they are all."""
+def _slice(x: jax.Array, start: int, size: int, axis: int, chips: int) -> jax.Array:
+    """Heads of an axis, as many of each chip; without a slice where they are all."""
     if size == x.shape[axis]:
         return x
-    return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+    if chips == 1:
+        return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+    by_chip = _by_chip(x, axis, chips)
+    own = jax.lax.slice_in_dim(by_chip, start // chips, (start + size) // chips, axis=axis + 1)
+    return own.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :])
 
 
 def _pick(v0: jax.Array, groups: tuple[int, ...]) -> jax.Array:
@@ -373,5 +378,17 @@ def _pick(v0: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     return v0 if groups == tuple(range(v0.shape[1])) else v0[:, jnp.array(groups)]
 
 
-def _concatenate(arrays: list[jax.Array], axis: int) -> jax.Array:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
+def _join(arrays: list[jax.Array], axis: int, chips: int = 1) -> jax.Array:
+    """Heads of several arrays in one axis, those of each chip together."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if chips == 1:
+        return jnp.concatenate(arrays, axis=axis)
+    joined = jnp.concatenate([_by_chip(x, axis, chips) for x in arrays], axis=axis + 1)
+    shape = arrays[0].shape
+    return joined.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+
+def _by_chip(x: jax.Array, axis: int, chips: int) -> jax.Array:
+    """An axis of heads as two, of chips and of each one's heads."""
+    return x.reshape(*x.shape[:axis], chips, -1, *x.shape[axis + 1 :])

@@ -1,5 +1,7 @@
 """Makes the specialized model of a model and a mask."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,8 +16,11 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama, RMSNorm
 from sinkjax.models.digest import model_digest
+from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
+
+_logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -43,7 +48,8 @@ def specialize(
     """Makes a model in which every head takes its path, without the work that the mask removes.
 
     Weights that the mask leaves alone are shared with `model`, not copied; a slice or a new order
-    of heads is a new array. With every head `full` it is the baseline's own program.
+    of heads is a new array, laid over the model's mesh by the same rules. With every head `full` it
+    is the baseline's own program.
 
     Args:
       model: the baseline. Its parameters may be abstract (`jax.ShapeDtypeStruct`), and then so are
@@ -70,9 +76,11 @@ def specialize(
             _check_made_for(model, mask)
         mask, fills = mask.mask, mask.fills if fills is None else fills
     _check_fills(model, mask, fills)
-    if abstract:
-        return nnx.eval_shape(lambda model: _build(model, mask, fills), model)
-    return _build(model, mask, fills)
+    mesh = mesh_of(model)
+    chips = 1 if mesh is None else mesh.shape.get("model", 1)
+    build = functools.partial(_build, mask=mask, fills=fills, chips=chips)
+    fast = nnx.eval_shape(build, model) if abstract else build(model)
+    return fast if mesh is None else shard(fast, mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
@@ -97,10 +105,19 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
         )
 
 
-def _build(model: Llama, mask: SinkMask, fills: jax.Array | None) -> SpecializedLlama:
+def _build(model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int) -> SpecializedLlama:
     config = model.config
     group = config.num_heads // config.num_kv_heads
-    plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm)
+    plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm, chips)
+    uneven = [n for n, planned in enumerate(plans) if planned and planned[0].chips != chips]
+    if uneven:
+        _logger.warning(
+            "the mask leaves the heads of %d of %d layers uneven over %d chips, which hold or "
+            "exchange more of them than without a mask: balance it over the chips",
+            len(uneven),
+            config.num_layers,
+            chips,
+        )
     layers = []
     for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
         layer = _shared(layer)

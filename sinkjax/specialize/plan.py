@@ -10,12 +10,18 @@ are all `sink` are in no block.
   part    the heads of one path in a block, by group; of those that later layers copy, one apart
 
 Heads lie in the order of parts, wherever they are an axis: q has the computed parts, o all parts,
-k the blocks that need keys, v all blocks.
+k the blocks that need keys, v all blocks. Over several chips the groups of every block are dealt
+out alike, and heads lie by chip first: then as on one chip that has its groups alone, so that what
+is a slice of an axis there is one on every chip. A layer whose groups cannot be dealt out lies as
+on one chip.
 """
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from sinkjax.attention.context import PartName
 from sinkjax.attention.copy import CopiedHead
@@ -78,9 +84,10 @@ class LayerPlan:
     Attributes:
       blocks: all groups with other than `sink` heads.
       first, other: groups with heads that are `sink(first)`, and `sink` with another fill: places
-        in the order of v, those with only `sink` heads last.
+        in the order of blocks, those with only `sink` heads last.
       mean: whether a head is `sink(mean)`.
       idle: heads, and groups, whose queries and keys a norm over all heads alone reads.
+      chips: over which heads lie.
     """
 
     blocks: tuple[Block, ...]
@@ -88,6 +95,7 @@ class LayerPlan:
     other: tuple[int, ...]
     mean: bool
     idle: tuple[int, int] = (0, 0)
+    chips: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +120,16 @@ class HeadOrder:
 
 
 def plan_layers(
-    mask: SinkMask, group: int, windows: Sequence[int | None] = (), joint_qk_norm: bool = False
+    mask: SinkMask,
+    group: int,
+    windows: Sequence[int | None] = (),
+    joint_qk_norm: bool = False,
+    chips: int = 1,
 ) -> list[tuple[LayerPlan, HeadOrder] | None]:
     """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
 
-    `group` is G, the query heads of a group; the others are of `sinkjax.LlamaConfig`.
+    `group` is G, the query heads of a group; `windows` and `joint_qk_norm` are of
+    `sinkjax.LlamaConfig`; `chips` are those over which key/value heads are divided.
     """
     all_full = [all(path == Full() for path in paths) for paths in mask.heads]
     mask = mask.within(windows)
@@ -126,7 +139,7 @@ def plan_layers(
     for layer, is_full in enumerate(all_full):
         kept = frozenset(head for source, head in copied if source == layer)
         if kept or not is_full:
-            plans.append(_plan_layer(layer, mask, group, kept, sources, joint_qk_norm))
+            plans.append(_plan_layer(layer, mask, group, kept, sources, joint_qk_norm, chips))
         else:
             plans.append(None)
     return plans
@@ -139,6 +152,7 @@ def _plan_layer(
     kept: frozenset[int],
     sources: dict[tuple[int, int], CopiedHead],
     joint_qk_norm: bool,
+    chips: int,
 ) -> tuple[LayerPlan, HeadOrder]:
     """One layer's plan; adds its kept heads to `sources`, which has those of earlier layers."""
     paths = mask.heads[layer]
@@ -148,48 +162,68 @@ def _plan_layer(
     for k, parts in enumerate(by_part):
         by_make_up[tuple((key, len(heads)) for key, heads in parts.items())].append(k)
     sink_v = tuple(by_make_up.pop((), ()))
+    uneven = any(len(members) % chips for members in by_make_up.values())
+    # Idle heads lie behind all others, so that no chip's share would be like another's.
+    idle = joint_qk_norm and any(isinstance(path, Sink | Copy) for path in paths)
+    if uneven or idle:
+        chips = 1
 
-    blocks, q, k_order, v, o = [], [], [], [], []
+    blocks = []
+    q, k_order, v, o = ([[] for _ in range(chips)] for _ in range(4))
     for number, (make_up, members) in enumerate(by_make_up.items()):
         computed, copied = [], []
+        dealt = np.reshape(members, (chips, -1)).tolist()
         for key, count in make_up:
-            heads = [head for k in members for head in by_part[k][key]]
-            o += heads
+            by_chip = [[head for k in own for head in by_part[k][key]] for own in dealt]
+            heads = list(itertools.chain(*by_chip))
+            _extend(o, by_chip)
             if key.is_copied:
                 of_part = tuple(sources[paths[n].layer, paths[n].head] for n in heads)
                 copied.append(Copied(key.path, count, of_part))
                 continue
-            q += heads
+            _extend(q, by_chip)
             name = (layer, number, len(computed)) if key.is_kept else None
             computed.append(Computed(key.path, count, name))
             if name is not None:
                 sources.update({(layer, n): (name, place) for place, n in enumerate(heads)})
         blocks.append(Block(len(members), tuple(computed), tuple(copied)))
-        v += members
+        _extend(v, dealt)
         if computed:
-            k_order += members
+            _extend(k_order, dealt)
 
-    places = {k: place for place, k in enumerate((*v, *sink_v))}
+    by_block = itertools.chain(*by_make_up.values())
+    places = {k: place for place, k in enumerate((*by_block, *sink_v))}
     sinks = [n for n, path in enumerate(paths) if isinstance(path, Sink)]
     first = _by_place([n for n in sinks if paths[n].fill == "first"], group, places)
     other = _by_place([n for n in sinks if paths[n].fill != "first"], group, places)
     mean = tuple(n for n in sinks if paths[n].fill == "mean")
+    q, k_order, v, o = (tuple(itertools.chain(*by_chip)) for by_chip in (q, k_order, v, o))
     idle_q = idle_k = ()
     if joint_qk_norm and q:
         idle_q, idle_k = sorted({*range(len(paths))} - {*q}), sorted({*groups} - {*k_order})
     plan = LayerPlan(
-        tuple(blocks), tuple(first), tuple(other), bool(mean), (len(idle_q), len(idle_k))
+        tuple(blocks),
+        tuple(first),
+        tuple(other),
+        bool(mean),
+        (len(idle_q), len(idle_k)),
+        chips,
     )
     return plan, HeadOrder(
         q=(*q, *idle_q),
         k=(*k_order, *idle_k),
-        v=tuple(v),
-        o=tuple(o),
+        v=v,
+        o=o,
         sink_v=sink_v,
         first=tuple(first.values()),
         other=tuple(other.values()),
         mean=mean,
     )
+
+
+def _extend(orders: list[list[int]], by_chip: Iterable[list[int]]) -> None:
+    for order, own in zip(orders, by_chip, strict=True):
+        order += own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from sinkjax.distributed import first, parse_mesh
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
@@ -23,7 +24,8 @@ from sinkjax.report.table import Table
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import Results, identity, read_records
-from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.settings import at_least, problems_of, setting, values
+from sinkjax.studies.shared import open_results
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
 
@@ -149,12 +151,20 @@ class Study(abc.ABC):
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "Type of the parameters, whatever the stored type is."
     )
+    mesh: str | None = setting(
+        None,
+        "Mesh of all devices, such as model:4,data:2: model divides heads, neurons and words, data "
+        "prompts, sub the query heads of a group; auto: data, and model as far as memory asks for "
+        "it. By default one device.",
+    )
     seed: int = setting(0, "Seed of everything that is drawn at random.")
 
     @abc.abstractmethod
     def problems(self) -> Iterator[Problem]:
         """What is wrong with its settings by themselves."""
         yield from at_least(self, seed=0)
+        if self.mesh is not None:
+            yield from problems_of(lambda: parse_mesh(self.mesh))
 
     def plan_problems(self) -> Iterator[Problem]:
         """What texts, masks and the model's config show, before any weight is read.
@@ -215,7 +225,7 @@ class Study(abc.ABC):
     def subjects(self) -> tuple[Subject, ...]:
         """The models that it is put to."""
         named = self.model if isinstance(self.model, tuple) else (self.model,)
-        how = {"revision": self.revision, "dtype": self.dtype, "seed": self.seed}
+        how = values(self, "revision", "dtype", "seed", "mesh")
         subjects = tuple(
             name if isinstance(name, Subject) else Subject.named(name, **how) for name in named
         )
@@ -238,7 +248,7 @@ class Study(abc.ABC):
 
     def environment(self) -> dict[str, Any]:
         """What a record was measured with."""
-        return environment()
+        return environment() if self.mesh is None else {**environment(), "mesh": self.mesh}
 
     def wrong(self, name: str, text: str) -> Problem:
         """A problem with the value that a setting has."""
@@ -296,7 +306,7 @@ def run_study(
         **({"models": described} if several else {"model": described[0]}),
         **study.specification(),
     }
-    with Results(folder, specification) as results:
+    with open_results(folder, specification) as results:
         results.reserve(study.size().bytes)
         for index, subject in enumerate(study.subjects):
             if len(study.subjects) > 1:
@@ -304,6 +314,11 @@ def run_study(
                 model = subject.load()
             bench = Bench(subject, model, described[index], results, on_progress, study.without)
             _record(study, bench, on_progress)
+    return first(lambda: _with_page(study, folder))
+
+
+def _with_page(study: Study, folder: str) -> tuple[dict[str, Any], list[Record]]:
+    """What the folder holds, after writing the page of it."""
     specification, records = read_records(folder)
     with understood(records):
         write_page(folder, study.page(specification, records))

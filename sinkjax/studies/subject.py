@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sinkjax.checkpoint import load, load_config, load_tokenizer
 from sinkjax.errors import InputError, Problem
@@ -15,6 +16,7 @@ from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest
 from sinkjax.models.hf_config import from_hf_config
 from sinkjax.models.shapes import SHAPES, random_model
+from sinkjax.models.sharding import fit_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +43,13 @@ class Subject:
 
     @classmethod
     def named(
-        cls, name: str, *, revision: str | None = None, dtype: str = "float32", seed: int = 0
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+        mesh: str | None = None,
     ) -> "Subject":
         """The model of a name.
 
@@ -49,15 +57,17 @@ class Subject:
           name, revision, dtype: as for `sinkjax.load`; or `shape:NAME` or `shape:FOLDER`, of random
             weights.
           seed: of random weights.
+          mesh: to lay them over, as of `sinkjax.models.sharding.fit_mesh`.
 
         Raises:
-          InputError: as `sinkjax.load_config` and `sinkjax.load_tokenizer` do.
+          InputError: as `sinkjax.load_config`, `sinkjax.load_tokenizer` and `fit_mesh` do.
         """
-        weights = functools.partial(load_model, name, revision=revision, dtype=dtype, seed=seed)
-        if name.startswith(SHAPE):
-            return cls(name, shape_config(name, revision), None, weights)
-        config = load_config(name, revision=revision)
-        return cls(name, config, load_tokenizer(name, revision=revision), weights)
+        is_shape = name.startswith(SHAPE)
+        config = (shape_config if is_shape else load_config)(name, revision=revision)
+        over = fit_mesh(mesh, config, dtype)
+        how = {"revision": revision, "dtype": dtype, "seed": seed, "mesh": over}
+        tokenizer = None if is_shape else load_tokenizer(name, revision=revision)
+        return cls(name, config, tokenizer, functools.partial(load_model, name, **how))
 
     def describe(self, model: Llama) -> dict[str, Any]:
         """The "model" of a specification; reads all parameters once."""
@@ -74,11 +84,14 @@ class Subject:
         }
 
 
-def load_model(name: str, *, revision: str | None, dtype: str, seed: int) -> Llama:
+def load_model(
+    name: str, *, revision: str | None, dtype: str, seed: int, mesh: Mesh | None = None
+) -> Llama:
     """`sinkjax.load`, or random weights of a shape."""
     if not name.startswith(SHAPE):
-        return load(name, revision=revision, dtype=dtype)
-    return random_model(shape_config(name, revision), dtype=jnp.dtype(dtype), seed=seed)
+        return load(name, revision=revision, dtype=dtype, mesh=mesh)
+    config = shape_config(name, revision)
+    return random_model(config, dtype=jnp.dtype(dtype), seed=seed, mesh=mesh)
 
 
 def shape_config(name: str, revision: str | None = None) -> LlamaConfig:

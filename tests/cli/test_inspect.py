@@ -1,5 +1,6 @@
 """inspect from flags to records: what is compiled is what was asked for, and nothing more."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -145,6 +146,34 @@ def test_programs_for_a_tpu_that_is_not_here_come_out_the_same_and_quietly(shape
     for record in records.values():
         assert record["device"] == "TPU v5 lite"
         assert record["dtype"] == "bfloat16"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra targets-tpu")
+def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
+    """Each has a share, and a layer has two sums; one too large is refused in a line."""
+    sizes = {"num_heads": 8, "num_kv_heads": 4, "vocab_size": 64}
+    config = to_hf_config(dataclasses.replace(CONFIG, **sizes))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    output = tmp_path / "tpu.jsonl"
+    more = {"target": "tpu:v5e:2x4", "mesh": "model:4,data:2", "batch_size": 4}
+    mask = "L0: s(first) f s(first) f s(first) f s(first) f | L1: 8f"
+    process = start(INSPECT, *arguments(tmp_path, output, **more, mask=mask))
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, err) == (0, "")
+    assert "a chip of data:2,model:4 on TPU v5 lite, 4 x, float32" in out
+    records = read(output)
+    baseline, masked = (records[name, "decode"] for name in ("baseline", "mask"))
+    # Of 24 slots, keys and values of one head for two rows in two layers, and two lengths.
+    assert baseline["cache"] == 2 * 2 * 2 * 24 * 8 * 4 + 8
+    assert masked["parameters"] < baseline["parameters"]
+    assert masked["collectives"]["all-reduce"] == baseline["collectives"]["all-reduce"]
+
+    more = {"target": "tpu:v5e:2x4", "mesh": "data:8", "batch_size": 2**22}
+    process = start(INSPECT, *arguments(tmp_path, output, **more, mask=mask))
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert err.startswith("error: prefill 16 does not fit the device (RESOURCE_EXHAUSTED: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(

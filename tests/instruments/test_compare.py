@@ -20,7 +20,7 @@ from sinkjax import InputError, SinkMask
 from sinkjax.instruments import token_losses as tokens_module
 from sinkjax.instruments.compare import QualityStats, compare
 from sinkjax.instruments.passkeys import hide_passkeys
-from sinkjax.instruments.token_losses import compare_tokens, residuals, score_tokens
+from sinkjax.instruments.token_losses import OutputHead, compare_tokens, residuals, score_tokens
 from sinkjax.models.config import RopeConfig
 from sinkjax.programs.compile import compile
 from sinkjax.specialize.build import specialize
@@ -133,7 +133,7 @@ def test_small_divergences_keep_their_digits_and_none_is_negative(model, noise):
     )
     tokens = jnp.asarray(windows_of(model))
     x = residuals(model, tokens)
-    compared = compare_tokens(model, other, x, x, tokens)
+    compared = compare_tokens(OutputHead(model), OutputHead(other), x, x, tokens)
     assert (np.asarray(compared.kl) >= 0).all()
     wanted = kl_of(model.logits(x), other.logits(x))
     np.testing.assert_allclose(compared.kl.mean(), wanted.mean(), rtol=max(1e-5, 1e-6 / noise))
@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_the_logits_of_a_text():
     def temporary(positions):
         x = jax.ShapeDtypeStruct((1, positions, model.config.embed_dim), jnp.float32)
         tokens = jax.ShapeDtypeStruct((1, positions), jnp.int32)
-        compiled = jax.jit(compare_tokens).lower(model, model, x, x, tokens).compile()
+        compiled = jax.jit(compare_tokens).lower(*[OutputHead(model)] * 2, x, x, tokens).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     short, long = temporary(256), temporary(2048)
@@ -169,9 +169,10 @@ def test_memory_does_not_grow_with_the_logits_of_a_text():
 @pytest.mark.default_compilation
 def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model):
     x, tokens = residuals(model, jnp.asarray(windows_of(model))), jnp.asarray(windows_of(model))
+    head = OutputHead(model)
     for function, *arguments in (
-        (compare_tokens, model, model, x, x, tokens),
-        (score_tokens, model, x, tokens),
+        (compare_tokens, head, head, x, x, tokens),
+        (score_tokens, head, x, tokens),
     ):
         assert " sort(" not in jax.jit(function).lower(*arguments).compile().as_text()
 
@@ -179,7 +180,8 @@ def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model)
 def test_one_models_scores_are_its_half_of_a_comparison(model, other):
     tokens = jnp.asarray(windows_of(model))
     x, y = residuals(model, tokens), residuals(other, tokens)
-    both, alone = compare_tokens(model, other, x, y, tokens), score_tokens(other, y, tokens)
+    heads = OutputHead(model), OutputHead(other)
+    both, alone = compare_tokens(*heads, x, y, tokens), score_tokens(heads[1], y, tokens)
     np.testing.assert_allclose(alone.nll, both.candidate.nll, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(alone.correct, both.candidate.correct)
 

@@ -1,4 +1,4 @@
-"""Parameters laid over two devices: where they lie, and the same numbers as on one."""
+"""Parameters laid over devices: where they lie, and the same numbers as on one."""
 
 import hf
 import jax
@@ -10,8 +10,20 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import sinkjax
+from sinkjax.distributed import make_mesh
 from sinkjax.models.abstract import abstract_model
-from sinkjax.models.sharding import RULES, named_sharding, parameter_shardings, shard
+from sinkjax.models.shapes import random_model
+from sinkjax.models.sharding import (
+    RULES,
+    fit_mesh,
+    fitting_sizes,
+    lay_rows,
+    mesh_of,
+    named_sharding,
+    parameter_shardings,
+    row_shards,
+    shard,
+)
 
 
 @pytest.fixture
@@ -103,3 +115,87 @@ def test_logits_over_two_devices_equal_transformers(mesh, tmp_path):
     np.testing.assert_allclose(
         laid(jnp.asarray(tokens)), hf.logits(oracle, tokens), rtol=0, atol=1e-4
     )
+
+
+def test_a_mesh_with_explicit_axes_is_as_good(tmp_path):
+    """JAX's own default was a ShardingTypeError in call, specialization and program."""
+    hf.save_llama(tmp_path)
+    explicit = jax.make_mesh((2,), ("model",))
+    assert explicit.axis_types == (jax.sharding.AxisType.Explicit,)
+    laid, plain = sinkjax.load(tmp_path, mesh=explicit), sinkjax.load(tmp_path)
+    tokens = jnp.asarray(hf.random_tokens((2, 20)))
+    np.testing.assert_allclose(laid(tokens), plain(tokens), rtol=0, atol=1e-5)
+    again = shard(plain, explicit)
+    scores = [sinkjax.measure_sinks(model, tokens).score("mean") for model in (again, plain)]
+    np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
+    mask = sinkjax.SinkMask.from_scores(scores[0], threshold=0.3, path=sinkjax.Sink("first"))
+    fast = sinkjax.specialize(again, mask)
+    assert mesh_of(fast).axis_types == (jax.sharding.AxisType.Auto,)
+    program = sinkjax.compile(fast, prefill_lengths=(24,), max_length=40)
+    new = sinkjax.compile(sinkjax.specialize(plain, mask), prefill_lengths=(24,), max_length=40)
+    np.testing.assert_array_equal(
+        *(p.generate(np.asarray(tokens)[0], max_new_tokens=8) for p in (program, new))
+    )
+
+
+def test_query_heads_lie_over_a_further_axis_than_key_value_heads():
+    model = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64)
+    found = specs(model, make_mesh({"model": 2, "sub": 2, "data": 2}))
+    assert found["layers.0.attention.q"] == P(("model", "sub"), None, None)
+    assert found["layers.0.attention.k"] == P("model", None, None)
+    assert found["layers.0.mlp.down"] == P(None, ("model", "sub"))
+    # 66 words are divided by two, and not by four.
+    assert specs(tiny.make(vocab_size=66), make_mesh({"model": 2, "sub": 4}))["embedding"] == P(
+        "model", None
+    )
+
+
+def test_rows_lie_over_data_where_it_divides_them():
+    laid = shard(tiny.make(), make_mesh({"data": 4, "model": 2}))
+    assert (row_shards(laid), row_shards(tiny.make())) == (4, 1)
+    rows = lay_rows(laid, np.arange(24).reshape(8, 3))
+    assert rows.dtype == jnp.int32
+    assert {piece.data.shape for piece in rows.addressable_shards} == {(2, 3)}
+    assert lay_rows(laid, np.zeros((6, 3))).sharding.is_fully_replicated
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_refused_before_a_weight_is_read(tmp_path):
+    hf.save_llama(tmp_path, num_attention_heads=6, num_key_value_heads=2)
+    (tmp_path / "model.safetensors").write_bytes(b"")  # which is not looked at
+    for axes, texts in {
+        (("model", 4),): ["model:4 does not divide 2 key/value heads; data:2,model:2,sub:1 fits"],
+        (("model", 2), ("sub", 2)): ["sub:2 does not divide 3 query heads of each"],
+        (("rows", 2),): ["axis 'rows' is unknown; known are data, model, sub"],
+    }.items():
+        names, sizes = zip(*axes, strict=True)
+        with pytest.raises(sinkjax.InputError) as error:
+            sinkjax.load(tmp_path, mesh=jax.make_mesh(sizes, names))
+        for text, line in zip(texts, error.value.lines(), strict=True):
+            assert line.startswith("mesh=")
+            assert text in line
+
+
+def test_auto_takes_as_few_devices_for_heads_as_a_model_fits_on():
+    config = tiny.make(num_heads=8, num_kv_heads=2).config
+    for needed, wanted in {
+        0.1: {"data": 8, "model": 1},
+        1.5: {"data": 4, "model": 2},
+        2.5: {"data": 2, "model": 2, "sub": 2},
+        99: {"data": 1, "model": 2, "sub": 4},
+    }.items():
+        assert fitting_sizes(config, needed, 8) == wanted
+    assert fitting_sizes(tiny.make(num_kv_heads=3).config, 2, 8) == {
+        "data": 4,
+        "model": 1,
+        "sub": 2,
+    }
+    assert dict(fit_mesh("auto", config, "float32").shape) == {"data": 8, "model": 1}
+    assert fit_mesh(None, config, "float32") is None
+
+
+def test_random_weights_are_the_same_over_a_mesh():
+    config = tiny.make(vocab_size=64).config
+    plain, laid = (random_model(config, mesh=m) for m in (None, make_mesh({"data": 4, "model": 2})))
+    assert laid.embedding[...].addressable_shards[0].data.shape == (32, config.embed_dim)
+    for ours, theirs in zip(jax.tree.leaves(laid), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

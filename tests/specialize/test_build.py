@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from masks import masks
 
 import sinkjax
+from sinkjax.distributed import make_mesh
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink, Window
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import RopeConfig
-from sinkjax.models.decoder import Layer
+from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.sharding import shard
 from sinkjax.programs.scan import LayerRun, scanned
 from sinkjax.specialize.build import specialize
 from sinkjax.testing.oracle import reference_logits
@@ -277,3 +279,23 @@ def test_the_real_model_equals_the_oracle(mask, decoding, smollm2, smollm2_token
     prompts = np.array([tokens.shape[1] - 4])
     found = tiny.decoded(decoding(fast), tokens, prompts, 64)
     np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["L0: 3s(first) 3f | L1: 3f 3w(1,4)", "L0-1: f w(2,3) s(first) f w(2,3) s(mean)"]
+)
+def test_what_is_specialized_lies_over_the_mesh_of_what_it_was_made_from(text, caplog):
+    """It came out whole on every device."""
+    model = shard(tiny.make(num_layers=2, vocab_size=62), make_mesh({"model": 2, "data": 4}))
+    mask, fills = SinkMask.from_text(text), tiny.make_fills(model)
+    fast = specialize(model, mask, fills=fills)
+    even = mask.balanced(2, 2) == mask
+    assert even == ("s(mean)" in text)
+    assert ("the heads of 2 of 2 layers uneven over 2 chips" in caplog.text) != even
+    assert fast.layers[1].attention.q[...].addressable_shards[0].data.shape[0] == 2 + (not even)
+    assert fast.layers[0].mlp.up[...].addressable_shards[0].data.shape[0] == 24
+    tokens = tiny.tokens_of(model, (4, 12))
+    alone = specialize(tiny.make(num_layers=2, vocab_size=62), mask, fills=fills)
+    np.testing.assert_allclose(
+        jax.jit(Llama.__call__)(fast, tokens), jax.jit(Llama.__call__)(alone, tokens), atol=1e-5
+    )

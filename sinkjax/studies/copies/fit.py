@@ -21,10 +21,12 @@ import numpy as np
 from flax import struct
 
 from sinkjax.attention.context import Context
+from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batch_rows, batches
 from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.sharding import row_shards
 
 CRITERIA = ("pattern", "output")
 
@@ -68,15 +70,16 @@ def fit_sources(
     layers, heads = model.config.num_layers, model.config.num_heads
     squares = {name: np.zeros((layers, heads, layers, heads)) for name in CRITERIA}
     nothing = np.zeros((layers, heads))
-    for tokens, count in batches(excerpts, batch_rows(excerpts, PATTERN_TOKENS)):
+    rows = batch_rows(excerpts, PATTERN_TOKENS, row_shards(model))
+    for tokens, count in batches(model, excerpts, rows):
         tokens = tokens[:count]  # sums go over all rows
         x, context = model.enter(tokens)
         patterns = no_patterns(model, tokens)
         for index, layer in enumerate(model.layers):
             x, patterns, of_pairs, of_heads = _fit(layer, x, context, patterns, jnp.int32(index))
             for name, array in zip(CRITERIA, of_pairs, strict=True):
-                squares[name][index] += np.moveaxis(np.asarray(array, np.float64), -1, 0)
-            nothing[index] += np.asarray(of_heads, np.float64)
+                squares[name][index] += np.moveaxis(to_host(array).astype(np.float64), -1, 0)
+            nothing[index] += to_host(of_heads).astype(np.float64)
         on_progress(tokens.size)
     for sums in (*squares.values(), nothing):
         check_finite("heads' patterns or outputs", sums)

@@ -31,6 +31,7 @@ from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import row_shards
 from sinkjax.studies import settings
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, allowed_sources, copy_mask, shuffled_copies
@@ -95,7 +96,8 @@ class Copies(HeldOutStudy):
             fit = _fitted(bench, excerpts)
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
-            judge = Judge(bench.model, judge_rows, rows=batch_rows(judge_rows, PATTERN_TOKENS))
+            rows = batch_rows(judge_rows, PATTERN_TOKENS, row_shards(bench.model))
+            judge = Judge(bench.model, judge_rows, rows=rows)
 
             def result(
                 variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from sinkjax.distributed import first
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
@@ -145,7 +146,8 @@ def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | 
     """Writes a mask with what its record says: masks/gates-SHARE.json."""
     record = results.get(record_id)
     how = ("path", "units", "price", "share", "train")
-    save_mask(
+    save = functools.partial(
+        save_mask,
         results.folder / "masks" / f"gates-{record['share']:g}.json",
         mask,
         provenance=Provenance.from_records(
@@ -168,3 +170,4 @@ def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | 
         },
         fills=fills,
     )
+    first(save)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.distributed import first
 from sinkjax.errors import Problem
 from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
@@ -170,7 +171,7 @@ class Predict(ScoreStudy):
 
 def _take_over(results: Results, sweep_folder: str) -> None:
     """Copies what a sweep measured and the folder does not hold: names say of what it is."""
-    for path in sorted(pathlib.Path(sweep_folder, "measured").glob("*.npz")):
+    for path in first(lambda: sorted(pathlib.Path(sweep_folder, "measured").glob("*.npz"))):
         if results.arrays(path.stem) is None:
-            with np.load(path, allow_pickle=False) as arrays:
-                results.put_arrays(path.stem, **arrays)
+            arrays = first(lambda path=path: dict(np.load(path, allow_pickle=False)))
+            results.put_arrays(path.stem, **arrays)

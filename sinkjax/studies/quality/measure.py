@@ -10,6 +10,7 @@ from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.compare import QualityStats, compare
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import row_shards
 from sinkjax.programs.dispatch import Dispatcher
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
@@ -88,7 +89,7 @@ class Measure:
             measurement.length,
             measurement.fields["score_from"],
         )
-        rows = batch_rows(excerpts)
+        rows = batch_rows(excerpts, shards=row_shards(self._model))
         if measurement.following is not None:
             excerpts = np.concatenate([excerpts, measurement.following], axis=1)
         generated = excerpts.shape[1] - length

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
@@ -79,12 +80,9 @@ class RepairStudy(TrainingStudy):
         repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
         fields = self.specification()
         trained = self.distilled(bench, repair.residuals, dict(repair.start))
-        save_repair(
-            bench.results.folder / f"{self.mask_name}.json",
-            trained.parameters,
-            mask_digest=mask.digest,
-            model_digest=bench.described["model_digest"],
-        )
+        file = bench.results.folder / f"{self.mask_name}.json"
+        of = {"mask_digest": mask.digest, "model_digest": bench.described["model_digest"]}
+        first(lambda: save_repair(file, trained.parameters, **of))
         yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             yield Cell(
@@ -109,8 +107,8 @@ def _divergences(
     """KL(baseline ‖ model with these changes), float32 [W, P], from position 1 on."""
     changed = repair.model(changes)
     parts = []
-    for tokens, count in batches(excerpts):
+    for tokens, count in batches(model, excerpts):
         streams = (residuals(either, tokens)[:, 1:] for either in (model, changed))
-        parts.append(np.asarray(token_divergences(OutputHead(model), *streams))[:count])
+        parts.append(to_host(token_divergences(OutputHead(model), *streams))[:count])
         check_finite("logits", parts[-1])
     return np.concatenate(parts)

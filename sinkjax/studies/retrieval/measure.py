@@ -11,6 +11,7 @@ from sinkjax.instruments.own_errors import mean_outputs
 from sinkjax.instruments.tasks import Questions, found
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
+from sinkjax.models.sharding import row_shards
 from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
@@ -60,7 +61,8 @@ class Measure:
         self, questions: Questions, written: bool, candidate: Candidate | None
     ) -> dict[str, np.ndarray]:
         """`accuracy` and `nll` of each question, float64 [W]; of the baseline without candidate."""
-        length, rows = questions.tokens.shape[1], batch_rows(questions.tokens)
+        length, shards = questions.tokens.shape[1], row_shards(self._model)
+        rows = batch_rows(questions.tokens, shards=shards)
         mask = None if candidate is None else candidate.masks[length]
         how = {"mask": mask, "fills": self._fills(candidate, length)}
         parts = []

@@ -172,7 +172,7 @@ def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     def measured() -> dict[str, np.ndarray]:
         scores = [
             np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
-            for tokens, count in batches(excerpts)
+            for tokens, count in batches(model, excerpts)
         ]
         return {"scores": np.concatenate(scores)}
 

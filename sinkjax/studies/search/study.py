@@ -38,6 +38,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sinkjax.accounts.savings import Workload
+from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM, Judge
@@ -340,7 +341,8 @@ class Search(Study):
         provenance, quality = saved_search(records)
         quality |= over_budget(records, self.kl_budget, self.budget_on)
         file = self.mask_file or bench.results.folder / "mask.json"
-        save_mask(file, outcome.mask, provenance=provenance, quality=quality, fills=outcome.fills)
+        how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
+        first(lambda: save_mask(file, outcome.mask, **how))
 
     def _quality_cells(
         self,

@@ -20,10 +20,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.errors import Problem, each
+from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.sinks import (
     DEFAULT_TAIL,
     DEFINITIONS,
@@ -31,6 +32,7 @@ from sinkjax.instruments.sinks import (
     measure_sinks,
 )
 from sinkjax.models.digest import tokens_digest
+from sinkjax.models.sharding import row_shards
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import texts
@@ -45,7 +47,7 @@ from sinkjax.studies.sweep.page import page
 from sinkjax.studies.sweep.tables import summary_tables
 
 CHUNK_TOKENS = 2048
-"""Tokens measured at once: enough to keep two cores busy, seconds of work to lose."""
+"""Tokens measured at once on a device: enough to keep two cores busy, seconds of work to lose."""
 
 _SHORT_LENGTHS = 64  # the project's short prompts have at least 70 tokens
 _HEAD_BYTES, _LAYER_BYTES = 100, 1500  # that a record takes for each head and each source layer
@@ -109,11 +111,10 @@ class ScoreStudy(Study):
         Args:
           tokens: int32 [P, T].
         """
-        count, length = tokens.shape
-        rows = min(count, max(1, CHUNK_TOKENS // length))
+        rows = batch_rows(tokens, CHUNK_TOKENS, row_shards(bench.model))
         chunks = [
             self._chunk(bench, tokens[start : start + rows], rows)
-            for start in range(0, count, rows)
+            for start in range(0, len(tokens), rows)
         ]
         return (
             np.concatenate([chunk["scores"] for chunk in chunks], axis=1),
@@ -126,13 +127,13 @@ class ScoreStudy(Study):
             filled = np.resize(tokens, (rows, tokens.shape[1]))
             stats = measure_sinks(
                 bench.model,
-                jnp.asarray(filled),
+                filled,
                 key_positions=(self.key_position,),
                 tail=self.tail,
             )
             return {
-                "scores": np.asarray(stats.scores[:, 0, : len(tokens)]),
-                "output_norm": np.asarray(stats.output_norm[: len(tokens)]),
+                "scores": to_host(stats.scores)[:, 0, : len(tokens)],
+                "output_norm": to_host(stats.output_norm)[: len(tokens)],
             }
 
         how = values(self, "key_position", "tail")

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sinkjax.distributed import to_host
 from sinkjax.models.sampling import make_sampler
 from sinkjax.programs.compile import Program
 from sinkjax.programs.generate import MAX_STOP_TOKENS
@@ -68,7 +69,7 @@ def _prefilled(program: Program, tokens: np.ndarray) -> tuple[np.ndarray, Any]:
     token, cache = program.prefill[length].compiled(
         program.parameters, tokens, lengths, lengths, _greedy(batch_size)
     )
-    return np.asarray(token), jax.block_until_ready(cache)
+    return to_host(token), jax.block_until_ready(cache)
 
 
 def _greedy(batch_size: int) -> Any:

@@ -29,6 +29,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from sinkjax.distributed import first
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
@@ -148,6 +149,11 @@ class Timing(Study):
         """How runs are timed."""
         return part(self, How)
 
+    @property
+    def _over(self) -> dict[str, str]:
+        """The mesh, where there is one: times belong to it."""
+        return {} if self.mesh is None else {"mesh": self.mesh}
+
     def describe(self, subject: Subject, model: Llama) -> dict[str, Any]:
         return {
             "name": subject.name,
@@ -174,6 +180,7 @@ class Timing(Study):
             ],
             "stages": list(self.stages),
             **dataclasses.asdict(self.how),
+            **self._over,
         }
 
     def size(self) -> Size:
@@ -196,12 +203,14 @@ class Timing(Study):
                     candidate.describe(run.sizes.prompt_length) for candidate in run.candidates
                 ],
                 **dataclasses.asdict(self.how),
+                **self._over,
             }
             on_round = functools.partial(bench.keep.report, run.slug, 1)
             measure = functools.partial(timer, run, on_round)
             yield Cell(fields, measure, run.slug, steps=self.rounds)
         if self.google_benchmark is not None:
-            self._write_google(list(bench.results))
+            records = list(bench.results)
+            first(lambda: self._write_google(records))
 
     @classmethod
     def page_tables(

@@ -21,6 +21,7 @@ from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
+from sinkjax.models.sharding import lay_rows
 from sinkjax.studies.settings import at_least
 
 Parameters = Any
@@ -117,7 +118,7 @@ def distil(
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):
-            tokens = jnp.asarray(excerpts[_rows_of_step(step, len(excerpts), settings)])
+            tokens = lay_rows(baseline, excerpts[_rows_of_step(step, len(excerpts), settings)])
             target = residuals(baseline, tokens)[:, 1:]
             changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
             kl, gradient = mean_divergence(baseline, target, changed)

@@ -1,0 +1,176 @@
+"""Several devices and several processes: the mesh that a text asks for, and what crosses processes.
+
+Every process runs the same program on its own devices. What one of them alone may do, such as
+writing results, it does in `first`, and all learn what came of it.
+"""
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+
+from sinkjax.errors import InputError, Problem
+
+Result = TypeVar("Result")
+
+AXES = ("data", "model", "sub")
+"""Axes of a mesh, the last of them over devices that are neighbours: `data` for rows, `model` for
+key/value heads, and with `sub` for query heads, neurons and words."""
+
+AUTO = "auto"
+"""In the place of sizes: as few devices as a model fits on for `model`, the rest for `data`."""
+
+_PROCESSES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_HOSTS = "TPU_WORKER_HOSTNAMES"
+
+
+def start(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of its job, before anything is computed; once is enough.
+
+    Without arguments it does so where the environment says that there are several: in a step of
+    SLURM, under Open MPI, or where `TPU_WORKER_HOSTNAMES` names several hosts.
+
+    Args:
+      coordinator: `host:port` of the first process, for which the other two are needed; `auto` to
+        have JAX find all three, as it does in SLURM, under Open MPI and on TPU pods.
+      num_processes: of the job.
+      process_id: of this one, from 0.
+
+    Raises:
+      InputError: for some of the arguments without the others, and where JAX cannot join.
+    """
+    if jax.distributed.is_initialized():
+        return
+    by_hand = num_processes is not None and process_id is not None
+    if coordinator in (None, AUTO):
+        if num_processes is not None or process_id is not None:
+            text = "name the first process's host and port, such as 10.0.0.1:8476"
+            raise InputError(Problem("coordinator", coordinator, text))
+        if coordinator is None and not _said_by_the_environment():
+            return
+    elif not by_hand or not 0 <= process_id < num_processes:
+        text = "give the number of processes with it, and this one's, from 0 on, below that number"
+        raise InputError(Problem("coordinator", coordinator, text))
+    arguments = (coordinator, num_processes, process_id) if by_hand else ()
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        text = (
+            f"the processes cannot be joined ({error}); check its host and port, and that all run"
+        )
+        raise InputError(Problem("coordinator", coordinator, text)) from error
+
+
+def _said_by_the_environment() -> bool:
+    counts = [os.environ.get(name, "") for name in _PROCESSES]
+    return "," in os.environ.get(_HOSTS, "") or any(n.isdecimal() and int(n) > 1 for n in counts)
+
+
+def process_count() -> int:
+    """The number of processes that were joined; asking starts no device where there is one."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: the only one, or number 0."""
+    return process_count() == 1 or jax.process_index() == 0
+
+
+def first(function: Callable[[], Result]) -> Result:
+    """Calls a function in the first process alone, and gives its result to all.
+
+    Every process has to call it, in the same order as all that is computed together.
+
+    Args:
+      function: whose result can be pickled.
+
+    Raises:
+      Exception: what the function raised, in every process.
+    """
+    if process_count() == 1:
+        return function()
+    message = b""
+    if jax.process_index() == 0:
+        try:
+            message = pickle.dumps((function(), None))
+        except Exception as error:  # of any class: the others would wait for ever
+            message = _pickled(error)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    content = np.frombuffer(message.ljust(size, b"\0")[:size], np.uint8)
+    result, error = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)))
+    if error is not None:
+        raise error
+    return result
+
+
+def _pickled(error: Exception) -> bytes:
+    """An error as the others are to raise it; what pickling does not keep, by its text."""
+    try:
+        message = pickle.dumps((None, error))
+        pickle.loads(message)
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
+    return message
+
+
+def to_host(arrays: Any) -> Any:
+    """A pytree of arrays as NumPy's, with all their values, wherever they lie.
+
+    Where other processes have a part of them, all have to call it.
+    """
+    return jax.device_get(jax.tree.map(_readable, arrays))
+
+
+def _readable(array: Any) -> Any:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return array
+    if array.is_fully_replicated:
+        return array.addressable_data(0)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def parse_mesh(text: str) -> dict[str, int] | None:
+    """The sizes of a mesh by axis, as in `model:4,data:2`; None for `auto`.
+
+    Raises:
+      InputError: for a text that is none, or names an axis that is unknown or there twice.
+    """
+    if text == AUTO:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition(":")
+        if axis not in AXES or axis in sizes or not (size.isdecimal() and int(size)):
+            advice = f"give {AUTO}, or sizes such as model:4,data:2; axes are {', '.join(AXES)}"
+            raise InputError(Problem("mesh", text, advice))
+        sizes[axis] = int(size)
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these sizes over devices, by default all of all processes.
+
+    Raises:
+      InputError: where their product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count, wanted = len(devices), math.prod(sizes.values())
+    if wanted != count:
+        text = f"it is of {wanted} devices and there are {count}; data:{count} uses them all"
+        raise InputError(Problem("mesh", mesh_text(sizes), text))
+    names = tuple(axis for axis in AXES if axis in sizes)
+    shape, kinds = tuple(sizes[axis] for axis in names), (AxisType.Auto,) * len(names)
+    return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+
+
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """Sizes as `parse_mesh` reads them."""
+    return ",".join(f"{axis}:{size}" for axis, size in sizes.items())

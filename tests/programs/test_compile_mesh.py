@@ -1,0 +1,107 @@
+"""Programs over eight devices: the tokens of one device, and what the devices exchange for them."""
+
+import collections
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sinkjax import Full, Sink, SinkMask, Window, specialize
+from sinkjax.distributed import make_mesh, parse_mesh
+from sinkjax.models.sharding import shard
+from sinkjax.programs.compile import compile
+
+PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)]
+NEW = 9
+F, S, W = Full(), Sink("first"), Window(2, 4)
+UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, W, F, F, F, F, F)))
+BALANCED = UNEVEN.balanced(4, 8)
+EVEN = SinkMask(((F, F, S, S, S, F, F, S), (W, F, F, F, F, F, F, W)))
+BASELINE = SinkMask(((F,) * 8,) * 2)
+
+
+def make(kv_heads):
+    return tiny.make(num_heads=8, num_kv_heads=kv_heads, num_layers=2, vocab_size=64, embed_dim=48)
+
+
+def compiled(model, mask, **options):
+    sizes = {"batch_size": 8, "prefill_lengths": (16,), "max_length": 32, "steps_per_call": 4}
+    return compile(specialize(model, mask), **{**sizes, **options})
+
+
+def exchanged(program):
+    """Collectives of a decode step outside sampling, by kind and the layer's part."""
+    found = collections.Counter()
+    for item in program.decode.module.collectives():
+        place = re.search(r"layer_\d+/(attention|mlp)|/sampling|_take|/cond", item.scope)
+        found[item.kind, place[0].strip("/_") if place else item.scope] += 1
+    return {key: count for key, count in found.items() if key[1] not in ("sampling", "cond")}
+
+
+IN_A_LAYER = {
+    ("all-reduce", f"layer_{n}/{part}"): 1 for n in (0, 1) for part in ("attention", "mlp")
+}
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "mesh", "mask", "wanted"),
+    [
+        (8, "model:8", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
+        (2, "model:2,sub:2,data:2", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
+        (2, "model:2,data:4", EVEN, {("all-reduce", "take"): 1, **IN_A_LAYER}),
+        (8, "model:4,data:2", UNEVEN, None),
+        (8, "model:4,data:2", BALANCED, {("all-reduce", "take"): 1, **IN_A_LAYER}),
+        (1, "data:8", UNEVEN, {}),
+    ],
+)
+def test_tokens_over_a_mesh_are_those_of_one_device(kv_heads, mesh, mask, wanted):
+    """Against logits of one device, of which two within 1e-4 may change places."""
+    model = make(kv_heads)
+    program = compiled(shard(model, make_mesh(parse_mesh(mesh))), mask)
+    if wanted is not None:
+        assert exchanged(program) == wanted
+    rows = np.zeros((len(PROMPTS), 16 + NEW), np.int32)
+    new = program.generate(PROMPTS, max_new_tokens=NEW)
+    for row, prompt, drawn in zip(rows, PROMPTS, new, strict=True):
+        row[: len(prompt) + NEW] = [*prompt, *drawn]
+    lengths = np.array([len(prompt) + NEW for prompt in PROMPTS])
+    logits = tiny.call(specialize(model, mask), jnp.asarray(rows), jnp.asarray(lengths))
+    for of_row, prompt, drawn in zip(np.asarray(logits), PROMPTS, new, strict=True):
+        of_drawn = of_row[len(prompt) - 1 :][:NEW]
+        assert np.all(of_drawn.max(axis=1) - of_drawn[np.arange(NEW), drawn] < 1e-4)
+
+
+def test_rows_over_data_take_a_share_of_the_work():
+    """Every device computed all rows."""
+    model = make(2)
+    alone = compiled(model, BASELINE).decode.module.operations()
+    over = compiled(shard(model, make_mesh({"data": 8})), BASELINE).decode.module.operations()
+    assert over == pytest.approx(alone / 8, rel=0.02)
+
+
+def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh():
+    model = shard(make(2), make_mesh({"data": 2, "model": 2, "sub": 2}))
+    for layers in ("unrolled", "scanned"):
+        program = compiled(model, EVEN if layers == "unrolled" else BASELINE, layers=layers)
+        cache = program.decode.compiled.input_shardings[0][2]
+        store = cache.layers[0].keys[0].spec
+        lead = () if layers == "unrolled" else (None,)
+        assert tuple(store) == (*lead, "data", "model", None, None)
+
+
+def test_drawing_at_random_over_a_mesh_leaves_the_vocabulary_where_it_is():
+    """By temperature alone; top_k and top_p rank all words, on every device."""
+    model = make(2)
+    programs = [
+        compiled(m, BASELINE) for m in (model, shard(model, make_mesh({"model": 2, "data": 4})))
+    ]
+    drawn = [program.generate(PROMPTS, max_new_tokens=NEW, temperature=0.8) for program in programs]
+    np.testing.assert_array_equal(*drawn)
+    gathered = [
+        item
+        for item in programs[1].decode.module.collectives()
+        if item.kind == "all-gather" and "branch_1" in item.scope
+    ]
+    assert gathered == []
