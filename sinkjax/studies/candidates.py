@@ -57,6 +57,13 @@ class Candidate:
         mask = self.masks[length]
         return {"name": self.name, **self._digests(mask), "heads": mask.counts()}
 
+    @classmethod
+    def at_length(
+        cls, name: str, mask: SinkMask, length: int, fills: np.ndarray | None
+    ) -> "Candidate":
+        """A mask with its fills, if it has any, for excerpts of one length."""
+        return cls(name, {length: mask}, {} if fills is None else {mask: fills})
+
     def specification(self) -> dict[str, Any]:
         """Its entry in the specification of a run."""
         return {

@@ -14,7 +14,7 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +25,15 @@ from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.sinks import measure_sinks
+from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path, Sink
 from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
+from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.costs import late_from, part_means
+from sinkjax.studies.retrieval.asked import kept_answers
+from sinkjax.studies.retrieval.measure import FLOOR
 from sinkjax.studies.search.budget import Step, rank_moves, spend
 from sinkjax.studies.store import InMemory, Store
 
@@ -53,6 +57,24 @@ class LearnedGates:
     model_digest: str
     text_sha256: str
     origin: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """Questions that a mask has to answer as its baseline does.
+
+    Attributes:
+      ranked: on which costs are predicted.
+      held: on which masks are measured, others than those: sets of one task and depth.
+      nll_budget: the most nats that an answer's NLL may rise by, in the mean of any set.
+      floor: the least share of a set that the baseline itself has to answer; others say nothing,
+        and are left out.
+    """
+
+    ranked: Questions
+    held: tuple[Questions, ...]
+    nll_budget: float
+    floor: float = FLOOR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +121,8 @@ class SearchOutcome:
       savings: float64 [P], of a unit on each path.
       errors: float64 [P, L, N], heads' own errors under the baseline.
       rounds: each with the masks that it measured.
+      rises: of the sets of questions, by how many nats the NLL of an answer rises; None of sets
+        that say nothing.
     """
 
     mask: SinkMask
@@ -107,6 +131,7 @@ class SearchOutcome:
     savings: np.ndarray
     errors: np.ndarray
     rounds: tuple[Step, ...]
+    rises: tuple[float | None, ...] = ()
 
 
 def search_mask(
@@ -115,8 +140,12 @@ def search_mask(
     held_excerpts: np.ndarray,
     settings: SearchSettings,
     store: Store | None = None,
+    *,
+    answers: Answers | None = None,
 ) -> SearchOutcome:
-    """Finds a mask whose measured KL is within a budget.
+    """Finds a mask whose measured KL is within a budget, and whose answers are, if there are any.
+
+    What answers cost is counted as KL: all of their budget as all of the KL's.
 
     Args:
       model: every head `full`.
@@ -125,6 +154,7 @@ def search_mask(
         are tokens after the prompt.
       settings: what is searched for.
       store: of what is measured; None to keep nothing.
+      answers: that the mask has to keep; None for none.
     """
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
@@ -136,34 +166,37 @@ def search_mask(
     needed = Sink("mean") in settings.paths
     fills = kept_means(model, ranking_excerpts, store) if needed else None
     prompt, largest = ranking_excerpts.shape[1], settings.budget_on == "largest"
-    score_from = late_from(prompt) if largest else SCORE_FROM
-    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, score_from)
+    first = late_from(prompt) if largest else SCORE_FROM
+    scored = np.broadcast_to(np.arange(prompt) >= first, ranking_excerpts.shape)
+    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, scored)
     judge = kept_judge(model, held_excerpts, fills, store)
+    of_answers = None if answers is None else _KeptAnswers(model, answers, settings, fills, store)
 
-    def budgeted(mask: SinkMask) -> float:
-        kl = judge(mask)
+    def budgeted(mask: SinkMask, target: float) -> float:
+        at = judge(mask)
+        kl = float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
         if largest:
-            return max(part_means(kl, mask, prompt).values())
-        return float(kl[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
+            kl = max(part_means(at, mask, prompt).values())
+        # What costs too much by its KL is not asked anything.
+        if answers is None or of_answers is None or kl > target:
+            return kl
+        rises = [rise for rise in of_answers.rises(mask) if rise is not None]
+        return max(kl, max(rises, default=0.0) * target / answers.nll_budget)
 
     full = SinkMask.full(config)
-    best, kl, scale, rounds = full, 0.0, None, []
+    best, scale, rounds = full, None, []
     for number in range(settings.rounds):
-        predicted = _predict(costs, settings, best, number)
+        target = settings.kl_budget * (number + 1) / settings.rounds
+        predicted = _predict(costs, settings, best, number, of_answers)
         moves = rank_moves(best, settings.paths, predicted, worth, size=size)
-        step = spend(
-            best,
-            moves,
-            settings.kl_budget * (number + 1) / settings.rounds,
-            budgeted,
-            kl=kl,
-            scale=scale,
-            size=size,
-            tries=settings.tries,
-        )
+        measure = functools.partial(budgeted, target=target)
+        how = {"kl": measure(best), "scale": scale, "size": size, "tries": settings.tries}
+        step = spend(best, moves, target, measure, **how)
         rounds.append(step)
-        best, kl, scale = step.mask, step.kl, step.scale
-    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds))
+        best, scale = step.mask, step.scale
+    kl, errors = budgeted(best, -np.inf), costs.errors(full)
+    rises = () if of_answers is None else tuple(of_answers.rises(best))
+    return SearchOutcome(best, kl, fills, savings, errors, tuple(rounds), rises)
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -189,7 +222,7 @@ class KeptCosts:
       paths: without `full`.
       fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
       store: of what is measured.
-      score_from: the first position that counts.
+      scored: bool [W, T], positions that count; None for all but the first.
     """
 
     model: Llama
@@ -197,17 +230,17 @@ class KeptCosts:
     paths: Sequence[Path]
     fills: np.ndarray | None
     store: Store
-    score_from: int = SCORE_FROM
+    scored: np.ndarray | None = None
 
     def errors(self, mask: SinkMask | None = None) -> np.ndarray:
         """`own_errors` under a mask, float64 [P, L, N]."""
         under = self._under(mask)
 
         def measured() -> dict[str, np.ndarray]:
-            return {"errors": own_errors(self.model, self.excerpts, self.paths, **under)}
+            return {"errors": own_errors(*of, **under, scored=self.scored)}
 
-        paths = list(map(str, self.paths))
-        return self.store("errors", self.excerpts, measured, paths=paths, **under)["errors"]
+        of = self.model, self.excerpts, self.paths
+        return self.store("errors", self.excerpts, measured, **self._named, **under)["errors"]
 
     def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
         """`predict_moves` under a mask."""
@@ -215,17 +248,21 @@ class KeptCosts:
         under = self._under(mask)
 
         def predicted() -> dict[str, np.ndarray]:
-            moves = predict_moves(self.model, self.excerpts, self.paths, **under, **draws)
+            moves = predict_moves(*of, **under, **draws, scored=self.scored)
             return {"linear": moves.linear, "products": moves.products}
 
-        passes, paths = 2 + 2 * samples, list(map(str, self.paths))
-        arrays = self.store(
-            "sensitivity", self.excerpts, predicted, passes=passes, paths=paths, **under, **draws
-        )
+        of = self.model, self.excerpts, self.paths
+        how = {"passes": 2 + 2 * samples, **self._named, **under, **draws}
+        arrays = self.store("sensitivity", self.excerpts, predicted, **how)
         return Prediction(mask or SinkMask.full(self.model.config), **arrays)
 
     def _under(self, mask: SinkMask | None) -> dict[str, Any]:
-        return {"mask": mask, "fills": self.fills, "score_from": self.score_from}
+        return {"mask": mask, "fills": self.fills}
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        scored = None if self.scored is None else tokens_digest(self.scored)
+        return {"paths": list(map(str, self.paths)), "scored": scored}
 
 
 def kept_judge(
@@ -246,16 +283,79 @@ def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     return store("means", excerpts, lambda: {"fills": mean_outputs(model, excerpts)})["fills"]
 
 
-def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:
+class _KeptAnswers:
+    """What masks cost in answers, each measured once."""
+
+    def __init__(
+        self,
+        model: Llama,
+        answers: Answers,
+        settings: SearchSettings,
+        fills: np.ndarray | None,
+        store: Store,
+    ):
+        self._answers, self._per_nat = answers, settings.kl_budget / answers.nll_budget
+        self._of = functools.partial(kept_answers, model, keep=store)
+        self._fills = fills
+        asked = answers.ranked.predicting
+        self.tokens = asked.sum() / len(asked)  # of an answer
+        self.costs = KeptCosts(model, answers.ranked.tokens, settings.paths, fills, store, asked)
+
+    def rises(self, mask: SinkMask) -> Iterator[float | None]:
+        """By how many nats an answer's NLL rises, of each set; None of those that say nothing."""
+        for questions in self._answers.held:
+            baseline = self._of(questions)
+            if baseline["given_back"].mean() < self._answers.floor:
+                yield None
+            else:
+                masked = self._of(questions, mask=mask, fills=self._fills)
+                yield float((masked["nll"] - baseline["nll"]).mean())
+
+    def sensitivity(self, samples: int, seed: int, mask: SinkMask) -> Prediction:
+        """What moves from a mask cost in answers, counted as KL."""
+        predicted = self.costs.sensitivity(samples, seed, mask)
+        per = self.tokens * self._per_nat
+        # Of an answer that is nearly certain the KL is nearly the rise of its NLL.
+        return Prediction(
+            mask, np.maximum(predicted.linear, 0) * per, predicted.products * per**0.5
+        )
+
+
+def _predict(
+    costs: KeptCosts,
+    settings: SearchSettings,
+    mask: SinkMask,
+    number: int,
+    answers: _KeptAnswers | None,
+) -> Prediction:
     """What moves from a mask cost in the round of this number, as the settings' ranking says."""
     if settings.ranking == "sensitivity":
-        predicted = costs.sensitivity(settings.samples, settings.seed + number, mask)
-        return _steadied(predicted, costs.errors(mask), settings.paths)
+        draws = settings.samples, settings.seed + number
+        predicted = _steadied(costs.sensitivity(*draws, mask), costs.errors(mask), settings.paths)
+        return (
+            predicted
+            if answers is None
+            else both_costs(predicted, answers.sensitivity(*draws, mask))
+        )
     if settings.ranking == "error":
-        return _adding_up(mask, np.square(costs.errors(mask)))
+        errors = costs.errors(mask)
+        if answers is not None:
+            errors = np.maximum(errors, answers.costs.errors(mask))
+        return _adding_up(mask, np.square(errors))
     gates = np.asarray(settings.gates.values, np.float64)
     size = group_size(mask.num_heads, gates.shape[1])
     return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
+
+
+def both_costs(one: Prediction, other: Prediction) -> Prediction:
+    """The sum of two costs of the same moves."""
+    draws = [len(of.products) for of in (one, other)]
+    # The mean of squares over all draws has to be the sum of each one's mean.
+    products = [
+        of.products * (sum(draws) / count) ** 0.5
+        for of, count in zip((one, other), draws, strict=True)
+    ]
+    return Prediction(one.mask, one.linear + other.linear, np.concatenate(products))
 
 
 def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:

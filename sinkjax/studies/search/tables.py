@@ -14,6 +14,7 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
 from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 _BUDGETS = {
@@ -40,7 +41,8 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     costs = [_quality_table(search, of_text) for of_text in by_text]
     if len(by_text) > 1:
         costs.append(_texts_table(search, quality_of(records, CHOSEN)))
-    return [_rounds_table(search), _mask_table(search), *costs]
+    answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
+    return [_rounds_table(search), _mask_table(search), *costs, *answers]
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
@@ -156,7 +158,8 @@ def _rounds_table(search: Record) -> Table:
         ),
         notes=(
             "KL on the excerpts held back for measuring, in nats a token; the largest: of the KL "
-            "where the mask acts, over the last quarter, and over generated tokens.",
+            "where the mask acts, over the last quarter, and over generated tokens, and with "
+            "`tasks` of what answers cost, all of whose budget counts as all of the KL's.",
         ),
         labels=2,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from sinkjax.instruments.compare import compare
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
+from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
-from sinkjax.studies.search.grow import SearchSettings, search_mask
+from sinkjax.studies.search.grow import Answers, SearchSettings, both_costs, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 pytestmark = pytest.mark.quick
@@ -60,9 +62,15 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
-@pytest.mark.parametrize("score_from", [1, 12])
-def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, score_from):
-    errors = own_errors(model, windows, PATHS, fills=fills, score_from=score_from)
+def ragged(starts, stop=16):
+    """Positions that count of six excerpts of 16 tokens: of each from a start on."""
+    at = np.arange(16)
+    return (at >= np.resize(starts, 6)[:, None]) & (at < stop)
+
+
+@pytest.mark.parametrize("scored", [ragged([1]), ragged([12]), ragged([9, 4, 12], stop=14)])
+def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, scored):
+    errors = own_errors(model, windows, PATHS, fills=fills, scored=scored)
     x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):
         after, full = dense_layer(layer, x, context, Full())
@@ -74,7 +82,7 @@ def test_errors_and_means_are_those_of_dense_attention(model, windows, fills, sc
                 changed = changed.at[:, 1:].set(fills[index])
             added = np.einsum("btnh,dnh->btnd", changed - full, layer.attention.o[...])
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
-            wanted = np.sqrt(np.square(relative[:, score_from:]).mean(axis=(0, 1)))
+            wanted = np.sqrt(np.square(relative[scored]).mean(axis=0))
             np.testing.assert_allclose(found, wanted, rtol=1e-3)
         x = after
 
@@ -107,15 +115,20 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
 
 
 @pytest.mark.parametrize(
-    ("start", "score_from"),
-    [("L0-2: 6f", 1), ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1), ("L0-2: 6f", 14)],
+    ("start", "scored"),
+    [
+        ("L0-2: 6f", ragged([1])),
+        ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", None),
+        ("L0-2: 6f", ragged([14])),
+        ("L0-2: 6f", ragged([14, 15, 13])),
+    ],
 )
-def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, score_from):
+def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, scored):
     """Window(0, 15) of 16 tokens hides one key of one position. Of more, more orders count."""
     mask, paths = SinkMask.from_text(start), PATHS[3:]
-    how = {"samples": 64, "score_from": score_from}
-    predicted = predict_moves(model, windows, paths, mask=mask, **how)
-    kl = lambda mask: judge(mask)[:, score_from - 1 :].mean(dtype=np.float64)  # noqa: E731
+    predicted = predict_moves(model, windows, paths, mask=mask, samples=64, scored=scored)
+    counted = ragged([1]) if scored is None else scored
+    kl = lambda mask: judge(mask)[counted[:, 1:]].mean(dtype=np.float64)  # noqa: E731
     moves = rank_moves(mask, paths, predicted, np.ones(1))
     assert len(moves) == mask.counts()["full"]
     before = kl(mask)
@@ -241,3 +254,54 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
     again = search_mask(model, windows, more, settings)
     assert again.mask == found.mask
     assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]
+
+
+def questions(model, seed, count=4):
+    """Questions of up to 16 tokens that end in answers of three."""
+    tokens = np.asarray(tiny.tokens_of(model, (count, 16), seed=seed))
+    return Questions(tokens, np.resize([16, 14], count), np.full(count, 3), (), 3)
+
+
+def test_a_search_keeps_answers_too(model, windows):
+    settings = SearchSettings(
+        (Window(1, 4),), 0.2, Workload(16), objective="heads", rounds=2, samples=4
+    )
+    held = questions(model, 5), questions(model, 6)
+    free = search_mask(model, windows, windows, settings)
+
+    def nll(forward, of):
+        """Of each answer, from all logits."""
+        logits = np.asarray(jax.nn.log_softmax(forward(of.tokens)), np.float64)
+        rows = np.arange(len(of.tokens))[:, None]
+        at = of.lengths[:, None] - np.arange(3, 0, -1)
+        return -logits[rows, at - 1, of.tokens[rows, at]].sum(axis=1)
+
+    def rises(mask):
+        fast = specialize(model, mask)
+        return [(nll(fast, of) - nll(model, of)).mean() for of in held]
+
+    budget = max(rises(free.mask)) / 4
+    assert budget > 1e-3
+    answers = Answers(questions(model, 7), held, budget, floor=0)
+    kept = search_mask(model, windows, windows, settings, answers=answers)
+    np.testing.assert_allclose(kept.rises, rises(kept.mask), atol=1e-4)
+    assert max(kept.rises) <= budget
+    assert kept.kl <= 0.2
+    assert 0 < kept.mask.masked.sum() < free.mask.masked.sum()
+    says_nothing = dataclasses.replace(answers, floor=1.0)
+    same = search_mask(model, windows, windows, settings, answers=says_nothing)
+    assert same.rises == (None, None)
+    assert same.kl <= 0.2
+
+
+def test_two_costs_of_the_same_moves_add_up():
+    rng = np.random.default_rng(0)
+    mask = SinkMask.from_text("L0-1: 2f")
+    one, other = (
+        Prediction(mask, rng.random((2, 2, 2)), rng.normal(size=(draws, 2, 2, 2)))
+        for draws in (3, 8)
+    )
+    both = both_costs(one, other)
+    np.testing.assert_allclose(both.linear, one.linear + other.linear)
+    squares = [np.square(of.products.sum(axis=(1, 2, 3))).mean() for of in (one, other, both)]
+    assert squares[2] == pytest.approx(squares[0] + squares[1])
