@@ -315,7 +315,7 @@ class Search(AnswersStudy):
 
     @property
     def answers_on(self) -> tuple[Series, Series]:
-        return self.series[0], self.series[-1]
+        return self.series[0], self.series[1 if self.judge_text else 0]
 
     def specification(self) -> dict[str, Any]:
         return {
