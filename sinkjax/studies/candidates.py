@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,11 @@ class Candidate:
         return {"name": self.name, **self._digests(mask), "heads": mask.counts()}
 
     @classmethod
-    def at_length(
-        cls, name: str, mask: SinkMask, length: int, fills: np.ndarray | None
+    def of_mask(
+        cls, name: str, mask: SinkMask, lengths: Iterable[int], fills: np.ndarray | None
     ) -> "Candidate":
-        """A mask with its fills, if it has any, for excerpts of one length."""
-        return cls(name, {length: mask}, {} if fills is None else {mask: fills})
+        """A mask with its fills, if it has any, for excerpts of these lengths."""
+        return cls(name, dict.fromkeys(lengths, mask), {} if fills is None else {mask: fills})
 
     def specification(self) -> dict[str, Any]:
         """Its entry in the specification of a run."""

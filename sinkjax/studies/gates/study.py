@@ -158,7 +158,7 @@ class Gates(AnswersStudy, TrainingStudy):
                     steps=self.judge_rows.size,
                 )
                 name = f"{method}, {formats.percent(share, 0)}"
-                answering[name] = Candidate.at_length(name, mask, self.lengths[0], fills)
+                answering[name] = Candidate.of_mask(name, mask, self.judged_lengths, fills)
                 if method == "gates":
                     _save(bench.results, bench.record_id(record), mask, fills)
 

@@ -75,18 +75,32 @@ class AnswersStudy(Study):
         """
         if not self.tasks:
             return []
-        return self._ask(self.answers_on[1], self.depths, self.judge_questions, 0)
+        series, lengths = self.answers_on[1], self.judged_lengths
+        return self._ask(series, lengths, self.depths, self.judge_questions, 0)
+
+    @property
+    def judged_lengths(self) -> list[int]:
+        """The length, its half and its quarter; at those without room nothing is asked."""
+        (length,) = self.lengths
+        return [length // part for part in (1, 2, 4)]
 
     def asked_for(self, count: int, use: int) -> list[Asked]:
         """Questions to choose on, of each task and depth; uses 1 and 2 ask for other things."""
         at = [0.0, *sorted(set(self.depths)), 1.0]
         between = [(low + high) / 2 for low, high in itertools.pairwise(at)]
-        return self._ask(self.answers_on[0], between, count, use)
+        return self._ask(self.answers_on[0], self.lengths, between, count, use)
 
-    def _ask(self, series: Series, depths: Sequence[float], count: int, use: int) -> list[Asked]:
+    def _ask(
+        self,
+        series: Series,
+        lengths: Sequence[int],
+        depths: Sequence[float],
+        count: int,
+        use: int,
+    ) -> list[Asked]:
         encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
         how = {"count": count, "seed": _USES * self.seed + use, "filler": series.source.prompts}
-        return ask_all(encoder, self.tasks, self.lengths, depths, **how)
+        return ask_all(encoder, self.tasks, lengths, depths, **how)
 
     def answer_cells(
         self, bench: Bench, candidates: Mapping[str, Candidate], control_of: Mapping[str, str]
@@ -97,18 +111,16 @@ class AnswersStudy(Study):
           candidates: by name.
           control_of: of random controls, whose they are.
         """
-        measure = Measure(bench, None, self.lengths, self.judge_questions)
+        measure = Measure(bench, None, self.judged_lengths, self.judge_questions)
         common: dict[str, Any] = {
             "bos": self.bos,
             "bos_added": self.answers_on[1].bos_added,
             "seed": self.seed,
         }
-        (length,) = self.lengths
         for name, candidate in candidates.items():
-            described = candidate.describe(length)
-            if name in control_of:
-                described["control_of"] = control_of[name]
+            of_mask = {"control_of": control_of[name]} if name in control_of else {}
             for asked in self.judged_answers:
+                described = {**candidate.describe(asked.length), **of_mask}
                 yield Cell(
                     asked.fields(described, **common),
                     functools.partial(measure, asked, candidate, self.seed),

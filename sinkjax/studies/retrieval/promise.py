@@ -30,8 +30,9 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
       nll_budget: nats.
 
     Returns:
-      of JSON values: `nll_budget`; `kept`, None where nothing is promised; `num_questions`, `lost`
-      and `lost_at_most`, the bound, of what says something; `asked`, each task and depth.
+      of JSON values: `length`, `nll_budget`; `kept`, None where nothing is promised;
+      `num_questions`, `lost` and `lost_at_most`, the bound, of what says something; `asked`, each
+      task and depth.
     """
     says = [record for record in records if record["result"]["says_something"]]
     asked = lost = 0
@@ -45,6 +46,7 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
     at_most = float(stats.beta.ppf(1 - _TAIL, lost + 1, asked - lost)) if lost < asked else 1.0
     enough = len({record.get("depth") for record in says}) >= _DEPTHS
     return {
+        "length": records[0]["length"],
         "nll_budget": nll_budget,
         "kept": max(rises) <= nll_budget and at_most < _LOSS if enough else None,
         "num_questions": asked,
@@ -57,9 +59,10 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
 def promise_line(promised: Mapping[str, Any]) -> str:
     """What a search says of `promise`."""
     says = [of for of in promised["asked"] if of["says_something"]]
+    at = f"At {formats.count(promised['length'])} tokens"
     if promised["kept"] is None:
         return (
-            "No promise is made of answers: the baseline itself answers "
+            f"{at} no promise is made of answers: the baseline itself answers "
             f"{formats.count(len(says))} of {formats.count(len(promised['asked']))} sets of "
             "questions, and three depths are needed."
         )
@@ -68,8 +71,8 @@ def promise_line(promised: Mapping[str, Any]) -> str:
     bound = f"{formats.percent(promised['lost_at_most'])} at most"
     kept = "keeps" if promised["kept"] else "DOES NOT KEEP"
     return (
-        f"The mask {kept} the baseline's answers: {lost} ({bound}), and their NLL rises by {rise} "
-        f"at the depth where it rises most; {promised['nll_budget']:g} are allowed, and 5%."
+        f"{at} the mask {kept} the baseline's answers: {lost} ({bound}), and their NLL rises by "
+        f"{rise} at the depth where it rises most; {promised['nll_budget']:g} are allowed, and 5%."
     )
 
 

@@ -31,7 +31,7 @@ from sinkjax.masks.paths import Full, Path, Sink
 from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import tokens_digest
-from sinkjax.studies.costs import late_from, part_means
+from sinkjax.studies.costs import late_from, parts_up_to
 from sinkjax.studies.retrieval.asked import kept_answers
 from sinkjax.studies.retrieval.measure import FLOOR
 from sinkjax.studies.search.budget import Step, rank_moves, spend
@@ -83,8 +83,9 @@ class SearchSettings:
 
     Attributes:
       kl_budget: the most KL, nats a token, on the held-back excerpts.
-      budget_on: which KL that is: the `largest` of `sinkjax.studies.costs.PARTS`, for which costs
-        are predicted over the last quarter, or the `mean` over all positions of the prompt.
+      budget_on: which KL that is: the `largest` of `sinkjax.studies.costs.PARTS` at any of
+        `lengths_up_to`, for which costs are predicted over the last quarter, or the `mean` over
+        all positions of the prompt.
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       gates: for the ranking of that name.
@@ -176,7 +177,7 @@ def search_mask(
         at = judge(mask)
         kl = float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
         if largest:
-            kl = max(part_means(at, mask, prompt).values())
+            kl = max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
         # What costs too much by its KL is not asked anything.
         if answers is None or of_answers is None or kl > target:
             return kl

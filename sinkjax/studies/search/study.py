@@ -52,7 +52,7 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.costs import GENERATED, over_texts
+from sinkjax.studies.costs import GENERATED, over_texts, parts_up_to
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.summary import measured_quality, summarize_quality
@@ -395,7 +395,7 @@ class Search(AnswersStudy):
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
         control = numbered(RANDOM[0], 0)
         answering = {
-            name: Candidate.at_length(name, masks[name], self.length, outcome.fills)
+            name: Candidate.of_mask(name, masks[name], self.judged_lengths, outcome.fills)
             for name in (CHOSEN, control)
         }
         yield from self.answer_cells(bench, answering, {control: CHOSEN})
@@ -424,11 +424,15 @@ class Search(AnswersStudy):
                 return judge().stats(mask, generated).arrays()
 
             how = {"mask": mask, "fills": fills, "generated": generated}
-            stats = bench.keep("quality", excerpts, measured, **how)
-            return summarize_quality(QualityStats(**stats), mask, seed=self.seed)
+            stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
+            kl = np.concatenate([stats.kl, stats.generated_kl.reshape(len(stats.kl), -1)], axis=1)
+            shorter = parts_up_to(kl, mask, self.length)
+            del shorter[self.length]
+            result = summarize_quality(stats, mask, seed=self.seed)
+            return {**result, "shorter": {str(n): parts for n, parts in shorter.items()}}
 
         for name, mask in masks.items():
-            candidate = Candidate.at_length(name, mask, self.length, fills)
+            candidate = Candidate.of_mask(name, mask, self.lengths, fills)
             fields = {
                 "kind": "quality",
                 "candidate": candidate.describe(self.length),
@@ -443,14 +447,17 @@ class Search(AnswersStudy):
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
             budget_line(records, self.kl_budget, self.budget_on),
-            *([promise_line(answers_of(records, self.nll_budget))] if self.tasks else []),
+            *map(promise_line, answers_of(records, self.nll_budget)),
         ]
 
 
-def answers_of(records: Sequence[Mapping[str, Any]], nll_budget: float) -> dict[str, Any]:
-    """What is promised of the chosen mask's answers."""
-    retrieval = [record for record in records if record["kind"] == "retrieval"]
-    return promise([r for r in retrieval if r["candidate"]["name"] == CHOSEN], nll_budget)
+def answers_of(records: Sequence[Mapping[str, Any]], nll_budget: float) -> list[dict[str, Any]]:
+    """What is promised of the chosen mask's answers, the longest length first."""
+    by_length: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "retrieval" and record["candidate"]["name"] == CHOSEN:
+            by_length.setdefault(record["length"], []).append(record)
+    return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
 
 
 def _read_gates(folder: str) -> LearnedGates:

@@ -117,13 +117,19 @@ def over_budget(
 
     Returns:
       `kl_budget`, `budget_on`, and as `over_budget` the KL of each judged text on which the mask
-      costs more.
+      costs more, and at which length.
     """
-    costs = [
-        {"text": record["source"]["name"], "kl": budgeted(record["result"], budget_on)}
-        for record in quality_of(records, CHOSEN)
-    ]
-    over = [cost for cost in costs if cost["kl"]["value"] > kl_budget]
+    over = []
+    for record in quality_of(records, CHOSEN):
+        at = {record["length"]: budgeted(record["result"], budget_on)}
+        if budget_on == "largest":
+            for length, parts in record["result"].get("shorter", {}).items():
+                at[int(length)] = {"value": max(parts.values()), "low": None, "high": None}
+        over += [
+            {"text": record["source"]["name"], "length": length, "kl": kl}
+            for length, kl in at.items()
+            if kl["value"] > kl_budget
+        ]
     return {"kl_budget": kl_budget, "budget_on": budget_on, "over_budget": over}
 
 
@@ -134,7 +140,8 @@ def budget_line(records: Sequence[Record], kl_budget: float, budget_on: str = "l
     if not over:
         return f"The mask keeps its budget, {budget}, on all judged text."
     costs = ", ".join(
-        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']}"
+        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']} at "
+        f"{formats.count(text['length'])} tokens"
         for text in over
     )
     return (

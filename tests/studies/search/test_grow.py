@@ -20,6 +20,7 @@ from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
+from sinkjax.studies.costs import part_means, parts_up_to
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
 from sinkjax.studies.search.grow import Answers, SearchSettings, both_costs, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
@@ -305,3 +306,13 @@ def test_two_costs_of_the_same_moves_add_up():
     np.testing.assert_allclose(both.linear, one.linear + other.linear)
     squares = [np.square(of.products.sum(axis=(1, 2, 3))).mean() for of in (one, other, both)]
     assert squares[2] == pytest.approx(squares[0] + squares[1])
+
+
+def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
+    rows = np.asarray(tiny.tokens_of(model, (3, 44), seed=2))
+    mask = SinkMask.from_text("L0: 6f | L1: 3w(1,4) 3f | L2: 6w(2,20)")
+    found = parts_up_to(Judge(model, rows)(mask), mask, 36)
+    assert list(found) == [36, 18]
+    alone = part_means(Judge(model, rows[:, :26])(mask), mask, 18)
+    assert list(found[18]) == list(alone) == ["kl_acting", "kl_late", "kl_generated"]
+    np.testing.assert_allclose(list(found[18].values()), list(alone.values()), rtol=1e-4)

@@ -82,17 +82,18 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     (search,) = (record for record in records if record["kind"] == "search")
     asked = [record for record in records if record["kind"] == "retrieval"]
     judged = [record["tokens_sha256"] for record in asked]
-    assert specification["judged_answers"] == judged[:4]
+    assert specification["judged_answers"] == judged[:8]
     assert not set(judged) & set(search["asked"]["held_sha256"])
     assert len(search["asked"]["held_sha256"]) == 6  # between 0, 0.2, 0.8 and 1, of two tasks
-    assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 4 + [f"{RANDOM[0]} 1"] * 4
+    assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 8 + [f"{RANDOM[0]} 1"] * 8
     assert {r["source"]["name"] for r in asked if r["task"] == "niah_prose"} == {"other.txt"}
     saved = load_mask(asking / "mask.json")
     # A random model gives no answer back.
     assert search["result"]["nll_rises"] == [None] * 6
-    assert saved.quality["retrieval"]["kept"] is None
-    assert len(saved.quality["retrieval"]["asked"]) == 4
-    assert "at random" not in str(saved.quality["retrieval"])
+    promises = saved.quality["retrieval"]
+    assert [(of["length"], of["kept"]) for of in promises] == [(420, None), (210, None)]
+    assert [len(of["asked"]) for of in promises] == [4, 4]
+    assert "at random" not in str(promises)
 
 
 def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):
