@@ -34,7 +34,7 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.costs import late_from, parts_up_to
 from sinkjax.studies.retrieval.asked import kept_answers
 from sinkjax.studies.retrieval.measure import FLOOR
-from sinkjax.studies.search.budget import Step, rank_moves, spend
+from sinkjax.studies.search.budget import Step, make_moves, rank_moves, rank_returns, spend
 from sinkjax.studies.store import InMemory, Store
 
 _PRIOR = 8  # draws
@@ -146,7 +146,8 @@ def search_mask(
 ) -> SearchOutcome:
     """Finds a mask whose measured KL is within a budget, and whose answers are, if there are any.
 
-    What answers cost is counted as KL: all of their budget as all of the KL's.
+    Each round grows the mask to its part of the KL's budget; where that costs more in answers than
+    they allow, heads go back to `full`, for good.
 
     Args:
       model: every head `full`.
@@ -173,31 +174,35 @@ def search_mask(
     judge = kept_judge(model, held_excerpts, fills, store)
     of_answers = None if answers is None else _KeptAnswers(model, answers, settings, fills, store)
 
-    def budgeted(mask: SinkMask, target: float) -> float:
+    def budgeted(mask: SinkMask) -> float:
         at = judge(mask)
-        kl = float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
         if largest:
-            kl = max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
-        # What costs too much by its KL is not asked anything.
-        if answers is None or of_answers is None or kl > target:
-            return kl
-        rises = [rise for rise in of_answers.rises(mask) if rise is not None]
-        return max(kl, max(rises, default=0.0) * target / answers.nll_budget)
+            return max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
+        return float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
 
     full = SinkMask.full(config)
-    best, scale, rounds = full, None, []
+    best, kl, scale = full, 0.0, None
+    rounds: list[Step] = []
+    returned: set[tuple[int, int]] = set()
     for number in range(settings.rounds):
+        predicted = _predict(costs, settings, best, number)
+        moves = [
+            move
+            for move in rank_moves(best, settings.paths, predicted, worth, size=size)
+            if (move.layer, move.unit) not in returned
+        ]
         target = settings.kl_budget * (number + 1) / settings.rounds
-        predicted = _predict(costs, settings, best, number, of_answers)
-        moves = rank_moves(best, settings.paths, predicted, worth, size=size)
-        measure = functools.partial(budgeted, target=target)
-        how = {"kl": measure(best), "scale": scale, "size": size, "tries": settings.tries}
-        step = spend(best, moves, target, measure, **how)
+        how = {"kl": kl, "scale": scale, "size": size, "tries": settings.tries}
+        step = spend(best, moves, target, budgeted, **how)
+        best, kl, scale = step.mask, step.kl, step.scale
+        if of_answers is not None:
+            best, units = of_answers.give_back(best, settings.samples, settings.seed + number, size)
+            returned |= units
+            kl = budgeted(best)
+            step = dataclasses.replace(step, mask=best, kl=kl, returned=len(units))
         rounds.append(step)
-        best, scale = step.mask, step.scale
-    kl, errors = budgeted(best, -np.inf), costs.errors(full)
     rises = () if of_answers is None else tuple(of_answers.rises(best))
-    return SearchOutcome(best, kl, fills, savings, errors, tuple(rounds), rises)
+    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds), rises)
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -295,12 +300,10 @@ class _KeptAnswers:
         fills: np.ndarray | None,
         store: Store,
     ):
-        self._answers, self._per_nat = answers, settings.kl_budget / answers.nll_budget
+        self._answers, self._fills = answers, fills
         self._of = functools.partial(kept_answers, model, keep=store)
-        self._fills = fills
-        asked = answers.ranked.predicting
-        self.tokens = asked.sum() / len(asked)  # of an answer
-        self.costs = KeptCosts(model, answers.ranked.tokens, settings.paths, fills, store, asked)
+        asked = answers.ranked
+        self._costs = KeptCosts(model, asked.tokens, settings.paths, fills, store, asked.predicting)
 
     def rises(self, mask: SinkMask) -> Iterator[float | None]:
         """By how many nats an answer's NLL rises, of each set; None of those that say nothing."""
@@ -312,51 +315,46 @@ class _KeptAnswers:
                 masked = self._of(questions, mask=mask, fills=self._fills)
                 yield float((masked["nll"] - baseline["nll"]).mean())
 
-    def sensitivity(self, samples: int, seed: int, mask: SinkMask) -> Prediction:
-        """What moves from a mask cost in answers, counted as KL."""
-        predicted = self.costs.sensitivity(samples, seed, mask)
-        per = self.tokens * self._per_nat
-        # Of an answer that is nearly certain the KL is nearly the rise of its NLL.
-        return Prediction(
-            mask, np.maximum(predicted.linear, 0) * per, predicted.products * per**0.5
-        )
+    def give_back(
+        self, mask: SinkMask, samples: int, seed: int, size: int
+    ) -> tuple[SinkMask, set[tuple[int, int]]]:
+        """Gives heads back to `full` until answers are within their budget.
+
+        Units are given back in the order of what each one costs in answers, as predicted under the
+        mask: their number is doubled until answers are kept, and then halved once where they still
+        are.
+
+        Returns:
+          the mask, and which units, (layer, unit), were given back.
+        """
+        if self._kept(mask):
+            return mask, set()
+        predicted = self._costs.sensitivity(samples, seed, mask)
+        moves = rank_returns(mask, self._costs.paths, predicted, size=size)
+        number = 1
+        while number < len(moves) and not self._kept(make_moves(mask, moves[:number], size=size)):
+            number *= 2
+        fewer = number - number // 4
+        if self._kept(make_moves(mask, moves[:fewer], size=size)):
+            number = fewer
+        made = moves[:number]
+        return make_moves(mask, made, size=size), {(move.layer, move.unit) for move in made}
+
+    def _kept(self, mask: SinkMask) -> bool:
+        rises = [rise for rise in self.rises(mask) if rise is not None]
+        return max(rises, default=-np.inf) <= self._answers.nll_budget
 
 
-def _predict(
-    costs: KeptCosts,
-    settings: SearchSettings,
-    mask: SinkMask,
-    number: int,
-    answers: _KeptAnswers | None,
-) -> Prediction:
+def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:
     """What moves from a mask cost in the round of this number, as the settings' ranking says."""
     if settings.ranking == "sensitivity":
-        draws = settings.samples, settings.seed + number
-        predicted = _steadied(costs.sensitivity(*draws, mask), costs.errors(mask), settings.paths)
-        return (
-            predicted
-            if answers is None
-            else both_costs(predicted, answers.sensitivity(*draws, mask))
-        )
+        predicted = costs.sensitivity(settings.samples, settings.seed + number, mask)
+        return _steadied(predicted, costs.errors(mask), settings.paths)
     if settings.ranking == "error":
-        errors = costs.errors(mask)
-        if answers is not None:
-            errors = np.maximum(errors, answers.costs.errors(mask))
-        return _adding_up(mask, np.square(errors))
+        return _adding_up(mask, np.square(costs.errors(mask)))
     gates = np.asarray(settings.gates.values, np.float64)
     size = group_size(mask.num_heads, gates.shape[1])
     return _adding_up(mask, np.repeat(gates / size, size, axis=1)[None])
-
-
-def both_costs(one: Prediction, other: Prediction) -> Prediction:
-    """The sum of two costs of the same moves."""
-    draws = [len(of.products) for of in (one, other)]
-    # The mean of squares over all draws has to be the sum of each one's mean.
-    products = [
-        of.products * (sum(draws) / count) ** 0.5
-        for of, count in zip((one, other), draws, strict=True)
-    ]
-    return Prediction(one.mask, one.linear + other.linear, np.concatenate(products))
 
 
 def _adding_up(mask: SinkMask, costs: np.ndarray) -> Prediction:

@@ -502,6 +502,7 @@ def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str,
             {
                 "tried": [list(pair) for pair in step.tried],
                 "moves": step.number,
+                "returned": step.returned,
                 "kl": step.kl,
                 "mask": str(step.mask),
             }

@@ -161,12 +161,14 @@ def _rounds_table(search: Record) -> Table:
             column("round", "round", formats.count),
             column("moves: KL, in the order of measuring", "tried", lambda m: tried(m) or "-"),
             column("moves kept", "moves", formats.count),
+            ("given back", lambda step, _: formats.count(step.get("returned", 0))),
             column("KL", "kl", formats.nats),
         ),
         notes=(
             "KL on the excerpts held back for measuring, in nats a token; the largest: of the KL "
-            "where the mask acts, over the last quarter, and over generated tokens, and with "
-            "`tasks` of what answers cost, all of whose budget counts as all of the KL's.",
+            "where the mask acts, over the last quarter, and over generated tokens, at any length "
+            "up to the excerpt's. Given back: heads, or groups, that returned to `full` because "
+            "answers cost too much.",
         ),
         labels=2,
     )

@@ -22,7 +22,7 @@ from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.costs import part_means, parts_up_to
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
-from sinkjax.studies.search.grow import Answers, SearchSettings, both_costs, search_mask
+from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 pytestmark = pytest.mark.quick
@@ -258,9 +258,13 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
 
 
 def questions(model, seed, count=4):
-    """Questions of up to 16 tokens that end in answers of three."""
-    tokens = np.asarray(tiny.tokens_of(model, (count, 16), seed=seed))
-    return Questions(tokens, np.resize([16, 14], count), np.full(count, 3), (), 3)
+    """Questions of up to 16 tokens that end in the three tokens that the model finds likeliest."""
+    tokens = np.array(tiny.tokens_of(model, (count, 16), seed=seed))
+    lengths, rows = np.resize([16, 14], count), np.arange(count)
+    for place in (3, 2, 1):
+        at = lengths - place
+        tokens[rows, at] = np.asarray(model(tokens))[rows, at - 1].argmax(axis=-1)
+    return Questions(tokens, lengths, np.full(count, 3), (), 3)
 
 
 def test_a_search_keeps_answers_too(model, windows):
@@ -281,7 +285,7 @@ def test_a_search_keeps_answers_too(model, windows):
         fast = specialize(model, mask)
         return [(nll(fast, of) - nll(model, of)).mean() for of in held]
 
-    budget = max(rises(free.mask)) / 4
+    budget = max(rises(free.mask)) / 2
     assert budget > 1e-3
     answers = Answers(questions(model, 7), held, budget, floor=0)
     kept = search_mask(model, windows, windows, settings, answers=answers)
@@ -289,23 +293,11 @@ def test_a_search_keeps_answers_too(model, windows):
     assert max(kept.rises) <= budget
     assert kept.kl <= 0.2
     assert 0 < kept.mask.masked.sum() < free.mask.masked.sum()
-    says_nothing = dataclasses.replace(answers, floor=1.0)
+    assert sum(step.returned for step in kept.rounds) > 0
+    says_nothing = dataclasses.replace(answers, floor=1.1)
     same = search_mask(model, windows, windows, settings, answers=says_nothing)
     assert same.rises == (None, None)
-    assert same.kl <= 0.2
-
-
-def test_two_costs_of_the_same_moves_add_up():
-    rng = np.random.default_rng(0)
-    mask = SinkMask.from_text("L0-1: 2f")
-    one, other = (
-        Prediction(mask, rng.random((2, 2, 2)), rng.normal(size=(draws, 2, 2, 2)))
-        for draws in (3, 8)
-    )
-    both = both_costs(one, other)
-    np.testing.assert_allclose(both.linear, one.linear + other.linear)
-    squares = [np.square(of.products.sum(axis=(1, 2, 3))).mean() for of in (one, other, both)]
-    assert squares[2] == pytest.approx(squares[0] + squares[1])
+    assert same.mask == free.mask
 
 
 def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
