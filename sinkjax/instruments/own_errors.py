@@ -1,6 +1,6 @@
 """The change of each head's own output under each path: all heads and paths in one pass.
 
-The error of a head under a path is the root of the mean over scored positions, t >= 1, of
+The error of a head under a path is the root of the mean over scored positions t of
 
   ‖W_o (õ_t - o_t)‖² / ‖x_t‖²
 
@@ -19,6 +19,7 @@ import numpy as np
 from sinkjax.attention.context import Context
 from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batches
+from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
@@ -33,7 +34,7 @@ def own_errors(
     *,
     mask: SinkMask | None = None,
     fills: np.ndarray | None = None,
-    score_from: int = 1,
+    scored: np.ndarray | None = None,
 ) -> np.ndarray:
     """Every head's error under every path.
 
@@ -43,7 +44,7 @@ def own_errors(
       paths: P of `full`, `window` and `sink`.
       mask: under which the inputs are; None for the baseline.
       fills: float32 [L, N, H], of `sink(mean)`.
-      score_from: the first position whose error counts.
+      scored: bool [W, T], positions whose errors count; None for all but the first.
 
     Returns:
       float64 [P, L, N], relative to the residual's norm.
@@ -52,14 +53,24 @@ def own_errors(
     current = traced_paths(mask or SinkMask.full(config), config, fills=fills)
     candidates = candidate_paths(model, paths, fills)
     squares = np.zeros((len(paths), config.num_layers, config.num_heads))
-    for tokens, count in batches(model, excerpts):
+    scored = scored_positions(excerpts, scored)
+    first = int(scored.any(axis=0).argmax())
+    parts = zip(batches(model, excerpts), batches(model, scored), strict=True)
+    for (tokens, count), (counted, _) in parts:
         x, context = model.enter(tokens)
         for index, layer in enumerate(model.layers):
             paths_of = current.layer(index), candidates.layer(index)
-            x, errors = _errors(layer, x, context, *paths_of, score_from)
+            x, errors = _errors(layer, x, context, *paths_of, counted, first)
             squares[:, index] += to_host(errors).astype(np.float64)[:, :count].sum(axis=1)
     check_finite("heads' outputs", squares, lambda _, *at: " in layer {}, head {}".format(*at))
-    return np.sqrt(squares / len(excerpts))
+    return np.sqrt(squares / scored.sum())
+
+
+def scored_positions(excerpts: np.ndarray, scored: np.ndarray | None) -> np.ndarray:
+    """Which positions of excerpts [W, T] count, bool [W, T]; None for all but the first."""
+    if scored is None:
+        scored = np.arange(excerpts.shape[1]) >= SCORE_FROM
+    return np.broadcast_to(scored, excerpts.shape)
 
 
 def mean_outputs(model: Llama, excerpts: np.ndarray) -> np.ndarray:
@@ -86,20 +97,24 @@ def candidate_paths(model: Llama, paths: Sequence[Path], fills: np.ndarray | Non
     return jax.tree.map(lambda *arrays: jnp.stack(arrays, axis=1), *traced)
 
 
-@functools.partial(jax.jit, static_argnames="score_from")
+@functools.partial(jax.jit, static_argnames="first")
 def _errors(
     layer: Layer,
     x: jax.Array,
     context: Context,
     current: TracedPaths,
     candidates: TracedPaths,
-    score_from: int,
+    scored: jax.Array,
+    first: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The residual after a layer, and the mean squares of errors float32 [P, B, N]."""
+    """The residual after a layer, and sums of squares of errors float32 [P, B, N].
+
+    They are over positions that are `scored`, int [B, T], none of them before the `first`.
+    """
     o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
     # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
-    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, score_from:, None]
+    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, first:, None]
     cap = layer.attention.score_cap
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,9 +122,10 @@ def _errors(
 
         def squares(candidate: TracedPaths) -> jax.Array:
             change = traced_attention(q, k, v, candidate, cap) - full
-            change = change[:, score_from:].astype(jnp.float32)
+            change = change[:, first:].astype(jnp.float32)
             lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
-            return jnp.mean(jnp.maximum(lengths, 0) / norms, axis=1)
+            relative = jnp.maximum(lengths, 0) / norms
+            return jnp.sum(relative, axis=1, where=scored[:, first:, None] > 0)
 
         return traced_attention(q, k, v, current, cap), jax.lax.map(squares, candidates)
 

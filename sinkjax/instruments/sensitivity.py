@@ -24,8 +24,7 @@ from sinkjax.attention.blocks import capped
 from sinkjax.attention.context import Context
 from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batch_rows, batches
-from sinkjax.instruments.judge import SCORE_FROM
-from sinkjax.instruments.own_errors import candidate_paths
+from sinkjax.instruments.own_errors import candidate_paths, scored_positions
 from sinkjax.instruments.token_losses import OutputHead, by_blocks
 from sinkjax.instruments.traced import (
     TracedPaths,
@@ -68,7 +67,7 @@ def predict_moves(
     fills: np.ndarray | None = None,
     samples: int = 8,
     seed: int = 0,
-    score_from: int = SCORE_FROM,
+    scored: np.ndarray | None = None,
 ) -> Prediction:
     """Predicts the cost of every move away from a mask.
 
@@ -80,7 +79,7 @@ def predict_moves(
       fills: float32 [L, N, H], of `sink(mean)`.
       samples: draws of labels, backward passes.
       seed: of the draws.
-      score_from: the first position whose KL counts.
+      scored: bool [W, T], positions whose KL counts; None for all but the first.
 
     Returns:
       costs in the mean KL, nats a scored position; may be negative under a mask. Draws are W times
@@ -94,15 +93,18 @@ def predict_moves(
     keys = jax.random.split(jax.random.key(seed), len(excerpts))
     linear = np.zeros((1 + len(paths), config.num_layers, config.num_heads))
     draws = []
+    scored = scored_positions(excerpts, scored)
+    first = int(scored.any(axis=0).argmax())
     rows = batch_rows(excerpts)  # as on one device, for the same draws
-    for batch, (tokens, count) in enumerate(batches(model, excerpts, rows)):
+    parts = zip(keys, batches(model, excerpts, rows), batches(model, scored, rows), strict=False)
+    for key, (tokens, count), (counted, _) in parts:
         x, context = model.enter(tokens)
         inputs = []
         for index, layer in enumerate(model.layers):
             inputs.append(x)
             x = traced_layer(layer, x, context, current.layer(index))
         y = traced_residuals(model, tokens, baseline)
-        slopes = _slopes(OutputHead(model), y, x, keys[batch], samples, score_from)
+        slopes = _slopes(OutputHead(model), y, x, key, samples, counted, first)
         products = np.zeros((1 + samples, count, *linear.shape))
         for index in reversed(range(config.num_layers)):
             slopes, of_layer = _back(
@@ -117,25 +119,30 @@ def predict_moves(
         check_finite("logits or their gradients", products)
         linear += products[0].sum(axis=0)
         draws.append(products[1:].swapaxes(0, 1).reshape(-1, *linear.shape))
-    scored = excerpts.shape[1] - score_from
-    return Prediction(
-        mask, linear / excerpts.shape[0] / scored, np.concatenate(draws) / scored**0.5
-    )
+    of_excerpt = scored.sum() / len(scored)
+    return Prediction(mask, linear / scored.sum(), np.concatenate(draws) / of_excerpt**0.5)
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "score_from"))
+@functools.partial(jax.jit, static_argnames=("samples", "first"))
 def _slopes(
-    head: OutputHead, y: jax.Array, x: jax.Array, key: jax.Array, samples: int, score_from: int
+    head: OutputHead,
+    y: jax.Array,
+    x: jax.Array,
+    key: jax.Array,
+    samples: int,
+    scored: jax.Array,
+    first: int,
 ) -> jax.Array:
     """The slopes at the residual stream: of the KL, and of ln q of each drawn label.
 
     Args:
       y, x: [B, T, D], the baseline's stream and the current one.
+      scored: int [B, T], positions that are, none of them before the `first`.
 
     Returns:
       [1 + samples, B, T, D], 0 at positions that are not scored.
     """
-    x, y = x[:, score_from:], y[:, score_from:]
+    x, y = x[:, first:], y[:, first:]
     # But for a cap, logits are linear in the normed stream: their multiplier may be the weight's.
     weight = scaled(head.output_weight(), head.config.logit_scale)
     cap_logits = functools.partial(capped, cap=head.config.logit_cap)
@@ -165,7 +172,8 @@ def _slopes(
     of_normed = by_blocks(block, *arrays, shards=head.row_shards)
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
     slopes = jax.lax.map(lambda z: from_normed(z)[0], of_normed)
-    return jnp.pad(slopes, ((0, 0), (0, 0), (score_from, 0), (0, 0)))
+    slopes = jnp.where(scored[:, first:, None] > 0, slopes, 0)
+    return jnp.pad(slopes, ((0, 0), (0, 0), (first, 0), (0, 0)))
 
 
 @jax.jit

@@ -92,6 +92,13 @@ class Questions:
     answers: tuple[tuple[str, ...], ...]
     new_tokens: int
 
+    @property
+    def predicting(self) -> np.ndarray:
+        """Bool [W, T], the positions at which the answers' tokens are predicted."""
+        at = np.arange(self.tokens.shape[1]) + 1
+        ends = self.lengths[:, None]
+        return (at >= ends - self.answer_tokens[:, None]) & (at < ends)
+
     def part(self, rows: slice) -> "Questions":
         """Some of the questions."""
         arrays = (self.tokens[rows], self.lengths[rows], self.answer_tokens[rows])

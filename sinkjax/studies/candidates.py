@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ class Candidate:
         """The "candidate" of a record."""
         mask = self.masks[length]
         return {"name": self.name, **self._digests(mask), "heads": mask.counts()}
+
+    @classmethod
+    def of_mask(
+        cls, name: str, mask: SinkMask, lengths: Iterable[int], fills: np.ndarray | None
+    ) -> "Candidate":
+        """A mask with its fills, if it has any, for excerpts of these lengths."""
+        return cls(name, dict.fromkeys(lengths, mask), {} if fills is None else {mask: fills})
 
     def specification(self) -> dict[str, Any]:
         """Its entry in the specification of a run."""

@@ -26,6 +26,8 @@ PARTS = ("kl_acting", "kl_late", "kl_generated")
 GENERATED = 64
 """Tokens after an excerpt over which the KL is counted."""
 
+_SHORTEST = 16  # tokens
+
 _UNDEFINED = (
     "no masked head acts before the end of the prompt",
     "",  # a prompt always has a last quarter
@@ -66,6 +68,25 @@ def part_means(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[str, float]:
         name: float(kl[:, start - SCORE_FROM : stop - SCORE_FROM].mean(dtype=np.float64))
         for name, (start, stop) in _spans(mask, prompt, SCORE_FROM, kl.shape[1]).items()
         if start < stop
+    }
+
+
+def lengths_up_to(prompt: int) -> list[int]:
+    """Lengths at which a mask for prompts of up to T tokens is judged: T, its half, down to 16."""
+    halves = [prompt >> power for power in range(prompt.bit_length())]
+    return [length for length in halves if length == prompt or length >= _SHORTEST]
+
+
+def parts_up_to(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[int, dict[str, float]]:
+    """`part_means` at each of `lengths_up_to`: the first tokens of an excerpt are an excerpt too.
+
+    Args:
+      kl, mask, prompt: as of `part_means`.
+    """
+    generated = kl.shape[1] + SCORE_FROM - prompt
+    return {
+        length: part_means(kl[:, : length + generated - SCORE_FROM], mask, length)
+        for length in lengths_up_to(prompt)
     }
 
 

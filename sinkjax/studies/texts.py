@@ -16,10 +16,15 @@ from sinkjax.studies.prompts import PromptList, PromptSet, TextExcerpts
 SHIPPED = {
     "mansfield-park": "Mansfield Park (Jane Austen)",
     "moby-dick": "Moby-Dick (Herman Melville)",
+    "five-kinds": "prose, code, dialogue, encyclopaedia, technical",
+    "code": "code (Python's standard library)",
+    "dialogue": "dialogue (Shakespeare's plays)",
+    "encyclopaedia": "encyclopaedia (WikiText-2)",
+    "technical": "technical (Flask's documentation)",
 }
 """Texts that come with the project, by the name that stands for the file."""
 
-CHOOSE, JUDGE = SHIPPED
+CHOOSE, JUDGE, *_ = SHIPPED
 """That to choose on, and that to judge on."""
 
 

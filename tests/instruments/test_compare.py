@@ -19,16 +19,13 @@ import sinkjax
 from sinkjax import InputError, SinkMask
 from sinkjax.instruments import token_losses as tokens_module
 from sinkjax.instruments.compare import QualityStats, compare
-from sinkjax.instruments.passkeys import hide_passkeys
 from sinkjax.instruments.token_losses import OutputHead, compare_tokens, residuals, score_tokens
 from sinkjax.models.config import RopeConfig
-from sinkjax.programs.compile import compile
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.quality.continuation import first_differences
 from sinkjax.studies.quality.summary import (
     measured_quality,
     summarize_continuation,
-    summarize_passkeys,
     summarize_quality,
 )
 from sinkjax.studies.resampling import resample_counts
@@ -338,54 +335,6 @@ def test_first_differences_count_equal_tokens_from_the_front():
     found = summarize_continuation(agreeing, 3, seed=0)
     assert_estimates(found["agreeing"], np.mean, agreeing)
     assert_estimates(found["identical"], np.mean, agreeing == 3)
-
-
-def test_numbers_are_hidden_at_their_depth_and_asked_for_at_the_end(smollm2_tokenizer):
-    windows = np.random.default_rng(0).integers(100, 200, (4, 300)).astype(np.int32)
-    numbers, room = {}, None
-    for depth in (1.0, 0.5, 0.0):
-        found = hide_passkeys(smollm2_tokenizer, windows, depth, seed=3)
-        assert found.tokens.shape == windows.shape
-        assert found.tokens.dtype == np.int32
-        assert found.score_from == 299 - found.answer_tokens.max()
-        kept = (found.tokens == windows).cumprod(axis=1).sum(axis=1)  # text before the number
-        room = kept if room is None else room
-        assert (room > 200).all()
-        np.testing.assert_array_equal(kept, np.maximum(1, np.round(depth * room)))
-        numbers[depth] = []
-        for row, size in zip(found.tokens, found.answer_tokens, strict=True):
-            text, number = (smollm2_tokenizer.decode(x) for x in (row, row[-size:]))
-            numbers[depth].append(number.strip())
-            assert text.count(number.strip()) == 3
-            assert text.endswith(f"The secret number is {number.strip()}")
-    assert len(set(numbers[0.0])) == 4
-    assert numbers[0.0] == numbers[0.5] == numbers[1.0]
-    with pytest.raises(InputError, match="give lengths of at least"):
-        hide_passkeys(smollm2_tokenizer, windows[:, :30], 0.5, seed=3)
-    with pytest.raises(InputError, match=r"^passkey=1\.5"):
-        hide_passkeys(smollm2_tokenizer, windows, 1.5, seed=3)
-
-
-def test_a_number_is_retrieved_exactly_if_greedy_decoding_says_it(model, other):
-    """Windows end in what greedy decoding says, but for one token in some of them."""
-    prompts = windows_of(model, 5, 20)
-    said = compile(model, batch_size=5, prefill_lengths=[20], max_length=30).generate(
-        prompts, max_new_tokens=6
-    )
-    windows = np.concatenate([prompts, np.stack(said)], axis=1)
-    answer_tokens = np.array([6, 4, 6, 2, 6])
-    windows[0, 20] = (windows[0, 20] + 1) % VOCAB  # within the answer
-    windows[3, 24] = (windows[3, 24] + 1) % VOCAB  # within the answer, its first token
-    stats = compare(model, other, windows, score_from=windows.shape[1] - 1 - 6)
-    found = summarize_passkeys(stats, answer_tokens, seed=0)
-    assert found["retrieved"]["baseline"]["value"] == 3 / 5
-    assert found["retrieved"]["candidate"]["value"] == 0
-    assert found["retrieved"]["change"]["value"] == -3 / 5
-    nll = nll_of(model(jnp.asarray(windows)), windows)
-    whole = [row[-size:].sum() for row, size in zip(nll, answer_tokens, strict=True)]
-    np.testing.assert_allclose(found["nll"]["baseline"]["value"], np.mean(whole), rtol=1e-5)
-    with pytest.raises(ValueError, match="6 tokens are scored; keys have up to 7"):
-        summarize_passkeys(stats, answer_tokens + 1, seed=0)
 
 
 def test_measured_quality_goes_into_a_masks_file(tmp_path):

@@ -150,11 +150,12 @@ def test_the_founding_studys_prompts_have_its_numbers_of_tokens(smollm2_tokenize
 
 
 DEFAULTS = tuple(functools.partial(f, None) for f in (inputs.choose_text, inputs.judge_text))
-SHIPPED = pytest.mark.parametrize("default", DEFAULTS)
+NAMED = {name: functools.partial(inputs.judge_text, name) for name in inputs.SHIPPED}
 
 
-@SHIPPED
-def test_a_shipped_text_has_room_for_many_excerpts_of_every_length(default, smollm2_tokenizer):
+@pytest.mark.parametrize("name", NAMED)
+def test_a_shipped_text_has_room_for_many_excerpts_of_every_length(name, smollm2_tokenizer):
+    default = NAMED[name]
     text = default(count=100, seed=0)
     text.check(smollm2_tokenizer, "tokenizer", {2: 100, 512: 100, 2048: 32, 8192: 8})
     assert text.sha256 == default(count=7, seed=1).sha256
@@ -163,8 +164,8 @@ def test_a_shipped_text_has_room_for_many_excerpts_of_every_length(default, smol
     assert len(np.unique(rows[:, 0])) > 30
 
 
-@SHIPPED
-def test_a_shipped_text_is_prose_without_repeats_markup_or_a_publishers_words(default):
+@pytest.mark.parametrize("default", DEFAULTS)
+def test_a_shipped_novel_is_prose_without_repeats_markup_or_a_publishers_words(default):
     text = default(count=1, seed=0).text
     paragraphs = text.removesuffix("\n").split("\n\n")
     long = [paragraph for paragraph in paragraphs if len(paragraph) > 40]
@@ -182,5 +183,16 @@ def test_the_shipped_texts_are_those_that_their_readme_describes():
     )
     found = [(path.name, inputs.read_text(path, 1, 0).sha256) for path in folder.glob("*.txt")]
     assert sorted(found) == sorted((file, sha256) for file, _, sha256 in table)
-    named = [(text.name, text.sha256) for text in (f(count=1, seed=0) for f in DEFAULTS)]
-    assert named == [(name, sha256) for _, name, sha256 in table]
+    named = {name: default(count=1, seed=0) for name, default in NAMED.items()}
+    assert {f"{name}.txt": text.sha256 for name, text in named.items()} == {
+        file: sha256 for file, _, sha256 in table
+    }
+    assert [default(count=1, seed=0).name for default in DEFAULTS] == [n for _, n, _ in table[:2]]
+
+
+def test_what_is_chosen_on_is_in_no_text_that_is_judged_on():
+    chosen = NAMED["five-kinds"](count=1, seed=0).text
+    lines = {line for line in chosen.split("\n") if len(line) > 60}
+    assert len(lines) > 2_000
+    for name in ("moby-dick", "code", "dialogue", "encyclopaedia", "technical"):
+        assert not lines & set(NAMED[name](count=1, seed=0).text.split("\n"))

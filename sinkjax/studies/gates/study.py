@@ -30,15 +30,24 @@ from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
+from sinkjax.report import formats
 from sinkjax.report.records import Record
 from sinkjax.studies import settings
+from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.costs import PARTS
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import Results
-from sinkjax.studies.settings import setting, values
+from sinkjax.studies.retrieval.asked import joined
+from sinkjax.studies.retrieval.keeping import AnswersStudy
+from sinkjax.studies.series import Series
+from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
+
+_ANSWER = (
+    0.5  # of an answer's KL, in nats, beside that of a token of text: 0.1 and 0.05 are allowed
+)
 
 METHODS = ("gates", "own_error", "random")
 """How masks of one size are chosen: by learned gates; by each head's own error under the path; at
@@ -46,7 +55,7 @@ random, with as many heads in each layer as by gates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Gates(TrainingStudy):
+class Gates(AnswersStudy, TrainingStudy):
     """Which heads can be masked, as learned gates say."""
 
     name = "gates"
@@ -61,11 +70,15 @@ class Gates(TrainingStudy):
         "head", "What has a gate of its own: each head, or each key/value group."
     )
     price: float = setting(0.1, "What all gates open cost, in nats a token.")
+    train_questions: int = setting(
+        8, "Questions of each task and depth to train on, beside excerpts of text."
+    )
     shares: tuple[float, ...] = setting((0.3, 0.5, 0.7), "Shares of the units that are masked.")
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares, of="the units")
+        yield from at_least(self, train_questions=1)
         if not self.price >= 0:
             yield self.wrong("price", "give 0 nats or more")
         if len(self.paths) != 1:
@@ -79,17 +92,39 @@ class Gates(TrainingStudy):
         (path,) = self.paths
         return path
 
+    @property
+    def answers_on(self) -> tuple[Series, Series]:
+        return self.chosen_on, self.judged_on
+
+    @functools.cached_property
+    def training_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+        excerpts, weights = super().training_rows
+        if not self.tasks:
+            return excerpts, weights
+        questions = joined(self.asked_for(self.train_questions, 1))
+        of_text = np.full((len(excerpts), excerpts.shape[1] - 1), 1 / (excerpts.shape[1] - 1))
+        of_answers = _ANSWER * questions.predicting[:, 1:]
+        weights = np.concatenate([of_text, of_answers]).astype(np.float32)
+        return np.concatenate([excerpts, questions.tokens]), weights
+
     def specification(self) -> dict[str, Any]:
+        asked = {}
+        if self.tasks:
+            names = ("tasks", "depths", "train_questions", "judge_questions")
+            asked = {"asked": values(self, *names)}
         return {
             **super().specification(),
+            **asked,
             "path": str(self.path),
             **values(self, "units", "price", "shares"),
         }
 
     def size(self) -> Size:
         masks = len(self.shares) * len(METHODS)
-        tokens = self.training_tokens + masks * self.judge_rows.size
-        return Size(tokens, 1 + masks, RECORD_BYTES * (1 + masks))
+        asked = 2 * masks * sum(of.questions.tokens.size for of in self.judged_answers)
+        records = 1 + masks * (1 + len(self.judged_answers))
+        tokens = self.training_tokens + masks * self.judge_rows.size + asked
+        return Size(tokens, records, RECORD_BYTES * records)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
@@ -113,6 +148,7 @@ class Gates(TrainingStudy):
         # The errors of a group's heads add up to its own where they point in different directions.
         errors = np.sqrt(np.square(errors).reshape(*logits.shape, -1).sum(axis=-1))
         judge = Judge(model, self.judge_rows, fills=fills)
+        answering = {}
         for share in sorted(self.shares):
             for method, mask in self._masks(share, logits, errors, config.num_heads).items():
                 record = {"kind": "gates", **fields, "method": method, "share": share}
@@ -122,8 +158,12 @@ class Gates(TrainingStudy):
                     f"{method} {share:g}",
                     steps=self.judge_rows.size,
                 )
+                name = f"{method}, {formats.percent(share, 0)}"
+                answering[name] = Candidate.of_mask(name, mask, self.judged_lengths, fills)
                 if method == "gates":
                     _save(bench.results, bench.record_id(record), mask, fills)
+
+        yield from self.answer_cells(bench, answering, {})
 
     def _masks(
         self, share: float, logits: np.ndarray, errors: np.ndarray, num_heads: int

@@ -17,7 +17,6 @@ from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.quality.continuation import compile_continuations, first_differences
 from sinkjax.studies.quality.summary import (
     summarize_continuation,
-    summarize_passkeys,
     summarize_quality,
 )
 from sinkjax.studies.series import Series
@@ -36,17 +35,15 @@ class Measurement:
       excerpts: int32 [W, T], what the models read.
       following: int32 [W, M], the text after each excerpt, read through decoding; None for none.
       fields: what the record says of the measurement beside all this.
-      answer_tokens: int [W], of `passkey`: how many tokens at each excerpt's end are its number.
     """
 
-    kind: Literal["quality", "passkey", "continuation"]
+    kind: Literal["quality", "continuation"]
     candidate: Candidate
     series: Series
     length: int
     excerpts: np.ndarray
     fields: Mapping[str, Any]
     following: np.ndarray | None = None
-    answer_tokens: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -78,8 +75,6 @@ class Measure:
             num_tokens = measurement.fields["num_tokens"]
             return summarize_continuation(agreeing, num_tokens, seed=seed)
         stats = self._compared(measurement)
-        if measurement.kind == "passkey":
-            return summarize_passkeys(stats, measurement.answer_tokens, seed=seed)
         return summarize_quality(stats, _mask_of(measurement)[0], seed=seed)
 
     def _compared(self, measurement: Measurement) -> QualityStats:

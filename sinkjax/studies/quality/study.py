@@ -2,7 +2,7 @@
 
   sinkjax quality --flagfile=quality.flags --mask=mask.json
   sinkjax quality --mask='L0: 9f | L1-29: 9w(4,128)' --text=book.txt
-  sinkjax quality --mask=mask.json --lengths=512 --passkey_depths=0.1,0.5,0.9
+  sinkjax quality --mask=mask.json --lengths=512,2048 --num_excerpts=24
 
 --mask takes files that sinkjax.save_mask wrote, or names of shipped masks, with commas between
 them, or a mask's text form, and may be repeated; --plan takes the JSON file of a plan, whose mask
@@ -12,9 +12,9 @@ text that is shipped for judging.
 
 Measured are the KL of each token, over all positions and where the mask acts, over the last quarter
 of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
-perplexity; the agreement of the likeliest tokens; how long greedy continuations stay the same
-(--continuation_tokens); and whether a number hidden in the text is given back (--passkey_depths).
-Each has an interval from resampling excerpts, where there are eight or more.
+perplexity; the agreement of the likeliest tokens; and how long greedy continuations stay the same
+(--continuation_tokens). Each has an interval from resampling excerpts, where there are eight or
+more. Whether a mask still finds what stands far back in a text, `sinkjax retrieval` says.
 
 Everything goes to --output_dir: records.jsonl, measured/ (what each excerpt gave), report.html and
 figures/. A run that was stopped goes on where it was when the same command is given again.
@@ -22,13 +22,11 @@ figures/. A run that was stopped goes on where it was when the same command is g
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import SCORE_FROM
-from sinkjax.instruments.passkeys import hide_passkeys, shortest_excerpt
-from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
 from sinkjax.studies.costs import GENERATED
@@ -42,6 +40,8 @@ from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _RECORD_BYTES, _POSITION_BYTES = 16_384, 24  # upper bounds: of a record, and of a scored position
 
+_RETRIEVAL = "`sinkjax retrieval` hides numbers, at its depths"
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Quality(Study):
@@ -52,7 +52,8 @@ class Quality(Study):
     page = staticmethod(page)
     renamed: ClassVar[Mapping[str, str]] = {
         "num_windows": "num_excerpts",
-        "passkey": "passkey_depths",
+        "passkey": _RETRIEVAL,
+        "passkey_depths": _RETRIEVAL,
         "scored": "every record has the KL of the last quarter, kl_late, beside the mean of all",
     }
 
@@ -72,16 +73,10 @@ class Quality(Study):
     continuation_tokens: int = setting(
         32, "Tokens of each excerpt's greedy continuation; 0 for none."
     )
-    passkey_depths: tuple[float, ...] = setting(
-        (), "Depths, from 0 to 1, at which numbers are hidden; none for no retrieval."
-    )
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from at_least(self, num_excerpts=1, continuation_tokens=0, generated=0)
-        for depth in self.passkey_depths:
-            if not 0 <= depth <= 1:
-                yield Problem("passkey_depths", depth, "depths lie between 0 and 1, both included")
         if not self.lengths:
             yield Problem("lengths", None, "give at least one, such as 512")
         if not self.mask and not self.plan:
@@ -119,24 +114,8 @@ class Quality(Study):
 
     @functools.cached_property
     def measurements(self) -> list[Measurement]:
-        """All of them, by candidate, series and length.
-
-        Lengths at which no number can be hidden have none of kind `passkey`.
-
-        Raises:
-          InputError: where retrieval is asked for and no length has room for it.
-        """
+        """All of them, by candidate, series and length."""
         read = [(of, length, rows) for of in self.series for length, rows in of.tokens.items()]
-        tokenizer, retrieval = self.subject.tokenizer, []
-        for series, length, rows in read if self.passkey_depths else ():
-            if length >= shortest_excerpt(tokenizer, len(rows), self.seed):
-                retrieval += [
-                    (series, length, depth, hide_passkeys(tokenizer, rows, depth, self.seed))
-                    for depth in self.passkey_depths
-                ]
-        if self.passkey_depths and not retrieval:
-            longest = max(read, key=lambda item: item[1])
-            hide_passkeys(tokenizer, longest[2], 0.0, self.seed)  # which says why
         measurements = []
         for candidate in self.candidates:
             for series, length, rows in read:
@@ -144,11 +123,6 @@ class Quality(Study):
                 fields = {"score_from": SCORE_FROM, "generated": after.shape[1]}
                 where = (candidate, series, length, rows)
                 measurements.append(Measurement("quality", *where, fields, after))
-            for series, length, depth, passkeys in retrieval:
-                fields = {"depth": depth, "score_from": passkeys.score_from}
-                where = (candidate, series, length, passkeys.tokens)
-                answers = passkeys.answer_tokens
-                measurements.append(Measurement("passkey", *where, fields, answer_tokens=answers))
             for series, length, rows in read if self.continuation_tokens else ():
                 fields = {"num_tokens": self.continuation_tokens}
                 crossing = candidate.crossing(length, self.continuation_tokens)
@@ -161,7 +135,7 @@ class Quality(Study):
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
             "sources": [series.describe() for series in self.series],
-            **values(self, "generated", "passkey_depths", "continuation_tokens", "seed"),
+            **values(self, "generated", "continuation_tokens", "seed"),
         }
 
     def size(self) -> Size:
@@ -185,10 +159,3 @@ class Quality(Study):
                 f"{measurement.kind} of {measurement.candidate.name}",
                 steps=measurement.num_tokens,
             )
-
-    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
-        hidden = {m.length for m in self.measurements if m.kind == "passkey"}
-        short = sorted(set(self.lengths) - hidden) if hidden else []
-        if not short:
-            return []
-        return [f"No number is hidden in {', '.join(map(str, short))} tokens: no room."]

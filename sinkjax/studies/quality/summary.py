@@ -79,41 +79,6 @@ def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) 
     }
 
 
-def summarize_passkeys(
-    stats: QualityStats, answer_tokens: np.ndarray, *, seed: int
-) -> dict[str, Any]:
-    """How many passkeys each model gives back.
-
-    Args:
-      stats: of excerpts that end in their keys, scored at least from the token before the longest.
-      answer_tokens: int [W], tokens of each excerpt's key.
-      seed: of the resamples.
-
-    Returns:
-      the "result" of a record of kind "passkey": `retrieved`, the share of excerpts whose key
-      greedy decoding gives back whole, and `nll`, of the whole key in nats: estimates of
-      `baseline`, `candidate` and `change` of each; `answer_tokens`, the mean number.
-    """
-    width = stats.baseline_nll.shape[1]
-    if answer_tokens.max() > width:
-        raise ValueError(f"{width} tokens are scored; keys have up to {answer_tokens.max()}")
-    weights = resample_counts(len(answer_tokens), seed)
-    asked = np.arange(width)[None, :] >= width - answer_tokens[:, None]
-
-    def measures(nll: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            "retrieved": (correct | ~asked).all(axis=1).astype(np.float64),
-            "nll": np.sum(nll, axis=1, where=asked, dtype=np.float64),
-        }
-
-    baseline = measures(stats.baseline_nll, stats.baseline_correct)
-    candidate = measures(stats.candidate_nll, stats.candidate_correct)
-    return {
-        "answer_tokens": float(answer_tokens.mean()),
-        **{name: _change(baseline[name], candidate[name], weights) for name in baseline},
-    }
-
-
 def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What records say of one candidate, short enough for its mask's file.
 

@@ -5,18 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.instruments.answers import score_answers
-from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.own_errors import mean_outputs
 from sinkjax.instruments.tasks import Questions, found
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.sharding import row_shards
 from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.retrieval.asked import Asked, kept_answers
 from sinkjax.studies.study import Bench
 
 FLOOR = 0.8
@@ -45,43 +43,20 @@ class Measure:
         self._excerpts, self._lengths, self._rows = excerpts, sorted(lengths), rows
         self._programs: dict[str | None, Program] = {}  # of the baseline, and of the last candidate
 
-    def __call__(
-        self, questions: Questions, written: bool, candidate: Candidate, seed: int
-    ) -> dict[str, Any]:
-        """The "result" of a record.
+    def __call__(self, asked: Asked, candidate: Candidate, seed: int) -> dict[str, Any]:
+        """The "result" of a record; the seed is that of the resamples."""
+        baseline, masked = (self._answers(asked, of) for of in (None, candidate))
+        return summarize_answers(baseline, masked, asked.questions.answer_tokens, seed=seed)
 
-        Args:
-          written: whether the answers are written out, and searched for the words asked for.
-          seed: of the resamples.
-        """
-        baseline, masked = (self._answers(questions, written, of) for of in (None, candidate))
-        return summarize_answers(baseline, masked, questions.answer_tokens, seed=seed)
-
-    def _answers(
-        self, questions: Questions, written: bool, candidate: Candidate | None
-    ) -> dict[str, np.ndarray]:
+    def _answers(self, asked: Asked, candidate: Candidate | None) -> dict[str, np.ndarray]:
         """`accuracy` and `nll` of each question, float64 [W]; of the baseline without candidate."""
-        length, shards = questions.tokens.shape[1], row_shards(self._model)
-        rows = batch_rows(questions.tokens, shards=shards)
-        mask = None if candidate is None else candidate.masks[length]
-        how = {"mask": mask, "fills": self._fills(candidate, length)}
-        parts = []
-        for first in range(0, len(questions.tokens), rows):
-            part = questions.part(slice(first, first + rows))
-            parts.append(
-                self._keep(
-                    "answers",
-                    part.tokens,
-                    lambda part=part: score_answers(self._model, part, rows=rows, **how),
-                    answer_tokens=part.answer_tokens.tolist(),
-                    **how,
-                )
-            )
-        nll, given_back = (
-            np.concatenate([part[name] for part in parts]) for name in ("nll", "given_back")
-        )
-        accuracy = self._found(questions, candidate, how) if written else given_back
-        return {"accuracy": accuracy.astype(np.float64), "nll": nll}
+        mask = None if candidate is None else candidate.masks[asked.length]
+        how = {"mask": mask, "fills": self._fills(candidate, asked.length)}
+        answers = kept_answers(self._model, asked.questions, self._keep, **how)
+        accuracy = answers["given_back"]
+        if asked.written:
+            accuracy = self._found(asked.questions, candidate, how)
+        return {"accuracy": accuracy.astype(np.float64), "nll": answers["nll"]}
 
     def _found(
         self, questions: Questions, candidate: Candidate | None, how: dict[str, Any]

@@ -33,20 +33,20 @@ the same command is given again.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem
-from sinkjax.instruments.tasks import LISTS, TASKS, Questions, ask
+from sinkjax.errors import Problem
+from sinkjax.instruments.tasks import LISTS, TASKS
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.mask import SinkMask
-from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
 from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
+from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import Measure, needs_means
 from sinkjax.studies.retrieval.page import page
 from sinkjax.studies.retrieval.tables import retrieval_tables
@@ -56,21 +56,6 @@ from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _MEANS = (8, 512)  # excerpts and their tokens that heads' means are taken on
 _RECORD_BYTES, _EXCERPT_BYTES = 8192, 256  # upper bounds
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """One set of questions.
-
-    Attributes:
-      task, length, depth: of all of them; no depth of `LISTS`.
-      questions: W of them.
-    """
-
-    task: str
-    length: int
-    depth: float | None
-    questions: Questions
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,9 +89,7 @@ class Retrieval(Study):
         yield from super().problems()
         yield from at_least(self, num_excerpts=1, control_draws=0)
         yield from known("tasks", self.tasks, tuple(TASKS))
-        for depth in self.depths:
-            if not 0 <= depth <= 1:
-                yield Problem("depths", depth, "depths lie between 0 and 1, both included")
+        yield from depth_problems(self.depths)
         if not self.depths and not set(self.tasks) <= set(LISTS):
             yield Problem("depths", None, "give at least one, such as 0.5")
         if not self.lengths:
@@ -168,41 +151,15 @@ class Retrieval(Study):
         return self.filler.at_length(self.subject.tokenizer, self.bos, length, count)
 
     @functools.cached_property
-    def asked(self) -> list[_Asked]:
+    def asked(self) -> list[Asked]:
         """All questions, by task, length and depth.
 
         Raises:
           InputError: for a task that no length has room for.
         """
         encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
-        asked, problems = [], []
-        for task in dict.fromkeys(self.tasks):
-            without = []
-            for length in sorted(set(self.lengths)):
-                depths = (None,) if task in LISTS else sorted(set(self.depths))
-                try:
-                    asked += [
-                        _Asked(task, length, depth, self._ask(encoder, task, length, depth))
-                        for depth in depths
-                    ]
-                except InputError as error:
-                    without.append(error.problems)
-            if len(without) == len(set(self.lengths)):
-                problems += without[-1]
-        if problems:
-            raise InputError(*problems)
-        return asked
-
-    def _ask(self, encoder, task: str, length: int, depth: float | None) -> Questions:
-        return ask(
-            encoder,
-            task,
-            length,
-            count=self.num_excerpts,
-            seed=self.seed,
-            depth=depth or 0.0,
-            text=self.filler.text,
-        )
+        how = {"count": self.num_excerpts, "seed": self.seed, "filler": self.filler}
+        return ask_all(encoder, self.tasks, self.lengths, self.depths, **how)
 
     def specification(self) -> dict[str, Any]:
         names = ("control_draws", "tasks", "lengths", "depths", "num_excerpts", "bos", "seed")
@@ -219,32 +176,17 @@ class Retrieval(Study):
         return Size(masks * sum(steps for steps, _ in cells), masks * len(cells), 2 * masks * kept)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        written = {asked.length for asked in self.asked if asked.task in LISTS}
+        written = {asked.length for asked in self.asked if asked.written}
         measure = Measure(bench, self.calibrated_on, sorted(written), self.num_excerpts)
         own, bare = (len(encode(bench.subject.tokenizer, "a", bos)) for bos in (self.bos, "never"))
         for candidate, control_of in self._controlled:
             of_mask = {} if control_of is None else {"control_of": control_of}
             for asked in self.asked:
-                of_task: Mapping[str, Any] = {} if asked.depth is None else {"depth": asked.depth}
-                if asked.task == "niah_prose":
-                    of_task = {**of_task, "source": Source(self.filler, "text").describe()}
-                fields = {
-                    "kind": "retrieval",
-                    "candidate": {**candidate.describe(asked.length), **of_mask},
-                    "task": asked.task,
-                    "length": asked.length,
-                    **of_task,
-                    "bos": self.bos,
-                    "bos_added": own > bare,
-                    "num_windows": self.num_excerpts,
-                    "tokens_sha256": tokens_digest(asked.questions.tokens),
-                    "seed": self.seed,
-                }
+                described = {**candidate.describe(asked.length), **of_mask}
+                fields = asked.fields(described, bos=self.bos, bos_added=own > bare, seed=self.seed)
                 yield Cell(
                     fields,
-                    functools.partial(
-                        measure, asked.questions, asked.task in LISTS, candidate, self.seed
-                    ),
+                    functools.partial(measure, asked, candidate, self.seed),
                     f"{asked.task} under {candidate.name}",
                     steps=self._steps(asked),
                 )
@@ -260,9 +202,9 @@ class Retrieval(Study):
         return lines
 
     @staticmethod
-    def _steps(asked: _Asked) -> int:
+    def _steps(asked: Asked) -> int:
         """Tokens of the two models; those of lists go through them twice."""
-        return asked.questions.tokens.size * (4 if asked.task in LISTS else 2)
+        return asked.questions.tokens.size * (4 if asked.written else 2)
 
 
 def _control(mask: SinkMask, seed: int, num_kv_heads: int) -> SinkMask:

@@ -41,6 +41,8 @@ class Step:
       mask, kl: the mask with the most moves that fit, and its measured KL.
       number: of moves in it.
       scale: measured KL a predicted one; None where nothing was measured above 0.
+      returned: units that were given back to `full` after the moves, for answers' sake; the mask
+        and its KL are those without them.
     """
 
     tried: tuple[tuple[int, float], ...]
@@ -48,6 +50,7 @@ class Step:
     kl: float
     number: int
     scale: float | None
+    returned: int = 0
 
 
 def rank_moves(
@@ -106,6 +109,31 @@ def rank_moves(
         )
         together = together + change[:, option, unit]
         at[unit] = option
+
+
+def rank_returns(
+    mask: SinkMask, paths: Sequence[Path], predicted: Prediction, *, size: int = 1
+) -> list[Move]:
+    """Moves of masked units back to `full`, each alone: that which lowers the cost most is first.
+
+    Args:
+      mask: that is masked.
+      paths: P of them, without `full`.
+      predicted: costs under the mask.
+      size: heads of a unit.
+    """
+    shape = (len(predicted.linear), mask.num_layers * mask.num_heads // size, size)
+    linear = predicted.linear.reshape(shape).sum(axis=-1)  # [1 + P, U]
+    products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
+    at, every = _options(mask, [Full(), *paths], size), np.arange(shape[1])
+    cost = linear[0] - linear[at, every]
+    cost = cost + _mean(np.square(products[:, 0] - products[:, at, every])) / 2
+    units = mask.num_heads // size
+    return [
+        Move(*divmod(int(unit), units), Full(), float(cost[unit]), 0.0)
+        for unit in np.argsort(cost, kind="stable")
+        if at[unit]
+    ]
 
 
 def shrinkage(draws: np.ndarray) -> float:

@@ -14,7 +14,7 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,12 +25,16 @@ from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.sinks import measure_sinks
+from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path, Sink
 from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
-from sinkjax.studies.costs import late_from, part_means
-from sinkjax.studies.search.budget import Step, rank_moves, spend
+from sinkjax.models.digest import tokens_digest
+from sinkjax.studies.costs import late_from, parts_up_to
+from sinkjax.studies.retrieval.asked import kept_answers
+from sinkjax.studies.retrieval.measure import FLOOR
+from sinkjax.studies.search.budget import Step, make_moves, rank_moves, rank_returns, spend
 from sinkjax.studies.store import InMemory, Store
 
 _PRIOR = 8  # draws
@@ -55,14 +59,33 @@ class LearnedGates:
     origin: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """Questions that a mask has to answer as its baseline does.
+
+    Attributes:
+      ranked: on which costs are predicted.
+      held: on which masks are measured, others than those: sets of one task and depth.
+      nll_budget: the most nats that an answer's NLL may rise by, in the mean of any set.
+      floor: the least share of a set that the baseline itself has to answer; others say nothing,
+        and are left out.
+    """
+
+    ranked: Questions
+    held: tuple[Questions, ...]
+    nll_budget: float
+    floor: float = FLOOR
+
+
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
     """What is searched for, and how: settings of `Search`.
 
     Attributes:
       kl_budget: the most KL, nats a token, on the held-back excerpts.
-      budget_on: which KL that is: the `largest` of `sinkjax.studies.costs.PARTS`, for which costs
-        are predicted over the last quarter, or the `mean` over all positions of the prompt.
+      budget_on: which KL that is: the `largest` of `sinkjax.studies.costs.PARTS` at any of
+        `lengths_up_to`, for which costs are predicted over the last quarter, or the `mean` over
+        all positions of the prompt.
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       gates: for the ranking of that name.
@@ -99,6 +122,8 @@ class SearchOutcome:
       savings: float64 [P], of a unit on each path.
       errors: float64 [P, L, N], heads' own errors under the baseline.
       rounds: each with the masks that it measured.
+      rises: of the sets of questions, by how many nats the NLL of an answer rises; None of sets
+        that say nothing.
     """
 
     mask: SinkMask
@@ -107,6 +132,7 @@ class SearchOutcome:
     savings: np.ndarray
     errors: np.ndarray
     rounds: tuple[Step, ...]
+    rises: tuple[float | None, ...] = ()
 
 
 def search_mask(
@@ -115,8 +141,13 @@ def search_mask(
     held_excerpts: np.ndarray,
     settings: SearchSettings,
     store: Store | None = None,
+    *,
+    answers: Answers | None = None,
 ) -> SearchOutcome:
-    """Finds a mask whose measured KL is within a budget.
+    """Finds a mask whose measured KL is within a budget, and whose answers are, if there are any.
+
+    Each round grows the mask to its part of the KL's budget; where that costs more in answers than
+    they allow, heads go back to `full`, for good.
 
     Args:
       model: every head `full`.
@@ -125,6 +156,7 @@ def search_mask(
         are tokens after the prompt.
       settings: what is searched for.
       store: of what is measured; None to keep nothing.
+      answers: that the mask has to keep; None for none.
     """
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
@@ -136,34 +168,41 @@ def search_mask(
     needed = Sink("mean") in settings.paths
     fills = kept_means(model, ranking_excerpts, store) if needed else None
     prompt, largest = ranking_excerpts.shape[1], settings.budget_on == "largest"
-    score_from = late_from(prompt) if largest else SCORE_FROM
-    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, score_from)
+    first = late_from(prompt) if largest else SCORE_FROM
+    scored = np.broadcast_to(np.arange(prompt) >= first, ranking_excerpts.shape)
+    costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, scored)
     judge = kept_judge(model, held_excerpts, fills, store)
+    of_answers = None if answers is None else _KeptAnswers(model, answers, settings, fills, store)
 
     def budgeted(mask: SinkMask) -> float:
-        kl = judge(mask)
+        at = judge(mask)
         if largest:
-            return max(part_means(kl, mask, prompt).values())
-        return float(kl[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
+            return max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
+        return float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
 
     full = SinkMask.full(config)
-    best, kl, scale, rounds = full, 0.0, None, []
+    best, kl, scale = full, 0.0, None
+    rounds: list[Step] = []
+    returned: set[tuple[int, int]] = set()
     for number in range(settings.rounds):
         predicted = _predict(costs, settings, best, number)
-        moves = rank_moves(best, settings.paths, predicted, worth, size=size)
-        step = spend(
-            best,
-            moves,
-            settings.kl_budget * (number + 1) / settings.rounds,
-            budgeted,
-            kl=kl,
-            scale=scale,
-            size=size,
-            tries=settings.tries,
-        )
-        rounds.append(step)
+        moves = [
+            move
+            for move in rank_moves(best, settings.paths, predicted, worth, size=size)
+            if (move.layer, move.unit) not in returned
+        ]
+        target = settings.kl_budget * (number + 1) / settings.rounds
+        how = {"kl": kl, "scale": scale, "size": size, "tries": settings.tries}
+        step = spend(best, moves, target, budgeted, **how)
         best, kl, scale = step.mask, step.kl, step.scale
-    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds))
+        if of_answers is not None:
+            best, units = of_answers.give_back(best, settings.samples, settings.seed + number, size)
+            returned |= units
+            kl = budgeted(best)
+            step = dataclasses.replace(step, mask=best, kl=kl, returned=len(units))
+        rounds.append(step)
+    rises = () if of_answers is None else tuple(of_answers.rises(best))
+    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds), rises)
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -189,7 +228,7 @@ class KeptCosts:
       paths: without `full`.
       fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
       store: of what is measured.
-      score_from: the first position that counts.
+      scored: bool [W, T], positions that count; None for all but the first.
     """
 
     model: Llama
@@ -197,17 +236,17 @@ class KeptCosts:
     paths: Sequence[Path]
     fills: np.ndarray | None
     store: Store
-    score_from: int = SCORE_FROM
+    scored: np.ndarray | None = None
 
     def errors(self, mask: SinkMask | None = None) -> np.ndarray:
         """`own_errors` under a mask, float64 [P, L, N]."""
         under = self._under(mask)
 
         def measured() -> dict[str, np.ndarray]:
-            return {"errors": own_errors(self.model, self.excerpts, self.paths, **under)}
+            return {"errors": own_errors(*of, **under, scored=self.scored)}
 
-        paths = list(map(str, self.paths))
-        return self.store("errors", self.excerpts, measured, paths=paths, **under)["errors"]
+        of = self.model, self.excerpts, self.paths
+        return self.store("errors", self.excerpts, measured, **self._named, **under)["errors"]
 
     def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
         """`predict_moves` under a mask."""
@@ -215,17 +254,21 @@ class KeptCosts:
         under = self._under(mask)
 
         def predicted() -> dict[str, np.ndarray]:
-            moves = predict_moves(self.model, self.excerpts, self.paths, **under, **draws)
+            moves = predict_moves(*of, **under, **draws, scored=self.scored)
             return {"linear": moves.linear, "products": moves.products}
 
-        passes, paths = 2 + 2 * samples, list(map(str, self.paths))
-        arrays = self.store(
-            "sensitivity", self.excerpts, predicted, passes=passes, paths=paths, **under, **draws
-        )
+        of = self.model, self.excerpts, self.paths
+        how = {"passes": 2 + 2 * samples, **self._named, **under, **draws}
+        arrays = self.store("sensitivity", self.excerpts, predicted, **how)
         return Prediction(mask or SinkMask.full(self.model.config), **arrays)
 
     def _under(self, mask: SinkMask | None) -> dict[str, Any]:
-        return {"mask": mask, "fills": self.fills, "score_from": self.score_from}
+        return {"mask": mask, "fills": self.fills}
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        scored = None if self.scored is None else tokens_digest(self.scored)
+        return {"paths": list(map(str, self.paths)), "scored": scored}
 
 
 def kept_judge(
@@ -244,6 +287,62 @@ def kept_judge(
 def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
     """`mean_outputs`, float32 [L, N, H], measured once."""
     return store("means", excerpts, lambda: {"fills": mean_outputs(model, excerpts)})["fills"]
+
+
+class _KeptAnswers:
+    """What masks cost in answers, each measured once."""
+
+    def __init__(
+        self,
+        model: Llama,
+        answers: Answers,
+        settings: SearchSettings,
+        fills: np.ndarray | None,
+        store: Store,
+    ):
+        self._answers, self._fills = answers, fills
+        self._of = functools.partial(kept_answers, model, keep=store)
+        asked = answers.ranked
+        self._costs = KeptCosts(model, asked.tokens, settings.paths, fills, store, asked.predicting)
+
+    def rises(self, mask: SinkMask) -> Iterator[float | None]:
+        """By how many nats an answer's NLL rises, of each set; None of those that say nothing."""
+        for questions in self._answers.held:
+            baseline = self._of(questions)
+            if baseline["given_back"].mean() < self._answers.floor:
+                yield None
+            else:
+                masked = self._of(questions, mask=mask, fills=self._fills)
+                yield float((masked["nll"] - baseline["nll"]).mean())
+
+    def give_back(
+        self, mask: SinkMask, samples: int, seed: int, size: int
+    ) -> tuple[SinkMask, set[tuple[int, int]]]:
+        """Gives heads back to `full` until answers are within their budget.
+
+        Units are given back in the order of what each one costs in answers, as predicted under the
+        mask: their number is doubled until answers are kept, and then halved once where they still
+        are.
+
+        Returns:
+          the mask, and which units, (layer, unit), were given back.
+        """
+        if self._kept(mask):
+            return mask, set()
+        predicted = self._costs.sensitivity(samples, seed, mask)
+        moves = rank_returns(mask, self._costs.paths, predicted, size=size)
+        number = 1
+        while number < len(moves) and not self._kept(make_moves(mask, moves[:number], size=size)):
+            number *= 2
+        fewer = number - number // 4
+        if self._kept(make_moves(mask, moves[:fewer], size=size)):
+            number = fewer
+        made = moves[:number]
+        return make_moves(mask, made, size=size), {(move.layer, move.unit) for move in made}
+
+    def _kept(self, mask: SinkMask) -> bool:
+        rises = [rise for rise in self.rises(mask) if rise is not None]
+        return max(rises, default=-np.inf) <= self._answers.nll_budget
 
 
 def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:

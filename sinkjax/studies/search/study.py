@@ -25,6 +25,10 @@ path:
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
 
+With --tasks, which are those of `sinkjax retrieval`, the mask has to keep the baseline's answers,
+too: at every depth an answer's NLL may rise by --nll_budget at most. The search asks other
+questions than it is judged by, at other depths; of these, --judge_questions at each of --depths.
+
 The mask is written to --mask_file with all of this inside. A run that was stopped goes on where it
 was when the same command is given again.
 """
@@ -49,13 +53,17 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.costs import GENERATED, over_texts
+from sinkjax.studies.costs import GENERATED, over_texts, parts_up_to
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.summary import measured_quality, summarize_quality
 from sinkjax.studies.results import read_records
-from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks
+from sinkjax.studies.retrieval.asked import joined
+from sinkjax.studies.retrieval.keeping import AnswersStudy
+from sinkjax.studies.retrieval.promise import promise, promise_line
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
+    Answers,
     LearnedGates,
     SearchOutcome,
     SearchSettings,
@@ -70,14 +78,14 @@ from sinkjax.studies.search.tables import (
     search_tables,
 )
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, setting
-from sinkjax.studies.study import Bench, Cell, Size, Study
+from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES, _POSITION_BYTES = 65_536, 32  # upper bounds: of a record, of a judged position
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Search(Study):
+class Search(AnswersStudy):
     """Which mask costs at most a given KL."""
 
     name = "search"
@@ -147,6 +155,12 @@ class Search(Study):
     rank_excerpts: int = setting(8, "Excerpts on which costs are predicted.")
     hold_excerpts: int = setting(8, "Excerpts on which masks are measured.")
     judge_excerpts: int = setting(24, "Excerpts of each text to judge on.")
+    rank_questions: int = setting(
+        2, "Questions of each task and depth on which costs are predicted."
+    )
+    hold_questions: int = setting(
+        6, "Questions of each task and depth on which masks are measured."
+    )
     control_draws: int = setting(5, "Draws of each random control.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
     mask_file: str | None = setting(None, "File for the mask. Default: OUTPUT_DIR/mask.json.")
@@ -170,6 +184,7 @@ class Search(Study):
         yield from at_least(
             self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1, control_draws=1
         )
+        yield from at_least(self, rank_questions=1, hold_questions=1)
         if not self.flops_per_byte > 0:
             yield self.wrong("flops_per_byte", "give a number above 0")
         if self.ranking == "gates" and self.gates is None:
@@ -178,6 +193,7 @@ class Search(Study):
             yield self.wrong("ranking", "it makes no use of gates: give ranking=gates, or no gates")
 
     def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
         if self._learned is not None:
             yield from self._gate_problems(self._learned)
         if self._trained_on_choice and not self.judge_text:
@@ -284,12 +300,33 @@ class Search(Study):
             for series, rows, start in texts[1 if self._trained_on_choice else 0 :]
         ]
 
+    @functools.cached_property
+    def answers(self) -> Answers | None:
+        """Questions to choose on, other ones for each purpose, at depths between those to judge at.
+
+        Raises:
+          InputError: for a task that the length has no room for.
+        """
+        if not self.tasks:
+            return None
+        ranked = self.asked_for(self.rank_questions, 1)
+        held = self.asked_for(self.hold_questions, 2)
+        budget = self.nll_budget * (1 - self.margin)
+        return Answers(joined(ranked), tuple(asked.questions for asked in held), budget)
+
+    @property
+    def answers_on(self) -> tuple[Series, Series]:
+        return self.series[0], self.series[1 if self.judge_text else 0]
+
     def specification(self) -> dict[str, Any]:
         return {
             **self._common(),
             "judged": [
                 {**series.source.describe(), "tokens_sha256": self._digest(excerpts)}
                 for series, excerpts in self.judge_texts
+            ],
+            "judged_answers": [
+                tokens_digest(asked.questions.tokens) for asked in self.judged_answers
             ],
         }
 
@@ -303,6 +340,19 @@ class Search(Study):
             "held_sha256": self._digest(self.held),
             "num_windows": [len(self.ranked), len(self.held)],
             "settings": self.settings.describe(),
+            **self._asked(),
+        }
+
+    def _asked(self) -> dict[str, Any]:
+        """What records say of the questions to choose on."""
+        if self.answers is None:
+            return {}
+        return {
+            "asked": {
+                **values(self, "tasks", "nll_budget"),
+                "ranked_sha256": tokens_digest(self.answers.ranked.tokens),
+                "held_sha256": [tokens_digest(of.tokens) for of in self.answers.held],
+            }
         }
 
     def _digest(self, excerpts: np.ndarray) -> str:
@@ -313,11 +363,16 @@ class Search(Study):
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
         ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
         measured = self.held.size * self.rounds * self.tries
+        if self.answers is not None:
+            asked = sum(of.tokens.size for of in self.answers.held)
+            ranked += self.answers.ranked.tokens.size * self.rounds * passes
+            measured += asked * self.rounds * self.tries
+        asked = 4 * sum(of.questions.tokens.size for of in self.judged_answers)
         tokens = sum(excerpts.size for _, excerpts in self.judge_texts)
         masks = 1 + len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)
-        records = 1 + masks * len(self.judge_texts)
+        records = 1 + masks * len(self.judge_texts) + 2 * len(self.judged_answers)
         return Size(
-            ranked + measured + masks * tokens,
+            ranked + measured + asked + masks * tokens,
             records,
             _RECORD_BYTES * records + _POSITION_BYTES * records * tokens,
         )
@@ -327,7 +382,9 @@ class Search(Study):
             raise InputError(
                 self.wrong("gates", "they are of another model: give the folder of its own")
             )
-        outcome = search_mask(bench.model, self.ranked, self.held, self.settings, bench.keep)
+        outcome = search_mask(
+            bench.model, self.ranked, self.held, self.settings, bench.keep, answers=self.answers
+        )
         scores = sink_scores(bench.model, self.ranked, bench.keep)
         controls = control_masks(
             outcome, self.settings, bench.model.config, scores, self.control_draws
@@ -337,9 +394,17 @@ class Search(Study):
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
         for series, excerpts in self.judge_texts:
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
+        control = numbered(RANDOM[0], 0)
+        answering = {
+            name: Candidate.of_mask(name, masks[name], self.judged_lengths, outcome.fills)
+            for name in (CHOSEN, control)
+        }
+        yield from self.answer_cells(bench, answering, {control: CHOSEN})
         records = list(bench.results)
         provenance, quality = saved_search(records)
         quality |= over_budget(records, self.kl_budget, self.budget_on)
+        if self.tasks:
+            quality["retrieval"] = answers_of(records, self.nll_budget)
         file = self.mask_file or bench.results.folder / "mask.json"
         how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
         first(lambda: save_mask(file, outcome.mask, **how))
@@ -361,14 +426,18 @@ class Search(Study):
                 return judge().stats(mask, generated).arrays()
 
             how = {"mask": mask, "fills": fills, "generated": generated}
-            stats = bench.keep("quality", excerpts, measured, **how)
-            return summarize_quality(QualityStats(**stats), mask, seed=self.seed)
+            stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
+            kl = np.concatenate([stats.kl, stats.generated_kl.reshape(len(stats.kl), -1)], axis=1)
+            shorter = parts_up_to(kl, mask, self.length)
+            del shorter[self.length]
+            result = summarize_quality(stats, mask, seed=self.seed)
+            return {**result, "shorter": {str(n): parts for n, parts in shorter.items()}}
 
         for name, mask in masks.items():
-            of_mask = {} if fills is None else {mask: fills}
+            candidate = Candidate.of_mask(name, mask, self.lengths, fills)
             fields = {
                 "kind": "quality",
-                "candidate": Candidate(name, {self.length: mask}, of_mask).describe(self.length),
+                "candidate": candidate.describe(self.length),
                 **series.excerpts(self.length, excerpts[:, : self.length]),
                 "score_from": SCORE_FROM,
                 "generated": generated,
@@ -380,7 +449,17 @@ class Search(Study):
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
             budget_line(records, self.kl_budget, self.budget_on),
+            *map(promise_line, answers_of(records, self.nll_budget)),
         ]
+
+
+def answers_of(records: Sequence[Mapping[str, Any]], nll_budget: float) -> list[dict[str, Any]]:
+    """What is promised of the chosen mask's answers, the longest length first."""
+    by_length: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "retrieval" and record["candidate"]["name"] == CHOSEN:
+            by_length.setdefault(record["length"], []).append(record)
+    return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
 
 
 def _read_gates(folder: str) -> LearnedGates:
@@ -424,10 +503,12 @@ def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str,
         "heads": outcome.mask.counts(),
         "held_kl": outcome.kl,
         "savings": outcome.savings.tolist(),
+        "nll_rises": list(outcome.rises),
         "rounds": [
             {
                 "tried": [list(pair) for pair in step.tried],
                 "moves": step.number,
+                "returned": step.returned,
                 "kl": step.kl,
                 "mask": str(step.mask),
             }

@@ -14,6 +14,7 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
 from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 _BUDGETS = {
@@ -40,7 +41,8 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     costs = [_quality_table(search, of_text) for of_text in by_text]
     if len(by_text) > 1:
         costs.append(_texts_table(search, quality_of(records, CHOSEN)))
-    return [_rounds_table(search), _mask_table(search), *costs]
+    answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
+    return [_rounds_table(search), _mask_table(search), *costs, *answers]
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
@@ -115,13 +117,19 @@ def over_budget(
 
     Returns:
       `kl_budget`, `budget_on`, and as `over_budget` the KL of each judged text on which the mask
-      costs more.
+      costs more, and at which length.
     """
-    costs = [
-        {"text": record["source"]["name"], "kl": budgeted(record["result"], budget_on)}
-        for record in quality_of(records, CHOSEN)
-    ]
-    over = [cost for cost in costs if cost["kl"]["value"] > kl_budget]
+    over = []
+    for record in quality_of(records, CHOSEN):
+        at = {record["length"]: budgeted(record["result"], budget_on)}
+        if budget_on == "largest":
+            for length, parts in record["result"].get("shorter", {}).items():
+                at[int(length)] = {"value": max(parts.values()), "low": None, "high": None}
+        over += [
+            {"text": record["source"]["name"], "length": length, "kl": kl}
+            for length, kl in at.items()
+            if kl["value"] > kl_budget
+        ]
     return {"kl_budget": kl_budget, "budget_on": budget_on, "over_budget": over}
 
 
@@ -132,7 +140,8 @@ def budget_line(records: Sequence[Record], kl_budget: float, budget_on: str = "l
     if not over:
         return f"The mask keeps its budget, {budget}, on all judged text."
     costs = ", ".join(
-        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']}"
+        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']} at "
+        f"{formats.count(text['length'])} tokens"
         for text in over
     )
     return (
@@ -152,11 +161,14 @@ def _rounds_table(search: Record) -> Table:
             column("round", "round", formats.count),
             column("moves: KL, in the order of measuring", "tried", lambda m: tried(m) or "-"),
             column("moves kept", "moves", formats.count),
+            ("given back", lambda step, _: formats.count(step.get("returned", 0))),
             column("KL", "kl", formats.nats),
         ),
         notes=(
             "KL on the excerpts held back for measuring, in nats a token; the largest: of the KL "
-            "where the mask acts, over the last quarter, and over generated tokens.",
+            "where the mask acts, over the last quarter, and over generated tokens, at any length "
+            "up to the excerpt's. Given back: heads, or groups, that returned to `full` because "
+            "answers cost too much.",
         ),
         labels=2,
     )

@@ -15,6 +15,7 @@ from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.retrieval.tables import retrieval_tables
 
 _METHODS = {
     "gates": "learned gates",
@@ -48,7 +49,8 @@ def training_tables(records: Sequence[Record]) -> list[Table]:
     """The KL of masks by gates beside other choices, or of a mask before and after its repair."""
     makers = {"gates": _gates_table, "repair": _repair_table}
     of_kind = {kind: [r for r in records if r["kind"] == kind] for kind in makers}
-    return [make(of_kind[kind]) for kind, make in makers.items() if of_kind[kind]]
+    made = [make(of_kind[kind]) for kind, make in makers.items() if of_kind[kind]]
+    return made + retrieval_tables([r for r in records if r["kind"] == "retrieval"])
 
 
 def loss_figure(record: Record) -> Picture:

@@ -62,18 +62,26 @@ class TrainingStudy(HeldOutStudy):
         (length,) = self.lengths
         return self.judged_rows(length)
 
+    @property
+    def training_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """What is trained on, int32 [W, T], and the weights of positions, as `distil` has them."""
+        return self.trained_on, None
+
     def distilled(
         self, bench: Bench, forward: Callable[..., jax.Array], start: Parameters, **price: Callable
     ) -> Trained:
         """What came of `distil` with this model, `forward`, `start` and, where given, `price`."""
-        where = (self.trained_on, self.train, bench.results.folder / "checkpoints")
+        excerpts, weights = self.training_rows
+        where = (excerpts, self.train, bench.results.folder / "checkpoints")
         report = functools.partial(bench.keep.report, "trained")
-        return distil(bench.model, forward, start, *where, on_step=report, **price)
+        how = {"weights": weights, "on_step": report, **price}
+        return distil(bench.model, forward, start, *where, **how)
 
     @property
     def training_tokens(self) -> int:
         """Tokens that training takes."""
-        return self.steps * min(self.rows, len(self.trained_on)) * self.trained_on.shape[1]
+        count, length = self.training_rows[0].shape
+        return self.steps * min(self.rows, count) * length
 
     def specification(self) -> dict[str, Any]:
         (length,) = self.lengths

@@ -76,6 +76,7 @@ def distil(
     settings: TrainSettings,
     folder: pathlib.Path,
     *,
+    weights: np.ndarray | None = None,
     price: Callable[[Parameters], jax.Array] = lambda parameters: jnp.float32(0),
     on_step: Callable[[int], None] = lambda tokens: None,
 ) -> Trained:
@@ -89,6 +90,8 @@ def distil(
       excerpts: int32 [W, T], T at least 2. All of them are used before any is used again.
       settings: how.
       folder: for checkpoints, by Orbax; of this training alone.
+      weights: float32 [W, T - 1], how much the KL of each position from the second on counts in
+        its excerpt's loss; None for their mean.
       price: what the parameters cost, a number that is added to the loss.
       on_step: called after each step with its tokens, and for those that had been done before.
 
@@ -102,7 +105,10 @@ def distil(
     state = {"parameters": start, "optimizer": optimizer.init(start), "history": history}
     update = jax.jit(functools.partial(_update, optimizer))
     value_and_grad = jax.jit(jax.value_and_grad(price))
-    size = min(settings.rows, len(excerpts)) * excerpts.shape[1]
+    count, length = excerpts.shape
+    size = min(settings.rows, count) * length
+    if weights is None:
+        weights = np.full((count, length - 1), 1 / (length - 1), np.float32)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
         done = checkpoints.latest_step() or 0
@@ -118,14 +124,16 @@ def distil(
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):
-            tokens = lay_rows(baseline, excerpts[_rows_of_step(step, len(excerpts), settings)])
+            rows = _rows_of_step(step, len(excerpts), settings)
+            tokens, counted = lay_rows(baseline, excerpts[rows]), lay_rows(baseline, weights[rows])
             target = residuals(baseline, tokens)[:, 1:]
             changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
-            kl, gradient = mean_divergence(baseline, target, changed)
+            kl, gradient = mean_divergence(baseline, target, changed, counted)
             paid, of_price = value_and_grad(state["parameters"])
             state["history"][step] = kl, paid
             if not np.isfinite(state["history"][step]).all():
-                check_finite("the baseline's logits", mean_divergence(baseline, target, target)[0])
+                own = mean_divergence(baseline, target, target, counted)[0]
+                check_finite("the baseline's logits", own)
                 if step == 0:
                     raise not_finite("logits, or what is added to the loss,")
                 text = f"the loss is not finite at step {step}: give a lower rate"
@@ -143,29 +151,32 @@ def distil(
 
 @jax.jit
 def mean_divergence(
-    baseline: Llama, target: jax.Array, changed: jax.Array
+    baseline: Llama, target: jax.Array, changed: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean KL to the baseline's predictions, and its gradient.
+    """The KL to the baseline's predictions, its mean over excerpts, and its gradient.
 
     Args:
       baseline: whose norm and head make predictions of both.
       target, changed: [B, P, D], residual streams after the last layer, of the baseline and of
         another model.
+      weights: float32 [B, P], of each position's KL in its excerpt's.
 
     Returns:
       a float32 number, and its derivative by `changed`, [B, P, D].
     """
 
-    def block(target: jax.Array, changed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def block(
+        target: jax.Array, changed: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         def divergences(changed: jax.Array) -> jax.Array:
             both = (jax.nn.log_softmax(baseline.logits(x[None])[0]) for x in (changed, target))
             return optax.losses.kl_divergence_with_log_targets(*both)
 
         kl, back = jax.vjp(divergences, changed)
-        return kl, back(jnp.ones_like(kl))[0]
+        return kl, back(weights.astype(kl.dtype))[0]
 
-    kl, gradient = by_blocks(block, target, changed)
-    return kl.mean(), gradient / kl.size
+    kl, gradient = by_blocks(block, target, changed, weights)
+    return jnp.sum(kl * weights) / len(kl), gradient / len(kl)
 
 
 def _optimizer(settings: TrainSettings) -> optax.GradientTransformation:

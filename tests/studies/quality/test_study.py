@@ -60,7 +60,7 @@ def names(record, candidate):
 def measured(tiny, mask_file, tmp_path_factory):
     """A run's folder: a mask's file and the text form of the baseline's, of every kind."""
     folder = tmp_path_factory.mktemp("out") / "quality"
-    more = {"continuation_tokens": 4, "passkey_depths": "0.5", "lengths": "2,90", "num_excerpts": 2}
+    more = {"continuation_tokens": 4, "lengths": "2,90", "num_excerpts": 2}
     run_main(QUALITY, *arguments(tiny, folder, **more), f"--mask={mask_file}", f"--mask={FULL}")
     return folder
 
@@ -87,7 +87,6 @@ def test_the_baselines_own_mask_costs_exactly_nothing(measured):
     assert [(r["kind"], r["length"]) for r in own] == [
         ("quality", 2),
         ("quality", 90),
-        ("passkey", 90),
         ("continuation", 2),
         ("continuation", 90),
     ]
@@ -96,9 +95,6 @@ def test_the_baselines_own_mask_costs_exactly_nothing(measured):
         if record["kind"] == "quality":
             assert result["kl"]["max"] == 0
             assert result["agreement"]["top5"]["value"] == 1
-        elif record["kind"] == "passkey":
-            assert result["nll"]["change"]["value"] == 0
-            assert result["nll"]["baseline"]["value"] > 0
         else:
             assert result["per_window"] == [4, 4]
             assert result["identical"]["value"] == 1
@@ -107,17 +103,16 @@ def test_the_baselines_own_mask_costs_exactly_nothing(measured):
 def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, capsys):
     """The same command again: everything is there."""
     before = {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
-    more = {"continuation_tokens": 4, "passkey_depths": "0.5", "lengths": "2,90", "num_excerpts": 2}
+    more = {"continuation_tokens": 4, "lengths": "2,90", "num_excerpts": 2}
     run_main(QUALITY, *arguments(tiny, measured, **more), f"--mask={mask_file}", f"--mask={FULL}")
     assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
     out = capsys.readouterr().out
     unwrapped = " ".join(out.split())  # a title breaks where the folder's name is long
-    for title in ("KL to the baseline", "perplexity", "KL by position", "greedy", "hidden number"):
+    for title in ("KL to the baseline", "perplexity", "KL by position", "greedy"):
         assert title in unwrapped
     for record in records_of(measured, kind="quality"):
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out
-    assert "No number is hidden in 2 tokens" in out
     assert out.splitlines()[-2] == f"report: {measured}/report.html"
     page = (measured / "report.html").read_text()
     for record in records_of(measured, kind="quality"):
@@ -295,8 +290,7 @@ BAD = {
     "no text": (["L0: 6q"], {}, ["--mask=L0: 6q"]),
     "no means": (["L0-1: 6s(mean)"], {}, ["calibrated means"]),
     "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
-    "depth": ([FULL], {"passkey_depths": "0.5,2"}, ["--passkey_depths=2", "between 0 and 1"]),
-    "no room": ([FULL], {"passkey_depths": "0.5"}, ["excerpts of 40 tokens", "at least"]),
+    "passkeys": ([FULL], {"passkey_depths": "0.5"}, ["--passkey_depths is gone", "retrieval"]),
     "context": ([FULL], {"continuation_tokens": 100}, ["lengths=40", "context of 128"]),
     "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
     "windows": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),

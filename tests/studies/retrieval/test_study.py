@@ -3,7 +3,6 @@
 import copy
 import functools
 
-import hf
 import numpy as np
 import pytest
 from scripts import run_main
@@ -24,21 +23,6 @@ from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
 RETRIEVAL = "experiments.retrieval"
 FULL, ZERO = "L0-1: 6f", "L0-1: 6s(zero)"
 LENGTH, COUNT = 420, 3
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, small_tokenizer):
-    """A random Llama of two layers with room for questions, and a small tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("small")
-    hf.save_llama(
-        folder,
-        vocab_size=len(small_tokenizer),
-        num_hidden_layers=2,
-        max_position_embeddings=1024,
-        initializer_range=0.5,
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +47,10 @@ def arguments(model, folder, /, **more):
 
 
 @pytest.fixture(scope="module")
-def measured(small, mask_file, tmp_path_factory):
+def measured(roomy, mask_file, tmp_path_factory):
     """A run's folder: of a mask's file with its control."""
     folder = tmp_path_factory.mktemp("out") / "retrieval"
-    run_main(RETRIEVAL, *arguments(small, folder), f"--mask={mask_file}")
+    run_main(RETRIEVAL, *arguments(roomy, folder), f"--mask={mask_file}")
     return folder
 
 
@@ -95,18 +79,18 @@ def test_the_baseline_answers_once_for_all_masks(measured):
 
 
 @pytest.fixture(scope="module")
-def listed(small, tmp_path_factory):
+def listed(roomy, tmp_path_factory):
     """A run's folder: of a list, under a mask without control."""
     folder = tmp_path_factory.mktemp("out") / "lists"
-    flags = arguments(small, folder, tasks="fwe", control_draws=0)
+    flags = arguments(roomy, folder, tasks="fwe", control_draws=0)
     run_main(RETRIEVAL, *flags, f"--mask={ZERO}")
     return folder
 
 
-def test_lists_are_searched_in_what_the_model_writes(listed, small, small_tokenizer):
+def test_lists_are_searched_in_what_the_model_writes(listed, roomy, small_tokenizer):
     encoder = functools.partial(encode, small_tokenizer, bos="tokenizer")
     questions = ask(encoder, "fwe", LENGTH, count=COUNT, seed=0)
-    model = sinkjax.load(small)
+    model = sinkjax.load(roomy)
     masked = specialize(model, SinkMask.from_text(ZERO))
     (record,) = records_of(listed)
     assert "depth" not in record
@@ -123,10 +107,10 @@ def test_lists_are_searched_in_what_the_model_writes(listed, small, small_tokeni
 
 
 def test_the_terminal_shows_what_the_records_say_and_nothing_is_measured_again(
-    measured, small, mask_file, capsys
+    measured, roomy, mask_file, capsys
 ):
     before = {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
-    run_main(RETRIEVAL, *arguments(small, measured), f"--mask={mask_file}")
+    run_main(RETRIEVAL, *arguments(roomy, measured), f"--mask={mask_file}")
     assert before == {path: path.stat().st_mtime_ns for path in (measured / "measured").iterdir()}
     out = capsys.readouterr().out
     for record in records_of(measured):
@@ -139,9 +123,9 @@ def test_the_terminal_shows_what_the_records_say_and_nothing_is_measured_again(
     assert len(list((measured / "figures").glob("*.png"))) == 1
 
 
-def test_lengths_without_room_are_left_out_and_said(small, tmp_path, capsys):
+def test_lengths_without_room_are_left_out_and_said(roomy, tmp_path, capsys):
     more = {"lengths": f"60,{LENGTH}", "tasks": "niah_single_1", "control_draws": 0}
-    run_main(RETRIEVAL, *arguments(small, tmp_path, **more), f"--mask={FULL}")
+    run_main(RETRIEVAL, *arguments(roomy, tmp_path, **more), f"--mask={FULL}")
     records = records_of(tmp_path)
     assert {record["length"] for record in records} == {LENGTH}
     for record in records:  # the mask is the baseline's own
@@ -238,9 +222,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_flags_are_refused_before_any_work(what, small, tmp_path):
+def test_bad_flags_are_refused_before_any_work(what, roomy, tmp_path):
     masks, more, mentions = BAD[what]
-    flags = arguments(small, tmp_path / "out", **more)
+    flags = arguments(roomy, tmp_path / "out", **more)
     with pytest.raises(InputError) as error:
         run_main(RETRIEVAL, *flags, *(f"--mask={mask}" for mask in masks))
     for mention in mentions:
@@ -248,30 +232,30 @@ def test_bad_flags_are_refused_before_any_work(what, small, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_groups_of_a_mask_are_drawn_whole_for_its_control(small):
-    model = sinkjax.load_config(small)
+def test_groups_of_a_mask_are_drawn_whole_for_its_control(roomy):
+    model = sinkjax.load_config(roomy)
     size = model.num_heads // model.num_kv_heads
     group = "L0: 6f | L1: " + f"{size}w(1,4) {6 - size}f"
     for text, whole in ((group, True), ("L0: 6f | L1: w(1,4) 5f", False)):
-        study = Retrieval(model=str(small), mask=(text,), lengths=(LENGTH,), control_draws=8)
+        study = Retrieval(model=str(roomy), mask=(text,), lengths=(LENGTH,), control_draws=8)
         masked = [c.masks[LENGTH].masked for c in study.candidates[1:]]
         grouped = [m.reshape(2, -1, size) for m in masked]
         assert all((m.all(-1) == m.any(-1)).all() for m in grouped) == whole
         assert len({str(c.masks[LENGTH]) for c in study.candidates}) > 1
 
 
-def test_means_of_controls_need_text_enough(small, mask_file, tmp_path):
+def test_means_of_controls_need_text_enough(roomy, mask_file, tmp_path):
     (tmp_path / "short.txt").write_text("Hardly a sentence. " * 20)
-    flags = arguments(small, tmp_path / "out", text=tmp_path / "short.txt", tasks="niah_single_1")
+    flags = arguments(roomy, tmp_path / "out", text=tmp_path / "short.txt", tasks="niah_single_1")
     with pytest.raises(InputError, match=r"--lengths=420: short\.txt has \d+ tokens"):
         run_main(RETRIEVAL, *flags, f"--mask={mask_file}")
-    study = Retrieval(model=str(small), mask=(FULL,), text=str(tmp_path / "short.txt"))
+    study = Retrieval(model=str(roomy), mask=(FULL,), text=str(tmp_path / "short.txt"))
     assert study.calibrated_on is None
 
 
-def test_prose_is_the_text_that_is_given(small, small_tokenizer, other_text):
+def test_prose_is_the_text_that_is_given(roomy, small_tokenizer, other_text):
     study = Retrieval(
-        model=str(small), mask=(FULL,), text=str(other_text), lengths=(LENGTH,), num_excerpts=2
+        model=str(roomy), mask=(FULL,), text=str(other_text), lengths=(LENGTH,), num_excerpts=2
     )
     questions = next(asked.questions for asked in study.asked if asked.task == "niah_prose")
     shown = small_tokenizer.decode(questions.tokens[0])

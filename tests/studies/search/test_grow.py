@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from sinkjax.instruments.compare import compare
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
+from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
+from sinkjax.studies.costs import part_means, parts_up_to
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
-from sinkjax.studies.search.grow import SearchSettings, search_mask
+from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 pytestmark = pytest.mark.quick
@@ -60,11 +63,20 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
-@pytest.mark.parametrize(("score_from", "cap"), [(1, None), (12, None), (1, 0.5)])
-def test_errors_and_means_are_those_of_dense_attention(windows, score_from, cap):
+def ragged(starts, stop=16):
+    """Positions that count of six excerpts of 16 tokens: of each from a start on."""
+    at = np.arange(16)
+    return (at >= np.resize(starts, 6)[:, None]) & (at < stop)
+
+
+@pytest.mark.parametrize(
+    ("scored", "cap"),
+    [(ragged([1]), None), (ragged([12]), None), (ragged([9, 4, 12], stop=14), 0.5)],
+)
+def test_errors_and_means_are_those_of_dense_attention(windows, scored, cap):
     model = tiny.make(seed=3, score_cap=cap)
     fills = mean_outputs(model, windows)
-    errors = own_errors(model, windows, PATHS, fills=fills, score_from=score_from)
+    errors = own_errors(model, windows, PATHS, fills=fills, scored=scored)
     x, context = model.enter(jnp.asarray(windows))
     for index, layer in enumerate(model.layers):
         after, full = dense_layer(layer, x, context, Full())
@@ -76,7 +88,7 @@ def test_errors_and_means_are_those_of_dense_attention(windows, score_from, cap)
                 changed = changed.at[:, 1:].set(fills[index])
             added = np.einsum("btnh,dnh->btnd", changed - full, layer.attention.o[...])
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
-            wanted = np.sqrt(np.square(relative[:, score_from:]).mean(axis=(0, 1)))
+            wanted = np.sqrt(np.square(relative[scored]).mean(axis=0))
             np.testing.assert_allclose(found, wanted, rtol=1e-3)
         x = after
 
@@ -109,15 +121,20 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
 
 
 @pytest.mark.parametrize(
-    ("start", "score_from"),
-    [("L0-2: 6f", 1), ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", 1), ("L0-2: 6f", 14)],
+    ("start", "scored"),
+    [
+        ("L0-2: 6f", ragged([1])),
+        ("L0: 6f | L1: 6w(0,15) | L2: 2f 4w(0,15)", None),
+        ("L0-2: 6f", ragged([14])),
+        ("L0-2: 6f", ragged([14, 15, 13])),
+    ],
 )
-def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, score_from):
+def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, scored):
     """Window(0, 15) of 16 tokens hides one key of one position. Of more, more orders count."""
     mask, paths = SinkMask.from_text(start), PATHS[3:]
-    how = {"samples": 64, "score_from": score_from}
-    predicted = predict_moves(model, windows, paths, mask=mask, **how)
-    kl = lambda mask: judge(mask)[:, score_from - 1 :].mean(dtype=np.float64)  # noqa: E731
+    predicted = predict_moves(model, windows, paths, mask=mask, samples=64, scored=scored)
+    counted = ragged([1]) if scored is None else scored
+    kl = lambda mask: judge(mask)[counted[:, 1:]].mean(dtype=np.float64)  # noqa: E731
     moves = rank_moves(mask, paths, predicted, np.ones(1))
     assert len(moves) == mask.counts()["full"]
     before = kl(mask)
@@ -243,3 +260,56 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
     again = search_mask(model, windows, more, settings)
     assert again.mask == found.mask
     assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]
+
+
+def questions(model, seed, count=4):
+    """Questions of up to 16 tokens that end in the three tokens that the model finds likeliest."""
+    tokens = np.array(tiny.tokens_of(model, (count, 16), seed=seed))
+    lengths, rows = np.resize([16, 14], count), np.arange(count)
+    for place in (3, 2, 1):
+        at = lengths - place
+        tokens[rows, at] = np.asarray(model(tokens))[rows, at - 1].argmax(axis=-1)
+    return Questions(tokens, lengths, np.full(count, 3), (), 3)
+
+
+def test_a_search_keeps_answers_too(model, windows):
+    settings = SearchSettings(
+        (Window(1, 4),), 0.2, Workload(16), objective="heads", rounds=2, samples=4
+    )
+    held = questions(model, 5), questions(model, 6)
+    free = search_mask(model, windows, windows, settings)
+
+    def nll(forward, of):
+        """Of each answer, from all logits."""
+        logits = np.asarray(jax.nn.log_softmax(forward(of.tokens)), np.float64)
+        rows = np.arange(len(of.tokens))[:, None]
+        at = of.lengths[:, None] - np.arange(3, 0, -1)
+        return -logits[rows, at - 1, of.tokens[rows, at]].sum(axis=1)
+
+    def rises(mask):
+        fast = specialize(model, mask)
+        return [(nll(fast, of) - nll(model, of)).mean() for of in held]
+
+    budget = max(rises(free.mask)) / 2
+    assert budget > 1e-3
+    answers = Answers(questions(model, 7), held, budget, floor=0)
+    kept = search_mask(model, windows, windows, settings, answers=answers)
+    np.testing.assert_allclose(kept.rises, rises(kept.mask), atol=1e-4)
+    assert max(kept.rises) <= budget
+    assert kept.kl <= 0.2
+    assert 0 < kept.mask.masked.sum() < free.mask.masked.sum()
+    assert sum(step.returned for step in kept.rounds) > 0
+    says_nothing = dataclasses.replace(answers, floor=1.1)
+    same = search_mask(model, windows, windows, settings, answers=says_nothing)
+    assert same.rises == (None, None)
+    assert same.mask == free.mask
+
+
+def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
+    rows = np.asarray(tiny.tokens_of(model, (3, 44), seed=2))
+    mask = SinkMask.from_text("L0: 6f | L1: 3w(1,4) 3f | L2: 6w(2,20)")
+    found = parts_up_to(Judge(model, rows)(mask), mask, 36)
+    assert list(found) == [36, 18]
+    alone = part_means(Judge(model, rows[:, :26])(mask), mask, 18)
+    assert list(found[18]) == list(alone) == ["kl_acting", "kl_late", "kl_generated"]
+    np.testing.assert_allclose(list(found[18].values()), list(alone.values()), rtol=1e-4)

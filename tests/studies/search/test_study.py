@@ -68,6 +68,35 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     assert saved.provenance.selection["num_windows"] == [2, 3]
 
 
+@pytest.fixture(scope="module")
+def asking(roomy, other_text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "asking"
+    more = {"lengths": 420, "tasks": "niah_prose,niah_single_1", "depths": "0.2,0.8", "rounds": 1}
+    counts = {"rank_questions": 1, "hold_questions": 2, "judge_questions": 3, "judge_excerpts": 1}
+    ranked = {"rank_excerpts": 1, "hold_excerpts": 1, "paths": "window(1,16)"}
+    run_main(SEARCH, *arguments(roomy, folder, other_text, **more, **counts, **ranked))
+    return folder
+
+
+def test_other_things_are_asked_to_choose_than_to_judge(asking):
+    specification, records = read_records(asking)
+    (search,) = (record for record in records if record["kind"] == "search")
+    asked = [record for record in records if record["kind"] == "retrieval"]
+    judged = [record["tokens_sha256"] for record in asked]
+    assert specification["judged_answers"] == judged[:8]
+    assert not set(judged) & set(search["asked"]["held_sha256"])
+    assert len(search["asked"]["held_sha256"]) == 6  # between 0, 0.2, 0.8 and 1, of two tasks
+    assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 8 + [f"{RANDOM[0]} 1"] * 8
+    assert {r["source"]["name"] for r in asked if r["task"] == "niah_prose"} == {"other.txt"}
+    saved = load_mask(asking / "mask.json")
+    # A random model gives no answer back.
+    assert search["result"]["nll_rises"] == [None] * 6
+    promises = saved.quality["retrieval"]
+    assert [(of["length"], of["kept"]) for of in promises] == [(420, None), (210, None)]
+    assert [len(of["asked"]) for of in promises] == [4, 4]
+    assert "at random" not in str(promises)
+
+
 def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):
     _, records = read_records(searched)
     quality = [record for record in records if record["kind"] == "quality"]

@@ -10,6 +10,7 @@ def judged(text, kl, name="chosen", **parts):
     result = {"kl": {"mean": mean}, **parts}
     return {
         "kind": "quality",
+        "length": 512,
         "tokens_sha256": text,
         "candidate": {"name": name},
         "source": {"name": text},
@@ -31,7 +32,7 @@ def test_a_mask_that_misses_its_budget_on_judged_text_says_so(kl, over):
     line = budget_line(records, 0.05, "mean")
     if over:
         assert line.startswith("THE MASK MISSES ITS BUDGET, a KL of 0.05 nats a token")
-        assert "0.0612 [0.0512, 0.0712] on b.txt" in line
+        assert "0.0612 [0.0512, 0.0712] on b.txt at 512 tokens" in line
         assert "a.txt" not in line
     else:
         assert line == "The mask keeps its budget, a KL of 0.05 nats a token, on all judged text."
@@ -44,8 +45,11 @@ def test_the_budget_is_on_the_largest_part():
     cheap = {"kl_acting": part(0.03), "kl_late": part(0.04), "kl_generated": nothing}
     records = [{"kind": "search"}, judged("a.txt", 0.02, **dear), judged("b.txt", 0.02, **cheap)]
     (over,) = over_budget(records, 0.05)["over_budget"]
-    assert over == {"text": "a.txt", "kl": dear["kl_late"]}
-    assert "0.0550 [0.0450, 0.0650] on a.txt" in budget_line(records, 0.05)
+    assert over == {"text": "a.txt", "length": 512, "kl": dear["kl_late"]}
+    assert "0.0550 [0.0450, 0.0650] on a.txt at 512 tokens" in budget_line(records, 0.05)
+    shorter = {"256": {"kl_late": 0.04, "kl_generated": 0.0601}, "128": {"kl_late": 0.05}}
+    records[2]["result"]["shorter"] = shorter
+    assert "a.txt at 512 tokens, 0.0601 on b.txt at 256 tokens. " in budget_line(records, 0.05)
     assert "on all judged text" in budget_line(records, 0.05, "mean")
 
 

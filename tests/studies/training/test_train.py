@@ -46,18 +46,23 @@ def test_gates_at_their_ends_are_masks(model, gated, windows):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated, windows):
+@pytest.mark.parametrize("uneven", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated, windows, uneven):
     tokens = jnp.asarray(windows)
+    shape = len(windows), windows.shape[1] - 1
+    weights = jnp.full(shape, 1 / shape[1])
+    if uneven:
+        weights = jnp.asarray(np.random.default_rng(1).random(shape, np.float32))
     logits = start_gates(3, 2) * jnp.asarray([[0.1, 0.5], [-0.2, 0.3], [0.2, -0.4]])
 
     def whole(logits):
         ours = jax.nn.log_softmax(model.logits(gated.residuals(logits, tokens))[:, 1:])
         theirs = jax.nn.log_softmax(model(tokens)[:, 1:])
-        return (jnp.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()
+        return ((jnp.exp(theirs) * (theirs - ours)).sum(axis=-1) @ weights.T).trace() / shape[0]
 
     expected, gradient = jax.value_and_grad(whole)(logits)
     found, back = jax.vjp(lambda p: gated.residuals(p, tokens)[:, 1:], logits)
-    kl, of_found = mean_divergence(model, residuals(model, tokens)[:, 1:], found)
+    kl, of_found = mean_divergence(model, residuals(model, tokens)[:, 1:], found, weights)
     np.testing.assert_allclose(kl, expected, rtol=1e-4)
     np.testing.assert_allclose(back(of_found)[0], gradient, atol=1e-6)
     assert np.abs(gradient).min() > 1e-5

@@ -1,0 +1,144 @@
+"""Questions of several tasks, lengths and depths, and what is measured of their answers."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.errors import InputError, Problem
+from sinkjax.instruments.answers import score_answers
+from sinkjax.instruments.batches import batch_rows
+from sinkjax.instruments.tasks import LISTS, Questions, ask
+from sinkjax.masks.mask import SinkMask
+from sinkjax.models.decoder import Llama
+from sinkjax.models.digest import tokens_digest
+from sinkjax.models.sharding import row_shards
+from sinkjax.studies.prompts import TextExcerpts
+from sinkjax.studies.series import Source
+from sinkjax.studies.store import Store
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """One set of questions.
+
+    Attributes:
+      task, length, depth: of all of them; no depth of `LISTS`.
+      questions: W of them.
+      filler: that `niah_prose` hides numbers in.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    questions: Questions
+    filler: TextExcerpts
+
+    @property
+    def written(self) -> bool:
+        """Whether the answers are written out, and searched for the words asked for."""
+        return self.task in LISTS
+
+    def fields(self, candidate: Mapping[str, Any], **common: Any) -> dict[str, Any]:
+        """A record but for its result, of a described candidate, with what all records say."""
+        described: dict[str, Any] = {"task": self.task, "length": self.length}
+        if self.depth is not None:
+            described["depth"] = self.depth
+        if self.task == "niah_prose":
+            described["source"] = Source(self.filler, "text").describe()
+        return {
+            "kind": "retrieval",
+            "candidate": candidate,
+            **described,
+            **common,
+            "num_windows": len(self.questions.tokens),
+            "tokens_sha256": tokens_digest(self.questions.tokens),
+        }
+
+
+def depth_problems(depths: Iterable[float]) -> Iterator[Problem]:
+    """Depths that lie outside a text."""
+    for depth in depths:
+        if not 0 <= depth <= 1:
+            yield Problem("depths", depth, "depths lie between 0 and 1, both included")
+
+
+def ask_all(
+    encode: Callable[[str], list[int]],
+    tasks: Iterable[str],
+    lengths: Iterable[int],
+    depths: Iterable[float],
+    *,
+    count: int,
+    seed: int,
+    filler: TextExcerpts,
+) -> list[Asked]:
+    """Questions by task, length and depth, W of each; see `ask`.
+
+    A task is left out at lengths that have no room for it.
+
+    Raises:
+      InputError: for tasks that no length has room for.
+    """
+    lengths, asked, problems = sorted(set(lengths)), [], []
+    for task in dict.fromkeys(tasks):
+        without = []
+        for length in lengths:
+            places = (None,) if task in LISTS else sorted(set(depths))
+            how = {"count": count, "seed": seed, "text": filler.text}
+            try:
+                asked += [
+                    Asked(
+                        task,
+                        length,
+                        depth,
+                        ask(encode, task, length, depth=depth or 0.0, **how),
+                        filler,
+                    )
+                    for depth in places
+                ]
+            except InputError as error:
+                without.append(error.problems)
+        if len(without) == len(lengths):
+            problems += without[-1]
+    if problems:
+        raise InputError(*problems)
+    return asked
+
+
+def kept_answers(
+    model: Llama,
+    questions: Questions,
+    keep: Store,
+    mask: SinkMask | None = None,
+    fills: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """`score_answers`, some questions at a time, each measured once."""
+    rows, parts = batch_rows(questions.tokens, shards=row_shards(model)), []
+    how: Mapping[str, Any] = {"mask": mask, "fills": fills}
+    for first in range(0, len(questions.tokens), rows):
+        part = questions.part(slice(first, first + rows))
+        parts.append(
+            keep(
+                "answers",
+                part.tokens,
+                lambda part=part: score_answers(model, part, rows=rows, **how),
+                answer_tokens=part.answer_tokens.tolist(),
+                **how,
+            )
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def joined(asked: Sequence[Asked]) -> Questions:
+    """All questions of one length as one set."""
+    each = [of.questions for of in asked]
+    return Questions(
+        *(
+            np.concatenate([getattr(of, name) for of in each])
+            for name in ("tokens", "lengths", "answer_tokens")
+        ),
+        tuple(answers for of in each for answers in of.answers),
+        max(of.new_tokens for of in each),
+    )

@@ -1,0 +1,129 @@
+"""What studies share that choose masks which have to keep the baseline's answers."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sinkjax.errors import Problem
+from sinkjax.instruments.tasks import LISTS, TASKS
+from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.prompts import BosPolicy, encode
+from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
+from sinkjax.studies.retrieval.measure import Measure
+from sinkjax.studies.retrieval.promise import NLL_BUDGET
+from sinkjax.studies.series import Series
+from sinkjax.studies.settings import at_least, known, problems_of, setting
+from sinkjax.studies.study import Bench, Cell, Study
+
+_USES = 3  # of questions: to judge on, to choose on, to measure on
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AnswersStudy(Study):
+    """A study that chooses masks, by what they answer too, at one length.
+
+    Questions are of `tasks`. Those that are judged on are asked as `sinkjax retrieval` asks them;
+    those that are chosen on ask for other things, at depths that lie between.
+    """
+
+    if TYPE_CHECKING:  # fields of the studies that this one is part of
+        lengths: tuple[int, ...]
+        bos: BosPolicy
+
+    tasks: tuple[str, ...] = setting(
+        (),
+        "Tasks of `sinkjax retrieval`, of the niah ones, whose answers a mask has to keep. "
+        "Default: none.",
+    )
+    nll_budget: float = setting(
+        NLL_BUDGET, "The most nats that the NLL of an answer may rise by, at any depth."
+    )
+    depths: tuple[float, ...] = setting(
+        (0.1, 0.5, 0.9),
+        "Depths at which answers are judged; those of the questions to choose on lie between.",
+    )
+    judge_questions: int = setting(30, "Questions of each task and depth to judge on.")
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from at_least(self, judge_questions=1)
+        yield from known("tasks", self.tasks, tuple(task for task in TASKS if task not in LISTS))
+        yield from depth_problems(self.depths)
+        if self.tasks and not self.depths:
+            yield Problem("depths", None, "give at least one, such as 0.5")
+        if not self.nll_budget > 0:
+            yield Problem("nll_budget", self.nll_budget, "give nats, above 0")
+
+    def plan_problems(self) -> Iterator[Problem]:
+        yield from super().plan_problems()
+        if self.tasks:
+            yield from problems_of(lambda: self.judged_answers)
+
+    @property
+    def answers_on(self) -> tuple[Series, Series]:
+        """The series whose text questions to choose on have for filler, and those to judge on."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def judged_answers(self) -> list[Asked]:
+        """Questions that no choice sees.
+
+        Raises:
+          InputError: for a task that the length has no room for.
+        """
+        if not self.tasks:
+            return []
+        series, lengths = self.answers_on[1], self.judged_lengths
+        return self._ask(series, lengths, self.depths, self.judge_questions, 0)
+
+    @property
+    def judged_lengths(self) -> list[int]:
+        """The length, its half and its quarter; at those without room nothing is asked."""
+        (length,) = self.lengths
+        return [length // part for part in (1, 2, 4)]
+
+    def asked_for(self, count: int, use: int) -> list[Asked]:
+        """Questions to choose on, of each task and depth; uses 1 and 2 ask for other things."""
+        at = [0.0, *sorted(set(self.depths)), 1.0]
+        between = [(low + high) / 2 for low, high in itertools.pairwise(at)]
+        return self._ask(self.answers_on[0], self.lengths, between, count, use)
+
+    def _ask(
+        self,
+        series: Series,
+        lengths: Sequence[int],
+        depths: Sequence[float],
+        count: int,
+        use: int,
+    ) -> list[Asked]:
+        encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
+        how = {"count": count, "seed": _USES * self.seed + use, "filler": series.source.prompts}
+        return ask_all(encoder, self.tasks, lengths, depths, **how)
+
+    def answer_cells(
+        self, bench: Bench, candidates: Mapping[str, Candidate], control_of: Mapping[str, str]
+    ) -> Iterator[Cell]:
+        """Cells of what masks still answer.
+
+        Args:
+          candidates: by name.
+          control_of: of random controls, whose they are.
+        """
+        measure = Measure(bench, None, self.judged_lengths, self.judge_questions)
+        common: dict[str, Any] = {
+            "bos": self.bos,
+            "bos_added": self.answers_on[1].bos_added,
+            "seed": self.seed,
+        }
+        for name, candidate in candidates.items():
+            of_mask = {"control_of": control_of[name]} if name in control_of else {}
+            for asked in self.judged_answers:
+                described = {**candidate.describe(asked.length), **of_mask}
+                yield Cell(
+                    asked.fields(described, **common),
+                    functools.partial(measure, asked, candidate, self.seed),
+                    f"{asked.task} under {name}",
+                    steps=2 * asked.questions.tokens.size,
+                )
