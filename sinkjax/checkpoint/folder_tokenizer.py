@@ -23,6 +23,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
     ADDED_SCORE,
     SentencePiece,
     TokenType,
+    sentencepiece_problems,
     sentencepiece_tokenizer,
 )
 from sinkjax.errors import InputError, explaining, first_line
@@ -188,6 +189,8 @@ def _read_model(
     path = folder / _MODEL
     proto = _parse(path)
     spec = _specification(path, proto, config, _added_tokens(folder, config))
+    if problems := sentencepiece_problems(spec):
+        raise _unread(path, problems)
     special = {}
     for name in ("bos", "eos", "unk", "pad"):
         if 0 <= (id_ := getattr(proto.trainer_spec, f"{name}_id")) < len(spec.tokens):
@@ -223,10 +226,14 @@ def _parse(path: pathlib.Path) -> Any:
         "does not escape spaces": not proto.normalizer_spec.escape_whitespaces,
     }
     if problems := [text for text, is_so in unread.items() if is_so]:
-        raise InputError(
-            f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
-        )
+        raise _unread(path, problems)
     return proto
+
+
+def _unread(path: pathlib.Path, problems: list[str]) -> InputError:
+    return InputError(
+        f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
+    )
 
 
 @functools.cache
