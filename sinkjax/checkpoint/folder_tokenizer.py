@@ -9,6 +9,7 @@ the file's. Special tokens and the chat template are as transformers reads them.
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -80,9 +81,12 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
     Raises:
       InputError: if there is none, or it cannot be read.
     """
-    for name in (_JSON, CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE):
-        with explaining(f"{folder / name} cannot be read", _ADVICE):
-            check_path(folder / name)
+    beside = (_TOKENIZER_CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE)
+    for path in (folder / name for name in (_JSON, _MODEL, CONFIG, *beside)):
+        with explaining(f"{path} cannot be read", _ADVICE):
+            check_path(path)
+            if os.path.lexists(path):  # a folder or a link to nothing is no absent file
+                path.open("rb").close()
     config = _optional(folder / _TOKENIZER_CONFIG)
     adds = {
         end: config[f"add_{end}_token"]

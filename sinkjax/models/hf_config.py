@@ -182,7 +182,9 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         value no Llama can have.
     """
     problems: list[str] = []
-    model_type = attributes.get("model_type", "llama")
+    classes = listed(attributes.get("architectures"))
+    named = (name for name, family in FAMILIES.items() if family.architecture in classes)
+    model_type = attributes.get("model_type", next(named, "llama"))
     if model_type not in list(FAMILIES):  # values of JSON may have no hash
         raise InputError(
             f"{name}: model_type is {reprlib.repr(model_type)}; models of {', '.join(FAMILIES)} "
@@ -240,7 +242,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
     for key in sorted(_TOKEN_IDS):
-        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        given = attributes.get(key)
+        ids = end_tokens if key == "eos_token_id" else [] if given is None else [given]
         if not all(type(id_) is int for id_ in ids):
             several = ", a list of them" if key == "eos_token_id" else ""
             problems.append(

@@ -417,6 +417,10 @@ def test_an_end_token_that_is_no_id_is_refused(single, file, value):
         path.write_text("[]")
         with pytest.raises(InputError, match=r"generation_config\.json is not a JSON object"):
             sinkjax.load_config(single)
+        path.unlink()
+        path.symlink_to(single / "removed from a cache")
+        with pytest.raises(InputError, match=r"generation_config\.json cannot be read"):
+            sinkjax.load_config(single)
 
 
 @pytest.fixture

@@ -355,6 +355,8 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'; a JSON object"]),
         ({"rope_scaling": {"rope_type": "proportional"}}, ["rope_type is 'proportional'; known"]),
+        ({"rope_parameters": "", "rope_scaling": None}, ["rope_parameters is ''; a JSON object"]),
+        ({"pad_token_id": "", "bos_token_id": False}, ["pad_token_id is ''; give the id", "bos"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
         (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},
