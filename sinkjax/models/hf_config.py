@@ -153,6 +153,7 @@ _SYNONYMS = {
     "norm_eps": "rms_norm_eps",
     "num_layers": "num_hidden_layers",
 }
+_OF_A_LLAMA = {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1.0}
 _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
 
 _WAYS_ON = {
@@ -354,6 +355,8 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str
         (own,) = (shape[ours] for ours, theirs, _ in _SHAPE if theirs == _SYNONYMS[key])
         value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value
         return type(value) is type(own) and value == own
+    if key in _OF_A_LLAMA:
+        return type(value) is not bool and value == _OF_A_LLAMA[key]
     if key in _WINDOW:
         window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
         off = in_use is False and attributes.get("model_type", "llama") == "llama"

@@ -128,6 +128,8 @@ def test_buffers_that_compute_nothing_are_ignored_whatever_their_dtype(
         "rotary_emb.inv_freq",
         "model.rotary_emb_local.inv_freq",
         "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.rotary_emb._sin_cached",
+        "model.embed_tokens.position_ids",
         "model.layers.0.self_attn.rotary_emb.sin_cached",
         "model.layers.0.attention.bias",
         "model.layers.0.self_attn.bias",

@@ -279,6 +279,7 @@ def test_what_is_switched_off_is_no_problem(value):
         {"sliding_window": 8192, "use_sliding_window": True, "max_window_layers": 28},
         {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
         {"layer_types": ["full_attention"] * 30},
+        {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1},
     ],
     ids=str,
 )
@@ -303,6 +304,7 @@ def test_what_published_configs_have_beside_is_harmless(attributes):
         ({"sliding_window": "8192"}, "sliding_window = '8192'"),
         ({"quantization_config": {"bits": 4}}, "choose the checkpoint that it was made from"),
         ({"new\x1b[31m": 1}, r"'new\x1b[31m' = 1"),
+        ({"rotary_pct": 0.25}, "rotary_pct = 0.25"),
         ({"colour": 1}, "delete it from the config.json of a copy"),
     ],
 )
