@@ -209,19 +209,18 @@ def test_a_prompt_is_prefilled_once_however_much_follows(model):
     ]
 
 
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_logits_that_are_not_finite_are_no_time(stage, model, tmp_path):
-    """Of the baseline; of a mask's; and of what is decoded alone."""
-    damaged = nnx.clone(model)
-    damaged.norm.scale.set_value(damaged.norm.scale[...].at[0].set(np.nan))
-    said = problems_of(run_study, mine(damaged, stages=(stage,)), str(tmp_path / "baseline"))
-    assert len(said) == 1
-    assert said[0].startswith("baseline: logits are not finite: activations")
-    mask = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3s(mean)")
-    fills = np.full((2, 6, model.config.head_dim), np.nan, np.float32)
-    filled = (Candidate("mine", {16: mask}, {mask: fills}),)
-    said = problems_of(run_study, mine(model, mask=filled, stages=(stage,)), str(tmp_path / "mask"))
-    assert said[0].startswith("mine: logits are not finite: activations")
+@pytest.mark.parametrize(("stage", "name"), [("prefill", "baseline"), ("decode", "mine")])
+def test_logits_that_are_not_finite_are_no_time(stage, name, model, tmp_path):
+    damaged, masks = nnx.clone(model), ()
+    if name == "mine":
+        mask = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3s(mean)")
+        fills = np.full((2, 6, model.config.head_dim), np.nan, np.float32)
+        masks = (Candidate("mine", {16: mask}, {mask: fills}),)
+    else:
+        damaged.norm.scale.set_value(damaged.norm.scale[...].at[0].set(np.nan))
+    study = mine(damaged, mask=masks, stages=(stage,))
+    (said,) = problems_of(run_study, study, str(tmp_path / "out"))
+    assert said.startswith(f"{name}: logits are not finite: activations")
 
 
 def test_all_that_is_wrong_is_said_at_once(model):
