@@ -60,6 +60,10 @@ def tokenizer_json(folder: pathlib.Path) -> Format:
 
     def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
         its = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        beside = folder / "tokenizer_config.json"
+        said = json.loads(beside.read_bytes()) if beside.exists() else {}
+        ends = [said.get(name) for name in ("bos_token", "eos_token")]
+        its.add_special_tokens([token for token in ends if isinstance(token, str)])
         return _with_tokens(original, lambda text: its.encode(text, add_special_tokens=False).ids)
 
     return Format(("tokenizer.json", "tokenizer_config.json"), read, expected)

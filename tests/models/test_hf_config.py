@@ -361,6 +361,10 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"pad_token_id": "", "bos_token_id": False}, ["pad_token_id is ''; give the id", "bos"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
         (
+            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": []}},
+            ["original_max_position_embeddings is []; a positive whole number"],
+        ),
+        (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},
             ["needs high_freq_factor", "factor is -2; a positive", "low_freq_factor is '1'"],
         ),
