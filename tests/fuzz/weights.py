@@ -110,8 +110,8 @@ def _gguf(path: pathlib.Path) -> tuple[dict[str, str], dict[str, Any], dict[str,
 
 
 def _decimal(value: float) -> float:
-    """The number that float32 holds in its fewest digits."""
-    return float(str(np.float32(value)))
+    """The number that float32 holds in its fewest digits; a whole one as it is."""
+    return float(value if isinstance(value, int) else str(np.float32(value)))
 
 
 def gguf_file(folder: pathlib.Path) -> Format:
