@@ -266,7 +266,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
-    shape["norm_eps"] = float(shape["norm_eps"])
+    for name in ("norm_eps", "initializer_range"):
+        shape[name] = float(shape[name])
     return LlamaConfig(
         **{**shape, **family.read(own)},
         rope=rope,

@@ -177,9 +177,10 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
 
 def _rope(parameters: dict[str, Any]) -> dict[str, Any]:
     names = {"rope_type": "type", "rope_theta": "theta"}
-    if parameters["rope_type"] != "default":
+    if parameters["rope_type"] not in ("default", None):
         names["factor"] = "factor"
-    said = {ours: _number(parameters[key]) for key, ours in names.items() if key in parameters}
+    given = {key: value for key, value in parameters.items() if value is not None}
+    said = {ours: _number(given[key]) for key, ours in names.items() if key in given}
     return {**dataclasses.asdict(sinkjax.RopeConfig()), **said}
 
 
