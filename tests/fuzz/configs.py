@@ -105,7 +105,7 @@ def config(folder: pathlib.Path) -> Format:
 
 def family_configs(folder: pathlib.Path) -> Format:
     """A folder for each kind of a relative of Llama, whose config transformers reads, too."""
-    kinds = [kind for kind in families.KINDS if kind != "llama"]
+    kinds = [kind for kind, its in families.KINDS.items() if its["family"] in _FAMILIES]
     for kind in kinds:
         (folder / kind).mkdir()
         (folder / kind / "config.json").write_text(json.dumps(families.attributes(kind)))
@@ -119,6 +119,7 @@ def family_configs(folder: pathlib.Path) -> Format:
     return Format(tuple(f"{kind}/config.json" for kind in kinds), read, expected)
 
 
+_FAMILIES = ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma3_text")
 _OF_RELATIVES = (
     *("family", "qk_norm", "outer_norms", "norm_offset", "local_rope", "unrotated_layers"),
     *("query_scale", "embedding_scale", "residual_scale", "logit_scale"),
