@@ -7,6 +7,7 @@ FOLDER/model.safetensors.index.json       which of the files beside it has which
 FOLDER/tokenizer...                       as transformers saves it
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         "give a folder as the Hub has it, with config.json and safetensors, or one that "
         "sinkjax convert wrote to its end (it writes sinkjax.json last)",
     )
-    if (folder / GENERATION_CONFIG).exists():
+    if os.path.lexists(folder / GENERATION_CONFIG):  # a link to nothing is no absent file
         generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
         if more := listed(generation.get("eos_token_id")):
             config["eos_token_id"] = listed(config.get("eos_token_id")) + more

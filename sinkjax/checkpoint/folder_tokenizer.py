@@ -9,6 +9,7 @@ the file's. Special tokens and the chat template are as transformers reads them.
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
     ADDED_SCORE,
     SentencePiece,
     TokenType,
+    sentencepiece_problems,
     sentencepiece_tokenizer,
 )
 from sinkjax.errors import InputError, explaining, first_line
@@ -79,9 +81,12 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
     Raises:
       InputError: if there is none, or it cannot be read.
     """
-    for name in (_JSON, CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE):
-        with explaining(f"{folder / name} cannot be read", _ADVICE):
-            check_path(folder / name)
+    beside = (_TOKENIZER_CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE)
+    for path in (folder / name for name in (_JSON, _MODEL, CONFIG, *beside)):
+        with explaining(f"{path} cannot be read", _ADVICE):
+            check_path(path)
+            if os.path.lexists(path):  # a folder or a link to nothing is no absent file
+                path.open("rb").close()
     config = _optional(folder / _TOKENIZER_CONFIG)
     adds = {
         end: config[f"add_{end}_token"]
@@ -188,6 +193,8 @@ def _read_model(
     path = folder / _MODEL
     proto = _parse(path)
     spec = _specification(path, proto, config, _added_tokens(folder, config))
+    if problems := sentencepiece_problems(spec):
+        raise _unread(path, problems)
     special = {}
     for name in ("bos", "eos", "unk", "pad"):
         if 0 <= (id_ := getattr(proto.trainer_spec, f"{name}_id")) < len(spec.tokens):
@@ -223,10 +230,14 @@ def _parse(path: pathlib.Path) -> Any:
         "does not escape spaces": not proto.normalizer_spec.escape_whitespaces,
     }
     if problems := [text for text, is_so in unread.items() if is_so]:
-        raise InputError(
-            f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
-        )
+        raise _unread(path, problems)
     return proto
+
+
+def _unread(path: pathlib.Path, problems: list[str]) -> InputError:
+    return InputError(
+        f"{path} {' and '.join(problems)}, and cannot be read; download the model's {_JSON}"
+    )
 
 
 @functools.cache

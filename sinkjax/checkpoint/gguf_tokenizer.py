@@ -21,6 +21,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
     SentencePiece,
     TokenType,
     add_tokens,
+    sentencepiece_problems,
     sentencepiece_tokenizer,
 )
 from sinkjax.errors import InputError
@@ -163,7 +164,8 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
     if _is_byte_level(metadata):
         tokenizer = _byte_level(metadata)
     else:
-        tokenizer = _sentencepiece(metadata, is_phi3=architecture == "phi3")
+        is_phi3 = architecture == "phi3"
+        tokenizer = sentencepiece_tokenizer(_described(metadata, is_phi3))
     special_tokens = {
         name: None if token_id is None else tokens[token_id]
         for name, token_id in _special_ids(metadata).items()
@@ -286,8 +288,12 @@ def _value_problems(metadata: Mapping[str, Any]) -> list[str]:
     ):
         if added and ids[name] is None:
             problems.append(f"{name}_token_id is missing, and the tokenizer adds that token.")
-    kind_problems = _byte_level_problems if _is_byte_level(metadata) else _sentencepiece_problems
-    return problems + kind_problems(metadata)
+    if _is_byte_level(metadata):
+        return problems + _byte_level_problems(metadata)
+    problems += _sentencepiece_problems(metadata)
+    if not problems:
+        problems = [f"tokens {text}." for text in sentencepiece_problems(_described(metadata))]
+    return problems
 
 
 def _byte_level_problems(metadata: Mapping[str, Any]) -> list[str]:
@@ -341,16 +347,14 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece(metadata: Mapping[str, Any], is_phi3: bool) -> Tokenizer:
+def _described(metadata: Mapping[str, Any], is_phi3: bool = False) -> SentencePiece:
     # As Phi-3's tokenizer.json has it; llama.cpp goes by `general.name`.
     closed = set(metadata["tokens"]) - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else ()
-    return sentencepiece_tokenizer(
-        SentencePiece(
-            tokens=metadata["tokens"],
-            scores=metadata["scores"],
-            types=_token_types(metadata),
-            unknown_id=_special_ids(metadata)["unknown"],
-            dummy_prefix="always" if metadata.get("add_space_prefix", True) else None,
-            closed=closed,
-        )
+    return SentencePiece(
+        tokens=metadata["tokens"],
+        scores=metadata["scores"],
+        types=_token_types(metadata),
+        unknown_id=_special_ids(metadata)["unknown"],
+        dummy_prefix="always" if metadata.get("add_space_prefix", True) else None,
+        closed=closed,
     )

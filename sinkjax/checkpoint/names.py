@@ -15,10 +15,10 @@ from sinkjax.models.config import LlamaConfig
 from sinkjax.models.families import FAMILIES
 
 DERIVED = re.compile(
-    r"(.+\.)?(rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)"
-    r"|(attention|attn|self_attn)\.(bias|masked_bias)|masked_bias)"
+    r"(.+\.)?(rotary_emb\w*\.(\w*inv_freq|_?cos_cached|_?sin_cached)"
+    r"|(attention|attn|self_attn)\.(bias|masked_bias)|masked_bias|position_ids)"
 )
-"""Buffers of old checkpoints that the config determines: rotary embeddings and causal masks."""
+"""Buffers of old checkpoints that the config determines: rotary embeddings, masks, positions."""
 
 _PROJECTION = re.compile(r"\w+\.\w+_proj")
 

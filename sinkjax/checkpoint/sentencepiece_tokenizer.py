@@ -4,10 +4,12 @@ A model comes from a GGUF file's metadata or from a folder's `tokenizer.model`. 
 split, spaces are "▁", and characters outside the vocabulary become their UTF-8 bytes.
 """
 
+import collections
 import dataclasses
 import enum
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from tokenizers import (
@@ -81,32 +83,128 @@ def add_tokens(
 
 
 def sentencepiece_tokenizer(spec: SentencePiece) -> Tokenizer:
-    """The tokenizer of a model; control tokens are special, and no BOS or EOS is added."""
-    if spec.unigram:
-        vocabulary = list(zip(spec.tokens, spec.scores, strict=True))
-        model = models.Unigram(vocabulary, spec.unknown_id, byte_fallback=True)
-    else:
-        model = models.BPE(
-            {token: i for i, token in enumerate(spec.tokens)},
-            _scored_merges(spec.tokens, spec.scores, spec.types),
-            unk_token=spec.tokens[spec.unknown_id],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    tokenizer = Tokenizer(model)
-    added, own = {}, []
-    for token, type_, score in zip(spec.tokens, spec.types, spec.scores, strict=True):
+    """The tokenizer of a model of which `sentencepiece_problems` has nothing to say.
+
+    Control tokens are special, and no BOS or EOS is added.
+    """
+    own = _user_defined(spec)
+    tokenizer = Tokenizer(models.Unigram(*_unigram(spec)) if spec.unigram else _bpe(spec))
+    added = {}
+    for token, type_ in zip(spec.tokens, spec.types, strict=True):
         if type_ in (TokenType.CONTROL, TokenType.UNKNOWN):
             added[token] = True
-        elif type_ == TokenType.USER_DEFINED:
-            if score > ADDED_SCORE:
-                own.append(token)
-            else:
-                added[token] = False
+        elif type_ == TokenType.USER_DEFINED and token not in own:
+            added[token] = False
     _set_normalizer(tokenizer, spec, own)
     tokenizer.decoder = _decoder(spec)
     add_tokens(tokenizer, added, spec.closed)
     return tokenizer
+
+
+def sentencepiece_problems(spec: SentencePiece) -> list[str]:
+    """What has SentencePiece give other tokens than `sentencepiece_tokenizer` does."""
+    if not all(map(math.isfinite, spec.scores)):
+        return ["has scores that are not finite"]
+    return _unigram_problems(spec) if spec.unigram else _bpe_problems(spec)
+
+
+def _of_type(spec: SentencePiece, wanted: TokenType) -> dict[str, float]:
+    """The tokens of a kind, each with its score."""
+    rows = zip(spec.tokens, spec.scores, spec.types, strict=True)
+    return {token: score for token, score, type_ in rows if type_ == wanted}
+
+
+def _user_defined(spec: SentencePiece) -> list[str]:
+    """The user-defined tokens of SentencePiece itself, which finds them in the normalized text."""
+    own = _of_type(spec, TokenType.USER_DEFINED)
+    return [token for token, score in own.items() if score > ADDED_SCORE]
+
+
+def _unigram(spec: SentencePiece) -> tuple[list[tuple[str, float]], int, bool]:
+    """The arguments of a model of scores: the vocabulary, the unknown token, and bytes for it.
+
+    A character outside the vocabulary costs what the worst token does and 10, so none may be worse
+    than the normal ones. User-defined tokens score as SentencePiece 0.2.3 is seen to score them.
+    """
+    normal = _of_type(spec, TokenType.NORMAL)
+    worst = min(normal.values(), default=0.0)
+    whole = {token: (len(token) - 1) / 10 for token in _user_defined(spec)}
+    vocabulary = dict.fromkeys(spec.tokens, worst) | normal | whole
+    return list(vocabulary.items()), spec.unknown_id, True
+
+
+def _unigram_problems(spec: SentencePiece) -> list[str]:
+    unused = _of_type(spec, TokenType.UNUSED)
+    return [f"has unused pieces, {_few(unused)}"] if unused else []
+
+
+def _bpe(spec: SentencePiece) -> models.BPE:
+    return models.BPE(
+        {token: i for i, token in enumerate(spec.tokens)},
+        _scored_merges(spec),
+        unk_token=spec.tokens[spec.unknown_id],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+
+
+def _bpe_problems(spec: SentencePiece) -> list[str]:
+    """What a list of merges between tokens cannot say."""
+    normal, unused = _of_type(spec, TokenType.NORMAL), _of_type(spec, TokenType.UNUSED)
+    own, parts = _user_defined(spec), normal.keys() | unused.keys()
+    made = {  # also of letters that are no pieces, and of pieces that are parted again in the end
+        token: [
+            (left, right)
+            for left, right in _cuts(token)
+            if all(part in parts or (len(part) == 1 and part not in own) for part in (left, right))
+        ]
+        for token in parts
+    }
+    problems = []
+    if odd := [t for t, pairs in made.items() if any(p not in normal for q in pairs for p in q)]:
+        problems.append(f"makes {_few(odd)} of what are no pieces")
+    if odd := [token for token in unused if made[token]]:
+        problems.append(f"makes unused pieces, {_few(odd)}")
+    if tied := None if problems else _tied(normal, made):
+        first, second = map(repr, tied)
+        problems.append(f"orders {first} and {second}, of equal scores, by their places in a text")
+    if own and not problems:  # where user-defined ones are, whatever is between them is taken whole
+        tokenizer = Tokenizer(_bpe(spec))
+        found = zip(normal, tokenizer.encode_batch(list(normal)), strict=True)
+        if odd := [token for token, encoding in found if encoding.tokens != [token]]:
+            problems.append(f"has pieces that it never makes, {_few(odd)}")
+    return problems
+
+
+def _tied(
+    normal: Mapping[str, float], made: Mapping[str, list[tuple[str, str]]]
+) -> tuple[str, str] | None:
+    """Two tokens of equal scores of which one may begin with the end of the other.
+
+    Or one that scores above its part, which then decides whether what is beside it is joined first.
+    """
+    counts = collections.Counter(score for token, score in normal.items() if made[token])
+    ended = collections.defaultdict(set)
+    for token, score in normal.items():
+        for _, right in made[token]:
+            ended[score, right].add(token)
+    for token, score in normal.items():
+        for left, right in made[token]:
+            if others := ended[score, left] - {token}:
+                return min(others), token
+            for part in (left, right):
+                if counts[normal[part]] > 1 and normal[part] < score and made[part]:
+                    return part, token
+    return None
+
+
+def _cuts(token: str) -> list[tuple[str, str]]:
+    return [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+
+
+def _few(tokens: Iterable[str]) -> str:
+    first, more = sorted(tokens)[:3], len(list(tokens)) - 3
+    return ", ".join(map(repr, first)) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _set_normalizer(tokenizer: Tokenizer, spec: SentencePiece, user_defined: list[str]) -> None:
@@ -129,13 +227,12 @@ def _set_normalizer(tokenizer: Tokenizer, spec: SentencePiece, user_defined: lis
             pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
             pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False),
         ]
-    if user_defined:  # SentencePiece finds them in the normalized text, and puts no space after
+    if user_defined and not spec.unigram:  # found in the normalized text, and never joined
         longest_first = sorted(user_defined, key=len, reverse=True)
         splits.append(
             pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated")
         )
-        if not spec.unigram:
-            tokenizer.model.ignore_merges = True  # no merges make them
+        tokenizer.model.ignore_merges = True  # no merges make them
     if user_defined or spec.unigram:  # else the text "<0x41>" would be the token of the byte
         splits.append(pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous"))
     tokenizer.normalizer = normalizers.Sequence(steps)
@@ -150,24 +247,19 @@ def _decoder(spec: SentencePiece) -> decoders.Decoder:
     return decoders.Sequence(steps)
 
 
-def _scored_merges(
-    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]
-) -> list[tuple[str, str]]:
+def _scored_merges(spec: SentencePiece) -> list[tuple[str, str]]:
     """The merges that scores stand for, best first.
 
     SentencePiece joins the two neighbours whose union scores best, the leftmost of equals. A list
     of merges orders pairs, not places, so equals are taken in the order of their ids, which is that
     of training, and with the longer left part first.
     """
-    ranks = {
-        token: (-score, i)
-        for i, (token, score, type_) in enumerate(zip(tokens, scores, types, strict=True))
-        if type_ == TokenType.NORMAL
-    }
+    normal = _of_type(spec, TokenType.NORMAL)
+    ranks = {token: (-normal[token], i) for i, token in enumerate(spec.tokens) if token in normal}
     merges = [
-        (rank, -cut, (token[:cut], token[cut:]))
+        (rank, -len(left), (left, right))
         for token, rank in ranks.items()
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
+        for left, right in _cuts(token)
+        if left in ranks and right in ranks
     ]
     return [pair for _, _, pair in sorted(merges)]

@@ -31,9 +31,10 @@ import jax
 import numpy as np
 
 import sinkjax
+from sinkjax.checkpoint.chat import ChatTemplate
 from sinkjax.cli import terminal
 from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
-from sinkjax.errors import InputError, Problem, about, explaining, first_line
+from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
 from sinkjax.programs.compile import Layers, longest_context
@@ -148,9 +149,15 @@ class Generate(ModelSettings, Tool):
         if self.chat and not tokenizer.chat_template:
             text = "the model's tokenizer has no chat template; leave --chat out"
             raise InputError(Problem("chat", None, text))
+        chat = ChatTemplate(tokenizer, self.model)
         prompts, problems = [], []
         for text in self.prompt:
-            tokens = self._chat(tokenizer, text) if self.chat else encode(tokenizer, text, self.bos)
+            if self.chat:
+                with about("chat"):
+                    said = chat([{"role": "user", "content": text}], add_generation_prompt=True)
+                tokens = tokenizer.encode(said, add_special_tokens=False)
+            else:
+                tokens = encode(tokenizer, text, self.bos)
             prompts.append(tokens)
             for problem in prompt_problems(np.asarray(tokens), config.vocab_size):
                 problems.append(Problem("prompt", text, f"it {problem}"))
@@ -161,17 +168,8 @@ class Generate(ModelSettings, Tool):
                 problems.append(Problem("prompt", text, f"{made} {length}: {advice}"))
         if problems:
             raise InputError(*problems)
+        chat.close()
         return prompts
-
-    def _chat(self, tokenizer: Any, text: str) -> list[int]:
-        try:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except Exception as error:  # a template is a program
-            problem = f"the chat template of {self.model} fails ({first_line(error)})"
-            advice = "mend it in the model's files, or leave --chat out"
-            raise InputError(Problem("chat", None, f"{problem}; {advice}")) from error
 
     def _compile(
         self,

@@ -34,9 +34,10 @@ from lm_eval.utils import (
 )
 from tqdm import tqdm
 
+from sinkjax.checkpoint.chat import ChatTemplate
 from sinkjax.checkpoint.load import load, load_tokenizer
 from sinkjax.distributed import to_host
-from sinkjax.errors import InputError, Problem, first_line
+from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.masks.file import load_mask
 from sinkjax.models.decoder import Llama
@@ -103,6 +104,7 @@ class HarnessLM(TemplateLM):
             problems.append(Problem("max_length", max_length, text))
         if problems:
             raise InputError(*problems)
+        self._chat_text = ChatTemplate(tokenizer, "the model")
         self._programs: dict[tuple[tuple[int, ...], int, int], Program] = {}
         self._special = dict(
             zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
@@ -197,24 +199,18 @@ class HarnessLM(TemplateLM):
         As with the harness's own models, one that fails is tried again without system messages.
 
         Raises:
-          InputError: for a template that fails.
+          InputError: for a template that fails, as `ChatTemplate` says.
         """
         without = [message for message in chat_history if message["role"] != "system"]
-        for messages in (chat_history, without):
-            try:
-                return self.tokenizer.apply_chat_template(
-                    messages,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            except Exception as error:  # a template is a program
-                if messages is chat_history and len(without) < len(chat_history):
-                    logging.warning("The chat template fails: once more without system messages.")
-                    continue
-                text = f"the chat template of the model's tokenizer fails ({first_line(error)})"
-                raise InputError(f"{text}; mend it, or evaluate without it") from error
-        raise AssertionError("one of the two has returned or raised")
+        how = {"add_generation_prompt": add_generation_prompt}
+        how["continue_final_message"] = not add_generation_prompt
+        try:
+            return self._chat_text(chat_history, **how)
+        except InputError:
+            if len(without) == len(chat_history):
+                raise
+        logging.warning("The chat template fails: once more without system messages.")
+        return self._chat_text(without, **how)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

@@ -486,10 +486,13 @@ class Llama(nnx.Module):
         return x, Context(tables, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
-        """Returns the residual before the first layer; InputError where there are no tokens."""
-        if 0 in tokens.shape:
+        """Returns the residual before the first layer; InputError for what is no [B, T] of ids."""
+        shape = getattr(tokens, "shape", ())
+        if len(shape) != 2 or 0 in shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            kind = getattr(tokens, "dtype", type(tokens).__name__)
             raise InputError(
-                f"tokens have shape {tokens.shape}; at least one row of one token is needed"
+                f"tokens are {kind} {shape}; an array [B, T] of whole numbers, at least one row of "
+                "one token is needed"
             )
         return scaled(jnp.take(self.embedding[...], tokens, axis=0), self.config.embedding_scale)
 

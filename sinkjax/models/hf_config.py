@@ -153,6 +153,7 @@ _SYNONYMS = {
     "norm_eps": "rms_norm_eps",
     "num_layers": "num_hidden_layers",
 }
+_OF_A_LLAMA = {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1.0}
 _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
 
 _WAYS_ON = {
@@ -182,7 +183,9 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         value no Llama can have.
     """
     problems: list[str] = []
-    model_type = attributes.get("model_type", "llama")
+    classes = listed(attributes.get("architectures"))
+    named = (name for name, family in FAMILIES.items() if family.architecture in classes)
+    model_type = attributes.get("model_type", next(named, "llama"))
     if model_type not in list(FAMILIES):  # values of JSON may have no hash
         raise InputError(
             f"{name}: model_type is {reprlib.repr(model_type)}; models of {', '.join(FAMILIES)} "
@@ -240,7 +243,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
     for key in sorted(_TOKEN_IDS):
-        ids = end_tokens if key == "eos_token_id" else [attributes.get(key) or 0]
+        given = attributes.get(key)
+        ids = end_tokens if key == "eos_token_id" else [] if given is None else [given]
         if not all(type(id_) is int for id_ in ids):
             several = ", a list of them" if key == "eos_token_id" else ""
             problems.append(
@@ -262,7 +266,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if problems:
         raise InputError(*(f"{name}: {problem}" for problem in problems))
 
-    shape["norm_eps"] = float(shape["norm_eps"])
+    for name in ("norm_eps", "initializer_range"):
+        shape[name] = float(shape[name])
     return LlamaConfig(
         **{**shape, **family.read(own)},
         rope=rope,
@@ -351,6 +356,8 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str
         (own,) = (shape[ours] for ours, theirs, _ in _SHAPE if theirs == _SYNONYMS[key])
         value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value
         return type(value) is type(own) and value == own
+    if key in _OF_A_LLAMA:
+        return type(value) is not bool and value == _OF_A_LLAMA[key]
     if key in _WINDOW:
         window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
         off = in_use is False and attributes.get("model_type", "llama") == "llama"

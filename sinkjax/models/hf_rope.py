@@ -74,7 +74,8 @@ def rope_from_hf(
 ) -> RopeConfig:
     """Reads the rotary embedding from either form of the attributes; appends to `problems`."""
     where = "rope_scaling" if attributes.get("rope_scaling") else "rope_parameters"
-    parameters = attributes.get(where) or {}
+    parameters = attributes.get(where)
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, Mapping):
         problems.append(f"{where} is {reprlib.repr(parameters)}; a JSON object is needed")
         return RopeConfig()
@@ -101,7 +102,8 @@ def rope_from_hf(
         )
     # A value beside the rope parameters wins over one inside them, as in transformers.
     original = attributes.get("original_max_position_embeddings")
-    original = original or parameters.get("original_max_position_embeddings") or max_length
+    if original is None:
+        original = parameters.get("original_max_position_embeddings", max_length)
     parameters["original_max_position_embeddings"] = original
     if rope_problems := _rope_problems(rope_type, parameters):
         problems += [f"{where}: {problem}" for problem in rope_problems]

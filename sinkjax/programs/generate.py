@@ -79,7 +79,7 @@ class Generator(abc.ABC):
           ValueError: for a program that is only for reading.
         """
         single = _is_single(prompts)
-        arrays = [np.asarray(prompts)] if single else list(map(_as_array, prompts))
+        arrays = [_as_array(prompts)] if single else list(map(_as_array, prompts))
         vocab_size, max_length = self._sizes()
         problems: list[Problem | str] = []
         new = whole(max_new_tokens) or 0
@@ -92,7 +92,8 @@ class Generator(abc.ABC):
             if not of_prompt and len(tokens) + max(new, 0) > max_length:
                 of_prompt.append(_no_room(len(tokens), new, max_length))
             problems += [f"{which} {problem}" for problem in of_prompt]
-        stops = list(dict.fromkeys(stop_tokens))
+        stops = list(stop_tokens) if isinstance(stop_tokens, Iterable) else [stop_tokens]
+        stops = [stop for i, stop in enumerate(stops) if stop not in stops[:i]]
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
         for stop in stops:

@@ -128,6 +128,8 @@ def test_buffers_that_compute_nothing_are_ignored_whatever_their_dtype(
         "rotary_emb.inv_freq",
         "model.rotary_emb_local.inv_freq",
         "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.rotary_emb._sin_cached",
+        "model.embed_tokens.position_ids",
         "model.layers.0.self_attn.rotary_emb.sin_cached",
         "model.layers.0.attention.bias",
         "model.layers.0.self_attn.bias",
@@ -416,6 +418,10 @@ def test_an_end_token_that_is_no_id_is_refused(single, file, value):
     if file == GENERATION_CONFIG:
         path.write_text("[]")
         with pytest.raises(InputError, match=r"generation_config\.json is not a JSON object"):
+            sinkjax.load_config(single)
+        path.unlink()
+        path.symlink_to(single / "removed from a cache")
+        with pytest.raises(InputError, match=r"generation_config\.json cannot be read"):
             sinkjax.load_config(single)
 
 

@@ -363,6 +363,22 @@ def test_pipes_in_place_of_files_are_no_files(tmp_path):
         sinkjax.load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"],
+)
+def test_what_is_there_and_no_file_is_not_taken_for_absent(name, tmp_path):
+    prepend().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "removed from a cache")
+    with pytest.raises(InputError, match=f"{name} cannot be read .No such file"):
+        sinkjax.load_tokenizer(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} cannot be read .Is a directory"):
+        sinkjax.load_tokenizer(tmp_path)
+
+
 def test_special_tokens_of_a_map_are_named(tmp_path):
     prepend().save(str(tmp_path / "tokenizer.json"))
     names = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}

@@ -124,6 +124,34 @@ def move_line(chance: random.Random, path: pathlib.Path) -> None:
     path.write_bytes(b"".join(lines))
 
 
+_STATEMENTS = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in range(10 ** 12) %}{% endfor %}",
+    "{% set n = namespace(x='x') %}{% for a in range(50) %}{% set n.x = n.x * 2 %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ 'x' * 10 ** 10 }}",
+    "{{ messages * 10 ** 10 }}",
+    "{{ raise_exception('\x1b[31mred\n\n') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os }}",
+    "{{ missing.content }}",
+    "{{ '\\ud800' }}",
+    "{% include 'x' %}",
+    "{{ messages[0].nothing[0] }}",
+    "{{ 1 // 0 }}",
+    "{# ",
+    "{% endfor %}",
+    "{{",
+)
+
+
+def insert_statement(chance: random.Random, path: pathlib.Path) -> None:
+    """Of a template: where a line begins, what fails or never ends."""
+    lines = path.read_text().splitlines(keepends=True)
+    lines.insert(chance.randrange(len(lines) + 1), chance.choice(_STATEMENTS))
+    path.write_text("".join(lines))
+
+
 def change_gguf_field(chance: random.Random, path: pathlib.Path) -> None:
     """One number or string of the header, or a place or shape of a tensor, as `gguf` finds it."""
     reader = gguf.GGUFReader(path, "r+")
@@ -190,6 +218,7 @@ _BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".jsonl": (change_json_line,) * 3 + (move_line,) * 3,
     ".txt": (move_line,) * 3,
     ".flags": (move_line,) * 3,
+    ".jinja": (insert_statement,) * 3 + (move_line,) * 2,
     ".gguf": (change_gguf_field,) * 6 + (flip_bit_in_front, overwrite_number),
     ".safetensors": (flip_bit_in_front,) * 4 + (overwrite_number,),
 }

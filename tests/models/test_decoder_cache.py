@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from stores import copies_of_stores
 
 import sinkjax
@@ -84,6 +85,15 @@ def test_no_tokens_are_refused(shape, tmp_path):
     ):
         with pytest.raises(sinkjax.InputError, match="at least one row of one token is needed"):
             call()
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [np.ones(3, int), np.ones((1, 3)), np.ones((1, 3), bool), np.ones((1, 3, 1), int), [[1]]],
+)
+def test_what_is_no_batch_of_ids_is_refused(tokens):
+    with pytest.raises(sinkjax.InputError, match=r"an array \[B, T\] of whole numbers"):
+        tiny.make(num_layers=1)(tokens)
 
 
 def test_ids_outside_the_vocabulary_give_what_is_documented(tmp_path):

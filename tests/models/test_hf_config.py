@@ -279,6 +279,7 @@ def test_what_is_switched_off_is_no_problem(value):
         {"sliding_window": 8192, "use_sliding_window": True, "max_window_layers": 28},
         {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
         {"layer_types": ["full_attention"] * 30},
+        {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1},
     ],
     ids=str,
 )
@@ -303,6 +304,7 @@ def test_what_published_configs_have_beside_is_harmless(attributes):
         ({"sliding_window": "8192"}, "sliding_window = '8192'"),
         ({"quantization_config": {"bits": 4}}, "choose the checkpoint that it was made from"),
         ({"new\x1b[31m": 1}, r"'new\x1b[31m' = 1"),
+        ({"rotary_pct": 0.25}, "rotary_pct = 0.25"),
         ({"colour": 1}, "delete it from the config.json of a copy"),
     ],
 )
@@ -355,7 +357,13 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'; a JSON object"]),
         ({"rope_scaling": {"rope_type": "proportional"}}, ["rope_type is 'proportional'; known"]),
+        ({"rope_parameters": "", "rope_scaling": None}, ["rope_parameters is ''; a JSON object"]),
+        ({"pad_token_id": "", "bos_token_id": False}, ["pad_token_id is ''; give the id", "bos"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
+        (
+            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": []}},
+            ["original_max_position_embeddings is []; a positive whole number"],
+        ),
         (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},
             ["needs high_freq_factor", "factor is -2; a positive", "low_freq_factor is '1'"],

@@ -113,10 +113,14 @@ def is_positive(value: Any) -> bool:
 
 def window_problems(attributes: Attributes) -> list[str]:
     """Returns what is wrong with `layer_types` and the `sliding_window` of layers that have one."""
+    used = attributes.get("use_sliding_window", True)
+    if not isinstance(used, bool):
+        return [f"use_sliding_window is {shown(used)}; true or false is needed"]
     kinds, layers = attributes["layer_types"], attributes["num_hidden_layers"]
     if kinds is None:
         return []
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {FULL, WINDOWED}:
+    allowed = isinstance(kinds, list) and all(kind in (FULL, WINDOWED) for kind in kinds)
+    if not allowed or len(kinds) != layers:
         return [f"layer_types is {shown(kinds)}; {FULL} or {WINDOWED} is needed for each layer"]
     window = attributes["sliding_window"]
     if WINDOWED in kinds and not is_whole(window):

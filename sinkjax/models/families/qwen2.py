@@ -36,8 +36,6 @@ WINDOWS = {
 def problems(attributes: Attributes) -> list[str]:
     """Returns what is wrong with the windows of a Qwen."""
     used, first = attributes["use_sliding_window"], attributes["max_window_layers"]
-    if not isinstance(used, bool):
-        return [f"use_sliding_window is {shown(used)}; true or false is needed"]
     kinds = attributes["layer_types"]
     if not used and isinstance(kinds, list) and WINDOWED in kinds:
         return [f"layer_types has {WINDOWED}, though use_sliding_window is false; set it to true"]

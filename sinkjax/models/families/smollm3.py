@@ -20,7 +20,9 @@ from sinkjax.models.families.family import (
 def _problems(attributes: Attributes) -> list[str]:
     layers, turned = attributes["num_hidden_layers"], attributes["no_rope_layers"]
     if turned is not None and not (
-        isinstance(turned, list) and len(turned) >= layers and all(x in (0, 1) for x in turned)
+        isinstance(turned, list)
+        and len(turned) >= layers
+        and all(type(x) is int and x in (0, 1) for x in turned)
     ):
         return [f"no_rope_layers is {shown(turned)}; a list of 0 or 1 for each layer is needed"]
     interval = attributes["no_rope_layer_interval"]

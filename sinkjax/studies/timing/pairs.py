@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.errors import naming
 from sinkjax.studies.resampling import expanded_tail, interval, resample_counts
 
 Clock = Callable[[], float]
@@ -26,10 +27,12 @@ class Call:
     Attributes:
       run: does it; returns when the device is done (`jax.block_until_ready`), not before.
       prepare: called before each run, outside of the clock.
+      check: called after each run with what it gave, outside of the clock.
     """
 
     run: Callable[[], Any]
     prepare: Callable[[], Any] = lambda: None
+    check: Callable[[Any], None] = lambda result: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,9 @@ def interleave(
 
     Returns:
       of each call, by name.
+
+    Raises:
+      InputError: as calls' checks do, naming the call.
     """
     samples = {name: Samples() for name in calls}
     was_enabled = gc.isenabled()
@@ -77,10 +83,12 @@ def interleave(
     try:
         for name, call in calls.items():
             for _ in range(warmup):
-                samples[name].warmup.append(_once(call, settle, clock)[0])
+                with naming(name):
+                    samples[name].warmup.append(_once(call, settle, clock)[0])
         for order in _orders(list(calls), rounds, seed):
             for name in order:
-                seconds, cpu_seconds = _once(calls[name], settle, clock)
+                with naming(name):
+                    seconds, cpu_seconds = _once(calls[name], settle, clock)
                 samples[name].seconds.append(seconds)
                 samples[name].cpu_seconds.append(cpu_seconds)
             on_round()
@@ -130,6 +138,7 @@ def _once(call: Call, settle: float, clock: Clock) -> tuple[float, float]:
     cpu_start, start = time.process_time(), clock()
     result = call.run()
     end, cpu_end = clock(), time.process_time()
+    call.check(result)
     del result  # giving memory back belongs to nobody's time
     return end - start, cpu_end - cpu_start
 

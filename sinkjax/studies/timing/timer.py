@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
+from sinkjax.errors import naming
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.programs.compile import Program, compile
@@ -187,7 +188,8 @@ class Timer:
         calls, kept = {}, {}
         for name, program in programs.items():
             decode = functools.partial(decode_call, program, tokens, sizes.generated)
-            calls[name], kept[name] = resident_kept(decode)
+            with naming(name):
+                calls[name], kept[name] = resident_kept(decode)
         return calls, kept
 
     def _traced(self, run: Run, calls: Mapping[str, Call]) -> dict[str, list[float]] | None:

@@ -131,6 +131,11 @@ def test_configs_are_read_as_they_are_written(kind):
         ("qwen2", dict(use_sliding_window=True, max_window_layers=None), "max_window_layers is No"),
         ("qwen3_windows", dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
         ("qwen3_windows", dict(layer_types=["chunked_attention"] * 3), "layer_types is"),
+        ("gemma3", dict(layer_types=[{}, [], "full_attention"]), "layer_types is"),
+        ("smollm3_windows", dict(use_sliding_window="no"), "use_sliding_window is 'no'; true or"),
+        ("smollm3", dict(no_rope_layers=[1, 0, True, 1]), "no_rope_layers is"),
+        ("gemma3_linear", dict(rope_parameters={"full_attention": ""}), "rope_parameters is ''"),
+        ("gemma3", dict(rope_parameters={"sliding_attention": False}), "rope_parameters is False"),
         ("qwen3", dict(layer_types=["sliding_attention"] * 3), "though use_sliding_window is fal"),
         ("gemma2", dict(attn_logit_softcapping=0), "attn_logit_softcapping is 0; a positive num"),
         ("gemma2", dict(hidden_activation="swoosh"), "hidden_activation is 'swoosh'; known are"),
@@ -150,6 +155,11 @@ def test_configs_are_read_as_they_are_written(kind):
 def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
     with pytest.raises(sinkjax.InputError, match=message):
         from_hf_config(attributes(kind, **changes))
+
+
+def test_without_a_model_type_the_class_names_the_family():
+    said = {**attributes("smollm3"), "architectures": ["SmolLM3ForCausalLM"]}
+    assert from_hf_config({k: said[k] for k in said if k != "model_type"}) == from_hf_config(said)
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known():

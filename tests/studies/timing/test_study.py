@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 from markupsafe import escape
 from masks import problems_of
 
@@ -206,6 +207,20 @@ def test_a_prompt_is_prefilled_once_however_much_follows(model):
         "decode-b2-t8-n4",
         "decode-b2-t8-n6",
     ]
+
+
+@pytest.mark.parametrize(("stage", "name"), [("prefill", "baseline"), ("decode", "mine")])
+def test_logits_that_are_not_finite_are_no_time(stage, name, model, tmp_path):
+    damaged, masks = nnx.clone(model), ()
+    if name == "mine":
+        mask = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3s(mean)")
+        fills = np.full((2, 6, model.config.head_dim), np.nan, np.float32)
+        masks = (Candidate("mine", {16: mask}, {mask: fills}),)
+    else:
+        damaged.norm.scale.set_value(damaged.norm.scale[...].at[0].set(np.nan))
+    study = mine(damaged, mask=masks, stages=(stage,))
+    (said,) = problems_of(run_study, study, str(tmp_path / "out"))
+    assert said.startswith(f"{name}: logits are not finite: activations")
 
 
 def test_all_that_is_wrong_is_said_at_once(model):

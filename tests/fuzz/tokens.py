@@ -1,0 +1,188 @@
+"""Formats of tokenizers: the tokens of some texts, and the special ones; and chat templates."""
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import gguf
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+import sinkjax
+from sinkjax.checkpoint import chat
+from sinkjax.errors import InputError
+from tests.fuzz.format import PROSE, Format
+
+PROBES = ("", " ", " Hello", "Hello  world", PROSE[2000:2200], "é漢字🎉\n\t1234", "<s></s>ab")
+
+
+def _tokens(path: pathlib.Path) -> dict[str, Any]:
+    tokenizer = sinkjax.load_tokenizer(path)
+    full, bare = (
+        [tokenizer.encode(t, add_special_tokens=s) for t in PROBES] for s in (True, False)
+    )
+    tokenizer.decode(bare[4])
+    return {"bare": bare, "full": full, "ends": [tokenizer.bos_token, tokenizer.eos_token]}
+
+
+def _with_tokens(original: dict[str, Any], encode: Callable[[str], list[int]]) -> dict[str, Any]:
+    """What is expected of tokens without special ones; of the rest, what it is."""
+    return {**original, "bare": [list(encode(text)) for text in PROBES]}
+
+
+def _bare_alone(original: dict[str, Any]) -> dict[str, Any]:
+    return {"bare": original["bare"]}
+
+
+def tokenizer_json(folder: pathlib.Path) -> Format:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(PROSE.split("\n"), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    named["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        return _bare_alone(_tokens(folder))
+
+    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
+        its = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        beside = folder / "tokenizer_config.json"
+        said = json.loads(beside.read_bytes()) if beside.exists() else {}
+        ends = [said.get(name) for name in ("bos_token", "eos_token")]
+        its.add_special_tokens([token for token in ends if isinstance(token, str)])
+        return _with_tokens(original, lambda text: its.encode(text, add_special_tokens=False).ids)
+
+    return Format(("tokenizer.json", "tokenizer_config.json"), read, expected)
+
+
+_CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|é|>"}]
+_TEMPLATE = """{%- if messages[0].role != 'system' %}
+    {{- raise_exception('a system message is needed') }}
+{%- endif %}
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set content = message['content'] | trim %}
+    {{- '<|' + message.role + '|>\\n' ~ content + eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}
+"""
+
+
+def chat_template(folder: pathlib.Path) -> Format:
+    tokenizer_json(folder)
+    (folder / "chat_template.jinja").write_text(_TEMPLATE)
+
+    def read(folder: pathlib.Path) -> str:
+        tokenizer = sinkjax.load_tokenizer(folder)
+        if not tokenizer.chat_template:
+            raise InputError(f"{folder / 'chat_template.jinja'} is no template")
+        template = chat.ChatTemplate(tokenizer, str(folder))
+        with mock.patch.object(chat, "SECONDS", 3.0), contextlib.closing(template):
+            return template(_CHAT, add_generation_prompt=True)
+
+    def expected(folder: pathlib.Path, original: str) -> str:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        template = (folder / "chat_template.jinja").read_bytes().decode()
+        ends = {"bos_token": "<s>", "eos_token": "</s>"}
+        return environment.from_string(template).render(
+            messages=_CHAT, add_generation_prompt=True, **ends
+        )
+
+    return Format(("chat_template.jinja",), read, expected)
+
+
+def _train_sentencepiece(folder: pathlib.Path) -> Any:
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE.split("\n")),
+        model_prefix=str(folder / "tokenizer"),
+        minloglevel=2,
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=600,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def sentencepiece_model(folder: pathlib.Path) -> Format:
+    import sentencepiece
+
+    _train_sentencepiece(folder)
+    pieces = [i for i, text in enumerate(PROBES) if not re.search("<s>|</s>", text)]
+
+    def read(folder: pathlib.Path) -> list[list[int]]:
+        tokens = _tokens(folder)["bare"]
+        return [tokens[i] for i in pieces]  # of special tokens, SentencePiece itself knows none
+
+    def expected(folder: pathlib.Path, original: list) -> list[list[int]]:
+        its = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        return [its.encode(PROBES[i]) for i in pieces]
+
+    return Format(("tokenizer.model",), read, expected)
+
+
+def gguf_tokenizer(folder: pathlib.Path) -> Format:
+    trained = _train_sentencepiece(folder)
+    (folder / "tokenizer.model").unlink()
+    ids = range(trained.vocab_size())
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([trained.id_to_piece(i) for i in ids])
+    writer.add_token_scores([trained.get_score(i) for i in ids])
+    writer.add_token_types(
+        [
+            2
+            if trained.is_unknown(i)
+            else 3
+            if trained.is_control(i)
+            else 6
+            if trained.is_byte(i)
+            else 1
+            for i in ids
+        ]
+    )
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def tokenizer_metadata(path: pathlib.Path) -> dict[str, Any]:
+        metadata = _metadata(path)
+        return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+
+    before = tokenizer_metadata(folder / "model.gguf")
+
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        return {**_tokens(folder / "model.gguf"), "metadata": before}
+
+    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
+        """The metadata that is there is another tokenizer's: nothing else says what it is."""
+        after = tokenizer_metadata(folder / "model.gguf")
+        if after == before:
+            return original
+        return {**_tokens(folder / "model.gguf"), "metadata": before}
+
+    return Format(("model.gguf",), read, expected)
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
