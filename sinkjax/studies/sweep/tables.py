@@ -27,7 +27,7 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
     tables = study_tables(sweep)
     for group in sweep.groups:
         for curve in group.curves:
-            tables += [sinks_table(curve), conditional_table(curve), *later_layers_tables(curve)]
+            tables += [sinks_table(curve), conditional_table(curve)]
         tables += over_lengths_tables(group.curves)
     return tables
 
