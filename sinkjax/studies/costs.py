@@ -6,6 +6,7 @@ so that a quarter of 512 positions cost nothing, and the others cost more than t
   kl_acting     the positions of the prompt at which a masked head's output can differ
   kl_late       the last quarter of the prompt
   kl_generated  the tokens after the prompt
+  kl_last       the prompt's last position, the only one that a prefill returns
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,9 @@ from sinkjax.report.table import Text
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 
 PARTS = ("kl_acting", "kl_late", "kl_generated")
+LAST = "kl_last"
+"""Beside `PARTS`: of one position an excerpt, and so of many short ones. No budget is on it."""
+
 GENERATED = 64
 """Tokens after an excerpt over which the KL is counted."""
 
@@ -101,8 +105,8 @@ def summarize_parts(
       score_from: the first position of `kl`.
 
     Returns:
-      each with `first`, its first position; `kl_acting` with `by_path` too, the same for each path
-      from where on it acts.
+      each with `first`, its first position, and `LAST` as them; `kl_acting` with `by_path` too, the
+      same for each path from where on it acts.
     """
 
     def of(start: int, stop: int, undefined: str) -> dict[str, Any]:
@@ -117,7 +121,15 @@ def summarize_parts(
         {"path": path, **of(max(first, score_from), prompt, _UNDEFINED[0])}
         for path, first in acting_from(mask).items()
     ]
-    return parts
+    return {**parts, LAST: of(prompt - 1, prompt, "")}
+
+
+def over_draws(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of what several draws of a control cost, each beside it in an interval's place."""
+    each = [estimate["value"] for estimate in estimates]
+    if None in each:
+        return dict(estimates[0])
+    return {"value": float(np.mean(each)), "low": None, "high": None, "each": each}
 
 
 def budgeted(result: Mapping[str, Any], budget_on: str) -> Mapping[str, Any]:
@@ -158,12 +170,16 @@ def over_texts(results: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any
 
 
 def part_columns(
-    form: Callable[..., str] = formats.estimate, *, by_path: bool = False
+    form: Callable[..., str] = formats.estimate,
+    *,
+    parts: Sequence[str] = PARTS,
+    by_path: bool = False,
 ) -> list[tuple[str, Text]]:
     """Columns of a table of records: each part, `-` where a record of an earlier version has none.
 
     Args:
       form: of an estimate, as of `column`.
+      parts: of `PARTS` and `LAST`.
       by_path: whether a footnote tells what each of several paths costs where it acts.
     """
 
@@ -184,7 +200,7 @@ def part_columns(
 
         return of_record
 
-    return [(name.removeprefix("kl_"), text(name)) for name in PARTS]
+    return [(name.removeprefix("kl_"), text(name)) for name in parts]
 
 
 PARTS_NOTE = (

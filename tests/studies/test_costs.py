@@ -6,7 +6,7 @@ from tiny import make
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
-from sinkjax.studies.costs import PARTS, part_means, summarize_parts
+from sinkjax.studies.costs import LAST, PARTS, over_draws, part_means, summarize_parts
 from sinkjax.studies.resampling import resample_counts
 from sinkjax.testing.oracle import reference_logits
 
@@ -40,7 +40,9 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
         part_means(kl, mask, prompt),
         summarize_parts(kl, mask, prompt, resample_counts(9, 0)),
     )
-    assert list(found) == list(PARTS)
+    assert list(found) == [*PARTS, LAST]
+    assert found[LAST]["first"] == prompt - 1
+    assert found[LAST]["value"] == pytest.approx(kl[:, prompt - 2].mean())
     assert set(means) == {name for name, positions in wanted.items() if positions}
     for name, positions in wanted.items():
         if not positions:
@@ -65,6 +67,13 @@ def test_a_mask_without_masked_heads_acts_nowhere():
     assert found["kl_acting"]["undefined"] == "no masked head acts before the end of the prompt"
     assert found["kl_acting"]["by_path"] == []
     assert found["kl_late"]["value"] == 0
+
+
+def test_draws_of_a_control_have_each_in_an_intervals_place():
+    drawn = over_draws([{"value": 1.0, "low": 0.5, "high": 2.0}, {"value": 3.0}])
+    assert drawn == {"value": 2.0, "low": None, "high": None, "each": [1.0, 3.0]}
+    nothing = {"value": None, "undefined": "no room"}
+    assert over_draws([nothing, nothing]) == nothing
 
 
 def test_the_oracle_differs_from_where_on_the_first_head_acts():

@@ -6,8 +6,9 @@
 For each head, the earlier head is found whose pattern serves it best: on --choose_text, by the
 distance of patterns and by the error of the head's own output. Then the heads with the best sources
 copy them, and the KL to the baseline is measured on --judge_text, beside copying layer 0's head of
-the same index (the idea of the study that this project set out from), the layer before, heads drawn
-at random, and `sink` heads that have no pattern at all.
+the same index (the idea of the study that this project set out from), with the heads that bear it
+best and with those of the highest sink scores, the layer before, heads and sources drawn at random
+(--control_draws of each), and `sink` heads that have no pattern at all.
 
 Everything goes to --output_dir: records.jsonl, with each mask, measured/ with the error of every
 pair of heads, and report.html. A run that was stopped goes on where it was when the same command is
@@ -27,23 +28,29 @@ from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS
-from sinkjax.masks.choose import by_ranking
+from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.decoder import Llama
 from sinkjax.models.sharding import row_shards
 from sinkjax.studies import settings
 from sinkjax.studies.copies.fit import CRITERIA, SourceFit, fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, allowed_sources, copy_mask, shuffled_copies
 from sinkjax.studies.copies.tables import copying_tables
+from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
+from sinkjax.studies.search.grow import sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import setting, values
+from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
-CONTROLS = ("shuffled", "sink")
-"""The heads of `output` copying earlier heads drawn at random; as many heads on `sink(first)`,
-those of the least own error under it: what needs no pattern at all."""
+CHOSEN = (*VARIANTS, "sinks", "sink")
+"""`sinks`: the heads of the highest sink scores copy layer 0's head of their own index, as the
+founding study would have them. `sink`: those of the least own error under `sink(first)` are on it:
+what needs no pattern at all."""
+
+DRAWN = ("shuffled", "random")
+"""Controls: the heads of `output` copying earlier heads drawn at random; as many heads of each
+layer as in `sinks`, drawn at random, copying layer 0's of their own index."""
 
 _RECORD_BYTES = 32_768  # an upper bound
 
@@ -65,10 +72,15 @@ class Copies(HeldOutStudy):
         2048, "Tokens at one length on either text; fewer excerpts where they are long."
     )
     shares: tuple[float, ...] = setting((0.05, 0.1, 0.2), "Shares of all heads that copy.")
+    generated: int = setting(
+        GENERATED, "Tokens of the text after each excerpt, under the same mask; 0 for none."
+    )
+    control_draws: int = setting(5, "Draws of each random control.")
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares)
+        yield from at_least(self, generated=0, control_draws=1)
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
@@ -80,19 +92,23 @@ class Copies(HeldOutStudy):
         return {
             "chosen_on": self.chosen_on.describe(),
             "judged_on": self.judged_on.describe(),
-            **values(self, "shares", "seed"),
+            **values(self, "shares", "generated", "control_draws", "seed"),
         }
 
     def size(self) -> Size:
-        masks = len(self.shares) * len((*VARIANTS, *CONTROLS))
+        masks = len(self.shares) * (len(CHOSEN) + self.control_draws * len(DRAWN))
         records = len(self.lengths) * (1 + masks)
         tokens = self.chosen_on.size + masks * self.judged_on.size
         return Size(tokens, records, _RECORD_BYTES * records)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         for length in sorted(self.lengths):
-            common = {**describe_texts(self.chosen_on, self.judged_on, length), "seed": self.seed}
-            excerpts, judge_rows = self.chosen_on.tokens[length], self.judged_rows(length)
+            common = {
+                **describe_texts(self.chosen_on, self.judged_on, length),
+                **values(self, "generated", "seed"),
+            }
+            excerpts = self.chosen_on.tokens[length]
+            judge_rows = self.judged_rows(length, self.generated)
             fit = _fitted(bench, excerpts)
             summarize = functools.partial(summarize_sources, fit)
             yield Cell({"kind": "sources", **common}, summarize, "sources")
@@ -100,15 +116,18 @@ class Copies(HeldOutStudy):
             judge = Judge(bench.model, judge_rows, rows=rows)
 
             def result(
-                variant: str, share: float, fit=fit, excerpts=excerpts, judge=judge
+                variant: str, share: float, draw: int, fit=fit, excerpts=excerpts, judge=judge
             ) -> dict[str, Any]:
-                mask = _mask(variant, share, fit, bench.model, excerpts, self.seed)
+                mask = _mask(variant, share, fit, bench, excerpts, self.seed + draw)
                 return mask_result(mask, judge(mask), excerpts.shape[1], self.seed)
 
-            for variant, share in itertools.product((*VARIANTS, *CONTROLS), sorted(self.shares)):
+            draws = itertools.product(DRAWN, range(self.control_draws))
+            variants = [*((variant, None) for variant in CHOSEN), *draws]
+            for (variant, draw), share in itertools.product(variants, sorted(self.shares)):
+                drawn = {} if draw is None else {"draw": draw + 1}
                 yield Cell(
-                    {"kind": "copies", **common, "variant": variant, "share": share},
-                    functools.partial(result, variant, share),
+                    {"kind": "copies", **common, "variant": variant, "share": share, **drawn},
+                    functools.partial(result, variant, share, draw or 0),
                     f"{variant} {share:g}",
                     steps=judge_rows.size,
                 )
@@ -153,12 +172,19 @@ def _fitted(bench: Bench, excerpts: np.ndarray) -> SourceFit:
 
 
 def _mask(
-    variant: str, share: float, fit: SourceFit, model: Llama, excerpts: np.ndarray, seed: int
+    variant: str, share: float, fit: SourceFit, bench: Bench, excerpts: np.ndarray, seed: int
 ) -> SinkMask:
     count = max(1, round(share * fit.nothing.size))
     if variant == "sink":
-        errors = own_errors(model, excerpts, [Sink("first")])[0]
+        errors = own_errors(bench.model, excerpts, [Sink("first")])[0]
         return by_ranking(-errors, [Sink("first")] * count)
+    if variant in ("sinks", "random"):
+        scores = sink_scores(bench.model, excerpts, bench.keep).copy()
+        scores[0] = -1  # below any: layer 0 is what they copy
+        heads = by_ranking(scores, [Sink("first")] * count)
+        if variant == "random":
+            heads = random_control(heads, seed=seed)
+        return SinkMask.copy_first_layer(heads.masked)
     if variant == "shuffled":
         return shuffled_copies(copy_mask(fit.output, "output", count), seed=seed)
     return copy_mask(fit.pattern if variant == "pattern" else fit.output, variant, count)

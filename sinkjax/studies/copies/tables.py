@@ -8,6 +8,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
+from sinkjax.studies.costs import LAST, over_draws
 from sinkjax.studies.resampling import LEVEL
 
 _LENGTH = operator.itemgetter("length")
@@ -17,7 +18,13 @@ _NAMES = {
     "pattern": "copy of the earlier head of the nearest pattern",
     "output": "copy of the earlier head of the least error",
     "shuffled": "the same heads, sources at random",
+    "sinks": "heads of the highest sink scores, copy of layer 0, same index",
+    "random": "heads at random, copy of layer 0, same index",
     "sink": "sink(first), no pattern at all",
+}
+_WHERE = {
+    "kl": ("", "all positions but the first"),
+    LAST: (" at the last position", "the last positions"),
 }
 _SOURCES = {
     "layer_0": "layer 0, same index",
@@ -31,7 +38,8 @@ def copying_tables(records: Sequence[Record]) -> list[Table]:
     sources = sorted((r for r in records if r["kind"] == "sources"), key=_LENGTH)
     copies = sorted((r for r in records if r["kind"] == "copies"), key=_LENGTH)
     tables = [_sources_table(sources)] if sources else []
-    return tables + ([_copies_table(copies)] if copies else [])
+    measured = [("kl", copies), (LAST, [record for record in copies if LAST in record["result"]])]
+    return tables + [_copies_table(kl, records) for kl, records in measured if records]
 
 
 def _sources_table(records: Sequence[Record]) -> Table:
@@ -57,31 +65,37 @@ def _sources_table(records: Sequence[Record]) -> Table:
     )
 
 
-def _copies_table(records: Sequence[Record]) -> Table:
-    """Rows are variants at each length, columns are shares."""
+def _copies_table(kl: str, records: Sequence[Record]) -> Table:
+    """Rows are variants at each length, columns are shares; `kl` is the KL of results."""
     notes = Footnotes()
     shares = sorted({record["share"] for record in records})
     rows = []
     for length, group in itertools.groupby(records, key=_LENGTH):
-        by_cell = {(record["variant"], record["share"]): record for record in group}
+        by_cell: dict[tuple[str, float], list[Record]] = {}
+        for record in group:
+            by_cell.setdefault((record["variant"], record["share"]), []).append(record)
+
+        def text(draws: Sequence[Record]) -> str:
+            estimates = [draw["result"][kl] for draw in draws]
+            estimate = over_draws(estimates) if len(draws) > 1 else estimates[0]
+            return formats.estimate(estimate, formats.nats, notes)
+
         for variant, name in _NAMES.items():
             of_shares = [by_cell.get((variant, share)) for share in shares]
             if any(of_shares):
-                values = (
-                    formats.estimate(record["result"]["kl"], formats.nats, notes) if record else "-"
-                    for record in of_shares
-                )
+                values = (text(draws) if draws else "-" for draws in of_shares)
                 rows.append((formats.count(length), name, *values))
     counts = sorted({record["source"]["num_windows"] for record in records})
     excerpts = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
     return Table(
-        title=f"{title(records[0], 'source')}: KL to the baseline of copying",
+        title=f"{title(records[0], 'source')}: KL to the baseline of copying{_WHERE[kl][0]}",
         columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
         rows=rows,
         notes=(
-            f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over all "
-            f"positions but the first of {excerpts} excerpts; in brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts.",
+            f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over "
+            f"{_WHERE[kl][1]} of {excerpts} excerpts; in brackets: the "
+            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts; in parentheses: the "
+            "least and the most of several draws, or of few excerpts.",
             *notes.lines(),
         ),
         labels=2,

@@ -15,8 +15,8 @@ from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.page import Page, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.frontier.methods import COPIES, GATES, SEARCHED
+from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns
+from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 
 _STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
@@ -25,7 +25,7 @@ _STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
     "sensitivity": {"color": canvas.BLUE, "marker": "s"},
     "own error": {"color": canvas.GREEN, "marker": "^"},
     "sink score": {"color": "#AA4499", "marker": "D"},
-    "random": {"color": canvas.FAINT, "marker": "v"},
+    RANDOM: {"color": canvas.FAINT, "marker": "v"},
     **{
         name: {"color": "#B8860B", "marker": marker, "lw": 1, "ls": canvas.DASHES}
         for name, marker in zip(COPIES.values(), canvas.MARKERS, strict=False)
@@ -151,7 +151,9 @@ def frontier_table(records: Sequence[Record]) -> Table:
     """Every mask of one length: its size, what it saves and what it costs."""
     return tabulate(
         f"{formats.count(records[0]['length'])} tokens: every mask",
-        sorted(records, key=lambda r: (_ORDER.index(r["method"]), r["path"], masked_share(r))),
+        sorted(
+            _merged(records), key=lambda r: (_ORDER.index(r["method"]), r["path"], masked_share(r))
+        ),
         (
             column("chosen by", "method", str),
             column("path", "path", str),
@@ -160,12 +162,14 @@ def frontier_table(records: Sequence[Record]) -> Table:
             column("decode\nbytes", "result.saved.decode_bytes", formats.percent),
             column("cache", "result.saved.cache_bytes", formats.percent),
             column("mean KL", "result.kl", formats.nats, formats.estimate),
-            *part_columns(formats.point),
+            *part_columns(formats.point, parts=(*PARTS, LAST)),
         ),
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
-            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. {PARTS_NOTE} In brackets: "
-            f"the {formats.percent(LEVEL, 0)} interval from resampling excerpts.",
+            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. {PARTS_NOTE} Last: at the "
+            f"last position of the excerpt. In brackets: the {formats.percent(LEVEL, 0)} interval "
+            "from resampling excerpts; in parentheses: the least and the most of several draws, or "
+            "of few excerpts.",
         ),
         labels=2,
     )
@@ -177,6 +181,27 @@ def masked_share(record: Record) -> float:
     return 1 - heads["full"] / sum(heads.values())
 
 
+def _merged(records: Sequence[Record]) -> list[Record]:
+    """The same with the draws of a random control as one record, the mean of the draws."""
+    merged: dict[tuple, list[Record]] = {}
+    for record in records:
+        drawn = record["method"] == RANDOM
+        size = (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
+        merged.setdefault((record["method"], size), []).append(record)
+    return [draws[0] if len(draws) == 1 else _over_draws(draws) for draws in merged.values()]
+
+
+def _over_draws(draws: Sequence[Record]) -> Record:
+    results = [draw["result"] for draw in draws]
+    names = ("kl", *PARTS, LAST)
+    means = {name: over_draws([r[name] for r in results]) for name in names if name in results[0]}
+    saved = {
+        name: float(np.mean([result["saved"][name] for result in results]))
+        for name in results[0]["saved"]
+    }
+    return {**draws[0], "result": {**results[0], **means, "saved": saved}}
+
+
 def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records by the path that heads were ranked for, each with those of no single path."""
     shared = [record for record in records if record["path"] in ("any", "copy")]
@@ -186,7 +211,8 @@ def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _lines(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Points by method."""
-    by_method = {name: [r for r in records if r["method"] == name] for name in _ORDER}
+    merged = _merged(records)
+    by_method = {name: [r for r in merged if r["method"] == name] for name in _ORDER}
     return {name: points for name, points in by_method.items() if points}
 
 
@@ -242,9 +268,9 @@ def _panel(
 
 def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Record], float]) -> None:
     places = np.array([of(point) for point in points])
+    ends = [_ends(point["result"]["kl"]) for point in points]
     kl, low, high = (
-        np.clip(numbers((p["result"]["kl"] for p in points), side), _FLOOR, _CEILING)
-        for side in ("value", "low", "high")
+        np.clip(numbers(ends, side), _FLOOR, _CEILING) for side in ("value", "low", "high")
     )
     style = {"lw": 1.6} | _STYLES[method]
     axes.plot(places, kl, ms=4.5, **style)
@@ -252,3 +278,9 @@ def _draw(axes: Axes, method: str, points: Sequence[Record], of: Callable[[Recor
         axes.vlines(places, low, high, color=style["color"], lw=1.2)
     else:
         axes.fill_between(places, low, high, color=style["color"], alpha=0.16, lw=0)
+
+
+def _ends(kl: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with the least and the most of several draws, or of few excerpts, as its ends."""
+    each = kl.get("each")
+    return {**kl, "low": min(each), "high": max(each)} if each else kl

@@ -10,7 +10,8 @@ Methods that rank heads for one path:
   sink score    the highest `mean` scores first
   own error     the least own error under the path first
   sensitivity   the least predicted KL a head first, beside those before it
-  random        the heads of `own error`, drawn anew within each layer: the control
+  random        the heads of `own error`, drawn anew within each layer: the control, of which there
+                are --control_draws
 
 --searches adds the masks that `sinkjax search` went through, --gates those that `sinkjax gates`
 chose, --copies what `sinkjax copies` measured, all at the same lengths; records of copies are taken
@@ -41,9 +42,9 @@ from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
-from sinkjax.studies.costs import PARTS
+from sinkjax.studies.costs import LAST, PARTS
 from sinkjax.studies.fields import Fields, understood
-from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, SEARCHED
+from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, RANDOM, SEARCHED
 from sinkjax.studies.frontier.page import frontier_table, page
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
@@ -63,11 +64,13 @@ class Point:
     Attributes:
       method, path: how it was chosen; the path of its heads, or "any".
       mask: to be judged.
+      draw: its number, from 1, of a random control.
     """
 
     method: str
     path: str
     mask: SinkMask
+    draw: int | None = None
 
 
 def parse_paths_by_length(text: str) -> tuple[tuple[int, tuple[Path, ...]], ...]:
@@ -108,6 +111,7 @@ class Frontier(HeldOutStudy):
     )
     samples: int = setting(2, "Draws of labels for each excerpt, for the ranking by sensitivity.")
     generated: int = setting(64, "Tokens after each prompt, for which the cache has room.")
+    control_draws: int = setting(5, "Draws of the random control of each size.")
     saved: Literal["compiled", "formula"] = setting(
         "compiled", "How savings are known: read from each mask's compiled programs, or by formula."
     )
@@ -118,7 +122,7 @@ class Frontier(HeldOutStudy):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares, one=True)
-        yield from at_least(self, samples=1, generated=1)
+        yield from at_least(self, samples=1, generated=1, control_draws=1)
         if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
             lengths = ",".join(map(str, missing))
             yield Problem("paths", None, f"it has none for lengths={lengths}: name some")
@@ -186,7 +190,7 @@ class Frontier(HeldOutStudy):
                 for series in (self.chosen_on, self.judged_on)
             ],
             "paths": {str(n): list(map(str, self.paths_at[n])) for n in sorted(self.lengths)},
-            **values(self, "shares", "samples", "generated"),
+            **values(self, "shares", "samples", "generated", "control_draws"),
             "saved_as": self.saved,
             "seed": self.seed,
             "found": {
@@ -197,7 +201,8 @@ class Frontier(HeldOutStudy):
         }
 
     def size(self) -> Size:
-        ranked = sum(len(self.paths_at[n]) for n in self.lengths) * len(self.shares) * len(METHODS)
+        methods = len(METHODS) - 1 + self.control_draws
+        ranked = sum(len(self.paths_at[n]) for n in self.lengths) * len(self.shares) * methods
         added = sum(len(self.added.get(n, ())) + len(self._copied_at(n)) for n in self.lengths)
         masks = ranked + added
         return Size(masks, masks, _RECORD_BYTES * masks, unit="masks")
@@ -223,7 +228,7 @@ class Frontier(HeldOutStudy):
             return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
 
         def taken_over(result: Record) -> dict[str, Any]:
-            names = ("mask", "heads", "kl", *PARTS)
+            names = ("mask", "heads", "kl", *PARTS, LAST)
             kept = {name: result[name] for name in names if name in result}
             return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
 
@@ -234,6 +239,7 @@ class Frontier(HeldOutStudy):
                 "method": point.method,
                 "path": point.path,
                 "mask_digest": point.mask.digest,
+                **({} if point.draw is None else {"draw": point.draw}),
             }
             measure = functools.partial(measured, point.mask)
             yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
@@ -278,10 +284,12 @@ class Frontier(HeldOutStudy):
                     by_ranking(scores, [path] * count),
                     least,
                     make_moves(full, moves[:count]),
-                    random_control(least, seed=self.seed),
                 )
-                for method, mask in zip(METHODS, masks, strict=True):
+                for method, mask in zip(METHODS, masks, strict=False):
                     yield Point(method, str(path), mask)
+                for draw in range(self.control_draws):
+                    drawn = random_control(least, seed=self.seed + draw)
+                    yield Point(RANDOM, str(path), drawn, draw + 1)
 
     def _savings(self, length: int, bench: Bench) -> Callable[[SinkMask], dict[str, float]]:
         """What masks save at one length; each mask's programs are compiled and read once."""

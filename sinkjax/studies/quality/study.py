@@ -5,10 +5,10 @@
   sinkjax quality --mask=mask.json --lengths=512,2048 --num_excerpts=24
 
 --mask takes files that sinkjax.save_mask wrote, or names of shipped masks, with commas between
-them, or a mask's text form, and may be repeated; --plan takes the JSON file of a plan, whose mask
-for each length is measured, and whose rule holds where a continuation grows from one mask's lengths
-into the next one's. Texts are as in `sinkjax sweep`; without --text and --prompts, excerpts of the
-text that is shipped for judging.
+them, or a mask's text form, and may be repeated; --plan takes the JSON file of a plan, or the name
+of a shipped one, whose mask for each length is measured, and whose rule holds where a continuation
+grows from one mask's lengths into the next one's. Texts are as in `sinkjax sweep`; without --text
+and --prompts, excerpts of the text that is shipped for judging.
 
 Measured are the KL of each token, over all positions and where the mask acts, over the last quarter
 of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.studies import texts
-from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure, Measurement
@@ -58,7 +58,7 @@ class Quality(Study):
     }
 
     mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
-    plan: tuple[str, ...] = setting((), "File of a plan. May be repeated.", repeated=True)
+    plan: tuple[str, ...] = setting((), PLANS, repeated=True)
     prompts: str | None = setting(None, "File of prompts: .txt, one a line, or .jsonl.")
     text: str | None = setting(
         None,

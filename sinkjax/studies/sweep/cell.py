@@ -6,7 +6,7 @@ import numpy as np
 
 from sinkjax.masks.scores import checked, is_sink
 from sinkjax.studies.resampling import estimate, resample_counts
-from sinkjax.studies.sweep.conditional import conditionals
+from sinkjax.studies.sweep.conditional import conditionals, later_layers
 
 _DECIMALS = 6  # of averaged float32 measurements, which carry no more
 
@@ -26,7 +26,8 @@ def summarize_cell(
     Returns:
       the "result" of a record of kind "cell", of plain Python values: `sinks` (count a prompt and
       share of L·N), `per_layer` [L], `per_head` [L][N], `mean_score` [L][N], `output_norm` [L][N],
-      `conditional` (one for each source layer before the last) and `best_source`.
+      `conditional` (one for each source layer before the last), `best_source` and `later_layers`
+      (layer 0's conditional on each alone).
 
     Raises:
       ValueError: for shapes that differ or are empty, values that are not finite, or a threshold
@@ -53,4 +54,5 @@ def summarize_cell(
         "output_norm": output_norm.mean(axis=0, dtype=np.float64).round(_DECIMALS).tolist(),
         "conditional": conditional,
         "best_source": best,
+        "later_layers": later_layers(sinks, weights, seed),
     }

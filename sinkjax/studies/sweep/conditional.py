@@ -71,6 +71,46 @@ def conditionals(
     return conditional, _best_source(conditional, observed["lift"], shuffled["lift"], sinks)
 
 
+def later_layers(sinks: np.ndarray, weights: np.ndarray, seed: int) -> dict[str, Any]:
+    """Layer 0's conditional on each later layer alone, and the later layer of the greatest lift.
+
+    Pooled over all later layers a link to layer 1 alone would hardly be seen.
+
+    Args:
+      sinks, weights, seed: as of `conditionals`.
+
+    Returns:
+      `later_layers` of a cell's result: `layers`, one for each from 1 on, with the renumberings of
+      layer 0 that its pooled conditional is held against, and `best`, as `best_source`.
+    """
+    num_prompts, num_layers, num_heads = sinks.shape
+    z = sinks.astype(np.float64)
+    later = z[:, 1:]
+    of_source = np.repeat(z[:, 0].sum(axis=1)[:, None], num_layers - 1, axis=1)
+    by_prompt = _Totals(of_source, later.sum(axis=2), np.einsum("pn,pln->pl", z[:, 0], later))
+    totals, pairs = by_prompt.summed(), num_prompts * num_heads
+    alone = np.ones(num_layers - 1)
+    observed = _rates(totals, pairs, alone)
+    resampled = _rates(by_prompt.weighted(weights), pairs, alone)
+    heads, order = _renumberings(np.random.default_rng((_SHUFFLING, seed)), num_heads)
+    agreements = np.einsum("pn,plm->lnm", z[:, 0], later)
+    both = agreements[:, order, heads].sum(axis=2).T  # [shuffles, L - 1]
+    shuffled = _rates(totals._replace(both=both), pairs, alone)["lift"]
+    no_source = _no_sinks(0, num_prompts) if not totals.source.any() else ""
+    layers = []
+    for index, count in enumerate(totals.later):
+        undefined = {"given_sink": no_source, "base_rate": ""}
+        no_later = "" if count else _no_sinks(index + 1, num_prompts)
+        undefined["lift"] = no_source or no_later
+        estimates = {
+            name: estimate(observed[name][index], resampled[name][:, index], num_prompts, reason)
+            for name, reason in undefined.items()
+        }
+        control = {"lift": _shuffled_estimate(shuffled[:, index], undefined["lift"])}
+        layers.append({"layer": index + 1, **estimates, "shuffled": control})
+    return {"layers": layers, "best": _best_later(layers, observed["lift"], shuffled, no_source)}
+
+
 def layer_0_lift(sinks: np.ndarray, weights: np.ndarray) -> Resampled:
     """The lift of layer 0 over all later layers, from bool [P, L, N] and weights [R, P]."""
     num_prompts, num_layers, num_heads = sinks.shape
@@ -123,15 +163,18 @@ def _totals_by_prompt(sinks: np.ndarray) -> tuple[_Totals, np.ndarray]:
     return totals, later
 
 
-def _rates(totals: _Totals, num_heads: int) -> dict[str, np.ndarray]:
+def _rates(
+    totals: _Totals, num_heads: int, later_layers: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The conditionals by name, [..., S] each and NaN where undefined.
 
     Args:
       totals: counts.
       num_heads: (prompt, head) pairs in one layer, P·N.
+      later_layers: [S], that each is pooled over; None for all after its source layer.
     """
-    num_sources = totals.source.shape[-1]
-    later_layers = np.arange(num_sources, 0, -1)
+    if later_layers is None:
+        later_layers = np.arange(totals.source.shape[-1], 0, -1)
     pairs = num_heads * later_layers
     source, later, both = totals.source * later_layers, totals.later, totals.both
     with np.errstate(invalid="ignore"):  # all that is undefined is 0 / 0
@@ -150,12 +193,11 @@ def _rates(totals: _Totals, num_heads: int) -> dict[str, np.ndarray]:
 def _undefined(totals: _Totals, layer: int, num_prompts: int, num_heads: int) -> dict[str, str]:
     """Why each of the layer's rates would be undefined; "" where it is not."""
     pairs = num_heads * (totals.source.shape[-1] - layer)
-    in_any = "in the one prompt" if num_prompts == 1 else f"in any of the {num_prompts} prompts"
     in_all = "in the one prompt" if num_prompts == 1 else f"in all of the {num_prompts} prompts"
     source, later = totals.source[layer], totals.later[layer]
-    no_source = "" if source else f"layer {layer} has no sink head {in_any}"
+    no_source = "" if source else _no_sinks(layer, num_prompts)
     all_source = f"every head of layer {layer} is a sink {in_all}" if source == num_heads else ""
-    no_later = "" if later else f"no layer after layer {layer} has a sink head {in_any}"
+    no_later = "" if later else _no_sinks(layer, num_prompts, "no layer after layer {} has a sink")
     all_later = f"every head after layer {layer} is a sink {in_all}" if later == pairs else ""
     return {
         "given_sink": no_source,
@@ -164,6 +206,18 @@ def _undefined(totals: _Totals, layer: int, num_prompts: int, num_heads: int) ->
         "lift": no_source or no_later,
         "phi": no_source or all_source or no_later or all_later,
     }
+
+
+def _no_sinks(layer: int, num_prompts: int, what: str = "layer {} has no sink") -> str:
+    """The reason why a ratio of a layer's sinks is undefined."""
+    where = "in the one prompt" if num_prompts == 1 else f"in any of the {num_prompts} prompts"
+    return f"{what.format(layer)} head {where}"
+
+
+def _renumberings(rng: np.random.Generator, num_heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """The heads, and `SHUFFLES` orders of them: int [N] and [shuffles, N]."""
+    heads = np.arange(num_heads)
+    return heads, rng.permuted(np.tile(heads, (SHUFFLES, 1)), axis=1)
 
 
 def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarray:
@@ -183,12 +237,11 @@ def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarr
     """
     num_sources, num_heads = source.shape[1:]
     rng = np.random.default_rng((_SHUFFLING, seed))
-    heads = np.arange(num_heads)
     both = np.empty((SHUFFLES, num_sources))
     for layer in range(num_sources):
         # One permutation serves all prompts, so these counts are all that it can matter to.
         agreements = source[:, layer].T.astype(np.float64) @ later[:, layer]  # [N, N]
-        order = rng.permuted(np.tile(heads, (SHUFFLES, 1)), axis=1)
+        heads, order = _renumberings(rng, num_heads)
         both[:, layer] = agreements[order, heads].sum(axis=1)
     return both
 
@@ -224,6 +277,25 @@ def _best_source(
         reason = f"layer {layers[0]} alone has sink heads"
     nothing = {"value": None, "undefined": reason}
     return {"layer": None, "lift": nothing, "shuffled_best_lift": nothing, "undefined": reason}
+
+
+def _best_later(
+    layers: Sequence[Mapping[str, Any]], lifts: np.ndarray, shuffled: np.ndarray, no_source: str
+) -> dict[str, Any]:
+    """The later layer of layer 0's greatest lift (the lowest of equals), beside chance's best.
+
+    Args:
+      layers: of each later layer.
+      lifts, shuffled: [L - 1] and [shuffles, L - 1], NaN where undefined.
+      no_source: why all are, if they are.
+    """
+    defined = np.flatnonzero(~np.isnan(lifts))
+    if not defined.size:
+        nothing = {"value": None, "undefined": no_source or "no later layer has a sink head"}
+        return {"layer": None, "lift": nothing, "shuffled_best_lift": nothing}
+    best = layers[defined[np.argmax(lifts[defined])]]
+    chance = _shuffled_estimate(shuffled[:, defined].max(axis=1))
+    return {"layer": best["layer"], "lift": best["lift"], "shuffled_best_lift": chance}
 
 
 def _shuffled_estimate(values: np.ndarray, undefined: str = "") -> dict[str, Any]:

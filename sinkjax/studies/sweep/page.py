@@ -83,6 +83,7 @@ def _chapter(sweep: Sweep, group: Group) -> Section:
                 lambda of: [
                     *map(curves.conditional_figure, _batches(of)),
                     *map(tables.conditional_table, of),
+                    *itertools.chain.from_iterable(map(tables.later_layers_tables, of)),
                 ]
             ),
         ),
@@ -173,6 +174,7 @@ def _data(group: Group) -> list[Block]:
             [
                 per_head.layers_table(curve),
                 per_head.source_layers_table(curve),
+                per_head.later_layers_table(curve),
                 per_head.head_shares_table(curve),
             ],
         )

@@ -59,6 +59,30 @@ def source_layers_table(curve: Curve) -> Table:
     )
 
 
+def later_layers_table(curve: Curve) -> Table:
+    """Layer 0's conditional on every later layer alone, at each length; no rows of old records."""
+    level = curve.level
+    return tabulate(
+        f"{curve.source_name}, {curve.criterion}: layer 0 and every later layer alone",
+        [
+            {"length": cell["length"], **later}
+            for cell in curve.cells
+            for later in cell["result"].get("later_layers", {"layers": ()})["layers"]
+        ],
+        (
+            column("tokens", "length", formats.count),
+            column("later layer", "layer", str),
+            column(
+                f"P(later | layer 0) [{level}]", "given_sink", formats.percent, formats.estimate
+            ),
+            column("base rate", "base_rate", formats.percent, formats.point),
+            column(f"lift [{level}]", "lift", formats.ratio, formats.estimate),
+            column(f"shuffled lift [{level}]", "shuffled.lift", formats.ratio, formats.estimate),
+        ),
+        labels=2,
+    )
+
+
 def _heads(curve: Curve) -> list[str]:
     layers, heads = range(curve.model["num_layers"]), range(curve.model["num_heads"])
     return [formats.head(layer, number) for layer in layers for number in heads]

@@ -50,7 +50,7 @@ CHUNK_TOKENS = 2048
 """Tokens measured at once on a device: enough to keep two cores busy, seconds of work to lose."""
 
 _SHORT_LENGTHS = 64  # the project's short prompts have at least 70 tokens
-_HEAD_BYTES, _LAYER_BYTES = 100, 1500  # that a record takes for each head and each source layer
+_HEAD_BYTES, _LAYER_BYTES = 100, 2500  # that a record takes for each head and each source layer
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

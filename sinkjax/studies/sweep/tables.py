@@ -157,6 +157,49 @@ def conditional_table(curve: Curve) -> Table:
     )
 
 
+def later_layers_tables(curve: Curve) -> list[Table]:
+    """What layer 0 tells of layer 1, and of the later layer of which it tells most, by length.
+
+    There is none of records of earlier versions, which pool all later layers.
+    """
+    level = curve.level
+    cells = [cell for cell in curve.cells if "later_layers" in cell["result"]]
+    if not cells or not cells[0]["result"]["later_layers"]["layers"]:
+        return []
+
+    def rows(cell: Record) -> dict[str, Any]:
+        later = cell["result"]["later_layers"]
+        pooled = layer_0(cell)
+        return {"length": cell["length"], **pooled, "first": later["layers"][0], **later}
+
+    table = tabulate(
+        f"{curve.group_name}; {curve.source_name}: layer 0 and each later layer, {curve.criterion}",
+        [rows(cell) for cell in cells],
+        (
+            column("tokens", "length", formats.count),
+            column("n", "n", formats.count),
+            column("lift, all\nlater layers", "lift", formats.ratio, formats.point),
+            column(f"lift,\nlayer 1 [{level}]", "first.lift", formats.ratio, formats.estimate),
+            column(f"shuffled\n[{level}]", "first.shuffled.lift", formats.ratio, formats.spread),
+            column("best\nlayer", "best.layer", lambda n: "none" if n is None else str(n)),
+            column("its lift", "best.lift", formats.ratio, formats.point),
+            column(
+                f"best of\nshuffled [{level}]",
+                "best.shuffled_best_lift",
+                formats.ratio,
+                formats.spread,
+            ),
+        ),
+        notes=(
+            "Pooled over all later layers a link to layer 1 alone would hardly be seen. Shuffled: "
+            "with the heads of layer 0 renumbered at random. Best layer: the later layer of the "
+            "greatest lift, which is large by chance too: hold it against the best of as many "
+            "layers with layer 0 renumbered.",
+        ),
+    )
+    return [table]
+
+
 def best_source_table(curve: Curve) -> Table:
     """The source layer of the greatest lift, by length, beside what chance picks."""
     lifts = formats.ratio, formats.estimate

@@ -6,8 +6,8 @@
 
 --model=shape:NAME has random weights, which take as long as trained ones. --mask takes files that
 sinkjax.save_mask wrote, or names of shipped masks, with commas between them, or a mask's text form,
-and may be repeated; --plan takes the JSON file of a plan, whose mask for each prompt length is
-timed. Without either, the baseline is timed alone.
+and may be repeated; --plan takes the JSON file of a plan, or the name of a shipped one, whose mask
+for each prompt length is timed. Without either, the baseline is timed alone.
 
 All programs of a cell, the baseline twice, and two measurements of what the machine can read and
 multiply are timed by turns in this one process. The time of a prefill is the time to the first
@@ -40,7 +40,7 @@ from sinkjax.programs.compile import DEFAULT_STEPS_PER_CALL
 from sinkjax.programs.options import DEFAULT_ATTENTION, Attention
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
+from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.quality.tables import candidates_table
 from sinkjax.studies.settings import at_least, known, part, setting
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
@@ -74,7 +74,7 @@ class Timing(Study):
         f"config.json; names are {', '.join(SHAPES)}.",
     )
     mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
-    plan: tuple[str, ...] = setting((), "File of a plan. May be repeated.", repeated=True)
+    plan: tuple[str, ...] = setting((), PLANS, repeated=True)
     batch_sizes: tuple[int, ...] = setting((1,), "Rows of a batch.")
     lengths: tuple[int, ...] = setting((512,), "Tokens of every row's prompt.")
     generated: tuple[int, ...] = setting(

@@ -147,18 +147,36 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
         "--judge_excerpts=3",
         "--choose_excerpts=2",
         "--shares=0.1,0.25",
+        "--generated=2",
+        "--control_draws=2",
         f"--output_dir={tmp_path}",
     ]
     run_main(COPIES, *flags)
     out = capsys.readouterr().out
     _, records = read_records(tmp_path)
     copies = [record for record in records if record["kind"] == "copies"]
-    assert len(copies) == 2 * 6
+    assert len(copies) == 2 * (6 + 2 * 2)
     for record in copies:
         mask = SinkMask.from_text(record["result"]["mask"])
         assert mask.masked.sum() == round(12 * record["share"])
         assert record["chosen_on"]["tokens_sha256"] != record["source"]["tokens_sha256"]
-        assert f"{record['result']['kl']['value']:.4f}" in out
+        if "draw" not in record:
+            assert f"{record['result']['kl']['value']:.4f}" in out
+            assert f"{record['result']['kl_last']['value']:.4f}" in out
+        assert record["result"]["kl_generated"]["first"] == 8
+    by_variant = {
+        variant: [r["result"] for r in copies if (r["variant"], r["share"]) == (variant, 0.25)]
+        for variant in ("sinks", "random", "shuffled")
+    }
+    for variant, draws in by_variant.items():
+        masks = {result["mask"] for result in draws}
+        assert len(masks) == len(draws) == (1 if variant == "sinks" else 2)
+        if variant != "shuffled":  # of two layers every copy is of layer 0
+            for text in masks:
+                paths = SinkMask.from_text(text).heads[1]
+                assert all(path in (Full(), Copy(0, head)) for head, path in enumerate(paths))
+    shown = np.mean([result["kl"]["value"] for result in by_variant["random"]])
+    assert f"{shown:.4f}" in out
     (sources,) = [record for record in records if record["kind"] == "sources"]
     best = sources["result"]["best"]
     assert best[0] == [None] * 6

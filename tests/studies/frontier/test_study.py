@@ -29,6 +29,7 @@ def arguments(model, folder, text, **more):
         "choose_excerpts": 2,
         "judge_excerpts": 3,
         "saved": "formula",
+        "control_draws": 2,
         "output_dir": folder,
         **more,
     }
@@ -69,7 +70,7 @@ def ran(tiny, other_text, searched, gated, tmp_path_factory):
 def test_every_method_is_judged_at_every_size(ran):
     _, records = read_records(ran)
     ranked = [record for record in records if record["method"] in METHODS]
-    assert len(ranked) == 3 * len(SHARES) * len(METHODS)
+    assert len(ranked) == 3 * len(SHARES) * (len(METHODS) + 1)  # of the control two draws
     for record in ranked:
         mask = SinkMask.from_text(record["result"]["mask"])
         assert int(mask.masked.sum()) in (3, 9)
@@ -81,12 +82,17 @@ def test_every_method_is_judged_at_every_size(ran):
     assert (gates["length"], gates["path"]) == (8, "sink(mean)")
     assert gates["result"]["mask"] == GATED
     assert gates["result"]["kl"]["value"] > 0
-    control, own = (
-        [SinkMask.from_text(r["result"]["mask"]) for r in ranked if r["method"] == method]
-        for method in ("random", "own error")
+    own, *draws = (
+        [
+            SinkMask.from_text(r["result"]["mask"])
+            for r in ranked
+            if r["method"] == method and r.get("draw") == draw
+        ]
+        for method, draw in (("own error", None), ("random", 1), ("random", 2))
     )
-    assert [m.counts_per_layer() for m in control] == [m.counts_per_layer() for m in own]
-    assert control != own
+    for control in draws:
+        assert [m.counts_per_layer() for m in control] == [m.counts_per_layer() for m in own]
+    assert own != draws[0] != draws[1] != own
 
 
 def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small_tokenizer):
@@ -136,7 +142,18 @@ def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
     assert html.count("data:image/png") == len(list((ran / "figures").glob("*.png"))) == 4
     for text in ("8 tokens", "24 tokens", "budget search", "sink score", "random"):
         assert text in html
-    assert "budget search" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "budget search" in out
+    _, records = read_records(ran)
+    random = [r for r in records if (r["method"], r["path"]) == ("random", "window(1,6)")]
+    for size in (3, 9):
+        drawn = [r["result"]["kl_last"]["value"] for r in random if _masked(r) == size]
+        assert len(drawn) == 2
+        assert f"{np.mean(drawn):.4f}" in out
+
+
+def _masked(record):
+    return sum(record["result"]["heads"].values()) - record["result"]["heads"]["full"]
 
 
 def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, tmp_path):

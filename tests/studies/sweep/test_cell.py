@@ -158,6 +158,49 @@ def test_shuffled_control_is_that_of_all_permutations(sinks):
             assert min(values) - 1e-12 <= control["low"] <= control["high"] <= max(values) + 1e-12
 
 
+@settings(deadline=None, max_examples=20)
+@given(sinks=sink_arrays(st.tuples(st.integers(1, 4), st.integers(2, 5), st.integers(1, 4))))
+def test_each_later_layer_is_layer_0_with_that_layer_alone(sinks):
+    found = cell(sinks)["later_layers"]
+    lifts = {}
+    for layer, later in enumerate(found["layers"], start=1):
+        alone = cell(sinks[:, [0, layer]])["conditional"][0]
+        assert later["layer"] == layer
+        assert later["given_sink"] == alone["given_sink"]
+        assert later["base_rate"] == alone["base_rate"]
+        if alone["lift"]["value"] is not None:
+            lifts[layer] = alone["lift"]
+            assert later["lift"] == alone["lift"]
+            assert later["shuffled"]["lift"] == alone["shuffled"]["lift"]
+            continue
+        which = 0 if not sinks[:, 0].any() else layer
+        for nothing in (later["lift"], later["shuffled"]["lift"]):
+            assert nothing["value"] is None
+            assert nothing["undefined"].startswith(f"layer {which} has no sink head in ")
+    best = found["best"]
+    if not lifts:
+        assert best["layer"] is best["lift"]["value"] is best["shuffled_best_lift"]["value"] is None
+        assert best["lift"]["undefined"]
+        return
+    assert best["layer"] == max(lifts, key=lambda layer: lifts[layer]["value"])
+    assert best["lift"] == lifts[best["layer"]]
+
+
+def test_a_link_to_layer_1_alone_is_seen_where_the_pooled_lift_hides_it():
+    pooled = alone = 0
+    for trial in range(20):
+        sinks = persistent_sinks(np.random.default_rng(trial), num_layers=30, num_heads=9)
+        sinks[:, 1] = sinks[:, 0]
+        result = cell(sinks, seed=trial)
+        lift, shuffled = (result["conditional"][0][name] for name in ("lift", "shuffled"))
+        pooled += lift["value"] > shuffled["lift"]["high"]
+        later = result["later_layers"]
+        first = later["layers"][0]
+        alone += first["lift"]["value"] > first["shuffled"]["lift"]["high"]
+        assert later["best"]["lift"]["value"] >= first["lift"]["value"]
+    assert alone >= 16 > 2 * pooled
+
+
 def test_reasons_for_what_is_undefined():
     sinks = np.zeros((100, 4, 3), bool)
     sinks[:, 1] = True
@@ -197,6 +240,7 @@ def test_one_layer_has_no_conditional():
     result = cell(np.ones((3, 1, 2), bool))
     assert result["conditional"] == []
     assert "one layer" in result["best_source"]["undefined"]
+    assert result["later_layers"]["layers"] == []
 
 
 def test_one_prompt_has_no_interval_but_a_shuffled_control():

@@ -1,5 +1,6 @@
 """The tables against the records that they are made of."""
 
+import copy
 import io
 import random
 import re
@@ -19,7 +20,8 @@ from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.report import formats
 from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.lengths import summarize_lengths
-from sinkjax.studies.sweep.tables import summary_tables
+from sinkjax.studies.sweep.records import arrange
+from sinkjax.studies.sweep.tables import later_layers_tables, summary_tables
 from sinkjax.studies.sweep.uniform import demands_table, excess_from, uniform_score
 
 MARK = re.compile(r"\(([a-z]{1,2})\)$")
@@ -138,6 +140,35 @@ def test_undefined_is_said_with_its_reason_and_defined_is_not(sweep):
         if control["value"] is not None:
             assert interval(text) == pytest.approx((control["low"], control["high"]), abs=0.0051)
     assert column(table, "n") == [str(c["result"]["conditional"][0]["n"]) for c in cells]
+
+
+def test_layer_1_alone_stands_beside_the_pooled_lift_or_is_said_to_be_undefined(sweep):
+    specification, records = sweep
+    tables = [
+        table
+        for group in arrange(specification, records).groups
+        for curve in group.curves
+        for table in later_layers_tables(curve)
+    ]
+    table = find(tables, "short: layer 0 and each later layer", "mean > 0.9")
+    cells = cells_of(records, "short", "mean")
+    lifts = [cell["result"]["later_layers"] for cell in cells]
+    assert lifts[0]["layers"][0]["lift"]["value"] is None  # else nothing is tested
+    assert lifts[1]["layers"][0]["lift"]["value"] is not None
+    columns = column(table, "lift, layer 1"), column(table, "its lift"), column(table, "best layer")
+    for of_first, of_best, layer, later in zip(*columns, lifts, strict=True):
+        best = later["best"]
+        assert layer == ("none" if best["layer"] is None else str(best["layer"]))
+        for text, value in ((of_first, later["layers"][0]["lift"]), (of_best, best["lift"])):
+            if value["value"] is None:
+                assert f"{MARK.search(text)[0]} {value['undefined']}" in table.notes
+            else:
+                assert number(text) == pytest.approx(value["value"], abs=0.0051)
+    earlier = copy.deepcopy(records)
+    for record in earlier:
+        record["result"].pop("later_layers", None)
+    for group in arrange(specification, earlier).groups:
+        assert not any(map(later_layers_tables, group.curves))
 
 
 def test_shares_and_counts_with_their_intervals(sweep):
