@@ -16,6 +16,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
+from sinkjax.studies.retrieval.promise import promise_line
 
 _OTHER = (AttributeError, LookupError, TypeError, ValueError)
 """What is raised over a file that says other things than a search's, a sweep's or gates'."""
@@ -72,6 +73,7 @@ def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]
             names = [(key, lambda row, _, key=key: row[key]) for key in ("control", "text")]
             tables.append(_table(names, controls))
         lines = [line for table in tables for line in (*_markdown(table), "")]
+        lines += [line for of in quality.get("retrieval", ()) for line in (promise_line(of), "")]
         shown = ("quality", "kl", "controls")
     except _OTHER:
         lines, shown = [], ()
@@ -206,6 +208,11 @@ def _remake(
             same = ("paths", "objective", "ranking", "rounds", "tries", "samples", "seed")
             others = [text for text in texts if text != made_from.text]
             ranked, held = how.get("num_windows", (None, None))
+            asked = how.get("asked", {})
+            questions = ("tasks", "depths", "rank_questions", "hold_questions")
+            answers = {name: asked[name] for name in questions if asked}
+            if asked:
+                answers["nll_budget"] = asked["searched_nll_budget"]
             yield (
                 "search",
                 {
@@ -217,6 +224,7 @@ def _remake(
                     "budget_on": how.get("budget_on", "mean"),
                     "units": how["by"],
                     **{name: how[name] for name in same},
+                    **answers,
                     **{name: workload[name] for name in ("batch_size", "generated")},
                     "flops_per_byte": workload["operations_per_byte"],
                     **({"gates": "GATES"} if gates else {}),

@@ -46,35 +46,33 @@ from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM, Judge
-from sinkjax.masks.file import Provenance, save_mask
+from sinkjax.masks.file import save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, parse_paths
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.costs import GENERATED, over_texts, parts_up_to
+from sinkjax.studies.costs import GENERATED, parts_up_to
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.quality.summary import measured_quality, summarize_quality
+from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
-from sinkjax.studies.retrieval.promise import promise, promise_line
+from sinkjax.studies.retrieval.promise import promise_line
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
     Answers,
     LearnedGates,
-    SearchOutcome,
     SearchSettings,
     search_mask,
     sink_scores,
 )
+from sinkjax.studies.search.saved import answers_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import (
     budget_line,
-    costs_of,
     over_budget,
-    quality_of,
     search_tables,
 )
 from sinkjax.studies.series import Series, Source, plan_series
@@ -349,7 +347,8 @@ class Search(AnswersStudy):
             return {}
         return {
             "asked": {
-                **values(self, "tasks", "nll_budget"),
+                **values(self, "tasks", "depths", "rank_questions", "hold_questions", "nll_budget"),
+                "searched_nll_budget": self.answers.nll_budget,
                 "ranked_sha256": tokens_digest(self.answers.ranked.tokens),
                 "held_sha256": [tokens_digest(of.tokens) for of in self.answers.held],
             }
@@ -390,7 +389,7 @@ class Search(AnswersStudy):
             outcome, self.settings, bench.model.config, scores, self.control_draws
         )
         masks = {CHOSEN: outcome.mask, **controls}
-        summarize = functools.partial(_summary, outcome, masks)
+        summarize = functools.partial(summarize_search, outcome, masks)
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
         for series, excerpts in self.judge_texts:
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
@@ -403,8 +402,6 @@ class Search(AnswersStudy):
         records = list(bench.results)
         provenance, quality = saved_search(records)
         quality |= over_budget(records, self.kl_budget, self.budget_on)
-        if self.tasks:
-            quality["retrieval"] = answers_of(records, self.nll_budget)
         file = self.mask_file or bench.results.folder / "mask.json"
         how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
         first(lambda: save_mask(file, outcome.mask, **how))
@@ -449,17 +446,8 @@ class Search(AnswersStudy):
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
             budget_line(records, self.kl_budget, self.budget_on),
-            *map(promise_line, answers_of(records, self.nll_budget)),
+            *map(promise_line, answers_of(records)),
         ]
-
-
-def answers_of(records: Sequence[Mapping[str, Any]], nll_budget: float) -> list[dict[str, Any]]:
-    """What is promised of the chosen mask's answers, the longest length first."""
-    by_length: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        if record["kind"] == "retrieval" and record["candidate"]["name"] == CHOSEN:
-            by_length.setdefault(record["length"], []).append(record)
-    return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
 
 
 def _read_gates(folder: str) -> LearnedGates:
@@ -477,42 +465,3 @@ def _read_gates(folder: str) -> LearnedGates:
                     {name: record[name] for name in names},
                 )
     raise InputError(Problem("gates", folder, "the training has not ended; let it, first"))
-
-
-def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
-    """Provenance and quality of a search's chosen mask, for `sinkjax.save_mask`."""
-    (outcome,) = (record for record in records if record["kind"] == "search")
-    held_kl = outcome["result"]["held_kl"]
-    provenance = Provenance.from_records(
-        [outcome],
-        method="KL budget",
-        **outcome["settings"],
-        num_windows=outcome["num_windows"],
-        held_kl=held_kl,
-    )
-    controls = {name: costs_of(records, name) for name in CONTROLS}
-    chosen = quality_of(records, CHOSEN)
-    texts = over_texts([record["result"] for record in chosen], outcome["settings"]["seed"])
-    return provenance, {**measured_quality(chosen), "texts": texts, "controls": controls}
-
-
-def _summary(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
-    """The "result" of a record of kind "search"."""
-    return {
-        "mask": str(outcome.mask),
-        "heads": outcome.mask.counts(),
-        "held_kl": outcome.kl,
-        "savings": outcome.savings.tolist(),
-        "nll_rises": list(outcome.rises),
-        "rounds": [
-            {
-                "tried": [list(pair) for pair in step.tried],
-                "moves": step.number,
-                "returned": step.returned,
-                "kl": step.kl,
-                "mask": str(step.mask),
-            }
-            for step in outcome.rounds
-        ],
-        "controls": {name: str(mask) for name, mask in masks.items() if name != CHOSEN},
-    }

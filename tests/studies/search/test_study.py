@@ -10,6 +10,7 @@ from scripts import run_main
 
 import sinkjax
 from sinkjax import InputError, load_mask, specialize
+from sinkjax.cli.card import mask_card
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
@@ -95,6 +96,13 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     assert [(of["length"], of["kept"]) for of in promises] == [(420, None), (210, None)]
     assert [len(of["asked"]) for of in promises] == [4, 4]
     assert "at random" not in str(promises)
+    how = saved.provenance.selection["asked"]
+    assert (how["tasks"], how["depths"]) == (["niah_prose", "niah_single_1"], [0.2, 0.8])
+    assert how["searched_nll_budget"] == pytest.approx(0.08)
+    made = mask_card("ada/mask", saved)
+    assert "--tasks=niah_prose,niah_single_1" in made
+    assert "--nll_budget=0.08" in made
+    assert "At 420 tokens no promise is made of answers" in made
 
 
 def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):

@@ -1,0 +1,68 @@
+"""What a search says: in its record, and in its mask's file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sinkjax.masks.file import Provenance
+from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.costs import over_texts
+from sinkjax.studies.quality.summary import measured_quality
+from sinkjax.studies.retrieval.promise import promise
+from sinkjax.studies.search.controls import CHOSEN, CONTROLS
+from sinkjax.studies.search.grow import SearchOutcome
+from sinkjax.studies.search.tables import costs_of, quality_of
+
+
+def summarize_search(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
+    """The "result" of a record of kind "search"."""
+    return {
+        "mask": str(outcome.mask),
+        "heads": outcome.mask.counts(),
+        "held_kl": outcome.kl,
+        "savings": outcome.savings.tolist(),
+        "nll_rises": list(outcome.rises),
+        "rounds": [
+            {
+                "tried": [list(pair) for pair in step.tried],
+                "moves": step.number,
+                "returned": step.returned,
+                "kl": step.kl,
+                "mask": str(step.mask),
+            }
+            for step in outcome.rounds
+        ],
+        "controls": {name: str(mask) for name, mask in masks.items() if name != CHOSEN},
+    }
+
+
+def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
+    """Provenance and quality of a search's chosen mask, for `sinkjax.save_mask`."""
+    (outcome,) = (record for record in records if record["kind"] == "search")
+    held_kl, asked = outcome["result"]["held_kl"], outcome.get("asked", {})
+    provenance = Provenance.from_records(
+        [outcome],
+        method="KL budget",
+        **outcome["settings"],
+        num_windows=outcome["num_windows"],
+        held_kl=held_kl,
+        **({"asked": asked} if asked else {}),
+    )
+    controls = {name: costs_of(records, name) for name in CONTROLS}
+    chosen = quality_of(records, CHOSEN)
+    texts = over_texts([record["result"] for record in chosen], outcome["settings"]["seed"])
+    quality = {**measured_quality(chosen), "texts": texts, "controls": controls}
+    return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
+
+
+def answers_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is promised of the chosen mask's answers, the longest length first; nothing if none
+    were asked for."""
+    (outcome,) = (record for record in records if record["kind"] == "search")
+    by_length: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "retrieval" and record["candidate"]["name"] == CHOSEN:
+            by_length.setdefault(record["length"], []).append(record)
+    return [
+        promise(by_length[length], outcome["asked"]["nll_budget"])
+        for length in sorted(by_length, reverse=True)
+    ]
