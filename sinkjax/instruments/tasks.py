@@ -378,7 +378,7 @@ TASKS: dict[str, Callable[[_Draw], _Draft]] = {
 @functools.cache
 def _english() -> list[str]:
     """The words of four to nine small letters that both novels use, by the alphabet."""
-    texts = [path.read_text("utf-8") for path in sorted((shipped.FOLDER / "texts").glob("*.txt"))]
+    texts = [(shipped.FOLDER / "texts" / name).read_text("utf-8") for name in _NOVELS]
     novels = [set(re.findall(r"(?<![\w’'-])[a-z]{4,9}(?![\w’'-])", text)) for text in texts]
     return sorted(set.intersection(*novels))
 

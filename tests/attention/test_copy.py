@@ -16,7 +16,7 @@ pytestmark = pytest.mark.quick
 def test_a_kept_pattern_on_other_values(length, path):
     q, k, v = random_heads(length, 2)
     others = v[::-1] + 1
-    pattern = keep_pattern(q, k, path, v.dtype)
+    pattern = keep_pattern(q, k, path, v.dtype, None)
     found = apply_pattern(pattern, others, path)
     np.testing.assert_allclose(found, attended(path, q, k, others), atol=1e-5)
 

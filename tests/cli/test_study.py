@@ -35,5 +35,6 @@ def test_a_dry_run_says_how_much_there_is_and_measures_nothing(tiny, tmp_path):
         f"--output_dir={tmp_path / 'out'}",
     )
     assert "copies: nothing run" in out
-    assert f"{2 * 8 + 6 * 3 * 8:,}" in out  # excerpts to fit on, and six masks on those to judge
+    masks = 6 + 2 * 5  # chosen ones, and five draws of the two that are drawn
+    assert f"{2 * 8 + masks * 3 * 8:,}" in out  # excerpts to fit on, and masks on those to judge
     assert not (tmp_path / "out").exists()

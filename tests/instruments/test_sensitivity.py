@@ -25,7 +25,8 @@ def test_slopes_are_those_of_the_kl_and_of_labels(cap):
         p, q = log_q(y), log_q(x)
         return jnp.sum((jnp.exp(p) * (p - q))[:, 1:])
 
-    slopes = _slopes(OutputHead(model), y, x, jax.random.key(0), samples=4, score_from=1)
+    scored = jnp.ones((2, 5), int).at[:, 0].set(0)
+    slopes = _slopes(OutputHead(model), y, x, jax.random.key(0), 4, scored, 1)
     found = np.asarray(slopes)
     np.testing.assert_allclose(found[0], jax.grad(kl)(x), rtol=0, atol=1e-6)
     of_labels = np.asarray(jax.jacobian(lambda x: log_q(x[None, None])[0, 0])(x[1, 3]))  # [V, D]

@@ -178,3 +178,10 @@ def test_the_least_length_is_said_where_there_is_no_room(task):
 def test_words_are_found_wherever_they_stand():
     assert found(" ABC, the xyz.", ("abc", "xyz", "nope")) == 2 / 3
     assert found("", ("abc",)) == 0
+
+
+def test_the_same_seed_asks_the_same_questions_in_every_version():
+    """A change would make earlier records say something else: words, draws and sentences stay."""
+    questions = asked("niah_single_1", 420)
+    assert questions.answers == (("1203878",), ("6228241",), ("8726769",))
+    assert read(questions.prompts()[0]).endswith(" for proves-smell is")

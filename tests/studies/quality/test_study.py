@@ -113,7 +113,7 @@ def test_the_terminal_shows_what_the_records_say(measured, tiny, mask_file, caps
     for record in records_of(measured, kind="quality"):
         assert f"{record['result']['kl']['mean']['value']:.4f}" in out
     assert "8/12" in out
-    assert out.splitlines()[-2] == f"report: {measured}/report.html"
+    assert out.splitlines()[-1] == f"report: {measured}/report.html"
     page = (measured / "report.html").read_text()
     for record in records_of(measured, kind="quality"):
         assert f"{record['result']['kl']['mean']['value']:.4f}" in page
@@ -234,11 +234,18 @@ def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
     assert generated(2, prompts=str(paths["prompts"])) == 0
 
 
-def test_a_flag_that_is_gone_says_what_there_is_now(capsys):
+@pytest.mark.parametrize(
+    ("flag", "now"),
+    [
+        ("--scored=second_half", "--scored is gone: every record has the KL of the last"),
+        ("--passkey_depths=0.5", "--passkey_depths is gone: `sinkjax retrieval` hides numbers"),
+    ],
+)
+def test_a_flag_that_is_gone_says_what_there_is_now(capsys, flag, now):
     load_script(QUALITY)
     with pytest.raises(SystemExit):
-        flags._parse(Quality.renamed, [QUALITY, "--scored=second_half"])
-    assert "--scored is gone: every record has the KL of the last" in capsys.readouterr().err
+        flags._parse(Quality.renamed, [QUALITY, flag])
+    assert now in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_tokenizer):
@@ -290,7 +297,6 @@ BAD = {
     "no text": (["L0: 6q"], {}, ["--mask=L0: 6q"]),
     "no means": (["L0-1: 6s(mean)"], {}, ["calibrated means"]),
     "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
-    "passkeys": ([FULL], {"passkey_depths": "0.5"}, ["--passkey_depths is gone", "retrieval"]),
     "context": ([FULL], {"continuation_tokens": 100}, ["lengths=40", "context of 128"]),
     "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
     "windows": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
