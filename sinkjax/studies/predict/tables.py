@@ -55,9 +55,12 @@ def verdict(result: Mapping[str, Any]) -> str:
         if wrong["value"] is None:
             reasons.append(f"{at}, no head is masked")
             continue
+        of_static = "a static mask that masks no head"
+        if static["value"] is not None:
+            of_static = f"{formats.percent(static['value'])} of as many in a static mask"
         against_static = (
             f"{at}, {formats.percent(wrong['value'])} of the masked heads are no sinks, against "
-            f"{formats.percent(static['value'])} of as many in a static mask"
+            f"{of_static}"
         )
         clearly = change.get("high") is not None and change["high"] < 0
         if wrong["value"] > MOST_WRONG or not clearly:

@@ -244,7 +244,7 @@ def acting(wrong, static, high, masks):
     return {
         "limit": 0.9,
         **{name: {"value": value} for name, value in values.items()},
-        "change": {"value": None if wrong is None else wrong - static, "high": high},
+        "change": {"value": None if None in (wrong, static) else wrong - static, "high": high},
         "masks": masks,
     }
 
@@ -257,6 +257,7 @@ def acting(wrong, static, high, masks):
         (0.02, 0.02, 0.01, 0.05, False, False),  # no better than what needs no prediction
         (0.2, 0.4, -0.1, 0.05, False, False),  # better, and wrong too often
         (None, None, None, 0.05, False, False),
+        (0.02, None, None, 0.05, False, False),  # nothing to hold it against
     ],
 )
 def test_a_prediction_is_acted_on_only_where_it_is_right_and_beats_a_static_mask(
