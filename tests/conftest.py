@@ -199,15 +199,7 @@ def tiny(tmp_path_factory, small_tokenizer):
     import hf
 
     folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder,
-        vocab_size=len(small_tokenizer),
-        num_hidden_layers=2,
-        initializer_range=0.5,
-        max_position_embeddings=128,
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
+    return hf.save_small(folder, small_tokenizer, max_position_embeddings=128)
 
 
 @pytest.fixture

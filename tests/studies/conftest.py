@@ -37,15 +37,7 @@ STUDY = (("study: Hello world", 2), ("study: complex sentence (stand-in)", 24))
 def roomy(tmp_path_factory, small_tokenizer):
     """A random Llama of two layers with room for questions, and a small tokenizer beside it."""
     folder = tmp_path_factory.mktemp("roomy")
-    hf.save_llama(
-        folder,
-        vocab_size=len(small_tokenizer),
-        num_hidden_layers=2,
-        max_position_embeddings=1024,
-        initializer_range=0.5,
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
+    return hf.save_small(folder, small_tokenizer, max_position_embeddings=1024)
 
 
 def describe_model(name="tiny", num_layers=6, num_heads=8, num_kv_heads=2, digest="a"):
@@ -325,9 +317,4 @@ def other_text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small(tmp_path_factory, small_tokenizer):
     """A random Llama of two layers, with a small tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    hf.save_llama(
-        folder, vocab_size=len(small_tokenizer), num_hidden_layers=2, initializer_range=0.5
-    )
-    small_tokenizer.save_pretrained(folder)
-    return folder
+    return hf.save_small(tmp_path_factory.mktemp("small"), small_tokenizer)

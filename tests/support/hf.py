@@ -124,6 +124,14 @@ def make_llama(
     return model
 
 
+def save_small(folder: pathlib.Path, tokenizer: Any, **changes: Any) -> pathlib.Path:
+    """Writes a random Llama of two layers, and the tokenizer beside it; returns the folder."""
+    how = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "initializer_range": 0.5}
+    save_llama(folder, **how, **changes)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_llama(
     folder: pathlib.Path,
     seed: int = 0,

@@ -12,7 +12,6 @@ from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.prompts import BosPolicy, encode
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import Measure
-from sinkjax.studies.retrieval.promise import NLL_BUDGET
 from sinkjax.studies.series import Series
 from sinkjax.studies.settings import at_least, known, problems_of, setting
 from sinkjax.studies.study import Bench, Cell, Study
@@ -37,9 +36,6 @@ class AnswersStudy(Study):
         "Tasks of `sinkjax retrieval`, of the niah ones, whose answers a mask has to keep. "
         "Default: none.",
     )
-    nll_budget: float = setting(
-        NLL_BUDGET, "The most nats that the NLL of an answer may rise by, at any depth."
-    )
     depths: tuple[float, ...] = setting(
         (0.1, 0.5, 0.9),
         "Depths at which answers are judged; those of the questions to choose on lie between.",
@@ -53,8 +49,6 @@ class AnswersStudy(Study):
         yield from depth_problems(self.depths)
         if self.tasks and not self.depths:
             yield Problem("depths", None, "give at least one, such as 0.5")
-        if not self.nll_budget > 0:
-            yield Problem("nll_budget", self.nll_budget, "give nats, above 0")
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()

@@ -172,7 +172,9 @@ def search_mask(
     scored = np.broadcast_to(np.arange(prompt) >= first, ranking_excerpts.shape)
     costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, scored)
     judge = kept_judge(model, held_excerpts, fills, store)
-    of_answers = None if answers is None else _KeptAnswers(model, answers, settings, fills, store)
+    of_answers = (
+        None if answers is None else _KeptAnswers(model, answers, settings.paths, fills, store)
+    )
 
     def budgeted(mask: SinkMask) -> float:
         at = judge(mask)
@@ -296,14 +298,14 @@ class _KeptAnswers:
         self,
         model: Llama,
         answers: Answers,
-        settings: SearchSettings,
+        paths: Sequence[Path],
         fills: np.ndarray | None,
         store: Store,
     ):
         self._answers, self._fills = answers, fills
         self._of = functools.partial(kept_answers, model, keep=store)
         asked = answers.ranked
-        self._costs = KeptCosts(model, asked.tokens, settings.paths, fills, store, asked.predicting)
+        self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting)
 
     def rises(self, mask: SinkMask) -> Iterator[float | None]:
         """By how many nats an answer's NLL rises, of each set; None of those that say nothing."""
@@ -321,8 +323,8 @@ class _KeptAnswers:
         """Gives heads back to `full` until answers are within their budget.
 
         Units are given back in the order of what each one costs in answers, as predicted under the
-        mask: their number is doubled until answers are kept, and then halved once where they still
-        are.
+        mask: their number is doubled until answers are kept, and of that number three quarters are
+        enough where they still are.
 
         Returns:
           the mask, and which units, (layer, unit), were given back.

@@ -60,7 +60,7 @@ from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
-from sinkjax.studies.retrieval.promise import promise_line
+from sinkjax.studies.retrieval.promise import NLL_BUDGET, promise_line
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
     Answers,
@@ -121,7 +121,10 @@ class Search(AnswersStudy):
         "Which KL the budget is on: the largest of that where the mask acts, over the last quarter "
         "of an excerpt and over generated tokens, or the mean over all positions of an excerpt.",
     )
-    margin: float = setting(0.2, "Part of the budget that the search leaves unspent.")
+    nll_budget: float = setting(
+        NLL_BUDGET, "The most nats that the NLL of an answer may rise by, at any depth."
+    )
+    margin: float = setting(0.2, "Part of both budgets that the search leaves unspent.")
     paths: tuple[Path, ...] = setting(
         (Sink("first"), Sink("mean"), *(Window(4, near) for near in (16, 32, 64, 128))),
         "Paths that heads may take, with commas between them: windows and sinks.",
@@ -169,6 +172,8 @@ class Search(AnswersStudy):
             yield self.wrong("lengths", "a mask is searched at one length; give one")
         if not self.kl_budget > 0:
             yield self.wrong("kl_budget", "give nats a token, above 0")
+        if not self.nll_budget > 0:
+            yield self.wrong("nll_budget", "give nats, above 0")
         if not 0 <= self.margin < 1:
             yield self.wrong("margin", "give a part of the budget, from 0 to below 1")
         if not self.paths:

@@ -1,11 +1,11 @@
 """The tables of a search, from the records of `sinkjax.studies.search.study`."""
 
 import collections
+import functools
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
@@ -13,6 +13,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
+from sinkjax.studies.costs import over_draws as mean_over_draws
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
@@ -77,15 +78,7 @@ def over_draws(records: Sequence[Record]) -> Record:
     results = [record["result"] for record in records]
 
     def mean(*place: str) -> dict[str, Any]:
-        estimates = []
-        for estimate in results:
-            for key in place:
-                estimate = estimate[key]
-            estimates.append(estimate)
-        if any(estimate["value"] is None for estimate in estimates):
-            return estimates[0]
-        each = [estimate["value"] for estimate in estimates]
-        return {"value": float(np.mean(each)), "low": None, "high": None, "each": each}
+        return mean_over_draws([functools.reduce(operator.getitem, place, r) for r in results])
 
     result = {
         "kl": {"mean": mean("kl", "mean")},
