@@ -76,6 +76,11 @@ class Scheduler(LoadScopeScheduling):
         return REAL_MODEL if REAL_MODEL in nodeid else nodeid.split("::")[0]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "fetch the registry's larger models, of which tests run only where they are cached"
+    parser.addoption("--large_models", action="store_true", help=help)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Scheduler:
     config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
     return Scheduler(config, log)

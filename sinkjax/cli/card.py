@@ -17,6 +17,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.retrieval.promise import promise_line
+from sinkjax.studies.timing.tables import times_as_fast
 
 _OTHER = (AttributeError, LookupError, TypeError, ValueError)
 """What is raised over a file that says other things than a search's, a sweep's or gates'."""
@@ -74,7 +75,9 @@ def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]
             tables.append(_table(names, controls))
         lines = [line for table in tables for line in (*_markdown(table), "")]
         lines += [line for of in quality.get("retrieval", ()) for line in (promise_line(of), "")]
-        shown = ("quality", "kl", "controls")
+        if "timing" in quality:
+            lines += [*_markdown(_times(quality["timing"])), ""]
+        shown = ("quality", "kl", "controls", "timing")
     except _OTHER:
         lines, shown = [], ()
     yield from lines
@@ -124,6 +127,29 @@ def _table(
     if not sizes:
         notes = ("Controls: as many heads, chosen otherwise.",)
     return tabulate("", rows, [*names, *sizes, kl, *part_columns()], notes)
+
+
+def _times(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What the mask's programs take, beside the baseline's."""
+
+    def sizes(row: Mapping[str, Any], _: Footnotes) -> str:
+        return f"{row['batch_size']} x {formats.count(row['prompt_length'])}"
+
+    return tabulate(
+        "",
+        rows,
+        [
+            column("step", "stage", str),
+            ("rows x tokens", sizes),
+            ("times as fast", lambda row, _: times_as_fast(row["ratio"])),
+            *(column(f"{of} of the baseline's", of, formats.percent) for of in _TAKEN),
+            column("on", "device", str),
+        ],
+        ("Times by turns with the baseline's in one process; FLOPs and bytes are computed.",),
+    )
+
+
+_TAKEN = ("flops", "bytes", "cache")
 
 
 def _markdown(table: Table) -> Iterator[str]:

@@ -26,10 +26,12 @@ of heads, for inputs of --lengths tokens.
 Beside the mask, --output, lies its control: as many heads a layer on the same paths, drawn at
 random. What the mask is worth is what it does better than that.
 
---mask takes a mask that there is in place of making one. --to_folder writes DuoAttention's files of
-a mask in which every key/value group is full or on one window. --push uploads a mask to the Hub, as
-sinkjax.load_mask("hf://USER/NAME") and --mask=hf://USER/NAME read it, with a card: what its file
-says that it costs, beside its controls, and how it is made again. The token is huggingface-hub's.
+--mask takes a mask that there is in place of making one. --measured adds to its file what runs of
+`sinkjax quality`, `retrieval` and `timing` with it have found. --to_folder writes DuoAttention's
+files of a mask in which every key/value group is full or on one window. --push uploads a mask to
+the Hub, as sinkjax.load_mask("hf://USER/NAME") and --mask=hf://USER/NAME read it, with a card: what
+its file says that it costs, beside its controls, and how it is made again. The token is
+huggingface-hub's.
 """
 
 import dataclasses
@@ -53,6 +55,7 @@ from sinkjax.masks.scores import consistent
 from sinkjax.models.config import LlamaConfig
 from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
+from sinkjax.studies.collect import MEASURED, collect
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
 from sinkjax.studies.settings import at_least, setting, values
@@ -64,7 +67,7 @@ _OF_BOTH = ("threshold", "lengths", "quantile", "paths", "output")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "results": ("source", "bos", "definition", "min_share", *_OF_BOTH),
     "from_folder": ("share", *_OF_BOTH),
-    "mask": (),
+    "mask": ("measured", "output"),
 }
 """The settings that say which mask is made and where, by what it is made from."""
 
@@ -124,7 +127,14 @@ class MakeMask(Tool):
     )
     seed: int = setting(0, "Seed of the control.")
     output: str | None = setting(
-        None, "File of the mask; by default mask.json in --results or --from_folder."
+        None,
+        "File of the mask; by default mask.json in --results or --from_folder, or --mask itself.",
+    )
+    measured: tuple[str, ...] = setting(
+        (),
+        "Output folders of quality, retrieval and timing runs with --mask, whose results go into "
+        "its file. May be repeated.",
+        repeated=True,
     )
     to_folder: str | None = setting(
         None, "Folder for the mask as DuoAttention's full_attention_heads.tsv and config.json."
@@ -141,6 +151,8 @@ class MakeMask(Tool):
         if self.mask is not None:
             with about("mask"):
                 saved = load_mask(self.mask)
+            if self.measured:
+                saved = self._measured(saved)
             self._give(saved)
         elif self.from_folder is not None:
             self._import()
@@ -166,6 +178,15 @@ class MakeMask(Tool):
         )
         title = f"{made_from.model}, {made_from.text}, {curve.criterion}"
         self._save(title, mask, control, made_from, curve.model["num_kv_heads"])
+
+    def _measured(self, saved: SavedMask) -> SavedMask:
+        """Writes --mask again with what runs have found of it, and reads that."""
+        file = self._file()
+        quality = collect(saved, self.measured)
+        save_mask(file, saved.mask, provenance=saved.provenance, quality=quality, fills=saved.fills)
+        counts = (f"{len(quality[kind])} of {kind}" for kind in MEASURED if kind in quality)
+        _say(f"mask: {file}, which says {', '.join(counts)}")
+        return load_mask(file)
 
     def _import(self) -> None:
         """Makes the mask of what another project has published, shows and writes it."""
@@ -272,9 +293,11 @@ class MakeMask(Tool):
             if getattr(self, name) not in (None, ()) and name not in _CHOICES[chosen_from]:
                 text = f"--{chosen_from} makes no use of it; leave it out"
                 yield Problem(name, getattr(self, name), text)
-        if self.mask is not None and self.to_folder is None and self.push is None:
-            text = "say what to do with it: give --push, or --to_folder"
+        if self.mask is not None and not (self.measured or self.to_folder or self.push):
+            text = "say what to do with it: give --measured, --push, or --to_folder"
             yield Problem("mask", self.mask, text)
+        if self.output is not None and self.mask is not None and not self.measured:
+            yield Problem("output", self.output, "nothing is written into it without --measured")
         if self.min_share is not None and not 0 < self.min_share <= 1:
             yield Problem("min_share", self.min_share, "give a share above 0, of at most 1")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
@@ -282,8 +305,9 @@ class MakeMask(Tool):
         if self.quantile is not None and self.min_share is not None:
             yield "--quantile and --min_share are two ways to choose; give one of them"
         yield from at_least(self, seed=0)
-        if self._file().suffix != ".json":
-            yield Problem("output", self.output, "let the name end in .json")
+        if (self.mask is None or self.measured) and self._file().suffix != ".json":
+            text = "name a file for the mask, whose name ends in .json"
+            yield Problem("output", self.output, text)
 
     def _curve(self, specification: Mapping[str, Any], records: Sequence[Record]) -> Curve:
         """The part of the sweep that the settings name."""
@@ -353,9 +377,8 @@ class MakeMask(Tool):
         return mask, control
 
     def _file(self) -> pathlib.Path:
-        return pathlib.Path(
-            self.output or pathlib.Path(self.from_folder or self.results, "mask.json")
-        )
+        made_in = self.mask or pathlib.Path(self.from_folder or self.results, "mask.json")
+        return pathlib.Path(self.output or made_in)
 
 
 def _say(text: str) -> None:

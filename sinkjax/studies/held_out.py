@@ -20,7 +20,7 @@ from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
-from sinkjax.studies.texts import choose_text, judge_text
+from sinkjax.studies.texts import TEXT, choose_text, judge_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,10 +34,10 @@ class HeldOutStudy(Study):
     }
 
     choose_text: str | None = setting(
-        None, "Text file to choose on. Default: the shipped text for choosing."
+        None, f"{TEXT} to choose on. Default: the shipped text for choosing."
     )
     judge_text: str | None = setting(
-        None, "Text file to judge on. Default: the shipped text for judging."
+        None, f"{TEXT} to judge on. Default: the shipped text for judging."
     )
     lengths: tuple[int, ...] = setting((256,), "Tokens of an excerpt, BOS included.")
     choose_excerpts: int = setting(32, "Number of excerpts to choose on, at most.")

@@ -27,6 +27,9 @@ SHIPPED = {
 CHOOSE, JUDGE, *_ = SHIPPED
 """That to choose on, and that to judge on."""
 
+TEXT = f"Text file, or a shipped text ({', '.join(SHIPPED)})"
+"""What `read_text` reads, for who sets it."""
+
 
 def read_prompts(path: str | Path) -> PromptList:
     """Reads a file of prompts.
@@ -57,16 +60,19 @@ def read_text(path: str | Path, count: int, seed: int, field: str = "text") -> T
     """Reads a long text to cut `count` excerpts from, at places that `seed` decides.
 
     Args:
-      field: the setting that names the file, for messages.
+      path: of the file; or a name in `SHIPPED`.
+      field: the setting that names it, for messages.
 
     Raises:
       InputError: a file that cannot be read or holds no text.
     """
+    name = SHIPPED.get(str(path))
+    file = Path(path) if name is None else shipped.FOLDER / "texts" / f"{path}.txt"
     with about(field, path):
-        text, sha256 = _read(Path(path))
+        text, sha256 = _read(file, f"the path of a file, or a shipped text: {', '.join(SHIPPED)}")
         if not text.strip():
             raise InputError("it is empty: give a file of prose")
-    return TextExcerpts(Path(path).name, sha256, text, count, seed)
+    return TextExcerpts(name or file.name, sha256, text, count, seed)
 
 
 def default_prompts() -> PromptList:
@@ -86,12 +92,12 @@ def study_prompts() -> tuple[PromptList, ...]:
 
 def choose_text(path: str | None, count: int, seed: int) -> TextExcerpts:
     """Excerpts of the text to choose on: a file's, or a shipped one's by its name or by default."""
-    return _file_or_shipped("choose_text", path or CHOOSE, count, seed)
+    return read_text(path or CHOOSE, count, seed, "choose_text")
 
 
 def judge_text(path: str | None, count: int, seed: int) -> TextExcerpts:
     """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
-    return _file_or_shipped("judge_text", path or JUDGE, count, seed)
+    return read_text(path or JUDGE, count, seed, "judge_text")
 
 
 def sources(
@@ -108,13 +114,6 @@ def sources(
     if prompts:
         named.append(("prompts", read_prompts(prompts)))
     return named or [("text", default(None, count, seed))]
-
-
-def _file_or_shipped(field: str, path: str, count: int, seed: int) -> TextExcerpts:
-    if path in SHIPPED:
-        text = read_text(shipped.FOLDER / "texts" / f"{path}.txt", count, seed)
-        return dataclasses.replace(text, name=SHIPPED[path])
-    return read_text(path, count, seed, field)
 
 
 def _text_lines(text: str) -> list[str]:
@@ -149,12 +148,12 @@ def _json_prompt(numbered: tuple[int, str]) -> str:
     return value
 
 
-def _read(path: Path) -> tuple[str, str]:
+def _read(path: Path, wanted: str = "the path of a file") -> tuple[str, str]:
     """A file's text, its line ends made one newline, and the sha256 of its bytes."""
     try:
         data = read_file(path)
     except OSError as error:
-        raise InputError(f"it cannot be read: {error.strerror}; give the path of a file") from error
+        raise InputError(f"it cannot be read: {error.strerror}; give {wanted}") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -150,7 +150,7 @@ def test_the_founding_studys_prompts_have_its_numbers_of_tokens(smollm2_tokenize
 
 
 DEFAULTS = tuple(functools.partial(f, None) for f in (inputs.choose_text, inputs.judge_text))
-NAMED = {name: functools.partial(inputs.judge_text, name) for name in inputs.SHIPPED}
+NAMED = {name: functools.partial(inputs.read_text, name) for name in inputs.SHIPPED}
 
 
 @pytest.mark.parametrize("name", NAMED)

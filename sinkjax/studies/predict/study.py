@@ -54,7 +54,7 @@ class Predict(ScoreStudy):
     )
 
     prompts: str | None = setting(None, "File of prompts: .txt, one a line, or .jsonl.")
-    text: str | None = setting(None, "Text file, cut into excerpts at seeded places.")
+    text: str | None = setting(None, f"{texts.TEXT}, cut into excerpts at seeded places.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each prompt.")
     held_out_lengths: tuple[int, ...] = setting(
         (16, 128), "Those of the lengths that nothing is fitted to."

@@ -62,7 +62,7 @@ class Quality(Study):
     prompts: str | None = setting(None, "File of prompts: .txt, one a line, or .jsonl.")
     text: str | None = setting(
         None,
-        "Text file, cut into excerpts at seeded places. Default: the shipped text for judging.",
+        f"{texts.TEXT}, cut into excerpts at seeded places. Default: the shipped text for judging.",
     )
     lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
     num_excerpts: int = setting(16, "Number of excerpts at one length, at most.")

@@ -81,7 +81,8 @@ class Retrieval(Study):
     )
     num_excerpts: int = setting(30, "Number of excerpts of each task, length and depth.")
     text: str | None = setting(
-        None, "Text file that niah_prose hides numbers in. Default: the shipped text for judging."
+        None,
+        f"{texts.TEXT} that niah_prose hides numbers in. Default: the shipped text for judging.",
     )
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
 

@@ -104,12 +104,12 @@ class Search(AnswersStudy):
     }
 
     choose_text: str | None = setting(
-        None, "Text file to choose on. Default: the shipped text for choosing."
+        None, f"{texts.TEXT} to choose on. Default: the shipped text for choosing."
     )
     judge_text: tuple[str, ...] = setting(
         (texts.JUDGE,),
-        "Text file to judge on, beside other excerpts of the text to choose on. May be repeated. "
-        "Default: the shipped text for judging.",
+        f"{texts.TEXT} to judge on, beside other excerpts of the text to choose on. May be "
+        "repeated. Default: the shipped text for judging.",
         repeated=True,
     )
     lengths: tuple[int, ...] = setting(

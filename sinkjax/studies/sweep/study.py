@@ -155,7 +155,7 @@ class Sweep(ScoreStudy):
     )
     text: tuple[str, ...] = setting(
         (),
-        "Text file, cut into excerpts of each length at seeded places. May be repeated.",
+        f"{texts.TEXT}, cut into excerpts of each length at seeded places. May be repeated.",
         repeated=True,
     )
     study: bool = setting(True, "Whether the two prompts of the founding study are measured, too.")

@@ -150,7 +150,7 @@ def _savings_table(records: Sequence[Record]) -> Table:
                 (
                     cell_label(record),
                     formats.shortened(name, _NAME),
-                    f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}]",
+                    times_as_fast(ratio),
                     f"{saved:.1%} of {possible:.1%}",
                     f"{saved / possible:.0%}" if possible > resolved else "-",
                     f"{1 - limit['operations_ratio']:.1%}",
@@ -188,6 +188,11 @@ def cell_label(record: Record) -> str:
     """`decode 1 x 512 + 16`: 16 steps for a row of 512 tokens."""
     sizes = f"{record['stage']} {record['batch_size']} x {record['prompt_length']}"
     return sizes if record["stage"] == "prefill" else f"{sizes} + {record['generated']}"
+
+
+def times_as_fast(ratio: Mapping[str, float]) -> str:
+    """How many times as fast a program is whose time is this part of another's."""
+    return f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}]"
 
 
 def show_ratio(ratio: Mapping[str, float], digits: int = 3) -> str:

@@ -1,0 +1,144 @@
+"""Collects what records of several studies say of one mask, for its file."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sinkjax.errors import InputError, about
+from sinkjax.masks.file import SavedMask
+from sinkjax.report.records import Record
+from sinkjax.studies.fields import understood
+from sinkjax.studies.quality.summary import measured_quality
+from sinkjax.studies.results import read_records
+from sinkjax.studies.retrieval.promise import NLL_BUDGET, promise
+from sinkjax.studies.store import fills_digest
+from sinkjax.studies.timing.measured import BASELINE
+
+_SAME = {
+    "quality": ("text_sha256", "length", "bos", "dtype"),
+    "retrieval": ("length", "dtype"),
+    "timing": ("stage", "batch_size", "prompt_length", "generated", "dtype", "device", "jax"),
+}
+"""By what is measured, the fields of which a mask's file keeps one entry for each combination."""
+
+MEASURED = tuple(_SAME)
+"""What is measured of a mask, as its file names it."""
+
+_FLOAT32 = "float32"  # of entries that say of none
+
+
+def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
+    """What a mask's file says that it costs, with what runs say beside it.
+
+    Args:
+      saved: the mask.
+      folders: of runs of quality, retrieval and timing. An entry takes the place of an earlier one
+        of the same text and length, questions' length, or stage and sizes.
+
+    Returns:
+      for `sinkjax.save_mask(quality=...)`: of the file's own, and lists "quality"; "retrieval", of
+      `promise`; and "timing", of each stage and size the ratio of the mask's time to the baseline's
+      and how much of the FLOPs, bytes and cache it takes.
+
+    Raises:
+      InputError: for a folder that holds no results, or none of this mask, or of another model.
+    """
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
+    for folder in folders:
+        with about("measured", folder):
+            for kind, entries in _of_run(saved, folder).items():
+                found[kind] += entries
+    collected = dict(saved.quality)
+    for kind, entries in found.items():
+        if entries:
+            by_place = {
+                _place(kind, entry): entry for entry in [*saved.quality.get(kind, ()), *entries]
+            }
+            collected[kind] = list(by_place.values())
+    return collected
+
+
+def _place(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name, _FLOAT32 if name == "dtype" else None) for name in _SAME[kind])
+
+
+def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:
+    """The entries of one run."""
+    records: Sequence[Record] = read_records(folder)[1]
+    with understood(records):
+        own = {
+            kind: [r for r in records if r["kind"] == kind and _is_of(saved, r)]
+            for kind in MEASURED
+        }
+        if not any(own.values()):
+            raise InputError(
+                "it holds nothing of this mask: give folders of sinkjax quality, retrieval or "
+                "timing that were run with it"
+            )
+        for record in itertools.chain(*own.values()):
+            _check_model(saved, record["model"])
+        return {
+            "quality": [
+                {**row, **_dtype(record)}
+                for record in own["quality"]
+                for row in measured_quality([record])["quality"]
+            ],
+            "retrieval": list(_answers(saved, own["retrieval"])),
+            "timing": [_time(saved, record) for record in own["timing"]],
+        }
+
+
+def _is_of(saved: SavedMask, record: Record) -> bool:
+    candidates = record["candidates"] if record["kind"] == "timing" else [record["candidate"]]
+    return any(_is_mask(saved, candidate) for candidate in candidates)
+
+
+def _is_mask(saved: SavedMask, candidate: Mapping[str, Any]) -> bool:
+    wanted = saved.mask.digest, fills_digest(saved.fills)
+    return (candidate["mask_digest"], candidate["fills_sha256"]) == wanted
+
+
+def _check_model(saved: SavedMask, model: Mapping[str, Any]) -> None:
+    """Raises InputError for records of another model: one that is as wide may be of its shape."""
+    theirs, own = model["model_digest"], saved.provenance.model_digest
+    # The digest is of the weights as they were loaded: in another dtype it is another one.
+    if own is not None and theirs != own and model["dtype"] == _FLOAT32:
+        raise InputError(
+            f"its model is {model['name']} with digest {theirs}, the mask's has digest {own}: give "
+            "a run with the model that the mask was made for"
+        )
+
+
+def _dtype(record: Record) -> dict[str, str]:
+    dtype = record["model"].get("dtype", _FLOAT32)
+    return {} if dtype == _FLOAT32 else {"dtype": dtype}
+
+
+def _answers(saved: SavedMask, records: Iterable[Record]) -> Iterable[dict[str, Any]]:
+    asked = saved.provenance.selection.get("asked", {})
+    by_length: dict[int, list[Record]] = {}
+    for record in records:
+        by_length.setdefault(record["length"], []).append(record)
+    for length in sorted(by_length, reverse=True):
+        of_length = by_length[length]
+        yield {**promise(of_length, asked.get("nll_budget", NLL_BUDGET)), **_dtype(of_length[0])}
+
+
+def _time(saved: SavedMask, record: Record) -> dict[str, Any]:
+    programs, environment = record["result"]["programs"], record["environment"]
+    name = next(of["name"] for of in record["candidates"] if _is_mask(saved, of))
+    mask, baseline = programs[name], programs[BASELINE]
+    sizes = ("stage", "batch_size", "prompt_length", "generated", "rounds")
+    return {
+        **{size: record[size] for size in sizes},
+        "ratio": dict(mask["ratio"]),
+        "flops": mask["limit"]["operations_ratio"],
+        "bytes": mask["limit"]["bytes_ratio"],
+        "cache": mask["memory"]["cache"] / baseline["memory"]["cache"],
+        "baseline_again": dict(record["result"]["baseline_again"]["ratio"]),
+        "device": environment["device"],
+        "jax": environment["jax"],
+        **_dtype(record),
+        "model_digest": record["model"]["model_digest"],
+        "record": record["id"],
+    }

@@ -1,0 +1,95 @@
+"""What runs found of a mask, in its file: against the runs' records."""
+
+import numpy as np
+import pytest
+from scripts import run_main
+
+import sinkjax
+from sinkjax import InputError, Provenance, SinkMask, load_mask, save_mask
+from sinkjax.cli.card import mask_card
+from sinkjax.studies.collect import collect
+from sinkjax.studies.results import read_records
+
+MASK = "L0: 6f | L1: 2s(mean) 2w(1,4) 2f"
+
+
+def run(script, **flags):
+    run_main(f"experiments.{script}", *(f"--{name}={value}" for name, value in flags.items()))
+
+
+@pytest.fixture(scope="module")
+def measured(roomy, tmp_path_factory):
+    """A folder with a mask's file and a run of each study with it; quality in both dtypes."""
+    folder = tmp_path_factory.mktemp("measured")
+    mask = folder / "mask.json"
+    fills = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+    digest = sinkjax.model_digest(sinkjax.load(roomy))
+    made_from = Provenance(model=str(roomy), model_digest=digest, lengths=(420,))
+    said = {"controls": {"kept": []}}
+    save_mask(mask, SinkMask.from_text(MASK), fills=fills, provenance=made_from, quality=said)
+    same = {"model": roomy, "mask": mask}
+    texts = {"lengths": 16, "num_excerpts": 2, "generated": 1, "continuation_tokens": 0}
+    run("quality", **same, **texts, output_dir=folder / "quality")
+    run("quality", **same, **texts, dtype="bfloat16", output_dir=folder / "bfloat16")
+    asked = {"lengths": 420, "num_excerpts": 2, "tasks": "niah_prose", "depths": 0.5}
+    run("retrieval", **same, **asked, output_dir=folder / "retrieval")
+    sizes = {"lengths": 16, "generated": 1, "rounds": 2, "stages": "prefill"}
+    run("timing", **same, **sizes, output_dir=folder / "timing")
+    return folder
+
+
+def test_runs_are_added_to_a_masks_file(measured, tmp_path, capsys):
+    names = ("quality", "bfloat16", "retrieval", "timing")
+    folders = [f"--measured={measured / name}" for name in names]
+    output = tmp_path / "whole.json"
+    run_main("experiments.mask", f"--mask={measured}/mask.json", f"--output={output}", *folders)
+    assert (
+        f"{output}, which says 2 of quality, 1 of retrieval, 1 of timing" in capsys.readouterr().out
+    )
+    before, saved = load_mask(measured / "mask.json"), load_mask(output)
+    assert (saved.mask, saved.provenance) == (before.mask, before.provenance)
+    np.testing.assert_array_equal(saved.fills, before.fills)
+    assert saved.quality["controls"] == before.quality["controls"]
+    records = {name: read_records(measured / name)[1] for name in names}
+    found = {
+        (record["length"], record["model"]["dtype"]): record["result"]["kl"]["mean"]
+        for name in names[:2]
+        for record in records[name]
+    }
+    rows = saved.quality["quality"]
+    assert {
+        (row["length"], row.get("dtype", "float32")): row["kl"]["mean"] for row in rows
+    } == found
+    (answers,) = saved.quality["retrieval"]
+    own = [record for record in records["retrieval"] if "control_of" not in record["candidate"]]
+    assert [of["depth"] for of in answers["asked"]] == [record["depth"] for record in own]
+    assert answers["asked"][0]["nll_rise"] == own[0]["result"]["nll"]["change"]
+    for row, record in zip(saved.quality["timing"], records["timing"], strict=True):
+        program = record["result"]["programs"][record["candidates"][0]["name"]]
+        assert row["ratio"] == program["ratio"]
+        assert (row["stage"], row["batch_size"]) == (record["stage"], record["batch_size"])
+    card = mask_card("ada/mask", saved)
+    ratio = saved.quality["timing"][0]["ratio"]
+    assert f"| prefill | 1 x 16 | {1 / ratio['value']:.2f} [" in card
+
+    again = collect(saved, [str(measured / name) for name in names])
+    assert again == saved.quality  # in place of what was there
+
+
+def test_runs_of_other_masks_and_models_are_refused(measured, tmp_path):
+    saved = load_mask(measured / "mask.json")
+    other = tmp_path / "other.json"
+    save_mask(other, SinkMask.from_text("L0-1: 6w(1,4)"), provenance=saved.provenance)
+    with pytest.raises(InputError, match="nothing of this mask"):
+        collect(load_mask(other), [str(measured / "quality")])
+    strange = Provenance(model="x", model_digest="0" * 64)
+    save_mask(other, saved.mask, provenance=strange, fills=saved.fills)
+    with pytest.raises(InputError, match="the mask's has digest 0000"):
+        collect(load_mask(other), [str(measured / "timing")])
+    with pytest.raises(InputError, match="measured"):
+        collect(saved, [str(tmp_path)])
+
+
+def test_a_name_alone_is_no_file_to_write_into(measured):
+    with pytest.raises(InputError, match="--output: name a file"):
+        run("mask", mask="smollm2-135m-512-gates", measured=measured / "quality")
