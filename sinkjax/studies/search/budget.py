@@ -41,8 +41,8 @@ class Step:
       mask, kl: the mask with the most moves that fit, and its measured KL.
       number: of moves in it.
       scale: measured KL a predicted one; None where nothing was measured above 0.
-      returned: units that were given back to `full` after the moves, for answers' sake; the mask
-        and its KL are those without them.
+      returned: units, (layer, unit), that were given back to `full` after the moves, for answers'
+        sake; the mask and its KL are those without them.
     """
 
     tried: tuple[tuple[int, float], ...]
@@ -50,7 +50,7 @@ class Step:
     kl: float
     number: int
     scale: float | None
-    returned: int = 0
+    returned: frozenset[tuple[int, int]] = frozenset()
 
 
 def rank_moves(

@@ -34,7 +34,14 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.costs import late_from, parts_up_to
 from sinkjax.studies.retrieval.asked import kept_answers
 from sinkjax.studies.retrieval.measure import FLOOR
-from sinkjax.studies.search.budget import Step, make_moves, rank_moves, rank_returns, spend
+from sinkjax.studies.search.budget import (
+    Move,
+    Step,
+    make_moves,
+    rank_moves,
+    rank_returns,
+    spend,
+)
 from sinkjax.studies.store import InMemory, Store
 
 _PRIOR = 8  # draws
@@ -147,7 +154,7 @@ def search_mask(
     """Finds a mask whose measured KL is within a budget, and whose answers are, if there are any.
 
     Each round grows the mask to its part of the KL's budget; where that costs more in answers than
-    they allow, heads go back to `full`, for good.
+    they allow, heads go back to `full`, for good, or fewer are moved.
 
     Args:
       model: every head `full`.
@@ -196,12 +203,13 @@ def search_mask(
         target = settings.kl_budget * (number + 1) / settings.rounds
         how = {"kl": kl, "scale": scale, "size": size, "tries": settings.tries}
         step = spend(best, moves, target, budgeted, **how)
-        best, kl, scale = step.mask, step.kl, step.scale
         if of_answers is not None:
-            best, units = of_answers.give_back(best, settings.samples, settings.seed + number, size)
-            returned |= units
-            kl = budgeted(best)
-            step = dataclasses.replace(step, mask=best, kl=kl, returned=len(units))
+            step = of_answers.keep(
+                best, moves, step, settings.samples, settings.seed + number, size
+            )
+            returned |= step.returned
+            step = dataclasses.replace(step, kl=budgeted(step.mask))
+        best, kl, scale = step.mask, step.kl, step.scale
         rounds.append(step)
     rises = () if of_answers is None else tuple(of_answers.rises(best))
     return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds), rises)
@@ -317,30 +325,53 @@ class _KeptAnswers:
                 masked = self._of(questions, mask=mask, fills=self._fills)
                 yield float((masked["nll"] - baseline["nll"]).mean())
 
-    def give_back(
-        self, mask: SinkMask, samples: int, seed: int, size: int
-    ) -> tuple[SinkMask, set[tuple[int, int]]]:
-        """Gives heads back to `full` until answers are within their budget.
+    def keep(
+        self,
+        start: SinkMask,
+        moves: Sequence[Move],
+        step: Step,
+        samples: int,
+        seed: int,
+        size: int,
+    ) -> Step:
+        """A round whose answers are within their budget, as they were under the mask before it.
 
-        Units are given back in the order of what each one costs in answers, as predicted under the
-        mask: their number is doubled until answers are kept, and of that number three quarters are
-        enough where they still are.
+        Units are given back to `full` in the order of what each one costs in answers, as predicted
+        under the mask: their number is doubled until answers are kept, and of that number three
+        quarters are enough where they still are. Where as many as the round's moves are not enough,
+        the order is not to be trusted, and fewer of the moves are made instead, by bisection.
 
-        Returns:
-          the mask, and which units, (layer, unit), were given back.
+        Args:
+          start: the mask before the round.
+          moves: of the round, best first.
+          step: how many of them the KL allows.
+          samples, seed: of what is predicted.
+          size: heads of a unit.
         """
-        if self._kept(mask):
-            return mask, set()
-        predicted = self._costs.sensitivity(samples, seed, mask)
-        moves = rank_returns(mask, self._costs.paths, predicted, size=size)
-        number = 1
-        while number < len(moves) and not self._kept(make_moves(mask, moves[:number], size=size)):
+        if self._kept(step.mask):
+            return step
+        predicted = self._costs.sensitivity(samples, seed, step.mask)
+        returns = rank_returns(step.mask, self._costs.paths, predicted, size=size)
+        number, most = 1, min(step.number, len(returns)) - 1
+        while number <= most and not self._kept(make_moves(step.mask, returns[:number], size=size)):
             number *= 2
-        fewer = number - number // 4
-        if self._kept(make_moves(mask, moves[:fewer], size=size)):
-            number = fewer
-        made = moves[:number]
-        return make_moves(mask, made, size=size), {(move.layer, move.unit) for move in made}
+        if number <= most:
+            fewer = number - number // 4
+            if self._kept(make_moves(step.mask, returns[:fewer], size=size)):
+                number = fewer
+            made = returns[:number]
+            units = frozenset((move.layer, move.unit) for move in made)
+            mask = make_moves(step.mask, made, size=size)
+            return dataclasses.replace(step, mask=mask, returned=units)
+        fits, too_many = 0, step.number
+        while too_many - fits > max(1, step.number // 8):
+            middle = (fits + too_many) // 2
+            if self._kept(make_moves(start, moves[:middle], size=size)):
+                fits = middle
+            else:
+                too_many = middle
+        mask = make_moves(start, moves[:fits], size=size)
+        return dataclasses.replace(step, mask=mask, number=fits)
 
     def _kept(self, mask: SinkMask) -> bool:
         rises = [rise for rise in self.rises(mask) if rise is not None]

@@ -25,7 +25,7 @@ def summarize_search(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> d
             {
                 "tried": [list(pair) for pair in step.tried],
                 "moves": step.number,
-                "returned": step.returned,
+                "returned": len(step.returned),
                 "kl": step.kl,
                 "mask": str(step.mask),
             }
