@@ -66,7 +66,9 @@ class Generate(ModelSettings, Tool):
     )
     mask: str | None = setting(None, "File of a mask, or its text; none for the baseline.")
     up_to: int | None = setting(None, "Most tokens of a prompt that the mask serves.")
-    plan: str | None = setting(None, "File of a plan, in place of --mask.")
+    plan: str | None = setting(
+        None, "File of a plan, or the name of a shipped one, in place of --mask."
+    )
     crossing: Crossing = setting("stay", "What happens to a text that grows beyond --up_to.")
     compare: bool = setting(False, "Whether to generate with the baseline, too.")
     max_new_tokens: int = setting(64, "New tokens for each prompt, at most.")

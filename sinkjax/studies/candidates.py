@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sinkjax import shipped
 from sinkjax.errors import InputError, Problem, about, each
 from sinkjax.files import parse_json, read_file
 from sinkjax.masks.file import SavedMask, load_mask
@@ -25,8 +25,10 @@ MASKS = (
 )
 """What `read_masks` reads, for who sets it."""
 
-PLANS = "File of a plan. May be repeated."
+PLANS = "File of a plan, or the name of a shipped one. May be repeated."
 """What `read_plan` reads."""
+
+_SHIPPED = "plans", ".json"
 
 Fills = Mapping[SinkMask, np.ndarray]
 """float32 [L, N, H] of each mask that has `sink(mean)` heads."""
@@ -211,18 +213,21 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
 
     Args:
       name: of a JSON file as `Plan.to_dict` makes them, in which each mask is its text form or the
-        name of its file, counted from the plan's folder.
+        name of its file, counted from the plan's folder; or of a plan that ships:
+        "smollm2-135m-10-sinks".
 
     Raises:
       InputError: for a file that cannot be read, or is no possible plan.
     """
-    path = pathlib.Path(name)
+    path = shipped.find(name, *_SHIPPED)
     fills: dict[SinkMask, np.ndarray] = {}
     with about("plan", name):
         try:
             fields = parse_json(read_file(path))
         except (OSError, ValueError) as error:
-            raise InputError(f"it cannot be read ({error}); give a JSON file") from error
+            known = ", ".join(shipped.names(*_SHIPPED))
+            text = f"give a JSON file, or the name of a plan that ships: {known}"
+            raise InputError(f"it cannot be read ({error}); {text}") from error
         if not isinstance(fields, dict):
             raise InputError('it holds no JSON object with "crossing" and "stages"')
         for stage in fields["stages"] if isinstance(fields.get("stages"), list) else ():

@@ -29,7 +29,7 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
     assert made_for == digests
     assert saved.mask.masked.any()
     measured = saved.quality["quality"]
-    assert len({entry["text_sha256"] for entry in measured}) == 2
+    assert len({entry["text_sha256"] for entry in measured}) >= 2
     for number, entry in enumerate(measured):
         assert entry["length"] in saved.provenance.lengths
         kl = entry["kl"]["mean"]
@@ -48,7 +48,9 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
 @pytest.mark.parametrize(
     "name",
     [  # of every version so far; none is ever to go
+        "smollm2-135m-10-sinks",
         "smollm2-135m-24-sinks",
+        "smollm2-135m-512",
         "smollm2-135m-4096-windows",
         "smollm2-135m-512-gates",
         "smollm2-135m-512-groups",
@@ -65,5 +67,5 @@ def test_names_of_shipped_masks_stay(name, tmp_path, monkeypatch):
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
-        load_mask("smollm2-135m-512")
+        load_mask("smollm2-135m-511")
     assert all(path.stem in str(refused.value) for path in MASKS)

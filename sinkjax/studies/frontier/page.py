@@ -13,7 +13,7 @@ from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Picture, Sheet
 from sinkjax.report.page import Page, Prose, Section, explanations
-from sinkjax.report.records import Record, numbers
+from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns
 from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
@@ -58,8 +58,8 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     for length in sorted({record["length"] for record in records}):
         of_length = [record for record in records if record["length"] == length]
         figures = [frontier_figure(path, some) for path, some in _by_path(of_length).items()]
-        title = f"{formats.count(length)} tokens"
-        sections.append(Section(title, [*figures, frontier_table(of_length)]))
+        heading = f"{formats.count(length)} tokens"
+        sections.append(Section(heading, [*figures, frontier_table(of_length)]))
     methods = explanations(__package__).methods(
         level=formats.percent(LEVEL, 0),
         resamples=formats.count(RESAMPLES),
@@ -99,11 +99,11 @@ def overview_figure(records: Sequence[Record]) -> Picture:
     )
     _legend(sheet, methods)
     drawn = []
-    for index, (title, lines) in enumerate(panels.items()):
+    for index, (heading, lines) in enumerate(panels.items()):
         row, column = divmod(index, _COLUMNS)
         top = sheet.top + above + row * (above + _HEIGHT + below)
         drawn.append(_panel(sheet, column, top, lines, *_AXES[0]))
-        canvas.panel_title(drawn[-1], title, _PANEL)
+        canvas.panel_title(drawn[-1], heading, _PANEL)
     bottom = min(axes.get_ylim()[0] for axes in drawn)
     top = max(axes.get_ylim()[1] for axes in drawn)
     for axes in drawn:
@@ -150,7 +150,7 @@ def frontier_figure(path: str, records: Sequence[Record]) -> Picture:
 def frontier_table(records: Sequence[Record]) -> Table:
     """Every mask of one length: its size, what it saves and what it costs."""
     return tabulate(
-        f"{formats.count(records[0]['length'])} tokens: every mask",
+        f"{title(records[0])}, {formats.count(records[0]['length'])} tokens: every mask",
         sorted(
             _merged(records), key=lambda r: (_ORDER.index(r["method"]), r["path"], masked_share(r))
         ),

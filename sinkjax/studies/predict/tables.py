@@ -5,7 +5,7 @@ from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 
@@ -187,8 +187,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def _title(record: Record) -> str:
-    name = formats.shortened(record["source"]["name"])
-    return f"{name}, {formats.criterion(record['definition'], record['threshold'])}"
+    return f"{title(record)}, {formats.criterion(record['definition'], record['threshold'])}"
 
 
 def _lengths(record: Record, held_out: bool) -> str:

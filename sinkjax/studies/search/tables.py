@@ -10,7 +10,7 @@ from typing import Any
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
 from sinkjax.studies.costs import over_draws as mean_over_draws
@@ -147,8 +147,8 @@ def _rounds_table(search: Record) -> Table:
     settings = search["settings"]
     tried = lambda masks: ", ".join(f"{n}: {formats.nats(kl)}" for n, kl in masks)  # noqa: E731
     return tabulate(
-        f"The search, by {settings['by']}, for {_kl(settings)} up to {settings['kl_budget']:.4f}, "
-        "the budget less its margin",
+        f"{title(search)}: the search, by {settings['by']}, for {_kl(settings)} up to "
+        f"{settings['kl_budget']:.4f}, the budget less its margin",
         [{"round": n, **step} for n, step in enumerate(search["result"]["rounds"], start=1)],
         (
             column("round", "round", formats.count),
