@@ -15,7 +15,7 @@ reason in words.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ FEWEST = 8
 """Excerpts from which on there is an interval: of fewer none covers what it says."""
 
 _TAIL = (1 - LEVEL) / 2
+_BLOCK = 1 << 22  # counts that are drawn and multiplied at once: tens of megabytes
 _RESAMPLING = 1  # tells these draws from others of the same seed
 
 
@@ -55,11 +56,36 @@ def resample_counts(num_prompts: int, seed: int, stream: int = 0) -> np.ndarray:
     Returns:
       float64 [R, P], whole numbers; every row is multinomial and sums to P.
     """
+    return np.concatenate(list(_drawn(num_prompts, seed, stream)), dtype=np.float64)
+
+
+class Resamples:
+    """`resample_counts` of any number of prompts, held in as few bytes as the counts need.
+
+    Of a byte a count, 100,000 prompts take 0.2 GB, where float64 takes 1.6.
+    """
+
+    def __init__(self, num_prompts: int, seed: int, stream: int = 0):
+        drawn = _drawn(num_prompts, seed, stream)
+        self._blocks = [counts.astype(np.min_scalar_type(counts.max())) for counts in drawn]
+
+    def __len__(self) -> int:
+        return RESAMPLES
+
+    def __matmul__(self, values: np.ndarray) -> np.ndarray:
+        """The sums over prompts in every resample, float64 [R, ...], of values [P, ...]."""
+        return np.concatenate([block.astype(np.float64) @ values for block in self._blocks])
+
+
+def _drawn(num_prompts: int, seed: int, stream: int) -> Iterator[np.ndarray]:
+    """The resamples' counts, int [rows, P], in blocks: the same draws however large those are."""
     rng = np.random.default_rng((_RESAMPLING, stream, seed))
-    drawn = rng.integers(num_prompts, size=(RESAMPLES, num_prompts))
-    drawn += num_prompts * np.arange(RESAMPLES)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=drawn.size)
-    return counts.reshape(drawn.shape).astype(np.float64)
+    most = max(1, _BLOCK // num_prompts)
+    for start in range(0, RESAMPLES, most):
+        rows = min(most, RESAMPLES - start)
+        drawn = rng.integers(num_prompts, size=(rows, num_prompts))
+        drawn += num_prompts * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
 def estimate(

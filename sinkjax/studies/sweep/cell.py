@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.masks.scores import checked, is_sink
-from sinkjax.studies.resampling import estimate, resample_counts
+from sinkjax.studies.resampling import Resamples, estimate
 from sinkjax.studies.sweep.conditional import conditionals, later_layers
 
 _DECIMALS = 6  # of averaged float32 measurements, which carry no more
@@ -38,7 +38,7 @@ def summarize_cell(
         raise ValueError(f"scores are {scores.shape} and output_norm is {output_norm.shape}")
     sinks = is_sink(scores, definition, threshold)
     num_prompts, num_layers, num_heads = sinks.shape
-    weights = resample_counts(num_prompts, seed)
+    weights = Resamples(num_prompts, seed)
     per_prompt = sinks.sum(axis=(1, 2), dtype=np.float64)
     count, counts = per_prompt.mean(), weights @ per_prompt / num_prompts
     heads_in_all = num_layers * num_heads

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax.studies.resampling import Resampled, estimate, interval
+from sinkjax.studies.resampling import Resampled, Resamples, estimate, interval
 
 SHUFFLES = 1000
 
@@ -24,13 +24,13 @@ _SHUFFLING = 2  # tells these draws from others of the same seed
 
 
 def conditionals(
-    sinks: np.ndarray, weights: np.ndarray, seed: int
+    sinks: np.ndarray, weights: Resamples, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every source layer's conditional, and the best source layer by lift.
 
     Args:
       sinks: bool [P, L, N].
-      weights: of the prompts in each resample, float64 [R, P].
+      weights: of the prompts in each resample.
       seed: of the shuffles.
 
     Returns:
@@ -71,7 +71,7 @@ def conditionals(
     return conditional, _best_source(conditional, observed["lift"], shuffled["lift"], sinks)
 
 
-def later_layers(sinks: np.ndarray, weights: np.ndarray, seed: int) -> dict[str, Any]:
+def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, Any]:
     """Layer 0's conditional on each later layer alone, and the later layer of the greatest lift.
 
     Pooled over all later layers a link to layer 1 alone would hardly be seen.
@@ -111,8 +111,8 @@ def later_layers(sinks: np.ndarray, weights: np.ndarray, seed: int) -> dict[str,
     return {"layers": layers, "best": _best_later(layers, observed["lift"], shuffled, no_source)}
 
 
-def layer_0_lift(sinks: np.ndarray, weights: np.ndarray) -> Resampled:
-    """The lift of layer 0 over all later layers, from bool [P, L, N] and weights [R, P]."""
+def layer_0_lift(sinks: np.ndarray, weights: Resamples) -> Resampled:
+    """The lift of layer 0 over all later layers, from bool [P, L, N] and prompts' weights."""
     num_prompts, num_layers, num_heads = sinks.shape
     if num_layers == 1:
         nothing = np.full(len(weights), np.nan)
@@ -145,7 +145,7 @@ class _Totals(NamedTuple):
     def summed(self) -> "_Totals":
         return _Totals(*(counts.sum(axis=0) for counts in self))
 
-    def weighted(self, weights: np.ndarray) -> "_Totals":
+    def weighted(self, weights: Resamples) -> "_Totals":
         return _Totals(*(weights @ counts for counts in self))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.masks.scores import checked, is_sink
-from sinkjax.studies.resampling import RESAMPLES, Resampled, estimate, resample_counts
+from sinkjax.studies.resampling import RESAMPLES, Resampled, Resamples, estimate
 from sinkjax.studies.sweep.conditional import layer_0_lift
 
 _DECIMALS = 12  # of steps between shares, which float64 carries
@@ -56,7 +56,7 @@ def summarize_lengths(
 
     prompts_of = dict(zip(prompt_keys, num_prompts, strict=True))
     weights_of = {
-        key: resample_counts(prompts, seed, stream)
+        key: Resamples(prompts, seed, stream)
         for stream, (key, prompts) in enumerate(prompts_of.items())
     }
     shares, lifts = [], []

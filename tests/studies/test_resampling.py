@@ -1,0 +1,26 @@
+"""Resamples held in blocks: the same draws, and the same sums."""
+
+import numpy as np
+import pytest
+
+from sinkjax.studies import resampling
+from sinkjax.studies.resampling import RESAMPLES, Resamples, resample_counts
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("block", [1, 7 * 51 + 5, 1 << 22])
+def test_draws_are_those_of_one_call_in_blocks_of_any_size(block, monkeypatch):
+    monkeypatch.setattr(resampling, "_BLOCK", block)
+    prompts, seed, stream = 51, 3, 2
+    drawn = np.random.default_rng((1, stream, seed)).integers(prompts, size=(RESAMPLES, prompts))
+    expected = np.array([np.bincount(row, minlength=prompts) for row in drawn])
+    counts = resample_counts(prompts, seed, stream)
+    assert counts.dtype == np.float64
+    np.testing.assert_array_equal(counts, expected)
+    resamples = Resamples(prompts, seed, stream)
+    assert len(resamples) == RESAMPLES
+    values = np.arange(3.0 * prompts).reshape(prompts, 3)  # whole: their sums are exact
+    np.testing.assert_array_equal(resamples @ values, expected @ values)
+    np.testing.assert_array_equal(resamples @ values[:, 0], expected @ values[:, 0])
+    assert sum(held.nbytes for held in resamples._blocks) == expected.size
