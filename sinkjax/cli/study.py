@@ -17,6 +17,7 @@ from sinkjax.distributed import is_first
 from sinkjax.errors import InputError
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
+from sinkjax.studies.parts import Part
 from sinkjax.studies.results import read_records
 from sinkjax.studies.study import Progress, Size, Study, run_study
 
@@ -31,26 +32,48 @@ def define_study(study: type[Study]) -> Callable[[], None]:
         "Folder for records and the report; the same command goes on from what is there.",
         **shared,
     )
+    flags.DEFINE_string(
+        "part",
+        None,
+        "Share of the cells to measure, such as 2/4 for the second of four jobs, into a folder of "
+        "its own within the output folder. The same command without it then joins the parts.",
+        **shared,
+    )
     flags.DEFINE_bool("dry_run", False, "Print how much would be run, and stop.", **shared)
     values = flags.FLAGS
-    return lambda: answer(read_settings(study), values.output_dir, dry_run=values.dry_run)
+
+    def main() -> None:
+        part = None if values.part is None else Part.parse(values.part)
+        answer(read_settings(study), values.output_dir, dry_run=values.dry_run, part=part)
+
+    return main
 
 
-def answer(study: Study, folder: str, *, dry_run: bool = False) -> None:
+def answer(study: Study, folder: str, *, dry_run: bool = False, part: Part | None = None) -> None:
     """Measures what the folder does not hold yet, prints the tables, and says where the rest is.
+
+    Of a part there are no tables before it is joined with the others.
 
     Raises:
       InputError: as `run_study` does.
     """
-    study.check()
+    study.check(part)
     console = terminal.console()
     if dry_run:
         terminal.print_table(console, study.planned())
         if study.size().flops:
             console.print(_estimate(study.size().flops))
         return
-    with _bar(study.size()) as show:
-        specification, records = run_study(study, folder, show)
+    size = study.size() if part is None else study.size().divided(part.of)
+    with _bar(size) as show:
+        specification, records = run_study(study, folder, show, part)
+    if part is not None:
+        console.print(
+            f"part {part} has its {len(records)} records. Once all {part.of} parts have theirs, "
+            "the same command without --part joins them.",
+            soft_wrap=True,
+        )
+        return
     with understood(records):
         for table in study.tables(specification, records):
             terminal.print_table(console, table)
@@ -115,6 +138,6 @@ def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
             nonlocal records
             records += progress.records
             bar.set_postfix_str(f"{records}/{size.records} records, {progress.text}", refresh=False)
-            bar.update(progress.steps)
+            bar.update(min(progress.steps, bar.total - bar.n))  # a part may be more than its share
 
         yield show

@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from sinkjax.studies.fields import Fields, placed
 DIGESTS = "records.sha256"
 
 _MISSING = object()
+_MEASURED = "measured"
 _NO_RESULTS = "give the output folder of a run that has begun"
 _UNCHECKED = (
     "%s: its %d records were written by a version that kept no digests of them, so nobody can tell "
@@ -57,6 +58,19 @@ def identity(fields: Mapping[str, Any]) -> str:
       ValueError, TypeError: for what JSON cannot hold.
     """
     return hashlib.sha256(_json(fields, sort_keys=True)).hexdigest()[:16]
+
+
+def output_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder of a run, which need not be there yet.
+
+    Raises:
+      InputError: where it has no name, or one that no folder has.
+    """
+    if not os.fspath(folder):
+        raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
+    if "\0" in os.fspath(folder):
+        raise InputError(Problem("output_dir", folder, "no path holds a NUL character"))
+    return Path(folder)
 
 
 def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
@@ -109,25 +123,28 @@ class Results:
     `in`, `len` and iteration (in the order of the file) are over the records.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], specification: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        specification: Mapping[str, Any],
+        beside: Iterable[Path] = (),
+    ):
         """Opens the folder, making it where it is missing, and mends what a kill left behind.
 
         Args:
           folder: for users, `output_dir`.
           specification: all that defines the run's cells, of JSON values.
+          beside: folders of the same run, there or not, of which it has the arrays, too.
 
         Raises:
           InputError: where the folder has no name, cannot be made or written, another process
             writes to it, it holds another run's results, or what it holds is not what was written.
         """
-        if not os.fspath(folder):
-            raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
-        if "\0" in os.fspath(folder):
-            raise InputError(Problem("output_dir", folder, "no path holds a NUL character"))
-        self.folder = Path(folder)
+        self.folder = output_folder(folder)
+        self._beside = tuple(beside)
         self._records = self.folder / "records.jsonl"
         self._digests = self.folder / DIGESTS
-        self._measured = self.folder / "measured"
+        self._measured = self.folder / _MEASURED
         self._index: dict[str, tuple[int, int]] = {}  # id -> (offset, size) of its line
         self._end = 0  # of the last whole line
         self._digest = b""  # of the last line
@@ -232,24 +249,16 @@ class Results:
         np.savez(buffer, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
             file.comment = _arrays_digest(name, arrays)
-        self._replace(self._measured_path(name), buffer.getbuffer())
+        self._replace(self._measured / f"{name}.npz", buffer.getbuffer())
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None where there are none, or they have been damaged."""
-        path = self._measured_path(name)
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if file.zip.testzip() is not None:
-                    raise ValueError("a checksum does not match")
-                arrays = {key: file[key] for key in file.files}
-                if file.zip.comment not in (b"", _arrays_digest(name, arrays)):
-                    raise ValueError("they are not those that were kept there")
+        for folder in (self.folder, *self._beside):
+            path = folder / _MEASURED / f"{name}.npz"
+            arrays = _read_arrays(path, name) if path.is_file() else None
+            if arrays is not None:
                 return arrays
-        except Exception as error:  # zip, header and array data each raise their own when damaged
-            _logger.warning("%s is damaged (%s) and will be measured again", path, error)
-            return None
+        return None
 
     def reserve(self, size: int) -> None:
         """Proves that this many bytes can still be written to the folder, and gives them back.
@@ -310,7 +319,7 @@ class Results:
           the specification that its file holds.
         """
         path = self.folder / "run.json"
-        wanted = json.loads(_json(specification))
+        wanted = as_json(specification)
         used = self._records.stat().st_size > 0 or any(self._measured.iterdir())
         advice = "Give another folder, or delete this one if its results are not needed."
         was = lines.digests[0] if lines.digests and used else None
@@ -345,7 +354,7 @@ class Results:
             )
         elif kept is not None and used:
             raise self._error(
-                f"it holds the results of another run. {advice}", *_differences(kept, wanted)
+                f"it holds the results of another run. {advice}", *differences(kept, wanted)
             )
         elif used:
             raise self._error(
@@ -357,9 +366,6 @@ class Results:
     def _read(self, record_id: str) -> dict[str, Any]:
         offset, size = self._index[record_id]
         return json.loads(os.pread(self._file.fileno(), size, offset))
-
-    def _measured_path(self, name: str) -> Path:
-        return self._measured / f"{name}.npz"
 
     def _replace(self, path: Path, content: bytes | memoryview) -> None:
         with self._failing(f"take {len(content)} bytes more in {path.relative_to(self.folder)}"):
@@ -383,6 +389,11 @@ class Results:
                 f"it cannot {what}: {error.strerror or error}{where}. {advice}; the same command "
                 "then goes on from what is there."
             ) from error
+
+
+def as_json(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification as its file holds it: with lists in place of tuples."""
+    return json.loads(_json(specification))
 
 
 def _json(value: Any, **options: Any) -> bytes:
@@ -423,6 +434,21 @@ def _each_line(file: Path, lines: chain.Lines) -> Iterator[str]:
     return (f"{file}: {text}" for text in lines.problems)
 
 
+def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The arrays that a file keeps under a name; None where they have been damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file.zip.testzip() is not None:
+                raise ValueError("a checksum does not match")
+            arrays = {key: file[key] for key in file.files}
+            if file.zip.comment not in (b"", _arrays_digest(name, arrays)):
+                raise ValueError("they are not those that were kept there")
+            return arrays
+    except Exception as error:  # zip, header and array data each raise their own when damaged
+        _logger.warning("%s is damaged (%s) and will be measured again", path, error)
+        return None
+
+
 def _arrays_digest(name: str, arrays: Mapping[str, Any]) -> bytes:
     """A digest of arrays and of what they are kept under; files of earlier versions have none."""
     digest = hashlib.sha256(name.encode())
@@ -433,12 +459,12 @@ def _arrays_digest(name: str, arrays: Mapping[str, Any]) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _differences(kept: Any, wanted: Any, field: str = "") -> Iterator[str]:
+def differences(kept: Any, wanted: Any, field: str = "") -> Iterator[str]:
     """One line for each field in which two specifications differ."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in kept | wanted:
             name = f"{field}.{key}" if field else key
-            yield from _differences(kept.get(key, _MISSING), wanted.get(key, _MISSING), name)
+            yield from differences(kept.get(key, _MISSING), wanted.get(key, _MISSING), name)
     elif kept != wanted:
         yield f"{field or 'the run'} is {_text(kept)} there and {_text(wanted)} here"
 

@@ -3,18 +3,30 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sinkjax.distributed import first, process_count
 from sinkjax.studies.results import Results
 
 
-def open_results(folder: str | os.PathLike[str], specification: Mapping[str, Any]) -> Results:
+def open_results(
+    folder: str | os.PathLike[str], specification: Mapping[str, Any], beside: Iterable[Path] = ()
+) -> Results:
     """Opens a run's folder in this process, or in the first of several for all of them."""
     kind = Results if process_count() == 1 else _SharedResults
-    return kind(folder, specification)
+    return kind(folder, specification, beside)
+
+
+def take_arrays(results: Results, folder: str | os.PathLike[str]) -> None:
+    """Copies what another run measured and these results do not hold: names say of what it is."""
+    for path in first(lambda: sorted(Path(folder, "measured").glob("*.npz"))):
+        if results.arrays(path.stem) is None:
+            arrays = first(lambda path=path: dict(np.load(path, allow_pickle=False)))
+            results.put_arrays(path.stem, **arrays)
 
 
 def _told(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,10 +42,15 @@ def _told(method: Callable[..., Any]) -> Callable[..., Any]:
 class _SharedResults(Results):
     """Results in a folder that the first of several processes alone opens, for all of them."""
 
-    def __init__(self, folder: str | os.PathLike[str], specification: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        specification: Mapping[str, Any],
+        beside: Iterable[Path],
+    ):
         self.folder = Path(folder)
         self._resources = contextlib.ExitStack()
-        first(lambda: Results.__init__(self, folder, specification))
+        first(lambda: Results.__init__(self, folder, specification, beside))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(first(lambda: list(Results.__iter__(self))))

@@ -10,7 +10,8 @@ it would have made.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from sinkjax.distributed import first, parse_mesh
@@ -23,9 +24,10 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
-from sinkjax.studies.results import Results, identity, read_records
+from sinkjax.studies.parts import Part, beside, check_parts, finished_parts, records_of
+from sinkjax.studies.results import Results, identity, output_folder, read_records
 from sinkjax.studies.settings import at_least, problems_of, setting, values
-from sinkjax.studies.shared import open_results
+from sinkjax.studies.shared import open_results, take_arrays
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
 
@@ -53,6 +55,11 @@ class Size:
     unit: str = "tokens"
     flops: float = 0.0
 
+    def divided(self, parts: int) -> "Size":
+        """The same with about the steps and the records of one of its parts."""
+        steps, records = (-(-count // parts) for count in (self.steps, self.records))
+        return dataclasses.replace(self, steps=steps, records=records)
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -79,12 +86,17 @@ class Cell:
       name: for progress.
       steps: of the study's work that the cell is; those that measuring does not report itself are
         reported when the record is there.
+      together: equal for cells that are made of the same measurements, which one part of a study
+        makes; by default a cell is for itself.
+      joins: whether it is made of what other cells measured, and so once all parts are there.
     """
 
     fields: Mapping[str, Any]
     measure: Callable[[], Mapping[str, Any]]
     name: str
     steps: int = 0
+    together: Hashable = None
+    joins: bool = False
 
 
 class Bench:
@@ -134,6 +146,7 @@ class Study(abc.ABC):
         gone.
       without: of a model's description, what its records leave out.
       shapes: whether it takes models without a tokenizer and trained weights.
+      whole: why its cells cannot be divided into parts; None where they can.
       tables_of: makes the tables of its records.
       title, lede: of its page, where that has tables alone; {} is the model's name.
     """
@@ -142,6 +155,7 @@ class Study(abc.ABC):
     renamed: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ("max_length",)
     shapes: ClassVar[bool] = False
+    whole: ClassVar[str | None] = None
     tables_of: ClassVar[Callable[[Sequence[Record]], list[Table]]]
     title: ClassVar[str]
     lede: ClassVar[str]
@@ -254,9 +268,11 @@ class Study(abc.ABC):
         """A problem with the value that a setting has."""
         return Problem(name, getattr(self, name), text)
 
-    def check(self) -> None:
-        """Raises InputError with all of `problems`, and of `plan_problems`."""
+    def check(self, part: Part | None = None) -> None:
+        """Raises InputError with all of `problems` and of `plan_problems`, and of a part of it."""
         problems, cause = [*self._unknown(), *self.problems()], None
+        if part is not None and self.whole is not None:
+            problems.append(Problem("part", part, f"{self.whole}; give the study without a part"))
         try:
             for problem in self.plan_problems():
                 problems.append(problem)
@@ -277,7 +293,10 @@ class Study(abc.ABC):
 
 
 def run_study(
-    study: Study, folder: str, on_progress: Callable[[Progress], None] = lambda progress: None
+    study: Study,
+    folder: str,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    part: Part | None = None,
 ) -> tuple[dict[str, Any], list[Record]]:
     """Measures what a folder does not hold yet, and writes the page of all that it holds.
 
@@ -285,15 +304,20 @@ def run_study(
       study: to be answered.
       folder: of its results.
       on_progress: called after every step.
+      part: whose share of the cells is measured, into a folder of its own and without a page. The
+        study without a part takes over what all its parts made.
 
     Returns:
-      the specification that the folder now belongs to, and all its records.
+      the specification that the folder, or the part's, now belongs to, and all its records.
 
     Raises:
       InputError: for settings out of their range, weights that cannot be read, or a folder that
-        cannot be used: another study's, not writable, full.
+        cannot be used: another study's, not writable, full; for a part of a study that has none,
+        and without a part where some have not finished, or are another run's.
     """
-    study.check()
+    study.check(part)
+    whole = output_folder(folder)
+    parts = first(lambda: finished_parts(whole)) if part is None else part.all()
     described, model = [], None
     for subject in study.subjects:
         model = None  # one model at a time, however many there are
@@ -306,18 +330,29 @@ def run_study(
         **({"models": described} if several else {"model": described[0]}),
         **study.specification(),
     }
-    with open_results(folder, specification) as results:
+    first(lambda: check_parts(whole, parts, specification))
+    if part is None:
+        place, others, share = whole, (), None
+        made = first(lambda: records_of(whole, parts))
+    else:
+        place, others, share, made = part.within(whole), beside(whole, part), part.share(), {}
+    with open_results(place, specification, others) as results:
         results.reserve(study.size().bytes)
+        for taken in parts if part is None else ():
+            take_arrays(results, taken.within(whole))
         for index, subject in enumerate(study.subjects):
             if len(study.subjects) > 1:
                 model = None
                 model = subject.load()
             bench = Bench(subject, model, described[index], results, on_progress, study.without)
-            _record(study, bench, on_progress)
-    return first(lambda: _with_page(study, folder))
+            _record(study, bench, on_progress, made, share)
+    if part is not None:
+        first(lambda: part.finish(whole))
+        return first(lambda: read_records(place))
+    return first(lambda: _with_page(study, place))
 
 
-def _with_page(study: Study, folder: str) -> tuple[dict[str, Any], list[Record]]:
+def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """What the folder holds, after writing the page of it."""
     specification, records = read_records(folder)
     with understood(records):
@@ -325,10 +360,26 @@ def _with_page(study: Study, folder: str) -> tuple[dict[str, Any], list[Record]]
     return specification, records
 
 
-def _record(study: Study, bench: Bench, on_progress: Callable[[Progress], None]) -> None:
-    """Makes the records of one model that are not there yet."""
+def _record(
+    study: Study,
+    bench: Bench,
+    on_progress: Callable[[Progress], None],
+    made: Mapping[str, Record],
+    share: Callable[[Hashable], bool] | None,
+) -> None:
+    """Makes the records of one model that are not there yet.
+
+    Args:
+      made: by parts, by id.
+      share: whether a part makes a cell; None where there are no parts, or they have made theirs.
+    """
     for cell in study.cells(bench):
+        record_id = bench.record_id(cell.fields)
+        if share is not None and not share(None if cell.joins else cell.together or record_id):
+            continue
         before = bench.keep.reported
+        if record_id in made and record_id not in bench.results:
+            bench.results.append(made[record_id])
         bench.results.record(bench.complete(cell.fields), cell.measure, study.environment)
         rest = max(0, cell.steps - (bench.keep.reported - before))
         on_progress(Progress(cell.name, steps=rest, records=1))

@@ -17,13 +17,9 @@ given again.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from sinkjax.distributed import first
 from sinkjax.errors import Problem
 from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
@@ -31,9 +27,9 @@ from sinkjax.studies import texts
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks
 from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.results import Results
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import setting, values
+from sinkjax.studies.shared import take_arrays
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.sweep.study import ScoreStudy, count_flops
 
@@ -135,22 +131,24 @@ class Predict(ScoreStudy):
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         if self.sweep_dir is not None:
-            _take_over(bench.results, self.sweep_dir)
+            take_arrays(bench.results, self.sweep_dir)
         for series in self.series:
-            scores = {n: self.measured(bench, rows)[0] for n, rows in series.tokens.items()}
+            scores = self.scores(bench, series)
             first_tokens = {n: rows[:, 0] for n, rows in series.tokens.items()}
-            for definition, threshold in self.rules:
+
+            def predict(definition: str, threshold: float, scores=scores, tokens=first_tokens):
+                index = DEFINITIONS.index(definition)
+                by_length = {length: scores(length)[0][index] for length in tokens}
+                rule = {"definition": definition, "threshold": threshold}
+                return predict_sinks(by_length, tokens, self._held_out, **rule)
+
+            for number, (definition, threshold) in enumerate(self.rules):
                 rule = {"definition": definition, "threshold": threshold}
                 yield Cell(
                     {**self._fields(series), **rule},
-                    functools.partial(
-                        predict_sinks,
-                        {n: scores[n][DEFINITIONS.index(definition)] for n in scores},
-                        first_tokens,
-                        self._held_out,
-                        **rule,
-                    ),
+                    functools.partial(predict, definition, threshold),
                     f"{definition} > {threshold:g} of {series.name}",
+                    steps=0 if number else series.size,
                 )
 
     def _fields(self, series: Series) -> dict[str, Any]:
@@ -167,11 +165,3 @@ class Predict(ScoreStudy):
             "tokens_sha256": [tokens_digest(series.tokens[length]) for length in lengths],
             "seed": self.seed,
         }
-
-
-def _take_over(results: Results, sweep_folder: str) -> None:
-    """Copies what a sweep measured and the folder does not hold: names say of what it is."""
-    for path in first(lambda: sorted(pathlib.Path(sweep_folder, "measured").glob("*.npz"))):
-        if results.arrays(path.stem) is None:
-            arrays = first(lambda path=path: dict(np.load(path, allow_pickle=False)))
-            results.put_arrays(path.stem, **arrays)

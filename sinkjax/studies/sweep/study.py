@@ -17,7 +17,7 @@ command is given again.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,12 @@ class ScoreStudy(Study):
     def rules(self) -> list[tuple[str, float]]:
         """Every definition with every threshold."""
         return list(itertools.product(self.definitions, self.thresholds))
+
+    def scores(
+        self, bench: Bench, series: Series
+    ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+        """Gives what `measured` does of a series's prompts of one length, once it is asked."""
+        return functools.cache(lambda length: self.measured(bench, series.tokens[length]))
 
     def measured(self, bench: Bench, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [definition, P, L, N] and output norms float32 [P, L, N].
@@ -255,14 +261,29 @@ class Sweep(ScoreStudy):
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
         common = {**series.origin(), **values(self, "key_position", "tail", "seed")}
         lengths = sorted(series.tokens)
-        measured = {length: self.measured(bench, series.tokens[length]) for length in lengths}
+        measured = self.scores(bench, series)
         hashes = {length: tokens_digest(series.tokens[length]) for length in lengths}
         counts = {length: len(series.tokens[length]) for length in lengths}
-        for definition, threshold in self.rules:
+
+        def of_length(index: int, length: int, **rule: Any) -> dict[str, Any]:
+            scores, norms = measured(length)
+            return summarize_cell(scores[index], norms, **rule, seed=self.seed)
+
+        def of_lengths(index: int, **rule: Any) -> dict[str, Any]:
+            return summarize_lengths(
+                lengths,
+                [measured(length)[0][index] for length in lengths],
+                # With as many prompts two lengths have the same ones, cut elsewhere.
+                list(counts.values()),
+                **rule,
+                seed=self.seed,
+                min_share=self.min_share,
+            )
+
+        for number, (definition, threshold) in enumerate(self.rules):
             index = DEFINITIONS.index(definition)
             rule = {"definition": definition, "threshold": threshold}
             for length in lengths:
-                scores, norms = measured[length]
                 what = {
                     "length": length,
                     "num_prompts": counts[length],
@@ -270,8 +291,10 @@ class Sweep(ScoreStudy):
                 }
                 yield Cell(
                     {"kind": "cell", **common, **what, **rule},
-                    functools.partial(summarize_cell, scores[index], norms, **rule, seed=self.seed),
+                    functools.partial(of_length, index, length, **rule),
                     f"{length} tokens of {series.name}",
+                    steps=0 if number else series.tokens[length].size,
+                    together=(bench.described["model_digest"], hashes[length]),
                 )
             if series.source.role != "study":
                 what = {
@@ -282,17 +305,9 @@ class Sweep(ScoreStudy):
                 }
                 yield Cell(
                     {"kind": "lengths", **common, **what, **rule},
-                    functools.partial(
-                        summarize_lengths,
-                        lengths,
-                        [measured[length][0][index] for length in lengths],
-                        # With as many prompts two lengths have the same ones, cut elsewhere.
-                        list(counts.values()),
-                        **rule,
-                        seed=self.seed,
-                        min_share=self.min_share,
-                    ),
+                    functools.partial(of_lengths, index, **rule),
                     f"all lengths of {series.name}",
+                    joins=True,
                 )
 
     @classmethod

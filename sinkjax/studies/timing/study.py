@@ -58,6 +58,7 @@ class Timing(Study):
     """How long masks' programs take, beside the baseline's."""
 
     name = "timing"
+    whole = "what is timed on machines of several jobs cannot be compared"
     tables_of = staticmethod(timing_tables)
     title = "How fast masks of {} run"
     lede = (

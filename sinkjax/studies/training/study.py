@@ -28,6 +28,7 @@ class TrainingStudy(HeldOutStudy):
     goes on where it was.
     """
 
+    whole = "all its records follow from one training"
     tables_of = staticmethod(training_tables)
     page = staticmethod(page)
 
