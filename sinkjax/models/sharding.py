@@ -39,6 +39,7 @@ RULES: Rules = {
 """Logical axis to mesh axes: of parameters, of the rows of a batch, and of what decoding keeps."""
 
 _SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
+_WHOLE = 0.25  # of the parameters that may be whole on every device
 
 
 def partition(
@@ -211,7 +212,8 @@ def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
     """Checks before any weight is read that a model's heads can lie over a mesh.
 
     Raises:
-      InputError: for axes that no rule names, and numbers of heads that an axis does not divide.
+      InputError: for axes that no rule names, numbers of heads that an axis does not divide, and
+        more than a quarter of the parameters whole on every device.
     """
     if problems := list(_problems(mesh.shape, config)):
         raise InputError(*problems)
@@ -236,3 +238,26 @@ def _problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem
                 f"{mesh_text({'data': rows, **fits})} fits as many devices: model divides "
                 "key/value heads, sub the query heads of each, data the rows",
             )
+    yield from _whole_problems(sizes, config)
+
+
+def _whole_problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem]:
+    """Neurons and words that `model` does not divide, where they are a great part of a model."""
+    D, H, L, chips = config.embed_dim, config.head_dim, config.num_layers, sizes.get("model", 1)
+    tables = 1 if config.tie_embeddings else 2
+    divided = {
+        "neurons": (config.mlp_dim, 3 * L * D * config.mlp_dim),
+        "words": (config.vocab_size, tables * D * config.vocab_size),
+    }
+    heads = 2 * L * D * H * (config.num_heads + config.num_kv_heads)
+    total = heads + sum(numbers for _, numbers in divided.values())
+    whole = {what: of for what, of in divided.items() if of[0] % chips}
+    share = sum(numbers for _, numbers in whole.values()) / total
+    if share > _WHOLE:
+        what = " and ".join(f"{count} {name}" for name, (count, _) in whole.items())
+        text = (
+            f"model:{chips} does not divide {what}: {share:.0%} of the parameters would be whole "
+            f"on every device, and at most {_WHOLE:.0%} may be; divide rows instead, as "
+            f"data:{math.prod(sizes.values())} does"
+        )
+        yield Problem("mesh", mesh_text(sizes), text)

@@ -175,6 +175,23 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused_before_a_weight_is_rea
             assert text in line
 
 
+def test_a_mesh_that_leaves_a_great_part_whole_on_every_device_is_refused():
+    config = tiny.make(num_heads=8, num_kv_heads=4, mlp_dim=51).config
+    neurons = 3 * 3 * 40 * 51
+    words, heads = 61 * 40, 2 * 3 * 40 * 8 * (8 + 4)
+    words *= 1 if config.tie_embeddings else 2
+    share = (neurons + words) / (neurons + words + heads)
+    with pytest.raises(sinkjax.InputError) as error:
+        fit_mesh("model:2,data:4", config, "float32")
+    (line,) = error.value.lines()
+    assert line.startswith(
+        "mesh=model:2,data:4: model:2 does not divide 51 neurons and 61 words: "
+        f"{share:.0%} of the parameters would be whole on every device, and at most 25% may be"
+    )
+    assert fitting_sizes(config, 2, 8) == {"data": 4, "model": 1, "sub": 2}
+    fit_mesh("model:2,data:4", tiny.make(num_heads=8, num_kv_heads=4).config, "float32")
+
+
 def test_auto_takes_as_few_devices_for_heads_as_a_model_fits_on():
     config = tiny.make(num_heads=8, num_kv_heads=2).config
     for needed, wanted in {
