@@ -1,12 +1,15 @@
 """What each chip of a mesh has and does under a program, as records of JSON values."""
 
 import collections
+import dataclasses
 import math
 from typing import Any
 
 import jax
 from flax import nnx
 
+from sinkjax.accounts.formulas import total
+from sinkjax.accounts.inspect import by_formula
 from sinkjax.models.sharding import mesh_of
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
@@ -18,8 +21,10 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
     Returns:
       one record of kind "chip" each, prefill by ascending bucket, then decode: of one chip its
       `memory` in bytes as XLA has it, with the `cache`; its FLOPs (`operations`); `collectives`
-      by kind, their `count` and the `bytes` of their results, a loop's and a branch's once; and
-      for all executables `parameters` and those that are `whole` on every chip, by kind, in bytes.
+      by kind, their `count` and the `bytes` of their results, a loop's and a branch's once;
+      `nominal`, what all chips together would need by formula if nothing were whole on several;
+      and for all executables `parameters` and those that are `whole` on every chip, by kind, in
+      bytes.
     """
     mesh = mesh_of(program.model)
     assert mesh is not None
@@ -40,7 +45,15 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         "whole": dict(whole.most_common()),
         "cache": sum(map(_chip_bytes, _cache(program))),
     }
-    return [{**common, **_read(executable)} for executable in program.executables]
+    lengths = [*program.prefill, None]
+    return [
+        {
+            **common,
+            **_read(executable),
+            "nominal": dataclasses.asdict(total(by_formula(program, length))),
+        }
+        for executable, length in zip(program.executables, lengths, strict=True)
+    ]
 
 
 def _read(executable: Executable) -> dict[str, Any]:

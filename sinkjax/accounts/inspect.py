@@ -72,11 +72,17 @@ def _mask(program: Program) -> SinkMask:
     return getattr(program.model, "mask", None) or SinkMask.full(program.model.config)
 
 
-def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
-    costs = account(program, executable)
+def by_formula(program: Program, length: int | None) -> dict[str, Cost]:
+    """What `predict` says of an executable of a program; length: its bucket, None of decode."""
     itemsize = program.model.embedding.dtype.itemsize
     kernel = XLA if length is None else program.attention[length]
     sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
+    return predict(program.model.config, _mask(program), sizes)
+
+
+def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
+    costs = account(program, executable)
+    kernel = XLA if length is None else program.attention[length]
     return {
         "lowering_seconds": executable.lowering_seconds,
         "compile_seconds": executable.compile_seconds,
@@ -88,7 +94,7 @@ def _read(program: Program, executable: Executable, length: int | None) -> dict[
         "all_operations": costs.all_operations,
         "uncounted": list(costs.uncounted),
         "compiled": _rows(costs.rows),
-        "by_hand": _rows(predict(program.model.config, _mask(program), sizes)),
+        "by_hand": _rows(by_formula(program, length)),
     }
 
 

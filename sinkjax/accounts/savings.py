@@ -13,6 +13,7 @@ Paths are weighed by them, since a search weighs far more than it could compile.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +115,29 @@ def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
         "decode_bytes": share(lambda needs: needs.decode.parameters + needs.decode.cache),
         "cache_bytes": share(lambda needs: needs.decode.cache),
     }
+
+
+def saved_over_chips(
+    config: LlamaConfig, mask: SinkMask, workload: Workload
+) -> list[dict[str, Any]]:
+    """What a mask saves on the fullest chip, by how many chips divide its key/value heads.
+
+    By the formulas, and of what is divided: a chip waits for the fullest one, so what a mask saves
+    there is what `SinkMask.balanced` saves in all. On one chip it is all that the mask saves.
+
+    Returns:
+      for 1 and every other number of chips that divides K, in ascending order: `chips`, how many
+      heads are `masked` once the mask is balanced over them, and the shares `saved` by
+      `saved_shares`. Of a mask with `copy` heads, for one chip alone.
+    """
+    kv_heads, full = config.num_kv_heads, workload.needs(config, SinkMask.full(config))
+    most = 1 if mask.counts()["copy"] else kv_heads
+    rows = []
+    for chips in (number for number in range(1, most + 1) if kv_heads % number == 0):
+        even = mask if chips == 1 else mask.balanced(chips, kv_heads)
+        saved = saved_shares(workload.needs(config, even), full)
+        rows.append({"chips": chips, "masked": int(even.masked.sum()), "saved": saved})
+    return rows
 
 
 def path_savings(

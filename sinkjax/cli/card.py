@@ -17,6 +17,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.retrieval.promise import promise_line
+from sinkjax.studies.search.tables import chips_tables
 from sinkjax.studies.timing.tables import times_as_fast
 
 _OTHER = (AttributeError, LookupError, TypeError, ValueError)
@@ -77,7 +78,9 @@ def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]
         lines += [line for of in quality.get("retrieval", ()) for line in (promise_line(of), "")]
         if "timing" in quality:
             lines += [*_markdown(_times(quality["timing"])), ""]
-        shown = ("quality", "kl", "controls", "timing")
+        for table in chips_tables(quality.get("over_chips", ())):
+            lines += [f"{table.title}:", "", *_markdown(table), ""]
+        shown = ("quality", "kl", "controls", "timing", "over_chips")
     except _OTHER:
         lines, shown = [], ()
     yield from lines
@@ -250,6 +253,7 @@ def _remake(
                     "budget_on": how.get("budget_on", "mean"),
                     "units": how["by"],
                     **{name: how[name] for name in same},
+                    **({"chips": how["chips"]} if "chips" in how else {}),
                     **answers,
                     **{name: workload[name] for name in ("batch_size", "generated")},
                     "flops_per_byte": workload["operations_per_byte"],

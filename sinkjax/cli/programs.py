@@ -137,18 +137,28 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     """What each chip of a mesh has and does, of two programs that differ in the mask."""
     first, who = masked[0], ("baseline", "mask")
     mesh = ",".join(f"{axis}:{size}" for axis, size in first["mesh"].items())
-    rows = [
-        [
-            f"{record['name']}, {name}",
-            *(formats.size(record[of]) for of in ("parameters", "cache")),
-            *(formats.size(record["memory"][of]) for of in ("temporary", "peak")),
-            formats.scaled(record["operations"]),
-            *_exchanged(record["collectives"]),
+    rows = []
+    for pair in zip(baseline, masked, strict=True):
+        rows += [
+            [
+                f"{record['name']}, {name}",
+                *(formats.size(record[of]) for of in ("parameters", "cache")),
+                *(formats.size(record["memory"][of]) for of in ("temporary", "peak")),
+                formats.scaled(record["operations"]),
+                *_exchanged(record["collectives"]),
+            ]
+            for name, record in zip(who, pair, strict=True)
         ]
-        for pair in zip(baseline, masked, strict=True)
-        for name, record in zip(who, pair, strict=True)
-    ]
+        for name, costs in {
+            "saved on a chip": pair,
+            "saved, nominal": [record["nominal"] for record in pair],
+        }.items():
+            flops, _, parameters, cache = _saved(*costs)
+            rows.append([name, parameters, cache, "", "", flops, "", ""])
     notes = [
+        "Nominal: what the mask saves by formula where all heads are on one chip. A chip saves as "
+        "much where every layer's heads come out alike on all chips; less, or takes more than "
+        "without a mask, where not.",
         "Exchanged: how often and how much, as results; a loop's and a branch's once, so of "
         "scanned layers one layer's. Sampling by top_k and top_p has branches of its own.",
         *(

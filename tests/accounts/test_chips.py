@@ -41,6 +41,11 @@ def test_a_balanced_mask_takes_fewer_bytes_and_no_more_exchange_on_each_of_three
     assert balanced["cache"] < baseline["cache"]
     assert balanced["operations"] < baseline["operations"]
     assert balanced["collectives"] == baseline["collectives"]
+    saved, nominal = (
+        [1 - masked[of] / whole[of] for of in ("cache", "operations")]
+        for masked, whole in ((balanced, baseline), (balanced["nominal"], baseline["nominal"]))
+    )
+    assert saved == pytest.approx(nominal, abs=0.002)
 
 
 def test_the_same_mask_uneven_takes_more_than_no_mask(records):
@@ -48,6 +53,8 @@ def test_the_same_mask_uneven_takes_more_than_no_mask(records):
     baseline, uneven = records["baseline"][1], records["uneven"][1]
     count = [sum(c["count"] for c in r["collectives"].values()) for r in (uneven, baseline)]
     assert count[0] > count[1]
+    nominal = uneven["nominal"]["cache"] / baseline["nominal"]["cache"]
+    assert nominal < 0.9 * uneven["cache"] / baseline["cache"]
 
 
 def test_parameters_and_cache_of_a_chip_are_a_third_and_what_is_whole_is_named(records):

@@ -11,9 +11,11 @@ from masks import MEANS
 
 import sinkjax
 from sinkjax import Provenance, load_mask
+from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.cli.card import mask_card
 from sinkjax.cli.mask import MakeMask
 from sinkjax.cli.settings import define_settings, read_settings
+from sinkjax.models.shapes import SHAPES
 from sinkjax.studies.gates.study import Gates
 from sinkjax.studies.search.study import Search
 
@@ -54,6 +56,22 @@ def test_a_card_says_what_a_shipped_mask_costs_beside_its_controls():
             assert row[2].startswith(f"{control['kl']['value']:.4f} [")
     for digest in ("model_digest", "tokenizer_digest", "text_sha256"):
         assert getattr(saved.provenance, digest) in card
+
+
+def test_a_card_says_what_is_saved_on_the_fullest_of_several_chips():
+    saved = load_mask("smollm2-135m-512-groups")
+    assert "chips" not in mask_card("ada/mask", saved)
+    rows = saved_over_chips(SHAPES["smollm2-135m"], saved.mask, Workload(512))
+    quality = {**saved.quality, "over_chips": rows}
+    saved.provenance.selection.update(chips=3, num_windows=[4, 6])
+    card = mask_card("ada/mask", dataclasses.replace(saved, quality=quality))
+    assert commands_of(card)["search"].chips == 3
+    lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line[:2] == "| "]
+    (one,), (three,) = ([row for row in lines if row[0] == n] for n in ("1, nominal", "3"))
+    assert (one[1], three[1]) == ("234", "180")
+    cache = [rows[0]["saved"]["cache_bytes"], rows[1]["saved"]["cache_bytes"]]
+    assert [one[-1], three[-1]] == [f"{100 * share:.1f}%" for share in cache]
+    assert cache[0] > cache[1]
 
 
 @pytest.mark.parametrize("name", ["24-sinks", "512-groups", "512-savings", "4096-windows"])

@@ -167,6 +167,8 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     assert baseline["cache"] == 2 * 2 * 2 * 24 * 8 * 4 + 8
     assert masked["parameters"] < baseline["parameters"]
     assert masked["collectives"]["all-reduce"] == baseline["collectives"]["all-reduce"]
+    assert out.count("saved on a chip") == out.count("saved, nominal") == 2
+    assert masked["nominal"]["parameters"] < baseline["nominal"]["parameters"]
 
     more = {"target": "tpu:v5e:2x4", "mesh": "data:8", "batch_size": 2**22}
     process = start(INSPECT, *arguments(tmp_path, output, **more, mask=mask))

@@ -42,6 +42,7 @@ from sinkjax.studies.search.budget import (
     rank_returns,
     spend,
 )
+from sinkjax.studies.search.units import Units, units_of
 from sinkjax.studies.store import InMemory, Store
 
 _PRIOR = 8  # draws
@@ -96,6 +97,7 @@ class SearchSettings:
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       gates: for the ranking of that name.
+      chips: over which key/value heads are divided, and which have the same to do.
     """
 
     paths: tuple[Path, ...]
@@ -110,10 +112,13 @@ class SearchSettings:
     samples: int = 2
     seed: int = 0
     gates: LearnedGates | None = None
+    chips: int = 1
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; of one chip, as earlier versions had them, without their number."""
         fields = dataclasses.asdict(dataclasses.replace(self, gates=None))
+        if self.chips == 1:
+            del fields["chips"]
         fields["gates"] = None if self.gates is None else dict(self.gates.origin)
         return {**fields, "paths": list(map(str, self.paths))}
 
@@ -168,7 +173,6 @@ def search_mask(
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
     kv_heads = config.num_kv_heads if settings.by == "group" else None
-    size = 1 if kv_heads is None else group_size(config.num_heads, kv_heads)
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
     # Of paths that are worth the same the one that saves more is better, by next to nothing.
     worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
@@ -179,8 +183,14 @@ def search_mask(
     scored = np.broadcast_to(np.arange(prompt) >= first, ranking_excerpts.shape)
     costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, scored)
     judge = kept_judge(model, held_excerpts, fills, store)
+    full = SinkMask.full(config)
+    shape = config.num_layers, config.num_heads
+    own = np.zeros(shape) if settings.chips == 1 else costs.errors(full).min(axis=0)
+    units = units_of(own, config.num_kv_heads, settings.by, settings.chips)
     of_answers = (
-        None if answers is None else _KeptAnswers(model, answers, settings.paths, fills, store)
+        None
+        if answers is None
+        else _KeptAnswers(model, answers, settings.paths, fills, store, units)
     )
 
     def budgeted(mask: SinkMask) -> float:
@@ -189,28 +199,27 @@ def search_mask(
             return max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
         return float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
 
-    full = SinkMask.full(config)
     best, kl, scale = full, 0.0, None
     rounds: list[Step] = []
     returned: set[tuple[int, int]] = set()
     for number in range(settings.rounds):
-        predicted = _predict(costs, settings, best, number)
+        start = units.arranged(best)
+        predicted = units.predicted(_predict(costs, settings, best, number))
         moves = [
             move
-            for move in rank_moves(best, settings.paths, predicted, worth, size=size)
+            for move in rank_moves(start, settings.paths, predicted, worth, size=units.size)
             if (move.layer, move.unit) not in returned
         ]
         target = settings.kl_budget * (number + 1) / settings.rounds
-        how = {"kl": kl, "scale": scale, "size": size, "tries": settings.tries}
-        step = spend(best, moves, target, budgeted, **how)
+        how = {"kl": kl, "scale": scale, "size": units.size, "tries": settings.tries}
+        measure = lambda mask: budgeted(units.restored(mask))  # noqa: E731
+        step = spend(start, moves, target, measure, **how)
         if of_answers is not None:
-            step = of_answers.keep(
-                best, moves, step, settings.samples, settings.seed + number, size
-            )
+            step = of_answers.keep(start, moves, step, settings.samples, settings.seed + number)
             returned |= step.returned
-            step = dataclasses.replace(step, kl=budgeted(step.mask))
-        best, kl, scale = step.mask, step.kl, step.scale
-        rounds.append(step)
+            step = dataclasses.replace(step, kl=measure(step.mask))
+        best, kl, scale = units.restored(step.mask), step.kl, step.scale
+        rounds.append(dataclasses.replace(step, mask=best))
     rises = () if of_answers is None else tuple(of_answers.rises(best))
     return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds), rises)
 
@@ -309,8 +318,9 @@ class _KeptAnswers:
         paths: Sequence[Path],
         fills: np.ndarray | None,
         store: Store,
+        units: Units,
     ):
-        self._answers, self._fills = answers, fills
+        self._answers, self._fills, self._units = answers, fills, units
         self._of = functools.partial(kept_answers, model, keep=store)
         asked = answers.ranked
         self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting)
@@ -332,7 +342,6 @@ class _KeptAnswers:
         step: Step,
         samples: int,
         seed: int,
-        size: int,
     ) -> Step:
         """A round whose answers are within their budget, as they were under the mask before it.
 
@@ -342,15 +351,16 @@ class _KeptAnswers:
         the order is not to be trusted, and fewer of the moves are made instead, by bisection.
 
         Args:
-          start: the mask before the round.
+          start: the mask before the round; heads are in the order of the units, as in the step.
           moves: of the round, best first.
           step: how many of them the KL allows.
           samples, seed: of what is predicted.
-          size: heads of a unit.
         """
         if self._kept(step.mask):
             return step
-        predicted = self._costs.sensitivity(samples, seed, step.mask)
+        units, size = self._units, self._units.size
+        predicted = self._costs.sensitivity(samples, seed, units.restored(step.mask))
+        predicted = units.predicted(predicted)
         returns = rank_returns(step.mask, self._costs.paths, predicted, size=size)
         number, most = 1, min(step.number, len(returns)) - 1
         while number <= most and not self._kept(make_moves(step.mask, returns[:number], size=size)):
@@ -360,9 +370,9 @@ class _KeptAnswers:
             if self._kept(make_moves(step.mask, returns[:fewer], size=size)):
                 number = fewer
             made = returns[:number]
-            units = frozenset((move.layer, move.unit) for move in made)
+            given = frozenset((move.layer, move.unit) for move in made)
             mask = make_moves(step.mask, made, size=size)
-            return dataclasses.replace(step, mask=mask, returned=units)
+            return dataclasses.replace(step, mask=mask, returned=given)
         fits, too_many = 0, step.number
         while too_many - fits > max(1, step.number // 8):
             middle = (fits + too_many) // 2
@@ -374,7 +384,7 @@ class _KeptAnswers:
         return dataclasses.replace(step, mask=mask, number=fits)
 
     def _kept(self, mask: SinkMask) -> bool:
-        rises = [rise for rise in self.rises(mask) if rise is not None]
+        rises = [rise for rise in self.rises(self._units.restored(mask)) if rise is not None]
         return max(rises, default=-np.inf) <= self._answers.nll_budget
 
 

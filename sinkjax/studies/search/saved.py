@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.masks.file import Provenance
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.config import LlamaConfig
 from sinkjax.studies.costs import over_texts
 from sinkjax.studies.quality.summary import measured_quality
 from sinkjax.studies.retrieval.promise import promise
@@ -13,7 +15,12 @@ from sinkjax.studies.search.grow import SearchOutcome
 from sinkjax.studies.search.tables import costs_of, quality_of
 
 
-def summarize_search(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> dict[str, Any]:
+def summarize_search(
+    outcome: SearchOutcome,
+    masks: Mapping[str, SinkMask],
+    config: LlamaConfig,
+    workload: Workload,
+) -> dict[str, Any]:
     """The "result" of a record of kind "search"."""
     return {
         "mask": str(outcome.mask),
@@ -21,6 +28,7 @@ def summarize_search(outcome: SearchOutcome, masks: Mapping[str, SinkMask]) -> d
         "held_kl": outcome.kl,
         "savings": outcome.savings.tolist(),
         "nll_rises": list(outcome.rises),
+        "over_chips": saved_over_chips(config, outcome.mask, workload),
         "rounds": [
             {
                 "tried": [list(pair) for pair in step.tried],
@@ -50,7 +58,9 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     controls = {name: costs_of(records, name) for name in CONTROLS}
     chosen = quality_of(records, CHOSEN)
     texts = over_texts([record["result"] for record in chosen], outcome["settings"]["seed"])
+    over_chips = outcome["result"].get("over_chips", [])
     quality = {**measured_quality(chosen), "texts": texts, "controls": controls}
+    quality |= {"over_chips": over_chips} if over_chips else {}
     return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
 
 

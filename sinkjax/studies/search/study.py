@@ -25,6 +25,9 @@ path:
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
 
+--chips=8 searches for a mesh of which `model` is 8: what a chip's heads are spared goes to waste
+where another's are not, so groups are set side by side, and their heads move together.
+
 With --tasks, which are those of `sinkjax retrieval`, the mask has to keep the baseline's answers,
 too: at every depth an answer's NLL may rise by --nll_budget at most. The search asks other
 questions than it is judged by, at other depths; of these, --judge_questions at each of --depths.
@@ -76,7 +79,7 @@ from sinkjax.studies.search.tables import (
     search_tables,
 )
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.settings import at_least, problems_of, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES, _POSITION_BYTES = 65_536, 32  # upper bounds: of a record, of a judged position
@@ -87,6 +90,7 @@ class Search(AnswersStudy):
     """Which mask costs at most a given KL."""
 
     name = "search"
+    whole = "each round of a search follows from the one before"
     tables_of = staticmethod(search_tables)
     title = "A mask of {} within a KL budget"
     lede = (
@@ -132,6 +136,11 @@ class Search(AnswersStudy):
     )
     units: Literal["head", "group"] = setting(
         "head", "What moves to another path: single heads, or whole key/value groups."
+    )
+    chips: int = setting(
+        1,
+        "Number of chips that key/value heads are divided over: heads move on all of them at once, "
+        "so that every chip has as much to do as the fullest.",
     )
     objective: Literal["savings", "heads"] = setting(
         "savings", "What a move is worth: what its path saves, or one masked head."
@@ -183,7 +192,7 @@ class Search(AnswersStudy):
                 yield Problem("paths", path, "it is none to search for: give windows and sinks")
             if self.paths.count(path) > 1:
                 yield Problem("paths", path, "it is there twice")
-        yield from at_least(self, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
+        yield from at_least(self, chips=1, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
         yield from at_least(
             self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1, control_draws=1
         )
@@ -197,6 +206,10 @@ class Search(AnswersStudy):
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
+        config = self.subject.config
+        full = SinkMask.full(config)
+        if self.chips > 1:
+            yield from problems_of(lambda: full.balanced(self.chips, config.num_kv_heads))
         if self._learned is not None:
             yield from self._gate_problems(self._learned)
         if self._trained_on_choice and not self.judge_text:
@@ -242,7 +255,8 @@ class Search(AnswersStudy):
     @property
     def settings(self) -> SearchSettings:
         """What is searched for: the budget is what the margin leaves of it."""
-        same = ("paths", "budget_on", "objective", "ranking", "rounds", "tries", "samples", "seed")
+        same = ("paths", "budget_on", "objective", "ranking", "chips")
+        same += ("rounds", "tries", "samples", "seed")
         return SearchSettings(
             kl_budget=self.kl_budget * (1 - self.margin),
             workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
@@ -394,7 +408,9 @@ class Search(AnswersStudy):
             outcome, self.settings, bench.model.config, scores, self.control_draws
         )
         masks = {CHOSEN: outcome.mask, **controls}
-        summarize = functools.partial(summarize_search, outcome, masks)
+        summarize = functools.partial(
+            summarize_search, outcome, masks, bench.model.config, self.settings.workload
+        )
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
         for series, excerpts in self.judge_texts:
             yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)

@@ -43,7 +43,8 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     if len(by_text) > 1:
         costs.append(_texts_table(search, quality_of(records, CHOSEN)))
     answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
-    return [_rounds_table(search), _mask_table(search), *costs, *answers]
+    over_chips = chips_tables(search["result"].get("over_chips", []))
+    return [_rounds_table(search), _mask_table(search), *over_chips, *costs, *answers]
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
@@ -146,8 +147,10 @@ def budget_line(records: Sequence[Record], kl_budget: float, budget_on: str = "l
 def _rounds_table(search: Record) -> Table:
     settings = search["settings"]
     tried = lambda masks: ", ".join(f"{n}: {formats.nats(kl)}" for n, kl in masks)  # noqa: E731
+    units = settings["by"]
+    units += f" on each of {settings['chips']} chips" if "chips" in settings else ""
     return tabulate(
-        f"{title(search)}: the search, by {settings['by']}, for {_kl(settings)} up to "
+        f"{title(search)}: the search, by {units}, for {_kl(settings)} up to "
         f"{settings['kl_budget']:.4f}, the budget less its margin",
         [{"round": n, **step} for n, step in enumerate(search["result"]["rounds"], start=1)],
         (
@@ -190,6 +193,37 @@ def _mask_table(search: Record) -> Table:
             ),
         ],
     )
+
+
+def chips_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What a mask saves nominally and on the fullest of several chips; none where there is one.
+
+    Args:
+      rows: of `sinkjax.accounts.savings.saved_over_chips`, as a record or a mask's file has them.
+    """
+    if len(rows) < 2:
+        return []
+    saved = {
+        "prefill\nFLOPs": "prefill_operations",
+        "decode\nFLOPs": "decode_operations",
+        "bytes a\ndecode step": "decode_bytes",
+        "cache": "cache_bytes",
+    }
+    table = tabulate(
+        "What it saves on the fullest of several chips",
+        rows,
+        (
+            ("chips", lambda row, _: "1, nominal" if row["chips"] == 1 else f"{row['chips']}"),
+            column("masked\nheads", "masked", formats.count),
+            *(column(name, f"saved.{of}", formats.percent) for name, of in saved.items()),
+        ),
+        notes=(
+            "By formula, in shares of what the model needs without a mask. Key/value heads are "
+            "divided over chips, which wait for the fullest: of heads that do not come out alike "
+            "on all of them fewer are masked, as in the mask that is balanced over the chips.",
+        ),
+    )
+    return [table]
 
 
 def _quality_table(search: Record, records: Sequence[Record]) -> Table:

@@ -18,6 +18,7 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.tasks import Questions
+from sinkjax.masks.chips import is_even
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.costs import part_means, parts_up_to
@@ -303,11 +304,33 @@ def test_a_search_keeps_answers_too(model, windows):
         assert masked == sorted(masked)  # a round never loses heads
         assert masked[-1] < free.mask.masked.sum()
         returned.append(sum(len(step.returned) for step in kept.rounds))
-    assert returned[0] > 0 and returned[1] == 0  # and fewer moves instead
+    assert returned[0] > 0
+    assert returned[1] == 0  # and fewer moves instead
     says_nothing = dataclasses.replace(answers, floor=1.1)
     same = search_mask(model, windows, windows, settings, answers=says_nothing)
     assert same.rises == (None, None)
     assert same.mask == free.mask
+
+
+def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_without(
+    model, windows
+):
+    paths = (Window(1, 4), Sink("first"))
+    how = {"objective": "heads", "rounds": 2, "samples": 4}
+    settings = SearchSettings(paths, 0.2, Workload(16), **how)
+    assert "chips" not in settings.describe()  # folders of earlier versions go on
+    settings = dataclasses.replace(settings, chips=2)
+    assert settings.describe()["chips"] == 2
+    free = search_mask(model, windows, windows, settings)
+    held = (questions(model, 5),)
+    answers = Answers(questions(model, 7), held, nll_budget=1e-3, floor=0)
+    kept = search_mask(model, windows, windows, settings, answers=answers)
+    assert max(kept.rises) <= 1e-3
+    assert 0 < free.kl <= 0.2
+    assert kept.mask.masked.sum() < free.mask.masked.sum()
+    group = model.config.num_heads // model.config.num_kv_heads
+    for mask in (free.mask, kept.mask, *(step.mask for step in free.rounds)):
+        assert all(is_even(layer, group, 2) for layer in mask.heads)
 
 
 def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
