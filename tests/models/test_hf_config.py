@@ -362,7 +362,7 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
         (
             {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": []}},
-            ["original_max_position_embeddings is []; a positive whole number"],
+            ["original_max_position_embeddings is []; a whole number from 1"],
         ),
         (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},

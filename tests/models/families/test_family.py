@@ -149,6 +149,7 @@ def test_configs_are_read_as_they_are_written(kind):
         ("granite", dict(attention_multiplier="1"), "attention_multiplier is '1'"),
         ("smollm3", dict(no_rope_layers=[1, 2, 0, 1]), r"no_rope_layers is \[1, 2"),
         ("smollm3", dict(no_rope_layer_interval=0), "no_rope_layer_interval is 0"),
+        ("llama", dict(sliding_window=9, max_position_embeddings="64"), "unknown attribute slidin"),
         ("llama", dict(no_rope_layers=[1, 1, 0]), "unknown attribute no_rope_layers"),
     ],
 )
