@@ -207,6 +207,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problem = _problem_with(shape[ours], default, most)
         if problem and not (ours == "head_dim" and shape[ours] is None):
             problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
+    problems += [
+        f"{theirs} is null; a whole number is needed, or no such attribute"
+        for theirs in family.needed
+        if theirs in attributes and attributes[theirs] is None
+    ]
     if not problems and shape["head_dim"] is None:
         shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
         if left:
@@ -223,10 +228,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
 
     of_all, of_windows = split_ropes(attributes, family)
-    rope = rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
-    local = None
-    if of_windows is not None:
-        local = rope_from_hf(of_windows, shape["max_length"], {}, problems)
+    longest = shape["max_length"]
+    if _problem_with(longest, None, _MOST):  # the ropes may have problems of their own
+        longest = 2048
+    rope = rope_from_hf(of_all, longest, family.defaults, problems)
+    local = None if of_windows is None else rope_from_hf(of_windows, longest, {}, problems)
     divisors, lists = rope.freq_factors, 2 if rope.type == "longrope" else 1
     if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"] * lists:
         names = "short_factor and long_factor have" if lists == 2 else "freq_factors has"

@@ -136,11 +136,13 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
     said = json.loads((folder / "config.json").read_bytes())
     given = {key: said[key] for key in said if said[key] is not None or key not in _DEFAULTS}
     given |= {key: _number(given[key]) for key in _FLOATS & given.keys()}
-    width = given.get("hidden_size", 0)
+    of_kind = transformers.CONFIG_MAPPING[given.pop("model_type", "llama")]
+    width = given.get("hidden_size", of_kind.hidden_size)
     if given.get("head_dim") and width:  # which transformers checks as if heads' sizes made it up
-        given["hidden_size"] = given["head_dim"] * given.get("num_attention_heads", 0)
-    its = transformers.CONFIG_MAPPING[given.pop("model_type", "llama")](**given)
-    its.hidden_size = width or its.hidden_size
+        heads = given.get("num_attention_heads", of_kind.num_attention_heads)
+        given["hidden_size"] = given["head_dim"] * heads
+    its = of_kind(**given)
+    its.hidden_size = width
     its.standardize_rope_params()  # as the model does once more
     kind, layers = its.model_type, range(its.num_hidden_layers)
     own = {ours: getattr(its, theirs) for theirs, ours in _CONFIG.items() if hasattr(its, theirs)}

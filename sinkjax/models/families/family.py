@@ -65,6 +65,7 @@ class Family:
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
       ropes: types of rotary embeddings that transformers reads.
+      needed: attributes that may be absent, but not null.
     """
 
     model_type: str
@@ -78,6 +79,7 @@ class Family:
     gguf: Gguf | None = None
     local_theta: float | None = None
     ropes: tuple[str, ...] = ROPE_TYPES
+    needed: tuple[str, ...] = ()
 
 
 QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
