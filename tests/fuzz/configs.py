@@ -141,8 +141,9 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
     if given.get("head_dim") and width:  # which transformers checks as if heads' sizes made it up
         heads = given.get("num_attention_heads", of_kind.num_attention_heads)
         given["hidden_size"] = given["head_dim"] * heads
+    spread = given.pop("initializer_range", 0.02)  # above 1, which transformers refuses, harmless
     its = of_kind(**given)
-    its.hidden_size = width
+    its.hidden_size, its.initializer_range = width, spread
     its.standardize_rope_params()  # as the model does once more
     kind, layers = its.model_type, range(its.num_hidden_layers)
     own = {ours: getattr(its, theirs) for theirs, ours in _CONFIG.items() if hasattr(its, theirs)}
