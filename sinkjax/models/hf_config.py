@@ -131,7 +131,8 @@ _INERT = frozenset(
     }
 )
 _INERT_KINDS = re.compile(r"_?(use_)?flash_att(entio)?n(_\w+)?|unsloth_\w+")
-_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop|layerdrop)")  # of training alone
+# Of training alone.
+_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop|layerdrop)")
 
 # Other libraries' names for what the model is built from, accepted where they say the same.
 _SYNONYMS = {
