@@ -96,7 +96,7 @@ def _locate(
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
     name, path = str(model), user_path(model)
-    in_registry, on_disk = name in registry.names(), os.path.exists(path)
+    in_registry, on_disk = name in registry.names(), name != "" and os.path.exists(path)
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)
     if revision is not None and not is_hub_id:
         raise InputError(

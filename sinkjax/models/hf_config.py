@@ -5,6 +5,8 @@ The reading is closed-world: an attribute that neither this file nor the family'
 understood is never ignored; all of it is reported at once.
 """
 
+import dataclasses
+import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -129,7 +131,8 @@ _INERT = frozenset(
     }
 )
 _INERT_KINDS = re.compile(r"_?(use_)?flash_att(entio)?n(_\w+)?|unsloth_\w+")
-_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop)")  # of training alone
+# Of training alone.
+_DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop|layerdrop)")
 
 # Other libraries' names for what the model is built from, accepted where they say the same.
 _SYNONYMS = {
@@ -205,6 +208,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problem = _problem_with(shape[ours], default, most)
         if problem and not (ours == "head_dim" and shape[ours] is None):
             problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
+    problems += [
+        f"{theirs} is null; a whole number is needed, or no such attribute"
+        for theirs in family.needed
+        if theirs in attributes and attributes[theirs] is None
+    ]
     if not problems and shape["head_dim"] is None:
         shape["head_dim"], left = divmod(shape["embed_dim"], shape["num_heads"])
         if left:
@@ -221,10 +229,11 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
 
     of_all, of_windows = split_ropes(attributes, family)
-    rope = rope_from_hf(of_all, shape["max_length"], family.defaults, problems)
-    local = None
-    if of_windows is not None:
-        local = rope_from_hf(of_windows, shape["max_length"], {}, problems)
+    longest = shape["max_length"]
+    if _problem_with(longest, None, _MOST):  # the ropes may have problems of their own
+        longest = 2048
+    rope = rope_from_hf(of_all, longest, family.defaults, problems)
+    local = None if of_windows is None else rope_from_hf(of_windows, longest, {}, problems)
     divisors, lists = rope.freq_factors, 2 if rope.type == "longrope" else 1
     if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"] * lists:
         names = "short_factor and long_factor have" if lists == 2 else "freq_factors has"
@@ -239,6 +248,8 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         if theirs in own and own[theirs] not in list(ACTIVATIONS):
             names = ", ".join(ACTIVATIONS)
             problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
+    if not problems and rope.type not in family.ropes:
+        problems.append(f"rope_type is {rope.type}; a {model_type} has {', '.join(family.ropes)}")
     if not problems:
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
@@ -328,9 +339,32 @@ def check_config(config: LlamaConfig) -> None:
     Raises:
       InputError: listing every value that no model can have, by Hugging Face's names.
     """
-    read = from_hf_config(_attributes(config))
-    if absent := [name for name, *_ in _SHAPE if getattr(config, name) != getattr(read, name)]:
-        raise InputError(f"config: {', '.join(absent)} cannot be null")
+    wanted, given = _flat(from_hf_config(_attributes(config))), _flat(config)
+    problems = []
+    for name in sorted(wanted.keys() | given.keys()):
+        value, needed = given.get(name), wanted.get(name)
+        if value is None and needed is not None:
+            problems.append(f"config: {name} cannot be null")
+        elif not (value == needed or _is_close(value, needed)):
+            problems.append(
+                f"config: {name} is {reprlib.repr(value)}; with the rest of it a {config.family} "
+                f"has {reprlib.repr(needed)}"
+            )
+    if problems:
+        raise InputError(*problems)
+
+
+def _flat(config: LlamaConfig) -> dict[str, Any]:
+    """Returns the fields that decide what a model computes, those of ropes by `rope.theta`."""
+    fields = dataclasses.asdict(config)
+    del fields["eos_token_ids"]  # older files have those beyond the vocabulary
+    ropes = {name: fields.pop(name) or {} for name in ("rope", "local_rope")}
+    return fields | {f"{rope}.{key}": value for rope in ropes for key, value in ropes[rope].items()}
+
+
+def _is_close(value: Any, other: Any) -> bool:
+    """Returns whether numbers differ by rounding alone: some are multiplied and divided again."""
+    return type(value) is type(other) is float and math.isclose(value, other, rel_tol=1e-12)
 
 
 def _problem_with(value: Any, default: Any, most: int) -> str | None:
@@ -361,7 +395,8 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str
     if key in _WINDOW:
         window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
         off = in_use is False and attributes.get("model_type", "llama") == "llama"
-        return not window or off or (type(window) is int and window >= shape["max_length"])
+        longest = shape["max_length"]
+        return not window or off or (type(window) is type(longest) is int and window >= longest)
     if key == "layer_types":
         return value == ["full_attention"] * len(value) if isinstance(value, list) else False
     return _INERT_KINDS.fullmatch(key) is not None

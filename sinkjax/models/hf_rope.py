@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkjax.models.config import ROPE_TYPES, RopeConfig
-from sinkjax.models.families.family import FULL, WINDOWED, Family, is_positive
+from sinkjax.models.families.family import FULL, WHOLE, WINDOWED, Family, is_positive, is_whole
 
 ROPE_ATTRIBUTES = frozenset(
     {
@@ -29,6 +29,7 @@ _ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
     "longrope": ({"short_factor", "long_factor"}, {"factor", "attention_factor"}),
 }
+_STRETCHED = "yarn", "llama3", "longrope"  # beyond an original length
 _LISTS = "freq_factors", "short_factor", "long_factor"  # of the rope parameters
 
 
@@ -61,7 +62,7 @@ def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     for key in sorted(required | optional):
         if values[key] is not None:
             parameters[key] = values[key]
-    if rope.type in ("yarn", "llama3", "longrope"):
+    if rope.type in _STRETCHED:
         parameters["original_max_position_embeddings"] = rope.original_max_length
     return parameters
 
@@ -82,7 +83,8 @@ def rope_from_hf(
     parameters = {
         key: value
         for key, value in parameters.items()
-        if value is not None and not (key.startswith("mscale") and value == 0)  # 0 is none
+        if (value is not None or key in ("type", "rope_type"))
+        and not (key.startswith("mscale") and value == 0)  # 0 is none
     }
     if any(isinstance(value, Mapping) for value in parameters.values()):
         problems.append(f"{where} differs by layer type; a Llama has one for all layers")
@@ -100,11 +102,10 @@ def rope_from_hf(
         problems.append(
             f"partial_rotary_factor is {reprlib.repr(partial)}; a Llama rotates whole heads (1.0)"
         )
-    # A value beside the rope parameters wins over one inside them, as in transformers.
-    original = attributes.get("original_max_position_embeddings")
-    if original is None:
-        original = parameters.get("original_max_position_embeddings", max_length)
-    parameters["original_max_position_embeddings"] = original
+    # What is beside the rope parameters wins over what is inside them, as in transformers.
+    key, sources = "original_max_position_embeddings", (attributes, defaults, parameters)
+    original = next((source[key] for source in sources if key in source), max_length)
+    parameters[key] = original
     if rope_problems := _rope_problems(rope_type, parameters):
         problems += [f"{where}: {problem}" for problem in rope_problems]
         return RopeConfig()
@@ -122,7 +123,7 @@ def rope_from_hf(
         fields["truncate"] = parameters.get("truncate", True)
     if rope_type == "longrope":
         fields["freq_factors"] = fields.pop("short_factor") + fields.pop("long_factor")
-    if rope_type in ("yarn", "llama3", "longrope"):
+    if rope_type in _STRETCHED:
         fields["original_max_length"] = original
     return RopeConfig(type=rope_type, theta=theta, **fields)
 
@@ -142,7 +143,8 @@ def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
         elif key == "truncate":
             good, wanted = isinstance(value, bool), "true or false is needed"
         elif key == "original_max_position_embeddings":
-            good, wanted = type(value) is int and value > 0, "a positive whole number is needed"
+            unused = value is None and rope_type not in _STRETCHED
+            good, wanted = unused or is_whole(value), WHOLE
         else:
             good = key in numbers and is_positive(value)
             wanted = "a positive number is needed" if key in numbers else "the key is unknown"

@@ -176,6 +176,9 @@ def choose_sizes(
         max_length = 1024 if own is None else min(1024, own)
     if prefill_lengths is None:
         prefill_lengths = (min(bucket, max_length) for bucket in (64, 512))
+    if not isinstance(prefill_lengths, Iterable):
+        text = "a sequence of buckets is needed, such as (64, 512)"
+        raise InputError(Problem("prefill_lengths", prefill_lengths, text))
     return sorted(set(prefill_lengths)), max_length
 
 

@@ -201,8 +201,11 @@ def test_pipes_are_refused_and_not_waited_for(sharded, tokenizer, file):
         load(sharded)
 
 
-@pytest.mark.parametrize("name", ["no\0thing", "no\ud800thing", "~\0/a", "~nobody-of-that-name/a"])
-def test_names_that_no_file_has_are_refused(name):
+@pytest.mark.parametrize(
+    "name", ["", "no\0thing", "no\ud800thing", "~\0/a", "~nobody-of-that-name/a"]
+)
+def test_names_that_no_file_has_are_refused(name, single, monkeypatch):
+    monkeypatch.chdir(single)  # which no name at all does not stand for
     for load in (sinkjax.load, sinkjax.load_config, sinkjax.load_tokenizer):
         with pytest.raises(InputError, match="it is no file or folder here") as caught:
             load(name)

@@ -251,6 +251,14 @@ def test_a_checkpoint_of_the_time_before_hashes_is_read(model, saved):
         ({"rope": {"type": "lienar"}}, "KeyError"),
         ({"rope": {"theta": -1.0}}, "rope_theta is -1.0"),
         ({"rope": 3}, "sinkjax.json cannot be read"),
+        ({"rope": {"type": "yarn", "factor": 2.0}}, "rope.original_max_length cannot be null"),
+        (
+            {"rope": {"type": "longrope", "freq_factors": [1.0] * 8, "original_max_length": 16}},
+            "rope.factor cannot be null",
+        ),
+        ({"rope": {"beta_fast": None}}, "rope.beta_fast cannot be null"),
+        ({"score_cap": 3.0}, "score_cap is 3.0; with the rest of it a llama has None"),
+        ({"qk_norm": True, "family": "qwen2"}, "qk_norm is True; with the rest of it a qwen2 has"),
     ],
 )
 def test_a_config_that_no_llama_has_is_refused(saved, change, mention):

@@ -105,7 +105,7 @@ def config(folder: pathlib.Path) -> Format:
 
 def family_configs(folder: pathlib.Path) -> Format:
     """A folder for each kind of a relative of Llama, whose config transformers reads, too."""
-    kinds = [kind for kind, its in families.KINDS.items() if its["family"] in _FAMILIES]
+    kinds = list(families.KINDS)
     for kind in kinds:
         (folder / kind).mkdir()
         (folder / kind / "config.json").write_text(json.dumps(families.attributes(kind)))
@@ -119,14 +119,15 @@ def family_configs(folder: pathlib.Path) -> Format:
     return Format(tuple(f"{kind}/config.json" for kind in kinds), read, expected)
 
 
-_FAMILIES = ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma3_text")
 _OF_RELATIVES = (
-    *("family", "qk_norm", "outer_norms", "norm_offset", "local_rope", "unrotated_layers"),
+    *("family", "qk_norm", "joint_qk_norm", "inner_norms", "outer_norms", "norm_offset"),
+    *("local_rope", "unrotated_layers", "score_cap", "logit_cap"),
     *("query_scale", "embedding_scale", "residual_scale", "logit_scale"),
 )
 _FLOATS = {  # which transformers reads as no whole number
     *("rms_norm_eps", "initializer_range", "embedding_multiplier", "residual_multiplier"),
     *("attention_multiplier", "logits_scaling"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
 }
 
 
@@ -135,13 +136,15 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
     said = json.loads((folder / "config.json").read_bytes())
     given = {key: said[key] for key in said if said[key] is not None or key not in _DEFAULTS}
     given |= {key: _number(given[key]) for key in _FLOATS & given.keys()}
-    width = given.get("hidden_size", 0)
-    if (
-        given.get("head_dim") and width
-    ):  # transformers asks for a multiple of the heads all the same
-        given["hidden_size"] = given.get("num_attention_heads", 0)
-    its = transformers.CONFIG_MAPPING[given.pop("model_type", "llama")](**given)
-    its.hidden_size = width or its.hidden_size
+    of_kind = transformers.CONFIG_MAPPING[given.pop("model_type", "llama")]
+    width = given.get("hidden_size", of_kind.hidden_size)
+    if given.get("head_dim") and width:  # which transformers checks as if heads' sizes made it up
+        heads = given.get("num_attention_heads", of_kind.num_attention_heads)
+        given["hidden_size"] = given["head_dim"] * heads
+    spread = given.pop("initializer_range", 0.02)  # above 1, which transformers refuses, harmless
+    its = of_kind(**given)
+    its.hidden_size, its.initializer_range = width, spread
+    its.standardize_rope_params()  # as the model does once more
     kind, layers = its.model_type, range(its.num_hidden_layers)
     own = {ours: getattr(its, theirs) for theirs, ours in _CONFIG.items() if hasattr(its, theirs)}
     if kind == "llama":  # of a relative's parts it has none
@@ -156,7 +159,7 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
         its.sliding_window if kind == "sliding_attention" else None
         for kind in getattr(its, "layer_types", None) or ()
     )
-    if kind == "mistral":
+    if kind in ("mistral", "phi3"):
         windows = (its.sliding_window,) * len(layers)
     own["layer_windows"] = windows if any(windows) else ()
     if kind == "smollm3":
@@ -169,20 +172,32 @@ def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
     ropes = its.rope_parameters
     if kind == "gemma3_text":
         ropes, local = ropes["full_attention"], ropes["sliding_attention"]
-        own["local_rope"] = _rope(local)
+        own["local_rope"] = _rope(local, its.max_position_embeddings)
+    if kind == "gemma2":
+        own["score_cap"] = its.attn_logit_softcapping
+    if kind in ("gemma2", "gemma3_text"):
         scale = (own["head_dim"] / its.query_pre_attn_scalar) ** 0.5
         own |= {"activation": its.hidden_activation, "embedding_scale": its.hidden_size**0.5}
-        own["query_scale"] = None if scale == 1 else scale
-    return {**own, "rope": _rope(ropes)}
+        own |= {"query_scale": None if scale == 1 else scale}
+        own["logit_cap"] = its.final_logit_softcapping
+    return {**own, "rope": _rope(ropes, its.max_position_embeddings)}
 
 
-def _rope(parameters: dict[str, Any]) -> dict[str, Any]:
+def _rope(parameters: dict[str, Any], longest: int) -> dict[str, Any]:
     names = {"rope_type": "type", "rope_theta": "theta"}
     if parameters["rope_type"] not in ("default", None):
         names["factor"] = "factor"
     given = {key: value for key, value in parameters.items() if value is not None}
+    if parameters["rope_type"] == "longrope":
+        names["attention_factor"] = "attention_factor"
+        lists = [*given["short_factor"], *given["long_factor"]]
+        original = given["original_max_position_embeddings"]
+        given.setdefault("factor", longest / original)
+        more = {"freq_factors": tuple(map(float, lists)), "original_max_length": original}
+    else:
+        more = {}
     said = {ours: _number(given[key]) for key, ours in names.items() if key in given}
-    return {**dataclasses.asdict(sinkjax.RopeConfig()), **said}
+    return {**dataclasses.asdict(sinkjax.RopeConfig()), **said, **more}
 
 
 def _number(value: Any) -> Any:

@@ -269,7 +269,7 @@ def test_what_is_switched_off_is_no_problem(value):
         {"gradient_checkpointing": True, "unsloth_version": "2024.9", "unsloth_fixed": True},
         {"hidden_dropout": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.1, "attn_dropout_prob": 0.0},
         {"dropout": 0.0, "classifier_dropout": None},
-        {"classifier_dropout": 0.1},
+        {"classifier_dropout": 0.1, "layerdrop": 0.0},
         {"language": ["en"], "license": "mit", "tags": ["a"], "datasets": ["b"]},
         {"attention_bias": True, "bias": True},
         {"bias": False, "sliding_window": None},
@@ -362,7 +362,7 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
         ({"rope_scaling": {"type": "linear"}}, ["rope_type linear needs factor"]),
         (
             {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": []}},
-            ["original_max_position_embeddings is []; a positive whole number"],
+            ["original_max_position_embeddings is []; a whole number from 1"],
         ),
         (
             {"rope_scaling": {"type": "llama3", "factor": -2, "low_freq_factor": "1"}},

@@ -175,6 +175,37 @@ def test_divisors_have_no_form_in_transformers_but_in_ours():
         to_hf_config(config)
 
 
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 32}])
+@pytest.mark.parametrize("beside", [{}, {"original_max_position_embeddings": 48}])
+def test_the_original_length_is_where_transformers_looks_for_it(inside, beside):
+    for kind in ("llama", "phi3"):
+        attributes = {**SHAPE, "model_type": kind, "rope_parameters": {**LONG, **inside}, **beside}
+        theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(attributes)))
+        theirs.standardize_rope_params()  # as the model does once more
+        wanted = theirs.rope_parameters["original_max_position_embeddings"]
+        assert from_hf_config(attributes).rope.original_max_length == wanted, kind
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"original_max_position_embeddings": None}, "original_max_position_embeddings is None"),
+        ({"original_max_position_embeddings": 2**31}, "original_max_position_embeddings is 2147"),
+        ({"rope_parameters": {**LONG, "rope_type": None}}, "rope_type is None; known are"),
+        (
+            {"model_type": "phi3", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type is linear; a phi3 has default, longrope",
+        ),
+    ],
+)
+def test_what_transformers_has_no_rotary_embedding_for_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        from_hf_config({**SHAPE, "rope_parameters": LONG, **changes})
+
+
 def test_whole_numbers_and_floats_give_equal_configs():
     whole = {"rope_type": "linear", "factor": 2, "rope_theta": 10_000}
     floats = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}

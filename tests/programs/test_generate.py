@@ -282,6 +282,8 @@ def test_everything_that_cannot_be_compiled_is_named(tiny):
         assert part in str(error.value)
     with pytest.raises(sinkjax.InputError, match="prefill_lengths: give at least one bucket"):
         compile(tiny[0], prefill_lengths=(), max_length=64)
+    with pytest.raises(sinkjax.InputError, match="prefill_lengths=8: a sequence of buckets is nee"):
+        compile(tiny[0], prefill_lengths=8, max_length=64)
 
 
 def test_the_device_stops_by_itself_when_every_row_is_done():

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from sinkjax.models.config import ROPE_TYPES
+
 Attributes = Mapping[str, Any]
 """Attributes of a `config.json`."""
 
@@ -62,6 +64,8 @@ class Family:
       gguf: None where llama.cpp has it as another family.
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
+      ropes: types of rotary embeddings that transformers reads.
+      needed: attributes that may be absent, but not null.
     """
 
     model_type: str
@@ -74,6 +78,8 @@ class Family:
     joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: Gguf | None = None
     local_theta: float | None = None
+    ropes: tuple[str, ...] = ROPE_TYPES
+    needed: tuple[str, ...] = ()
 
 
 QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}

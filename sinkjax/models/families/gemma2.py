@@ -134,4 +134,5 @@ FAMILY = Family(
     read=lambda attributes: read(_listed(attributes)),
     write=written,
     gguf=Gguf("gemma2", norm_offset=1.0, names=NAMES, read=_read_gguf),
+    needed=("num_key_value_heads", "head_dim"),
 )

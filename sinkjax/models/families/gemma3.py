@@ -82,4 +82,5 @@ FAMILY = Family(
     write=gemma2.written,
     gguf=Gguf("gemma3", norm_offset=1.0, names={**QK_NORMS, **gemma2.NAMES}, read=_read_gguf),
     local_theta=10_000.0,
+    needed=("num_key_value_heads", "head_dim"),
 )

@@ -37,4 +37,5 @@ FAMILY = Family(
     problems=problems,
     read=read,
     write=written,
+    needed=("num_key_value_heads",),
 )

@@ -8,17 +8,24 @@ from typing import Any
 from sinkjax.models.families.family import Attributes, Family, Gguf, Metadata
 from sinkjax.models.families.mistral import problems, read, written
 
+_ORIGINAL = "original_max_position_embeddings"
+
 
 def _write(config: Any) -> dict[str, Any]:
-    # transformers has a default beside the rope's own value, and it wins.
-    original = config.rope.original_max_length
-    beside = {} if original is None else {"original_max_position_embeddings": original}
-    return {**written(config), **beside}
+    return {**written(config), **_beside(config.rope.original_max_length)}
+
+
+def _beside(original: int | None) -> dict[str, int]:
+    """Returns the original length beside the rope parameters, where a default wins over theirs."""
+    return {} if original is None else {_ORIGINAL: original}
 
 
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
     window = "attention.sliding_window"
-    return {"sliding_window": metadata.count(window) if metadata.has(window) else None}
+    return {
+        "sliding_window": metadata.count(window) if metadata.has(window) else None,
+        **_beside(attributes["rope_parameters"].get(_ORIGINAL)),
+    }
 
 
 FAMILY = Family(
@@ -29,12 +36,14 @@ FAMILY = Family(
         "hidden_size": 3072,
         "intermediate_size": 8192,
         "max_position_embeddings": 4096,
+        _ORIGINAL: 4096,
         "rms_norm_eps": 1e-5,
     },
     own={"sliding_window": None},
     problems=problems,
     read=read,
     write=_write,
+    ropes=("default", "longrope"),
     joined={
         **{f"self_attn.{x}_proj": "self_attn.qkv_proj" for x in "qkv"},
         **{f"mlp.{x}_proj": "mlp.gate_up_proj" for x in ("gate", "up")},

@@ -19,4 +19,5 @@ FAMILY = Family(
     read=_read,
     write=written,
     gguf=Gguf("qwen3", names=QK_NORMS),
+    needed=("head_dim",),
 )

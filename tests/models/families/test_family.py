@@ -149,6 +149,10 @@ def test_configs_are_read_as_they_are_written(kind):
         ("granite", dict(attention_multiplier="1"), "attention_multiplier is '1'"),
         ("smollm3", dict(no_rope_layers=[1, 2, 0, 1]), r"no_rope_layers is \[1, 2"),
         ("smollm3", dict(no_rope_layer_interval=0), "no_rope_layer_interval is 0"),
+        ("llama", dict(sliding_window=9, max_position_embeddings="64"), "unknown attribute slidin"),
+        ("gemma2", dict(num_key_value_heads=None), "num_key_value_heads is null; a whole number"),
+        ("qwen3", dict(head_dim=None), "head_dim is null; a whole number"),
+        ("phi3_longrope", dict(max_position_embeddings=[[]]), "max_position_embeddings is"),
         ("llama", dict(no_rope_layers=[1, 1, 0]), "unknown attribute no_rope_layers"),
     ],
 )

@@ -1,0 +1,30 @@
+"""A run's folder with three records, and what is read from one."""
+
+import pathlib
+from typing import Any
+
+from sinkjax.studies.results import Results, read_records
+
+SPECIFICATION = {"models": ["tiny"], "lengths": [2, 4], "thresholds": [0.9]}
+
+
+def record(number: int, **more: Any) -> dict[str, Any]:
+    return {"id": f"id{number}", "number": number, **more}
+
+
+def make(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the run's folder into another."""
+    with Results(folder / "sweep", SPECIFICATION) as results:
+        for number in range(3):
+            results.append(record(number))
+    return folder / "sweep"
+
+
+def without_digests(folder: pathlib.Path) -> pathlib.Path:
+    """Makes it one of a version that kept no digests."""
+    (folder / "records.sha256").unlink()
+    return folder
+
+
+def numbers(folder: pathlib.Path) -> list[int]:
+    return [found["number"] for found in read_records(folder)[1]]
