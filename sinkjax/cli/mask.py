@@ -44,6 +44,7 @@ import numpy as np
 
 from sinkjax.cli import terminal
 from sinkjax.cli.card import mask_card
+from sinkjax.cli.collect import MEASURED, collect
 from sinkjax.cli.tool import ShapeSettings, Tool, write_output
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.choose import random_control
@@ -55,7 +56,6 @@ from sinkjax.masks.scores import consistent
 from sinkjax.models.config import LlamaConfig
 from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
-from sinkjax.studies.collect import MEASURED, collect
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
 from sinkjax.studies.settings import at_least, setting, values

@@ -248,7 +248,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         if theirs in own and own[theirs] not in list(ACTIVATIONS):
             names = ", ".join(ACTIVATIONS)
             problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
-    if not problems and rope.type not in family.ropes:
+    if not problems and family.ropes is not None and rope.type not in family.ropes:
         problems.append(f"rope_type is {rope.type}; a {model_type} has {', '.join(family.ropes)}")
     if not problems:
         problems += family.problems(own)

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from sinkjax.models.config import ROPE_TYPES
-
 Attributes = Mapping[str, Any]
 """Attributes of a `config.json`."""
 
@@ -64,7 +62,7 @@ class Family:
       gguf: None where llama.cpp has it as another family.
       local_theta: base of the rotary embedding that layers with windows have for themselves, where
         the config names none; None where all layers have the same.
-      ropes: types of rotary embeddings that transformers reads.
+      ropes: types of rotary embeddings that transformers reads; None for all.
       needed: attributes that may be absent, but not null.
     """
 
@@ -78,7 +76,7 @@ class Family:
     joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: Gguf | None = None
     local_theta: float | None = None
-    ropes: tuple[str, ...] = ROPE_TYPES
+    ropes: tuple[str, ...] | None = None
     needed: tuple[str, ...] = ()
 
 

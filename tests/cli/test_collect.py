@@ -7,7 +7,7 @@ from scripts import run_main
 import sinkjax
 from sinkjax import InputError, Provenance, SinkMask, load_mask, save_mask
 from sinkjax.cli.card import mask_card
-from sinkjax.studies.collect import collect
+from sinkjax.cli.collect import collect
 from sinkjax.studies.results import read_records
 
 MASK = "L0: 6f | L1: 2s(mean) 2w(1,4) 2f"
