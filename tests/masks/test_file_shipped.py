@@ -50,7 +50,6 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
     [  # of every version so far; none is ever to go
         "smollm2-135m-10-sinks",
         "smollm2-135m-24-sinks",
-        "smollm2-135m-512",
         "smollm2-135m-4096-windows",
         "smollm2-135m-512-gates",
         "smollm2-135m-512-groups",
