@@ -207,6 +207,15 @@ def tiny(tmp_path_factory, small_tokenizer):
     return hf.save_small(folder, small_tokenizer, max_position_embeddings=128)
 
 
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory, small_tokenizer):
+    """A random Llama of two layers with room for questions, and a small tokenizer beside it."""
+    import hf
+
+    folder = tmp_path_factory.mktemp("roomy")
+    return hf.save_small(folder, small_tokenizer, max_position_embeddings=1024)
+
+
 @pytest.fixture
 def hf_smollm2(smollm2_gguf):
     """transformers' reading of the same file: the oracle. Eager attention, float32."""

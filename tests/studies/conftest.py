@@ -33,13 +33,6 @@ ENVIRONMENT = {
 STUDY = (("study: Hello world", 2), ("study: complex sentence (stand-in)", 24))
 
 
-@pytest.fixture(scope="session")
-def roomy(tmp_path_factory, small_tokenizer):
-    """A random Llama of two layers with room for questions, and a small tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("roomy")
-    return hf.save_small(folder, small_tokenizer, max_position_embeddings=1024)
-
-
 def describe_model(name="tiny", num_layers=6, num_heads=8, num_kv_heads=2, digest="a"):
     return {
         "name": name,

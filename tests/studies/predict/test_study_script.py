@@ -39,7 +39,7 @@ def arguments(model, prompts, folder, /, **more):
 
 def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys, monkeypatch):
     run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out"))
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())  # wherever lines break
     _, (record,) = read_records(tmp_path / "out")
     assert record["kind"] == "prediction"
     assert record["held_out_lengths"] == [4]
@@ -47,7 +47,7 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     found = record["result"]["lengths_held_out"]["predictors"]
     for name in ("all", "rate_at_length", "same_index"):
         assert f"{found[name]['brier']['value']:.4f}" in out
-    assert "Good enough to act on: " in " ".join(out.split())  # wherever the line breaks
+    assert "Good enough to act on: " in out
     html, _ = render_page(Predict.page(*read_records(tmp_path / "out")))
     for title in ("held-out lengths", "calibration of", "by length", "acting on"):
         assert title in out
