@@ -239,8 +239,9 @@ def _remake(
             ranked, held = how.get("num_windows", (None, None))
             asked = how.get("asked", {})
             questions = ("tasks", "depths", "rank_questions", "hold_questions")
-            answers = {name: asked[name] for name in questions if asked}
+            answers: dict[str, Any] = {}
             if asked:
+                answers = {name: asked[name] for name in questions}
                 answers["nll_budget"] = asked["searched_nll_budget"]
             yield (
                 "search",

@@ -1,7 +1,7 @@
 """Collects what records of several studies say of one mask, for its file."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkjax.errors import InputError, about
@@ -10,7 +10,7 @@ from sinkjax.report.records import Record
 from sinkjax.studies.fields import understood
 from sinkjax.studies.quality.summary import measured_quality
 from sinkjax.studies.results import read_records
-from sinkjax.studies.retrieval.promise import NLL_BUDGET, promise
+from sinkjax.studies.retrieval.promise import NLL_BUDGET, promises
 from sinkjax.studies.store import fills_digest
 from sinkjax.studies.timing.measured import BASELINE
 
@@ -65,6 +65,7 @@ def _place(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
 def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:
     """The entries of one run."""
     records: Sequence[Record] = read_records(folder)[1]
+    budget = saved.provenance.selection.get("asked", {}).get("nll_budget", NLL_BUDGET)
     with understood(records):
         own = {
             kind: [r for r in records if r["kind"] == kind and _is_of(saved, r)]
@@ -83,7 +84,10 @@ def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:
                 for record in own["quality"]
                 for row in measured_quality([record])["quality"]
             ],
-            "retrieval": list(_answers(saved, own["retrieval"])),
+            "retrieval": [
+                {**promised, **_dtype(own["retrieval"][0])}
+                for promised in promises(own["retrieval"], budget)
+            ],
             "timing": [_time(saved, record) for record in own["timing"]],
         }
 
@@ -112,16 +116,6 @@ def _check_model(saved: SavedMask, model: Mapping[str, Any]) -> None:
 def _dtype(record: Record) -> dict[str, str]:
     dtype = record["model"].get("dtype", _FLOAT32)
     return {} if dtype == _FLOAT32 else {"dtype": dtype}
-
-
-def _answers(saved: SavedMask, records: Iterable[Record]) -> Iterable[dict[str, Any]]:
-    asked = saved.provenance.selection.get("asked", {})
-    by_length: dict[int, list[Record]] = {}
-    for record in records:
-        by_length.setdefault(record["length"], []).append(record)
-    for length in sorted(by_length, reverse=True):
-        of_length = by_length[length]
-        yield {**promise(of_length, asked.get("nll_budget", NLL_BUDGET)), **_dtype(of_length[0])}
 
 
 def _time(saved: SavedMask, record: Record) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import types
 import hf
 import numpy as np
 import pytest
+import runs
 
 from sinkjax.cli.study import write_report
 from sinkjax.instruments.compare import QualityStats
@@ -31,6 +32,18 @@ ENVIRONMENT = {
     "xla_flags": "",
 }
 STUDY = (("study: Hello world", 2), ("study: complex sentence (stand-in)", 24))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder with three records."""
+    return runs.make(tmp_path)
+
+
+@pytest.fixture
+def old_folder(folder):
+    """The same of a version that kept no digests."""
+    return runs.without_digests(folder)
 
 
 def describe_model(name="tiny", num_layers=6, num_heads=8, num_kv_heads=2, digest="a"):

@@ -3,23 +3,12 @@
 import re
 
 import pytest
-import runs
 from runs import SPECIFICATION, numbers, record
 
 from sinkjax.errors import InputError
 from sinkjax.studies.results import Results, read_records
 
 pytestmark = pytest.mark.quick
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return runs.make(tmp_path)
-
-
-@pytest.fixture
-def old_folder(folder):
-    return runs.without_digests(folder)
 
 
 def test_an_old_folder_opens_and_says_once_that_it_kept_no_digests(old_folder, caplog):

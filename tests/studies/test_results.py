@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import SPECIFICATION, numbers, record
@@ -25,16 +24,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return runs.make(tmp_path)
-
-
-@pytest.fixture
-def old_folder(folder):
-    return runs.without_digests(folder)
 
 
 def test_records_come_back_in_order_and_by_id(folder):

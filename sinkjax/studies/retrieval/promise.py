@@ -1,6 +1,6 @@
 """What may be promised of a mask's answers, from records of what was asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -14,6 +14,14 @@ NLL_BUDGET = 0.1
 _LOSS = 0.05  # below which the upper bound of the share of answers that are lost has to lie
 _DEPTHS = 3  # that have to say something
 _TAIL = 0.025  # of the upper bound: that of a two-sided interval of 95%
+
+
+def promises(records: Iterable[Record], nll_budget: float = NLL_BUDGET) -> list[dict[str, Any]]:
+    """`promise` of a mask at each length that its records are of, the longest first."""
+    by_length: dict[int, list[Record]] = {}
+    for record in records:
+        by_length.setdefault(record["length"], []).append(record)
+    return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
 
 
 def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[str, Any]:
