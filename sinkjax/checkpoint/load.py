@@ -95,6 +95,10 @@ def _locate(
     model: str | pathlib.Path, revision: str | None, *, weights: bool
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(Problem("model", model, "it has to be a name or a path, as text"))
+    if not isinstance(revision, str | None):
+        raise InputError(Problem("revision", revision, "it has to be text; put it in quotes"))
     name, path = str(model), user_path(model)
     in_registry, on_disk = name in registry.names(), name != "" and os.path.exists(path)
     is_hub_id = not in_registry and not on_disk and _HUB_ID.fullmatch(name)

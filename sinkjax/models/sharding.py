@@ -212,9 +212,12 @@ def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
     """Checks before any weight is read that a model's heads can lie over a mesh.
 
     Raises:
-      InputError: for axes that no rule names, numbers of heads that an axis does not divide, and
-        more than a quarter of the parameters whole on every device.
+      InputError: for anything but a mesh, axes that no rule names, numbers of heads that an axis
+        does not divide, and more than a quarter of the parameters whole on every device.
     """
+    if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
+        text = 'it has to be a jax.sharding.Mesh, such as jax.make_mesh((2, 4), ("data", "model"))'
+        raise InputError(Problem("mesh", mesh, text))
     if problems := list(_problems(mesh.shape, config)):
         raise InputError(*problems)
 

@@ -335,6 +335,11 @@ def test_an_empty_folder_and_a_missing_path_are_refused(tmp_path):
         sinkjax.load(tmp_path, dtype="float64")
     with pytest.raises(InputError, match=r"revision=v1: .*not a Hub id"):
         sinkjax.load(tmp_path, revision="v1")
+    for load in (sinkjax.load, sinkjax.load_tokenizer):
+        with pytest.raises(InputError, match="revision=5: it has to be text"):
+            load("owner/name", revision=5)
+        with pytest.raises(InputError, match="model=5: it has to be a name or a path"):
+            load(5)
 
 
 @hypothesis.given(share=st.floats(0, 1, exclude_max=True))

@@ -173,6 +173,8 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused_before_a_weight_is_rea
         for text, line in zip(texts, error.value.lines(), strict=True):
             assert line.startswith("mesh=")
             assert text in line
+    with pytest.raises(sinkjax.InputError, match="mesh=model:2: it has to be a"):
+        sinkjax.load(tmp_path, mesh="model:2")
 
 
 def test_a_mesh_that_leaves_a_great_part_whole_on_every_device_is_refused():
