@@ -32,8 +32,9 @@ from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
 
 MODEL = (
-    "smollm2-135m (fetched once, 93 MB), a folder with config.json and safetensors, a .gguf file, "
-    "a folder that `sinkjax convert` wrote, or a Hub id such as meta-llama/Llama-3.2-1B"
+    "smollm2-135m, gemma3-270m or qwen2.5-coder-0.5b (fetched once: 93, 238 and 478 MB), a folder "
+    "with config.json and safetensors, a .gguf file, a folder that `sinkjax convert` wrote, or a "
+    "Hub id such as meta-llama/Llama-3.2-1B"
 )
 
 
