@@ -1,4 +1,4 @@
-"""The cost of a head's change in KL, predicted to second order: all heads and paths in one pass.
+"""The cost of a head's change, predicted to second order: all heads and paths in one pass.
 
 With q the model's predictions under the current mask, p the baseline's, and δ what a move adds to a
 head's output at all positions of an excerpt, the KL summed over positions changes by
@@ -9,12 +9,14 @@ F is the Fisher information, for which the labels y of all positions are drawn f
 δᵀ F δ is the mean square of δ's product with one backward pass a draw (Amari 1998; Theis et al.
 2018, "Faster gaze prediction with dense networks and Fisher pruning"). Unlike a head's own error it
 knows what later layers make of a change, and through g what earlier moves have already cost.
+
+The NLL of a text's own tokens is that KL with all of p on the next token: g is its slope, too.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ from sinkjax.models.finite import check_finite
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """The cost in KL of moves away from a mask, to second order.
+    """The cost of moves away from a mask, to second order.
 
     A set of moves costs Σ linear + ½ [(1 - λ) mean_n (Σ products_n)² + λ Σ mean_n products_n²],
     with λ as `shrinkage` gives it: sums over the moves of the set, means over draws.
@@ -68,6 +70,7 @@ def predict_moves(
     samples: int = 8,
     seed: int = 0,
     scored: np.ndarray | None = None,
+    cost: Literal["kl", "nll"] = "kl",
 ) -> Prediction:
     """Predicts the cost of every move away from a mask.
 
@@ -79,11 +82,12 @@ def predict_moves(
       fills: float32 [L, N, H], of `sink(mean)`.
       samples: draws of labels, backward passes.
       seed: of the draws.
-      scored: bool [W, T], positions whose KL counts; None for all but the first.
+      scored: bool [W, T], positions whose predictions count; None for all but the first.
+      cost: the `kl` to the baseline's predictions, or the `nll` of the token that comes next.
 
     Returns:
-      costs in the mean KL, nats a scored position; may be negative under a mask. Draws are W times
-      `samples`, those of one excerpt together.
+      costs in the mean of it, nats a scored position; may be negative, a KL's only under a mask.
+      Draws are W times `samples`, those of one excerpt together.
     """
     config = model.config
     mask = SinkMask.full(config) if mask is None else mask
@@ -103,8 +107,11 @@ def predict_moves(
         for index, layer in enumerate(model.layers):
             inputs.append(x)
             x = traced_layer(layer, x, context, current.layer(index))
-        y = traced_residuals(model, tokens, baseline)
-        slopes = _slopes(OutputHead(model), y, x, key, samples, counted, first)
+        if cost == "kl":
+            wanted = traced_residuals(model, tokens, baseline)
+        else:
+            wanted = jnp.roll(tokens, -1, axis=1)
+        slopes = _slopes(OutputHead(model), wanted, x, key, samples, counted, first)
         products = np.zeros((1 + samples, count, *linear.shape))
         for index in reversed(range(config.num_layers)):
             slopes, of_layer = _back(
@@ -126,50 +133,59 @@ def predict_moves(
 @functools.partial(jax.jit, static_argnames=("samples", "first"))
 def _slopes(
     head: OutputHead,
-    y: jax.Array,
+    wanted: jax.Array,
     x: jax.Array,
     key: jax.Array,
     samples: int,
     scored: jax.Array,
     first: int,
 ) -> jax.Array:
-    """The slopes at the residual stream: of the KL, and of ln q of each drawn label.
+    """The slopes at the residual stream: of the cost, and of ln q of each drawn label.
 
     Args:
-      y, x: [B, T, D], the baseline's stream and the current one.
+      wanted: [B, T, D], the baseline's stream, for the KL to its predictions; or int [B, T],
+        tokens, for their NLL.
+      x: [B, T, D], the current stream.
       scored: int [B, T], positions that are, none of them before the `first`.
 
     Returns:
       [1 + samples, B, T, D], 0 at positions that are not scored.
     """
-    x, y = x[:, first:], y[:, first:]
+    x, wanted = x[:, first:], wanted[:, first:]
+    of_tokens = wanted.ndim == 2
     # But for a cap, logits are linear in the normed stream: their multiplier may be the weight's.
     weight = scaled(head.output_weight(), head.config.logit_scale)
     cap_logits = functools.partial(capped, cap=head.config.logit_cap)
     normed, from_normed = jax.vjp(head.norm, x)
     uniform = jax.random.uniform(key, (x.shape[0] * x.shape[1], samples))
 
-    def block(current: jax.Array, baseline: jax.Array, drawn: jax.Array) -> jax.Array:
-        equation, wide = "cd,vd->cv", jnp.float32
-        products = (
-            jnp.einsum(equation, z, weight, preferred_element_type=wide)
-            for z in (current, baseline)
-        )
-        (logits, of_products), (of_baseline, _) = (jax.vjp(cap_logits, x) for x in products)
-        q, p = jax.nn.softmax(logits), jax.nn.softmax(of_baseline)
+    def logits_of(normed: jax.Array) -> tuple[jax.Array, Any]:
+        product = jnp.einsum("cd,vd->cv", normed, weight, preferred_element_type=jnp.float32)
+        return jax.vjp(cap_logits, product)
+
+    def block(current: jax.Array, aim: jax.Array, drawn: jax.Array) -> jax.Array:
+        logits, of_products = logits_of(current)
+        q = jax.nn.softmax(logits)
         (slope,) = of_products(jnp.ones_like(logits))  # of the cap; 1 where there is none
+
+        def at(labels: jax.Array) -> jax.Array:
+            chosen = jnp.take_along_axis(slope, labels, axis=-1).astype(weight.dtype)
+            return chosen[:, :, None] * weight[labels]
+
+        expects = [q] if of_tokens else [q, jax.nn.softmax(logits_of(aim)[0])]
+        expected = jnp.stack([p * slope for p in expects]).astype(weight.dtype) @ weight
+        of_aim = at(aim)[:, 0] if of_tokens else expected[1]
         # The label is the first whose cumulative probability is above the draw.
         total = jnp.cumsum(q, axis=-1)
         below = total[:, None, :] <= (drawn * total[:, -1:])[:, :, None]
         labels = jnp.minimum(below.sum(axis=-1), q.shape[-1] - 1)
-        expected = jnp.stack([q * slope, p * slope]).astype(weight.dtype) @ weight
-        of_kl = (expected[0] - expected[1])[:, None]
-        of_labels = jnp.take_along_axis(slope, labels, axis=-1).astype(weight.dtype)
-        of_labels = of_labels[:, :, None] * weight[labels]
-        return jnp.concatenate([of_kl, of_labels - expected[0][:, None]], axis=1)
+        of_cost = (expected[0] - of_aim)[:, None]
+        return jnp.concatenate([of_cost, at(labels) - expected[0][:, None]], axis=1)
 
-    arrays = normed, head.norm(y), uniform.reshape(*x.shape[:2], samples)
-    of_normed = by_blocks(block, *arrays, shards=head.row_shards)
+    aims = wanted[..., None] if of_tokens else head.norm(wanted)
+    of_normed = by_blocks(
+        block, normed, aims, uniform.reshape(*x.shape[:2], samples), shards=head.row_shards
+    )
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
     slopes = jax.lax.map(lambda z: from_normed(z)[0], of_normed)
     slopes = jnp.where(scored[:, first:, None] > 0, slopes, 0)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_slopes_are_those_of_the_kl_and_of_labels(cap):
+def test_slopes_are_those_of_the_kl_of_the_nll_and_of_labels(cap):
     model = tiny.make(num_layers=1, logit_cap=cap, logit_scale=1.5)
     x, y = np.random.default_rng(0).normal(size=(2, 2, 5, 40)).astype(np.float32)
     y = x + y / 10
@@ -29,6 +29,15 @@ def test_slopes_are_those_of_the_kl_and_of_labels(cap):
     slopes = _slopes(OutputHead(model), y, x, jax.random.key(0), 4, scored, 1)
     found = np.asarray(slopes)
     np.testing.assert_allclose(found[0], jax.grad(kl)(x), rtol=0, atol=1e-6)
+    tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 5))
+
+    def nll(x):
+        of_tokens = jnp.take_along_axis(log_q(x), tokens[..., None], axis=-1)
+        return -jnp.sum(of_tokens[:, 1:])
+
+    of_tokens = _slopes(OutputHead(model), tokens, x, jax.random.key(0), 4, scored, 1)
+    np.testing.assert_allclose(of_tokens[0], jax.grad(nll)(x), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(of_tokens[1:], slopes[1:])
     of_labels = np.asarray(jax.jacobian(lambda x: log_q(x[None, None])[0, 0])(x[1, 3]))  # [V, D]
     for slope in found[1:, 1, 3]:
         assert np.abs(of_labels - slope).max(axis=1).min() < 1e-6

@@ -248,6 +248,7 @@ class KeptCosts:
       fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
       store: of what is measured.
       scored: bool [W, T], positions that count; None for all but the first.
+      cost: that is predicted, as `predict_moves` has it.
     """
 
     model: Llama
@@ -256,6 +257,7 @@ class KeptCosts:
     fills: np.ndarray | None
     store: Store
     scored: np.ndarray | None = None
+    cost: Literal["kl", "nll"] = "kl"
 
     def errors(self, mask: SinkMask | None = None) -> np.ndarray:
         """`own_errors` under a mask, float64 [P, L, N]."""
@@ -273,11 +275,12 @@ class KeptCosts:
         under = self._under(mask)
 
         def predicted() -> dict[str, np.ndarray]:
-            moves = predict_moves(*of, **under, **draws, scored=self.scored)
+            moves = predict_moves(*of, **under, **draws, scored=self.scored, cost=self.cost)
             return {"linear": moves.linear, "products": moves.products}
 
         of = self.model, self.excerpts, self.paths
         how = {"passes": 2 + 2 * samples, **self._named, **under, **draws}
+        how |= {} if self.cost == "kl" else {"cost": self.cost}
         arrays = self.store("sensitivity", self.excerpts, predicted, **how)
         return Prediction(mask or SinkMask.full(self.model.config), **arrays)
 
@@ -323,7 +326,7 @@ class _KeptAnswers:
         self._answers, self._fills, self._units = answers, fills, units
         self._of = functools.partial(kept_answers, model, keep=store)
         asked = answers.ranked
-        self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting)
+        self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting, "nll")
 
     def rises(self, mask: SinkMask) -> Iterator[float | None]:
         """By how many nats an answer's NLL rises, of each set; None of those that say nothing."""
@@ -345,10 +348,11 @@ class _KeptAnswers:
     ) -> Step:
         """A round whose answers are within their budget, as they were under the mask before it.
 
-        Units are given back to `full` in the order of what each one costs in answers, as predicted
-        under the mask: their number is doubled until answers are kept, and of that number three
-        quarters are enough where they still are. Where as many as the round's moves are not enough,
-        the order is not to be trusted, and fewer of the moves are made instead, by bisection.
+        Units are given back to `full` in the order of what each one costs in the answers' NLL, as
+        predicted under the mask: their number is doubled until answers are kept, and of that number
+        three quarters are enough where they still are. Where as many as the round's moves are not
+        enough, the order is not to be trusted, and fewer of the moves are made instead, by
+        bisection.
 
         Args:
           start: the mask before the round; heads are in the order of the units, as in the step.

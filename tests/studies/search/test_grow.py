@@ -294,7 +294,7 @@ def test_a_search_keeps_answers_too(model, windows):
     most = max(rises(free.mask))
     assert most > 2e-3
     returned = []
-    for budget in (0.7 * most, 0.5 * most):
+    for budget in (0.7 * most, 0.1 * most):
         answers = Answers(questions(model, 7), held, budget, floor=0)
         kept = search_mask(model, windows, windows, settings, answers=answers)
         np.testing.assert_allclose(kept.rises, rises(kept.mask), atol=1e-4)
