@@ -231,6 +231,7 @@ def _remake(
                         "paths": gates["path"],
                         **{name: gates[name] for name in ("units", "price")},
                         **gates["train"],
+                        **gates.get("asked", {}),
                         "output_dir": "GATES",
                     },
                 )
@@ -264,7 +265,8 @@ def _remake(
         case "learned gates":
             same = {"paths": how["path"], "shares": how["share"]}
             same |= {name: how[name] for name in ("units", "price")}
-            yield "gates", {**model, **judged, "choose_excerpts": None, **same, **how["train"]}
+            same |= {**how["train"], **how.get("asked", {})}
+            yield "gates", {**model, **judged, "choose_excerpts": None, **same}
         case "consistent" | "quantile" as rule:
             rule = {"consistent": "min_share"}.get(rule, rule)
             yield (

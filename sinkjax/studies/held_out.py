@@ -6,7 +6,7 @@ No choice is judged where it was made.
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
-from sinkjax.studies.texts import TEXT, choose_text, judge_text
+from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, choose_text, judge_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,7 +36,7 @@ class HeldOutStudy(Study):
     choose_text: str | None = setting(
         None, f"{TEXT} to choose on. Default: the shipped text for choosing."
     )
-    judge_text: str | None = setting(
+    judge_text: str | tuple[str, ...] | None = setting(  # several where a study says so
         None, f"{TEXT} to judge on. Default: the shipped text for judging."
     )
     lengths: tuple[int, ...] = setting((256,), "Tokens of an excerpt, BOS included.")
@@ -64,30 +64,41 @@ class HeldOutStudy(Study):
 
     @property
     def judged_on(self) -> Series:
-        """Excerpts to judge on."""
+        """Excerpts to judge on, of the first text."""
         return self._series[1]
+
+    @property
+    def judged_texts(self) -> Sequence[Series]:
+        """Excerpts to judge on, of each text."""
+        return self._series[1:]
 
     def judged_rows(self, length: int, generated: int = GENERATED) -> np.ndarray:
         """Excerpts to judge on with tokens after them, int32 [W, T + M]; M is 0 without room."""
         return self.judged_on.with_following(length, generated)
 
     @functools.cached_property
-    def _series(self) -> tuple[Series, Series]:
+    def _series(self) -> tuple[Series, ...]:
+        """The text to choose on, then those to judge on."""
         counts = self.choose_excerpts, self.judge_excerpts
+        chosen, given = self.choose_text or CHOOSE, self.judge_text or JUDGE
+        judged = given if isinstance(given, tuple) else (given,)
         # Of one text they are different excerpts, which do not overlap.
-        same = self.choose_text is not None and self.choose_text == self.judge_text
+        same = chosen in judged
         count = sum(counts) if same else max(counts)
-        named = [(choose_text, self.choose_text), (judge_text, self.judge_text)]
-        texts = each(named[:1] if same else named, lambda text: text[0](text[1], count, self.seed))
-        series = plan_series(
+        named = {chosen: choose_text, **{name: judge_text for name in judged if name != chosen}}
+        texts = each(named, lambda name: named[name](name, count, self.seed))
+        planned = plan_series(
             [self.subject],
             [Source(text, "text", tuple(sorted(self.lengths))) for text in texts],
             bos=(self.bos,),
             num_prompts=count,
         )
-        judged_on = self._part(series[-1], self.judge_excerpts)
+        series = dict(zip(named, planned, strict=True))
         after = self.judge_excerpts if same else 0
-        return self._part(series[0], self.choose_excerpts, after), judged_on
+        return (
+            self._part(series[chosen], self.choose_excerpts, after),
+            *(self._part(series[name], self.judge_excerpts) for name in dict.fromkeys(judged)),
+        )
 
     def _part(self, series: Series, count: int, after: int = 0) -> Series:
         counts = {n: min(count, max(1, self.max_tokens // n)) for n in series.tokens}

@@ -2,12 +2,18 @@
 
   sinkjax gates --choose_text=one.txt --judge_text=other.txt --lengths=256
   sinkjax gates --flagfile=gates.flags
+  sinkjax gates --flagfile=gates_both.flags
 
 Every head (--units=group: every key/value group) gets a gate between its `full` output and that on
 --paths. The gates are trained on --choose_text to keep the model's own predictions, while --price
 draws them down. Then, for each of --shares, the heads of the lowest gates are masked; the KL of
-that mask to the baseline is measured on --judge_text, beside masks of as many heads by own error
-and at random.
+that mask to the baseline is measured on each --judge_text, beside masks of as many heads by own
+error and at random.
+
+With --tasks, which are those of `sinkjax retrieval`, gates are trained on questions, too, to keep
+the baseline's predictions of the answers' tokens, and masks are judged by other questions, at other
+depths: the last lines say which of the gates' masks keep the baseline's answers. --train_on=tasks
+leaves the text out, as DuoAttention does, and --train_on=text the questions; both are judged alike.
 
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
 checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
@@ -16,7 +22,7 @@ again.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -30,24 +36,25 @@ from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
-from sinkjax.report import formats
 from sinkjax.report.records import Record
 from sinkjax.studies import settings
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.costs import PARTS
+from sinkjax.studies.costs import GENERATED, PARTS
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import Results
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
-from sinkjax.studies.series import Series
+from sinkjax.studies.retrieval.promise import promise_line, promises_of
+from sinkjax.studies.series import Series, describe_texts
 from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
+from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
 
-_ANSWER = (
-    0.5  # of an answer's KL, in nats, beside that of a token of text: 0.1 and 0.05 are allowed
-)
+# What an answer's KL counts beside that of a token of text: 0.1 and 0.05 nats are allowed. It is
+# the KL and no NLL, because what is promised of answers is held against the baseline's own.
+_ANSWER = 0.5
 
 METHODS = ("gates", "own_error", "random")
 """How masks of one size are chosen: by learned gates; by each head's own error under the path; at
@@ -61,6 +68,11 @@ class Gates(AnswersStudy, TrainingStudy):
     name = "gates"
     renamed: ClassVar[Mapping[str, str]] = {**HeldOutStudy.renamed, "path": "paths"}
 
+    judge_text: tuple[str, ...] = setting(
+        (JUDGE,),
+        f"{TEXT} to judge on. May be repeated. Default: the shipped text for judging.",
+        repeated=True,
+    )
     paths: tuple[Path, ...] = setting(
         (Window(4, 32),),
         "Path of the heads that are masked, a window or a sink; gates are learned for one.",
@@ -73,6 +85,9 @@ class Gates(AnswersStudy, TrainingStudy):
     train_questions: int = setting(
         8, "Questions of each task and depth to train on, beside excerpts of text."
     )
+    train_on: Literal["both", "text", "tasks"] = setting(
+        "both", "What gates are trained on where there are tasks: text, their questions, or both."
+    )
     shares: tuple[float, ...] = setting((0.3, 0.5, 0.7), "Shares of the units that are masked.")
 
     def problems(self) -> Iterator[Problem]:
@@ -81,6 +96,10 @@ class Gates(AnswersStudy, TrainingStudy):
         yield from at_least(self, train_questions=1)
         if not self.price >= 0:
             yield self.wrong("price", "give 0 nats or more")
+        if not self.judge_text:
+            yield Problem("judge_text", None, "give at least one, such as moby-dick")
+        if self.train_on == "tasks" and not self.tasks:
+            yield Problem("tasks", None, "train_on=tasks needs some, such as niah_single_1")
         if len(self.paths) != 1:
             yield self.wrong("paths", "give one path, such as window(4,32)")
         elif not isinstance(self.paths[0], Window | Sink):
@@ -99,37 +118,51 @@ class Gates(AnswersStudy, TrainingStudy):
     @functools.cached_property
     def training_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
         excerpts, weights = super().training_rows
-        if not self.tasks:
+        if not self.tasks or self.train_on == "text":
             return excerpts, weights
         questions = joined(self.asked_for(self.train_questions, 1))
-        of_text = np.full((len(excerpts), excerpts.shape[1] - 1), 1 / (excerpts.shape[1] - 1))
-        of_answers = _ANSWER * questions.predicting[:, 1:]
-        weights = np.concatenate([of_text, of_answers]).astype(np.float32)
-        return np.concatenate([excerpts, questions.tokens]), weights
+        of_answers = _ANSWER * questions.predicting[:, 1:].astype(np.float32)
+        if self.train_on == "tasks":
+            return questions.tokens, of_answers
+        of_text = np.full_like(excerpts[:, 1:], 1 / (excerpts.shape[1] - 1), np.float32)
+        return np.concatenate([excerpts, questions.tokens]), np.concatenate([of_text, of_answers])
 
     def specification(self) -> dict[str, Any]:
-        asked = {}
+        more: dict[str, Any] = {}
         if self.tasks:
-            names = ("tasks", "depths", "train_questions", "judge_questions")
-            asked = {"asked": values(self, *names)}
+            names = ("tasks", "depths", "train_questions", "train_on", "judge_questions")
+            more["asked"] = values(self, *names)
+        if further := self.judged_texts[1:]:
+            more["judged"] = [self._texts(series)["source"] for series in further]
         return {
             **super().specification(),
-            **asked,
+            **more,
             "path": str(self.path),
             **values(self, "units", "price", "shares"),
         }
 
     def size(self) -> Size:
-        masks = len(self.shares) * len(METHODS)
+        masks, rows = len(self.shares) * len(METHODS), self._judged_rows
         asked = 2 * masks * sum(of.questions.tokens.size for of in self.judged_answers)
-        records = 1 + masks * (1 + len(self.judged_answers))
-        tokens = self.training_tokens + masks * self.judge_rows.size + asked
+        records = 1 + masks * (len(rows) + len(self.judged_answers))
+        tokens = self.training_tokens + masks * sum(of.size for of in rows) + asked
         return Size(tokens, records, RECORD_BYTES * records)
+
+    @property
+    def _judged_rows(self) -> list[np.ndarray]:
+        """Excerpts of each text to judge on with the tokens after them, int32 [W, T + M]."""
+        return [series.with_following(self.lengths[0], GENERATED) for series in self.judged_texts]
+
+    def _texts(self, judged_on: Series) -> dict[str, Any]:
+        """What records of masks say of texts, judged on one of them."""
+        return describe_texts(self.chosen_on, judged_on, self.lengths[0])
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
         fields = self.specification()
         del fields["shares"]
+        training = {"kind": "training", **fields}
+        fields.pop("judged", None)
         units = config.num_kv_heads if self.units == "group" else config.num_heads
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
         gated = GatedModel(model, self.path, fills=fills)
@@ -141,29 +174,35 @@ class Gates(AnswersStudy, TrainingStudy):
         trained = self.distilled(bench, gated.residuals, start, price=price)
         logits = np.asarray(trained.parameters)
         gates = np.asarray(gates_of(logits)).tolist()
-        yield Cell(
-            {"kind": "training", **fields}, lambda: {**history(trained), "gates": gates}, "training"
-        )
+        yield Cell(training, lambda: {**history(trained), "gates": gates}, "training")
         errors = own_errors(model, self.trained_on, [self.path], fills=fills)[0]
         # The errors of a group's heads add up to its own where they point in different directions.
         errors = np.sqrt(np.square(errors).reshape(*logits.shape, -1).sum(axis=-1))
-        judge = Judge(model, self.judge_rows, fills=fills)
-        answering = {}
+        judged = [
+            (self._texts(series), rows.size, Judge(model, rows, fills=fills))
+            for series, rows in zip(self.judged_texts, self._judged_rows, strict=True)
+        ]
+        answering, chosen = {}, {}
         for share in sorted(self.shares):
             for method, mask in self._masks(share, logits, errors, config.num_heads).items():
-                record = {"kind": "gates", **fields, "method": method, "share": share}
-                yield Cell(
-                    record,
-                    lambda mask=mask: mask_result(mask, judge(mask), self.lengths[0], self.seed),
-                    f"{method} {share:g}",
-                    steps=self.judge_rows.size,
-                )
-                name = f"{method}, {formats.percent(share, 0)}"
+                of_mask = {"kind": "gates", **fields, "method": method, "share": share}
+                for texts, size, judge in judged:
+                    yield Cell(
+                        {**of_mask, **texts},
+                        lambda mask=mask, judge=judge: mask_result(
+                            mask, judge(mask), self.lengths[0], self.seed
+                        ),
+                        f"{method} {share:g}",
+                        steps=size,
+                    )
+                name = _name(method, share)
                 answering[name] = Candidate.of_mask(name, mask, self.judged_lengths, fills)
                 if method == "gates":
-                    _save(bench.results, bench.record_id(record), mask, fills)
-
+                    ids = [bench.record_id({**of_mask, **texts}) for texts, *_ in judged]
+                    chosen[share] = mask, ids
         yield from self.answer_cells(bench, answering, {})
+        for share, (mask, ids) in chosen.items():
+            self._save(bench.results, share, mask, ids, fills)
 
     def _masks(
         self, share: float, logits: np.ndarray, errors: np.ndarray, num_heads: int
@@ -179,35 +218,56 @@ class Gates(AnswersStudy, TrainingStudy):
         return masks
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
-        return [f"masks: {folder}/masks"]
+        lines = [f"masks: {folder}/masks"]
+        for share in sorted(self.shares):
+            promised = self._promised(records, share)
+            lines += [f"{_name('gates', share)}: {promise_line(of)}" for of in promised]
+        return lines
+
+    def _promised(self, records: Iterable[Record], share: float) -> list[dict[str, Any]]:
+        """What is promised of the answers of the gates' mask, the longest length first."""
+        return promises_of(_name("gates", share), records, self.nll_budget)
+
+    def _save(
+        self,
+        results: Results,
+        share: float,
+        mask: SinkMask,
+        record_ids: Sequence[str],
+        fills: np.ndarray | None,
+    ) -> None:
+        """Writes a mask with what its records say, of a text each: masks/gates-SHARE.json."""
+        records = [results.get(record_id) for record_id in record_ids]
+        how = {name: records[0][name] for name in ("path", "units", "price", "share", "train")}
+        quality: dict[str, Any] = {"kl": [_quality(record) for record in records]}
+        if self.tasks:
+            how["asked"] = {**records[0]["asked"], "nll_budget": self.nll_budget}
+            quality["retrieval"] = self._promised(results, share)
+        save = functools.partial(
+            save_mask,
+            results.folder / "masks" / f"gates-{share:g}.json",
+            mask,
+            provenance=Provenance.from_records(
+                records, text="chosen_on", method="learned gates", **how
+            ),
+            quality=quality,
+            fills=fills,
+        )
+        first(save)
 
 
-def _save(results: Results, record_id: str, mask: SinkMask, fills: np.ndarray | None) -> None:
-    """Writes a mask with what its record says: masks/gates-SHARE.json."""
-    record = results.get(record_id)
-    how = ("path", "units", "price", "share", "train")
-    save = functools.partial(
-        save_mask,
-        results.folder / "masks" / f"gates-{record['share']:g}.json",
-        mask,
-        provenance=Provenance.from_records(
-            [record],
-            text="chosen_on",
-            method="learned gates",
-            **{name: record[name] for name in how},
-        ),
-        quality={
-            "kl": [
-                {
-                    "text": record["source"]["name"],
-                    "text_sha256": record["source"]["sha256"],
-                    "length": record["length"],
-                    "num_windows": record["source"]["num_windows"],
-                    **record["result"]["kl"],
-                    **{name: record["result"][name] for name in PARTS},
-                }
-            ]
-        },
-        fills=fills,
-    )
-    first(save)
+def _name(method: str, share: float) -> str:
+    """A mask's, in records of what it answers."""
+    return f"{method}, {100 * share:g}%"
+
+
+def _quality(record: Record) -> dict[str, Any]:
+    """What a mask costs on one text, in its file."""
+    return {
+        "text": record["source"]["name"],
+        "text_sha256": record["source"]["sha256"],
+        "length": record["length"],
+        "num_windows": record["source"]["num_windows"],
+        **record["result"]["kl"],
+        **{name: record["result"][name] for name in PARTS},
+    }

@@ -12,6 +12,7 @@ from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.prompts import BosPolicy, encode
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import Measure
+from sinkjax.studies.retrieval.promise import NLL_BUDGET
 from sinkjax.studies.series import Series
 from sinkjax.studies.settings import at_least, known, problems_of, setting
 from sinkjax.studies.study import Bench, Cell, Study
@@ -41,6 +42,9 @@ class AnswersStudy(Study):
         "Depths at which answers are judged; those of the questions to choose on lie between.",
     )
     judge_questions: int = setting(30, "Questions of each task and depth to judge on.")
+    nll_budget: float = setting(
+        NLL_BUDGET, "The most nats that the NLL of an answer may rise by, at any depth."
+    )
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -49,6 +53,8 @@ class AnswersStudy(Study):
         yield from depth_problems(self.depths)
         if self.tasks and not self.depths:
             yield Problem("depths", None, "give at least one, such as 0.5")
+        if not self.nll_budget > 0:
+            yield self.wrong("nll_budget", "give nats, above 0")
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()

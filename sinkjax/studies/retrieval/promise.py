@@ -24,6 +24,14 @@ def promises(records: Iterable[Record], nll_budget: float = NLL_BUDGET) -> list[
     return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
 
 
+def promises_of(
+    name: str, records: Iterable[Record], nll_budget: float = NLL_BUDGET
+) -> list[dict[str, Any]]:
+    """`promises` of the mask of this name, from all records of a run; none without questions."""
+    asked = (record for record in records if record["kind"] == "retrieval")
+    return promises((of for of in asked if of["candidate"]["name"] == name), nll_budget)
+
+
 def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[str, Any]:
     """Whether a mask keeps its baseline's answers.
 
@@ -65,7 +73,7 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
 
 
 def promise_line(promised: Mapping[str, Any]) -> str:
-    """What a search says of `promise`."""
+    """What a study that chose the mask says of `promise`."""
     says = [of for of in promised["asked"] if of["says_something"]]
     at = f"At {formats.count(promised['length'])} tokens"
     if promised["kept"] is None:

@@ -9,7 +9,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
 from sinkjax.studies.costs import over_texts
 from sinkjax.studies.quality.summary import measured_quality
-from sinkjax.studies.retrieval.promise import promises
+from sinkjax.studies.retrieval.promise import promises_of
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 from sinkjax.studies.search.grow import SearchOutcome
 from sinkjax.studies.search.tables import costs_of, quality_of
@@ -68,9 +68,5 @@ def answers_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What is promised of the chosen mask's answers, the longest length first; nothing if none
     were asked for."""
     (outcome,) = (record for record in records if record["kind"] == "search")
-    asked = [
-        record
-        for record in records
-        if record["kind"] == "retrieval" and record["candidate"]["name"] == CHOSEN
-    ]
-    return promises(asked, outcome["asked"]["nll_budget"]) if asked else []
+    asked = outcome.get("asked")
+    return promises_of(CHOSEN, records, asked["nll_budget"]) if asked else []

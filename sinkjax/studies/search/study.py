@@ -63,7 +63,7 @@ from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
-from sinkjax.studies.retrieval.promise import NLL_BUDGET, promise_line
+from sinkjax.studies.retrieval.promise import promise_line
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
     Answers,
@@ -125,9 +125,6 @@ class Search(AnswersStudy):
         "Which KL the budget is on: the largest of that where the mask acts, over the last quarter "
         "of an excerpt and over generated tokens, or the mean over all positions of an excerpt.",
     )
-    nll_budget: float = setting(
-        NLL_BUDGET, "The most nats that the NLL of an answer may rise by, at any depth."
-    )
     margin: float = setting(0.2, "Part of both budgets that the search leaves unspent.")
     paths: tuple[Path, ...] = setting(
         (Sink("first"), Sink("mean"), *(Window(4, near) for near in (16, 32, 64, 128))),
@@ -181,8 +178,6 @@ class Search(AnswersStudy):
             yield self.wrong("lengths", "a mask is searched at one length; give one")
         if not self.kl_budget > 0:
             yield self.wrong("kl_budget", "give nats a token, above 0")
-        if not self.nll_budget > 0:
-            yield self.wrong("nll_budget", "give nats, above 0")
         if not 0 <= self.margin < 1:
             yield self.wrong("margin", "give a part of the budget, from 0 to below 1")
         if not self.paths:
@@ -477,12 +472,12 @@ def _read_gates(folder: str) -> LearnedGates:
     with understood(records):
         for record in records:
             if record["kind"] == "training" and "gates" in record["result"]:
-                names = ("id", "chosen_on", "length", "path", "units", "price", "train")
+                names = ("id", "chosen_on", "length", "path", "units", "price", "train", "asked")
                 return LearnedGates(
                     np.array(record["result"]["gates"], float),
                     parse_path(record["path"]),
                     record["model"]["model_digest"],
                     record["chosen_on"]["sha256"],
-                    {name: record[name] for name in names},
+                    {name: record[name] for name in names if name in record},
                 )
     raise InputError(Problem("gates", folder, "the training has not ended; let it, first"))

@@ -22,6 +22,7 @@ _METHODS = {
     "own_error": "own error",
     "random": "random, as many a layer",
 }
+_OF_QUESTIONS = " In a question the KL is half that of the whole answer."
 _SMOOTHED = 10  # steps that a curve is averaged over
 
 
@@ -48,8 +49,12 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
 def training_tables(records: Sequence[Record]) -> list[Table]:
     """The KL of masks by gates beside other choices, or of a mask before and after its repair."""
     makers = {"gates": _gates_table, "repair": _repair_table}
-    of_kind = {kind: [r for r in records if r["kind"] == kind] for kind in makers}
-    made = [make(of_kind[kind]) for kind, make in makers.items() if of_kind[kind]]
+    of_text: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["kind"] in makers:
+            key = record["kind"], record["source"]["sha256"]
+            of_text.setdefault(key, []).append(record)
+    made = [makers[kind](of) for (kind, _), of in of_text.items()]
     return made + retrieval_tables([r for r in records if r["kind"] == "retrieval"])
 
 
@@ -84,7 +89,7 @@ def loss_figure(record: Record) -> Picture:
         canvas.slug("loss", record["model"]["name"]),
         "Lines of the training loss and its parts against the step.",
         "The loss is the KL to the baseline's predictions, with the price of open gates where "
-        "there are gates.",
+        f"there are gates.{_OF_QUESTIONS if 'asked' in record else ''}",
     )
 
 
@@ -120,9 +125,11 @@ def _repair_table(records: Sequence[Record]) -> Table:
 
 
 def _how_judged(record: Record) -> str:
+    text = f"{record['chosen_on']['num_windows']} excerpts of {record['chosen_on']['name']}"
+    train_on = record["asked"].get("train_on", "both") if "asked" in record else "text"
+    trained_on = {"text": text, "tasks": "questions", "both": f"questions and {text}"}[train_on]
     return (
-        f"Trained on {record['chosen_on']['num_windows']} excerpts of "
-        f"{record['chosen_on']['name']}, {formats.count(record['length'])} tokens each, and judged "
+        f"Trained on {trained_on}, {formats.count(record['length'])} tokens each, and judged "
         f"on {record['source']['num_windows']} others. KL in nats a token. "
         f"{PARTS_NOTE} In brackets: the {formats.percent(LEVEL, 0)} interval from resampling "
         "excerpts."

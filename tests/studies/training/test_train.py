@@ -214,6 +214,7 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
     _, records = read_records(tmp_path)
     assert [record["kind"] for record in records] == ["training", "gates", "gates", "gates"]
     training, *judged = records
+    assert not {"asked", "judged"} & training.keys()  # as versions without tasks wrote them
     assert np.shape(training["result"]["gates"]) == (2, 2)
     assert len(training["result"]["loss"]) == 2
     for record in judged:
@@ -251,6 +252,11 @@ BAD = {
     "path": ("gates", {"paths": "full"}, ["--paths=full"]),
     "paths": ("gates", {"paths": "sink(zero),sink(first)"}, ["give one path"]),
     "share": ("gates", {"shares": "1.5", "price": "-1"}, ["--shares=1.5", "--price=-1"]),
+    "tasks": (
+        "gates",
+        {"train_on": "tasks", "judge_text": "", "nll_budget": 0},
+        ["--tasks: train_on=tasks needs some", "--judge_text: give", "--nll_budget=0"],
+    ),
     "lengths": ("gates", {"lengths": "8,12"}, ["--lengths=8,12"]),
     "steps": ("gates", {"steps": "0"}, ["steps=0"]),
     "no mask": ("repair", {}, ["--mask: it is missing"]),
