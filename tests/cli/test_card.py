@@ -18,6 +18,7 @@ from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.models.shapes import SHAPES
 from sinkjax.studies.gates.study import Gates
 from sinkjax.studies.search.study import Search
+from sinkjax.studies.settings import values
 
 pytestmark = pytest.mark.quick
 
@@ -81,6 +82,10 @@ def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
     assert "The file does not say: --rank_excerpts, --hold_excerpts." in card
     saved.provenance.selection["num_windows"] = [4, 6]  # as masks have them now
     how = saved.provenance.selection
+    asked = {"tasks": ["niah_prose"], "depths": [0.3], "train_questions": 2}
+    asked |= {"train_on": "tasks", "judge_questions": 3}
+    if how["ranking"] == "gates":
+        how["gates"]["asked"] = asked
     card = mask_card("ada/mask", saved)
     assert "does not say" not in card
     commands = commands_of(card)
@@ -98,6 +103,7 @@ def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
         assert dataclasses.asdict(commands["gates"].train) == how["gates"]["train"]
         assert str(commands["gates"].path) == how["gates"]["path"]
         assert commands["gates"].units == how["gates"]["units"]
+        assert values(commands["gates"], *asked) == asked
 
 
 @pytest.mark.parametrize(

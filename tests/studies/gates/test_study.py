@@ -1,4 +1,7 @@
-"""Gates that are trained and judged on questions, too: what each way of training keeps."""
+"""Gates that are trained and judged on questions, too: what each way of training keeps.
+
+Half a minute of one core: whole runs, with gradients, at lengths that have room for a question.
+"""
 
 import dataclasses
 import itertools
@@ -110,8 +113,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(asking, roomy, other_te
 
 @pytest.fixture(scope="module")
 def ways(roomy, tmp_path_factory):
-    """A study, its model, and by `train_on` the gates that it learns on a text of one word, repeated: of such
-    a text all that a head can see is the same, so that the text needs none of them."""
+    """A study, its model, and the gates that it learns by `train_on`, on a text of one word repeated.
+
+    All that a head sees in such a text is the same, so that the text needs no head.
+    """
     folder = tmp_path_factory.mktemp("ways")
     text = folder / "word.txt"
     text.write_text(" a" * 5000)
