@@ -113,7 +113,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(asking, roomy, other_te
 
 @pytest.fixture(scope="module")
 def ways(roomy, tmp_path_factory):
-    """A study, its model, and the gates that it learns by `train_on`, on a text of one word repeated.
+    """A study, its model, and the gates that it learns, by `train_on`, of a text of one word.
 
     All that a head sees in such a text is the same, so that the text needs no head.
     """
