@@ -9,7 +9,7 @@ FOLDER/tokenizer...                       as transformers saves it
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives numpy its bfloat16, without which safetensors cannot read it)
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sinkjax.checkpoint.names import DERIVED
-from sinkjax.checkpoint.stored import Stored
+from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, parse_json, read_file
 from sinkjax.models.hf_config import listed
@@ -87,24 +87,25 @@ def open_folder(folder: pathlib.Path) -> Stored:
     config = read_config(folder)
     indexed = None if (folder / WEIGHTS).exists() else _indexed(folder)
     problems: list[str] = []
-    file_of, shapes, opened = {}, {}, {}
+    file_of, shapes, opened = {}, {}, set()
     for file in [WEIGHTS] if indexed is None else sorted(set(indexed.values())):
         path = folder / file
         try:
             check_path(path)
-            opened[file] = safe_open(path, framework="numpy")
+            tensors = safe_open(path, framework="numpy")
         except FileNotFoundError:
             problems.append(f"{path} is missing, though {INDEX} names it; download it again")
             continue
         except (SafetensorError, OSError) as error:
             problems.append(f"{path} is truncated or damaged ({error}); download it again")
             continue
-        for name in opened[file].keys():  # noqa: SIM118  (it is no dict, and has no iterator)
+        opened.add(file)
+        for name in tensors.keys():  # noqa: SIM118  (it is no dict, and has no iterator)
             if DERIVED.fullmatch(name):
                 continue
             if name in file_of:
                 problems.append(f"tensor {name} is in both {folder / file_of[name]} and {path}")
-            stored = opened[file].get_slice(name)
+            stored = tensors.get_slice(name)
             if stored.get_dtype() not in _DTYPES:
                 problems.append(
                     f"tensor {name} in {path} is of dtype {stored.get_dtype()}; "
@@ -116,8 +117,15 @@ def open_folder(folder: pathlib.Path) -> Stored:
     if problems:
         raise InputError(*problems)
 
-    def read(name: str) -> np.ndarray:
-        return opened[file_of[name]].get_tensor(name)
+    def read(name: str, part: Part = ()) -> np.ndarray:
+        path = folder / file_of[name]
+        try:
+            # Opened for each: the pages of a file that stays open fill this process's memory.
+            with safe_open(path, framework="numpy") as file:
+                return file.get_slice(name)[part]
+        except (SafetensorError, OSError) as error:
+            text = f"{path} changed while it was read ({error}); load the model again"
+            raise InputError(text) from error
 
     return Stored(name=str(folder), config=config, shapes=shapes, read=read)
 
@@ -137,7 +145,7 @@ def _indexed(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _disagreements(
-    folder: pathlib.Path, indexed: Mapping[str, str], file_of: Mapping[str, str], opened: Mapping
+    folder: pathlib.Path, indexed: Mapping[str, str], file_of: Mapping[str, str], opened: Collection
 ) -> list[str]:
     """One line a tensor that the index and the files that could be opened place differently."""
     absent = [

@@ -17,7 +17,7 @@ import numpy as np
 
 from sinkjax.checkpoint.gguf_file import GGUFFile, open_gguf_file, under
 from sinkjax.checkpoint.gguf_tokenizer import end_tokens
-from sinkjax.checkpoint.stored import Stored
+from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.errors import InputError, naming
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.families.family import Family, Gguf
@@ -88,8 +88,8 @@ def open_gguf(path: pathlib.Path) -> Stored:
     """Opens a GGUF file of one of the families; no weight is read yet.
 
     `Stored.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
-    type, in Hugging Face's [out, in] and with its order of query and key rows. One tensor is in
-    memory at a time, beside what the caller keeps.
+    type, in Hugging Face's [out, in] and with its order of query and key rows. A part of one tensor
+    is in memory at a time, beside what the caller keeps.
 
     A tensor without a Hugging Face name keeps its own, so that the conversion reports it.
 
@@ -106,15 +106,15 @@ def open_gguf(path: pathlib.Path) -> Stored:
     stored_names = {_hugging_face_name(n, layer_names): n for n in file.tensors if n not in of_rope}
     num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, part: Part = ()) -> np.ndarray:
         stored = stored_names[name]
         rotary = _ROTARY_NAME.fullmatch(stored) if gguf.pairs else None
         if rotary is None:
-            value = file.read(stored)
+            value = file.read(stored, *part)
             is_offset = gguf.norm_offset and _NORM_NAME.fullmatch(stored)
             return value - np.float32(gguf.norm_offset) if is_offset else value
-        rows = file.tensors[stored].shape[0]
-        return file.read(stored, order=hugging_face_rows(rows, num_heads[rotary[1]]))
+        order = hugging_face_rows(file.tensors[stored].shape[0], num_heads[rotary[1]])
+        return file.read(stored, order[part[:1]], *part[1:])
 
     return Stored(
         name=str(path),

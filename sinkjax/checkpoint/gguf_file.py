@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
+import mmap
 import pathlib
 import struct
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ _STORED_DTYPES = {
 # How many elements are dequantized at once: enough to amortize NumPy's calls, little enough to stay
 # in the processor's cache and far below the size of a tensor.
 _CHUNK = 1 << 18
+_ALL = slice(None)
 _GGUF = f"gguf package {importlib.metadata.version('gguf')}"
 
 
@@ -61,38 +63,32 @@ class GGUFFile:
       path: of the file.
       metadata: by key; values are Python scalars, strings and lists of them.
       tensors: by their names in the file.
-      data: the bytes of the whole file, mapped, uint8 [size].
+      mapped: the whole file.
     """
 
     path: pathlib.Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-    data: np.ndarray = dataclasses.field(repr=False)
+    mapped: mmap.mmap = dataclasses.field(repr=False)
 
-    def read(self, name: str, order: np.ndarray | None = None) -> np.ndarray:
-        """Reads one tensor into memory of its own.
+    def read(self, name: str, rows: slice | np.ndarray = _ALL, columns: slice = _ALL) -> np.ndarray:
+        """Reads a tensor, or a part of it, into memory of its own.
 
         Args:
           name: of the tensor in the file.
-          order: which rows (elements, where there is one axis) of the stored tensor to return, in
-            that order; all of them as stored when None.
+          rows: which of the stored tensor's to return (elements, where there is one axis), and, as
+            an array, in which order.
+          columns: which of a tensor's with two axes.
 
         Returns:
           float32, float16 or bfloat16 as stored, or float32 where the tensor was quantized.
         """
         info = self.tensors[name]
-        stored = self.data[info.offset : info.offset + info.num_bytes]
-        dtype = _STORED_DTYPES.get(info.type)
-        if dtype is not None:
-            values = stored.view(dtype).reshape(info.shape)
-            return values.copy() if order is None else values[order]
-        if order is None:
-            return _dequantize(stored, info.type, info.shape)
-        if len(info.shape) == 1:
-            return _dequantize(stored, info.type, info.shape)[order]
-        # A quantized block never crosses a row, so the rows are taken while they are still small.
-        rows = stored.reshape(*info.shape[:-1], -1)[order]
-        return _dequantize(rows.reshape(-1), info.type, (len(order), *info.shape[1:]))
+        stored = np.frombuffer(self.mapped, np.uint8, info.num_bytes, info.offset)
+        try:
+            return _part(stored, info, rows, columns)
+        finally:
+            self.mapped.madvise(mmap.MADV_DONTNEED)  # else its pages fill this process's memory
 
 
 def open_gguf_file(path: pathlib.Path) -> GGUFFile:
@@ -107,15 +103,16 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
             check_path(path)
             if path.stat().st_size == 0:
                 raise InputError("the file is empty. Download or convert it again.")
-            data = np.memmap(path, mode="r").view(np.ndarray)
-        metadata, tensors, end = _parse_header(memoryview(data))
-        if end > data.size:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        metadata, tensors, end = _parse_header(memoryview(mapped))
+        if end > len(mapped):
             raise InputError(
                 f"the file is truncated: its tensors end at byte {end:,}, the file at byte"
-                f" {data.size:,}. Download it again."
+                f" {len(mapped):,}. Download it again."
             )
         _check_readable(tensors)
-    return GGUFFile(path, metadata, tensors, data)
+    return GGUFFile(path, metadata, tensors, mapped)
 
 
 def under(prefix: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,16 +151,36 @@ def _is_readable(type_: gguf.GGMLQuantizationType) -> bool:
     return True
 
 
-def _dequantize(
-    stored: np.ndarray, type_: gguf.GGMLQuantizationType, shape: tuple[int, ...]
+def _part(
+    stored: np.ndarray, info: TensorInfo, rows: slice | np.ndarray, columns: slice
 ) -> np.ndarray:
-    """Dequantizes bytes, uint8 [num_bytes], to float32 of `shape`, a chunk at a time.
+    """The part of a tensor that `GGUFFile.read` gives, of its bytes."""
+    dtype = _STORED_DTYPES.get(info.type)
+    if dtype is not None:
+        values = stored.view(dtype).reshape(info.shape)
+        values = values[rows] if len(info.shape) == 1 else values[rows, columns]
+        return values.copy() if isinstance(rows, slice) else values
+    *leading, length = info.shape
+    size, num_bytes = gguf.GGML_QUANT_SIZES[info.type]
+    blocks = stored.reshape(*leading, length // size, num_bytes)
+    if not leading:
+        return _dequantize(blocks, info.type)[rows]
+    # A quantized block never crosses a row, so a part is taken while it is still small.
+    start, stop, _ = columns.indices(length)
+    first, last = start // size, -(-stop // size)
+    values = _dequantize(blocks[rows, ..., first:last, :], info.type)
+    return values[..., start - first * size : stop - first * size]
+
+
+def _dequantize(stored: np.ndarray, type_: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Dequantizes blocks, uint8 [..., block, byte], to float32 [..., element], by chunks.
 
     In chunks because `gguf.dequantize` holds its result twice; each chunk as a single row because
     it works on 16 rows at a time, which are too few to be fast.
     """
-    block_size, block_bytes = gguf.GGML_QUANT_SIZES[type_]
-    blocks = stored.reshape(-1, block_bytes)
+    *leading, count, block_bytes = stored.shape
+    block_size, _ = gguf.GGML_QUANT_SIZES[type_]
+    blocks = stored.reshape(math.prod(leading) * count, block_bytes)
     values = np.empty((len(blocks), block_size), np.float32)
     step = max(1, _CHUNK // block_size)
     for start in range(0, len(blocks), step):
@@ -171,7 +188,7 @@ def _dequantize(
         values[start : start + step] = gguf.dequantize(
             np.ascontiguousarray(chunk).reshape(1, -1), type_
         ).reshape(-1, block_size)
-    return values.reshape(shape)
+    return values.reshape(*leading, count * block_size)
 
 
 def _shortened(names: list[str], limit: int = 8) -> str:

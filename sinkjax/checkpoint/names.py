@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from sinkjax.checkpoint.stored import Part
 from sinkjax.models.abstract import Path
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.families import FAMILIES
@@ -41,16 +42,23 @@ class Entry:
     stored_shape: tuple[int, ...]
     first_row: int = 0
 
-    @property
-    def rows(self) -> slice:
-        """The tensor's rows that are the parameter's."""
-        count = math.prod(self.shape) // math.prod(self.stored_shape[1:])
-        return slice(self.first_row, self.first_row + count)
+    def stored_part(self, part: Part) -> Part:
+        """Returns the part of the tensor that is this part of the parameter.
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether the tensor is this parameter's alone."""
-        return math.prod(self.shape) == math.prod(self.stored_shape)
+        Of axes that the tensor has as one, a head's and that of its size, only the first may be
+        divided.
+        """
+        rows = math.prod(self.shape) // math.prod(self.stored_shape[1:])
+        axes, stored = iter(zip(self.shape, part, strict=True)), []
+        for size in (rows, *self.stored_shape[1:]):
+            length, of_axis = next(axes)
+            inner = size // length
+            start, stop, _ = of_axis.indices(length)
+            stored.append(slice(start * inner, stop * inner))
+            while inner > 1:
+                inner //= next(axes)[0]
+        first, *rest = stored
+        return (slice(first.start + self.first_row, first.stop + self.first_row), *rest)
 
 
 def name_table(config: LlamaConfig) -> list[Entry]:

@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -43,7 +42,7 @@ from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import check_config
-from sinkjax.models.sharding import parameter_shardings, split_axis
+from sinkjax.models.sharding import parameter_shardings, place_parts, split_axis
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -131,7 +130,11 @@ def restore_orbax(
             its_hashes = hashes.get(name, []) if verify and hashes is not None else None
             try:
                 part = functools.partial(_part, stored[name], axis, its_hashes, pool)
-                arrays[path] = _placed(part, parameter.shape, dtype, shardings.get(path))
+                arrays[path] = place_parts(
+                    lambda index, part=part: part(index).astype(dtype, copy=False),
+                    parameter.shape,
+                    shardings.get(path),
+                )
             except ValueError as error:
                 problems.append(f"{folder}: {name} cannot be read ({first_line(error)}); {_ADVICE}")
     if problems:
@@ -290,22 +293,6 @@ def _read(stored: "ts.TensorStore", index: tuple[slice, ...]) -> np.ndarray:
     target = _aligned(source.shape, source.dtype.numpy_dtype)
     ts.array(target).write(source[ts.d[:].translate_to[0]]).result()
     return target
-
-
-def _placed(
-    part: Callable[[tuple[slice, ...]], np.ndarray],
-    shape: tuple[int, ...],
-    dtype: jnp.dtype,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    """A parameter on its devices, in a dtype, of parts that are read."""
-
-    def cast(index: tuple[slice, ...]) -> np.ndarray:
-        return part(index).astype(dtype, copy=False)
-
-    if sharding is None:
-        return jax.device_put(cast((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, cast)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,10 +1,20 @@
 """The result of every reader of weights: a config and tensors, both under Hugging Face names."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
+
+Part = tuple[slice, ...]
+"""Of an array: a slice of each of its axes."""
+
+
+class Read(Protocol):
+    """Reads a tensor by name into memory of its own."""
+
+    def __call__(self, name: str, part: Part = ()) -> np.ndarray:
+        """Returns what `part` says of the tensor, and all of it by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +26,10 @@ class Stored:
       config: in the form of a Hugging Face `config.json`.
       shapes: the shape of every tensor, by its Hugging Face name. Known without reading a tensor,
         so that a checkpoint can be refused before any of it is converted.
-      read: reads one tensor by name, in its stored dtype, or in float32 where it was quantized.
+      read: a tensor or a part of it, in its stored dtype, or in float32 where it was quantized.
     """
 
     name: str
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    read: Read

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -18,7 +17,7 @@ from safetensors.numpy import save_file
 
 from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
-from sinkjax.checkpoint.stored import Stored
+from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, first_line
 from sinkjax.files import check_path
@@ -26,15 +25,18 @@ from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
-from sinkjax.models.sharding import parameter_shardings, place
+from sinkjax.models.sharding import parameter_shardings, place_parts
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _SHARD_BYTES = 4 * 2**30
+_COMPARED = 1 << 22  # numbers of two tensors that are compared at once
 
 
 def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) -> Llama:
     """Converts a checkpoint, tensor by tensor; every tensor is consumed or the whole is refused.
+
+    A process reads of each what its devices hold.
 
     Args:
       source: the checkpoint.
@@ -54,13 +56,14 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     abstract = abstract_model(config, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
 
-    joined = functools.lru_cache(1)(source.read)  # of several parameters, one after the other
-
     def parameter(path: Path) -> jax.Array:
         entry = entries[path]
-        read = source.read if entry.is_alone else joined
-        value = read(entry.name)[entry.rows].reshape(entry.shape)
-        return place(value.astype(dtype, order="C", copy=False), shardings.get(path))
+
+        def read(part: Part) -> np.ndarray:
+            value = source.read(entry.name, entry.stored_part(part)).astype(dtype, copy=False)
+            return value.reshape([at.stop - at.start for at in part])
+
+        return place_parts(read, entry.shape, shardings.get(path))
 
     return fill_model(abstract, parameter)
 
@@ -83,7 +86,7 @@ def _with_embedding(source: Stored) -> Stored:
     return dataclasses.replace(
         source,
         shapes={_EMBEDDING if n == _HEAD else n: shape for n, shape in source.shapes.items()},
-        read=lambda name: source.read(_HEAD if name == _EMBEDDING else name),
+        read=lambda name, part=(): source.read(_HEAD if name == _EMBEDDING else name, part),
     )
 
 
@@ -97,8 +100,7 @@ def _check_tensors(source: Stored, table: list[Entry], config: LlamaConfig) -> N
                 f"tensor {name} has shape {tuple(shape)}; its config asks for {wanted[name]}"
             )
         elif name == _HEAD and config.tie_embeddings:
-            embedding = source.read(_EMBEDDING)
-            if not np.array_equal(source.read(name), embedding):
+            if not _are_equal(source, _HEAD, _EMBEDDING):
                 problems.append(
                     "tensor lm_head.weight differs from model.embed_tokens.weight, though the "
                     "config ties them; set tie_word_embeddings to false in its config.json"
@@ -107,6 +109,16 @@ def _check_tensors(source: Stored, table: list[Entry], config: LlamaConfig) -> N
             problems.append(f"tensor {name} is unknown: no part of a Llama of this config reads it")
     if problems:
         raise InputError(*(f"{source.name}: {problem}" for problem in problems))
+
+
+def _are_equal(source: Stored, *names: str) -> bool:
+    """Whether two tensors are the same; a block of rows at a time, since they are the largest."""
+    (rows, columns), other = (source.shapes[name] for name in names)
+    step = max(1, _COMPARED // columns)
+    parts = [(slice(n, min(n + step, rows)), slice(columns)) for n in range(0, rows, step)]
+    return (rows, columns) == other and all(
+        np.array_equal(*(source.read(name, part) for name in names)) for part in parts
+    )
 
 
 def stored_tensors(model: Llama) -> Mapping[str, Callable[[], np.ndarray]]:

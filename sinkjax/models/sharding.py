@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -112,10 +112,39 @@ def _laid(value: Any, sharding: NamedSharding) -> Any:
 
 def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     """Returns values that every process has as an array; None is for the default device."""
-    if sharding is None:
-        return jax.device_put(values)
     # Not `device_put`, which has several processes compare all values first.
-    return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+    return place_parts(values.__getitem__, values.shape, sharding)
+
+
+def place_parts(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """Returns an array of which every process reads what its own devices hold, once.
+
+    Args:
+      read: from a part of the array, a slice of each axis, to its values.
+      shape: of the array.
+      sharding: where it lies; None is for the default device.
+    """
+    if sharding is None:
+        return jax.device_put(read(tuple(slice(0, size) for size in shape)))
+
+    def ends(part: tuple[slice, ...]) -> list[tuple[int, int]]:
+        return [of.indices(size)[:2] for of, size in zip(part, shape, strict=True)]
+
+    parts = sharding.addressable_devices_indices_map(shape).values()
+    axes = list(zip(*map(ends, parts), strict=True))  # of each, what each device has
+    first = [min(start for start, _ in axis) for axis in axes]
+    values = read(tuple(map(slice, first, [max(stop for _, stop in axis) for axis in axes])))
+    return jax.make_array_from_callback(
+        shape,
+        sharding,
+        lambda part: values[
+            tuple(slice(a - at, b - at) for (a, b), at in zip(ends(part), first, strict=True))
+        ],
+    )
 
 
 def mesh_of(model: nnx.Module) -> Mesh | None:

@@ -107,6 +107,14 @@ def test_what_is_read_outlives_the_file(single):
     np.testing.assert_array_equal(read, before)
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_refused(single):
+    """It was a bus error."""
+    source = open_folder(single)
+    os.truncate(single / WEIGHTS, 1000)
+    with pytest.raises(InputError, match=r"model\.safetensors changed while it was read"):
+        source.read(Q)
+
+
 def test_derived_frequencies_and_a_tied_head_are_consumed(single, tmp_path):
     def add(tensors):
         tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)

@@ -102,6 +102,18 @@ def test_types_that_are_only_read_are_read_in_chunks_as_whole(writer, model, typ
     np.testing.assert_array_equal(read, gguf.dequantize(stored, type_), strict=True)
 
 
+@pytest.mark.parametrize("type_", ["F32", "BF16", "Q8_0", "Q5_1"])
+def test_a_part_is_read_as_it_is_in_the_whole(writer, model, type_):
+    """Columns begin and end inside of quantized blocks of 32."""
+    add_llama(writer, model, Type[type_])
+    source = open_gguf(finish(writer))
+    for name, shape in source.shapes.items():
+        part = tuple(slice(n // 4 + 1, n - 10) for n in shape)
+        whole = source.read(name)
+        for of in (part, part[:1]):
+            np.testing.assert_array_equal(source.read(name, of), whole[of], name, strict=True)
+
+
 def test_reading_holds_one_tensor_at_a_time(writer, model):
     values = np.ones((4096, 1024), np.float32)
     add_llama(writer, model)
