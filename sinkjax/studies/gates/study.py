@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from sinkjax.distributed import first
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
@@ -172,7 +172,7 @@ class Gates(AnswersStudy, TrainingStudy):
             return self.price * gates_of(logits).mean()
 
         trained = self.distilled(bench, gated.residuals, start, price=price)
-        logits = np.asarray(trained.parameters)
+        logits = to_host(trained.parameters)
         gates = np.asarray(gates_of(logits)).tolist()
         yield Cell(training, lambda: {**history(trained), "gates": gates}, "training")
         errors = own_errors(model, self.trained_on, [self.path], fills=fills)[0]

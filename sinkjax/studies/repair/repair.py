@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
@@ -99,7 +100,7 @@ class Repair:
 def save_repair(
     path: str | os.PathLike[str], changes: Changes, *, mask_digest: str, model_digest: str
 ) -> None:
-    """Writes a repair beside its mask.
+    """Writes a repair beside its mask; of several processes, which all call it, the first does.
 
     Args:
       path: of the mask's file, NAME.json; the repair is NAME.repair.safetensors.
@@ -110,13 +111,17 @@ def save_repair(
       InputError: where it cannot be written.
     """
     path = repair_path(path)
-    arrays = {name: np.asarray(value, np.float32) for name, value in changes.items()}
+    arrays = {name: to_host(value).astype(np.float32) for name, value in changes.items()}
     metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
     advice = "free space there, or give another folder"
-    with explaining(f"{path}: the repair cannot be written", advice):
+
+    def write() -> None:
         check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(arrays, metadata=metadata))
+
+    with explaining(f"{path}: the repair cannot be written", advice):
+        first(write)
 
 
 def load_repair(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.distributed import first, to_host
+from sinkjax.distributed import to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
@@ -82,7 +82,7 @@ class RepairStudy(TrainingStudy):
         trained = self.distilled(bench, repair.residuals, dict(repair.start))
         file = bench.results.folder / f"{self.mask_name}.json"
         of = {"mask_digest": mask.digest, "model_digest": bench.described["model_digest"]}
-        first(lambda: save_repair(file, trained.parameters, **of))
+        save_repair(file, trained.parameters, **of)
         yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             yield Cell(

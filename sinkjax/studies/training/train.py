@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sinkjax.distributed import to_host
 from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.instruments.token_losses import by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
-from sinkjax.models.sharding import lay_rows
+from sinkjax.models.sharding import lay_rows, mesh_of, place
 from sinkjax.studies.settings import at_least
 
 Parameters = Any
@@ -89,7 +91,7 @@ def distil(
       start: parameters, float32.
       excerpts: int32 [W, T], T at least 2. All of them are used before any is used again.
       settings: how.
-      folder: for checkpoints, by Orbax; of this training alone.
+      folder: for checkpoints, by Orbax; of this training alone. All processes have to see it.
       weights: float32 [W, T - 1], how much the KL of each position from the second on counts in
         its excerpt's loss; None for their mean.
       price: what the parameters cost, a number that is added to the loss.
@@ -102,7 +104,8 @@ def distil(
         raise InputError(*problems)
     optimizer = _optimizer(settings)
     history = np.full((settings.steps, 2), np.nan, np.float32)
-    state = {"parameters": start, "optimizer": optimizer.init(start), "history": history}
+    state = _laid(baseline, {"parameters": start, "optimizer": optimizer.init(start)})
+    state["history"] = history
     update = jax.jit(functools.partial(_update, optimizer))
     value_and_grad = jax.jit(jax.value_and_grad(price))
     count, length = excerpts.shape
@@ -130,7 +133,7 @@ def distil(
             changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
             kl, gradient = mean_divergence(baseline, target, changed, counted)
             paid, of_price = value_and_grad(state["parameters"])
-            state["history"][step] = kl, paid
+            state["history"][step] = to_host((kl, paid))
             if not np.isfinite(state["history"][step]).all():
                 own = mean_divergence(baseline, target, target, counted)[0]
                 check_finite("the baseline's logits", own)
@@ -147,6 +150,23 @@ def distil(
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
         kl, paid = state["history"].T
     return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+def _laid(baseline: Llama, state: Any) -> Any:
+    """What does not lie over the baseline's mesh yet, whole on each of its devices.
+
+    So that a checkpoint is restored there, and not to the default device.
+    """
+    mesh = mesh_of(baseline)
+    if mesh is None:
+        return state
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def laid(array: jax.Array) -> jax.Array:
+        is_there = isinstance(array.sharding, NamedSharding)
+        return array if is_there else place(np.asarray(array), everywhere)
+
+    return jax.tree.map(laid, state)
 
 
 @jax.jit

@@ -11,7 +11,9 @@ import tiny
 from scripts import run_main
 
 from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
+from sinkjax.distributed import make_mesh
 from sinkjax.instruments.token_losses import residuals
+from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
 from sinkjax.studies.results import read_records
@@ -117,6 +119,18 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
     np.testing.assert_array_equal(again.parameters, trained.parameters)
     for name, array in again.history.items():
         np.testing.assert_array_equal(array, trained.history[name])
+
+
+def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
+    """What was restored was on one device, and no computation took it beside the others."""
+    laid = shard(model, make_mesh({"data": 4, "model": 2}))
+    forward, start = GatedModel(laid, PATH).residuals, start_gates(3, 6)
+    how = dataclasses.replace(TRAIN, steps=2, save_every=1)
+    whole = distil(laid, forward, start, windows, how, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "1", tmp_path / "stopped" / "1")
+    again = distil(laid, forward, start, windows, how, tmp_path / "stopped")
+    np.testing.assert_array_equal(again.parameters, whole.parameters)
+    assert mesh_of(laid).shape == again.parameters.sharding.mesh.shape
 
 
 def test_the_lowest_gates_leave_full_the_first_of_equals_first():
