@@ -12,7 +12,9 @@ from jaxtyping import DTypeLike
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
-from sinkjax.models.sharding import parameter_shardings, place
+from sinkjax.models.sharding import parameter_shardings, place_parts
+
+_DRAWN = 1 << 22  # random numbers at a time
 
 
 def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
@@ -133,7 +135,8 @@ def random_model(
       dtype: of the parameters.
       seed: of the draws, uniform with the config's initializer_range as standard deviation, about
         what makes a norm's scale 1 where they are one.
-      mesh: to lay the parameters over, one after another; the values are the same without.
+      mesh: to lay the parameters over; the values are the same without. Every process draws all
+        of them, some rows at a time, and keeps those of its own devices.
     """
     abstract = abstract_model(config, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
@@ -143,10 +146,23 @@ def random_model(
     rng = np.random.Generator(np.random.SFC64(seed))
 
     def draw(path: tuple) -> jax.Array:
-        values = rng.random(shapes[path], np.float32)
-        values -= np.float32(0.5)
-        values *= width
-        values += np.float32(1 - config.norm_offset if "scale" in path else 0)
-        return place(values.astype(dtype, copy=False), shardings.get(path))
+        count, *row = shapes[path]
+        step = max(1, _DRAWN // math.prod(row))
+
+        def kept(part: tuple[slice, ...]) -> np.ndarray:
+            own = np.empty([of.stop - of.start for of in part], dtype)
+            rows, *columns = part
+            for start in range(0, count, step):
+                values = rng.random((min(step, count - start), *row), np.float32)
+                values -= np.float32(0.5)
+                values *= width
+                values += np.float32(1 - config.norm_offset if "scale" in path else 0)
+                first, last = max(start, rows.start), min(start + len(values), rows.stop)
+                if first < last:
+                    drawn = values[(slice(first - start, last - start), *columns)]
+                    own[first - rows.start : last - rows.start] = drawn
+            return own
+
+        return place_parts(kept, shapes[path], shardings.get(path))
 
     return fill_model(abstract, draw)

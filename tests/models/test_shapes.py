@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import sinkjax
+from sinkjax.distributed import make_mesh
+from sinkjax.models import shapes
 from sinkjax.models.shapes import SHAPES, random_model
 
 pytestmark = pytest.mark.quick
@@ -40,6 +43,16 @@ def test_parameters_add_up_to_the_published_number(name, billions):
     tables = (1 if c.tie_embeddings else 2) * c.vocab_size * c.embed_dim
     total = c.num_layers * layer + tables + c.embed_dim
     assert total / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_random_weights_are_the_same_however_many_are_drawn_at_once(monkeypatch):
+    config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=1, vocab_size=256)
+    at_once = random_model(config)
+    monkeypatch.setattr(shapes, "_DRAWN", 5000)
+    mesh = make_mesh({"data": 8})
+    for blocks in (random_model(config), random_model(config, mesh=mesh)):
+        for ours, theirs in zip(jax.tree.leaves(blocks), jax.tree.leaves(at_once), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_random_weights_have_the_spread_and_the_seed_asked_for():
