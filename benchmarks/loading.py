@@ -1,7 +1,7 @@
 """How much memory does loading a model take of each of several processes?
 
   python -m benchmarks.loading
-  python -m benchmarks.loading --model=model.gguf --processes=1,2,4
+  python -m benchmarks.loading --model=qwen2.5-coder-0.5b --processes=1,2
 
 The model, a GGUF file, is written as safetensors and for Orbax, too. Each of the three is loaded by
 new processes, each with one device and its part of the mesh model:N. Shown is how much higher a
@@ -29,8 +29,8 @@ from sinkjax.report.table import Table
 from sinkjax.studies.timing.memory import resident_rise
 from sinkjax.studies.timing.pairs import Call
 
-MODEL = flags.DEFINE_string("model", "qwen2.5-coder-0.5b", "A GGUF file, or a registry's name.")
-PROCESSES = flags.DEFINE_list("processes", ["1", "2"], "Numbers of processes.")
+MODEL = flags.DEFINE_string("model", "smollm2-135m", "A GGUF file, or a registry's name.")
+PROCESSES = flags.DEFINE_list("processes", ["1", "3"], "Numbers of processes.")
 _OF = flags.DEFINE_string("as_process", None, "Of a process that loads: PORT,PROCESSES,ID.")
 
 
