@@ -131,20 +131,20 @@ def place_parts(
     if sharding is None:
         return jax.device_put(read(tuple(slice(0, size) for size in shape)))
 
-    def ends(part: tuple[slice, ...]) -> list[tuple[int, int]]:
-        return [of.indices(size)[:2] for of, size in zip(part, shape, strict=True)]
+    def ends(part: tuple[slice, ...] | None) -> list[tuple[int, int]]:
+        return [of.indices(size)[:2] for of, size in zip(part or (), shape, strict=True)]
 
     parts = sharding.addressable_devices_indices_map(shape).values()
     axes = list(zip(*map(ends, parts), strict=True))  # of each, what each device has
     first = [min(start for start, _ in axis) for axis in axes]
     values = read(tuple(map(slice, first, [max(stop for _, stop in axis) for axis in axes])))
-    return jax.make_array_from_callback(
-        shape,
-        sharding,
-        lambda part: values[
-            tuple(slice(a - at, b - at) for (a, b), at in zip(ends(part), first, strict=True))
-        ],
-    )
+
+    def held(part: tuple[slice, ...] | None) -> np.ndarray:
+        own = zip(ends(part), first, strict=True)
+        index = tuple(slice(start - at, stop - at) for (start, stop), at in own)
+        return values[index]
+
+    return jax.make_array_from_callback(shape, sharding, held)
 
 
 def mesh_of(model: nnx.Module) -> Mesh | None:
