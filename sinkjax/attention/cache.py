@@ -156,7 +156,8 @@ def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layou
 
 def store_axes(ndim: int, batch: int) -> tuple[str, ...]:
     """Returns the logical axes of a store that has so many, of so many rows."""
-    lead = ("batch", "kv_heads") if ndim == 4 else ("kv_heads" if batch == 1 else "batch",)
+    rows = "attention_batch"
+    lead = (rows, "kv_heads") if ndim == 4 else ("kv_heads" if batch == 1 else rows,)
     return (*lead[: ndim - 2], "slots", "head_dim")
 
 

@@ -37,6 +37,7 @@ from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
 from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
+from sinkjax.models.sharding import fitting_rows
 from sinkjax.programs.compile import Layers, longest_context
 from sinkjax.programs.dispatch import Crossing
 from sinkjax.programs.generate import prompt_problems
@@ -191,6 +192,7 @@ class Generate(ModelSettings, Tool):
             model,
             plan,
             fills=fills,
+            batch_size=fitting_rows(model, 1),
             prefill_lengths=buckets,
             max_length=room,
             steps_per_call=self.steps_per_call,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from sinkjax.accounts.limits import CHIPS, Limit
+from sinkjax.distributed import NEURONS
 from sinkjax.report import formats
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
@@ -167,6 +168,8 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
             if record["whole"]
         ),
     ]
+    if NEURONS in first["mesh"]:
+        notes.insert(1, f"Over {NEURONS} attention divides rows, not heads: any mask is even.")
     return [
         Table(
             title=f"a chip of {mesh} on {first['device']}, {first['batch_size']} x, "

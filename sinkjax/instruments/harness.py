@@ -43,7 +43,7 @@ from sinkjax.masks.file import load_mask
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite
 from sinkjax.models.sampling import whole
-from sinkjax.models.sharding import lay_rows
+from sinkjax.models.sharding import fitting_rows, lay_rows
 from sinkjax.programs.compile import compile, longest_context
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, prompt_problems
 from sinkjax.specialize.build import specialize
@@ -347,7 +347,7 @@ class HarnessLM(TemplateLM):
             self.tok_encode(context)[new - self.max_length :] or [self.prefix_token_id]
             for context in contexts
         ]
-        rows = min(self.batch_size, len(prompts))
+        rows = fitting_rows(self.model, min(self.batch_size, len(prompts)))
         room = min(self.max_length, _power_of_two(max(map(len, prompts))) + new)
         buckets = tuple(sorted({min(room, _power_of_two(len(prompt))) for prompt in prompts}))
         if (buckets, room, rows) not in self._programs:

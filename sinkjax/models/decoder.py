@@ -40,6 +40,7 @@ from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.rope import rotary_tables, rotate
+from sinkjax.models.rules import lay_batch
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -244,9 +245,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Residual, products: Products = PLAIN) -> Residual:
         """Returns what the feed-forward adds to the residual, of which x is the norm."""
+        x = lay_batch(x, "batch", self.gate[...])
         gate, up = products.project(x, self.gate[...], self.up[...])
         gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
         (out,) = products.project(ACTIVATIONS[self.activation](gate) * up, self.down[...])
+        out = lay_batch(out, "attention_batch", self.down[...])
         return add_bias(out, self.down_bias)
 
 
@@ -494,7 +497,9 @@ class Llama(nnx.Module):
                 f"tokens are {kind} {shape}; an array [B, T] of whole numbers, at least one row of "
                 "one token is needed"
             )
-        return scaled(jnp.take(self.embedding[...], tokens, axis=0), self.config.embedding_scale)
+        table = self.embedding[...]
+        x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
+        return scaled(lay_batch(x, "attention_batch", table), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
@@ -509,7 +514,9 @@ class Llama(nnx.Module):
     def logits(self, x: Residual, products: Products = PLAIN) -> Float32[Array, "B T V"]:
         """Returns the logits of a residual before its last norm."""
         with jax.named_scope("head"):
-            logits = products.project(self.norm(x), self.output_weight(), dtype=jnp.float32)[0]
+            weight = self.output_weight()
+            x = lay_batch(self.norm(x), "batch", weight)
+            (logits,) = products.project(x, weight, dtype=jnp.float32)
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 

@@ -1,4 +1,4 @@
-"""Which mesh axis each logical axis lies along: the rules, in one place."""
+"""Models and rows laid over meshes by the rules, and the meshes that a model fits."""
 
 import itertools
 import math
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sinkjax.distributed import (
     AUTO,
     AXES,
+    NEURONS,
     make_mesh,
     mesh_text,
     parse_mesh,
@@ -23,46 +24,10 @@ from sinkjax.distributed import (
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import LlamaConfig
-
-Rules = Mapping[str, str | tuple[str, ...] | None]
-
-RULES: Rules = {
-    "batch": "data",
-    "heads": ("model", "sub"),
-    "kv_heads": "model",
-    "mlp": ("model", "sub"),
-    "vocab": ("model", "sub"),
-    "slots": None,
-    "embed": None,
-    "head_dim": None,
-}
-"""Logical axis to mesh axes: of parameters, of the rows of a batch, and of what decoding keeps."""
+from sinkjax.models.rules import RULES, Rules, partition
 
 _SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
 _WHOLE = 0.25  # of the parameters that may be whole on every device
-
-
-def partition(
-    names: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Rules = RULES
-) -> PartitionSpec:
-    """Returns where an array of these logical axes lies.
-
-    A logical axis lies along those of its rule that this mesh has, the first of them alone where
-    all together do not divide its size; it is whole on every device where that does not either.
-    """
-    return PartitionSpec(
-        *(_axes(rules[name], size, mesh) for name, size in zip(names, shape, strict=True))
-    )
-
-
-def _axes(
-    rule: str | tuple[str, ...] | None, size: int, mesh: Mesh
-) -> str | tuple[str, ...] | None:
-    axes = (rule,) if isinstance(rule, str) else rule or ()
-    axes = tuple(axis for axis in axes if axis in mesh.shape)
-    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
-        axes = axes[:-1]
-    return axes[0] if len(axes) == 1 else axes or None
 
 
 def named_sharding(parameter: nnx.Variable, mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
@@ -157,9 +122,17 @@ def mesh_of(model: nnx.Module) -> Mesh | None:
 
 
 def row_shards(model: nnx.Module) -> int:
-    """Returns the number of parts in which rows lie over a model's mesh."""
+    """Returns the number of parts in which rows lie over a model's mesh, in attention."""
     mesh = mesh_of(model)
-    return 1 if mesh is None else mesh.shape.get("data", 1)
+    axes = () if mesh is None else RULES["attention_batch"]
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+
+
+def fitting_rows(model: nnx.Module, rows: int) -> int:
+    """Returns as many rows, or the next number that attention can divide over `neurons`."""
+    mesh = mesh_of(model)
+    parts = row_shards(model) if mesh is not None and NEURONS in mesh.shape else 1
+    return -(-rows // parts) * parts
 
 
 def lay_rows(model: nnx.Module, array: np.ndarray | jax.Array) -> jax.Array:
@@ -268,14 +241,16 @@ def _problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem
                 shown,
                 f"{axis}:{sizes[axis]} does not divide {count} {what}; "
                 f"{mesh_text({'data': rows, **fits})} fits as many devices: model divides "
-                "key/value heads, sub the query heads of each, data the rows",
+                f"key/value heads, sub the query heads of each, {NEURONS} no heads, data the rows",
             )
     yield from _whole_problems(sizes, config)
 
 
 def _whole_problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem]:
-    """Neurons and words that `model` does not divide, where they are a great part of a model."""
-    D, H, L, chips = config.embed_dim, config.head_dim, config.num_layers, sizes.get("model", 1)
+    """Neurons and words that a mesh does not divide, where they are a great part of a model."""
+    D, H, L = config.embed_dim, config.head_dim, config.num_layers
+    over = {axis: sizes[axis] for axis in ("model", NEURONS) if axis in sizes}
+    chips = math.prod(over.values())
     tables = 1 if config.tie_embeddings else 2
     divided = {
         "neurons": (config.mlp_dim, 3 * L * D * config.mlp_dim),
@@ -288,8 +263,8 @@ def _whole_problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[P
     if share > _WHOLE:
         what = " and ".join(f"{count} {name}" for name, (count, _) in whole.items())
         text = (
-            f"model:{chips} does not divide {what}: {share:.0%} of the parameters would be whole "
-            f"on every device, and at most {_WHOLE:.0%} may be; divide rows instead, as "
+            f"{mesh_text(over)} does not divide {what}: {share:.0%} of the parameters would be "
+            f"whole on every device, and at most {_WHOLE:.0%} may be; divide rows instead, as "
             f"data:{math.prod(sizes.values())} does"
         )
         yield Problem("mesh", mesh_text(sizes), text)

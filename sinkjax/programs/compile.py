@@ -14,11 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
+from sinkjax.distributed import NEURONS
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
+from sinkjax.models.rules import partition
 from sinkjax.models.sampling import Sampler, draw, whole
-from sinkjax.models.sharding import partition
+from sinkjax.models.sharding import fitting_rows, row_shards
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
@@ -68,7 +70,8 @@ def compile(
 
     Raises:
       InputError: for sizes below 1, no buckets, buckets beyond `max_length`, a `max_length` beyond
-        the model's own, an unknown form of layers, or attention that cannot be computed so.
+        the model's own, rows that attention over a mesh's axis `neurons` cannot divide, an unknown
+        form of layers, or attention that cannot be computed so.
     """
     buckets, max_length = choose_sizes(model, prefill_lengths, max_length)
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
@@ -252,7 +255,7 @@ def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> 
             lambda array: over(array, *store_axes(array.ndim - run, batch_size)),
             cache.replace(bias=None),
         )
-        bias = None if cache.bias is None else over(cache.bias, "batch", "embed")
+        bias = None if cache.bias is None else over(cache.bias, "attention_batch", "embed")
         return stores.replace(bias=bias)
 
     layers = map(of_layer, structure.layers, cache.layers)
@@ -285,6 +288,14 @@ def _check(
     if own is not None and max_length > own:
         text = f"the model is made for {own} tokens"
         problems.append(Problem("max_length", max_length, text))
+    rows = whole(batch_size) or 0
+    if fitting_rows(model, rows) != rows:
+        parts = row_shards(model)
+        text = (
+            f"attention divides rows in {parts}, over {NEURONS}: give a multiple of {parts}, or a "
+            f"mesh that has model in the place of {NEURONS}"
+        )
+        problems.append(Problem("batch_size", batch_size, text))
     if layers not in LAYERS:
         problems.append(Problem("layers", layers, f"allowed are {', '.join(LAYERS)}"))
     if problems:

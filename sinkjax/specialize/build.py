@@ -113,7 +113,8 @@ def _build(model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int) ->
     if uneven:
         _logger.warning(
             "the mask leaves the heads of %d of %d layers uneven over %d chips, which hold or "
-            "exchange more of them than without a mask: balance it over the chips",
+            "exchange more of them than without a mask: balance it over the chips, or give the "
+            "mesh an axis neurons in the place of model",
             len(uneven),
             config.num_layers,
             chips,

@@ -169,8 +169,9 @@ class Study(abc.ABC):
     mesh: str | None = setting(
         None,
         "Mesh of all devices, such as model:4,data:2: model divides heads, neurons and words, data "
-        "prompts, sub the query heads of a group; auto: data, and model as far as memory asks for "
-        "it. By default one device.",
+        "prompts, sub the query heads of a group; neurons, for masks that are uneven over model, "
+        "divides neurons and words, and in attention prompts; auto: data, and model as far as "
+        "memory asks for it. By default one device.",
     )
     seed: int = setting(0, "Seed of everything that is drawn at random.")
 

@@ -150,6 +150,23 @@ def test_query_heads_lie_over_a_further_axis_than_key_value_heads():
     )
 
 
+def test_over_neurons_attention_is_whole_and_has_rows_of_its_own():
+    """Called as well as measured, and over an axis of heads beside it."""
+    model = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64, num_layers=2)
+    mesh = make_mesh({"neurons": 2, "model": 2, "data": 2})
+    found = specs(model, mesh)
+    assert found["layers.0.attention.q"] == P("model", None, None)
+    assert found["layers.0.attention.o"] == P(None, "model", None)
+    assert found["layers.0.mlp.down"] == P(None, ("model", "neurons"))
+    assert found["embedding"] == P(("model", "neurons"), None)
+    laid, tokens = shard(model, mesh), tiny.tokens_of(model, (4, 12))
+    assert row_shards(laid) == 4
+    logits = jax.jit(lambda m, x: m(x))
+    np.testing.assert_allclose(logits(laid, tokens), logits(model, tokens), rtol=0, atol=1e-5)
+    scores = [sinkjax.measure_sinks(m, tokens).score("mean") for m in (laid, model)]
+    np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
+
+
 def test_rows_lie_over_data_where_it_divides_them():
     laid = shard(tiny.make(), make_mesh({"data": 4, "model": 2}))
     assert (row_shards(laid), row_shards(tiny.make())) == (4, 1)
@@ -165,7 +182,7 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused_before_a_weight_is_rea
     for axes, texts in {
         (("model", 4),): ["model:4 does not divide 2 key/value heads; data:2,model:2,sub:1 fits"],
         (("model", 2), ("sub", 2)): ["sub:2 does not divide 3 query heads of each"],
-        (("rows", 2),): ["axis 'rows' is unknown; known are data, model, sub"],
+        (("rows", 2),): ["axis 'rows' is unknown; known are data, neurons, model, sub"],
     }.items():
         names, sizes = zip(*axes, strict=True)
         with pytest.raises(sinkjax.InputError) as error:
@@ -190,6 +207,10 @@ def test_a_mesh_that_leaves_a_great_part_whole_on_every_device_is_refused():
         "mesh=model:2,data:4: model:2 does not divide 51 neurons and 61 words: "
         f"{share:.0%} of the parameters would be whole on every device, and at most 25% may be"
     )
+    with pytest.raises(
+        sinkjax.InputError, match="neurons:8 does not divide 51 neurons and 61 words"
+    ):
+        fit_mesh("neurons:8", config, "float32")
     assert fitting_sizes(config, 2, 8) == {"data": 4, "model": 1, "sub": 2}
     fit_mesh("model:2,data:4", tiny.make(num_heads=8, num_kv_heads=4).config, "float32")
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from sinkjax import Full, Sink, SinkMask, Window, specialize
+from sinkjax import Full, InputError, Sink, SinkMask, Window, specialize
+from sinkjax.accounts.chips import inspect_chips
 from sinkjax.distributed import make_mesh, parse_mesh
-from sinkjax.models.sharding import shard
+from sinkjax.models.sharding import fitting_rows, shard
 from sinkjax.programs.compile import compile
 
 PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)]
@@ -19,6 +20,9 @@ F, S, W = Full(), Sink("first"), Window(2, 4)
 UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, W, F, F, F, F, F)))
 BALANCED = UNEVEN.balanced(4, 8)
 EVEN = SinkMask(((F, F, S, S, S, F, F, S), (W, F, F, F, F, F, F, W)))
+MIXED = SinkMask.from_text(
+    "L0: f w(2,4) s(first) f s(zero) 3f | L1: c(0,0) f w(1,3) c(0,3) f 3s(first)"
+)
 BASELINE = SinkMask(((F,) * 8,) * 2)
 
 
@@ -32,16 +36,27 @@ def compiled(model, mask, **options):
 
 
 def exchanged(program):
-    """Collectives of a decode step outside sampling, by kind and the layer's part."""
+    """Collectives of a decode step outside sampling, by kind and the layer's part.
+
+    Those of a number a row are left out, such as a token's.
+    """
     found = collections.Counter()
     for item in program.decode.module.collectives():
-        place = re.search(r"layer_\d+/(attention|mlp)|/sampling|_take|/cond", item.scope)
+        if item.size <= 4 * program.batch_size:
+            continue
+        place = re.search(r"layer_\d+/(attention|mlp)|/sampling|_take|/cond|/head", item.scope)
         found[item.kind, place[0].strip("/_") if place else item.scope] += 1
     return {key: count for key, count in found.items() if key[1] not in ("sampling", "cond")}
 
 
 IN_A_LAYER = {
     ("all-reduce", f"layer_{n}/{part}"): 1 for n in (0, 1) for part in ("attention", "mlp")
+}
+# Rows are brought together for what `neurons` divides. On a CPU, XLA sums for all of them.
+BY_ROWS = {
+    ("all-reduce", "take"): 1,
+    **{(kind, f"layer_{n}/mlp"): 1 for n in (0, 1) for kind in ("all-gather", "all-reduce")},
+    ("all-gather", "head"): 1,
 }
 
 
@@ -54,6 +69,10 @@ IN_A_LAYER = {
         (8, "model:4,data:2", UNEVEN, None),
         (8, "model:4,data:2", BALANCED, {("all-reduce", "take"): 1, **IN_A_LAYER}),
         (1, "data:8", UNEVEN, {}),
+        (8, "neurons:8", UNEVEN, BY_ROWS),
+        (2, "neurons:4,data:2", UNEVEN, BY_ROWS),
+        (1, "neurons:4,data:2", MIXED, BY_ROWS),
+        (8, "neurons:2,model:2,data:2", EVEN, {**IN_A_LAYER, **BY_ROWS}),
     ],
 )
 def test_tokens_over_a_mesh_are_those_of_one_device(kv_heads, mesh, mask, wanted):
@@ -62,6 +81,11 @@ def test_tokens_over_a_mesh_are_those_of_one_device(kv_heads, mesh, mask, wanted
     program = compiled(shard(model, make_mesh(parse_mesh(mesh))), mask)
     if wanted is not None:
         assert exchanged(program) == wanted
+    if wanted is BY_ROWS:
+        record = inspect_chips(program)[-1]
+        lengths = 4 * program.batch_size  # which `data` alone divides
+        of_all = record["nominal"]["cache"] - lengths
+        assert record["cache"] == of_all // 8 + lengths // record["mesh"].get("data", 1)
     rows = np.zeros((len(PROMPTS), 16 + NEW), np.int32)
     new = program.generate(PROMPTS, max_new_tokens=NEW)
     for row, prompt, drawn in zip(rows, PROMPTS, new, strict=True):
@@ -79,6 +103,15 @@ def test_rows_over_data_take_a_share_of_the_work():
     alone = compiled(model, BASELINE).decode.module.operations()
     over = compiled(shard(model, make_mesh({"data": 8})), BASELINE).decode.module.operations()
     assert over == pytest.approx(alone / 8, rel=0.02)
+
+
+def test_rows_that_attention_cannot_divide_are_refused():
+    model = shard(make(2), make_mesh({"neurons": 4, "data": 2}))
+    with pytest.raises(InputError) as error:
+        compiled(model, BASELINE, batch_size=4)
+    (line,) = error.value.lines()
+    assert line.startswith("batch_size=4: attention divides rows in 8, over neurons: give a ")
+    assert (fitting_rows(model, 4), fitting_rows(model, 9), fitting_rows(make(2), 9)) == (8, 16, 9)
 
 
 def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh():

@@ -9,6 +9,7 @@ from sinkjax.instruments.own_errors import mean_outputs
 from sinkjax.instruments.tasks import Questions, found
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
+from sinkjax.models.sharding import fitting_rows
 from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
@@ -89,7 +90,7 @@ class Measure:
             longest = self._lengths[-1]
             self._programs[name] = compile(
                 model,
-                batch_size=min(self._rows, max(1, _CACHE_TOKENS // longest)),
+                batch_size=fitting_rows(model, min(self._rows, max(1, _CACHE_TOKENS // longest))),
                 prefill_lengths=self._lengths,
                 max_length=longest,
             )

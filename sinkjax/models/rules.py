@@ -1,0 +1,65 @@
+"""Which mesh axis each logical axis lies along: the rules, in one place."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from sinkjax.distributed import NEURONS
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    "batch": "data",
+    "attention_batch": ("data", NEURONS),
+    "heads": ("model", "sub"),
+    "kv_heads": "model",
+    "mlp": ("model", NEURONS, "sub"),
+    "vocab": ("model", NEURONS, "sub"),
+    "slots": None,
+    "embed": None,
+    "head_dim": None,
+}
+"""Logical axis to mesh axes: of parameters, of the rows of a batch, in attention and elsewhere, and
+of what decoding keeps."""
+
+
+def partition(
+    names: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Rules = RULES
+) -> PartitionSpec:
+    """Returns where an array of these logical axes lies.
+
+    A logical axis lies along those of its rule that this mesh has, the first of them alone where
+    all together do not divide its size; it is whole on every device where that does not either.
+    """
+    return PartitionSpec(
+        *(_axes(rules[name], size, mesh) for name, size in zip(names, shape, strict=True))
+    )
+
+
+def _axes(
+    rule: str | tuple[str, ...] | None, size: int, mesh: Mesh | AbstractMesh
+) -> str | tuple[str, ...] | None:
+    axes = (rule,) if isinstance(rule, str) else rule or ()
+    axes = tuple(axis for axis in axes if axis in mesh.shape)
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes[0] if len(axes) == 1 else axes or None
+
+
+def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
+    """Returns x [B, ...] with its rows along a logical axis, over the mesh that a weight lies over.
+
+    To be called where rows pass from products that an axis `neurons` divides to attention, which
+    it does not, and back: left to itself, XLA may gather the weights in place of the rows. Without
+    such an axis it is x itself.
+    """
+    mesh = jax.typeof(weight).sharding.mesh
+    if NEURONS not in mesh.shape:
+        return x
+    if not isinstance(weight, jax.core.Tracer):  # outside of `jit`, devices have to be named
+        mesh = weight.sharding.mesh
+    rows = partition((name,), x.shape[:1], mesh)
+    spec = PartitionSpec(*rows, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
