@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sinkjax.models.decoder import Llama
+from sinkjax.models.sharding import fitting_rows
 from sinkjax.programs.dispatch import Dispatcher, compile_plan
 from sinkjax.studies.candidates import Candidate
 
@@ -40,7 +41,7 @@ def compile_continuations(
         model,
         candidate.reached(lengths, num_tokens),
         fills=candidate.fills,
-        batch_size=min(num_excerpts, max(1, CACHE_TOKENS // room)),
+        batch_size=fitting_rows(model, min(num_excerpts, max(1, CACHE_TOKENS // room))),
         prefill_lengths={*lengths, *again},
         max_length=room,
     )
