@@ -249,8 +249,10 @@ class MLP(nnx.Module):
         gate, up = products.project(x, self.gate[...], self.up[...])
         gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
         (out,) = products.project(ACTIVATIONS[self.activation](gate) * up, self.down[...])
-        out = lay_batch(out, "attention_batch", self.down[...])
-        return add_bias(out, self.down_bias)
+        # Summed for all rows first: a sum for a share of them alone XLA's TPU compiler makes of
+        # several products, each of which reads the whole weight.
+        out = lay_batch(out, "batch", self.down[...])
+        return lay_batch(add_bias(out, self.down_bias), "attention_batch", self.down[...])
 
 
 class Layer(nnx.Module):
