@@ -59,6 +59,7 @@ def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     if NEURONS not in mesh.shape:
         return x
     if not isinstance(weight, jax.core.Tracer):  # outside of `jit`, devices have to be named
+        assert isinstance(weight.sharding, NamedSharding)
         mesh = weight.sharding.mesh
     rows = partition((name,), x.shape[:1], mesh)
     spec = PartitionSpec(*rows, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
