@@ -10,9 +10,12 @@ from sinkjax.distributed import NEURONS
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
+ROW_AXES = ("data", NEURONS)
+"""Mesh axes that rows lie along in attention."""
+
 RULES: Rules = {
     "batch": "data",
-    "attention_batch": ("data", NEURONS),
+    "attention_batch": ROW_AXES,
     "heads": ("model", "sub"),
     "kv_heads": "model",
     "mlp": ("model", NEURONS, "sub"),

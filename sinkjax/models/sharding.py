@@ -24,7 +24,7 @@ from sinkjax.distributed import (
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import LlamaConfig
-from sinkjax.models.rules import RULES, Rules, partition
+from sinkjax.models.rules import ROW_AXES, RULES, Rules, partition
 
 _SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
 _WHOLE = 0.25  # of the parameters that may be whole on every device
@@ -124,8 +124,7 @@ def mesh_of(model: nnx.Module) -> Mesh | None:
 def row_shards(model: nnx.Module) -> int:
     """Returns the number of parts in which rows lie over a model's mesh, in attention."""
     mesh = mesh_of(model)
-    axes = () if mesh is None else RULES["attention_batch"]
-    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
 
 
 def fitting_rows(model: nnx.Module, rows: int) -> int:
