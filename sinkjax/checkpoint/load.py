@@ -43,7 +43,7 @@ def load(
         What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
-      mesh: to lay the parameters over, by the rules of `sinkjax.models.sharding`; its axes are
+      mesh: to lay the parameters over, by the rules of `sinkjax.models.rules`; its axes are
         some of `data`, `neurons`, `model` and `sub`.
       verify: whether what is read of an Orbax folder is held against the hashes that it keeps.
 

@@ -48,7 +48,7 @@ def compile(
 
     Args:
       model: a `Llama`, or what `sinkjax.specialize` makes of one. Its parameters may lie over a
-        mesh, and then so does the program: its rows and cache as `sinkjax.models.sharding` says.
+        mesh, and then so does the program: its rows and cache as `sinkjax.models.rules` says.
         They may be abstract (`jax.ShapeDtypeStruct`), and then the program is for reading.
       batch_size: rows of every call; more prompts than that take several, fewer leave rows idle.
       prefill_lengths: the buckets, to which prompts are padded. A prompt longer than the longest
