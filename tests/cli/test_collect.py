@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, Provenance, SinkMask, load_mask, save_mask
@@ -14,7 +14,7 @@ MASK = "L0: 6f | L1: 2s(mean) 2w(1,4) 2f"
 
 
 def run(script, **flags):
-    run_main(f"experiments.{script}", *(f"--{name}={value}" for name, value in flags.items()))
+    run_main(f"experiments.{script}", *as_flags(flags))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from scripts import run_main, start
+from scripts import as_flags, run_main, start
 
 import sinkjax
 from sinkjax import InputError, SinkMask
@@ -48,7 +48,7 @@ def arguments(shape, output, /, **more) -> list[str]:
         "output": output,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 def read(output):

@@ -3,7 +3,7 @@
 import hf
 import numpy as np
 import pytest
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, SinkMask, load_mask
@@ -42,7 +42,7 @@ def sweep(model, tmp_path_factory):
         "output_dir": folder / "out",
     }
     prompts = (f"--prompts={folder}/{name}.txt" for name in ("a", "b"))
-    run_main(SWEEP, *(f"--{name}={value}" for name, value in flags.items()), *prompts)
+    run_main(SWEEP, *as_flags(flags), *prompts)
     return folder / "out"
 
 
@@ -68,7 +68,7 @@ def make(sweep, output, *arguments: str, **more):
 
 
 def run(*arguments: str, **flags):
-    run_main(MASK, *(f"--{name}={value}" for name, value in flags.items()), *arguments)
+    run_main(MASK, *as_flags(flags), *arguments)
 
 
 def held(found, min_share: float) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from masks import write_scores
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, SinkMask, Window, load_mask, save_mask
@@ -35,7 +35,7 @@ def scores(tmp_path):
 
 
 def run(*arguments: str, **flags):
-    run_main(MASK, *(f"--{name}={value}" for name, value in flags.items()), *arguments)
+    run_main(MASK, *as_flags(flags), *arguments)
 
 
 def explicit_logits(oracle, tokens: np.ndarray, full: np.ndarray) -> np.ndarray:

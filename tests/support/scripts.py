@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 from absl import flags
@@ -31,6 +32,11 @@ def load_script(name: str) -> ModuleType | Command:
 
 def _names(flag: flags.Flag) -> set[str]:
     return {name for name in (flag.name, flag.short_name) if name in flags.FLAGS}
+
+
+def as_flags(values: Mapping[str, object]) -> list[str]:
+    """Settings by name, as a command takes them."""
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def run_main(name: str, *arguments: str) -> None:

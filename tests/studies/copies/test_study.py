@@ -6,7 +6,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import run_main
+from scripts import as_flags, run_main
 
 from sinkjax import Copy, Full, InputError, SinkMask, Window
 from sinkjax.instruments.patterns import copied_residuals, source_numbers
@@ -206,6 +206,6 @@ def test_bad_flags_are_refused(what, small, tmp_path):
     more, mentions = BAD[what]
     flags = {"model": small, "lengths": "8", "judge_excerpts": "2", "output_dir": tmp_path, **more}
     with pytest.raises(InputError) as error:
-        run_main(COPIES, *(f"--{name}={value}" for name, value in flags.items()))
+        run_main(COPIES, *as_flags(flags))
     for mention in mentions:
         assert mention in str(error.value)

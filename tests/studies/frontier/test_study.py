@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from losses import kl_of
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, SinkMask, specialize
@@ -33,7 +33,7 @@ def arguments(model, folder, text, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 @pytest.fixture(scope="module")

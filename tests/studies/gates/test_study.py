@@ -9,7 +9,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripts import run_main
+from scripts import as_flags, run_main
 
 from sinkjax import Window, load_mask
 from sinkjax.cli.card import mask_card
@@ -42,7 +42,7 @@ def arguments(model, folder, text, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--judge_text={text}", "--judge_text=code", *(f"--{n}={v}" for n, v in flags.items())]
+    return [f"--judge_text={text}", "--judge_text=code", *as_flags(flags)]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from markupsafe import escape
-from scripts import run_main
+from scripts import as_flags, run_main
 
 from sinkjax import InputError
 from sinkjax.report.page import render_page
@@ -34,7 +34,7 @@ def arguments(model, prompts, folder, /, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses import kl_of
-from scripts import load_script, run_main
+from scripts import as_flags, load_script, run_main
 from tiny import quick_jit
 
 import sinkjax
@@ -44,7 +44,7 @@ def arguments(model, folder, /, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 def records_of(folder, **fields):

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, SinkMask, compile, save_mask, specialize
@@ -43,7 +43,7 @@ def arguments(model, folder, /, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 @pytest.fixture(scope="module")

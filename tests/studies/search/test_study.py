@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from losses import kl_of
-from scripts import run_main
+from scripts import as_flags, run_main
 
 import sinkjax
 from sinkjax import InputError, load_mask, specialize
@@ -38,7 +38,7 @@ def arguments(model, folder, text, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def learned(tiny, other_text, tmp_path_factory):
     flags = {"model": tiny, "choose_text": other_text, "lengths": 24, "paths": "window(1,4)"}
     sizes = {"choose_excerpts": 3, "judge_excerpts": 2, "steps": 3, "shares": 0.5}
     every = {**flags, **sizes, "output_dir": folder}
-    run_main("experiments.gates", *(f"--{name}={value}" for name, value in every.items()))
+    run_main("experiments.gates", *as_flags(every))
     return folder
 
 

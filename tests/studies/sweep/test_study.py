@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from scripts import ROOT, load_script, run_main, start
+from scripts import ROOT, as_flags, load_script, run_main, start
 
 import sinkjax
 from sinkjax.errors import InputError
@@ -61,7 +61,7 @@ def arguments(model, prompts, folder, /, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 def cells_of(folder, **fields):
@@ -117,7 +117,7 @@ def test_a_text_is_cut_into_windows_and_named_in_every_record(tiny, tmp_path):
     text = ROOT / "BUILD.md"
     flags = {"lengths": "3,12", "num_prompts": 5, "bos": "always", "max_tokens": 24}
     flags |= {"model": tiny, "text": text, "output_dir": tmp_path}
-    run_main(SWEEP, *(f"--{name}={value}" for name, value in flags.items()), "--nostudy")
+    run_main(SWEEP, *as_flags(flags), "--nostudy")
     cells = cells_of(tmp_path)
     assert [(c["length"], c["num_prompts"]) for c in cells] == [(3, 5), (12, 2)]
     digest = hashlib.sha256(text.read_bytes()).hexdigest()

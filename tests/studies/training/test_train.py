@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from scripts import run_main
+from scripts import as_flags, run_main
 
 from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
 from sinkjax.distributed import make_mesh
@@ -218,7 +218,7 @@ def arguments(model, folder, /, **more):
         "output_dir": folder,
         **more,
     }
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return as_flags(flags)
 
 
 def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
