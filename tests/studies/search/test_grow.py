@@ -289,16 +289,21 @@ def test_a_search_keeps_answers_too(model, windows):
 
     def rises(mask):
         fast = specialize(model, mask)
-        return [(nll(fast, of) - nll(model, of)).mean() for of in held]
+        return [nll(fast, of) - nll(model, of) for of in held]
 
-    most = max(rises(free.mask))
+    def most_of(mask):
+        """The greatest mean rise with its standard error."""
+        return max(of.mean() + of.std(ddof=1) / len(of) ** 0.5 for of in rises(mask))
+
+    most = most_of(free.mask)
     assert most > 2e-3
     returned = []
     for budget in (0.7 * most, 0.1 * most):
         answers = Answers(questions(model, 7), held, budget, floor=0)
         kept = search_mask(model, windows, windows, settings, answers=answers)
-        np.testing.assert_allclose(kept.rises, rises(kept.mask), atol=1e-4)
-        assert max(kept.rises) <= budget
+        means = [of.mean() for of in rises(kept.mask)]
+        np.testing.assert_allclose(kept.rises, means, atol=1e-4)
+        assert most_of(kept.mask) <= budget + 1e-4
         assert kept.kl <= 0.2
         masked = [int(step.mask.masked.sum()) for step in kept.rounds]
         assert masked == sorted(masked)  # a round never loses heads
