@@ -23,8 +23,9 @@ from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
-from sinkjax.models.decoder import Layer, Llama, scaled
+from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.parts import scaled
 
 
 def own_errors(

@@ -37,8 +37,9 @@ from sinkjax.instruments.traced import (
 )
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
-from sinkjax.models.decoder import Layer, Llama, scaled
+from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.parts import scaled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -39,7 +39,8 @@ from sinkjax.attention.products import PLAIN, Products, add_bias
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
-from sinkjax.models.rope import rotary_tables, rotate
+from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled
+from sinkjax.models.rope import rotary_tables
 from sinkjax.models.rules import lay_batch
 
 Observed = TypeVar("Observed")
@@ -55,83 +56,6 @@ Lengths = Int[Array, " B"]
 """Tokens in each row, at least 1; None in its place where every row is full."""
 
 
-class _Maker:
-    """Makes parameters: one call gives shape, initial value, dtype and logical axes."""
-
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: DTypeLike):
-        self._init = nnx.initializers.normal(config.initializer_range)
-        self._rngs, self._dtype = rngs, dtype
-        self._scale = 1 - config.norm_offset
-
-    def weight(self, *axes: tuple[str, int]) -> nnx.Param:
-        names, shape = zip(*axes, strict=True)
-        return self._param(self._init(self._rngs.params(), shape, self._dtype), names)
-
-    def bias(self, *axes: tuple[str, int]) -> nnx.Param:
-        names, shape = zip(*axes, strict=True)
-        return self._param(jnp.zeros(shape, self._dtype), names)
-
-    def scale(self, *axes: tuple[str, int]) -> nnx.Param:
-        names, shape = zip(*axes, strict=True)
-        return self._param(jnp.full(shape, self._scale, self._dtype), names)
-
-    def norm(self, config: LlamaConfig) -> "RMSNorm":
-        return RMSNorm(config, self.scale(("embed", config.embed_dim)))
-
-    @staticmethod
-    def _param(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
-        # Logical names are not mesh axes: laying them out on creation would fail under a mesh.
-        return nnx.Param(value, out_sharding=names, eager_sharding=False)
-
-
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + eps) · (offset + scale) over the last axes, those of scale, in float32.
-
-    Zhang and Sennrich 2019; the offset is 0 in most models.
-    """
-
-    def __init__(self, config: LlamaConfig, scale: nnx.Param):
-        self.eps, self.offset, self.scale = config.norm_eps, config.norm_offset, scale
-
-    def __call__(self, x: Float[Array, "B T *heads M"]) -> Float[Array, "B T *heads M"]:
-        """Returns the normed residual, or heads, in x's dtype."""
-        wide = x.astype(jnp.float32)
-        scale = self.scale[...].astype(jnp.float32)
-        axes = tuple(range(-scale.ndim, 0))
-        mean_square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
-        wide = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
-        scale = scale + self.offset if self.offset else scale
-        return (wide * jnp.expand_dims(scale, range(x.ndim - scale.ndim))).astype(x.dtype)
-
-
-class Turn(nnx.Module):
-    """What makes projected queries and keys those of attention: norms, rotation, a multiplier.
-
-    Attributes:
-      q_norm, k_norm: over each head, or over all heads together; None where the model has none.
-      rope: which of the model's rotary embeddings the layer has; None for none.
-      query_scale: multiplies the queries; None for 1.
-    """
-
-    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
-        def norm(*heads: tuple[str, int]) -> RMSNorm | None:
-            axes = *(heads if config.joint_qk_norm else ()), ("head_dim", config.head_dim)
-            return RMSNorm(config, make.scale(*axes)) if config.qk_norm else None
-
-        self.q_norm = norm(("heads", config.num_heads))
-        self.k_norm = norm(("kv_heads", config.num_kv_heads))
-        self.rope = config.rope_index(index)
-        self.query_scale = config.query_scale
-
-    def __call__(self, q: PerHead, k: PerKvHead, context: Context) -> tuple[PerHead, PerKvHead]:
-        """Returns queries and keys as attention takes them."""
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope is not None:
-            q, k = (rotate(heads, context.rotary[self.rope]) for heads in (q, k))
-        return scaled(q, self.query_scale), k
-
-
 class Attention(nnx.Module):
     """Projections around attention; which attention is the caller's matter.
 
@@ -143,7 +67,7 @@ class Attention(nnx.Module):
       score_cap: within which scores are `sinkjax.attention.blocks.capped`; None for no cap.
     """
 
-    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+    def __init__(self, config: LlamaConfig, index: int, make: Maker):
         embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
         heads, kv_heads = ("heads", config.num_heads), ("kv_heads", config.num_kv_heads)
         self.q = make.weight(heads, head_dim, embed)
@@ -232,7 +156,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """down(activation(gate(x)) · up(x)); gate, up: [F, D], down: [D, F]."""
 
-    def __init__(self, config: LlamaConfig, make: _Maker):
+    def __init__(self, config: LlamaConfig, make: Maker):
         embed, mlp = ("embed", config.embed_dim), ("mlp", config.mlp_dim)
         self.activation = config.activation
         self.gate = make.weight(mlp, embed)
@@ -265,7 +189,7 @@ class Layer(nnx.Module):
       residual_scale: multiplies what either adds; None for 1.
     """
 
-    def __init__(self, config: LlamaConfig, index: int, make: _Maker):
+    def __init__(self, config: LlamaConfig, index: int, make: Maker):
         def norm() -> Callable[[Residual], Residual]:
             return make.norm(config) if config.inner_norms else nnx.static(nnx.identity)
 
@@ -341,7 +265,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Draws random weights in `dtype`; `sinkjax.load` fills in trained ones."""
-        make = _Maker(config, rngs, dtype)
+        make = Maker(config, rngs, dtype)
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
         self.embedding = make.weight(vocab, embed)
@@ -520,11 +444,6 @@ class Llama(nnx.Module):
             x = lay_batch(self.norm(x), "batch", weight)
             (logits,) = products.project(x, weight, dtype=jnp.float32)
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
-
-
-def scaled(x: Array, scale: float | None) -> Array:
-    """Returns x times a multiplier, in x's dtype; x itself where there is none."""
-    return x if scale is None else x * jnp.asarray(scale, x.dtype)
 
 
 def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:

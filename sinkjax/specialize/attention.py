@@ -37,7 +37,7 @@ from sinkjax.attention.piece import (
 from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.masks.paths import Full, Window
-from sinkjax.models.decoder import Turn
+from sinkjax.models.parts import Turn
 from sinkjax.specialize.plan import Block, LayerPlan
 
 

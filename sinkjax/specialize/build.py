@@ -14,8 +14,9 @@ from sinkjax.errors import InputError
 from sinkjax.masks.file import SavedMask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.decoder import Attention, Layer, Llama, RMSNorm
+from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.digest import model_digest
+from sinkjax.models.parts import RMSNorm
 from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
