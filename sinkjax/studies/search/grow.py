@@ -393,8 +393,11 @@ class _KeptAnswers:
         rises = self.rises(self._units.restored(mask))
         # Of several sets the one that rises most is in part the one that was drawn worst for the
         # baseline, and a mask that just keeps it may break it on others: hence the standard error.
-        most = [of.mean() + of.std() / max(len(of) - 1, 1) ** 0.5 for of in rises if of is not None]
-        return max(most, default=-np.inf) <= self._answers.nll_budget
+        return all(
+            of.mean() + of.std() / max(len(of) - 1, 1) ** 0.5 <= self._answers.nll_budget
+            for of in rises
+            if of is not None
+        )
 
 
 def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:
