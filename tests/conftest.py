@@ -4,10 +4,11 @@ Eight CPU devices, so that sharding is real; no implicit promotion of dtypes or 
 devices that are not here are installed, and JAX is not to look for these devices.
 
 Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
-optimizes nothing, which halves the time and leaves the HLO as it is; loops are written by XLA's
-older emitters where JAX is older than 0.11, which takes a quarter less again; and what one of
-pytest's processes has compiled, or one that it started, no other compiles again. Tests of the real
-model have none of this, nor has what is marked `default_compilation`, since it is about compiling,
+optimizes nothing, which halves the time and leaves the HLO as it is; a program is one module to it,
+not up to 32 of them, which takes a third less again; loops are written by XLA's older emitters
+where JAX is older than 0.11, which takes a quarter less; and what one of pytest's processes has
+compiled, or one that it started, no other compiles again. Tests of the real model have none of this
+but the one module, nor has what is marked `default_compilation`, since it is about compiling,
 speed, or the numbers of optimized code.
 
 A file's tests, which share fixtures and what they compile, go to one of the processes, and what
@@ -25,6 +26,9 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["XLA_FLAGS"] = " ".join(
+    [*os.environ.get("XLA_FLAGS", "").split(), "--xla_cpu_parallel_codegen_split_count=1"]
+)
 
 import ctypes
 import gc
