@@ -150,7 +150,8 @@ def _resident() -> int:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """Settings of a test, which are also those of the fixtures that it is the first to ask for."""
-    quick = not uses_real_model(item) and item.get_closest_marker("default_compilation") is None
+    marker = item.get_closest_marker("default_compilation")  # (False), of a test in such a file
+    quick = not uses_real_model(item) and (marker is None or marker.args == (False,))
     _configure("jax_disable_most_optimizations", quick)
     _overrides.clear()
     if quick:

@@ -122,6 +122,7 @@ def test_prompts_may_be_arrays_lists_one_or_many(program):
     assert program.generate(tokens[:0], max_new_tokens=1) == []
 
 
+@pytest.mark.default_compilation(False)
 @pytest.mark.parametrize("layers", LAYERS)
 def test_prompts_beyond_every_bucket_come_in_pieces(tiny, prompts, layers):
     """Rows of a call end in different pieces; the last fills all the room that there is."""
@@ -249,6 +250,7 @@ def test_no_damaged_weight_gives_tokens(program, name):
         damaged.generate(hf.random_tokens((33,)), max_new_tokens=3)
 
 
+@pytest.mark.default_compilation(False)
 def test_float16_that_overflows_gives_no_token(tmp_path):
     hf.save_llama(tmp_path)
     model = sinkjax.load(tmp_path, dtype="float16")
@@ -259,6 +261,7 @@ def test_float16_that_overflows_gives_no_token(tmp_path):
         program.generate([5, 6, 7], max_new_tokens=3)
 
 
+@pytest.mark.default_compilation(False)
 def test_sizes_that_nobody_gives_are_no_more_than_the_model_has(tiny):
     program = compile(tiny[0], layers="scanned")
     assert (program.max_length, [*program.prefill]) == (64, [64])
