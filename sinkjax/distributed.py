@@ -1,9 +1,11 @@
 """Several devices and several processes: the mesh that a text asks for, and what crosses processes.
 
 Every process runs the same program on its own devices. What one of them alone may do, such as
-writing results, it does in `first`, and all learn what came of it.
+writing results, it does in `first`, and all learn what came of it; what befalls one of them alone,
+such as a damaged file, befalls all in `together`.
 """
 
+import dataclasses
 import math
 import os
 import pickle
@@ -95,31 +97,85 @@ def first(function: Callable[[], Result]) -> Result:
       function: whose result can be pickled.
 
     Raises:
-      Exception: what the function raised, in every process.
+      Exception: what the function raised, in every process; and as `together` what another process
+        raised by then.
     """
     if process_count() == 1:
         return function()
-    message = b""
+    message, error = b"", None
     if jax.process_index() == 0:
         try:
-            message = pickle.dumps((function(), None))
-        except Exception as error:  # of any class: the others would wait for ever
-            message = _pickled(error)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    content = np.frombuffer(message.ljust(size, b"\0")[:size], np.uint8)
-    result, error = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)))
-    if error is not None:
-        raise error
+            message = pickle.dumps(function())
+        except Exception as raised:  # of any class: the others would wait for ever
+            error = raised
+    return pickle.loads(_meet(message, error))
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """Calls a function in every process, and raises in all what it raised in one.
+
+    Of what one raises alone the others hear where they next call `first` or `together`, or where
+    this one ends; in the midst of what they compute together they would wait for it. So what each
+    reads by itself, such as its part of a model, it reads in one of its own before all go on.
+
+    Raises:
+      InputError, OSError: where the function does in any process, saying in which where it is
+        another.
+    """
+    if process_count() == 1:
+        return function()
+    try:
+        result = function()
+    except (InputError, OSError) as error:
+        if not _is_known(error):
+            _meet(error=error)
+        raise
+    _meet()
     return result
+
+
+_KNOWN = "Raised in every process."  # a note on what all have heard of
+
+
+def _meet(message: bytes = b"", error: Exception | None = None) -> bytes:
+    """The message of the first process; where some bring an error, raises it in all."""
+    if error is not None:
+        message = _pickled(error)
+    brought = np.array([len(message), error is not None], np.int32)
+    sizes, failed = multihost_utils.process_allgather(brought).T
+    source = int(failed.argmax())  # the first that failed, or else the first
+    size, own = int(sizes[source]), jax.process_index() == source
+    if not size:
+        return b""
+    content = np.frombuffer(message.ljust(size, b"\0")[:size], np.uint8)
+    content = multihost_utils.broadcast_one_to_all(content, is_source=own)
+    message = np.asarray(content).tobytes()
+    if not failed.any():
+        return message
+    if error is None:
+        error = pickle.loads(message)
+        if source and isinstance(error, InputError):
+            where = f"in process {source} of {process_count()}: "
+            named = (dataclasses.replace(p, text=where + p.text) for p in error.problems)
+            error = InputError(*named)
+    error.add_note(_KNOWN)
+    raise error
+
+
+def _is_known(error: BaseException | None) -> bool:
+    """Whether all processes have heard of an error, or of one that it was raised from."""
+    while error is not None and _KNOWN not in getattr(error, "__notes__", ()):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _pickled(error: Exception) -> bytes:
     """An error as the others are to raise it; what pickling does not keep, by its text."""
     try:
-        message = pickle.dumps((None, error))
+        message = pickle.dumps(error)
         pickle.loads(message)
     except Exception:
-        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return message
 
 

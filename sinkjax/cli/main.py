@@ -70,8 +70,7 @@ def load_command(name: str) -> Command:
     settings.define_settings(processes, module_name=module.__name__)
 
     def joined() -> int | None:
-        settings.read_settings(processes).join()
-        return main()
+        return settings.read_settings(processes).run(main)
 
     return Command(module, joined, kind.renamed)
 

@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 
-from sinkjax.distributed import is_first, start
+from sinkjax.distributed import is_first, start, together
 from sinkjax.studies.settings import setting
 
 
@@ -20,8 +21,9 @@ class Processes:
     num_processes: int | None = setting(None, "Number of processes; needed with a host and port.")
     process_id: int | None = setting(None, "Number of this process, from 0; likewise.")
 
-    def join(self) -> None:
-        """Joins them; what others than the first print is dropped."""
+    def run(self, main: Callable[[], int | None]) -> int | None:
+        """Joins them and runs `main` in all; what others than the first print is dropped."""
         start(self.coordinator, self.num_processes, self.process_id)
         if not is_first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return together(main)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sinkjax.distributed import first
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.results import identity
@@ -81,7 +82,8 @@ class Store:
         )
         arrays, before = self._kept.arrays(name), self.reported
         if arrays is None:
-            arrays = measure()
+            measured = measure()
+            arrays = first(lambda: measured)  # so that all decide by the same numbers, to the bit
             self._kept.put_arrays(name, **arrays)
         tokens = 0 if excerpts is None else excerpts.size * passes
         self.report(what, max(0, tokens - (self.reported - before)))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from sinkjax.distributed import first, parse_mesh
+from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
@@ -271,7 +271,13 @@ class Study(abc.ABC):
         return Problem(name, getattr(self, name), text)
 
     def check(self, part: Part | None = None) -> None:
-        """Raises InputError with all of `problems` and of `plan_problems`, and of a part of it."""
+        """Raises InputError with all of `problems` and of `plan_problems`, and of a part of it.
+
+        Of several processes, each checks what it sees itself, and all raise where one does.
+        """
+        together(lambda: self._check(part))
+
+    def _check(self, part: Part | None) -> None:
         problems, cause = [*self._unknown(), *self.problems()], None
         if part is not None and self.whole is not None:
             problems.append(Problem("part", part, f"{self.whole}; give the study without a part"))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sinkjax.checkpoint import load, load_config, load_tokenizer
+from sinkjax.distributed import together
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json, read_file, user_path
 from sinkjax.models.config import LlamaConfig
@@ -87,9 +88,9 @@ class Subject:
 def load_model(
     name: str, *, revision: str | None, dtype: str, seed: int, mesh: Mesh | None = None
 ) -> Llama:
-    """`sinkjax.load`, or random weights of a shape."""
+    """`sinkjax.load`, in all processes or in none, or random weights of a shape."""
     if not name.startswith(SHAPE):
-        return load(name, revision=revision, dtype=dtype, mesh=mesh)
+        return together(lambda: load(name, revision=revision, dtype=dtype, mesh=mesh))
     config = shape_config(name, revision)
     return random_model(config, dtype=jnp.dtype(dtype), seed=seed, mesh=mesh)
 

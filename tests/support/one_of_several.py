@@ -2,7 +2,8 @@
 
 python tests/support/one_of_several.py PORT PROCESSES ID '[["experiments.sweep", "--model=..."]]'
 
-The command `in_python`, of a folder and a threshold, is what is done with the library alone.
+The commands `in_python`, of a folder and a threshold, and `refused`, of a folder with damage, are
+what is done with the library alone.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import tiny
 from scripts import run_main
@@ -19,7 +21,8 @@ from scripts import run_main
 import sinkjax
 from sinkjax.checkpoint.folder import open_folder
 from sinkjax.checkpoint.weights import convert
-from sinkjax.distributed import make_mesh, start
+from sinkjax.distributed import first, make_mesh, start, together
+from sinkjax.studies.subject import load_model
 
 
 def in_python(folder: str, threshold: str) -> dict[str, Any]:
@@ -39,12 +42,33 @@ def in_python(folder: str, threshold: str) -> dict[str, Any]:
     return {"read": read, "mask": str(mask)}
 
 
+def refused(folder: str) -> list[str]:
+    """What this process says where a file is damaged, or something is wrong, in the second."""
+
+    def load() -> None:
+        mesh = make_mesh({"model": 2})
+        load_model(folder, revision=None, dtype="float32", seed=0, mesh=mesh)
+
+    def wrong_in_the_second() -> None:
+        if jax.process_index() == 1:
+            raise sinkjax.InputError("something is wrong")
+        first(lambda: None)
+
+    said = []
+    for function in (load, wrong_in_the_second):
+        try:
+            together(lambda function=function: together(function))
+        except sinkjax.InputError as error:
+            said.append(str(error))
+    return said
+
+
 if __name__ == "__main__":
     port, count, index, commands = sys.argv[1:]
     joined = f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"
     for name, *arguments in json.loads(commands):
-        if name == "in_python":
+        if name in ("in_python", "refused"):
             start(f"localhost:{port}", int(count), int(index))
-            print(json.dumps(in_python(*arguments)))
+            print(json.dumps(globals()[name](*arguments)))
         else:
             run_main(name, *arguments, *joined)

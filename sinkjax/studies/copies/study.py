@@ -26,7 +26,6 @@ import numpy as np
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.judge import Judge
-from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
@@ -38,7 +37,7 @@ from sinkjax.studies.copies.masks import VARIANTS, allowed_sources, copy_mask, s
 from sinkjax.studies.copies.tables import copying_tables
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
-from sinkjax.studies.search.grow import sink_scores
+from sinkjax.studies.search.grow import KeptCosts, sink_scores
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
@@ -176,8 +175,8 @@ def _mask(
 ) -> SinkMask:
     count = max(1, round(share * fit.nothing.size))
     if variant == "sink":
-        errors = own_errors(bench.model, excerpts, [Sink("first")])[0]
-        return by_ranking(-errors, [Sink("first")] * count)
+        costs = KeptCosts(bench.model, excerpts, [Sink("first")], None, bench.keep)
+        return by_ranking(-costs.errors()[0], [Sink("first")] * count)
     if variant in ("sinks", "random"):
         scores = sink_scores(bench.model, excerpts, bench.keep).copy()
         scores[0] = -1  # below any: layer 0 is what they copy

@@ -178,6 +178,7 @@ class Gates(AnswersStudy, TrainingStudy):
         errors = own_errors(model, self.trained_on, [self.path], fills=fills)[0]
         # The errors of a group's heads add up to its own where they point in different directions.
         errors = np.sqrt(np.square(errors).reshape(*logits.shape, -1).sum(axis=-1))
+        logits, errors = first(lambda: (logits, errors))  # by which all choose the same masks
         judged = [
             (self._texts(series), rows.size, Judge(model, rows, fills=fills))
             for series, rows in zip(self.judged_texts, self._judged_rows, strict=True)

@@ -50,7 +50,7 @@ def resident_kept(make: Callable[[], _Made]) -> tuple[_Made, int | None]:
 
 def device_memory() -> dict[str, int] | None:
     """What the device's allocator says of itself; None on a CPU, where there is none."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return None if stats is None else {name: int(value) for name, value in stats.items()}
 
 

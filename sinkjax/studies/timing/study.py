@@ -29,7 +29,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from sinkjax.distributed import first
+from sinkjax.distributed import first, is_first
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import replace_file
@@ -114,7 +114,11 @@ class Timing(Study):
             yield Problem("stages", None, f"give one or more of {', '.join(STAGES)}")
         for name in ("google_benchmark", "profile"):
             path = getattr(self, name)
-            if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            if (
+                is_first()
+                and path is not None
+                and not pathlib.Path(path).absolute().parent.is_dir()
+            ):
                 yield Problem(name, path, "there is no such folder to put it into; make it")
 
     def plan_problems(self) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sinkjax.accounts.limits import Limit, decode_limit, prefill_limit
+from sinkjax.distributed import is_first
 from sinkjax.errors import naming
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
@@ -198,7 +199,7 @@ class Timer:
         if not on_device and self._profile is None:
             return None
         rounds = self._how.rounds if on_device else _TRACED_ROUNDS
-        folder = None if self._profile is None else self._profile / run.slug
+        folder = self._profile / run.slug if self._profile is not None and is_first() else None
         data = trace(calls, rounds, folder)
         return device_seconds(data) if on_device else None
 
