@@ -16,6 +16,10 @@ import sinkjax
 from sinkjax import Sink, SinkMask
 from sinkjax.studies.results import read_records
 
+TIMED = [
+    *("--mask=L0-1: 3w(1,4) 3s(zero)", "--batch_sizes=2", "--lengths=8", "--generated=4"),
+    *("--rounds=2", "--warmup=1"),
+]
 PROMPT = "the sea was calm and the old man"
 SWEEP = [
     *("--lengths=2,9", "--thresholds=0.3", "--nostudy", "--num_prompts=3"),
@@ -23,8 +27,9 @@ SWEEP = [
 ]
 MASK = "--mask=L0: 2s(first) 4f | L1: 3w(1,4) 3s(zero)"
 QUALITY = ["--lengths=12", "--num_excerpts=3", "--continuation_tokens=4", MASK]
+FEW = ("--choose_excerpts=3", "--judge_excerpts=3")
 TRAINED = [
-    *("--choose_excerpts=3", "--judge_excerpts=3", "--lengths=12"),
+    *(*FEW, "--lengths=12"),
     *("--steps=2", "--rows=2", "--save_every=1"),
 ]
 STUDIES = {
@@ -32,6 +37,24 @@ STUDIES = {
     "quality": QUALITY,
     "gates": [*TRAINED, "--shares=0.5", "--paths=window(1,4)"],
     "repair": [*TRAINED, MASK],
+    "retrieval": [
+        *("--tasks=fwe", "--lengths=240", "--num_excerpts=2"),
+        "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)",
+    ],
+    "copies": [*FEW, "--lengths=8", "--shares=0.3", "--control_draws=1"],
+    "predict": [
+        *("--lengths=2,4,9", "--held_out_lengths=4", "--thresholds=0.5", "--num_prompts=20"),
+        "--definitions=mean",
+    ],
+    "frontier": [
+        *(*FEW, "--lengths=8", "--paths=8:window(1,4)", "--shares=0.5", "--saved=formula"),
+        "--control_draws=1",
+    ],
+    "search": [
+        *("--lengths=24", "--kl_budget=2", "--paths=window(1,4)", "--rank_excerpts=2"),
+        *("--hold_excerpts=3", "--judge_excerpts=3", "--generated=4", "--control_draws=1"),
+        *("--rounds=2", "--tries=2"),
+    ],
 }
 
 
@@ -56,6 +79,8 @@ def run_both(commands, tmp_path):
             for index in (0, 1)
         ]
         for process in processes:
+            files.callback(process.kill)  # SIGTERM does not end those that wait for each other
+        for process in processes:
             process.wait(timeout=500)
         texts = [file.seek(0) or file.read() for file in outputs]
     assert [process.returncode for process in processes] == [0, 0], texts
@@ -63,15 +88,27 @@ def run_both(commands, tmp_path):
     return [[line for line in of_one if "[Gloo]" not in line] for of_one in lines]  # XLA's own
 
 
-def test_two_processes_write_what_one_does(tiny, tmp_path):
-    """Thirty seconds, most of them for starting: several commands, one after another."""
-    model, own, both = f"--model={tiny}", tmp_path / "one", tmp_path / "both"
+def save_damaged(model, folder):
+    """Writes an Orbax folder with a byte turned in what the second of two processes reads."""
+    sinkjax.save_orbax(model, folder)
+    last = np.asarray(model.embedding[...])[-1].tobytes()
+    contents = {path: path.read_bytes() for path in folder.rglob("d/*")}
+    ((path, content),) = ((path, of) for path, of in contents.items() if last in of)
+    at = content.index(last)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    return folder
+
+
+def test_two_processes_write_what_one_does(roomy, tmp_path):
+    """Every command after another in one pair of processes: most of the time is for compiling."""
+    model, own, both = f"--model={roomy}", tmp_path / "one", tmp_path / "both"
     commands = {
         "convert": [f"--output={both / 'orbax'}"],
         **{name: [*of, f"--output_dir={both / name}"] for name, of in STUDIES.items()},
+        "timing": [*TIMED, f"--output_dir={both / 'timing'}"],
         "generate": [f"--prompt={PROMPT}", "--max_new_tokens=6"],
     }
-    models = {"convert": tiny}
+    models = {"convert": roomy}
     meshes = dict.fromkeys(("convert", "repair", "generate"), "model:2")
     runs = [
         [
@@ -82,9 +119,14 @@ def test_two_processes_write_what_one_does(tiny, tmp_path):
         ]
         for name, more in commands.items()
     ]
-    out, second = run_both([["in_python", str(tiny), "0.2"], *runs], tmp_path)
-    alone = sinkjax.load(tiny)
-    for said in (out, second):
+    alone = sinkjax.load(roomy)
+    damaged = save_damaged(alone, tmp_path / "damaged")
+    said_first = [["refused", str(damaged)], ["in_python", str(roomy), "0.2"]]
+    out, second = run_both([*said_first, *runs], tmp_path)
+    for said, where in ((out, "in process 1 of 2: "), (second, "")):
+        bytes_differ, wrong = json.loads(said.pop(0))
+        assert bytes_differ.startswith(f"{where}{damaged}: embedding cannot be read (its bytes")
+        assert wrong == f"{where}something is wrong"
         found = json.loads(said[0])
         assert {name: share for name, share in found["read"].items() if share != 0.5} == {
             name: 1 for name in found["read"] if "norm" in name
@@ -94,7 +136,7 @@ def test_two_processes_write_what_one_does(tiny, tmp_path):
         assert found["mask"] == str(wanted)
         assert wanted.counts()["sink"]
     assert second[1:] == []
-    digests = [sinkjax.model_digest(sinkjax.load(folder)) for folder in (tiny, both / "orbax")]
+    digests = [sinkjax.model_digest(sinkjax.load(folder)) for folder in (roomy, both / "orbax")]
     assert digests[0] == digests[1]
     for name, settings in STUDIES.items():
         assert f"report: {both / name}/report.html" in "".join(out)
@@ -102,7 +144,14 @@ def test_two_processes_write_what_one_does(tiny, tmp_path):
         (_, ours), (_, theirs) = (read_records(folder / name) for folder in (both, own))
         assert {record["environment"]["mesh"] for record in ours} == {meshes.get(name, "data:2")}
         assert_same_results(ours, theirs)
-    tokenizer = sinkjax.load_tokenizer(tiny)
+    _, timed = read_records(both / "timing")
+    assert [record["stage"] for record in timed] == ["prefill", "decode"]
+    for record in timed:
+        assert record["mesh"] == "data:2"
+        assert len(record["result"]["programs"]) == 2
+    (chosen,) = {str(sinkjax.load_mask(of / "search" / "mask.json").mask) for of in (both, own)}
+    assert "w(1,4)" in chosen
+    tokenizer = sinkjax.load_tokenizer(roomy)
     program = sinkjax.compile(alone, prefill_lengths=(16,), max_length=64)
     tokens = tokenizer(PROMPT)["input_ids"]
     new = program.generate(tokens, max_new_tokens=6)
