@@ -1,7 +1,7 @@
 """How often intervals from few excerpts cover the mean that they are of.
 
   python -m benchmarks.coverage
-  python -m benchmarks.coverage --measure --mask=smollm2-135m-512-gates
+  python -m benchmarks.coverage --measure --mask=tests/masks/earlier/512-gates.json
 
 Of the KL of each of 200 excerpts of a text, n are drawn with replacement, as from a text without
 end, and the interval of their mean is made in each of several ways; how often it holds the mean of
@@ -30,7 +30,9 @@ from sinkjax.studies.resampling import LEVEL, RESAMPLES, estimate_excerpts
 from sinkjax.studies.subject import Subject
 
 MEASURE = flags.DEFINE_bool("measure", False, "Measure the KLs again.")
-MASK = flags.DEFINE_string("mask", "smollm2-135m-512-gates", "Mask whose KLs are measured.")
+MASK = flags.DEFINE_string(
+    "mask", "tests/masks/earlier/512-gates.json", "Mask whose KLs are measured."
+)
 RUNS = flags.DEFINE_integer("runs", 4000, "Draws of excerpts.")
 
 FILE = pathlib.Path(__file__).with_suffix(".npz")

@@ -1,14 +1,24 @@
 """Files that come with the project: flag files, prompts, texts and masks.
 
-They lie in configs/ of a checkout, and in sinkjax/configs of a wheel. What one version ships, every
-later version ships under the same name: results and papers quote it.
+They lie in configs/ of a checkout, and in sinkjax/configs of a wheel. A name that one version
+ships is read by every later one, since results and papers quote it: the same file, or what
+`REPLACED` it, which is said.
 """
 
+import logging
 import os
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 FOLDER = next(f for f in (_HERE / "configs", _HERE.parent / "configs") if f.is_dir())
+
+REPLACED = dict.fromkeys(
+    (f"smollm2-135m-512-{name}" for name in ("gates", "groups", "savings", "windows")),
+    "smollm2-135m-512",
+)
+"""Masks that no longer ship, each by the name of the one that is read in its place."""
+
+_logger = logging.getLogger(__name__)
 
 
 def find(name: str | Path, folder: str = "", suffix: str = "") -> Path:
@@ -27,7 +37,14 @@ def find(name: str | Path, folder: str = "", suffix: str = "") -> Path:
     else:
         return path
     # os.path's answers no for names that are too long or hold a NUL, which pathlib raises for.
-    return shipped if os.path.isfile(shipped) and not os.path.isfile(path) else path
+    if os.path.isfile(path):
+        return path
+    if instead := REPLACED.get(shipped.name.removesuffix(suffix)):
+        text = "%s no longer ships: it did not keep its promise where masks act, nor the answers "
+        text += "to what stands far back. %s is read in its place"
+        _logger.warning(text, shipped.name.removesuffix(suffix), instead)
+        return shipped.with_name(f"{instead}{suffix}")
+    return shipped if os.path.isfile(shipped) else path
 
 
 def names(folder: str, suffix: str) -> list[str]:

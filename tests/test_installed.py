@@ -12,7 +12,7 @@ from scripts import ROOT
 
 import sinkjax
 
-MASK = "smollm2-135m-512-gates"
+MASK = "smollm2-135m-512"
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index")
 

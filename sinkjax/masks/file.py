@@ -181,7 +181,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
     """Reads a mask's file, and its fills where it has some.
 
     Args:
-      path: of the file, or the name of a mask that ships: "smollm2-135m-512-gates"; or
+      path: of the file, or the name of a mask that ships: "smollm2-135m-512"; or
         "hf://USER/NAME", of a repository of the Hub that `sinkjax mask` pushed a mask to.
 
     Raises:

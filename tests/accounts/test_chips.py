@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from masks import EARLIER
 
 import sinkjax
 from sinkjax.accounts.chips import inspect_chips
@@ -21,7 +22,7 @@ def records():
     Six seconds: real widths, and two executables each.
     """
     config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=LAYERS)
-    shipped = sinkjax.load_mask("smollm2-135m-512-windows").mask
+    shipped = sinkjax.load_mask(EARLIER / "512-windows.json").mask
     uneven = sinkjax.SinkMask(shipped.heads[:LAYERS])
     masks = {
         "baseline": sinkjax.SinkMask.full(config),

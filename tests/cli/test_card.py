@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 from absl import flags
-from masks import MEANS
+from masks import EARLIER, MEANS
 
 import sinkjax
 from sinkjax import Provenance, load_mask
@@ -40,8 +40,8 @@ def commands_of(card: str) -> dict:
     return read
 
 
-def test_a_card_says_what_a_shipped_mask_costs_beside_its_controls():
-    saved = load_mask("smollm2-135m-512-gates")
+def test_a_card_says_what_a_mask_costs_beside_its_controls():
+    saved = load_mask(EARLIER / "512-gates.json")
     card = mask_card("ada/gates", saved)
     assert card.startswith("---\nlibrary_name: sinkjax\n")
     assert "250 of 270 heads (30 layers of 9) are masked: 250 window(4,128)" in card
@@ -60,7 +60,7 @@ def test_a_card_says_what_a_shipped_mask_costs_beside_its_controls():
 
 
 def test_a_card_says_what_is_saved_on_the_fullest_of_several_chips():
-    saved = load_mask("smollm2-135m-512-groups")
+    saved = load_mask(EARLIER / "512-groups.json")
     assert "chips" not in mask_card("ada/mask", saved)
     rows = saved_over_chips(SHAPES["smollm2-135m"], saved.mask, Workload(512))
     quality = {**saved.quality, "over_chips": rows}
@@ -75,9 +75,17 @@ def test_a_card_says_what_is_saved_on_the_fullest_of_several_chips():
     assert cache[0] > cache[1]
 
 
-@pytest.mark.parametrize("name", ["24-sinks", "512-groups", "512-savings", "4096-windows"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm2-135m-24-sinks",
+        "smollm2-135m-4096-windows",
+        EARLIER / "512-groups.json",
+        EARLIER / "512-savings.json",
+    ],
+)
 def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
-    saved = load_mask(f"smollm2-135m-{name}")
+    saved = load_mask(name)
     card = mask_card("ada/mask", saved)
     assert "The file does not say: --rank_excerpts, --hold_excerpts." in card
     saved.provenance.selection["num_windows"] = [4, 6]  # as masks have them now
@@ -133,7 +141,7 @@ def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
     ],
 )
 def test_the_commands_of_this_tools_masks_give_its_settings(made_from, settings):
-    saved = dataclasses.replace(load_mask("smollm2-135m-512-gates"), provenance=made_from)
+    saved = dataclasses.replace(load_mask(EARLIER / "512-gates.json"), provenance=made_from)
     card = mask_card("ada/mask", saved)
     assert commands_of(card) == {"mask": MakeMask(**settings)}
     assert "/home" not in card

@@ -92,4 +92,4 @@ def test_runs_of_other_masks_and_models_are_refused(measured, tmp_path):
 
 def test_a_name_alone_is_no_file_to_write_into(measured):
     with pytest.raises(InputError, match="--output: name a file"):
-        run("mask", mask="smollm2-135m-512-gates", measured=measured / "quality")
+        run("mask", mask="smollm2-135m-512", measured=measured / "quality")

@@ -3,11 +3,13 @@
 import pathlib
 
 import pytest
+from masks import EARLIER
 
 import sinkjax
-from sinkjax import InputError, load_mask
+from sinkjax import InputError, load_mask, shipped
 
-MASKS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
+SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
+MASKS = [*SHIPPED, *sorted(EARLIER.glob("*.json"))]
 
 
 _digests: list[str] = []
@@ -45,26 +47,52 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
             assert kl["value"] < control["kl"]["value"]
 
 
+def test_shipped_masks_keep_the_promises_of_their_files():
+    promised = [saved for path in SHIPPED if "budget_on" in (saved := load_mask(path)).quality]
+    assert len(promised) >= 2
+    for saved in promised:
+        quality = saved.quality
+        assert (quality["budget_on"], quality["kl_budget"], quality["over_budget"]) == (
+            "largest",
+            0.05,
+            [],
+        )
+        for entry in quality["quality"]:
+            parts = [entry[part]["value"] for part in ("kl_acting", "kl_late", "kl_generated")]
+            parts += [kl for shorter in entry["shorter"].values() for kl in shorter.values()]
+            assert max(parts) <= 0.05
+        for answers in quality.get("retrieval", ()):
+            assert answers["kept"]
+            for asked in answers["asked"]:
+                assert asked["nll_rise"]["value"] <= answers["nll_budget"] == 0.1
+
+
 @pytest.mark.parametrize(
     "name",
     [  # of every version so far; none is ever to go
         "smollm2-135m-10-sinks",
         "smollm2-135m-24-sinks",
         "smollm2-135m-4096-windows",
+        "smollm2-135m-512",
         "smollm2-135m-512-gates",
         "smollm2-135m-512-groups",
         "smollm2-135m-512-savings",
         "smollm2-135m-512-windows",
     ],
 )
-def test_names_of_shipped_masks_stay(name, tmp_path, monkeypatch):
+def test_names_of_shipped_masks_stay(name, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)  # from any folder
     named = load_mask(name)
     assert named.digest == load_mask(f"configs/masks/{name}.json").digest
     assert named.mask.masked.any()
+    instead = shipped.REPLACED.get(name)
+    assert (instead is None) == (not caplog.records)
+    if instead is not None:
+        assert named.digest == load_mask(instead).digest
+        assert f"{name} no longer ships" in caplog.text
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
         load_mask("smollm2-135m-511")
-    assert all(path.stem in str(refused.value) for path in MASKS)
+    assert all(path.stem in str(refused.value) for path in SHIPPED)

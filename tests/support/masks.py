@@ -35,6 +35,9 @@ MEANS = (
 )
 """A mask of that shape with `sink(mean)` heads, and fills for it."""
 
+EARLIER = pathlib.Path(__file__).parents[1] / "masks" / "earlier"
+"""Files of masks that shipped with an earlier version, and have to stay readable."""
+
 
 def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
     """The problems that a call is refused for, as they are said."""

@@ -1,6 +1,6 @@
 """Does a mask still find what stands far back in a text?
 
-  sinkjax retrieval --flagfile=retrieval.flags --mask=smollm2-135m-512-gates
+  sinkjax retrieval --flagfile=retrieval.flags --mask=smollm2-135m-512
   sinkjax retrieval --mask=mask.json --lengths=512,1024 --depths=0.1,0.5,0.9
   sinkjax retrieval --mask=mask.json --lengths=2048 --tasks=niah_multikey_2,vt,cwe,fwe
 
