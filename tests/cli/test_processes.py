@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import tiny as tiny_model
 from alike import assert_same_results
-from scripts import ROOT, run_main
+from scripts import FEW, ROOT, SMALL, run_main
 
 import sinkjax
 from sinkjax import Sink, SinkMask
@@ -27,7 +27,6 @@ SWEEP = [
 ]
 MASK = "--mask=L0: 2s(first) 4f | L1: 3w(1,4) 3s(zero)"
 QUALITY = ["--lengths=12", "--num_excerpts=3", "--continuation_tokens=4", MASK]
-FEW = ("--choose_excerpts=3", "--judge_excerpts=3")
 TRAINED = [
     *(*FEW, "--lengths=12"),
     *("--steps=2", "--rows=2", "--save_every=1"),
@@ -41,15 +40,7 @@ STUDIES = {
         *("--tasks=fwe", "--lengths=240", "--num_excerpts=2"),
         "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)",
     ],
-    "copies": [*FEW, "--lengths=8", "--shares=0.3", "--control_draws=1"],
-    "predict": [
-        *("--lengths=2,4,9", "--held_out_lengths=4", "--thresholds=0.5", "--num_prompts=20"),
-        "--definitions=mean",
-    ],
-    "frontier": [
-        *(*FEW, "--lengths=8", "--paths=8:window(1,4)", "--shares=0.5", "--saved=formula"),
-        "--control_draws=1",
-    ],
+    **SMALL,
     "search": [
         *("--lengths=24", "--kl_budget=2", "--paths=window(1,4)", "--rank_excerpts=2"),
         *("--hold_excerpts=3", "--judge_excerpts=3", "--generated=4", "--control_draws=1"),

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from scripts import finish, run_main
+from scripts import SMALL, finish, run_main
 
 from sinkjax.errors import InputError
 from sinkjax.studies.parts import Part
@@ -16,20 +16,11 @@ from sinkjax.studies.study import run_study
 from sinkjax.studies.sweep.study import Sweep
 
 MASK = "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)"
-FEW = ("--choose_excerpts=3", "--judge_excerpts=3")
 STUDIES = {
     "sweep": ("--lengths=2,9,16", "--num_prompts=3", "--thresholds=0.3,0.5"),
-    "predict": (
-        *("--lengths=2,4,9", "--held_out_lengths=4", "--thresholds=0.5,0.6", "--num_prompts=20"),
-        "--definitions=mean",
-    ),
     "quality": (MASK, "--lengths=8,12", "--num_excerpts=3", "--continuation_tokens=0"),
     "retrieval": (MASK, "--tasks=fwe", "--lengths=240,250", "--num_excerpts=2"),
-    "copies": (*FEW, "--lengths=8", "--shares=0.3", "--control_draws=1"),
-    "frontier": (
-        *(*FEW, "--lengths=8", "--paths=8:window(1,4)", "--shares=0.5", "--saved=formula"),
-        "--control_draws=1",
-    ),
+    **SMALL,
 }
 
 

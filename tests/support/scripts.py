@@ -15,6 +15,20 @@ from sinkjax.cli.main import Command, load_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+FEW = ("--choose_excerpts=3", "--judge_excerpts=3")
+SMALL = {
+    "predict": (
+        *("--lengths=2,4,9", "--held_out_lengths=4", "--thresholds=0.5,0.6", "--num_prompts=20"),
+        "--definitions=mean",
+    ),
+    "copies": (*FEW, "--lengths=8", "--shares=0.3", "--control_draws=1"),
+    "frontier": (
+        *(*FEW, "--lengths=8", "--paths=8:window(1,4)", "--shares=0.5", "--saved=formula"),
+        "--control_draws=1",
+    ),
+}
+"""Flags with which a study of a tiny model is as small as it can be."""
+
 
 def load_script(name: str) -> ModuleType | Command:
     """A script, or a command by its script's name; the flags of those before it are forgotten."""
