@@ -39,10 +39,10 @@ def find(name: str | Path, folder: str = "", suffix: str = "") -> Path:
     # os.path's answers no for names that are too long or hold a NUL, which pathlib raises for.
     if os.path.isfile(path):
         return path
-    if instead := REPLACED.get(shipped.name.removesuffix(suffix)):
-        text = "%s no longer ships: it did not keep its promise where masks act, nor the answers "
-        text += "to what stands far back. %s is read in its place"
-        _logger.warning(text, shipped.name.removesuffix(suffix), instead)
+    gone = shipped.name.removesuffix(suffix)
+    if instead := REPLACED.get(gone):
+        text = "%s no longer ships, since it promised a mean KL alone; %s is read in its place"
+        _logger.warning(text, gone, instead)
         return shipped.with_name(f"{instead}{suffix}")
     return shipped if os.path.isfile(shipped) else path
 
