@@ -186,8 +186,12 @@ class SinkMask:
         return cls.where(consistent(result["min_share_per_head"], share, num_kv_heads), path)
 
     @classmethod
-    def from_text(cls, text: str) -> "SinkMask":
+    def from_text(cls, text: str, length: int | None = None) -> "SinkMask":
         """Reads the text form, of which `str` is the inverse.
+
+        Args:
+          text: of all layers. Its windows may grow with a length, as in `w(4,32+L/16)`.
+          length: L, in tokens, of those that do.
 
         Raises:
           InputError: listing all that cannot be read, or is not a possible mask.
@@ -208,7 +212,7 @@ class SinkMask:
             heads = []
             for run in match["runs"].split(" "):
                 try:
-                    heads += _parse_run(run)
+                    heads += _parse_run(run, length)
                 except InputError as error:
                     problems.append(f"{quoted(part)}: {error}")
                 if num_heads + len(heads) > _MOST_HEADS:
@@ -303,6 +307,19 @@ class SinkMask:
                 of_group = {path.kind for path in layer[start : start + size]}
                 kinds.append(of_group.pop() if len(of_group) == 1 else "mixed")
         return _count(kinds, (*KINDS, "mixed"))
+
+    def in_groups(self, num_kv_heads: int) -> bool:
+        """Returns whether the heads of every key/value group are on one path.
+
+        Raises:
+          ValueError: where K does not divide N.
+        """
+        size = group_size(self.num_heads, num_kv_heads)
+        return all(
+            len(set(layer[first : first + size])) == 1
+            for layer in self.heads
+            for first in range(0, self.num_heads, size)
+        )
 
     def union(self, other: "SinkMask") -> "SinkMask":
         """Returns the masked heads of either mask, on their paths there; also `a | b`.
@@ -429,7 +446,7 @@ def _format_run(path: Path, count: int) -> str:
     return f"{count if count > 1 else ''}{short(path)}"
 
 
-def _parse_run(text: str) -> list[Path]:
+def _parse_run(text: str, length: int | None) -> list[Path]:
     """Equal heads from their text; InputError for what is none."""
     match = _RUN.fullmatch(text)
     if match is None:
@@ -437,7 +454,7 @@ def _parse_run(text: str) -> list[Path]:
             f"{quoted(text)} is no run of heads: write a path, with their number in front"
         )
     try:
-        return [parse_path(match["path"])] * int(match["count"] or 1)
+        return [parse_path(match["path"], length=length)] * int(match["count"] or 1)
     except InputError as error:
         raise InputError(f"{quoted(text)} is no run of heads: {error}") from error
 

@@ -5,6 +5,9 @@
 Each word may be its first letter alone, as in the text of whole masks: `w(4,128)` is
 `window(4,128)`.
 
+Where a length L is known, `window(4,32+L/16)` is a window that grows with it: `window(4,64)` at 512
+tokens, `window(4,160)` at 2,048. A path itself is always of one length.
+
 A path's `acts_from` is the first position at which a head's output can differ from that of `full`;
 None where none does. Position 0 attends to itself alone, whatever the path.
 """
@@ -143,18 +146,22 @@ _WRITTEN = {
     "window": "window(sinks,recent)",
     "sink": f"sink(fill) with one of {', '.join(FILLS)}",
 }
-_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>\w{1,20}(?:,\w{1,20})*)\))?", re.ASCII)
+_PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>[\w+/]{1,30}(?:,[\w+/]{1,30})*)\))?", re.ASCII)
+_GROWING = re.compile(r"(?:(?P<least>\d+)\+)?L/(?P<each>[1-9]\d*)", re.ASCII)
 
 
-def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
+def parse_path(text: str, kinds: Collection[str] = KINDS, length: int | None = None) -> Path:
     """Reads a path; `str` writes its long form and `short` its short one.
 
     Args:
       text: of either form.
       kinds: that are allowed, of `KINDS`.
+      length: L, in tokens, of windows that grow with it; their share of it is rounded down. None
+        where there is no single one.
 
     Raises:
-      InputError: for text that is no path, or one of another kind.
+      InputError: for text that is no path, or one of another kind, or that grows with a length
+        where there is none.
     """
     match = _PATH.fullmatch(text)
     values = match["values"].split(",") if match and match["values"] else []
@@ -167,6 +174,16 @@ def parse_path(text: str, kinds: Collection[str] = KINDS) -> Path:
                 path = Copy(int(layer), int(head))
             case ["window" | "w", sinks, recent] if sinks.isdigit() and recent.isdigit():
                 path = Window(int(sinks), int(recent))
+            case ["window" | "w", sinks, recent] if sinks.isdigit() and (
+                growing := _GROWING.fullmatch(recent)
+            ):
+                if length is None:
+                    raise InputError(
+                        f"{quoted(text)} grows with a length, and there is none here: give a "
+                        "number of tokens, or put the mask into a plan, whose stages have lengths"
+                    )
+                grown = length // int(growing["each"])
+                path = Window(int(sinks), int(growing["least"] or 0) + grown)
             case ["sink" | "s", fill]:
                 path = Sink(fill)
     except ValueError as error:

@@ -85,8 +85,17 @@ class Plan:
         }
 
     @classmethod
+    def by_length(cls, masks: Mapping[int, SinkMask]) -> Plan:
+        """Returns the plan of masks for single lengths, the longest's serving what is longer."""
+        *shorter, last = sorted(masks)
+        return cls((*(Stage(masks[length], length) for length in shorter), Stage(masks[last])))
+
+    @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
         """Reads what `to_dict` wrote, or a person.
+
+        A person may give a stage several lengths, which makes as many stages of it, and windows
+        that grow with the stage's length, `w(4,32+L/16)`.
 
         Raises:
           InputError: naming what is missing, unknown, or no possible plan.
@@ -103,8 +112,11 @@ class Plan:
             if not isinstance(stage, Mapping) or set(stage) != {"up_to", "mask"}:
                 problems.append(f'stage {index} is {stage!r}; it has "up_to" and "mask"')
                 continue
+            up_to = stage["up_to"]
             try:
-                read.append(Stage(SinkMask.from_text(stage["mask"]), stage["up_to"]))
+                for longest in up_to if isinstance(up_to, list) else [up_to]:
+                    length = longest if isinstance(longest, int) else None
+                    read.append(Stage(SinkMask.from_text(stage["mask"], length), longest))
             except InputError as error:
                 problems += [f"stage {index}: {problem}" for problem in error.problems]
         if problems:

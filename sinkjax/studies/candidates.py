@@ -21,7 +21,7 @@ from sinkjax.studies.store import fills_digest
 
 MASKS = (
     "Mask files, names of shipped masks or hf://USER/NAME, with commas between them, or a mask's "
-    "text form. May be repeated."
+    "text form, whose windows may grow with the length, as w(4,32+L/16). May be repeated."
 )
 """What `read_masks` reads, for who sets it."""
 
@@ -68,6 +68,14 @@ class Candidate:
     ) -> "Candidate":
         """A mask with its fills, if it has any, for excerpts of these lengths."""
         return cls(name, dict.fromkeys(lengths, mask), {} if fills is None else {mask: fills})
+
+    @classmethod
+    def of_masks(
+        cls, name: str, masks: Mapping[int, SinkMask], fills: Fills | None = None
+    ) -> "Candidate":
+        """What has a mask for each length, which may all be one."""
+        several = len(set(masks.values())) > 1
+        return cls(name, masks, fills or {}, Plan.by_length(masks) if several else None)
 
     def specification(self) -> dict[str, Any]:
         """Its entry in the specification of a run."""
@@ -157,10 +165,12 @@ def candidates(
     """
     named = [mask for mask in masks if isinstance(mask, Candidate)]
     texts = [mask for mask in masks if not isinstance(mask, Candidate)]
-    named += [
-        Candidate(name, dict.fromkeys(lengths, mask), fills)
-        for name, (mask, fills) in read_masks(texts, config).items()
-    ]
+    longest = max(lengths, default=None)
+    for name, (mask, fills) in read_masks(texts, config, length=longest).items():
+        of_length = dict.fromkeys(lengths, mask)
+        if is_text(name):  # whose windows may grow
+            of_length = {length: SinkMask.from_text(name, length) for length in lengths}
+        named.append(Candidate.of_masks(name, of_length, fills))
     for name in plans:
         plan, fills = read_plan(name)
         of_length = {length: plan.mask(length) for length in lengths}
@@ -183,13 +193,17 @@ def check_candidates(
                 yield Problem("mask", candidate.name, str(problem))
 
 
-def read_masks(values: Sequence[str], config: LlamaConfig) -> dict[str, tuple[SinkMask, Fills]]:
+def read_masks(
+    values: Sequence[str], config: LlamaConfig, field: str = "mask", length: int | None = None
+) -> dict[str, tuple[SinkMask, Fills]]:
     """The masks that users name, each with its fills.
 
     Args:
       values: each is files, or names of shipped masks, with commas between them, or one mask's text
         form.
       config: of the model that they are for.
+      field: which problems are said to be with.
+      length: for which windows are that grow with it; None where there is no single one.
 
     Returns:
       by what the user wrote.
@@ -199,7 +213,7 @@ def read_masks(values: Sequence[str], config: LlamaConfig) -> dict[str, tuple[Si
         another model.
     """
     names = [n for value in values for n in ([value] if is_text(value) else value.split(","))]
-    masks = each(names, functools.partial(_read_mask, config=config))
+    masks = each(names, functools.partial(_read_mask, config=config, field=field, length=length))
     return dict(zip(names, masks, strict=True))
 
 
@@ -238,14 +252,16 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
         return Plan.from_dict(fields), fills
 
 
-def _read_mask(name: str, config: LlamaConfig) -> tuple[SinkMask, Fills]:
+def _read_mask(
+    name: str, config: LlamaConfig, field: str, length: int | None
+) -> tuple[SinkMask, Fills]:
     """A mask from its text form or its file, for a model of this config."""
-    with about("mask", name):
+    with about(field, name):
         if not is_text(name):
             saved = load_mask(name)
             saved.check(config)
             return saved.mask, _fills_of(saved)
-        mask = SinkMask.from_text(name)
+        mask = SinkMask.from_text(name, length)
         mask.check(config)
         if any(path == Sink("mean") for layer in mask.heads for path in layer):
             text = "s(mean) needs calibrated means, which only a mask's file has: give one"

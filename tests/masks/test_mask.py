@@ -332,6 +332,10 @@ def test_counts_add_up(mask):
             for k in range(K)
         ]
         assert groups[kind] == sum(whole)
+    starts = range(0, N, size)
+    paths = [set(map(str, heads[n : n + size])) for heads in mask.heads for n in starts]
+    assert mask.in_groups(K) == (max(map(len, paths)) == 1)
+    assert mask.in_groups(N)
 
 
 @pytest.mark.parametrize("num_kv_heads", [0, 4, 7])

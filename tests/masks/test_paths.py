@@ -68,6 +68,22 @@ def test_a_whole_mask_is_read_in_either_form():
     assert str(SinkMask.from_text(long)) == brief
 
 
+@given(least=st.integers(1, 10**6), each=st.integers(1, 10**6), length=st.integers(1, 10**6))
+def test_windows_grow_with_the_length_that_they_are_read_for(least, each, length):
+    growing = f"window(4,{least}+L/{each})"
+    assert parse_path(growing, length=length) == Window(4, least + length // each)
+    (refused,) = problems_of(parse_path, growing)
+    assert f"'{growing}' grows with a length, and there is none here" in refused
+
+
+def test_a_window_may_be_a_share_of_the_length_alone():
+    assert parse_path("w(0,L/4)", length=8) == Window(0, 2)
+    (refused,) = problems_of(parse_path, "w(0,L/4)", ("window",), 3)
+    assert "recent of window is 0" in refused
+    mask = SinkMask.from_text("L0: f 2w(4,32+L/16) | L1: 3w(4,64+L/8)", 512)
+    assert str(mask) == "L0: f 2w(4,64) | L1: 3w(4,128)"
+
+
 @settings(deadline=None)
 @given(st.text("fullcopywindsk(,)0123456789 ٣", max_size=14))
 def test_text_is_a_path_or_refused_with_what_is_allowed(text):
@@ -83,7 +99,10 @@ def test_text_is_a_path_or_refused_with_what_is_allowed(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["full()", "f(1)", "sink", "w(4)", "w(4,x)", "w(-1,4)", "c(0)", "s(first", "2f"],
+    [
+        *("full()", "f(1)", "sink", "w(4)", "w(4,x)", "w(-1,4)", "c(0)", "s(first", "2f"),
+        *("w(4,L/0)", "w(4,L)", "w(L/4,4)", "w(4,4+l/8)", "w(4,L/8+4)", "c(0,L/8)"),
+    ],
 )
 def test_what_no_form_has_is_refused(text):
     assert f"{text!r} is no path: write full, " in problems_of(parse_path, text)[0]

@@ -150,6 +150,21 @@ def test_plans_are_values_that_survive_json(bounds, drawn, crossing):
     assert all(plan.mask(n) == again.mask(n) for b in bounds for n in (b, b + 1))
 
 
+def test_a_stage_of_several_lengths_has_windows_that_grow_with_them():
+    stages = [
+        {"up_to": [8, 32], "mask": "L0: f w(1,2+L/8)"},
+        {"up_to": None, "mask": "L0: 2f"},
+    ]
+    plan = Plan.from_dict({"crossing": "stay", "stages": stages})
+    texts = {n: str(plan.mask(n)) for n in (1, 8, 9, 32, 33)}
+    assert texts == {1: "L0: f w(1,3)", 8: "L0: f w(1,3)"} | dict.fromkeys(
+        (9, 32), "L0: f w(1,6)"
+    ) | {33: "L0: 2f"}
+    masks = {n: plan.mask(n) for n in (32, 8)}
+    assert [stage.up_to for stage in Plan.by_length(masks).stages] == [8, None]
+    assert {n: Plan.by_length(masks).mask(n) for n in masks} == masks
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -158,6 +173,11 @@ def test_plans_are_values_that_survive_json(bounds, drawn, crossing):
         ({"crossing": "stay", "stages": [{"mask": "L0: f"}]}, "stage 0 is"),
         ({"crossing": "stay", "stages": [{"up_to": 3, "mask": "L0: f"}]}, "the last stage"),
         ({"crossing": "stay", "stages": [{"up_to": None, "mask": "L0: 2x"}]}, "stage 0: 'L0: 2x'"),
+        (
+            {"crossing": "stay", "stages": [{"up_to": None, "mask": "L0: w(1,L/8)"}]},
+            "stage 0: 'w(1,L/8)' is no run of heads: 'w(1,L/8)' grows with a length",
+        ),
+        ({"crossing": "stay", "stages": [{"up_to": [], "mask": "L0: f"}]}, "the last stage"),
         ({"crossing": "jump", "stages": [{"up_to": None, "mask": "L0: f"}]}, "stay, prefill"),
         (
             {

@@ -1,9 +1,10 @@
 """Shipped plans: found by name from any folder, of shipped masks, going on in the baseline."""
 
 import pytest
+from masks import CONFIG
 
 from sinkjax import InputError, SinkMask, load_mask, shipped
-from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.candidates import Candidate, candidates, read_plan
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-10-sinks"])  # none is ever to go
@@ -22,3 +23,18 @@ def test_an_unknown_plan_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
         read_plan("smollm2-135m-10")
     assert all(name in str(refused.value) for name in shipped.names("plans", ".json"))
+
+
+def test_a_masks_text_may_have_windows_that_grow_with_the_length():
+    rest = "L1-3: 6f"
+    text = f"L0: 5f w(4,32+L/16) | {rest}"
+    (named,) = candidates([text], [], CONFIG, [2048, 512])
+    assert {n: str(mask) for n, mask in named.masks.items()} == {
+        2048: f"L0: 5f w(4,160) | {rest}",
+        512: f"L0: 5f w(4,64) | {rest}",
+    }
+    assert named.describe(512)["mask_digest"] != named.describe(2048)["mask_digest"]
+    assert named.serving(512, 64) == [(named.masks[512], 512, 576)]
+    (alone,) = candidates([text], [], CONFIG, [512])
+    assert alone.plan is None
+    assert Candidate.of_masks("one", {1: alone.masks[512], 2: alone.masks[512]}).plan is None

@@ -128,7 +128,7 @@ class Retrieval(Study):
                     for length, mask in candidate.masks.items()
                 }
                 which = f" {number + 1}" if self.control_draws > 1 else ""
-                control = Candidate(f"{candidate.name}, at random{which}", masks)
+                control = Candidate.of_masks(f"{candidate.name}, at random{which}", masks)
                 controlled.append((control, candidate.name))
         return controlled
 
@@ -210,10 +210,5 @@ class Retrieval(Study):
 
 def _control(mask: SinkMask, seed: int, num_kv_heads: int) -> SinkMask:
     """The random control of a mask: of whole groups where it is made of such."""
-    size = mask.num_heads // num_kv_heads
-    grouped = all(
-        len(set(layer[first : first + size])) == 1
-        for layer in mask.heads
-        for first in range(0, mask.num_heads, size)
-    )
+    grouped = mask.in_groups(num_kv_heads)
     return random_control(mask, seed=seed, num_kv_heads=num_kv_heads if grouped else None)
