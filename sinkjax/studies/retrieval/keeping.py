@@ -108,7 +108,7 @@ class AnswersStudy(Study):
         """Cells of what masks still answer.
 
         Args:
-          candidates: by name.
+          candidates: by name; each answers what is asked at its lengths.
           control_of: of random controls, whose they are.
         """
         measure = Measure(bench, None, self.judged_lengths, self.judge_questions)
@@ -120,6 +120,8 @@ class AnswersStudy(Study):
         for name, candidate in candidates.items():
             of_mask = {"control_of": control_of[name]} if name in control_of else {}
             for asked in self.judged_answers:
+                if asked.length not in candidate.masks:
+                    continue
                 described = {**candidate.describe(asked.length), **of_mask}
                 yield Cell(
                     asked.fields(described, **common),

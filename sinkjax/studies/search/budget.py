@@ -60,6 +60,7 @@ def rank_moves(
     savings: np.ndarray,
     *,
     size: int = 1,
+    within: SinkMask | None = None,
 ) -> list[Move]:
     """Moves in the greedy order: the next one costs least a saving beside those before it.
 
@@ -70,6 +71,7 @@ def rank_moves(
       predicted: costs of single heads.
       savings: float [P], of a unit on each path, above 0.
       size: heads of a unit.
+      within: whose path alone each unit may take, in the order of `start`; None for any path.
 
     Returns:
       all moves there are, until every unit is on the path that saves most; equal ones by (layer,
@@ -82,6 +84,9 @@ def rank_moves(
     products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
     at = _options(start, options, size)
     every = np.arange(at.size)
+    allowed = np.ones((saved.size, at.size), bool)
+    if within is not None:
+        allowed = np.arange(saved.size)[:, None] == _options(within, options, size)
     shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size * at.size))
     here = _options(predicted.mask, options, size)
     # The sum over units of where they are, against the mask that was predicted for.
@@ -93,7 +98,7 @@ def rank_moves(
         joint = _mean(np.square(change) + 2 * together[:, None, None] * change)
         cost = linear - linear[at, every]
         cost = cost + ((1 - shrunk) * joint + shrunk * (own - own[at, every])) / 2
-        saving = saved[:, None] - saved[at][None]
+        saving = np.where(allowed, saved[:, None] - saved[at][None], 0)
         slope = np.where(saving > 0, cost / np.where(saving > 0, saving, 1), np.inf)
         unit = int(slope.min(axis=0).argmin())
         option = int(slope[:, unit].argmin())
@@ -181,6 +186,7 @@ def spend(
     size: int = 1,
     tries: int = 6,
     close: float = 0.95,
+    whole: bool = False,
 ) -> Step:
     """As many of the moves, from the first on, as the measured KL allows.
 
@@ -197,6 +203,7 @@ def spend(
       size: heads of a unit.
       tries: measurements, at most.
       close: the share of the target that is near enough.
+      whole: whether all moves are measured first, since they are expected to fit.
     """
     cumulative = np.concatenate([[0.0], np.cumsum([move.cost for move in moves])])
     cumulative = np.maximum.accumulate(cumulative)
@@ -205,6 +212,8 @@ def spend(
     failed = False
     while len(tried) < tries and too_many - fits > 1 and best_kl < close * target:
         number = _next(cumulative, fits, too_many, best_kl, target, scale)
+        if whole and not tried:
+            number = len(moves)
         if failed:  # predictions that were wrong there may be wrong again
             number = min(number, (fits + too_many) // 2)
         candidate = make_moves(start, moves[:number], size=size)

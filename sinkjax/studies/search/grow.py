@@ -98,6 +98,8 @@ class SearchSettings:
       workload: for which savings are counted.
       by: units that move, each `head` or each key/value `group` as a whole.
       gates: for the ranking of that name.
+      prune: mask whose path alone each head may take, or stay `full`; a unit's heads are on one
+        path in it. None for any of the paths.
       chips: over which key/value heads are divided, and which have the same to do.
     """
 
@@ -113,13 +115,17 @@ class SearchSettings:
     samples: int = 2
     seed: int = 0
     gates: LearnedGates | None = None
+    prune: SinkMask | None = None
     chips: int = 1
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values; of one chip, as earlier versions had them, without their number."""
-        fields = dataclasses.asdict(dataclasses.replace(self, gates=None))
+        """As JSON values; without what earlier versions had no word for, where it is not used."""
+        fields = dataclasses.asdict(dataclasses.replace(self, gates=None, prune=None))
         if self.chips == 1:
             del fields["chips"]
+        del fields["prune"]
+        if self.prune is not None:
+            fields["prune"] = self.prune.digest
         fields["gates"] = None if self.gates is None else dict(self.gates.origin)
         return {**fields, "paths": list(map(str, self.paths))}
 
@@ -200,6 +206,7 @@ def search_mask(
             return max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
         return float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
 
+    within = None if settings.prune is None else units.arranged(settings.prune)
     best, kl, scale = full, 0.0, None
     rounds: list[Step] = []
     returned: set[tuple[int, int]] = set()
@@ -208,11 +215,14 @@ def search_mask(
         predicted = units.predicted(_predict(costs, settings, best, number))
         moves = [
             move
-            for move in rank_moves(start, settings.paths, predicted, worth, size=units.size)
+            for move in rank_moves(
+                start, settings.paths, predicted, worth, size=units.size, within=within
+            )
             if (move.layer, move.unit) not in returned
         ]
         target = settings.kl_budget * (number + 1) / settings.rounds
         how = {"kl": kl, "scale": scale, "size": units.size, "tries": settings.tries}
+        how["whole"] = within is not None and target == settings.kl_budget
         measure = lambda mask: budgeted(units.restored(mask))  # noqa: E731
         step = spend(start, moves, target, measure, **how)
         if of_answers is not None:

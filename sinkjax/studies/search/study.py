@@ -25,6 +25,9 @@ path:
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
 
+--prune=MASK takes no paths of its own: each head may take its path in that mask, or stay `full`. A
+mask from elsewhere, or for another length, so loses the heads that break the promises here.
+
 --chips=8 searches for a mesh of which `model` is 8: what a chip's heads are spared goes to waste
 where another's are not, so groups are set side by side, and their heads move together.
 
@@ -55,7 +58,7 @@ from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, pars
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
-from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.candidates import Candidate, read_masks
 from sinkjax.studies.costs import GENERATED, parts_up_to
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
@@ -131,6 +134,11 @@ class Search(AnswersStudy):
         "Paths that heads may take, with commas between them: windows and sinks.",
         parse=functools.partial(parse_paths, kinds=("window", "sink")),
     )
+    prune: str | None = setting(
+        None,
+        "Mask's file, or name of a shipped mask, to choose from, in place of paths: each head may "
+        "take its path there, or stay `full`.",
+    )
     units: Literal["head", "group"] = setting(
         "head", "What moves to another path: single heads, or whole key/value groups."
     )
@@ -169,6 +177,11 @@ class Search(AnswersStudy):
         6, "Questions of each task and depth on which masks are measured."
     )
     control_draws: int = setting(5, "Draws of each random control.")
+    control_texts: int | None = setting(
+        None,
+        "Number of texts on which the controls are judged, too: first other excerpts of the text "
+        "to choose on. Default: all.",
+    )
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
     mask_file: str | None = setting(None, "File for the mask. Default: OUTPUT_DIR/mask.json.")
 
@@ -187,10 +200,18 @@ class Search(AnswersStudy):
                 yield Problem("paths", path, "it is none to search for: give windows and sinks")
             if self.paths.count(path) > 1:
                 yield Problem("paths", path, "it is there twice")
+        if self.prune is not None and self.paths != Search.paths:
+            yield self.wrong("prune", "its heads' paths are those to choose from: give no paths")
+        if self.prune is not None and (self.chips > 1 or self.ranking == "gates"):
+            yield self.wrong(
+                "prune", "it is for one chip, and not for ranking=gates; leave them out"
+            )
         yield from at_least(self, chips=1, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
         yield from at_least(
             self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1, control_draws=1
         )
+        if self.control_texts is not None:
+            yield from at_least(self, control_texts=1)
         yield from at_least(self, rank_questions=1, hold_questions=1)
         if not self.flops_per_byte > 0:
             yield self.wrong("flops_per_byte", "give a number above 0")
@@ -207,6 +228,8 @@ class Search(AnswersStudy):
             yield from problems_of(lambda: full.balanced(self.chips, config.num_kv_heads))
         if self._learned is not None:
             yield from self._gate_problems(self._learned)
+        if self._pruned is not None:
+            yield from self._prune_problems(self._pruned)
         if self._trained_on_choice and not self.judge_text:
             text = "the gates were trained on the text to choose on, so that no excerpt of it is "
             yield Problem("judge_text", None, f"{text}left to judge on; give another text")
@@ -241,6 +264,15 @@ class Search(AnswersStudy):
             text = f"it has {count} a layer, in {their_layers} layers; units={self.units} takes"
             yield self.wrong("gates", f"{text} {allowed}")
 
+    def _prune_problems(self, mask: SinkMask) -> Iterator[Problem]:
+        if not mask.masked.any():
+            yield self.wrong("prune", "it masks no head: give a mask with windows or sinks")
+        if mask.counts()["copy"]:
+            yield self.wrong("prune", "it has copy heads; give one of windows and sinks alone")
+        if self.units == "group" and not mask.in_groups(self.subject.config.num_kv_heads):
+            text = "not all of its key/value groups have their heads on one path: give units=head"
+            yield self.wrong("prune", text)
+
     @property
     def length(self) -> int:
         """Tokens of an excerpt."""
@@ -250,19 +282,36 @@ class Search(AnswersStudy):
     @property
     def settings(self) -> SearchSettings:
         """What is searched for: the budget is what the margin leaves of it."""
-        same = ("paths", "budget_on", "objective", "ranking", "chips")
+        same = ("budget_on", "objective", "ranking", "chips")
         same += ("rounds", "tries", "samples", "seed")
         return SearchSettings(
             kl_budget=self.kl_budget * (1 - self.margin),
             workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
             by=self.units,
+            paths=self._paths,
             gates=self._learned,
+            prune=self._pruned,
             **{name: getattr(self, name) for name in same},
         )
 
     @functools.cached_property
     def _learned(self) -> LearnedGates | None:
         return None if self.gates is None else _read_gates(self.gates)
+
+    @functools.cached_property
+    def _pruned(self) -> SinkMask | None:
+        if self.prune is None:
+            return None
+        ((mask, _),) = read_masks([self.prune], self.subject.config, "prune", self.length).values()
+        return mask
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        """That heads may take."""
+        if self._pruned is None:
+            return self.paths
+        taken = (path for heads in self._pruned.heads for path in heads)
+        return tuple(path for path in dict.fromkeys(taken) if path != Full())
 
     @property
     def _trained_on_choice(self) -> bool:
@@ -381,13 +430,14 @@ class Search(AnswersStudy):
             ranked += self.answers.ranked.tokens.size * self.rounds * passes
             measured += asked * self.rounds * self.tries
         asked = 4 * sum(of.questions.tokens.size for of in self.judged_answers)
-        tokens = sum(excerpts.size for _, excerpts in self.judge_texts)
-        masks = 1 + len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)
-        records = 1 + masks * len(self.judge_texts) + 2 * len(self.judged_answers)
+        texts = [excerpts.size for _, excerpts in self.judge_texts]
+        controls = len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)
+        held = texts[: self.control_texts]
+        records = 1 + len(texts) + controls * len(held) + 2 * len(self.judged_answers)
         return Size(
-            ranked + measured + asked + masks * tokens,
+            ranked + measured + asked + sum(texts) + controls * sum(held),
             records,
-            _RECORD_BYTES * records + _POSITION_BYTES * records * tokens,
+            _RECORD_BYTES * records + _POSITION_BYTES * records * sum(texts),
         )
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
@@ -407,12 +457,15 @@ class Search(AnswersStudy):
             summarize_search, outcome, masks, bench.model.config, self.settings.workload
         )
         yield Cell({"kind": "search", **self._common()}, summarize, "search")
-        for series, excerpts in self.judge_texts:
-            yield from self._quality_cells(bench, masks, outcome.fills, series, excerpts)
+        for number, (series, excerpts) in enumerate(self.judge_texts):
+            held = self.control_texts is None or number < self.control_texts
+            judged = masks if held else {CHOSEN: outcome.mask}
+            yield from self._quality_cells(bench, judged, outcome.fills, series, excerpts)
         control = numbered(RANDOM[0], 0)
+        # What a control loses shows at the length itself: it promises nothing at shorter ones.
         answering = {
-            name: Candidate.of_mask(name, masks[name], self.judged_lengths, outcome.fills)
-            for name in (CHOSEN, control)
+            name: Candidate.of_mask(name, masks[name], lengths, outcome.fills)
+            for name, lengths in ((CHOSEN, self.judged_lengths), (control, self.lengths))
         }
         yield from self.answer_cells(bench, answering, {control: CHOSEN})
         records = list(bench.results)

@@ -9,7 +9,7 @@ from losses import kl_of
 from scripts import as_flags, run_main
 
 import sinkjax
-from sinkjax import InputError, load_mask, specialize
+from sinkjax import InputError, SinkMask, load_mask, specialize
 from sinkjax.cli.card import mask_card
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
@@ -87,7 +87,7 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     assert specification["judged_answers"] == judged[:8]
     assert not set(judged) & set(search["asked"]["held_sha256"])
     assert len(search["asked"]["held_sha256"]) == 6  # between 0, 0.2, 0.8 and 1, of two tasks
-    assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 8 + [f"{RANDOM[0]} 1"] * 8
+    assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 8 + [f"{RANDOM[0]} 1"] * 4
     assert {r["source"]["name"] for r in asked if r["task"] == "niah_prose"} == {"other.txt"}
     saved = load_mask(asking / "mask.json")
     # A random model gives no answer back.
@@ -154,6 +154,46 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
     assert read_records(tmp_path)[0]["settings"]["by"] == "group"
 
 
+def test_a_pruned_masks_heads_keep_their_paths_or_are_full(tiny, other_text, tmp_path):
+    given = SinkMask.from_text("L0: 6w(1,4) | L1: 3w(1,12) 3s(first)")
+    more = {"prune": given, "units": "group", "kl_budget": 2, "judge_excerpts": 1, "rounds": 1}
+    more |= {"control_draws": 1, "control_texts": 1}
+    flags = arguments(tiny, tmp_path, other_text, **more)
+    run_main(SEARCH, *(flag for flag in flags if not flag.startswith("--paths")))
+    saved = load_mask(tmp_path / "mask.json")
+    assert 0 < saved.mask.masked.sum() < given.masked.sum()
+    assert saved.mask & given == saved.mask
+    chosen = saved.provenance.selection
+    assert chosen["held_kl"] <= 2 * 0.8
+    assert chosen["prune"] == given.digest
+    assert chosen["paths"] == ["window(1,4)", "window(1,12)", "sink(first)"]
+    _, records = read_records(tmp_path)
+    ((whole, kl), *_) = records[0]["result"]["rounds"][0]["tried"]
+    assert whole == 4  # all groups, first of all
+    assert kl > 2 * 0.8
+    names = [r["candidate"]["name"] for r in records if r["kind"] == "quality"]
+    assert len(names) == 1 + len(CONTROLS) + 1
+    assert names[-1] == CHOSEN  # on the second text alone
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        ("L0-1: 6f", "it masks no head"),
+        ("L0: 6f | L1: 3c(0,1) 3f", "it has copy heads"),
+        ("L0: w(1,4) 5f | L1: 6f", "not all of its key/value groups"),
+        ("L0-2: 5f", "the mask is for 3 layers of 5 heads"),
+        ("nothing.json", "cannot be read"),
+    ],
+)
+def test_a_mask_that_cannot_be_pruned_is_refused(mask, why, tiny, other_text, tmp_path):
+    flags = arguments(tiny, tmp_path / "out", other_text, prune=mask, units="group")
+    with pytest.raises(InputError) as error:
+        run_main(SEARCH, *(flag for flag in flags if not flag.startswith("--paths")))
+    assert f"--prune={mask}" in str(error.value)
+    assert why in str(error.value)
+
+
 @pytest.fixture(scope="module")
 def learned(tiny, other_text, tmp_path_factory):
     """Gates at 24 tokens."""
@@ -197,6 +237,7 @@ BAD = {
         ["--hold_excerpts=0", "--control_draws=0"],
     ),
     "text": ({"lengths": 120, "judge_excerpts": 100}, ["other.txt has", "100 are wanted"]),
+    "pruned": ({"prune": "L0-1: 6w(1,4)", "chips": 2}, ["give no paths", "for one chip"]),
     "no gates": ({"ranking": "gates"}, ["--gates: ranking=gates needs"]),
 }
 
