@@ -235,7 +235,8 @@ def _remake(
                         "output_dir": "GATES",
                     },
                 )
-            same = ("paths", "objective", "ranking", "rounds", "tries", "samples", "seed")
+            same = ("objective", "ranking", "rounds", "tries", "samples", "seed")
+            choice = "prune" if "prune" in how else "paths"
             others = [text for text in texts if text != made_from.text]
             ranked, held = how.get("num_windows", (None, None))
             asked = how.get("asked", {})
@@ -254,7 +255,7 @@ def _remake(
                     **{"kl_budget": how["kl_budget"], "margin": 0},  # what the margin had left
                     "budget_on": how.get("budget_on", "mean"),
                     "units": how["by"],
-                    **{name: how[name] for name in same},
+                    **{name: how[name] for name in (choice, *same)},
                     **({"chips": how["chips"]} if "chips" in how else {}),
                     **answers,
                     **{name: workload[name] for name in ("batch_size", "generated")},

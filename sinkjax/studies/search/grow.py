@@ -125,7 +125,7 @@ class SearchSettings:
             del fields["chips"]
         del fields["prune"]
         if self.prune is not None:
-            fields["prune"] = self.prune.digest
+            fields["prune"] = str(self.prune)
         fields["gates"] = None if self.gates is None else dict(self.gates.origin)
         return {**fields, "paths": list(map(str, self.paths))}
 

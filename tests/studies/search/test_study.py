@@ -165,8 +165,10 @@ def test_a_pruned_masks_heads_keep_their_paths_or_are_full(tiny, other_text, tmp
     assert saved.mask & given == saved.mask
     chosen = saved.provenance.selection
     assert chosen["held_kl"] <= 2 * 0.8
-    assert chosen["prune"] == given.digest
     assert chosen["paths"] == ["window(1,4)", "window(1,12)", "sink(first)"]
+    made = mask_card("ada/mask", saved)
+    assert f"'--prune={given}'" in made
+    assert "--paths" not in made
     _, records = read_records(tmp_path)
     ((whole, kl), *_) = records[0]["result"]["rounds"][0]["tried"]
     assert whole == 4  # all groups, first of all
