@@ -11,7 +11,6 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +33,7 @@ from matplotlib.ticker import (
 from PIL import Image
 
 from sinkjax.report import formats
+from sinkjax.report.page import Picture
 
 DPI = 150
 WIDTH = 10.0  # inches of every figure
@@ -54,25 +54,6 @@ _STEPS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100)
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _BOLD_CHARACTER = 0.093  # inches that one takes in a panel's title
 _TITLE_LINE, _TEXT_LINE = 0.24, 0.19  # inches
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the report holds it.
-
-    Attributes:
-      name: of its file, without the suffix.
-      png: the file.
-      size: its pixels, width and height.
-      alt: what it shows, for who cannot see it.
-      caption: how to read it.
-    """
-
-    name: str
-    png: bytes
-    size: tuple[int, int]
-    alt: str
-    caption: str
 
 
 class Scale(NamedTuple):

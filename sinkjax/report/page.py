@@ -9,8 +9,26 @@ from typing import Any
 
 import jinja2
 
-from sinkjax.report.canvas import Picture
 from sinkjax.report.table import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the report holds it.
+
+    Attributes:
+      name: of its file, without the suffix.
+      png: the file.
+      size: its pixels, width and height.
+      alt: what it shows, for who cannot see it.
+      caption: how to read it.
+    """
+
+    name: str
+    png: bytes
+    size: tuple[int, int]
+    alt: str
+    caption: str
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ def resumed(folder: pathlib.Path) -> Format:
 def report(folder: pathlib.Path) -> Format:
     """Of records without digests, as earlier versions wrote: read or refused, of whatever shape."""
     from sinkjax.cli.study import write_report
-    from sinkjax.report.canvas import Picture, Sheet
+    from sinkjax.report.canvas import Sheet
+    from sinkjax.report.page import Picture
 
     _write_results(folder)
     (folder / "records.sha256").unlink(missing_ok=True)

@@ -6,8 +6,7 @@ import pytest
 
 from sinkjax.errors import InputError
 from sinkjax.files import replace_file
-from sinkjax.report.canvas import Picture
-from sinkjax.report.page import Folded, Page, Section
+from sinkjax.report.page import Folded, Page, Picture, Section
 from sinkjax.report.write import write_page
 
 FOREIGN = b"\x89PNG of somebody else"

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
-from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.report.page import Page, Prose, Section, explanations
+from sinkjax.report.canvas import Sheet
+from sinkjax.report.page import Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns

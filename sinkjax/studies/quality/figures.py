@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Sheet
+from sinkjax.report.canvas import Sheet
+from sinkjax.report.page import Picture
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.studies.quality.tables import excerpts, label
 from sinkjax.studies.resampling import LEVEL

@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
-from sinkjax.report.canvas import Picture, Scale, Sheet
-from sinkjax.report.page import Card, Page, Prose, Section, explanations
+from sinkjax.report.canvas import Scale, Sheet
+from sinkjax.report.page import Card, Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record
 from sinkjax.studies.resampling import LEVEL, RESAMPLES
 from sinkjax.studies.retrieval.measure import FLOOR

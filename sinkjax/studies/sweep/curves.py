@@ -9,7 +9,8 @@ from matplotlib.patches import Patch
 
 from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Sheet, key
+from sinkjax.report.canvas import Sheet, key
+from sinkjax.report.page import Picture
 from sinkjax.report.records import numbers
 from sinkjax.studies.sweep import findings
 from sinkjax.studies.sweep.records import Curve, Group, probabilities

@@ -10,7 +10,8 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Scale, Sheet
+from sinkjax.report.canvas import Scale, Sheet
+from sinkjax.report.page import Picture
 from sinkjax.studies.sweep.records import Curve
 
 

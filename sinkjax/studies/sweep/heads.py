@@ -8,7 +8,8 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Scale, Sheet
+from sinkjax.report.canvas import Scale, Sheet
+from sinkjax.report.page import Picture
 from sinkjax.studies.sweep import findings, grids
 from sinkjax.studies.sweep.records import Curve
 

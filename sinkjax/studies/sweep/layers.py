@@ -10,7 +10,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullFormatter
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.canvas import Picture, Sheet, key
+from sinkjax.report.canvas import Sheet, key
+from sinkjax.report.page import Picture
 from sinkjax.report.records import numbers
 from sinkjax.studies.sweep import findings, grids, tables
 from sinkjax.studies.sweep.records import Curve, probabilities

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
-from sinkjax.report.canvas import Picture, Sheet
-from sinkjax.report.page import Page, Section
+from sinkjax.report.canvas import Sheet
+from sinkjax.report.page import Page, Picture, Section
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
