@@ -6,9 +6,7 @@ import pytest
 
 from sinkjax.programs.hlo import Module
 
-pytestmark = pytest.mark.quick
-
-pytestmark = pytest.mark.default_compilation
+pytestmark = [pytest.mark.quick, pytest.mark.default_compilation]
 
 
 def _module(function, *arguments) -> Module:

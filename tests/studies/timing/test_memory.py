@@ -8,9 +8,10 @@ import pytest
 from sinkjax.studies.timing.memory import resident_kept, resident_rise
 from sinkjax.studies.timing.pairs import Call
 
-pytestmark = pytest.mark.quick
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says"),
+]
 _BYTES = 64 << 20
 
 
