@@ -235,9 +235,3 @@ def test_what_a_user_gets_wrong_ends_as_messages_and_status_1(source, tmp_path):
         "unknown attribute colour",
         "unknown attribute sliding_window",
     ]
-
-
-def test_help_teaches_the_command():
-    _, out, _ = finish("--help")
-    for mention in ("python -m experiments.convert --model=", "--output:", "--model:", "--format:"):
-        assert mention in out

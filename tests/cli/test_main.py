@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from scripts import ROOT, start
+from scripts import ROOT, refused, start
 
 import sinkjax
 from sinkjax import shipped
@@ -57,38 +57,56 @@ def test_an_unknown_command_is_refused_with_those_there_are(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("script", "flag"), [("sweep", "--help"), ("convert", "-h"), ("mask", "--helpshort")]
+    ("script", "flag", "words"),
+    [
+        ("sweep", "--help", ["=quickstart.flags", "\n  --lengths:", "--[no]dry_run:", "shipped"]),
+        ("convert", "-h", ["convert --model=", "\n  --output:", "\n  --format:"]),
+        ("mask", "--helpshort", []),
+    ],
 )
-def test_help_of_a_script_is_no_failure(script, flag):
+def test_help_of_a_script_teaches_and_is_no_failure(script, flag, words):
     process = start(f"experiments.{script}", flag)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
-    assert f"python -m experiments.{script} --" in out
-    assert "\n  --model" in out
+    for word in (f"python -m experiments.{script} --", "\n  --model:", *words):
+        assert word in out, word
 
 
-def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship():
-    process = start("experiments.sweep", "--flagfile", "quick.flags")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "")
+def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep", "--flagfile", "quick.flags"])
+    with pytest.raises(SystemExit) as ended:
+        flags.run(lambda: None)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: --flagfile=quick.flags: ")
-    assert err.count("\n") == 1
     assert all(name in err for name in shipped.names("", ".flags"))
 
 
-@pytest.mark.parametrize("in_file", [False, True], ids=["argument", "file"])
 @pytest.mark.parametrize(
     ("script", "old", "new"),
-    [("mask", "path=s(first)", "paths"), ("mask", "groups", "units"), ("gates", "path=f", "paths")],
+    [
+        ("mask", "path=s(first)", "paths"),
+        ("mask", "groups", "units"),
+        ("gates", "path=f", "paths"),
+        ("gates", "text=book.txt", "judge_text"),
+    ],
 )
-def test_an_old_flag_is_refused_with_its_name_of_today(script, old, new, in_file, tmp_path):
+def test_an_old_flag_is_refused_with_its_name_of_today(script, old, new, tmp_path):
     file = tmp_path / "old.flags"
     file.write_text(f"--{old}\n")
-    argument = f"--flagfile={file}" if in_file else f"--{old}"
-    process = start(f"experiments.{script}", argument)
+    name, _, value = old.partition("=")
+    ways = [f"--{old}"], [f"--flagfile={file}"], [f"--{name}", *filter(None, [value])]
+    for arguments in ways:
+        said = refused(f"experiments.{script}", *arguments)
+        assert said == f"error: --{name} is called --{new} now; --help shows all flags\n"
+
+
+def test_a_script_knows_the_old_names_of_its_flags():
+    """In a process of its own, as a user starts it."""
+    process = start("experiments.gates", "--text", "book.txt")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
-    assert err == f"error: --{old.split('=')[0]} is called --{new} now; --help shows all flags\n"
+    assert err == "error: --text is called --judge_text now; --help shows all flags\n"
 
 
 def test_a_missing_pytorch_is_no_news_to_a_scripts_user():

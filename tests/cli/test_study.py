@@ -1,17 +1,6 @@
-"""What every study does in a terminal: old flags, plans, progress."""
+"""What every study does in a terminal: plans, progress."""
 
 from scripts import finish, start
-
-
-def test_an_old_flag_is_refused_with_its_new_name_wherever_it_is_written(tmp_path):
-    old = tmp_path / "old.flags"
-    old.write_text("--text=book.txt\n")
-    for arguments in (["--text=book.txt"], ["--text", "book.txt"], [f"--flagfile={old}"]):
-        process = start("experiments.gates", *arguments)
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, out) == (1, "")
-        assert err.startswith("error: --text is called --judge_text now")
-        assert err.count("\n") == 1
 
 
 def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):

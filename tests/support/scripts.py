@@ -1,12 +1,15 @@
 """Runs the experiments' scripts: in this process, each with flags of its own, or in a new one."""
 
+import contextlib
 import importlib
+import io
 import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping
 from types import ModuleType
 
+import pytest
 from absl import flags
 
 from sinkjax import InputError
@@ -64,6 +67,15 @@ def run_main(name: str, *arguments: str) -> None:
         raise InputError(*map(cli.as_flag, error.problems)) from error
     finally:
         flags.FLAGS.unparse_flags()
+
+
+def refused(name: str, *arguments: str) -> str:
+    """What a script says of arguments that hold no flag of its, in this process."""
+    script, said = load_script(name), io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+        cli._parse(script.renamed, list(cli._expanded([name, *arguments])))
+    assert ended.value.code == 1
+    return said.getvalue()
 
 
 def start(name: str, *arguments: str, **options) -> subprocess.Popen:

@@ -307,20 +307,6 @@ def test_a_user_sees_one_line_a_problem_and_no_traceback(prompts, tmp_path):
     assert len(err.splitlines()) == 2
 
 
-def test_help_teaches():
-    process = start(SWEEP, "--help")
-    out, err = process.communicate(timeout=120)
-    text = out + err
-    for word in (
-        "--flagfile=quickstart.flags",
-        "--lengths",
-        "--dry_run",
-        "--model",
-        "shipped",
-    ):
-        assert word.removeprefix("--") in text, word
-
-
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.flags")), ids=lambda f: f.name)
 def test_every_shipped_config_is_its_scripts(file):
     """Each names its script in a comment, and every flag in it is that script's."""
