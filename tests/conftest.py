@@ -6,10 +6,10 @@ devices that are not here are installed, and JAX is not to look for these device
 Most of the tests' time is compiling, for models so small that they gain nothing by it. So LLVM
 optimizes nothing, which halves the time and leaves the HLO as it is; a program is one module to it,
 not up to 32 of them, which takes a third less again; loops are written by XLA's older emitters
-where JAX is older than 0.11, which takes a quarter less; and what one of pytest's processes has
-compiled, or one that it started, no other compiles again. Tests of the real model have none of this
-but the one module, nor has what is marked `default_compilation`, since it is about compiling,
-speed, or the numbers of optimized code.
+where JAX is older than 0.11, which takes half of the rest and less; and what one of pytest's
+processes has compiled, or one that it started, no other compiles again. Tests of the real model
+have none of this but the one module, nor has what is marked `default_compilation`, since it is
+about compiling, speed, or the numbers of optimized code. What a test starts compiles as it does.
 
 A file's tests, which share fixtures and what they compile, go to one of the processes, and what
 they compiled is freed after them, or before where a process has grown large. So do all tests whose
@@ -53,15 +53,22 @@ def _configure(name: str, value: str | float | bool) -> None:
     os.environ[name.upper()] = str(value)
 
 
+_configure("jax_traceback_in_locations_limit", 0)  # lines of code, which take a tenth of lowering
+
 if "PYTEST_XDIST_WORKER" not in os.environ:  # else from the process that started this one
     _compiled = tempfile.TemporaryDirectory(prefix="sinkjax-compiled-")
     _configure("jax_compilation_cache_dir", _compiled.name)
     _configure("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+_XLA_FLAGS = os.environ["XLA_FLAGS"]
+_HAS_OLDER_EMITTERS = jax.__version_info__ < (0, 11)
 _overrides: dict[str, bool] = {}  # for the test that runs
 
-if jax.__version_info__ < (0, 11):  # later ones have a single kind of emitters
+if _HAS_OLDER_EMITTERS:
     from jax._src import compiler  # no public setting of JAX 0.10 reaches every compilation
+    from jaxlib import xla_client
+
+    xla_client.CompileOptions()  # this process reads XLA_FLAGS here, and never again
 
     _compile_options = compiler.get_compile_options
 
@@ -154,8 +161,10 @@ def pytest_runtest_protocol(item: pytest.Item):
     quick = not uses_real_model(item) and (marker is None or marker.args == (False,))
     _configure("jax_disable_most_optimizations", quick)
     _overrides.clear()
-    if quick:
+    os.environ["XLA_FLAGS"] = _XLA_FLAGS
+    if quick and _HAS_OLDER_EMITTERS:
         _overrides["xla_cpu_use_fusion_emitters"] = False
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
     if quick != jax.config.jax_enable_compilation_cache:
         _configure("jax_enable_compilation_cache", quick)
         compilation_cache.reset_cache()  # else JAX goes on with what it found at first
