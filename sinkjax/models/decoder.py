@@ -41,7 +41,7 @@ from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled
 from sinkjax.models.rope import rotary_tables
-from sinkjax.models.rules import lay_batch
+from sinkjax.models.rules import AS_DIVIDED, lay_batch
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -65,7 +65,10 @@ class Attention(nnx.Module):
       turn: what queries and keys go through after their projections.
       span: what every head sees: all, or the layer's own window.
       score_cap: within which scores are `sinkjax.attention.blocks.capped`; None for no cap.
+      batch: the logical axis of rows (`sinkjax.models.rules`).
     """
+
+    batch = AS_DIVIDED
 
     def __init__(self, config: LlamaConfig, index: int, make: Maker):
         embed, head_dim = ("embed", config.embed_dim), ("head_dim", config.head_dim)
@@ -176,7 +179,7 @@ class MLP(nnx.Module):
         # Summed for all rows first: a sum for a share of them alone XLA's TPU compiler makes of
         # several products, each of which reads the whole weight.
         out = lay_batch(out, "batch", self.down[...])
-        return lay_batch(add_bias(out, self.down_bias), "attention_batch", self.down[...])
+        return lay_batch(add_bias(out, self.down_bias), AS_DIVIDED, self.down[...])
 
 
 class Layer(nnx.Module):
@@ -425,7 +428,7 @@ class Llama(nnx.Module):
             )
         table = self.embedding[...]
         x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
-        return scaled(lay_batch(x, "attention_batch", table), self.config.embedding_scale)
+        return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:

@@ -13,9 +13,16 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 ROW_AXES = ("data", NEURONS)
 """Mesh axes that rows lie along in attention."""
 
+AS_DIVIDED, BY_SUB, BY_CHIP = "attention_batch", "sub_batch", "chip_batch"
+"""Logical axes of rows in a layer's attention: where a mesh divides its heads; where `sub` divides
+rows in their place; where `model` does so as well."""
+
 RULES: Rules = {
     "batch": "data",
-    "attention_batch": ROW_AXES,
+    AS_DIVIDED: ROW_AXES,
+    BY_SUB: (*ROW_AXES, "sub"),
+    BY_CHIP: (*ROW_AXES, "model", "sub"),
+    "whole_heads": None,
     "heads": ("model", "sub"),
     "kv_heads": "model",
     "mlp": ("model", NEURONS, "sub"),
@@ -51,15 +58,29 @@ def _axes(
     return axes[0] if len(axes) == 1 else axes or None
 
 
+def heads_axis(name: str, batch: str) -> str:
+    """Returns the logical axis of heads, in attention that has its rows along `batch`."""
+    if name not in ("heads", "kv_heads") or batch == AS_DIVIDED:
+        return name
+    return "kv_heads" if batch == BY_SUB else "whole_heads"
+
+
 def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
+    """Returns x as `lay` does, where its mesh has an axis `neurons`, and x itself elsewhere.
+
+    To be called where rows pass from products that such an axis divides to attention, which it does
+    not, and back: left to itself, XLA may gather the weights in place of the rows.
+    """
+    return lay(x, name, weight) if NEURONS in jax.typeof(weight).sharding.mesh.shape else x
+
+
+def lay(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     """Returns x [B, ...] with its rows along a logical axis, over the mesh that a weight lies over.
 
-    To be called where rows pass from products that an axis `neurons` divides to attention, which
-    it does not, and back: left to itself, XLA may gather the weights in place of the rows. Without
-    such an axis it is x itself.
+    Without a mesh it is x itself.
     """
     mesh = jax.typeof(weight).sharding.mesh
-    if NEURONS not in mesh.shape:
+    if not mesh.shape:
         return x
     if not isinstance(weight, jax.core.Tracer):  # outside of `jit`, devices have to be named
         assert isinstance(weight.sharding, NamedSharding)

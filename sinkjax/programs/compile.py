@@ -251,11 +251,12 @@ def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> 
 
     def of_layer(layer: nnx.Module, cache: LayerCache) -> LayerCache:
         run = isinstance(layer, LayerRun)
+        rows = (layer.layer if run else layer).attention.batch
         stores = jax.tree.map(
-            lambda array: over(array, *store_axes(array.ndim - run, batch_size)),
+            lambda array: over(array, *store_axes(array.ndim - run, batch_size, rows)),
             cache.replace(bias=None),
         )
-        bias = None if cache.bias is None else over(cache.bias, "attention_batch", "embed")
+        bias = None if cache.bias is None else over(cache.bias, rows, "embed")
         return stores.replace(bias=bias)
 
     layers = map(of_layer, structure.layers, cache.layers)

@@ -38,6 +38,7 @@ from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.masks.paths import Full, Window
 from sinkjax.models.parts import Turn
+from sinkjax.models.rules import AS_DIVIDED, lay
 from sinkjax.specialize.plan import Block, LayerPlan
 
 
@@ -77,10 +78,16 @@ class SpecializedAttention(nnx.Module):
         self.mean_bias = parameters["mean_bias"]
         self.norm = norm
 
+    @property
+    def batch(self) -> str:
+        """As `sinkjax.models.decoder.Attention` has it."""
+        return self.plan.batch
+
     def __call__(
         self, x: jax.Array, context: Context
     ) -> tuple[jax.Array, tuple[Context, LayerCache | None]]:
         """Attends over a prompt: as `sinkjax.models.decoder.Attention.__call__`."""
+        outside, (x, context) = context, self._by_rows(x, context)
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         all_values, products, cap = [], context.products, self.score_cap
         for block, q, k, v in self._blocks(*self._project(x, context)):
@@ -106,12 +113,13 @@ class SpecializedAttention(nnx.Module):
         cache = None
         if context.max_length is not None:
             cache = LayerCache(tuple(keys), tuple(values), later)
-        return out, (context.replace(patterns=patterns), cache)
+        return self._together(out), (outside.replace(patterns=patterns), cache)
 
     def extend(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
         """Attends over a further piece: as `sinkjax.models.decoder.Attention.extend`."""
+        outside, (x, context) = context, self._by_rows(x, context)
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         products, cap = context.products, self.score_cap
         blocks = zip(
@@ -138,12 +146,13 @@ class SpecializedAttention(nnx.Module):
             values.append(of_values.store)
         out = self._merge(x, outputs, context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
-        return out, (context.replace(patterns=patterns), cache)
+        return self._together(out), (outside.replace(patterns=patterns), cache)
 
     def decode(
         self, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, tuple[Context, LayerCache]]:
         """Attends with one token a row: as `sinkjax.models.decoder.Attention.decode`."""
+        outside, (x, context) = context, self._by_rows(x, context)
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         settle, queries = context.products.settle, []
         q, k, v = self._project(x, context)
@@ -163,7 +172,23 @@ class SpecializedAttention(nnx.Module):
             outputs += _sum_stores(block, of_parts, store, context, patterns)
         out = self._merge(x, outputs, context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
-        return out, (context.replace(patterns=patterns), cache)
+        return self._together(out), (outside.replace(patterns=patterns), cache)
+
+    def _by_rows(self, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+        """The same with rows along the axis that they have in this layer alone."""
+        if self.batch == AS_DIVIDED:
+            return x, context
+
+        def laid(array: jax.Array) -> jax.Array:
+            # First as outside, where XLA would otherwise lay it as here, and gather it again.
+            return lay(lay(array, AS_DIVIDED, self.v[...]), self.batch, self.v[...])
+
+        x, rotary, lengths = jax.tree.map(laid, (x, context.rotary, context.lengths))
+        return x, context.replace(rotary=rotary, lengths=lengths)
+
+    def _together(self, out: jax.Array) -> jax.Array:
+        """What attention adds, [B, T, D], with rows as outside."""
+        return out if self.batch == AS_DIVIDED else lay(out, AS_DIVIDED, self.v[...])
 
     def _project(
         self, x: jax.Array, context: Context

@@ -17,6 +17,7 @@ from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.digest import model_digest
 from sinkjax.models.parts import RMSNorm
+from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
 from sinkjax.models.sharding import mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
@@ -78,8 +79,9 @@ def specialize(
         mask, fills = mask.mask, mask.fills if fills is None else fills
     _check_fills(model, mask, fills)
     mesh = mesh_of(model)
-    chips = 1 if mesh is None else mesh.shape.get("model", 1)
-    build = functools.partial(_build, mask=mask, fills=fills, chips=chips)
+    over = {} if mesh is None else mesh.shape
+    chips, sub = over.get("model", 1), over.get("sub", 1)
+    build = functools.partial(_build, mask=mask, fills=fills, chips=chips, sub=sub)
     fast = nnx.eval_shape(build, model) if abstract else build(model)
     return fast if mesh is None else shard(fast, mesh)
 
@@ -106,16 +108,18 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
         )
 
 
-def _build(model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int) -> SpecializedLlama:
+def _build(
+    model: Llama, mask: SinkMask, fills: jax.Array | None, chips: int, sub: int
+) -> SpecializedLlama:
     config = model.config
     group = config.num_heads // config.num_kv_heads
-    plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm, chips)
-    uneven = [n for n, planned in enumerate(plans) if planned and planned[0].chips != chips]
+    plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm, chips, sub)
+    uneven = [n for n, planned in enumerate(plans) if planned and planned[0].batch == BY_CHIP]
     if uneven:
         _logger.warning(
-            "the mask leaves the heads of %d of %d layers uneven over %d chips, which hold or "
-            "exchange more of them than without a mask: balance it over the chips, or give the "
-            "mesh an axis neurons in the place of model",
+            "the mask leaves the heads of %d of %d layers uneven over %d chips, each of which "
+            "holds all of what attention there multiplies by, and divides rows where their number "
+            "allows: balance it over the chips to divide heads",
             len(uneven),
             config.num_layers,
             chips,
@@ -154,10 +158,11 @@ def _specialized(
         source = name.removeprefix("sink_")
         new[name] = _heads(getattr(attention, source), groups)
         new[f"{name}_bias"] = _heads(getattr(attention, f"{source}_bias"), groups)
+    new = {name: _along(parameter, plan.batch) for name, parameter in new.items()}
     turn = _shared(attention.turn)
     for of_heads, heads in ((turn.q_norm, order.q), (turn.k_norm, order.k)):
         if of_heads is not None and of_heads.scale.ndim > 1 and heads:
-            of_heads.scale = _heads(of_heads.scale, heads)
+            of_heads.scale = _along(_heads(of_heads.scale, heads), plan.batch)
     return SpecializedAttention(plan, new, turn, attention.score_cap, norm)
 
 
@@ -168,6 +173,14 @@ def _heads(parameter: nnx.Param | None, heads: Sequence[int], axis: int = 0) -> 
     if list(heads) == list(range(parameter.shape[axis])):
         return parameter
     return parameter.replace(jnp.take(parameter[...], np.array(heads), axis=axis))
+
+
+def _along(parameter: nnx.Param | None, batch: str) -> nnx.Param | None:
+    """A parameter with its heads along the axis that they have in attention of such rows."""
+    if parameter is None or batch == AS_DIVIDED:
+        return parameter
+    axes = tuple(heads_axis(name, batch) for name in parameter.out_sharding)
+    return nnx.Param(parameter[...], out_sharding=axes, eager_sharding=False)
 
 
 def _summed(o: nnx.Param, groups: Sequence[Sequence[int]]) -> nnx.Param | None:

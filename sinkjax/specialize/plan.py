@@ -13,7 +13,8 @@ Heads lie in the order of parts, wherever they are an axis: q has the computed p
 k the blocks that need keys, v all blocks. Over several chips the groups of every block are dealt
 out alike, and heads lie by chip first: then as on one chip that has its groups alone, so that what
 is a slice of an axis there is one on every chip. A layer whose groups cannot be dealt out lies as
-on one chip.
+on one chip; chips then divide its rows, if anything, and so they do along `sub` where that would
+cut through a part. Layers of which one copies another are divided alike.
 """
 
 import collections
@@ -27,6 +28,7 @@ from sinkjax.attention.context import PartName
 from sinkjax.attention.copy import CopiedHead
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
+from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, BY_SUB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class LayerPlan:
       mean: whether a head is `sink(mean)`.
       idle: heads, and groups, whose queries and keys a norm over all heads alone reads.
       chips: over which heads lie.
+      batch: the logical axis of rows (`sinkjax.models.rules`).
     """
 
     blocks: tuple[Block, ...]
@@ -96,6 +99,7 @@ class LayerPlan:
     mean: bool
     idle: tuple[int, int] = (0, 0)
     chips: int = 1
+    batch: str = AS_DIVIDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,24 +129,80 @@ def plan_layers(
     windows: Sequence[int | None] = (),
     joint_qk_norm: bool = False,
     chips: int = 1,
+    sub: int = 1,
 ) -> list[tuple[LayerPlan, HeadOrder] | None]:
     """Every layer's plan; None for a layer that is all `full` and of which nothing is copied.
 
     `group` is G, the query heads of a group; `windows` and `joint_qk_norm` are of
-    `sinkjax.LlamaConfig`; `chips` are those over which key/value heads are divided.
+    `sinkjax.LlamaConfig`; `chips` are those over which key/value heads are divided, `sub` those
+    over which query heads are beside.
     """
     all_full = [all(path == Full() for path in paths) for paths in mask.heads]
     mask = mask.within(windows)
     copied = {(p.layer, p.head) for paths in mask.heads for p in paths if isinstance(p, Copy)}
-    sources: dict[tuple[int, int], CopiedHead] = {}
-    plans = []
-    for layer, is_full in enumerate(all_full):
-        kept = frozenset(head for source, head in copied if source == layer)
-        if kept or not is_full:
-            plans.append(_plan_layer(layer, mask, group, kept, sources, joint_qk_norm, chips))
-        else:
-            plans.append(None)
-    return plans
+
+    def planned(chips_of: Sequence[int]) -> list[tuple[LayerPlan, HeadOrder] | None]:
+        sources: dict[tuple[int, int], CopiedHead] = {}
+        plans = []
+        for layer, is_full in enumerate(all_full):
+            kept = frozenset(head for source, head in copied if source == layer)
+            of_layer = group, kept, sources, joint_qk_norm, chips_of[layer]
+            is_planned = kept or not is_full
+            plans.append(_plan_layer(layer, mask, *of_layer) if is_planned else None)
+        return plans
+
+    plans = planned([chips] * len(all_full))
+    if chips == sub == 1:
+        return plans
+    batches = _batches([planned and planned[0] for planned in plans], chips, sub)
+    plans = planned([1 if batch == BY_CHIP else chips for batch in batches])
+    return [
+        planned and (dataclasses.replace(planned[0], batch=batch), planned[1])
+        for planned, batch in zip(plans, batches, strict=True)
+    ]
+
+
+_BATCHES = (AS_DIVIDED, BY_SUB, BY_CHIP)  # from the most that is divided by heads to the least
+
+
+def _batches(plans: Sequence[LayerPlan | None], chips: int, sub: int) -> list[str]:
+    """The axis of each layer's rows, of plans over all chips."""
+    sizes = {
+        part.name: block.groups * part.heads
+        for plan in plans
+        if plan is not None
+        for block in plan.blocks
+        for part in block.computed
+    }
+    by_rows = [0 if plan is None else _by_rows(plan, chips, sub) for plan in plans]
+    together: list[list[int]] = []
+    for layer, plan in enumerate(plans):
+        parts = [part for block in plan.blocks for part in block.copied] if plan else []
+        for part in parts:
+            sources = {name[0] for name, _ in part.sources}
+            together.append([layer, *sources])
+            name = part.sources[0][0]
+            if list(part.sources) != [(name, place) for place in range(sizes[name])]:
+                by_rows[layer] = 2 if chips > 1 else 1
+    for _ in together:  # at most so often does one layer lead to the next
+        for layers in together:
+            most = max(by_rows[layer] for layer in layers)
+            for layer in layers:
+                by_rows[layer] = most
+    return [_BATCHES[by] for by in by_rows]
+
+
+def _by_rows(plan: LayerPlan, chips: int, sub: int) -> int:
+    """The place in `_BATCHES` of a layer by itself."""
+    if plan.chips != chips:
+        return 2
+    parts = [(block, part) for block in plan.blocks for part in (*block.computed, *block.copied)]
+    if sub == 1 or not parts:
+        return 0
+    block, part = parts[0]
+    own = block.groups // chips
+    is_divided = own % sub == 0 or (own == 1 and part.heads % sub == 0)
+    return 0 if len(parts) == 1 and is_divided and not any(plan.idle) else 1
 
 
 def _plan_layer(

@@ -8,26 +8,26 @@ import numpy as np
 import pytest
 import tiny
 
-from sinkjax import Full, InputError, Sink, SinkMask, Window, specialize
+from sinkjax import Full, InputError, SinkMask, specialize
 from sinkjax.accounts.chips import inspect_chips
 from sinkjax.distributed import make_mesh, parse_mesh
-from sinkjax.models.sharding import fitting_rows, shard
+from sinkjax.models.sharding import fit_mesh, fitting_rows, shard
 from sinkjax.programs.compile import compile
 
 PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)]
 NEW = 9
-F, S, W = Full(), Sink("first"), Window(2, 4)
-UNEVEN = SinkMask(((F, F, S, W, S, S, F, F), (S, F, W, F, F, F, F, F)))
+EVEN = SinkMask.from_text(f"L0: {' '.join(['s(first) f'] * 8)} | L1: {' '.join(['f w(2,4)'] * 8)}")
+UNEVEN = SinkMask.from_text("L0: 2s(first) 2f 2s(first) 2f 2s(first) 6f | L1: 2w(2,4) 14f")
 BALANCED = UNEVEN.balanced(4, 8)
-EVEN = SinkMask(((F, F, S, S, S, F, F, S), (W, F, F, F, F, F, F, W)))
 MIXED = SinkMask.from_text(
-    "L0: f w(2,4) s(first) f s(zero) 3f | L1: c(0,0) f w(1,3) c(0,3) f 3s(first)"
+    "L0: f w(2,4) s(first) f s(zero) 4f w(2,4) 6f | "
+    "L1: c(0,0) f w(1,3) c(0,3) f 3s(first) c(0,9) f s(zero) 5f"
 )
-BASELINE = SinkMask(((F,) * 8,) * 2)
+BASELINE = SinkMask(((Full(),) * 16,) * 2)
 
 
 def make(kv_heads):
-    return tiny.make(num_heads=8, num_kv_heads=kv_heads, num_layers=2, vocab_size=64, embed_dim=48)
+    return tiny.make(num_heads=16, num_kv_heads=kv_heads, num_layers=2, vocab_size=64, embed_dim=48)
 
 
 def compiled(model, mask, **options):
@@ -49,40 +49,69 @@ def exchanged(program):
     return {key: count for key, count in found.items() if key[1] not in ("sampling", "cond")}
 
 
-IN_A_LAYER = {
+EMBEDDED = {("all-reduce", "take"): 1}
+BY_HEADS = EMBEDDED | {
     ("all-reduce", f"layer_{n}/{part}"): 1 for n in (0, 1) for part in ("attention", "mlp")
 }
+# Chips that cannot divide a layer's heads divide rows, of which they then exchange what is added.
+BY_CHIP = EMBEDDED | {
+    (kind, f"layer_{n}/{part}"): 1
+    for n in (0, 1)
+    for kind, part in (("all-gather", "attention"), ("all-reduce", "mlp"))
+}
+# So does `sub` in layer 1, where windows lie beside heads that see all. Which slots these see, a
+# bool each, XLA computes once for both layers.
+BY_SUB = BY_HEADS | {("all-gather", f"layer_{n}/attention"): 1 for n in (0, 1)}
 # Rows are brought together for what `neurons` divides. On a CPU, XLA sums for all of them.
 BY_ROWS = {
-    ("all-reduce", "take"): 1,
+    **EMBEDDED,
     **{(kind, f"layer_{n}/mlp"): 1 for n in (0, 1) for kind in ("all-gather", "all-reduce")},
     ("all-gather", "head"): 1,
 }
 
 
+def divergence(ours, theirs):
+    """The largest KL of logits [T, V] at a position."""
+    ours, theirs = (np.float64(x) for x in (ours, theirs))
+    p, q = (np.exp(x - np.logaddexp.reduce(x, axis=-1, keepdims=True)) for x in (ours, theirs))
+    return (p * np.log(p / q)).sum(axis=-1).max()
+
+
 @pytest.mark.parametrize(
     ("kv_heads", "mesh", "mask", "wanted"),
-    [
-        (8, "model:8", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
-        (2, "model:2,sub:2,data:2", BASELINE, {("all-reduce", "take"): 1, **IN_A_LAYER}),
-        (2, "model:2,data:4", EVEN, {("all-reduce", "take"): 1, **IN_A_LAYER}),
-        (8, "model:4,data:2", UNEVEN, None),
-        (8, "model:4,data:2", BALANCED, {("all-reduce", "take"): 1, **IN_A_LAYER}),
+    [  # every two of a mesh, a number of key/value heads that fits it and a kind of mask, and more
+        (8, "model:8", BASELINE, BY_HEADS),
+        (8, "model:8", EVEN, BY_HEADS),
+        (8, "model:8", UNEVEN, BY_CHIP),
+        (8, "model:8", MIXED, BY_CHIP),
+        (8, "model:4,data:2", EVEN, BY_HEADS),
+        (8, "model:4,data:2", UNEVEN, BY_CHIP),
+        (8, "model:4,data:2", BALANCED, BY_HEADS),
+        (8, "model:4,data:2", MIXED, BY_CHIP),
+        (2, "model:2,sub:2,data:2", BASELINE, BY_HEADS),
+        (2, "model:2,sub:2,data:2", EVEN, BY_SUB),
+        (8, "model:2,sub:2,data:2", UNEVEN, BY_CHIP),
+        (2, "model:2,sub:2,data:2", MIXED, BY_CHIP),
+        (1, "data:8", EVEN, {}),
         (1, "data:8", UNEVEN, {}),
+        (1, "data:8", MIXED, {}),
+        (2, "data:8", UNEVEN, {}),
+        (8, "data:8", MIXED, {}),
         (8, "neurons:8", UNEVEN, BY_ROWS),
         (2, "neurons:4,data:2", UNEVEN, BY_ROWS),
         (1, "neurons:4,data:2", MIXED, BY_ROWS),
-        (8, "neurons:2,model:2,data:2", EVEN, {**IN_A_LAYER, **BY_ROWS}),
+        (8, "neurons:2,model:2,data:2", EVEN, {**BY_HEADS, **BY_ROWS}),
     ],
 )
-def test_tokens_over_a_mesh_are_those_of_one_device(kv_heads, mesh, mask, wanted):
+def test_a_program_over_a_mesh_gives_what_one_device_does(kv_heads, mesh, mask, wanted):
     """Against logits of one device, of which two within 1e-4 may change places."""
     model = make(kv_heads)
-    program = compiled(shard(model, make_mesh(parse_mesh(mesh))), mask)
-    if wanted is not None:
-        assert exchanged(program) == wanted
-    if wanted is BY_ROWS:
-        record = inspect_chips(program)[-1]
+    laid = shard(model, make_mesh(parse_mesh(mesh)))
+    program = compiled(laid, mask)
+    assert exchanged(program) == wanted
+    record = inspect_chips(program)[-1]
+    assert record["operations"] < 1.2 * record["nominal"]["operations"] / 8
+    if wanted in (BY_CHIP, BY_ROWS):
         lengths = 4 * program.batch_size  # which `data` alone divides
         of_all = record["nominal"]["cache"] - lengths
         assert record["cache"] == of_all // 8 + lengths // record["mesh"].get("data", 1)
@@ -91,10 +120,31 @@ def test_tokens_over_a_mesh_are_those_of_one_device(kv_heads, mesh, mask, wanted
     for row, prompt, drawn in zip(rows, PROMPTS, new, strict=True):
         row[: len(prompt) + NEW] = [*prompt, *drawn]
     lengths = np.array([len(prompt) + NEW for prompt in PROMPTS])
-    logits = tiny.call(specialize(model, mask), jnp.asarray(rows), jnp.asarray(lengths))
-    for of_row, prompt, drawn in zip(np.asarray(logits), PROMPTS, new, strict=True):
+    alone, over = (
+        np.asarray(tiny.call(specialize(m, mask), jnp.asarray(rows), jnp.asarray(lengths)))
+        for m in (model, laid)
+    )
+    for of_row, its, prompt, drawn in zip(alone, over, PROMPTS, new, strict=True):
+        assert divergence(of_row[: len(prompt) + NEW], its[: len(prompt) + NEW]) < 1e-6
         of_drawn = of_row[len(prompt) - 1 :][:NEW]
         assert np.all(of_drawn.max(axis=1) - of_drawn[np.arange(NEW), drawn] < 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "mesh", "fitting"),
+    [
+        (1, "model:8", "data:8,model:1,sub:1"),
+        (2, "model:8", "data:4,model:2,sub:1"),
+        (1, "model:4,data:2", "data:8,model:1,sub:1"),
+        (2, "model:4,data:2", "data:4,model:2,sub:1"),
+        (1, "model:2,sub:2,data:2", "data:4,model:1,sub:2"),
+    ],
+)
+def test_a_mesh_that_heads_do_not_fit_is_refused_with_one_that_they_do(kv_heads, mesh, fitting):
+    config = make(kv_heads).config
+    with pytest.raises(InputError, match=f"{fitting} fits as many devices"):
+        fit_mesh(mesh, config, "float32")
+    fit_mesh(fitting, config, "float32")
 
 
 def test_rows_over_data_take_a_share_of_the_work():
