@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 
+import hf
 import numpy as np
+import pytest
 import tiny as tiny_model
 from alike import assert_same_results
 from scripts import FEW, ROOT, SMALL, run_main
@@ -88,6 +90,13 @@ def save_damaged(model, folder):
     at = content.index(last)
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     return folder
+
+
+@pytest.fixture
+def roomy(small_tokenizer, tmp_path):
+    """A random Llama with room for the task of retrieval, of small logits as in test_study_mesh."""
+    how = {"max_position_embeddings": 1024, "initializer_range": 0.2}
+    return hf.save_small(tmp_path / "model", small_tokenizer, **how)
 
 
 def test_two_processes_write_what_one_does(roomy, tmp_path):

@@ -127,7 +127,7 @@ def make_llama(
 def save_small(folder: pathlib.Path, tokenizer: Any, **changes: Any) -> pathlib.Path:
     """Writes a random Llama of two layers, and the tokenizer beside it; returns the folder."""
     how = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "initializer_range": 0.5}
-    save_llama(folder, **how, **changes)
+    save_llama(folder, **{**how, **changes})
     tokenizer.save_pretrained(folder)
     return folder
 
