@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int32
 from sinkjax.attention.blocks import PerKvHead, Position
 from sinkjax.errors import InputError
 from sinkjax.masks.paths import Full, Window
-from sinkjax.models.rules import heads_axis
 
 Store = Float[Array, "*BK S H"]
 Rows = Int32[Array, " B"]
@@ -155,9 +154,8 @@ def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layou
     return Band(alone.sinks, alone.size, alone.within)
 
 
-def store_axes(ndim: int, batch: int, rows: str) -> tuple[str, ...]:
-    """Returns the logical axes of a store of so many, with its `batch` along the axis `rows`."""
-    heads = heads_axis("kv_heads", rows)
+def store_axes(ndim: int, batch: int, rows: str, heads: str) -> tuple[str, ...]:
+    """Returns the logical axes of a store of so many, of a batch along `rows` and `heads`."""
     lead = (rows, heads) if ndim == 4 else (heads if batch == 1 else rows,)
     return (*lead[: ndim - 2], "slots", "head_dim")
 

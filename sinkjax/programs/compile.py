@@ -18,7 +18,7 @@ from sinkjax.distributed import NEURONS
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
-from sinkjax.models.rules import partition
+from sinkjax.models.rules import heads_axis, partition
 from sinkjax.models.sampling import Sampler, draw, whole
 from sinkjax.models.sharding import fitting_rows, row_shards
 from sinkjax.programs.executable import Executable, build
@@ -252,8 +252,9 @@ def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> 
     def of_layer(layer: nnx.Module, cache: LayerCache) -> LayerCache:
         run = isinstance(layer, LayerRun)
         rows = (layer.layer if run else layer).attention.batch
+        heads = heads_axis("kv_heads", rows)
         stores = jax.tree.map(
-            lambda array: over(array, *store_axes(array.ndim - run, batch_size, rows)),
+            lambda array: over(array, *store_axes(array.ndim - run, batch_size, rows, heads)),
             cache.replace(bias=None),
         )
         bias = None if cache.bias is None else over(cache.bias, rows, "embed")
