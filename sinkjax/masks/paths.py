@@ -178,9 +178,9 @@ def parse_path(text: str, kinds: Collection[str] = KINDS, length: int | None = N
                 growing := _GROWING.fullmatch(recent)
             ):
                 if length is None:
-                    raise InputError(
-                        f"{quoted(text)} grows with a length, and there is none here: give a "
-                        "number of tokens, or put the mask into a plan, whose stages have lengths"
+                    raise ValueError(
+                        "it grows with a length, and there is none here: give a number of tokens, "
+                        "or put the mask into a plan, whose stages have lengths"
                     )
                 grown = length // int(growing["each"])
                 path = Window(int(sinks), int(growing["least"] or 0) + grown)

@@ -194,7 +194,7 @@ def check_candidates(
 
 
 def read_masks(
-    values: Sequence[str], config: LlamaConfig, field: str = "mask", length: int | None = None
+    values: Sequence[str], config: LlamaConfig, length: int | None = None
 ) -> dict[str, tuple[SinkMask, Fills]]:
     """The masks that users name, each with its fills.
 
@@ -202,7 +202,6 @@ def read_masks(
       values: each is files, or names of shipped masks, with commas between them, or one mask's text
         form.
       config: of the model that they are for.
-      field: which problems are said to be with.
       length: for which windows are that grow with it; None where there is no single one.
 
     Returns:
@@ -213,7 +212,7 @@ def read_masks(
         another model.
     """
     names = [n for value in values for n in ([value] if is_text(value) else value.split(","))]
-    masks = each(names, functools.partial(_read_mask, config=config, field=field, length=length))
+    masks = each(names, functools.partial(read_mask, config=config, length=length))
     return dict(zip(names, masks, strict=True))
 
 
@@ -252,10 +251,15 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
         return Plan.from_dict(fields), fills
 
 
-def _read_mask(
-    name: str, config: LlamaConfig, field: str, length: int | None
+def read_mask(
+    name: str, config: LlamaConfig, length: int | None = None, field: str = "mask"
 ) -> tuple[SinkMask, Fills]:
-    """A mask from its text form or its file, for a model of this config."""
+    """A mask from its text form or its file, for a model of this config.
+
+    Args:
+      name, length: as for `read_masks`, of one mask.
+      field: which problems are said to be with.
+    """
     with about(field, name):
         if not is_text(name):
             saved = load_mask(name)

@@ -73,7 +73,7 @@ def test_windows_grow_with_the_length_that_they_are_read_for(least, each, length
     growing = f"window(4,{least}+L/{each})"
     assert parse_path(growing, length=length) == Window(4, least + length // each)
     (refused,) = problems_of(parse_path, growing)
-    assert f"'{growing}' grows with a length, and there is none here" in refused
+    assert f"'{growing}' is no path: it grows with a length, and there is none here" in refused
 
 
 def test_a_window_may_be_a_share_of_the_length_alone():

@@ -175,7 +175,7 @@ def test_a_stage_of_several_lengths_has_windows_that_grow_with_them():
         ({"crossing": "stay", "stages": [{"up_to": None, "mask": "L0: 2x"}]}, "stage 0: 'L0: 2x'"),
         (
             {"crossing": "stay", "stages": [{"up_to": None, "mask": "L0: w(1,L/8)"}]},
-            "stage 0: 'w(1,L/8)' is no run of heads: 'w(1,L/8)' grows with a length",
+            "'w(1,L/8)' is no path: it grows with a length",
         ),
         ({"crossing": "stay", "stages": [{"up_to": [], "mask": "L0: f"}]}, "the last stage"),
         ({"crossing": "jump", "stages": [{"up_to": None, "mask": "L0: f"}]}, "stay, prefill"),

@@ -58,7 +58,7 @@ from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, pars
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
-from sinkjax.studies.candidates import Candidate, read_masks
+from sinkjax.studies.candidates import Candidate, read_mask
 from sinkjax.studies.costs import GENERATED, parts_up_to
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
@@ -136,8 +136,8 @@ class Search(AnswersStudy):
     )
     prune: str | None = setting(
         None,
-        "Mask's file, or name of a shipped mask, to choose from, in place of paths: each head may "
-        "take its path there, or stay `full`.",
+        "Mask's file, name of a shipped mask, or a mask's text, to choose from in place of paths: "
+        "each head may take its path there, or stay `full`.",
     )
     units: Literal["head", "group"] = setting(
         "head", "What moves to another path: single heads, or whole key/value groups."
@@ -302,7 +302,7 @@ class Search(AnswersStudy):
     def _pruned(self) -> SinkMask | None:
         if self.prune is None:
             return None
-        ((mask, _),) = read_masks([self.prune], self.subject.config, "prune", self.length).values()
+        mask, _ = read_mask(self.prune, self.subject.config, self.length, "prune")
         return mask
 
     @property

@@ -186,6 +186,7 @@ def test_a_pruned_masks_heads_keep_their_paths_or_are_full(tiny, other_text, tmp
         ("L0: w(1,4) 5f | L1: 6f", "not all of its key/value groups"),
         ("L0-2: 5f", "the mask is for 3 layers of 5 heads"),
         ("nothing.json", "cannot be read"),
+        ("one.json,another.json", "cannot be read"),
     ],
 )
 def test_a_mask_that_cannot_be_pruned_is_refused(mask, why, tiny, other_text, tmp_path):
