@@ -32,7 +32,7 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
     assert saved.mask.masked.any()
     measured = saved.quality["quality"]
     assert len({entry["text_sha256"] for entry in measured}) >= 2
-    for number, entry in enumerate(measured):
+    for entry in measured:
         assert entry["length"] in saved.provenance.lengths
         kl = entry["kl"]["mean"]
         assert kl["low"] <= kl["value"] <= kl["high"]
@@ -42,9 +42,9 @@ def test_a_shipped_mask_is_for_the_real_model_and_costs_less_than_controls(path,
         names = {"random control", "random, as chosen", "sink score"} & set(controls)
         assert len(names) == 2
         for name in names | ({"sink score, widest"} if by_heads else set()):
-            control = controls[name][number]
-            assert control["text"] == entry["text"]
-            assert kl["value"] < control["kl"]["value"]
+            of_text = [control for control in controls[name] if control["text"] == entry["text"]]
+            assert of_text or entry is not measured[0]  # else judged on the first text alone
+            assert all(kl["value"] < control["kl"]["value"] for control in of_text)
 
 
 def test_shipped_masks_keep_the_promises_of_their_files():
@@ -71,6 +71,7 @@ def test_shipped_masks_keep_the_promises_of_their_files():
     "name",
     [  # of every version so far; none is ever to go
         "smollm2-135m-10-sinks",
+        "smollm2-135m-2048",
         "smollm2-135m-24-sinks",
         "smollm2-135m-4096-windows",
         "smollm2-135m-512",

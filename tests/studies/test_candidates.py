@@ -19,6 +19,15 @@ def test_names_of_shipped_plans_stay(name, tmp_path, monkeypatch):
     assert list(fills) == ([] if saved.fills is None else [saved.mask])
 
 
+def test_the_shipped_windows_grow_from_one_shipped_mask_to_another():
+    plan, fills = read_plan("smollm2-135m-windows")
+    assert [stage.up_to for stage in plan.stages] == [512, 1024, 2048, None]
+    assert plan.mask(512) == load_mask("smollm2-135m-512").mask
+    assert plan.mask(2048) == load_mask("smollm2-135m-2048").mask
+    assert plan.mask(2049) == SinkMask.from_text("L0-29: 9f")
+    assert not fills
+
+
 def test_an_unknown_plan_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
         read_plan("smollm2-135m-10")
