@@ -300,13 +300,9 @@ class SinkMask:
         Raises:
           ValueError: where K does not divide N.
         """
-        size = group_size(self.num_heads, num_kv_heads)
-        kinds = []
-        for layer in self.heads:
-            for start in range(0, self.num_heads, size):
-                of_group = {path.kind for path in layer[start : start + size]}
-                kinds.append(of_group.pop() if len(of_group) == 1 else "mixed")
-        return _count(kinds, (*KINDS, "mixed"))
+        kinds = [{path.kind for path in paths} for paths in self._groups(num_kv_heads)]
+        alone = [of.pop() if len(of) == 1 else "mixed" for of in kinds]
+        return _count(alone, (*KINDS, "mixed"))
 
     def in_groups(self, num_kv_heads: int) -> bool:
         """Returns whether the heads of every key/value group are on one path.
@@ -314,12 +310,7 @@ class SinkMask:
         Raises:
           ValueError: where K does not divide N.
         """
-        size = group_size(self.num_heads, num_kv_heads)
-        return all(
-            len(set(layer[first : first + size])) == 1
-            for layer in self.heads
-            for first in range(0, self.num_heads, size)
-        )
+        return all(len(set(paths)) == 1 for paths in self._groups(num_kv_heads))
 
     def union(self, other: "SinkMask") -> "SinkMask":
         """Returns the masked heads of either mask, on their paths there; also `a | b`.
@@ -413,6 +404,12 @@ class SinkMask:
         costs = np.zeros((self.num_layers, self.num_heads)) if costs is None else costs
         layers = zip(self.heads, costs.tolist(), strict=True)
         return SinkMask(tuple(widened(paths, size, chips, of) for paths, of in layers))
+
+    def _groups(self, num_kv_heads: int) -> list[tuple[Path, ...]]:
+        """The paths of each of the L·K groups."""
+        size = group_size(self.num_heads, num_kv_heads)
+        starts = range(0, self.num_heads, size)
+        return [layer[start : start + size] for layer in self.heads for start in starts]
 
     def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
         pairs = zip(self.heads, other.heads, strict=True)
