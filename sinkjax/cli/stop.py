@@ -17,16 +17,14 @@ _SIGNALS = signal.SIGINT, signal.SIGTERM
 class _Stopped(KeyboardInterrupt):
     """A signal came."""
 
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
-
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Lets the process end, where a signal stops what is done inside, with 130 or 143."""
+    came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
+        came.append(number)
         raise _Stopped(number)
 
     def lost(raised: "sys.UnraisableHookArgs") -> None:
@@ -34,7 +32,7 @@ def stoppable() -> Iterator[None]:
         # one that JAX has the garbage collector call. What is raised there goes no further.
         if not isinstance(raised.exc_value, _Stopped):
             return say_lost(raised)
-        again = threading.Timer(_AGAIN, signal.raise_signal, (raised.exc_value.number,))
+        again = threading.Timer(_AGAIN, signal.raise_signal, came[:1])
         again.daemon = True
         again.start()
 
@@ -44,10 +42,13 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, stop)
     try:
         yield
-    except _Stopped as stopped:
+    except BaseException as error:
+        # What a signal raises in a call of XLA's can come out of it as an error of XLA's own.
+        if not came or (isinstance(error, SystemExit) and not error.code):
+            raise
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)  # a second one ends what still has to be closed
         # A study goes on with what its folder holds; nothing else has that flag.
         goes_on = "; the same command goes on" if "output_dir" in flags.FLAGS else ""
         print(f"stopped{goes_on}", file=sys.stderr)
-        sys.exit(128 + stopped.number)
+        sys.exit(128 + came[0])

@@ -18,10 +18,21 @@ def callback(phase, info):
 
 with stoppable():
     gc.callbacks.append(callback)
-    gc.collect()
+    gc.collect(0)  # quick: the signal comes again after what follows
     print("went on")
     while True:
         pass
+"""
+
+_IN_A_CALL = """
+import signal
+from sinkjax.cli.stop import stoppable
+
+with stoppable():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        {end}
 """
 
 
@@ -41,7 +52,7 @@ def test_a_stopped_study_says_so_in_its_last_line(number, tiny, tmp_path):
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, err
     assert err.splitlines()[-1] == "stopped; the same command goes on"
     assert "Traceback" not in out + err
 
@@ -51,3 +62,17 @@ def test_a_signal_that_comes_in_a_callback_is_not_lost():
     command = [sys.executable, "-c", _IN_A_CALLBACK]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout, ran.stderr) == (143, "went on\n", "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("raise RuntimeError('INTERNAL: of XLA')", 143, "stopped\n"),
+        ("raise SystemExit(1)", 143, "stopped\n"),
+        ("raise SystemExit(0)", 0, ""),  # all was done
+    ],
+)
+def test_a_signal_that_comes_out_of_a_call_as_another_error_stops(end, status, said):
+    command = [sys.executable, "-c", _IN_A_CALL.format(end=end)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (status, said)
