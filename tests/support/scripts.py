@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from types import ModuleType
 
 import pytest
+import tokenized
 from absl import flags
 
 from sinkjax import InputError
 from sinkjax.cli import flags as cli
 from sinkjax.cli.main import Command, load_command
+
+tokenized.remember()
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

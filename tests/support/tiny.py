@@ -60,8 +60,11 @@ def tokens_of(model: Llama, shape: tuple[int, int], seed: int = 3) -> jax.Array:
     return jnp.asarray(tokens, jnp.int32)
 
 
-def call(model: Llama, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-    """`model(tokens, lengths=lengths)`, compiled in little time."""
+def call(model: Llama, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    """`model(tokens, lengths=lengths)` as one program, compiled in little time.
+
+    Called as it is, a model is a hundred programs, each of which takes as long to build.
+    """
     return quick_jit(lambda model, *args: model(args[0], lengths=args[1]))(model, tokens, lengths)
 
 
