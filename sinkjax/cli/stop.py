@@ -25,7 +25,7 @@ def stoppable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         came.append(number)
-        raise _Stopped(number)
+        raise _Stopped
 
     def lost(raised: "sys.UnraisableHookArgs") -> None:
         # A signal that waits for a long call of XLA to end is often seen in a callback, such as the

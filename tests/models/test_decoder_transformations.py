@@ -37,7 +37,7 @@ def tokens(baseline):
 
 @pytest.fixture(scope="module")
 def plain(fast, tokens):
-    return tiny.quick_jit(lambda m, x: m(x))(fast, tokens)
+    return tiny.call(fast, tokens)
 
 
 def assert_close(found, wanted):

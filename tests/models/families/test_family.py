@@ -78,7 +78,7 @@ def test_every_path_mixed_equals_the_oracle(kind):
     model = tiny_model(kind, num_hidden_layers=3, hidden_size=36, intermediate_size=40)
     tokens, fills, prompts = tiny.tokens_of(model, (2, 90)), tiny.make_fills(model), [50, 80]
     fast = sinkjax.specialize(model, MIXED, fills=fills)
-    oracle = tiny.quick_jit(lambda *given: reference_logits(given[0], MIXED, given[1], fills=fills))
+    oracle = tiny.quick_jit(lambda m, x: reference_logits(m, MIXED, x, fills=fills))
     wanted = oracle(model, tokens)
     np.testing.assert_allclose(tiny.call(fast, tokens), wanted, rtol=0, atol=1e-5)
     decoded = tiny.decoded(fast, tokens, np.array(prompts), 90, steps=5)
