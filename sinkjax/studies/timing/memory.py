@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import pathlib
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,10 +22,9 @@ def resident_rise(call: Call) -> int | None:
     None where the system has no peak that can be set back: elsewhere than on Linux.
     """
     call.prepare()
-    _give_back()
     try:
+        before = _settled()
         _RESET.write_text("5")  # the peak, back to what is resident now
-        before = _status("VmRSS")
         result = call.run()
         peak = _status("VmHWM")
     except OSError:
@@ -39,11 +39,9 @@ def resident_kept(make: Callable[[], _Made]) -> tuple[_Made, int | None]:
     None where the system does not say: elsewhere than on Linux.
     """
     try:
-        _give_back()
-        before = _status("VmRSS")
+        before = _settled()
         made = make()
-        _give_back()
-        return made, _status("VmRSS") - before
+        return made, _settled() - before
     except OSError:
         return make(), None
 
@@ -54,10 +52,19 @@ def device_memory() -> dict[str, int] | None:
     return None if stats is None else {name: int(value) for name, value in stats.items()}
 
 
-def _give_back() -> None:
-    """To the system, what the allocator keeps of memory that nobody holds any more."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+def _settled() -> int:
+    """Bytes of this process in memory, once what nobody holds any more is the system's again.
+
+    What a program held is freed by a thread of its own, after its results are ready.
+    """
+    resident = _status("VmRSS")
+    while True:
+        with contextlib.suppress(AttributeError, OSError):  # what the allocator keeps
+            ctypes.CDLL(None).malloc_trim(0)
+        time.sleep(0.1)
+        before, resident = resident, _status("VmRSS")
+        if resident >= before:
+            return resident
 
 
 def _status(field: str) -> int:
