@@ -144,12 +144,8 @@ def _rotary(model: "Llama", length: int, prompt_lengths: jax.Array) -> tuple:
     A prompt's tokens come together, at the prompt's length; every later one when there are as many
     tokens as its position says.
     """
-    tables = [
-        rotary_tables(
-            model.config,
-            jnp.full((prompt_lengths.shape[0], 1), t, jnp.int32),
-            jnp.maximum(prompt_lengths, t + 1),
-        )
-        for t in range(length)
-    ]
-    return jax.tree.map(lambda *angles: jnp.concatenate(angles, axis=1), *tables)
+    batch = prompt_lengths.shape[0]
+    positions = jnp.tile(jnp.arange(length), (batch, 1))
+    seen = jnp.maximum(prompt_lengths[:, None], positions + 1)
+    tables = rotary_tables(model.config, positions.reshape(-1, 1), seen.reshape(-1))
+    return jax.tree.map(lambda angles: angles.reshape(batch, length, -1), tables)

@@ -78,6 +78,13 @@ def test_the_baseline_answers_once_for_all_masks(measured):
     assert kept.count(("fills",)) == 1  # of the control, which has means on heads of its own
 
 
+def test_a_mask_of_full_heads_is_the_baseline_and_answers_with_it(roomy, tmp_path):
+    run_main(RETRIEVAL, *arguments(roomy, tmp_path, depths=0.5, control_draws=0), f"--mask={FULL}")
+    (record,) = records_of(tmp_path)
+    assert record["result"]["nll"]["change"]["value"] == 0
+    assert len(list((tmp_path / "measured").glob("*.npz"))) == 1
+
+
 @pytest.fixture(scope="module")
 def listed(roomy, tmp_path_factory):
     """A run's folder: of a list, under a mask without control."""
