@@ -50,8 +50,6 @@ import numpy as np
 from sinkjax.accounts.savings import Workload
 from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem
-from sinkjax.instruments.compare import QualityStats
-from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.masks.file import save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, parse_paths
@@ -59,10 +57,9 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate, read_mask
-from sinkjax.studies.costs import GENERATED, parts_up_to
+from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
@@ -75,6 +72,7 @@ from sinkjax.studies.search.grow import (
     search_mask,
     sink_scores,
 )
+from sinkjax.studies.search.judged import judged_cells
 from sinkjax.studies.search.saved import answers_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import (
     budget_line,
@@ -460,7 +458,8 @@ class Search(AnswersStudy):
         for number, (series, excerpts) in enumerate(self.judge_texts):
             held = self.control_texts is None or number < self.control_texts
             judged = masks if held else {CHOSEN: outcome.mask}
-            yield from self._quality_cells(bench, judged, outcome.fills, series, excerpts)
+            how = {"fills": outcome.fills, "seed": self.seed}
+            yield from judged_cells(bench, judged, series, excerpts, self.length, **how)
         control = numbered(RANDOM[0], 0)
         # What a control loses shows at the length itself: it promises nothing at shorter ones.
         answering = {
@@ -474,42 +473,6 @@ class Search(AnswersStudy):
         file = self.mask_file or bench.results.folder / "mask.json"
         how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
         first(lambda: save_mask(file, outcome.mask, **how))
-
-    def _quality_cells(
-        self,
-        bench: Bench,
-        masks: Mapping[str, SinkMask],
-        fills: np.ndarray | None,
-        series: Series,
-        excerpts: np.ndarray,
-    ) -> Iterator[Cell]:
-        """Cells of each mask on one text."""
-        judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
-        generated = excerpts.shape[1] - self.length
-
-        def measure(mask: SinkMask) -> dict[str, Any]:
-            def measured() -> dict[str, np.ndarray]:
-                return judge().stats(mask, generated).arrays()
-
-            how = {"mask": mask, "fills": fills, "generated": generated}
-            stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
-            kl = np.concatenate([stats.kl, stats.generated_kl.reshape(len(stats.kl), -1)], axis=1)
-            shorter = parts_up_to(kl, mask, self.length)
-            del shorter[self.length]
-            result = summarize_quality(stats, mask, seed=self.seed)
-            return {**result, "shorter": {str(n): parts for n, parts in shorter.items()}}
-
-        for name, mask in masks.items():
-            candidate = Candidate.of_mask(name, mask, self.lengths, fills)
-            fields = {
-                "kind": "quality",
-                "candidate": candidate.describe(self.length),
-                **series.excerpts(self.length, excerpts[:, : self.length]),
-                "score_from": SCORE_FROM,
-                "generated": generated,
-                "seed": self.seed,
-            }
-            yield Cell(fields, functools.partial(measure, mask), name, steps=excerpts.size)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [
