@@ -15,6 +15,7 @@ from sinkjax.cli.commands import STUDIES
 from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.distributed import is_first
 from sinkjax.errors import InputError
+from sinkjax.report.formats import shortened
 from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part
@@ -137,7 +138,8 @@ def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             nonlocal records
             records += progress.records
-            bar.set_postfix_str(f"{records}/{size.records} records, {progress.text}", refresh=False)
+            done = f"{records}/{size.records} records, {shortened(progress.text)}"
+            bar.set_postfix_str(done, refresh=False)
             bar.update(min(progress.steps, bar.total - bar.n))  # a part may be more than its share
 
         yield show

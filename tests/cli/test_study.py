@@ -2,6 +2,9 @@
 
 from scripts import finish, start
 
+from sinkjax.cli.study import _bar
+from sinkjax.studies.study import Progress, Size
+
 
 def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):
     arguments = [f"--model={tiny}", "--lengths=2,4", "--num_prompts=2", "--nostudy"]
@@ -10,6 +13,14 @@ def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):
     assert process.returncode == 0, err
     assert "100%" in err
     assert "\x1b" not in out + err
+
+
+def test_a_masks_text_does_not_fill_the_terminal(capsys):
+    with _bar(Size(1, 1, 0)) as show:
+        show(Progress("niah_prose under L0: " + "2w(4,64+L/8) " * 99, steps=1, records=1))
+    shown = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert "1/1 records, niah_prose under" in shown[-1]
+    assert max(map(len, shown)) < 160
 
 
 def test_a_dry_run_says_how_much_there_is_and_measures_nothing(tiny, tmp_path):
