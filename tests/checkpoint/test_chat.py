@@ -55,13 +55,11 @@ def template(small_tokenizer, monkeypatch):
 def test_what_gives_no_text_is_refused_in_one_line_and_others_are_not(
     template, text, why, monkeypatch
 ):
-    began = time.monotonic()
+    began, fails = time.monotonic(), rf"the chat template of tiny fails \(.*{why}"
     with monkeypatch.context() as patch:
         if "1 s" in why:  # the others end by themselves, on a busy machine not within a second
             patch.setattr(chat, "SECONDS", 1.0)
-        with pytest.raises(
-            InputError, match=rf"the chat template of tiny fails \(.*{why}"
-        ) as error:
+        with pytest.raises(InputError, match=fails) as error:
             template(text)
     assert "\n" not in str(error.value)
     assert time.monotonic() - began < 20

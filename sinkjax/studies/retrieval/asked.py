@@ -114,9 +114,7 @@ def kept_answers(
     mask: SinkMask | None = None,
     fills: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """`score_answers`, some questions at a time, each measured once; all `full` is the baseline."""
-    if mask is not None and not mask.masked.any():
-        mask = None
+    """`score_answers`, some questions at a time, each measured once."""
     rows, parts = batch_rows(questions.tokens, shards=row_shards(model)), []
     how: Mapping[str, Any] = {"mask": mask, "fills": fills}
     for first in range(0, len(questions.tokens), rows):

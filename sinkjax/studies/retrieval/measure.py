@@ -51,6 +51,8 @@ class Measure:
 
     def _answers(self, asked: Asked, candidate: Candidate | None) -> dict[str, np.ndarray]:
         """`accuracy` and `nll` of each question, float64 [W]; of the baseline without candidate."""
+        if candidate is not None and not candidate.masks[asked.length].masked.any():
+            candidate = None  # it is the baseline
         mask = None if candidate is None else candidate.masks[asked.length]
         how = {"mask": mask, "fills": self._fills(candidate, asked.length)}
         answers = kept_answers(self._model, asked.questions, self._keep, **how)
