@@ -1,6 +1,11 @@
-"""Two real processes, each with a device of its own: what one process writes."""
+"""Every command over a mesh, of one process and of two: what one device finds.
+
+Each study runs whole on one device, over eight of them, and in two real processes with a device
+each, one command after another: most of the time is for compiling.
+"""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -12,10 +17,12 @@ import numpy as np
 import pytest
 import tiny as tiny_model
 from alike import assert_same_results
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scripts import FEW, ROOT, SMALL, run_main
 
 import sinkjax
 from sinkjax import Sink, SinkMask
+from sinkjax.errors import InputError
 from sinkjax.studies.results import read_records
 
 TIMED = [
@@ -23,24 +30,22 @@ TIMED = [
     *("--rounds=2", "--warmup=1"),
 ]
 PROMPT = "the sea was calm and the old man"
-SWEEP = [
-    *("--lengths=2,9", "--thresholds=0.3", "--nostudy", "--num_prompts=3"),
-    "--definitions=mean,log_odds",
-]
-MASK = "--mask=L0: 2s(first) 4f | L1: 3w(1,4) 3s(zero)"
-QUALITY = ["--lengths=12", "--num_excerpts=3", "--continuation_tokens=4", MASK]
+MASK = "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)"
 TRAINED = [
     *(*FEW, "--lengths=12"),
     *("--steps=2", "--rows=2", "--save_every=1"),
 ]
 STUDIES = {
-    "sweep": SWEEP,
-    "quality": QUALITY,
+    "sweep": [
+        *("--lengths=2,9", "--thresholds=0.3", "--num_prompts=3"),
+        "--definitions=mean,log_odds",
+    ],
+    "quality": ["--lengths=12", "--num_excerpts=3", "--continuation_tokens=4", MASK],
     "gates": [*TRAINED, "--shares=0.5", "--paths=window(1,4)"],
     "repair": [*TRAINED, MASK],
     "retrieval": [
-        *("--tasks=fwe", "--lengths=240", "--num_excerpts=2"),
-        "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)",
+        *("--tasks=fwe,niah_prose", "--lengths=240", "--depths=0.5", "--num_excerpts=2"),
+        MASK,
     ],
     **SMALL,
     "search": [
@@ -49,6 +54,62 @@ STUDIES = {
         *("--rounds=2", "--tries=2"),
     ],
 }
+MESH, MESHES = "model:2,data:4", {"quality": "neurons:2,model:2,data:2"}
+"""Of a study, and of one by itself whose programs take more kinds of calls than the others'."""
+
+
+@pytest.fixture(autouse=True)
+def figures_are_blank(monkeypatch):
+    monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, small_tokenizer):
+    """A random Llama with room for the tasks of retrieval.
+
+    Its logits are small: a mesh sums in another order, and a KL's error grows with them.
+    """
+    folder = tmp_path_factory.mktemp("model")
+    how = {"max_position_embeddings": 256, "initializer_range": 0.2}
+    return hf.save_small(folder, small_tokenizer, **how)
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """The folder of a study's run on one device, by the study's name: each is run once."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp(name)
+        flags = (f"--model={model}", *STUDIES[name], f"--output_dir={folder}")
+        run_main(f"experiments.{name}", *flags)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_over_a_mesh_finds_what_it_finds_on_one_device(name, model, alone, tmp_path):
+    over = MESHES.get(name, MESH)
+    flags = (f"--model={model}", f"--mesh={over}", f"--output_dir={tmp_path}")
+    run_main(f"experiments.{name}", *STUDIES[name], *flags)
+    found, wanted = (read_records(folder)[1] for folder in (tmp_path, alone(name)))
+    assert {record["environment"].get("mesh") for record in found} == {over}
+    assert_same_results(found, wanted)
+
+
+@pytest.mark.parametrize("name", [*STUDIES, "timing"])
+def test_a_bad_mesh_is_refused_by_every_study(name, model, tmp_path):
+    for mesh, text in {
+        "model:4": "--mesh=model:4: model:4 does not divide 2 key/value heads; data:2",
+        "model:2": "--mesh=model:2: it is of 2 devices and there are 8; data:8",
+        "rows:8": "--mesh=rows:8: give auto, or sizes such as",
+    }.items():
+        flags = [f"--model={model}", f"--mesh={mesh}", f"--output_dir={tmp_path / 'none'}"]
+        with pytest.raises(InputError) as error:
+            run_main(f"experiments.{name}", *STUDIES.get(name, ()), *flags)
+        assert text in str(error.value)
+        assert not (tmp_path / "none").exists()
 
 
 def run_both(commands, tmp_path):
@@ -92,23 +153,15 @@ def save_damaged(model, folder):
     return folder
 
 
-@pytest.fixture
-def roomy(small_tokenizer, tmp_path):
-    """A random Llama with room for the task of retrieval, of small logits as in test_study_mesh."""
-    how = {"max_position_embeddings": 1024, "initializer_range": 0.2}
-    return hf.save_small(tmp_path / "model", small_tokenizer, **how)
-
-
-def test_two_processes_write_what_one_does(roomy, tmp_path):
-    """Every command after another in one pair of processes: most of the time is for compiling."""
-    model, own, both = f"--model={roomy}", tmp_path / "one", tmp_path / "both"
+def test_two_processes_write_what_one_does(model, alone, tmp_path):
+    both = tmp_path / "both"
     commands = {
         "convert": [f"--output={both / 'orbax'}"],
         **{name: [*of, f"--output_dir={both / name}"] for name, of in STUDIES.items()},
         "timing": [*TIMED, f"--output_dir={both / 'timing'}"],
         "generate": [f"--prompt={PROMPT}", "--max_new_tokens=6"],
     }
-    models = {"convert": roomy}
+    models = {"convert": model}
     meshes = dict.fromkeys(("convert", "repair", "generate"), "model:2")
     runs = [
         [
@@ -119,9 +172,9 @@ def test_two_processes_write_what_one_does(roomy, tmp_path):
         ]
         for name, more in commands.items()
     ]
-    alone = sinkjax.load(roomy)
-    damaged = save_damaged(alone, tmp_path / "damaged")
-    said_first = [["refused", str(damaged)], ["in_python", str(roomy), "0.2"]]
+    loaded = sinkjax.load(model)
+    damaged = save_damaged(loaded, tmp_path / "damaged")
+    said_first = [["refused", str(damaged)], ["in_python", str(model), "0.2"]]
     out, second = run_both([*said_first, *runs], tmp_path)
     for said, where in ((out, "in process 1 of 2: "), (second, "")):
         bytes_differ, wrong = json.loads(said.pop(0))
@@ -131,28 +184,28 @@ def test_two_processes_write_what_one_does(roomy, tmp_path):
         assert {name: share for name, share in found["read"].items() if share != 0.5} == {
             name: 1 for name in found["read"] if "norm" in name
         }
-        scores = sinkjax.measure_sinks(alone, tiny_model.tokens_of(alone, (3, 12))).score("mean")
+        scores = sinkjax.measure_sinks(loaded, tiny_model.tokens_of(loaded, (3, 12))).score("mean")
         wanted = SinkMask.from_scores(scores, threshold=0.2, path=Sink("first"))
         assert found["mask"] == str(wanted)
         assert wanted.counts()["sink"]
     assert second[1:] == []
-    digests = [sinkjax.model_digest(sinkjax.load(folder)) for folder in (roomy, both / "orbax")]
+    digests = [sinkjax.model_digest(sinkjax.load(folder)) for folder in (model, both / "orbax")]
     assert digests[0] == digests[1]
-    for name, settings in STUDIES.items():
+    for name in STUDIES:
         assert f"report: {both / name}/report.html" in "".join(out)
-        run_main(f"experiments.{name}", *settings, model, f"--output_dir={own / name}")
-        (_, ours), (_, theirs) = (read_records(folder / name) for folder in (both, own))
-        assert {record["environment"]["mesh"] for record in ours} == {meshes.get(name, "data:2")}
-        assert_same_results(ours, theirs)
+        found, wanted = (read_records(folder)[1] for folder in (both / name, alone(name)))
+        assert {record["environment"]["mesh"] for record in found} == {meshes.get(name, "data:2")}
+        assert_same_results(found, wanted)
     _, timed = read_records(both / "timing")
     assert [record["stage"] for record in timed] == ["prefill", "decode"]
     for record in timed:
         assert record["mesh"] == "data:2"
         assert len(record["result"]["programs"]) == 2
-    (chosen,) = {str(sinkjax.load_mask(of / "search" / "mask.json").mask) for of in (both, own)}
+    folders = both / "search", alone("search")
+    (chosen,) = {str(sinkjax.load_mask(folder / "mask.json").mask) for folder in folders}
     assert "w(1,4)" in chosen
-    tokenizer = sinkjax.load_tokenizer(roomy)
-    program = sinkjax.compile(alone, prefill_lengths=(16,), max_length=64)
+    tokenizer = sinkjax.load_tokenizer(model)
+    program = sinkjax.compile(loaded, prefill_lengths=(16,), max_length=64)
     tokens = tokenizer(PROMPT)["input_ids"]
     new = program.generate(tokens, max_new_tokens=6)
     assert tokenizer.decode(np.concatenate([tokens, new])) in "\n".join(out)
