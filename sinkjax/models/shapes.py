@@ -1,6 +1,7 @@
 """Shapes of well-known models, for programs that are compiled and timed without their weights."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -135,34 +136,55 @@ def random_model(
       dtype: of the parameters.
       seed: of the draws, uniform with the config's initializer_range as standard deviation, about
         what makes a norm's scale 1 where they are one.
-      mesh: to lay the parameters over; the values are the same without. Every process draws all
-        of them, some rows at a time, and keeps those of its own devices.
+      mesh: to lay the parameters over; the values are the same without. A process draws those of
+        its own devices alone.
     """
     abstract = abstract_model(config, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
     shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
+    numbers = {path: number for number, path in enumerate(shapes)}
     width = np.float32(math.sqrt(12) * config.initializer_range)
-    # Not `Llama(config, rngs=...)`: jax.random's normal numbers take ten times as long on a CPU.
-    rng = np.random.Generator(np.random.SFC64(seed))
 
     def draw(path: tuple) -> jax.Array:
-        count, *row = shapes[path]
-        step = max(1, _DRAWN // math.prod(row))
+        middle = np.float32(1 - config.norm_offset if "scale" in path else 0)
 
         def kept(part: tuple[slice, ...]) -> np.ndarray:
             own = np.empty([of.stop - of.start for of in part], dtype)
-            rows, *columns = part
-            for start in range(0, count, step):
-                values = rng.random((min(step, count - start), *row), np.float32)
-                values -= np.float32(0.5)
-                values *= width
-                values += np.float32(1 - config.norm_offset if "scale" in path else 0)
-                first, last = max(start, rows.start), min(start + len(values), rows.stop)
-                if first < last:
-                    drawn = values[(slice(first - start, last - start), *columns)]
-                    own[first - rows.start : last - rows.start] = drawn
+            for values, drawn in _uniform((seed, numbers[path]), shapes[path], part, own):
+                drawn -= np.float32(0.5)
+                drawn *= width
+                drawn += middle
+                values[...] = drawn
             return own
 
         return place_parts(kept, shapes[path], shardings.get(path))
 
     return fill_model(abstract, draw)
+
+
+def _uniform(
+    seed: tuple[int, int], shape: tuple[int, ...], part: tuple[slice, ...], own: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields pieces of `own`, flat, each with float32 numbers of [0, 1) that belong there.
+
+    They are those that an array of that shape has in that part: the generator goes on to where a
+    piece begins. (`jax.random` in one `jit` over the mesh would do it too, but on a CPU holds five
+    times the largest array meanwhile.)
+    """
+    # Of axes behind this one all is taken, so that what is taken of it lies together.
+    axis = max((n for n, of in enumerate(part) if of != slice(0, shape[n])), default=0)
+    outer, inner = shape[:axis], math.prod(shape[axis + 1 :])
+    bits = np.random.PCG64(np.random.SeedSequence(seed))
+    generator, origin = np.random.Generator(bits), bits.state
+    for index in np.ndindex(own.shape[:axis]):
+        row = 0
+        for at, of, size in zip(index, part[:axis], outer, strict=True):
+            row = row * size + of.start + at
+        first = (row * shape[axis] + part[axis].start) * inner
+        values = own[index].reshape(-1)
+        for start in range(0, values.size, _DRAWN):
+            piece = values[start : start + _DRAWN]
+            bits.state = origin
+            skipped = (first + start) % 2  # a step of the generator's makes two float32
+            bits.advance((first + start) // 2)
+            yield piece, generator.random(skipped + piece.size, np.float32)[skipped:]

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sinkjax
 from sinkjax.distributed import make_mesh
@@ -45,26 +47,48 @@ def test_parameters_add_up_to_the_published_number(name, billions):
     assert total / 1e9 == pytest.approx(billions, rel=1e-3)
 
 
-def test_random_weights_are_the_same_however_many_are_drawn_at_once(monkeypatch):
-    config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=1, vocab_size=256)
-    at_once = random_model(config)
-    monkeypatch.setattr(shapes, "_DRAWN", 5000)
-    mesh = make_mesh({"data": 8})
-    for blocks in (random_model(config), random_model(config, mesh=mesh)):
-        for ours, theirs in zip(jax.tree.leaves(blocks), jax.tree.leaves(at_once), strict=True):
+@pytest.fixture
+def small():
+    sizes = dict(num_layers=1, vocab_size=257, num_heads=8, num_kv_heads=4)
+    return dataclasses.replace(SHAPES["smollm2-135m"], **sizes)
+
+
+def test_random_weights_are_the_same_however_they_lie_and_are_drawn(small, monkeypatch):
+    at_once = random_model(small)
+    monkeypatch.setattr(shapes, "_DRAWN", 4999)
+    for mesh in (None, {"data": 8}, {"data": 2, "model": 4}, {"model": 4, "sub": 2}):
+        laid = random_model(small, mesh=mesh and make_mesh(mesh))
+        for ours, theirs in zip(jax.tree.leaves(laid), jax.tree.leaves(at_once), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_random_weights_have_the_spread_and_the_seed_asked_for():
-    config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=1, vocab_size=256)
-    one, same, other = (random_model(config, seed=seed) for seed in (0, 0, 1))
+@given(data=st.data(), shape=st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_any_part_is_drawn_as_in_the_whole(data, shape):
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape]
+    stops = [data.draw(st.integers(start + 1, n)) for start, n in zip(starts, shape, strict=True)]
+    part = tuple(map(slice, starts, stops))
+
+    def drawn(part):
+        own, count = np.full([of.stop - of.start for of in part], np.nan, np.float32), 0
+        for values, numbers in shapes._uniform((0, 1), tuple(shape), part, own):
+            values[...], count = numbers, count + numbers.size
+        return own, count
+
+    whole, _ = drawn(tuple(slice(0, n) for n in shape))
+    own, count = drawn(part)
+    np.testing.assert_array_equal(own, whole[part])
+    assert count == own.size  # and no others
+
+
+def test_random_weights_have_the_spread_and_the_seed_asked_for(small):
+    one, same, other = (random_model(small, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.embedding[...], same.embedding[...])
     assert not np.array_equal(one.embedding[...], other.embedding[...])
-    wanted = sinkjax.Llama(config, rngs=nnx.Rngs(0))
+    wanted = sinkjax.Llama(small, rngs=nnx.Rngs(0))
     for (path, found), (_, made) in zip(
         nnx.to_flat_state(nnx.state(one)), nnx.to_flat_state(nnx.state(wanted)), strict=True
     ):
         assert (found.shape, found.dtype) == (made.shape, made.dtype), path
         assert np.mean(found) == pytest.approx(float(np.mean(made)), abs=2e-3), path
         if "scale" not in path:
-            assert np.std(found) == pytest.approx(config.initializer_range, rel=0.02), path
+            assert np.std(found) == pytest.approx(small.initializer_range, rel=0.02), path
