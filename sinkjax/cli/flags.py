@@ -67,6 +67,9 @@ def run(
         arguments = list(_expanded(sys.argv))
     except InputError as error:
         sys.exit(_failed(error))
+    for name, values in _given_again(sys.argv).items():
+        shown = clipped(printable(f"--{name} takes one value: of {', '.join(values)} the last"))
+        print(f"warning: {shown}", file=sys.stderr)
     app.run(guarded, arguments, flags_parser=parse)
 
 
@@ -93,6 +96,23 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
         message = str(error)
     print(f"error: {clipped(printable(message))}; --help shows all flags", file=sys.stderr)
     sys.exit(1)
+
+
+def _given_again(arguments: Iterable[str]) -> dict[str, list[str]]:
+    """Flags that take one value and are given several on the command line, by name.
+
+    A flag that takes the place of a flag file's is not among them.
+    """
+    given: dict[str, list[str]] = {}
+    for argument in arguments:
+        match = re.fullmatch("--?([^=]+)=(.*)", argument, re.DOTALL)
+        if match is not None and match[1] in flags.FLAGS:
+            given.setdefault(match[1], []).append(match[2])
+    return {
+        name: values
+        for name, values in given.items()
+        if len(set(values)) > 1 and not isinstance(flags.FLAGS[name], flags.MultiFlag)
+    }
 
 
 def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from scripts import ROOT, refused, start
+from absl import flags as absl_flags
+from scripts import ROOT, load_script, refused, start
 
 import sinkjax
 from sinkjax import shipped
@@ -181,3 +182,19 @@ def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (1, "")
     assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)
+
+
+def test_of_two_values_of_a_flag_that_takes_one_the_last_is_taken_and_said(
+    monkeypatch, capsys, tmp_path
+):
+    script = load_script("experiments.quality")
+    (tmp_path / "own.flags").write_text("--dtype=bfloat16")
+    once = ["--mask=a", "--mask=b", "--seed=1", f"--flagfile={tmp_path}/own.flags"]
+    twice = ["--text=c.txt", "--dtype=float32", "--text=d.txt", "--seed=1"]
+    monkeypatch.setattr(sys, "argv", ["sinkjax quality", *once, *twice])
+    taken = []
+    with pytest.raises(SystemExit) as ended:
+        flags.run(lambda: taken.append(absl_flags.FLAGS.text), script.module, script.renamed)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, taken) == (None, "", ["d.txt"])
+    assert err == "warning: --text takes one value: of c.txt, d.txt the last\n"
