@@ -12,10 +12,13 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 FOLDER = next(f for f in (_HERE / "configs", _HERE.parent / "configs") if f.is_dir())
 
-REPLACED = dict.fromkeys(
-    (f"smollm2-135m-512-{name}" for name in ("gates", "groups", "savings", "windows")),
-    "smollm2-135m-512",
-)
+REPLACED = {
+    "smollm2-135m-24-sinks": "smollm2-135m-24",
+    **dict.fromkeys(
+        (f"smollm2-135m-512-{name}" for name in ("gates", "groups", "savings", "windows")),
+        "smollm2-135m-512",
+    ),
+}
 """Masks that no longer ship, each by the name of the one that is read in its place."""
 
 _logger = logging.getLogger(__name__)

@@ -78,7 +78,7 @@ def test_a_card_says_what_is_saved_on_the_fullest_of_several_chips():
 @pytest.mark.parametrize(
     "name",
     [
-        "smollm2-135m-24-sinks",
+        EARLIER / "24-sinks.json",
         "smollm2-135m-4096-windows",
         EARLIER / "512-groups.json",
         EARLIER / "512-savings.json",
