@@ -67,9 +67,9 @@ def run(
         arguments = list(_expanded(sys.argv))
     except InputError as error:
         sys.exit(_failed(error))
-    for name, values in _given_again(sys.argv).items():
-        shown = clipped(printable(f"--{name} takes one value: of {', '.join(values)} the last"))
-        print(f"warning: {shown}", file=sys.stderr)
+    for name, last in _given_again(sys.argv).items():
+        shown = printable(f"--{name} is given more than once; {last} is taken, the last")
+        print(f"warning: {clipped(shown)}", file=sys.stderr)
     app.run(guarded, arguments, flags_parser=parse)
 
 
@@ -98,10 +98,10 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
     sys.exit(1)
 
 
-def _given_again(arguments: Iterable[str]) -> dict[str, list[str]]:
-    """Flags that take one value and are given several on the command line, by name.
+def _given_again(arguments: Iterable[str]) -> dict[str, str]:
+    """By flag that is given several values and takes the last: that value.
 
-    A flag that takes the place of a flag file's is not among them.
+    The command line's own alone: what takes the place of a flag file's is meant to.
     """
     given: dict[str, list[str]] = {}
     for argument in arguments:
@@ -109,7 +109,7 @@ def _given_again(arguments: Iterable[str]) -> dict[str, list[str]]:
         if match is not None and match[1] in flags.FLAGS:
             given.setdefault(match[1], []).append(match[2])
     return {
-        name: values
+        name: values[-1]
         for name, values in given.items()
         if len(set(values)) > 1 and not isinstance(flags.FLAGS[name], flags.MultiFlag)
     }

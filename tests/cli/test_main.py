@@ -184,9 +184,7 @@ def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
     assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)
 
 
-def test_of_two_values_of_a_flag_that_takes_one_the_last_is_taken_and_said(
-    monkeypatch, capsys, tmp_path
-):
+def test_a_flag_that_is_given_twice_says_which_is_taken(monkeypatch, capsys, tmp_path):
     script = load_script("experiments.quality")
     (tmp_path / "own.flags").write_text("--dtype=bfloat16")
     once = ["--mask=a", "--mask=b", "--seed=1", f"--flagfile={tmp_path}/own.flags"]
@@ -197,4 +195,4 @@ def test_of_two_values_of_a_flag_that_takes_one_the_last_is_taken_and_said(
         flags.run(lambda: taken.append(absl_flags.FLAGS.text), script.module, script.renamed)
     out, err = capsys.readouterr()
     assert (ended.value.code, out, taken) == (None, "", ["d.txt"])
-    assert err == "warning: --text takes one value: of c.txt, d.txt the last\n"
+    assert err == "warning: --text is given more than once; d.txt is taken, the last\n"
