@@ -199,6 +199,14 @@ def smollm2_tokenizer(smollm2_gguf):
     return sinkjax.load_tokenizer(smollm2_gguf)
 
 
+@pytest.fixture
+def figures_are_blank(monkeypatch):
+    """For tests that hold records, or pages to each other: drawing is most of a page's time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+
+
 @pytest.fixture(scope="session")
 def small_tokenizer(smollm2_tokenizer):
     """The real model's, with the first 4,096 of its tokens: logits are what small models cost."""

@@ -173,15 +173,11 @@ def _uniform(
     """
     # Of axes behind this one all is taken, so that what is taken of it lies together.
     axis = max((n for n, of in enumerate(part) if of != slice(0, shape[n])), default=0)
-    outer, inner = shape[:axis], math.prod(shape[axis + 1 :])
+    rows = np.arange(math.prod(shape[:axis])).reshape(shape[:axis])[part[:axis]].ravel()
     bits = np.random.PCG64(np.random.SeedSequence(seed))
     generator, origin = np.random.Generator(bits), bits.state
-    for index in np.ndindex(own.shape[:axis]):
-        row = 0
-        for at, of, size in zip(index, part[:axis], outer, strict=True):
-            row = row * size + of.start + at
-        first = (row * shape[axis] + part[axis].start) * inner
-        values = own[index].reshape(-1)
+    for row, values in zip(rows.tolist(), own.reshape(rows.size, -1), strict=True):
+        first = (row * shape[axis] + part[axis].start) * math.prod(shape[axis + 1 :])
         for start in range(0, values.size, _DRAWN):
             piece = values[start : start + _DRAWN]
             bits.state = origin

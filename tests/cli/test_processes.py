@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 import tiny as tiny_model
 from alike import assert_same_results
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from scripts import FEW, ROOT, SMALL, run_main
+from scripts import FEW, MASK, ROOT, SMALL, run_main
 
 import sinkjax
 from sinkjax import Sink, SinkMask
 from sinkjax.errors import InputError
 from sinkjax.studies.results import read_records
 
+pytestmark = pytest.mark.usefixtures("figures_are_blank")
+
 TIMED = [
     *("--mask=L0-1: 3w(1,4) 3s(zero)", "--batch_sizes=2", "--lengths=8", "--generated=4"),
     *("--rounds=2", "--warmup=1"),
 ]
 PROMPT = "the sea was calm and the old man"
-MASK = "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)"
 TRAINED = [
     *(*FEW, "--lengths=12"),
     *("--steps=2", "--rows=2", "--save_every=1"),
@@ -56,11 +56,6 @@ STUDIES = {
 }
 MESH, MESHES = "model:2,data:4", {"quality": "neurons:2,model:2,data:2"}
 """Of a study, and of one by itself whose programs take more kinds of calls than the others'."""
-
-
-@pytest.fixture(autouse=True)
-def figures_are_blank(monkeypatch):
-    monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import os
 import re
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from scripts import SMALL, finish, run_main
+from scripts import MASK, SMALL, finish, run_main
 
 from sinkjax.errors import InputError
 from sinkjax.studies.parts import Part
@@ -15,18 +14,14 @@ from sinkjax.studies.results import Results, read_records
 from sinkjax.studies.study import run_study
 from sinkjax.studies.sweep.study import Sweep
 
-MASK = "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)"
+pytestmark = pytest.mark.usefixtures("figures_are_blank")
+
 STUDIES = {
     "sweep": ("--lengths=2,9,16", "--num_prompts=3", "--thresholds=0.3,0.5"),
     "quality": (MASK, "--lengths=8,12", "--num_excerpts=3", "--continuation_tokens=0"),
     "retrieval": (MASK, "--tasks=fwe", "--lengths=240,250", "--num_excerpts=2"),
     **SMALL,
 }
-
-
-@pytest.fixture(autouse=True)
-def figures_are_blank(monkeypatch):
-    monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
 
 
 def files(folder):

@@ -21,6 +21,8 @@ tokenized.remember()
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+MASK = "--mask=L0: 2s(first) f 2s(first) f | L1: f 2w(1,4) f 2w(1,4)"
+"""Flag of a mask for tiny models: as much is left of each key/value group."""
 FEW = ("--choose_excerpts=3", "--judge_excerpts=3")
 SMALL = {
     "predict": (

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scripts import ROOT, as_flags, load_script, run_main, start
 
 import sinkjax
@@ -36,10 +35,10 @@ def tiny(tmp_path_factory, small_tokenizer):
 
 
 @pytest.fixture(autouse=True)
-def figures_are_blank_but_where_they_are_compared(request, monkeypatch):
+def figures_are_blank_but_where_they_are_compared(request):
     """Drawing them would be half of the work; the tests of pages draw every kind."""
     if "killed" not in request.node.name:
-        monkeypatch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+        request.getfixturevalue("figures_are_blank")
 
 
 @pytest.fixture
