@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,9 +12,11 @@ from flax import nnx
 
 from sinkjax.accounts.formulas import total
 from sinkjax.accounts.inspect import by_formula
+from sinkjax.models.rules import BY_CHIP
 from sinkjax.models.sharding import mesh_of
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
+from sinkjax.programs.hlo import Collective
 
 
 def inspect_chips(program: Program) -> list[dict[str, Any]]:
@@ -21,10 +25,11 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
     Returns:
       one record of kind "chip" each, prefill by ascending bucket, then decode: of one chip its
       `memory` in bytes as XLA has it, with the `cache`; its FLOPs (`operations`); `collectives`
-      by kind, their `count` and the `bytes` of their results, a loop's and a branch's once;
-      `nominal`, what all chips together would need by formula if nothing were whole on several;
-      and for all executables `parameters` and those that are `whole` on every chip, by kind, in
-      bytes.
+      by place ("layer_0", "sampling" or "rest") and kind, their `count` and the `bytes` of their
+      results, a loop's and a branch's once; `nominal`, what all chips together would need by
+      formula if nothing were whole on several; and for all executables `parameters`, those that are
+      `whole` on every chip, by kind, in bytes, and `by_rows`, the layers in which the chips of
+      `model` divide rows, since their heads do not come out alike.
     """
     mesh = mesh_of(program.model)
     assert mesh is not None
@@ -43,6 +48,11 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         "dtype": program.model.embedding.dtype.name,
         "parameters": held,
         "whole": dict(whole.most_common()),
+        "by_rows": [
+            index
+            for index, layer in enumerate(program.model.layers)
+            if layer.attention.batch == BY_CHIP
+        ],
         "cache": sum(map(_chip_bytes, _cache(program))),
     }
     lengths = [*program.prefill, None]
@@ -57,17 +67,30 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
 
 
 def _read(executable: Executable) -> dict[str, Any]:
-    memory, by_kind = executable.memory, collections.defaultdict(list)
-    for item in executable.module.collectives():
-        by_kind[item.kind].append(item.size)
+    memory = executable.memory
     return {
         "name": executable.name,
         "memory": {"temporary": memory.temporary, "peak": memory.peak},
         "operations": executable.module.operations(),
-        "collectives": {
-            kind: {"count": len(sizes), "bytes": sum(sizes)} for kind, sizes in by_kind.items()
-        },
+        "collectives": _by_place(executable.module.collectives()),
     }
+
+
+def _by_place(exchanged: Iterable[Collective]) -> dict[str, dict[str, dict[str, int]]]:
+    """The number and bytes of collectives, by the place that they come from and their kind."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for item in exchanged:
+        kinds = found.setdefault(_place(item.scope), {})
+        of_kind = kinds.setdefault(item.kind, {"count": 0, "bytes": 0})
+        of_kind["count"] += 1
+        of_kind["bytes"] += item.size
+    return found
+
+
+def _place(scope: str) -> str:
+    if (layer := re.search(r"layer_\d+", scope)) is not None:
+        return layer[0]
+    return "sampling" if re.search(r"/sampling|/cond", scope) else "rest"
 
 
 def _cache(program: Program) -> list[jax.ShapeDtypeStruct]:
@@ -82,5 +105,5 @@ def _cache(program: Program) -> list[jax.ShapeDtypeStruct]:
 
 
 def _chip_bytes(array: Any) -> int:
-    """Of one chip's part of an array."""
+    """The bytes of one chip's part of an array."""
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize

@@ -21,7 +21,7 @@ PerKvHead = Float[Array, "B T K H"]
 """Rotated keys, or values; query head n reads those of key/value head n // (N / K)."""
 
 Position = Int[Array, ""] | int
-"""Of a first query, or a number of tokens before it: an array where only a run knows it."""
+"""The place of a first query, or tokens before it: an array where only a run knows the number."""
 
 
 Blocks = TypeVar("Blocks")

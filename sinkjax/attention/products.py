@@ -127,9 +127,16 @@ class CpuProducts(Products):
         return [jnp.einsum("rd,md->rm", x, w, preferred_element_type=_WIDE) for w in weights]
 
     def _left(self, x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
-        """Puts the weight on the left, where the library reads it as it lies."""
+        """Puts the weight on the left, where the library reads it as it lies.
+
+        Rows of zeros are added where the library takes no longer for more: to an odd number of rows
+        one, and up to the next multiple of eight where most of eight are there.
+        """
+        rows = x.shape[0]
+        more = -rows % 8 if rows % 8 > 4 else rows % 2
+        x = jnp.pad(x, ((0, more), (0, 0)))
         product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=_WIDE)
-        return self.settle(product).T
+        return self.settle(product)[:, :rows].T
 
     def slot_scores(
         self, q: Float[Array, "B K G H"], keys: Float[Array, "*BK S H"]
@@ -207,11 +214,11 @@ _WIDE = jnp.float32
 _FOLD = 64
 """Numbers, and folds of so many numbers, that a row is folded to at most."""
 _ROW_INPUTS = 4096
-"""Of one row, at most; beyond, a row of the weight no longer streams beside x."""
+"""The most of one row; beyond, a row of the weight no longer streams beside x."""
 _FEW_ROWS = 8
 """Rows that multiplications and reductions still win at."""
 _PAIR_INPUTS = 1024
-"""Of a pair of rows, at most: eight rows of so many inputs fit a core's first cache."""
+"""The most of a pair of rows: eight rows of so many inputs fit a core's first cache."""
 
 _LEFT_ROWS = 64
 """Up to which the library's time goes into packing the weight, unless it is on the left."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Part = tuple[slice, ...]
-"""Of an array: a slice of each of its axes."""
+"""A part of an array: a slice of each of its axes."""
 
 
 class Read(Protocol):

@@ -146,7 +146,6 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
                 *(formats.size(record[of]) for of in ("parameters", "cache")),
                 *(formats.size(record["memory"][of]) for of in ("temporary", "peak")),
                 formats.scaled(record["operations"]),
-                *_exchanged(record["collectives"]),
             ]
             for name, record in zip(who, pair, strict=True)
         ]
@@ -155,13 +154,12 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
             "saved, nominal": [record["nominal"] for record in pair],
         }.items():
             flops, _, parameters, cache = _saved(*costs)
-            rows.append([name, parameters, cache, "", "", flops, "", ""])
+            rows.append([name, parameters, cache, "", "", flops])
     notes = [
         "Nominal: what the mask saves by formula where all heads are on one chip. A chip saves as "
         "much where every layer's heads come out alike on all chips; less, or takes more than "
         "without a mask, where not.",
-        "Exchanged: how often and how much, as results; a loop's and a branch's once, so of "
-        "scanned layers one layer's. Sampling by top_k and top_p has branches of its own.",
+        *_fitting([*baseline, *masked]),
         *(
             f"Whole on every chip, {name}: {_largest(record['whole'])}."
             for name, record in zip(who, (baseline[0], first), strict=True)
@@ -170,28 +168,71 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     ]
     if NEURONS in first["mesh"]:
         notes.insert(1, f"Over {NEURONS} attention divides rows, not heads: any mask is even.")
+    if first["by_rows"]:
+        notes.insert(
+            1,
+            f"In {len(first['by_rows'])} layers of the mask heads do not come out alike: its chips "
+            "divide rows there, and each holds all of attention's weights. mask.balanced divides "
+            "heads.",
+        )
     return [
         Table(
             title=f"a chip of {mesh} on {first['device']}, {first['batch_size']} x, "
             f"{first['dtype']}, cache for {formats.count(first['max_length'])} tokens",
-            columns=(
-                *("", "parameters", "cache", "temporary", "peak", "FLOPs"),
-                *("all-reduce", "other exchange"),
-            ),
+            columns=("", "parameters", "cache", "temporary", "peak", "FLOPs"),
             rows=rows,
             notes=tuple(notes),
-        )
+        ),
+        _exchange_table(baseline, masked),
     ]
 
 
-def _exchanged(collectives: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """All-reduces, and what else chips exchange: each its number and bytes."""
-    sums = [collectives[kind] for kind in collectives if kind == "all-reduce"]
-    others = [collectives[kind] for kind in collectives if kind != "all-reduce"]
+def _fitting(records: Sequence[Record]) -> list[str]:
+    """Says whether the programs fit their chip, where its memory is known."""
+    name = ":".join(records[0]["target"].split(":")[:2])
+    if name not in CHIPS:
+        return []
+    memory, largest = CHIPS[name].memory, max(records, key=lambda r: r["memory"]["peak"])
+    peak = largest["memory"]["peak"]
     return [
-        f"{sum(c['count'] for c in of)}: {formats.size(sum(c['bytes'] for c in of))}" if of else "-"
-        for of in (sums, others)
+        f"{name} has {formats.size(memory)}, of which {largest['name']} of the "
+        f"{largest['program']} takes {formats.percent(peak / memory)}, the most: "
+        f"{'they fit' if peak <= memory else 'it does not fit'}."
     ]
+
+
+def _exchange_table(baseline: Sequence[Record], masked: Sequence[Record]) -> Table:
+    """What chips exchange, by place and kind."""
+    rows = []
+    for pair in zip(baseline, masked, strict=True):
+        for who, record in zip(("baseline", "mask"), pair, strict=True):
+            name = f"{record['name']}, {who}"
+            for place, kinds in _alike(record["collectives"]).items():
+                for kind, of_kind in kinds.items():
+                    size = formats.size(of_kind["bytes"])
+                    rows.append([name, place, kind, str(of_kind["count"]), size])
+                    name = ""
+    return Table(
+        title="What its chips exchange",
+        columns=("", "where", "", "times", "in all"),
+        rows=rows,
+        notes=(
+            "Layers that exchange what an earlier one does are left out; scanned ones are one, "
+            "counted once. The rest: embedding and vocabulary. Sampling: all ways to draw a token, "
+            "a loop counted once. Sizes are of results on a chip.",
+        ),
+        labels=3,
+    )
+
+
+def _alike(collectives: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """What is exchanged by place, of equal layers once, under the first one's name."""
+    places, seen = {}, []
+    for place, kinds in collectives.items():
+        if kinds not in seen or not place.startswith("layer_"):
+            seen.append(kinds)
+            places[place] = kinds
+    return places
 
 
 def _largest(whole: Mapping[str, int], most: int = 4) -> str:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.distributed import to_host
-from sinkjax.instruments.batches import batch_rows, batches
+from sinkjax.instruments.batches import batch_rows, batches, check_tokens
 from sinkjax.instruments.tasks import Questions
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.instruments.traced import traced_paths, traced_residuals
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
+from sinkjax.models.finite import check_finite
 from sinkjax.specialize.build import specialize
 
 
@@ -42,8 +43,10 @@ def score_answers(
       `nll`, float64 [W], -ln of each whole answer's probability; `given_back`, bool [W].
 
     Raises:
-      InputError: for a mask of another shape, or without the fills that it needs.
+      InputError: for a mask of another shape, or without the fills that it needs, tokens outside
+        the vocabulary, and answers whose NLL is not finite.
     """
+    check_tokens(questions.tokens, model.config.vocab_size, "questions", "questions")
     forward, head = _forward(model, mask, fills), OutputHead(model)
     ends, width = questions.lengths, int(questions.answer_tokens.max())
     places = ends[:, None] - width + np.arange(width)  # of the answers' tokens
@@ -57,8 +60,10 @@ def score_answers(
         nll.append(to_host(scores.nll)[:count])
         likeliest.append(to_host(scores.correct)[:count])
     asked = np.arange(width) >= width - questions.answer_tokens[:, None]
+    of_answers = np.sum(np.concatenate(nll), axis=1, where=asked, dtype=np.float64)
+    check_finite("logits", of_answers, " in question {}".format)
     return {
-        "nll": np.sum(np.concatenate(nll), axis=1, where=asked, dtype=np.float64),
+        "nll": of_answers,
         "given_back": (np.concatenate(likeliest) | ~asked).all(axis=1),
     }
 

@@ -1,20 +1,11 @@
 """Which path every head takes: a static value, known when JAX traces.
 
 A mask is never an array that a program reads: it decides which program there is.
-
-Its text form names, for each layer, the paths of its heads from head 0 on, equal neighbours with
-their number in front and equal layers together:
-
-  L0-1: 9f | L2: 4s(first) 5w(4,128) | L3: 7f c(0,7) s(mean)
-
-f is `full`, c(layer,head) `copy`, w(sinks,recent) `window`, s(fill) `sink`.
 """
 
 import dataclasses
 import functools
 import hashlib
-import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,19 +14,9 @@ from jaxtyping import Bool, Float
 
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.chips import widened
-from sinkjax.masks.paths import (
-    KINDS,
-    Copy,
-    Full,
-    Path,
-    Sink,
-    Window,
-    native,
-    parse_path,
-    quoted,
-    short,
-)
+from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
+from sinkjax.masks.text import MOST_HEADS, TOO_MANY, read_heads, write_heads
 
 
 @runtime_checkable
@@ -187,7 +168,7 @@ class SinkMask:
 
     @classmethod
     def from_text(cls, text: str, length: int | None = None) -> "SinkMask":
-        """Reads the text form, of which `str` is the inverse.
+        """Reads the text form (`sinkjax.masks.text`), of which `str` is the inverse.
 
         Args:
           text: of all layers. Its windows may grow with a length, as in `w(4,32+L/16)`.
@@ -196,32 +177,7 @@ class SinkMask:
         Raises:
           InputError: listing all that cannot be read, or is not a possible mask.
         """
-        layers: list[tuple[Path, ...]] = []
-        problems: list[str] = []
-        num_heads = 0
-        for part in text.split(" | "):
-            match = _PART.fullmatch(part)
-            if match is None:
-                problems.append(
-                    f"{quoted(part)} is no layer's heads: write it as in 'L0: 4f 5s(first)'"
-                )
-                continue
-            first, last = int(match["first"]), int(match["last"] or match["first"])
-            if first != len(layers) or last < first:
-                problems.append(f"{quoted(part)} comes where L{len(layers)} has to begin")
-            heads = []
-            for run in match["runs"].split(" "):
-                try:
-                    heads += _parse_run(run, length)
-                except InputError as error:
-                    problems.append(f"{quoted(part)}: {error}")
-                if num_heads + len(heads) > _MOST_HEADS:
-                    raise InputError(_TOO_MANY)
-            num_heads += len(heads)
-            layers[first:] = [tuple(heads)] * (last - first + 1)
-        if problems:
-            raise InputError(*problems)
-        return cls(tuple(layers))
+        return cls(read_heads(text, length))
 
     @property
     def num_layers(self) -> int:
@@ -248,14 +204,7 @@ class SinkMask:
         return int(self.digest[:15], 16)
 
     def __str__(self) -> str:
-        parts, first = [], 0
-        for heads, layers in itertools.groupby(self.heads):
-            last = first + len(list(layers)) - 1
-            runs = [_format_run(path, len(list(run))) for path, run in itertools.groupby(heads)]
-            name = f"L{first}" if first == last else f"L{first}-{last}"
-            parts.append(f"{name}: {' '.join(runs)}")
-            first = last + 1
-        return " | ".join(parts)
+        return write_heads(self.heads)
 
     def __repr__(self) -> str:
         return f"SinkMask.from_text({str(self)!r})"
@@ -433,29 +382,6 @@ class SinkMask:
             raise InputError(*conflicts)
 
 
-_MOST_HEADS = 1_000_000  # of a mask: what checks look at one by one
-_TOO_MANY = f"the mask has more than {_MOST_HEADS:,} heads: give one that was made for a model"
-_PART = re.compile(r"L(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?: (?P<runs>\S+(?: \S+)*)")
-_RUN = re.compile(r"(?P<count>[1-9]\d{0,3})?(?P<path>\D\S*)")
-
-
-def _format_run(path: Path, count: int) -> str:
-    return f"{count if count > 1 else ''}{short(path)}"
-
-
-def _parse_run(text: str, length: int | None) -> list[Path]:
-    """Equal heads from their text; InputError for what is none."""
-    match = _RUN.fullmatch(text)
-    if match is None:
-        raise InputError(
-            f"{quoted(text)} is no run of heads: write a path, with their number in front"
-        )
-    try:
-        return [parse_path(match["path"], length=length)] * int(match["count"] or 1)
-    except InputError as error:
-        raise InputError(f"{quoted(text)} is no run of heads: {error}") from error
-
-
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:
     chosen = np.asarray(chosen)
     if chosen.ndim != 2 or chosen.dtype != np.bool_:
@@ -476,8 +402,8 @@ def _shape_problems(heads: tuple[tuple[Path, ...], ...]) -> Iterator[str]:
     if not heads or not heads[0]:
         yield "a mask needs at least one layer of at least one head"
         return
-    if sum(map(len, heads)) > _MOST_HEADS:
-        yield _TOO_MANY
+    if sum(map(len, heads)) > MOST_HEADS:
+        yield TOO_MANY
         return
     for layer, paths in enumerate(heads):
         if len(paths) != len(heads[0]):

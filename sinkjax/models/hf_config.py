@@ -311,7 +311,7 @@ def to_hf_config(config: LlamaConfig, dtype: str = "float32") -> dict[str, Any]:
         raise InputError(
             "the rotary frequencies of this model are given one by one (freq_factors, from a "
             "GGUF file's rope_freqs tensor); a Hugging Face config has no attribute for that. "
-            "Save an Orbax checkpoint instead: python -m experiments.convert"
+            "Save an Orbax checkpoint instead: sinkjax convert --format=orbax"
         )
     names = {"architectures": [FAMILIES[config.family].architecture]}
     return {**names, **_attributes(config), "dtype": dtype}

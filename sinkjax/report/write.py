@@ -22,6 +22,19 @@ _OURS = '<p class="kicker">sinkjax '
 _NAME = r"[a-z0-9._-]+\.png"
 
 
+def check_folder(folder: Path, figures: Set[str] = frozenset()) -> None:
+    """Checks that a page may be written into a folder, which need not be there yet.
+
+    Args:
+      figures: names of files that it needs beside report.html, and no earlier report wrote.
+
+    Raises:
+      InputError: where something that no report wrote has a name that the page needs.
+    """
+    if foreign := _foreign(folder, figures):
+        raise InputError(*(_problem(folder, f"{path} {_NOT_OURS}") for path in foreign))
+
+
 def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
     """Writes report.html and figures/*.png in place of those that an earlier report left.
 
@@ -46,8 +59,7 @@ def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
     figures = {f"{picture.name}.png": picture.png for picture in pictures}
     try:
         earlier = _earlier(folder)
-        if foreign := _foreign(folder, figures.keys() - earlier):
-            raise InputError(*(_problem(folder, f"{path} {_NOT_OURS}") for path in foreign))
+        check_folder(folder, figures.keys() - earlier)
         (folder / "figures").mkdir(exist_ok=True)
         # What is listed may be replaced: a run that is killed here goes on later.
         _write_list(folder, earlier | figures.keys())

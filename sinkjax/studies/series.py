@@ -159,7 +159,7 @@ def _series(
     prompts, tokenizer = source.prompts, subject.tokenizer
     if source.role == "study":
         (row,) = prompts.whole(tokenizer, bos)
-        _check_ids(subject, source, row)
+        check_ids(subject, prompts.name, row)
         return Series(subject, source, bos, False, {len(row): row[None]})
     counts = {}
     for length in source.lengths:
@@ -174,19 +174,24 @@ def _series(
         length: prompts.at_length(tokenizer, bos, length, count) for length, count in counts.items()
     }
     for rows in tokens.values():
-        _check_ids(subject, source, rows)
+        check_ids(subject, prompts.name, rows)
     added = len(encode(tokenizer, "a", bos)) > len(encode(tokenizer, "a", "never"))
     return Series(subject, source, bos, added, tokens)
 
 
-def _check_ids(subject: Subject, source: Source, tokens: np.ndarray) -> None:
+def check_ids(subject: Subject, name: str, tokens: np.ndarray) -> None:
+    """Checks that a model knows the tokens that its tokenizer makes of what has this name.
+
+    Raises:
+      InputError: for an id beyond the vocabulary.
+    """
     size = subject.config.vocab_size
     if tokens.max(initial=0) >= size:
         raise InputError(
             Problem(
                 "model",
                 subject.name,
-                f"its tokenizer makes token {tokens.max()} of {source.prompts.name}, and its "
+                f"its tokenizer makes token {tokens.max()} of {name}, and its "
                 f"vocabulary has ids 0 to {size - 1}: give it the tokenizer that it was made with",
             )
         )

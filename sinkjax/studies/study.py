@@ -8,6 +8,7 @@ it would have made.
 """
 
 import abc
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from sinkjax.report.appendix import page_of_tables
 from sinkjax.report.page import Page
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
-from sinkjax.report.write import write_page
+from sinkjax.report.write import check_folder, write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part, beside, check_parts, finished_parts, records_of
 from sinkjax.studies.results import Results, identity, output_folder, read_records
@@ -133,7 +134,7 @@ class Bench:
         return {"model": self._identity, **fields}
 
     def record_id(self, fields: Mapping[str, Any]) -> str:
-        """Of a cell's record."""
+        """Returns the id of a cell's record."""
         return identity(self.complete(fields))
 
 
@@ -320,11 +321,14 @@ def run_study(
 
     Raises:
       InputError: for settings out of their range, weights that cannot be read, or a folder that
-        cannot be used: another study's, not writable, full; for a part of a study that has none,
-        and without a part where some have not finished, or are another run's.
+        cannot be used: another study's, not writable, full, or with a report.html of somebody
+        else's; for a part of a study that has none, and without a part where some have not
+        finished, or are another run's.
     """
     study.check(part)
     whole = output_folder(folder)
+    if part is None:
+        first(lambda: _check_for_page(whole))  # now, not after hours of measuring
     parts = first(lambda: finished_parts(whole)) if part is None else part.all()
     described, model = [], None
     for subject in study.subjects:
@@ -358,6 +362,11 @@ def run_study(
         first(lambda: part.finish(whole))
         return first(lambda: read_records(place))
     return first(lambda: _with_page(study, place))
+
+
+def _check_for_page(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # of what cannot be read `open_results` says more
+        check_folder(folder)
 
 
 def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]]:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 from scripts import as_flags, run_main, start
@@ -166,7 +167,15 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     # Of 24 slots, keys and values of one head for two rows in two layers, and two lengths.
     assert baseline["cache"] == 2 * 2 * 2 * 24 * 8 * 4 + 8
     assert masked["parameters"] < baseline["parameters"]
-    assert masked["collectives"]["all-reduce"] == baseline["collectives"]["all-reduce"]
+    for layer in ("layer_0", "layer_1"):
+        sums = masked["collectives"][layer]["all-reduce"]
+        assert sums == baseline["collectives"][layer]["all-reduce"]
+        assert sums["count"] == 2
+    (fits,) = re.findall("tpu:v5e has .*fit", out)
+    assert fits.startswith("tpu:v5e has 16.00 GB, of which ")
+    assert fits.endswith(" takes 0.0%, the most: they fit")
+    assert out.count("layer_0   all-reduce") == 4
+    assert "layer_1 " not in out
     assert out.count("saved on a chip") == out.count("saved, nominal") == 2
     assert masked["nominal"]["parameters"] < baseline["nominal"]["parameters"]
 

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import hf
 import numpy as np
@@ -54,8 +55,8 @@ STUDIES = {
         *("--rounds=2", "--tries=2"),
     ],
 }
-MESH, MESHES = "model:2,data:4", {"quality": "neurons:2,model:2,data:2"}
-"""Of a study, and of one by itself whose programs take more kinds of calls than the others'."""
+MESH, MESHES = "model:2,data:4", {"quality": "neurons:2,model:2,data:2", "sweep": "data:8"}
+"""Of a study, and of some by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,9 @@ def test_a_bad_mesh_is_refused_by_every_study(name, model, tmp_path):
         assert not (tmp_path / "none").exists()
 
 
-def run_both(commands, tmp_path):
-    """The lines that each of two processes says, both of which have to end well."""
+@contextlib.contextmanager
+def both_started(commands, tmp_path):
+    """Two processes that run commands together, and the files of what each says, then of errors."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -129,12 +131,30 @@ def run_both(commands, tmp_path):
         ]
         for process in processes:
             files.callback(process.kill)  # SIGTERM does not end those that wait for each other
+        yield processes, outputs
+
+
+def run_both(commands, tmp_path):
+    """The lines that each of two processes says, both of which have to end well."""
+    with both_started(commands, tmp_path) as (processes, files):
         for process in processes:
             process.wait(timeout=500)
-        texts = [file.seek(0) or file.read() for file in outputs]
+        texts = [file.seek(0) or file.read() for file in files]
     assert [process.returncode for process in processes] == [0, 0], texts
     lines = (text.splitlines() for text in texts[:2])
     return [[line for line in of_one if "[Gloo]" not in line] for of_one in lines]  # XLA's own
+
+
+def kill_both(command, records, tmp_path):
+    """Kills two processes once there is a record of what they run; how many there are then."""
+    with both_started([command], tmp_path) as (processes, files):
+        while not (records.exists() and records.read_bytes().count(b"\n")):
+            assert [process.poll() for process in processes] == [None] * 2, files[2].read()
+            time.sleep(0.01)
+        for process in processes:
+            process.kill()
+            process.wait()
+    return records.read_bytes().count(b"\n")
 
 
 def save_damaged(model, folder):
@@ -149,6 +169,7 @@ def save_damaged(model, folder):
 
 
 def test_two_processes_write_what_one_does(model, alone, tmp_path):
+    """Killed together, they go on to the same records."""
     both = tmp_path / "both"
     commands = {
         "convert": [f"--output={both / 'orbax'}"],
@@ -156,7 +177,7 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         "timing": [*TIMED, f"--output_dir={both / 'timing'}"],
         "generate": [f"--prompt={PROMPT}", "--max_new_tokens=6"],
     }
-    models = {"convert": model}
+    models = {"convert": model, "sweep": model}
     meshes = dict.fromkeys(("convert", "repair", "generate"), "model:2")
     runs = [
         [
@@ -167,6 +188,9 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         ]
         for name, more in commands.items()
     ]
+    (sweep,) = (command for command in runs if command[0] == "experiments.sweep")
+    records = both / "sweep" / "records.jsonl"
+    assert kill_both(sweep, records, tmp_path) < len(read_records(alone("sweep"))[1])
     loaded = sinkjax.load(model)
     damaged = save_damaged(loaded, tmp_path / "damaged")
     said_first = [["refused", str(damaged)], ["in_python", str(model), "0.2"]]

@@ -1,7 +1,9 @@
 """What every study does in a terminal: plans, progress."""
 
-from scripts import finish, start
+import pytest
+from scripts import finish, run_main, start
 
+from sinkjax import InputError
 from sinkjax.cli.study import _bar
 from sinkjax.studies.study import Progress, Size
 
@@ -38,3 +40,13 @@ def test_a_dry_run_says_how_much_there_is_and_measures_nothing(tiny, tmp_path):
     masks = 6 + 2 * 5  # chosen ones, and five draws of the two that are drawn
     assert f"{2 * 8 + masks * 3 * 8:,}" in out  # excerpts to fit on, and masks on those to judge
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_somebody_elses_page_is_refused_before_a_weight_is_read(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sinkjax.studies.subject.load_model", lambda: None)
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(InputError, match=r"report.html is there and was not written by an earlier"):
+        run_main("experiments.sweep", f"--model={tiny}", f"--output_dir={tmp_path}", "--lengths=2")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

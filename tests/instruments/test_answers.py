@@ -8,7 +8,7 @@ import pytest
 import tiny
 from losses import nll_of
 
-from sinkjax import SinkMask, specialize
+from sinkjax import InputError, SinkMask, specialize
 from sinkjax.instruments.answers import score_answers
 from sinkjax.instruments.tasks import Questions
 
@@ -55,6 +55,13 @@ def test_questions_in_parts_and_batches_have_the_same_scores(model):
     whole = score_answers(model, questions)
     part = score_answers(model, questions.part(slice(1, 4)), rows=2)
     np.testing.assert_allclose(part["nll"], whole["nll"][1:4], rtol=1e-5)
+
+
+def test_tokens_that_the_model_does_not_know_are_told(model):
+    tokens = np.array(tiny.tokens_of(model, (2, 9)))
+    tokens[1, 4] = model.config.vocab_size
+    with pytest.raises(InputError, match=r"tokens lie between \d+ and 61; "):
+        score_answers(model, Questions(tokens, np.array([9, 9]), np.array([2, 2]), (("",),) * 2, 2))
 
 
 def test_what_stands_behind_an_excerpt_is_not_seen(model):

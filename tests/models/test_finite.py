@@ -8,10 +8,12 @@ import tiny
 from flax import nnx
 
 import sinkjax
+from sinkjax.instruments.answers import score_answers
 from sinkjax.instruments.compare import compare
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import predict_moves
+from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.paths import Copy, Full, Sink
 from sinkjax.models.finite import check_finite
 from sinkjax.studies.copies.fit import fit_sources
@@ -20,9 +22,12 @@ EXCERPTS = np.arange(24, dtype=np.int32).reshape(2, 12)
 SINKS = sinkjax.SinkMask.from_text("L0-2: 6s(first)")
 COPIES = sinkjax.SinkMask(((Full(),) * 6, (Copy(0, 0), *(Full(),) * 5), (Full(),) * 6))
 
+QUESTIONS = Questions(EXCERPTS, np.array([12, 12]), np.array([3, 3]), (("",),) * 2, 3)
+
 MEASURES = {
     "sinks": lambda model: sinkjax.measure_sinks(model, jnp.asarray(EXCERPTS)),
     "compare": lambda model: compare(model, sinkjax.specialize(model, SINKS), EXCERPTS),
+    "answers": lambda model: score_answers(model, QUESTIONS, SINKS),
     "judge": lambda model: Judge(model, EXCERPTS)(SINKS),
     "judge of copies": lambda model: Judge(model, EXCERPTS)(COPIES),
     "judge's scores": lambda model: Judge(model, EXCERPTS).stats(SINKS),

@@ -83,6 +83,25 @@ def test_no_token_is_drawn_that_transformers_would_filter(seed, top_k, top_p):
         assert slack[int(token)] > 0
 
 
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+    tokens=st.lists(
+        st.tuples(st.sampled_from([-2.5, -1.0, -0.0, 0.0, 1e-30, 3.0]), st.integers(0, 3)),
+        min_size=40,
+        max_size=40,
+    ),
+    limit=st.integers(1, 70),
+)
+def test_the_first_tokens_up_to_a_weight_are_those_of_a_stable_sort(tokens, limit):
+    values, weights = (np.array([column], np.float32) for column in zip(*tokens, strict=True))
+    order = np.argsort(-values[0], kind="stable")
+    before = weights[0, order].cumsum() - weights[0, order]
+    wanted = sorted(order[before < limit].tolist())
+    first = jax.jit(lambda v, w, n: sampling._first(sampling._keys(v), w, n))
+    found = first(jnp.asarray(values), jnp.asarray(weights), jnp.full(1, limit, jnp.float32))
+    assert np.flatnonzero(found[0]).tolist() == wanted
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-40, 1.1e-38, 1e-37, 1e-9])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 1e-45}])
 def test_a_temperature_of_almost_nothing_takes_the_likeliest(temperature, filters):

@@ -81,13 +81,13 @@ class Family:
 
 
 QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
-"""Of families with norms of queries and keys, `Gguf.names`."""
+"""`Gguf.names` of families with norms of queries and keys."""
 
 OUTER_NORMS = {
     "post_attention_norm.weight": "post_attention_layernorm.weight",
     "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
 }
-"""Of families with norms of what attention and feed-forward add, `Gguf.names`."""
+"""`Gguf.names` of families with norms of what attention and feed-forward add."""
 
 FULL, WINDOWED = "full_attention", "sliding_attention"
 """What `layer_types` calls the two kinds of layers."""

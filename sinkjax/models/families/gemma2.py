@@ -37,7 +37,7 @@ OWN = {
 """Attributes that Gemma 3 has as well."""
 
 NAMES = {**OUTER_NORMS, "ffn_norm.weight": "pre_feedforward_layernorm.weight"}
-"""Of both, `Gguf.names`."""
+"""`Gguf.names` of both."""
 
 
 def problems(attributes: Attributes) -> list[str]:

@@ -95,7 +95,7 @@ class Fitted:
     scaling: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
     def probabilities(self, examples: Examples) -> np.ndarray:
-        """Of being a sink: float64 [R, L - 1, N]."""
+        """Returns the probability of being a sink, float64 [R, L - 1, N]."""
         inputs = _inputs(examples, self.features, self.first_tokens, self.scaling)
         logits = np.asarray(_logits(self.weights, inputs), np.float64)
         return np.exp(-np.logaddexp(0, -logits))

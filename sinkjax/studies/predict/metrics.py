@@ -14,7 +14,7 @@ import numpy as np
 from sinkjax.studies.resampling import Resampled, estimate, estimate_mean, resample_counts
 
 BINS = 10
-"""Of equal width, of the reliability table."""
+"""The number of bins of the reliability table, of equal width."""
 
 
 def score_predictions(

@@ -146,7 +146,7 @@ def _judge(
 def _by_length(
     unseen: Examples, predicted: Mapping[str, np.ndarray], held_out: HeldOut
 ) -> list[dict[str, Any]]:
-    """Of each length: the share of sinks, and Brier scores beside that of `rate_at_length`."""
+    """The share of sinks at each length, and Brier scores beside that of `rate_at_length`."""
     entries = []
     for cell, length in enumerate(np.unique(unseen.lengths).tolist()):
         outcomes, static = predicted["outcomes"][:, cell], predicted["rate_at_length"][:, cell]

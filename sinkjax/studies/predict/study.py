@@ -17,8 +17,8 @@ given again.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.sinks import DEFINITIONS
@@ -41,6 +41,8 @@ _RECORD_BYTES = 65_536  # an upper bound
 class Predict(ScoreStudy):
     """How well sinks are predicted before they are measured."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"sweep_dir": "results"}
+
     name = "predict"
     tables_of = staticmethod(prediction_tables)
     title = "Predicting the sink heads of {}"
@@ -56,8 +58,10 @@ class Predict(ScoreStudy):
         (16, 128), "Those of the lengths that nothing is fitted to."
     )
     held_out_share: float = setting(0.4, "Share of the prompts that are judged on.")
-    sweep_dir: str | None = setting(
-        None, "Output folder of a sweep, whose scores of the same excerpts are taken over."
+    results: str | None = setting(
+        None,
+        "Folder of a sweep's records, its --output_dir, whose scores of the same excerpts are "
+        "taken over.",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -130,8 +134,8 @@ class Predict(ScoreStudy):
         )
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        if self.sweep_dir is not None:
-            take_arrays(bench.results, self.sweep_dir)
+        if self.results is not None:
+            take_arrays(bench.results, self.results)
         for series in self.series:
             scores = self.scores(bench, series)
             first_tokens = {n: rows[:, 0] for n, rows in series.tokens.items()}

@@ -10,7 +10,7 @@ from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import LEVEL
 
 MOST_WRONG = 0.05
-"""Of the heads that a prediction masks, the share of no sinks that acting on it may have."""
+"""The largest share of heads that are no sinks, of those that a prediction masks, to act on it."""
 
 MOST_MASKS = 0.1
 """Different masks at a length, as a share of the prompts, that there may be programs for."""

@@ -141,8 +141,7 @@ def load_repair(
             arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"{path} cannot be read as a repair ({error}); make it again with "
-            "python -m experiments.repair"
+            f"{path} cannot be read as a repair ({error}); make it again with sinkjax repair"
         ) from error
     wanted = {"mask_digest": mask_digest, "model_digest": model_digest}
     problems = [

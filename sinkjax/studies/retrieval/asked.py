@@ -1,7 +1,8 @@
 """Questions of several tasks, lengths and depths, and what is measured of their answers."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import tokens_digest
 from sinkjax.models.sharding import row_shards
-from sinkjax.studies.prompts import TextExcerpts
-from sinkjax.studies.series import Source
+from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
+from sinkjax.studies.series import Source, check_ids
 from sinkjax.studies.store import Store
+from sinkjax.studies.subject import Subject
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ def depth_problems(depths: Iterable[float]) -> Iterator[Problem]:
 
 
 def ask_all(
-    encode: Callable[[str], list[int]],
+    subject: Subject,
+    bos: BosPolicy,
     tasks: Iterable[str],
     lengths: Iterable[int],
     depths: Iterable[float],
@@ -74,13 +77,15 @@ def ask_all(
     seed: int,
     filler: TextExcerpts,
 ) -> list[Asked]:
-    """Questions by task, length and depth, W of each; see `ask`.
+    """Questions by task, length and depth, W of each, in a subject's tokens; see `ask`.
 
     A task is left out at lengths that have no room for it.
 
     Raises:
-      InputError: for tasks that no length has room for.
+      InputError: for tasks that no length has room for, and a token that the subject's model does
+        not know.
     """
+    encoder = functools.partial(encode, subject.tokenizer, bos=bos)
     lengths, asked, problems = sorted(set(lengths)), [], []
     for task in dict.fromkeys(tasks):
         without = []
@@ -93,7 +98,7 @@ def ask_all(
                         task,
                         length,
                         depth,
-                        ask(encode, task, length, depth=depth or 0.0, **how),
+                        ask(encoder, task, length, depth=depth or 0.0, **how),
                         filler,
                     )
                     for depth in places
@@ -104,6 +109,8 @@ def ask_all(
             problems += without[-1]
     if problems:
         raise InputError(*problems)
+    for of in asked:
+        check_ids(subject, of.task, of.questions.tokens)
     return asked
 
 

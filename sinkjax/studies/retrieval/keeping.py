@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sinkjax.errors import Problem
 from sinkjax.instruments.tasks import LISTS, TASKS
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.prompts import BosPolicy, encode
+from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import Measure
 from sinkjax.studies.retrieval.promise import NLL_BUDGET
@@ -98,9 +98,8 @@ class AnswersStudy(Study):
         count: int,
         use: int,
     ) -> list[Asked]:
-        encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
         how = {"count": count, "seed": _USES * self.seed + use, "filler": series.source.prompts}
-        return ask_all(encoder, self.tasks, lengths, depths, **how)
+        return ask_all(self.subject, self.bos, self.tasks, lengths, depths, **how)
 
     def answer_cells(
         self, bench: Bench, candidates: Mapping[str, Candidate], control_of: Mapping[str, str]

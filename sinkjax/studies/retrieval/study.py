@@ -159,9 +159,8 @@ class Retrieval(Study):
         Raises:
           InputError: for a task that no length has room for.
         """
-        encoder = functools.partial(encode, self.subject.tokenizer, bos=self.bos)
         how = {"count": self.num_excerpts, "seed": self.seed, "filler": self.filler}
-        return ask_all(encoder, self.tasks, self.lengths, self.depths, **how)
+        return ask_all(self.subject, self.bos, self.tasks, self.lengths, self.depths, **how)
 
     def specification(self) -> dict[str, Any]:
         names = ("control_draws", "tasks", "lengths", "depths", "num_excerpts", "bos", "seed")

@@ -416,7 +416,7 @@ class Search(AnswersStudy):
         }
 
     def _digest(self, excerpts: np.ndarray) -> str:
-        """Of excerpts without the tokens after them."""
+        """The digest of excerpts without the tokens after them."""
         return tokens_digest(excerpts[:, : self.length])
 
     def size(self) -> Size:

@@ -44,7 +44,7 @@ class Curve:
 
     @property
     def results(self) -> list[Mapping[str, Any]]:
-        """Of each length."""
+        """The result at each length."""
         return [cell["result"] for cell in self.cells]
 
     @property

@@ -82,7 +82,7 @@ class Measured:
         return [call for call in self.samples if call.rpartition(" ")[0] == name]
 
     def _rates(self) -> dict[str, list[float]]:
-        """Of each round the best."""
+        """The best of each round."""
         return {
             name: [
                 amount / min(seconds)

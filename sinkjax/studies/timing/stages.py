@@ -63,7 +63,7 @@ def decode_call(program: Program, tokens: np.ndarray, steps: int) -> Call:
 
 
 def cache_bytes(program: Program) -> int:
-    """Of the arrays that a program keeps of a text."""
+    """Returns the bytes of the arrays that a program keeps of a text."""
     prefill = next(iter(program.prefill.values())).compiled
     return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(prefill.out_info[1]))
 

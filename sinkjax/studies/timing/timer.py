@@ -204,7 +204,7 @@ class Timer:
         return device_seconds(data) if on_device else None
 
     def _limit(self, run: Run, mask: SinkMask) -> Limit:
-        """Of one run: all steps of a decode, each as its middle one."""
+        """The limit of one run: all steps of a decode, each as its middle one."""
         sizes, config = run.sizes, self._model.config
         if run.stage == "prefill":
             return prefill_limit(

@@ -58,7 +58,7 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "out"))
     assert read_records(tmp_path / "out")[1] == [record]
     monkeypatch.setattr(sweep, "measure_sinks", None)
-    more = {"sweep_dir": tmp_path / "out"}
+    more = {"results": tmp_path / "out"}
     run_main(PREDICT, *arguments(tiny, prompts, tmp_path / "again", **more))
     assert read_records(tmp_path / "again")[1] == [record]
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import hf
 import numpy as np
 import pytest
 from scripts import as_flags, run_main
@@ -260,6 +261,17 @@ def test_means_of_controls_need_text_enough(roomy, mask_file, tmp_path):
         run_main(RETRIEVAL, *flags, f"--mask={mask_file}")
     study = Retrieval(model=str(roomy), mask=(FULL,), text=str(tmp_path / "short.txt"))
     assert study.calibrated_on is None
+
+
+def test_tokens_that_the_model_does_not_know_are_told(tmp_path, small_tokenizer):
+    hf.save_llama(
+        tmp_path / "small", vocab_size=300, num_hidden_layers=2, max_position_embeddings=1024
+    )
+    small_tokenizer.save_pretrained(tmp_path / "small")
+    message = r"--model=\S+: its tokenizer makes token \d+ of niah_prose, and .* ids 0 to 299"
+    with pytest.raises(InputError, match=message):
+        run_main(RETRIEVAL, *arguments(tmp_path / "small", tmp_path / "out"), f"--mask={ZERO}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_prose_is_the_text_that_is_given(roomy, small_tokenizer, other_text):
