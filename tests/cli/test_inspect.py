@@ -175,7 +175,6 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     assert fits.startswith("tpu:v5e has 16.00 GB, of which ")
     assert fits.endswith(" takes <0.1%, the most: they fit")
     assert out.count("layer_0   all-reduce") == 4
-    assert "layer_1 " not in out
     assert out.count("saved on a chip") == out.count("saved, nominal") == 2
     assert masked["nominal"]["parameters"] < baseline["nominal"]["parameters"]
 

@@ -197,7 +197,7 @@ def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
     with pytest.raises(InputError, match="another mask"):
         load_repair(file, mask_digest="other", model_digest="m")
     (tmp_path / "mask.repair.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"experiments\.repair"):
+    with pytest.raises(InputError, match="sinkjax repair"):
         load_repair(file, **digests)
     with pytest.raises(InputError, match=r"layers\.1\.attention\.o"):
         repair.model({k: v for k, v in loaded.items() if k != "layers.1.attention.o"})
