@@ -16,8 +16,11 @@ CPU_OPTIONS: Mapping[str, Any] = {
     # YNNPACK gets matrix products alone. Reductions that it is given read at 0.4 to 1.5 GB/s.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     # The first would write a product to memory before reducing it, at 5 to 11 GB/s; the second
-    # takes barriers away before anything is fused.
-    "xla_disable_hlo_passes": "tree_reduction_rewriter,cse_barrier_expander",
+    # takes barriers away before anything is fused; the third, of jax 0.11 and later, compiles small
+    # loops by what knows no barriers.
+    "xla_disable_hlo_passes": (
+        "tree_reduction_rewriter,cse_barrier_expander,small-while-loop-hoisting"
+    ),
     # Sums may be reassociated. Infinities and NaN stay what they are: other flags say so.
     "xla_cpu_enable_fast_math": True,
 }
