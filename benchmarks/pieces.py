@@ -82,10 +82,15 @@ def _row(name: str, model: sinkjax.Llama, tokens: np.ndarray) -> tuple[str, ...]
 
 def _measured(run: _Run) -> tuple[np.ndarray, str, str]:
     """What it gives, and the time and the memory that it took."""
-    given, start = [], time.perf_counter()
-    risen = resident_rise(Call(lambda: given.append(np.asarray(run()))))
-    seconds = time.perf_counter() - start
-    return given[0], f"{seconds:.1f} s", "-" if risen is None else size(risen)
+    given = []
+
+    def timed() -> None:
+        start = time.perf_counter()
+        given.extend([np.asarray(run()), time.perf_counter() - start])
+
+    risen = resident_rise(Call(timed))
+    logits, seconds = given
+    return logits, f"{seconds:.1f} s", "-" if risen is None else size(risen)
 
 
 def _at_once(model: sinkjax.Llama, tokens: np.ndarray) -> _Run:

@@ -147,8 +147,8 @@ def _plain(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
 def _filtered(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:
     """Draws as `_plain` does from the tokens that both filters leave.
 
-    The filters are thresholds found by bisection, for which sums are enough: a sort takes a CPU ten
-    times as long, and would bring the vocabulary of a mesh together on every device.
+    The filters are thresholds found by bisection, for which sums are enough: a sort takes a CPU as
+    long as a whole step, and would bring the vocabulary of a mesh together on every device.
     """
     # By the logits themselves: a high temperature makes them all one.
     keys, scaled = _keys(logits), _scaled(logits, sampler)

@@ -148,7 +148,9 @@ def run_both(commands, tmp_path):
 def kill_both(command, records, tmp_path):
     """Kills two processes once there is a record of what they run; how many there are then."""
     with both_started([command], tmp_path) as (processes, files):
+        end = time.monotonic() + 500
         while not (records.exists() and records.read_bytes().count(b"\n")):
+            assert time.monotonic() < end
             assert [process.poll() for process in processes] == [None] * 2, files[2].read()
             time.sleep(0.01)
         for process in processes:

@@ -157,7 +157,8 @@ class Retrieval(Study):
         """All questions, by task, length and depth.
 
         Raises:
-          InputError: for a task that no length has room for.
+          InputError: for a task that no length has room for, and a token that the model does not
+            know.
         """
         how = {"count": self.num_excerpts, "seed": self.seed, "filler": self.filler}
         return ask_all(self.subject, self.bos, self.tasks, self.lengths, self.depths, **how)
