@@ -318,12 +318,12 @@ def test_a_window_wider_than_any_context_is_refused(tmp_path):
     "heads", [["L0-9999: 9999f"], ["L0-999: " + "9999f " * 999 + "f"], ["L0-9999: 101f"]]
 )
 def test_a_mask_of_more_heads_than_any_model_has_is_refused_at_once(heads):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError, match="more than 1,000,000 heads"):
         SinkMask.from_text(" | ".join(heads))
     with pytest.raises(InputError, match="more than 1,000,000 heads"):
         SinkMask(((Full(),) * 9_999,) * 9_999)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' * 100_000, "9" * 5000])
