@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from sinkjax.instruments.compare import QualityStats
+from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
-from sinkjax.studies.costs import summarize_parts
+from sinkjax.studies.costs import parts_up_to, summarize_parts
 from sinkjax.studies.resampling import estimate_excerpts, estimate_mean, resample_counts
 
 
@@ -28,14 +29,17 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
       the "result" of a record of kind "quality", of plain Python values; KL and NLL in nats a
       token, each an estimate with its interval unless said otherwise:
       `tokens` (W·P, a number), `kl` (`mean`, `p95`, `p99`, and `max`, a number), those of
-      `sinkjax.studies.costs`, `kl_by_position` (for spans of positions that double in size,
-      `first`, `last` and the mean `kl`), `nll` (`baseline`, `candidate` and `change`, their
+      `sinkjax.studies.costs`, `shorter` (by the text of each length of `lengths_up_to` but the
+      excerpts' own, what the same mask costs on their first tokens: means, numbers),
+      `kl_by_position` (for spans of positions that double in size, `first`, `last` and the mean
+      `kl`), `nll` (`baseline`, `candidate` and `change`, their
       difference), `perplexity` (`baseline`, `candidate` and `change`, relative: 0.01 is one percent
       more) and `agreement` (`top1`, `top5`).
     """
     weights = resample_counts(len(stats.kl), seed)
-    prompt, generated = int(stats.positions[-1]) + 1, stats.generated_kl
-    kl = np.concatenate([stats.kl, generated], axis=1) if generated.size else stats.kl
+    first, prompt = int(stats.positions[0]), int(stats.positions[-1]) + 1
+    kl = np.concatenate([stats.kl, stats.generated_kl.reshape(len(stats.kl), -1)], axis=1)
+    at_lengths = parts_up_to(kl, mask, prompt) if first == SCORE_FROM else {}
     mean = lambda values: estimate_mean(values, weights)  # noqa: E731
     return {
         "tokens": stats.kl.size,
@@ -44,7 +48,8 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
             **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in (95, 99)},
             "max": float(stats.kl.max()),
         },
-        **summarize_parts(kl, mask, prompt, weights, int(stats.positions[0])),
+        **summarize_parts(kl, mask, prompt, weights, first),
+        "shorter": {str(n): parts for n, parts in at_lengths.items() if n != prompt},
         "kl_by_position": [
             {
                 "first": int(stats.positions[span.start]),

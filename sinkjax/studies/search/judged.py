@@ -10,7 +10,6 @@ from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.costs import parts_up_to
 from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.series import Series
 from sinkjax.studies.study import Bench, Cell
@@ -45,11 +44,7 @@ def judged_cells(
 
         how = {"mask": mask, "fills": fills, "generated": generated}
         stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
-        kl = np.concatenate([stats.kl, stats.generated_kl.reshape(len(stats.kl), -1)], axis=1)
-        shorter = parts_up_to(kl, mask, length)
-        del shorter[length]
-        result = summarize_quality(stats, mask, seed=seed)
-        return {**result, "shorter": {str(n): parts for n, parts in shorter.items()}}
+        return summarize_quality(stats, mask, seed=seed)
 
     for name, mask in masks.items():
         candidate = Candidate.of_mask(name, mask, (length,), fills)
