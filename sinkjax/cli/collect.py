@@ -7,7 +7,9 @@ from typing import Any
 from sinkjax.errors import InputError, about
 from sinkjax.masks.file import SavedMask
 from sinkjax.report.records import Record
+from sinkjax.studies.costs import over_texts
 from sinkjax.studies.fields import understood
+from sinkjax.studies.quality.promise import over_budget
 from sinkjax.studies.quality.summary import measured_quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.promise import NLL_BUDGET, promises
@@ -16,7 +18,7 @@ from sinkjax.studies.timing.measured import BASELINE
 
 _SAME = {
     "quality": ("text_sha256", "length", "bos", "dtype"),
-    "retrieval": ("length", "dtype"),
+    "retrieval": ("length", "dtype", "asked"),
     "timing": ("stage", "batch_size", "prompt_length", "generated", "dtype", "device", "jax"),
 }
 """By what is measured, the fields of which a mask's file keeps one entry for each combination."""
@@ -33,12 +35,13 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
     Args:
       saved: the mask.
       folders: of runs of quality, retrieval and timing. An entry takes the place of an earlier one
-        of the same text and length, questions' length, or stage and sizes.
+        of the same text and length, questions' length, tasks and depths, or stage and sizes.
 
     Returns:
       for `sinkjax.save_mask(quality=...)`: of the file's own, and lists "quality"; "retrieval", of
       `promise`; and "timing", of each stage and size the ratio of the mask's time to the baseline's
-      and how much of the FLOPs, bytes and cache it takes.
+      and how much of the FLOPs, bytes and cache it takes. Whether a search's mask keeps its budget
+      is told anew, of all that was measured in float32 at its length and shorter ones.
 
     Raises:
       InputError: for a folder that holds no results, or none of this mask, or of another model.
@@ -55,11 +58,26 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
                 _place(kind, entry): entry for entry in [*saved.quality.get(kind, ()), *entries]
             }
             collected[kind] = list(by_place.values())
+    if found["quality"] and "budget_on" in collected:
+        longest = max(saved.provenance.lengths)
+        promised = [
+            entry
+            for entry in collected["quality"]
+            if entry["length"] <= longest and "dtype" not in entry
+        ]
+        collected.pop("not_generated", None)
+        collected |= over_budget(promised, collected["kl_budget"], collected["budget_on"])
+        if of_length := [entry for entry in promised if entry["length"] == longest]:
+            collected["texts"] = over_texts(of_length, saved.provenance.selection.get("seed", 0))
     return collected
 
 
 def _place(kind: str, entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name, _FLOAT32 if name == "dtype" else None) for name in _SAME[kind])
+    """What an entry is of."""
+    fields = {"dtype": _FLOAT32, **entry}
+    if "asked" in entry:
+        fields["asked"] = tuple((of["task"], of["depth"]) for of in entry["asked"])
+    return tuple(fields.get(name) for name in _SAME[kind])
 
 
 def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:

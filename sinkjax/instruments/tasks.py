@@ -132,7 +132,7 @@ class _Draw:
     """What one question is drawn from.
 
     Attributes:
-      seed: of its draws, which neither length nor depth changes.
+      seed: of its draws, which the length does not change.
       length: T.
       depth: how much of the filler comes before what is hidden, from 0 to 1.
       filler: the words of a text, from where this question's begin.
@@ -159,8 +159,8 @@ def ask(
 ) -> Questions:
     """Questions of one task, each as long as its units of filler allow, at most T tokens.
 
-    Names, numbers and words depend on seed and task alone: at all lengths and depths the same
-    things are asked for.
+    Names, numbers and words depend on seed, task and depth alone: at all lengths the same things
+    are asked for, and at each depth others, so that its answers count as answers of their own.
 
     Args:
       encode: text to tokens, whatever stands in front of a text included.
@@ -177,13 +177,14 @@ def ask(
     """
     words = text.split()
     starts = [at for at in _sentences(words) if at < len(words)] or [0]
-    turn = np.random.default_rng((_STREAM, seed)).integers(max(1, len(words)))
+    stream = (_STREAM, seed) if task in LISTS else (_STREAM, seed, round(1e6 * depth))
+    turn = np.random.default_rng(stream).integers(max(1, len(words)))
     drafts = []
     for row in range(count):
         at = (turn + row * len(words) // count) % max(1, len(words))
         start = starts[np.searchsorted(starts, at) % len(starts)]
         draw = _Draw(
-            (_STREAM, seed, list(TASKS).index(task), row),
+            (*stream, list(TASKS).index(task), row),
             length,
             depth,
             words[start:] + words[:start],

@@ -1,5 +1,7 @@
 """What runs found of a mask, in its file: against the runs' records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scripts import as_flags, run_main
@@ -8,6 +10,7 @@ import sinkjax
 from sinkjax import InputError, Provenance, SinkMask, load_mask, save_mask
 from sinkjax.cli.card import mask_card
 from sinkjax.cli.collect import collect
+from sinkjax.studies.costs import PARTS
 from sinkjax.studies.results import read_records
 
 MASK = "L0: 6f | L1: 2s(mean) 2w(1,4) 2f"
@@ -74,6 +77,36 @@ def test_runs_are_added_to_a_masks_file(measured, tmp_path, capsys):
 
     again = collect(saved, [str(measured / name) for name in names])
     assert again == saved.quality  # in place of what was there
+
+
+def test_whether_a_budget_is_kept_is_told_of_what_is_added(measured):
+    saved = load_mask(measured / "mask.json")
+    said = {"kl_budget": 1e-9, "budget_on": "largest", "over_budget": [], "not_generated": ["x"]}
+    quality = collect(dataclasses.replace(saved, quality=said), [str(measured / "quality")])
+    (row,) = quality["quality"]
+    (over,) = quality["over_budget"]  # 16 tokens have no shorter length
+    assert (over["text"], over["length"]) == (row["text"], 16)
+    assert over["kl"]["value"] == max(row[part]["value"] for part in PARTS)
+    assert "not_generated" not in quality
+    assert "texts" not in quality  # at the mask's own length
+
+    roomier = said | {"kl_budget": 1e9}
+    own = dataclasses.replace(saved.provenance, lengths=(16,))
+    saved = dataclasses.replace(saved, quality=roomier, provenance=own)
+    quality = collect(saved, [str(measured / "quality"), str(measured / "bfloat16")])
+    assert quality["over_budget"] == []
+    assert len(quality["quality"]) == 2
+    assert quality["texts"]["num_texts"] == 1  # in float32
+
+
+def test_other_questions_of_the_same_length_are_kept_beside(measured):
+    saved = load_mask(measured / "mask.json")
+    folder = str(measured / "retrieval")
+    once = collect(saved, [folder])
+    (promised,) = once["retrieval"]
+    other = {**promised, "asked": [{**promised["asked"][0], "depth": 0.25}]}
+    kept = collect(dataclasses.replace(saved, quality={"retrieval": [other]}), [folder])
+    assert kept["retrieval"] == [other, promised]
 
 
 def test_runs_of_other_masks_and_models_are_refused(measured, tmp_path):

@@ -104,8 +104,7 @@ def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     for record in records:
         result = dict(record["result"])
-        for detail in ("kl_by_position", "per_window"):
-            result.pop(detail, None)
+        result.pop("per_window", None)
         kept = (
             "length",
             "num_windows",

@@ -1,5 +1,6 @@
 """What may be promised of a mask's answers, from records of what was asked."""
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ NLL_BUDGET = 0.1
 """The most nats that an answer's NLL may rise by at any depth, unless something else is said."""
 
 _LOSS = 0.05  # below which the upper bound of the share of answers that are lost has to lie
-_DEPTHS = 3  # that have to say something
+_DEPTHS = 3  # of one task that have to say something
+_QUESTIONS = 30  # of each of them
 _TAIL = 0.025  # of the upper bound: that of a two-sided interval of 95%
 
 
@@ -38,8 +40,8 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
     It does where at every depth of every task the mean rise of an answer's NLL is within its
     budget, and of all answers that were asked for the share that the baseline gives back and the
     mask does not is below 5%, by its upper bound (Clopper and Pearson 1934, 97.5% on one side).
-    Where the baseline itself is below the floor nothing is said, and where that leaves fewer than
-    three depths nothing is promised.
+    Where the baseline itself is below the floor nothing is said, and where that leaves no task with
+    three depths of 30 questions nothing is promised.
 
     Args:
       records: of kind "retrieval", of one mask at one length.
@@ -60,7 +62,12 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
         lost += sum(own > other for own, other in zip(baseline, masked, strict=True))
     rises = [record["result"]["nll"]["change"]["value"] for record in says]
     at_most = float(stats.beta.ppf(1 - _TAIL, lost + 1, asked - lost)) if lost < asked else 1.0
-    enough = len({record.get("depth") for record in says}) >= _DEPTHS
+    places = {
+        (record["task"], record["depth"])
+        for record in says
+        if "depth" in record and record["num_windows"] >= _QUESTIONS
+    }
+    enough = max(collections.Counter(task for task, _ in places).values(), default=0) >= _DEPTHS
     return {
         "length": records[0]["length"],
         "nll_budget": nll_budget,
@@ -80,7 +87,7 @@ def promise_line(promised: Mapping[str, Any]) -> str:
         return (
             f"{at} no promise is made of answers: the baseline itself answers "
             f"{formats.count(len(says))} of {formats.count(len(promised['asked']))} sets of "
-            "questions, and three depths are needed."
+            f"questions, and three depths of one task, of {_QUESTIONS} questions each, are needed."
         )
     rise = formats.nats(max(of["nll_rise"]["value"] for of in says))
     lost = f"{promised['lost']} of {promised['num_questions']} answers lost"

@@ -8,6 +8,7 @@ from sinkjax.masks.file import Provenance
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
 from sinkjax.studies.costs import over_texts
+from sinkjax.studies.quality.promise import over_budget
 from sinkjax.studies.quality.summary import measured_quality
 from sinkjax.studies.retrieval.promise import promises_of
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
@@ -56,10 +57,10 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
         **({"asked": asked} if asked else {}),
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
-    chosen = quality_of(records, CHOSEN)
-    texts = over_texts([record["result"] for record in chosen], outcome["settings"]["seed"])
+    measured = measured_quality(quality_of(records, CHOSEN))
+    texts = over_texts(measured["quality"], outcome["settings"]["seed"])
     over_chips = outcome["result"].get("over_chips", [])
-    quality = {**measured_quality(chosen), "texts": texts, "controls": controls}
+    quality = {**measured, "texts": texts, "controls": controls}
     quality |= {"over_chips": over_chips} if over_chips else {}
     return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
 
@@ -70,3 +71,11 @@ def answers_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     (outcome,) = (record for record in records if record["kind"] == "search")
     asked = outcome.get("asked")
     return promises_of(CHOSEN, records, asked["nll_budget"]) if asked else []
+
+
+def budget_of(
+    records: Sequence[Mapping[str, Any]], kl_budget: float, budget_on: str
+) -> dict[str, Any]:
+    """`over_budget` of the chosen mask, the margin of its budget included."""
+    measured = measured_quality(quality_of(records, CHOSEN))
+    return over_budget(measured.get("quality", ()), kl_budget, budget_on)

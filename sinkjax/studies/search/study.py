@@ -60,6 +60,7 @@ from sinkjax.studies.candidates import Candidate, read_mask
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.quality.promise import budget_line
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
@@ -73,12 +74,8 @@ from sinkjax.studies.search.grow import (
     sink_scores,
 )
 from sinkjax.studies.search.judged import judged_cells
-from sinkjax.studies.search.saved import answers_of, saved_search, summarize_search
-from sinkjax.studies.search.tables import (
-    budget_line,
-    over_budget,
-    search_tables,
-)
+from sinkjax.studies.search.saved import answers_of, budget_of, saved_search, summarize_search
+from sinkjax.studies.search.tables import search_tables
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
@@ -469,7 +466,7 @@ class Search(AnswersStudy):
         yield from self.answer_cells(bench, answering, {control: CHOSEN})
         records = list(bench.results)
         provenance, quality = saved_search(records)
-        quality |= over_budget(records, self.kl_budget, self.budget_on)
+        quality |= budget_of(records, self.kl_budget, self.budget_on)
         file = self.mask_file or bench.results.folder / "mask.json"
         how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
         first(lambda: save_mask(file, outcome.mask, **how))
@@ -477,7 +474,7 @@ class Search(AnswersStudy):
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
-            budget_line(records, self.kl_budget, self.budget_on),
+            budget_line(budget_of(records, self.kl_budget, self.budget_on)),
             *map(promise_line, answers_of(records)),
         ]
 

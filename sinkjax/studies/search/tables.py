@@ -9,19 +9,13 @@ from typing import Any
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
-from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import PARTS, PARTS_NOTE, budgeted, over_texts, part_columns
+from sinkjax.studies.costs import PARTS, PARTS_NOTE, over_texts, part_columns
 from sinkjax.studies.costs import over_draws as mean_over_draws
 from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
-
-_BUDGETS = {
-    "mean": "",
-    "largest": " where it acts, over the last quarter and over generated tokens",
-}
 
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
@@ -97,51 +91,6 @@ def _costs(record: Record) -> dict[str, Any]:
     for part in parts.values():
         part.pop("by_path", None)
     return {"kl": result["kl"]["mean"], **parts}
-
-
-def over_budget(
-    records: Sequence[Record], kl_budget: float, budget_on: str = "largest"
-) -> dict[str, Any]:
-    """Whether the chosen mask keeps its budget on judged text, for the mask's file.
-
-    Args:
-      records: of one search.
-      kl_budget: all of it, its margin included, in nats a token.
-      budget_on: the `largest` KL of `sinkjax.studies.costs.PARTS`, or the `mean`.
-
-    Returns:
-      `kl_budget`, `budget_on`, and as `over_budget` the KL of each judged text on which the mask
-      costs more, and at which length.
-    """
-    over = []
-    for record in quality_of(records, CHOSEN):
-        at = {record["length"]: budgeted(record["result"], budget_on)}
-        if budget_on == "largest":
-            for length, parts in record["result"].get("shorter", {}).items():
-                at[int(length)] = {"value": max(parts.values()), "low": None, "high": None}
-        over += [
-            {"text": record["source"]["name"], "length": length, "kl": kl}
-            for length, kl in at.items()
-            if kl["value"] > kl_budget
-        ]
-    return {"kl_budget": kl_budget, "budget_on": budget_on, "over_budget": over}
-
-
-def budget_line(records: Sequence[Record], kl_budget: float, budget_on: str = "largest") -> str:
-    """What a search says last of `over_budget`: whether the mask keeps its budget."""
-    over = over_budget(records, kl_budget, budget_on)["over_budget"]
-    budget = f"a KL of {kl_budget:g} nats a token" + _BUDGETS[budget_on]
-    if not over:
-        return f"The mask keeps its budget, {budget}, on all judged text."
-    costs = ", ".join(
-        f"{formats.estimate(text['kl'], formats.nats, Footnotes())} on {text['text']} at "
-        f"{formats.count(text['length'])} tokens"
-        for text in over
-    )
-    return (
-        f"THE MASK MISSES ITS BUDGET, {budget}, on judged text: {costs}. "
-        "Search again with a greater margin or more excerpts."
-    )
 
 
 def _rounds_table(search: Record) -> Table:

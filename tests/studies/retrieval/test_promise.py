@@ -58,3 +58,24 @@ def test_nothing_is_promised_where_nothing_says_something():
     assert promised["kept"] is None
     assert promised["lost_at_most"] == 1
     assert [of["says_something"] for of in promised["asked"]] == [False] * 3
+
+
+def test_three_depths_of_one_task_are_needed_and_thirty_questions_at_each():
+    of_task = lambda *sets, task, **how: [  # noqa: E731
+        {**record, "task": task} for record in records(*sets, **how)
+    ]
+    well = (30, 0, 0)
+    prose = of_task(well, well, well, task="niah_prose")
+    assert promise(prose)["kept"]
+    assert promise(prose + of_task(well, task="niah_single_1"))["kept"]
+    apart = prose[:1] + of_task(well, well, well, task="niah_single_1")[1:]
+    assert promise(apart)["kept"] is None
+    for record in (listed := of_task(well, task="vt")):
+        del record["depth"]
+    assert promise(prose[:2] + listed)["kept"] is None
+    fewer = of_task(*[(24, 0, 0)] * 3, task="niah_prose", count=24)
+    assert promise(fewer)["lost_at_most"] < 0.05
+    assert promise(fewer)["kept"] is None
+    assert "three depths of one task, of 30 questions each, are needed" in promise_line(
+        promise(fewer)
+    )
