@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from sinkjax.checkpoint.names import DERIVED
 from sinkjax.checkpoint.stored import Part, Stored
+from sinkjax.checkpoint.text_part import text_config, text_names
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, parse_json, read_file
 from sinkjax.models.hf_config import listed
@@ -32,19 +33,25 @@ _DTYPES = ("F32", "F16", "BF16")  # safetensors' names
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The parsed `config.json` of a folder, its `eos_token_id` with generation_config.json's.
 
+    Of a model that sees images as well it is its text part's.
+
     Raises:
       InputError: if there is no config, or one of the two is not a JSON object.
     """
-    config = read_json(
-        folder / CONFIG,
-        "give a folder as the Hub has it, with config.json and safetensors, or one that "
-        "sinkjax convert wrote to its end (it writes sinkjax.json last)",
-    )
+    config = text_config(_read_whole_config(folder))
     if os.path.lexists(folder / GENERATION_CONFIG):  # a link to nothing is no absent file
         generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
         if more := listed(generation.get("eos_token_id")):
             config["eos_token_id"] = listed(config.get("eos_token_id")) + more
     return config
+
+
+def _read_whole_config(folder: pathlib.Path) -> dict[str, Any]:
+    return read_json(
+        folder / CONFIG,
+        "give a folder as the Hub has it, with config.json and safetensors, or one that "
+        "sinkjax convert wrote to its end (it writes sinkjax.json last)",
+    )
 
 
 def index_files(folder: pathlib.Path) -> dict[str, str]:
@@ -117,16 +124,19 @@ def open_folder(folder: pathlib.Path) -> Stored:
     if problems:
         raise InputError(*problems)
 
+    named = text_names(_read_whole_config(folder), shapes)
+
     def read(name: str, part: Part = ()) -> np.ndarray:
-        path = folder / file_of[name]
+        path = folder / file_of[named[name]]
         try:
             # Opened for each: the pages of a file that stays open fill this process's memory.
             with safe_open(path, framework="numpy") as file:
-                return file.get_slice(name)[part]
+                return file.get_slice(named[name])[part]
         except (SafetensorError, OSError) as error:
             text = f"{path} changed while it was read ({error}); load the model again"
             raise InputError(text) from error
 
+    shapes = {alone: shapes[name] for alone, name in named.items()}
     return Stored(name=str(folder), config=config, shapes=shapes, read=read)
 
 

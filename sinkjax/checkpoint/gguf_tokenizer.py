@@ -121,6 +121,7 @@ _PRE_TOKENIZERS = {
     "dbrx": _ByteLevel((_LLAMA3_SPLIT,)),  # OLMo 2 and Phi-4 too
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
     "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
+    "deepseek-r1-qwen": _ByteLevel((_QWEN2_SPLIT,), composes=True),
     "megrez": _ByteLevel((_QWEN2_SPLIT,)),
     "seed-coder": _ByteLevel((_SEED_SPLIT,)),
     "viking": _ByteLevel((_VIKING_SPLIT, r"\p{N}")),

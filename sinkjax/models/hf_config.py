@@ -382,6 +382,10 @@ def _problem_with(value: Any, default: Any, most: int) -> str | None:
 def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str, Any]) -> bool:
     """Returns whether an attribute that is not read computes nothing, or nothing else, as it is."""
     value = attributes[key]
+    if key == "is_causal":  # which transformers reads of every config: without, all is seen
+        return value is None or value is True
+    if key == "sliding_window_size":  # a Gemma 2's, beside the one that is read
+        return value == attributes.get("sliding_window")
     if value is None or value is False or value == {} or value == []:  # it is switched off
         return True
     if _DROPOUT.fullmatch(key):

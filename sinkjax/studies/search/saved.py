@@ -7,10 +7,12 @@ from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.masks.file import Provenance
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
+from sinkjax.report import formats
 from sinkjax.studies.costs import over_texts
 from sinkjax.studies.quality.promise import over_budget
 from sinkjax.studies.quality.summary import measured_quality
-from sinkjax.studies.retrieval.promise import promises_of
+from sinkjax.studies.retrieval.measure import FLOOR
+from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 from sinkjax.studies.search.grow import SearchOutcome
 from sinkjax.studies.search.tables import costs_of, quality_of
@@ -63,6 +65,20 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     quality = {**measured, "texts": texts, "controls": controls}
     quality |= {"over_chips": over_chips} if over_chips else {}
     return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
+
+
+def answer_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a search says last of answers; nothing if none were asked for."""
+    (outcome,) = (record for record in records if record["kind"] == "search")
+    lines = [promise_line(promised) for promised in answers_of(records)]
+    rises = outcome["result"].get("nll_rises", [])
+    if rises and set(rises) == {None}:
+        lines.append(
+            f"NO ANSWER BORE ON THE CHOICE: of each set of questions to choose on the baseline "
+            f"itself answers fewer than {formats.percent(FLOOR, 0)}. Give other tasks, or shorter "
+            "lengths."
+        )
+    return lines
 
 
 def answers_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,6 @@ from sinkjax.studies.quality.promise import budget_line
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
-from sinkjax.studies.retrieval.promise import promise_line
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
     Answers,
@@ -74,7 +73,7 @@ from sinkjax.studies.search.grow import (
     sink_scores,
 )
 from sinkjax.studies.search.judged import judged_cells
-from sinkjax.studies.search.saved import answers_of, budget_of, saved_search, summarize_search
+from sinkjax.studies.search.saved import answer_lines, budget_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import search_tables
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting, values
@@ -475,7 +474,7 @@ class Search(AnswersStudy):
         return [
             f"mask: {self.mask_file or pathlib.Path(folder, 'mask.json')}",
             budget_line(budget_of(records, self.kl_budget, self.budget_on)),
-            *map(promise_line, answers_of(records)),
+            *answer_lines(records),
         ]
 
 

@@ -142,6 +142,7 @@ def test_configs_are_read_as_they_are_written(kind):
         ("gemma2", dict(hidden_activation="swoosh"), "hidden_activation is 'swoosh'; known are"),
         ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
         ("gemma3", dict(attn_logit_softcapping=30.0), "attn_logit_softcapping is 30.0; null"),
+        ("gemma2", dict(sliding_window_size=4096), "unknown attribute sliding_window_size"),
         ("phi3", dict(sliding_window=0), "sliding_window is 0"),
         ("phi3", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75"),
         ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
@@ -165,6 +166,12 @@ def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
 def test_without_a_model_type_the_class_names_the_family():
     said = {**attributes("smollm3"), "architectures": ["SmolLM3ForCausalLM"]}
     assert from_hf_config({k: said[k] for k in said if k != "model_type"}) == from_hf_config(said)
+
+
+def test_a_window_that_is_said_twice_is_read_once():
+    said = attributes("gemma2")
+    again = {**said, "sliding_window_size": said["sliding_window"]}  # as Gemma 2 9B has it
+    assert from_hf_config(again) == from_hf_config(said)
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known():

@@ -15,6 +15,7 @@ from sinkjax.report.page import render_page
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, read_records
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM
+from sinkjax.studies.search.saved import answer_lines
 from sinkjax.studies.search.study import Search
 from sinkjax.studies.search.tables import search_tables
 
@@ -96,6 +97,7 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     assert [(of["length"], of["kept"]) for of in promises] == [(420, None), (210, None)]
     assert [len(of["asked"]) for of in promises] == [4, 4]
     assert "at random" not in str(promises)
+    assert "NO ANSWER BORE ON THE CHOICE" in answer_lines(records)[-1]
     how = saved.provenance.selection["asked"]
     assert (how["tasks"], how["depths"]) == (["niah_prose", "niah_single_1"], [0.2, 0.8])
     assert how["searched_nll_budget"] == pytest.approx(0.08)
