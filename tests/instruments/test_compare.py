@@ -317,8 +317,9 @@ def test_a_summary_says_what_the_mask_costs_on_the_excerpts_first_tokens():
     """`MASK` acts from position 1 on; two tokens are generated after 40."""
     kl = np.random.default_rng(0).random((3, 41), np.float32)
     stats = dataclasses.replace(stats_of(kl[:, :39]), generated_kl=kl[:, 39:])
-    ((length, parts),) = summarize_quality(stats, MASK, seed=0)["shorter"].items()
-    assert length == "20"
+    shorter = summarize_quality(stats, MASK, seed=0)["shorter"]
+    assert list(shorter) == ["20", "10", "5", "2"]
+    parts = shorter["20"]
     spans = {"kl_acting": (1, 20), "kl_late": (15, 20), "kl_generated": (20, 22)}
     for name, (first, end) in spans.items():  # position 1 is column 0
         np.testing.assert_allclose(parts.pop(name), kl[:, first - 1 : end - 1].mean(), rtol=1e-6)
