@@ -371,8 +371,9 @@ class MakeMask(Tool):
         lengths = ", ".join(str(cell["length"]) for cell in cells)
         _check_masked(
             mask,
-            f"at {lengths} tokens: name fewer --lengths, a lower --min_share or --threshold, or "
-            "choose a --quantile",
+            f"at {lengths} tokens: name fewer --lengths, a lower --min_share or --threshold, "
+            + ("" if num_kv_heads is None else "choose single heads by --units=head, ")
+            + "or choose a --quantile",
         )
         return mask, control
 

@@ -76,7 +76,7 @@ def part_means(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[str, float]:
 
 
 def lengths_up_to(prompt: int) -> list[int]:
-    """Lengths at which a mask for prompts of up to T tokens is judged: T, its half, down to 2 or 3."""
+    """Lengths at which a mask for prompts of up to T tokens is judged: T, its half, to 2 or 3."""
     halves = [prompt >> power for power in range(prompt.bit_length())]
     return [length for length in halves if length == prompt or length >= _SHORTEST]
 

@@ -1,5 +1,7 @@
 """Layouts and stores, held against a cache that keeps everything; what a mask leaves in a cache."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,10 @@ K, H = 2, 3
 
 
 def seen(window: Window, t: int) -> list[int]:
-    return [s for s in range(t + 1) if s < window.sinks or s > t - window.recent]
+    native = t + 1 if window.within is None else window.within
+    return [
+        s for s in range(t + 1) if (s < window.sinks or s > t - window.recent) and s > t - native
+    ]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -28,12 +33,14 @@ def test_every_view_of_every_store_has_just_what_its_window_sees(data):
     """A prompt is stored, more tokens are written, and views are taken at every step."""
     spans = st.builds(Window, st.integers(0, 4), st.integers(1, 6))
     head = data.draw(spans)
+    if data.draw(st.booleans()):  # a layer with a window of its own
+        head = dataclasses.replace(head, within=head.recent + data.draw(st.integers(1, 4)))
     span = data.draw(
         st.sampled_from(
             [
                 Full(),
                 head,
-                Window(head.sinks + data.draw(st.integers(0, 2)), head.recent + 2),
+                Window(head.sinks + data.draw(st.integers(0, 2)), head.recent + 2, head.within),
             ]
         )
     )

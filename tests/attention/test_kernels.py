@@ -23,6 +23,9 @@ from sinkjax.testing.oracle import reference_logits
 KERNELS = [Splash(interpret=True), Pallas(interpret=True)]
 PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]
 WINDOWS = [Window(0, 1), Window(1, 1), Window(4, 16), Window(3, 64), Window(70, 5), Window(4, 200)]
+# In layers with a window of their own, which the first tokens leave.
+CUT_PATHS = [Window(4, 64, 128), Window(130, 61, 200)]
+CUT_WINDOWS = [Window(4, 16, 40), Window(70, 5, 90)]
 LENGTHS = [1, 64, 300]  # around the blocks of what XLA compiles
 
 
@@ -40,7 +43,7 @@ def test_full_attention_equals_the_oracle(length, group):
     assert_equals_oracle(causal_attention, Full(), random_heads(length, group))
 
 
-@pytest.mark.parametrize("path", WINDOWS, ids=str)
+@pytest.mark.parametrize("path", WINDOWS + CUT_WINDOWS, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_window_attention_equals_the_oracle(length, path):
     heads = random_heads(length, 3)
@@ -48,7 +51,7 @@ def test_window_attention_equals_the_oracle(length, path):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("path", PATHS + CUT_PATHS, ids=str)
 def test_a_kernel_equals_the_oracle_over_several_blocks(path, kernel):
     """A window whose sinks end within a block, reach into the recent keys, or leave nothing out."""
     assert_equals_oracle(by(kernel, path), path, random_heads(384, 2, head_dim=16))

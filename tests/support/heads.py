@@ -17,7 +17,7 @@ def random_heads(
 
 
 def attended(path, q: jax.Array, k: jax.Array, v: jax.Array, cap: float | None = None) -> jax.Array:
-    """Outputs of heads that are all on one path, [2, T, N, H]."""
-    scores = oracle.attention_scores(q, k, cap)
-    patterns = [oracle.head_pattern(path, scores[:, n], {}) for n in range(q.shape[2])]
+    """Outputs of heads that are all on one path, in a native window if it has one: [2, T, N, H]."""
+    scores, native = oracle.attention_scores(q, k, cap), getattr(path, "within", None)
+    patterns = [oracle.head_pattern(path, scores[:, n], {}, native) for n in range(q.shape[2])]
     return oracle.apply_pattern(jnp.stack(patterns, axis=1), v)
