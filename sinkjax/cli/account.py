@@ -16,7 +16,6 @@ sinkjax/accounts/planner.py says.
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +29,7 @@ from sinkjax.accounts.planner import plan_memory
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import account_tables
-from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, write_output
+from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, write_records
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
@@ -89,9 +88,7 @@ class Account(Tool):
             for table in account_tables(own):
                 terminal.print_table(console, table)
         if output is not None:
-            lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
-            write_output(output, "".join(lines).encode())
-            console.print(f"records: {output}", soft_wrap=True)
+            write_records(output, records)
 
     def _problems(self) -> Iterator[Problem]:
         for name in ("mask", "targets", "lengths"):

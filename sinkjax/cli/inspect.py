@@ -22,7 +22,7 @@ chip that this machine does not have; the wheels that it takes are named where t
 """
 
 import dataclasses
-import json
+import itertools
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from sinkjax.accounts.chips import inspect_chips
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import chip_tables, program_tables
-from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, read_mask, write_output
+from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, read_mask, write_records
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sharding import fit_mesh
@@ -84,9 +84,7 @@ class Inspect(ShapeSettings, Tool):
         for table in tables(records["baseline"], records["mask"]):
             terminal.print_table(console, table)
         if output is not None:
-            lines = [json.dumps(r, allow_nan=False) + "\n" for rs in records.values() for r in rs]
-            write_output(output, "".join(lines).encode())
-            console.print(f"records: {output}", soft_wrap=True)
+            write_records(output, itertools.chain(*records.values()))
 
     def _devices(self) -> list[jax.Device]:
         """The devices to compile for, or the first of them."""

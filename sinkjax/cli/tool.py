@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ import jax
 
 import sinkjax
 from sinkjax.checkpoint.load import Dtype
+from sinkjax.cli import terminal
 from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.files import replace_file
 from sinkjax.masks.mask import SinkMask
@@ -104,6 +106,13 @@ def output_path(name: str | None) -> Path | None:
             Problem("output", path, "give the name of a file, in a folder that exists")
         )
     return path
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records to the file of `--output`, one a line, and says so."""
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+    write_output(path, "".join(lines).encode())
+    terminal.console().print(f"records: {path}", soft_wrap=True)
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -131,13 +131,11 @@ class Dispatcher(Generator):
     Attributes:
       plan: the mask of each length.
       programs: one for each stage.
-      buckets: all prefill lengths; each stage has those that its lengths need.
       max_length: tokens that a prompt and its new tokens may have together.
     """
 
     plan: Plan
     programs: tuple[Program, ...]
-    buckets: tuple[int, ...]
     max_length: int
 
     @property
@@ -187,7 +185,7 @@ def compile_plan(
         programs.append(
             compile(models[stage.mask], prefill_lengths=own_buckets, max_length=room, **options)
         )
-    return Dispatcher(plan, tuple(programs), buckets, max_length)
+    return Dispatcher(plan, tuple(programs), max_length)
 
 
 def _stage_needs(

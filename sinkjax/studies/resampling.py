@@ -26,6 +26,11 @@ RESAMPLES = 2000
 FEWEST = 8
 """Excerpts from which on there is an interval: of fewer none covers what it says."""
 
+_INTERVAL = f"In brackets: the {LEVEL:.0%} interval from resampling excerpts; in parentheses"
+EXCERPTS_NOTE = f"{_INTERVAL}, of fewer than {FEWEST} excerpts: the least and the most."
+DRAWS_NOTE = f"{_INTERVAL}: the least and the most of several draws, or of few excerpts."
+"""What tables say of estimates over excerpts, and of those where controls are drawn as well."""
+
 _TAIL = (1 - LEVEL) / 2
 _BLOCK = 1 << 22  # counts that are drawn and multiplied at once: tens of megabytes
 _RESAMPLING = 1  # tells these draws from others of the same seed

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import masks
 
-from sinkjax import InputError
 from sinkjax.attention import stream
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import RopeConfig
@@ -94,15 +93,6 @@ def test_a_prompt_under_dynamic_rope_turns_by_its_whole_length():
     model = tiny.make(rope=RopeConfig(type="dynamic", theta=1e4, factor=2.0), max_length=16)
     tokens = tiny.tokens_of(model, (2, 30))
     assert_as_at_once(model, MIXED, tokens, [27, 9], 7, 10, 30)
-
-
-@pytest.mark.quick
-def test_a_piece_without_room_is_refused():
-    model = tiny.make(num_layers=1)
-    tokens = tiny.tokens_of(model, (1, 9))
-    _, cache = model.prefill(tokens[:, :2], max_length=8)
-    with pytest.raises(InputError, match="max_length is 8, but the prompt has 11 tokens"):
-        model.extend(tokens, cache, lengths=jnp.asarray([9]))
 
 
 def test_memory_grows_with_the_piece_and_not_with_its_product_with_the_cache():

@@ -387,9 +387,6 @@ def test_a_damaged_header_is_refused_or_read(single, data):
             source.read(name)
 
 
-# Tokenizers.
-
-
 # Where an answer ends.
 
 

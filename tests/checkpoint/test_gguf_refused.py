@@ -165,12 +165,6 @@ def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, block
         sinkjax.load(path)
 
 
-def test_a_big_endian_file_is_refused(tmp_path, model):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
-    add_llama(writer, model)
-    assert_refused(finish(writer), "of the other byte order")
-
-
 @hypothesis.given(share=st.floats(0, 1, exclude_max=True))
 @hypothesis.settings(deadline=None)
 def test_a_truncated_file_is_refused_wherever_it_ends(small_file, share):

@@ -120,11 +120,6 @@ def test_frequencies_are_those_of_transformers(theta, rope, head_dim):
 @pytest.mark.parametrize(
     "rope",
     [
-        {"rope_type": "default"},
-        {"rope_type": "linear", "factor": 4},
-        {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         {
             "rope_type": "longrope",
             "short_factor": [1.0, 1.5] * 4,

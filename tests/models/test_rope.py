@@ -67,16 +67,6 @@ def test_dynamic_angles_follow_each_rows_own_length():
     np.testing.assert_array_equal(tables[0][0], tables[0][1])  # both within the original length
 
 
-def test_frequency_factors_divide_frequencies():
-    _, config = configs("default")
-    factors = (1.0, 2.0, 4.0, 8.0)
-    plain = inverse_frequencies(config.rope, config.head_dim)
-    scaled = inverse_frequencies(
-        config.rope.__class__(theta=config.rope.theta, freq_factors=factors), config.head_dim
-    )
-    np.testing.assert_allclose(scaled * np.array(factors), plain, rtol=1e-6)
-
-
 def test_rotate_equals_transformers():
     theirs, ours = configs("llama3")
     x = np.random.default_rng(0).normal(size=(2, 40, 6, 8)).astype(np.float32)

@@ -13,7 +13,6 @@ from hf import torch
 import sinkjax
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.sampling import make_sampler
-from sinkjax.models.sharding import shard
 from sinkjax.programs.compile import LAYERS, Program, choose_sizes, compile
 from sinkjax.programs.generate import MAX_STOP_TOKENS, decode_steps
 
@@ -342,18 +341,6 @@ def test_what_compiling_took_is_kept(program):
         assert executable.bytes_accessed > 0
     total = sum(e.lowering_seconds + e.compile_seconds for e in program.executables)
     assert program.compile_seconds == total
-
-
-def test_a_model_laid_over_a_mesh_generates_the_same(tiny, program, prompts):
-    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = compile(shard(tiny[0], mesh), batch_size=2, prefill_lengths=(16, 40), max_length=56)
-    for sampling in ({}, SAMPLING):
-        for one, other in zip(
-            spread.generate(prompts, max_new_tokens=NEW, **sampling),
-            program.generate(prompts, max_new_tokens=NEW, **sampling),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(one, other)
 
 
 def test_a_program_without_weights_can_be_read_but_not_run(tiny, program):

@@ -9,7 +9,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, over_draws
-from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.resampling import DRAWS_NOTE
 
 _LENGTH = operator.itemgetter("length")
 _NAMES = {
@@ -93,9 +93,7 @@ def _copies_table(kl: str, records: Sequence[Record]) -> Table:
         rows=rows,
         notes=(
             f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over "
-            f"{_WHERE[kl][1]} of {excerpts} excerpts; in brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts; in parentheses: the "
-            "least and the most of several draws, or of few excerpts.",
+            f"{_WHERE[kl][1]} of {excerpts} excerpts. {DRAWS_NOTE}",
             *notes.lines(),
         ),
         labels=2,

@@ -17,7 +17,7 @@ from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns
 from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
-from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL, RESAMPLES
 
 _STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
     SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches
@@ -167,9 +167,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
             f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. {PARTS_NOTE} Last: at the "
-            f"last position of the excerpt. In brackets: the {formats.percent(LEVEL, 0)} interval "
-            "from resampling excerpts; in parentheses: the least and the most of several draws, or "
-            "of few excerpts.",
+            f"last position of the excerpt. {DRAWS_NOTE}",
         ),
         labels=2,
     )

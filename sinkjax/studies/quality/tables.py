@@ -8,14 +8,10 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.resampling import FEWEST, LEVEL
+from sinkjax.studies.resampling import EXCERPTS_NOTE, LEVEL
 
 _LEVEL = formats.percent(LEVEL, 0)
 _NAME = 28  # characters of a mask's name
-_RESAMPLED = (
-    f"In brackets: the {_LEVEL} interval from resampling excerpts; in parentheses, of fewer than "
-    f"{FEWEST} excerpts: the least and the most."
-)
 
 
 _LABELS = (
@@ -61,7 +57,7 @@ def divergence_table(records: Sequence[Record]) -> Table:
             column("mean", "result.kl.mean", formats.nats, formats.estimate),
             *part_columns(by_path=True),
         ),
-        notes=(f"KL in nats a token, of {excerpts(records)}. {PARTS_NOTE} {_RESAMPLED}",),
+        notes=(f"KL in nats a token, of {excerpts(records)}. {PARTS_NOTE} {EXCERPTS_NOTE}",),
         labels=2,
     )
 
@@ -78,7 +74,7 @@ def agreement_table(records: Sequence[Record]) -> Table:
             column("top 5", "result.agreement.top5", formats.percent, formats.point),
         ),
         notes=(
-            f"Percentiles are over the scored positions of {excerpts(records)}. {_RESAMPLED} "
+            f"Percentiles are over the scored positions of {excerpts(records)}. {EXCERPTS_NOTE} "
             "Top 1: both find the same token likeliest. Top 5: how many of the baseline's five "
             "likeliest are among the mask's.",
         ),
@@ -100,7 +96,7 @@ def likelihood_table(records: Sequence[Record]) -> Table:
             column("perplexity,\nmask", f"{perplexity}.candidate", formats.ratio, formats.point),
             column("change", f"{perplexity}.change", formats.relative, formats.estimate),
         ),
-        notes=(f"NLL in nats a token. {_RESAMPLED}",),
+        notes=(f"NLL in nats a token. {EXCERPTS_NOTE}",),
         labels=2,
     )
 
@@ -144,7 +140,7 @@ def continuation_table(records: Sequence[Record]) -> Table:
         ),
         notes=(
             f"Tokens until the first one that the baseline continues otherwise, the mean over "
-            f"{excerpts(records)}; one that never differs counts whole. {_RESAMPLED}",
+            f"{excerpts(records)}; one that never differs counts whole. {EXCERPTS_NOTE}",
         ),
         labels=2,
     )
@@ -166,7 +162,7 @@ def passkey_table(records: Sequence[Record]) -> Table:
         notes=(
             f"The share of {excerpts(records)} whose number of five digits greedy decoding gives "
             f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
-            f"in nats. {_RESAMPLED}",
+            f"in nats. {EXCERPTS_NOTE}",
         ),
         labels=2,
     )

@@ -8,7 +8,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.resampling import FEWEST, LEVEL
+from sinkjax.studies.resampling import EXCERPTS_NOTE
 from sinkjax.studies.retrieval.measure import FLOOR
 
 SAYS_NOTHING = f"says nothing: the baseline itself is below {formats.percent(FLOOR, 0)}"
@@ -87,9 +87,7 @@ def _task_table(records: Sequence[Record]) -> Table:
         notes=(
             f"The share {measure}; n = {excerpts} a row. "
             f"{'Depth: how much of the text comes before it. ' if depths else ''}"
-            "NLL: of the whole answer, in nats. In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts; in parentheses, of "
-            f"fewer than {FEWEST} excerpts: the least and the most.",
+            f"NLL: of the whole answer, in nats. {EXCERPTS_NOTE}",
         ),
         labels=3 if depths else 2,
     )

@@ -13,7 +13,7 @@ from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, over_texts, part_columns
 from sinkjax.studies.costs import over_draws as mean_over_draws
-from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
@@ -191,9 +191,7 @@ def _quality_table(search: Record, records: Sequence[Record]) -> Table:
             column("top 1", "result.agreement.top1", formats.percent, formats.point),
         ),
         notes=(
-            f"KL in nats a token. {PARTS_NOTE} In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling excerpts; in parentheses: the "
-            "least and the most of several draws, or of few excerpts. Perplexity: its "
+            f"KL in nats a token. {PARTS_NOTE} {DRAWS_NOTE} Perplexity: its "
             "change. Top 1: both find the same token likeliest. All masks have as many masked "
             "heads as the chosen mask; but for `widest`, also as many on each path.",
         ),

@@ -219,7 +219,7 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
         if record["kind"] == "training"
     )
     here = pathlib.Path(__file__)
-    flags = arguments(tiny, tmp_path / "out", here, ranking="gates", gates=learned)
+    flags = arguments(tiny, tmp_path / "out", here, ranking="gates", gates=learned, kl_budget=0.6)
     flags.append(f"--choose_text={other_text}")
     none = [flag for flag in flags if not flag.startswith("--judge_text")]
     with pytest.raises(InputError) as error:

@@ -277,19 +277,13 @@ def test_another_runs_folder_is_refused(tiny, prompts, tmp_path):
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "not_json", "no_weights"])
-def test_a_damaged_folder_is_refused(damage, tiny, prompts, tmp_path):
+def test_a_damaged_folder_is_refused(tiny, prompts, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     for file in tiny.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    if damage == "not_json":
-        (folder / "config.json").write_text("{")
     for file in folder.glob("*.safetensors"):
-        if damage == "truncated":
-            file.write_bytes(file.read_bytes()[:-100])
-        elif damage == "no_weights":
-            file.unlink()
+        file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError) as error:
         run_main(SWEEP, *arguments(folder, prompts, tmp_path / "out"))
     assert str(folder) in str(error.value)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import random
 import re
 
 import jax.numpy as jnp
@@ -224,14 +223,6 @@ def test_heads_that_hold_and_the_steepest_steps(sweep):
             value = scale * expected["change"]["value"]
             assert number(row[4]) == pytest.approx(value, abs=0.051 if scale > 1 else 0.0051)
             assert number(row[6]) == pytest.approx(expected["support"], abs=0.00051)
-
-
-def test_the_order_of_the_records_does_not_matter(sweep):
-    specification, records = sweep
-    shuffled = records.copy()
-    random.Random(0).shuffle(shuffled)
-    assert shuffled != records
-    assert summary_tables(specification, shuffled) == summary_tables(specification, records)
 
 
 def test_main_definition_comes_first(make_sweep):
