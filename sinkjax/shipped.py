@@ -14,6 +14,7 @@ FOLDER = next(f for f in (_HERE / "configs", _HERE.parent / "configs") if f.is_d
 
 REPLACED = {
     "smollm2-135m-24-sinks": "smollm2-135m-24",
+    "smollm2-135m-4096-windows": "smollm2-135m-8000",
     **dict.fromkeys(
         (f"smollm2-135m-512-{name}" for name in ("gates", "groups", "savings", "windows")),
         "smollm2-135m-512",

@@ -79,7 +79,7 @@ def test_a_card_says_what_is_saved_on_the_fullest_of_several_chips():
     "name",
     [
         EARLIER / "24-sinks.json",
-        "smollm2-135m-4096-windows",
+        EARLIER / "4096-windows.json",
         EARLIER / "512-groups.json",
         EARLIER / "512-savings.json",
     ],

@@ -80,6 +80,7 @@ def test_shipped_masks_keep_the_promises_of_their_files():
         "smollm2-135m-512-groups",
         "smollm2-135m-512-savings",
         "smollm2-135m-512-windows",
+        "smollm2-135m-8000",
     ],
 )
 def test_names_of_shipped_masks_stay(name, tmp_path, monkeypatch, caplog):
