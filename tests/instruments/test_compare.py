@@ -374,7 +374,7 @@ def test_measured_quality_goes_into_a_masks_file(tmp_path):
     assert measured["length"] == 24
     assert measured["text"] == "text"
     assert measured["record"] == "ab"
-    assert "kl_by_position" not in measured
+    assert measured["kl_by_position"] == record["result"]["kl_by_position"]
     with pytest.raises(ValueError, match="several candidates: a"):
         measured_quality([record, {**record, "candidate": {"name": "a.json"}}])
 
