@@ -20,7 +20,7 @@ _OURS = re.compile(
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config, or its text part's in its place."""
     part = config.get("text_config")
-    if not is_whole(config) or not isinstance(part, Mapping):
+    if not _is_whole(config) or not isinstance(part, Mapping):
         return dict(config)
     of_whole = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
     return {"model_type": _TEXT_PARTS[config["model_type"]], **part, **of_whole}
@@ -33,7 +33,7 @@ def text_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str
       config: of the whole.
       names: of all tensors.
     """
-    if not is_whole(config):
+    if not _is_whole(config):
         return {name: name for name in names}
     of_text = {}
     for name in names:
@@ -43,7 +43,7 @@ def text_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str
     return of_text
 
 
-def is_whole(config: Mapping[str, Any]) -> bool:
+def _is_whole(config: Mapping[str, Any]) -> bool:
     """Returns whether a config is of a model of which text is a part."""
     kind = config.get("model_type")
     return isinstance(kind, str) and kind in _TEXT_PARTS
