@@ -38,7 +38,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: if there is no config, or one of the two is not a JSON object.
     """
-    config = text_config(_read_whole_config(folder))
+    return _own_config(folder, _read_whole_config(folder))
+
+
+def _own_config(folder: pathlib.Path, whole: Mapping[str, Any]) -> dict[str, Any]:
+    config = text_config(whole)
     if os.path.lexists(folder / GENERATION_CONFIG):  # a link to nothing is no absent file
         generation = read_json(folder / GENERATION_CONFIG, "download it again, or remove it")
         if more := listed(generation.get("eos_token_id")):
@@ -91,7 +95,8 @@ def open_folder(folder: pathlib.Path) -> Stored:
       InputError: listing every file that is missing, truncated or damaged, every tensor of another
         dtype, and every tensor on which the index and the files do not agree.
     """
-    config = read_config(folder)
+    whole = _read_whole_config(folder)
+    config = _own_config(folder, whole)
     indexed = None if (folder / WEIGHTS).exists() else _indexed(folder)
     problems: list[str] = []
     file_of, shapes, opened = {}, {}, set()
@@ -124,7 +129,7 @@ def open_folder(folder: pathlib.Path) -> Stored:
     if problems:
         raise InputError(*problems)
 
-    named = text_names(_read_whole_config(folder), shapes)
+    named = text_names(whole, shapes)
 
     def read(name: str, part: Part = ()) -> np.ndarray:
         path = folder / file_of[named[name]]

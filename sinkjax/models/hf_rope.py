@@ -29,7 +29,7 @@ _ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
     "longrope": ({"short_factor", "long_factor"}, {"factor", "attention_factor"}),
 }
-_NONE = "the key is unknown"
+_UNKNOWN = "the key is unknown"
 _WAYS_ON = {
     "attn_factor": "transformers does not read it, and others multiply YaRN's factor by it: write "
     "attention_factor, the whole factor, in a copy of the folder, or leave it out to compute what "
@@ -153,7 +153,9 @@ def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:
             good, wanted = unused or is_whole(value), WHOLE
         else:
             good = key in numbers and is_positive(value)
-            wanted = "a positive number is needed" if key in numbers else _WAYS_ON.get(key, _NONE)
+            wanted = (
+                "a positive number is needed" if key in numbers else _WAYS_ON.get(key, _UNKNOWN)
+            )
         if not good:
             problems.append(f"{key} is {reprlib.repr(value)}; {wanted}")
     if rope_type == "llama3" and not problems:
