@@ -25,22 +25,24 @@ VISION = dict(
     image_size=28,
     patch_size=14,
 )
-WHOLES = {"gemma3": "gemma3", "mistral3": "mistral_windows"}
-"""Of each the kind of its text."""
+WHOLES = {
+    "gemma3": ("gemma3", "siglip_vision_model"),
+    "mistral3": ("mistral_windows", "pixtral"),
+}
+"""Of each the kind of its text, and the `model_type` of what sees images."""
 
 
 @pytest.fixture(params=WHOLES)
 def whole(request, tmp_path):
     """A folder, and what transformers makes of it."""
-    text = {**hf.TINY, **KINDS[WHOLES[request.param]]}
+    text_kind, vision_kind = WHOLES[request.param]
+    text = {**hf.TINY, **KINDS[text_kind]}
     kind = text.pop("family")
     text.pop("final_logit_softcapping", None)  # which transformers computes of text alone
-    vision = {**VISION, "model_type": {"gemma3": "siglip_vision_model", "mistral3": "pixtral"}}
-    vision["model_type"] = vision["model_type"][request.param]
     config = transformers.AutoConfig.for_model(
         request.param,
         text_config={**text, "model_type": kind},
-        vision_config=vision,
+        vision_config={**VISION, "model_type": vision_kind},
         tie_word_embeddings=kind == "gemma3_text",
     )
     torch.manual_seed(0)

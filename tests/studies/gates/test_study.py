@@ -132,6 +132,7 @@ def ways(roomy, tmp_path_factory):
         judge_questions=1,
         steps=6,
         learning_rate=1.0,
+        seed=1,
     )
     study.check()
     model = study.subject.load()
@@ -154,7 +155,7 @@ def test_heads_that_answers_need_stay_where_text_alone_lets_them_go(ways):
     assert text.max() < start
     for gates in (tasks, both):
         assert gates.max() > start
-        assert np.ptp(gates) > 0.01  # some are needed more than others
+        assert gates.min() < start
 
 
 def test_answers_cost_less_where_they_were_trained_on(ways):

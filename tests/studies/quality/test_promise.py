@@ -34,8 +34,10 @@ def test_the_budget_is_on_the_largest_part_at_any_length():
     kept = over_budget(entries, 0.05)
     assert kept["over_budget"] == [{"text": "a.txt", "length": 512, "kl": dear["kl_late"]}]
     assert "0.0550 [0.0450, 0.0650] on a.txt at 512 tokens" in budget_line(kept)
-    entries[1]["shorter"] = {"256": {"kl_late": 0.04, "kl_generated": 0.0601}, "128": {}}
-    entries[1]["shorter"]["128"] = {"kl_late": 0.05}
+    entries[1]["shorter"] = {
+        "256": {"kl_late": 0.04, "kl_generated": 0.0601},
+        "128": {"kl_late": 0.05},
+    }
     line = budget_line(over_budget(entries, 0.05))
     assert "a.txt at 512 tokens, 0.0601 on b.txt at 256 tokens. " in line
     assert "on all judged text" in budget_line(over_budget(entries, 0.05, "mean"))
