@@ -120,7 +120,7 @@ class Gates(AnswersStudy, TrainingStudy):
         excerpts, weights = super().training_rows
         if not self.tasks or self.train_on == "text":
             return excerpts, weights
-        questions = joined(self.asked_for(self.train_questions, 1))
+        questions = joined(self.asked_for(self.train_questions, 1, self.lengths))
         of_answers = _ANSWER * questions.predicting[:, 1:].astype(np.float32)
         if self.train_on == "tasks":
             return questions.tokens, of_answers

@@ -84,11 +84,11 @@ class AnswersStudy(Study):
         (length,) = self.lengths
         return [length // part for part in (1, 2, 4)]
 
-    def asked_for(self, count: int, use: int) -> list[Asked]:
+    def asked_for(self, count: int, use: int, lengths: Sequence[int]) -> list[Asked]:
         """Questions to choose on, of each task and depth; uses 1 and 2 ask for other things."""
         at = [0.0, *sorted(set(self.depths)), 1.0]
         between = [(low + high) / 2 for low, high in itertools.pairwise(at)]
-        return self._ask(self.answers_on[0], self.lengths, between, count, use)
+        return self._ask(self.answers_on[0], lengths, between, count, use)
 
     def _ask(
         self,

@@ -41,8 +41,8 @@ class Step:
       mask, kl: the mask with the most moves that fit, and its measured KL.
       number: of moves in it.
       scale: measured KL a predicted one; None where nothing was measured above 0.
-      returned: units, (layer, unit), that were given back to `full` after the moves, for answers'
-        sake; the mask and its KL are those without them.
+      returned: units, (layer, unit), that were given back after the moves, for answers' sake; the
+        mask and its KL are those without them.
     """
 
     tried: tuple[tuple[int, float], ...]
@@ -117,7 +117,12 @@ def rank_moves(
 
 
 def rank_returns(
-    mask: SinkMask, paths: Sequence[Path], predicted: Prediction, *, size: int = 1
+    mask: SinkMask,
+    paths: Sequence[Path],
+    predicted: Prediction,
+    *,
+    size: int = 1,
+    whole: Sequence[Path] = (Full(),),
 ) -> list[Move]:
     """Moves of masked units back to `full`, each alone: that which lowers the cost most is first.
 
@@ -126,6 +131,8 @@ def rank_returns(
       paths: P of them, without `full`.
       predicted: costs under the mask.
       size: heads of a unit.
+      whole: `full`, and paths that are as good where costs are predicted; units go back to the
+        first of them, and those that are on any stay.
     """
     shape = (len(predicted.linear), mask.num_layers * mask.num_heads // size, size)
     linear = predicted.linear.reshape(shape).sum(axis=-1)  # [1 + P, U]
@@ -133,11 +140,11 @@ def rank_returns(
     at, every = _options(mask, [Full(), *paths], size), np.arange(shape[1])
     cost = linear[0] - linear[at, every]
     cost = cost + _mean(np.square(products[:, 0] - products[:, at, every])) / 2
-    units = mask.num_heads // size
+    units, stay = mask.num_heads // size, [[Full(), *paths].index(path) for path in whole]
     return [
-        Move(*divmod(int(unit), units), Full(), float(cost[unit]), 0.0)
+        Move(*divmod(int(unit), units), whole[0], float(cost[unit]), 0.0)
         for unit in np.argsort(cost, kind="stable")
-        if at[unit]
+        if at[unit] not in stay
     ]
 
 

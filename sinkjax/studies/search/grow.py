@@ -72,6 +72,7 @@ class Answers:
     """Questions that a mask has to answer as its baseline does.
 
     Attributes:
+      length: tokens of a question, at most.
       ranked: on which costs are predicted.
       held: on which masks are measured, others than those: sets of one task and depth.
       nll_budget: the most nats that an answer's NLL may rise by, in the mean of any set with its
@@ -80,6 +81,7 @@ class Answers:
         and are left out.
     """
 
+    length: int
     ranked: Questions
     held: tuple[Questions, ...]
     nll_budget: float
@@ -141,8 +143,9 @@ class SearchOutcome:
       savings: float64 [P], of a unit on each path.
       errors: float64 [P, L, N], heads' own errors under the baseline.
       rounds: each with the masks that it measured.
-      rises: of the sets of questions, by how many nats the NLL of an answer rises; None of sets
-        that say nothing.
+      asked_at: length of the questions that were to be kept; None without questions.
+      rises: of their sets, by how many nats the NLL of an answer rises; None of sets that say
+        nothing.
     """
 
     mask: SinkMask
@@ -151,6 +154,7 @@ class SearchOutcome:
     savings: np.ndarray
     errors: np.ndarray
     rounds: tuple[Step, ...]
+    asked_at: int | None = None
     rises: tuple[float | None, ...] = ()
 
 
@@ -161,12 +165,13 @@ def search_mask(
     settings: SearchSettings,
     store: Store | None = None,
     *,
-    answers: Answers | None = None,
+    answers: Sequence[Answers] = (),
 ) -> SearchOutcome:
     """Finds a mask whose measured KL is within a budget, and whose answers are, if there are any.
 
     Each round grows the mask to its part of the KL's budget; where that costs more in answers than
-    they allow, heads go back to `full`, for good, or fewer are moved.
+    they allow, heads go back, for good, or fewer are moved. They go back to `full`, or to the path
+    that saves most of those that hide nothing in as many tokens as a question has.
 
     Args:
       model: every head `full`.
@@ -175,7 +180,8 @@ def search_mask(
         are tokens after the prompt.
       settings: what is searched for.
       store: of what is measured; None to keep nothing.
-      answers: that the mask has to keep; None for none.
+      answers: that the mask has to keep, the longest first; those count of which the baseline
+        itself answers most sets, of several the first.
     """
     store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
@@ -196,8 +202,8 @@ def search_mask(
     units = units_of(own, config.num_kv_heads, settings.by, settings.chips)
     of_answers = (
         None
-        if answers is None
-        else _KeptAnswers(model, answers, settings.paths, fills, store, units)
+        if not answers
+        else _KeptAnswers(model, answers, settings.paths, savings, fills, store, units)
     )
 
     def budgeted(mask: SinkMask) -> float:
@@ -231,9 +237,11 @@ def search_mask(
             step = dataclasses.replace(step, kl=measure(step.mask))
         best, kl, scale = units.restored(step.mask), step.kl, step.scale
         rounds.append(dataclasses.replace(step, mask=best))
-    rises = [] if of_answers is None else of_answers.rises(best)
-    means = tuple(None if of is None else float(of.mean()) for of in rises)
-    return SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds), means)
+    outcome = SearchOutcome(best, kl, fills, savings, costs.errors(full), tuple(rounds))
+    if of_answers is None:
+        return outcome
+    rises = tuple(None if of is None else float(of.mean()) for of in of_answers.rises(best))
+    return dataclasses.replace(outcome, asked_at=of_answers.length, rises=rises)
 
 
 def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
@@ -329,26 +337,37 @@ class _KeptAnswers:
     def __init__(
         self,
         model: Llama,
-        answers: Answers,
+        answers: Sequence[Answers],
         paths: Sequence[Path],
+        savings: np.ndarray,
         fills: np.ndarray | None,
         store: Store,
         units: Units,
     ):
-        self._answers, self._fills, self._units = answers, fills, units
+        self._fills, self._units = fills, units
         self._of = functools.partial(kept_answers, model, keep=store)
-        asked = answers.ranked
+        self._answers = max(answers, key=self._answered_sets)
+        asked = self._answers.ranked
         self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting, "nll")
+        seen = asked.tokens.shape[1]
+        saved = {
+            path: of for path, of in zip(paths, savings, strict=True) if _hides_none(path, seen)
+        }
+        self._whole = [*sorted(saved, key=lambda path: -saved[path]), Full()]
+
+    @property
+    def length(self) -> int:
+        """Of the questions."""
+        return self._answers.length
 
     def rises(self, mask: SinkMask) -> Iterator[np.ndarray | None]:
         """Nats that each answer's NLL rises by, [W], set by set; None of sets that say nothing."""
         for questions in self._answers.held:
-            baseline = self._of(questions)
-            if baseline["given_back"].mean() < self._answers.floor:
-                yield None
-            else:
+            if self._answered(questions, self._answers.floor):
                 masked = self._of(questions, mask=mask, fills=self._fills)
-                yield masked["nll"] - baseline["nll"]
+                yield masked["nll"] - self._of(questions)["nll"]
+            else:
+                yield None
 
     def keep(
         self,
@@ -360,11 +379,11 @@ class _KeptAnswers:
     ) -> Step:
         """A round whose answers are within their budget, as they were under the mask before it.
 
-        Units are given back to `full` in the order of what each one costs in the answers' NLL, as
-        predicted under the mask: their number is doubled until answers are kept, and of that number
-        three quarters are enough where they still are. Where as many as the round's moves are not
-        enough, the order is not to be trusted, and fewer of the moves are made instead, by
-        bisection.
+        Units are given back in the order of what each one costs in the answers' NLL, as predicted
+        under the mask: their number is doubled until answers are kept, and of that number
+        three quarters are enough where they still are. Where it takes as many as the round's moves
+        to return them to `full`, the order is not to be trusted, and fewer of the moves are made
+        instead, by bisection.
 
         Args:
           start: the mask before the round; heads are in the order of the units, as in the step.
@@ -377,18 +396,21 @@ class _KeptAnswers:
         units, size = self._units, self._units.size
         predicted = self._costs.sensitivity(samples, seed, units.restored(step.mask))
         predicted = units.predicted(predicted)
-        returns = rank_returns(step.mask, self._costs.paths, predicted, size=size)
-        number, most = 1, min(step.number, len(returns)) - 1
-        while number <= most and not self._kept(make_moves(step.mask, returns[:number], size=size)):
-            number *= 2
-        if number <= most:
+        returns = rank_returns(
+            step.mask, self._costs.paths, predicted, size=size, whole=self._whole
+        )
+        restored = functools.partial(make_moves, step.mask, size=size)
+        most = min(step.number, len(returns)) - 1
+        numbers = [1 << power for power in range(most.bit_length())]
+        if self._whole[0] != Full():  # which all of them may take, and still save
+            numbers.append(len(returns))
+        for number in numbers:
+            if not self._kept(restored(returns[:number])):
+                continue
             fewer = number - number // 4
-            if self._kept(make_moves(step.mask, returns[:fewer], size=size)):
-                number = fewer
-            made = returns[:number]
+            made = returns[: fewer if self._kept(restored(returns[:fewer])) else number]
             given = frozenset((move.layer, move.unit) for move in made)
-            mask = make_moves(step.mask, made, size=size)
-            return dataclasses.replace(step, mask=mask, returned=given)
+            return dataclasses.replace(step, mask=restored(made), returned=given)
         fits, too_many = 0, step.number
         while too_many - fits > max(1, step.number // 8):
             middle = (fits + too_many) // 2
@@ -399,6 +421,13 @@ class _KeptAnswers:
         mask = make_moves(start, moves[:fits], size=size)
         return dataclasses.replace(step, mask=mask, number=fits)
 
+    def _answered_sets(self, answers: Answers) -> int:
+        return sum(self._answered(questions, answers.floor) for questions in answers.held)
+
+    def _answered(self, questions: Questions, floor: float) -> bool:
+        """Whether the baseline gives enough of them back."""
+        return bool(self._of(questions)["given_back"].mean() >= floor)
+
     def _kept(self, mask: SinkMask) -> bool:
         rises = self.rises(self._units.restored(mask))
         # Of several sets the one that rises most is in part the one that was drawn worst for the
@@ -408,6 +437,11 @@ class _KeptAnswers:
             for of in rises
             if of is not None
         )
+
+
+def _hides_none(path: Path, length: int) -> bool:
+    """Whether a head's output in as many tokens is that of `full`."""
+    return path.acts_from is None or path.acts_from >= length
 
 
 def _predict(costs: KeptCosts, settings: SearchSettings, mask: SinkMask, number: int) -> Prediction:

@@ -30,6 +30,7 @@ def summarize_search(
         "heads": outcome.mask.counts(),
         "held_kl": outcome.kl,
         "savings": outcome.savings.tolist(),
+        "asked_at": outcome.asked_at,
         "nll_rises": list(outcome.rises),
         "over_chips": saved_over_chips(config, outcome.mask, workload),
         "rounds": [
@@ -74,9 +75,9 @@ def answer_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     rises = outcome["result"].get("nll_rises", [])
     if rises and set(rises) == {None}:
         lines.append(
-            f"NO ANSWER BORE ON THE CHOICE: of each set of questions to choose on the baseline "
-            f"itself answers fewer than {formats.percent(FLOOR, 0)}. Give other tasks, or shorter "
-            "lengths."
+            "NO ANSWER BORE ON THE CHOICE: of each set of questions to choose on, of any length, "
+            f"the baseline itself answers fewer than {formats.percent(FLOOR, 0)}. Give other "
+            "tasks, or shorter lengths."
         )
     return lines
 

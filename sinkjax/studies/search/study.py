@@ -32,8 +32,9 @@ mask from elsewhere, or for another length, so loses the heads that break the pr
 where another's are not, so groups are set side by side, and their heads move together.
 
 With --tasks, which are those of `sinkjax retrieval`, the mask has to keep the baseline's answers,
-too: at every depth an answer's NLL may rise by --nll_budget at most. The search asks other
-questions than it is judged by, at other depths; of these, --judge_questions at each of --depths.
+too: at every depth an answer's NLL may rise by --nll_budget at most. It is judged at the length,
+its half and its quarter, by --judge_questions at each of --depths. The search asks other questions
+to choose on, at other depths, of that of these lengths at which the model itself answers most.
 
 The mask is written to --mask_file with all of this inside. A run that was stopped goes on where it
 was when the same command is given again.
@@ -356,18 +357,30 @@ class Search(AnswersStudy):
         ]
 
     @functools.cached_property
-    def answers(self) -> Answers | None:
-        """Questions to choose on, other ones for each purpose, at depths between those to judge at.
+    def answers(self) -> list[Answers]:
+        """Questions to choose on at each length that is judged, the longest first.
+
+        Each purpose has others, at depths between those to judge at.
 
         Raises:
           InputError: for a task that the length has no room for.
         """
         if not self.tasks:
-            return None
-        ranked = self.asked_for(self.rank_questions, 1)
-        held = self.asked_for(self.hold_questions, 2)
+            return []
+        counts = {1: self.rank_questions, 2: self.hold_questions}
+        ranked, held = (
+            self.asked_for(count, use, self.judged_lengths) for use, count in counts.items()
+        )
         budget = self.nll_budget * (1 - self.margin)
-        return Answers(joined(ranked), tuple(asked.questions for asked in held), budget)
+        return [
+            Answers(
+                length,
+                joined([asked for asked in ranked if asked.length == length]),
+                tuple(asked.questions for asked in held if asked.length == length),
+                budget,
+            )
+            for length in sorted({asked.length for asked in held}, reverse=True)
+        ]
 
     @property
     def answers_on(self) -> tuple[Series, Series]:
@@ -400,14 +413,16 @@ class Search(AnswersStudy):
 
     def _asked(self) -> dict[str, Any]:
         """What records say of the questions to choose on."""
-        if self.answers is None:
+        if not self.answers:
             return {}
         return {
             "asked": {
                 **values(self, "tasks", "depths", "rank_questions", "hold_questions", "nll_budget"),
-                "searched_nll_budget": self.answers.nll_budget,
-                "ranked_sha256": tokens_digest(self.answers.ranked.tokens),
-                "held_sha256": [tokens_digest(of.tokens) for of in self.answers.held],
+                "searched_nll_budget": self.answers[0].nll_budget,
+                "ranked_sha256": [tokens_digest(each.ranked.tokens) for each in self.answers],
+                "held_sha256": [
+                    tokens_digest(of.tokens) for each in self.answers for of in each.held
+                ],
             }
         }
 
@@ -419,9 +434,9 @@ class Search(AnswersStudy):
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
         ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
         measured = self.held.size * self.rounds * self.tries
-        if self.answers is not None:
-            asked = sum(of.tokens.size for of in self.answers.held)
-            ranked += self.answers.ranked.tokens.size * self.rounds * passes
+        for answers in self.answers[:1]:  # at shorter lengths it is less
+            asked = sum(of.tokens.size for of in answers.held)
+            ranked += answers.ranked.tokens.size * self.rounds * passes
             measured += asked * self.rounds * self.tries
         asked = 4 * sum(of.questions.tokens.size for of in self.judged_answers)
         texts = [excerpts.size for _, excerpts in self.judge_texts]

@@ -112,8 +112,8 @@ def _rounds_table(search: Record) -> Table:
         notes=(
             "KL on the excerpts held back for measuring, in nats a token; the largest: of the KL "
             "where the mask acts, over the last quarter, and over generated tokens, at any length "
-            "up to the excerpt's. Given back: heads, or groups, that returned to `full` because "
-            "answers cost too much.",
+            "up to the excerpt's. Given back: heads, or groups, that returned to `full`, or "
+            "to a window as wide as the questions, because answers cost too much.",
         ),
         labels=2,
     )

@@ -299,8 +299,8 @@ def test_a_search_keeps_answers_too(model, windows):
     assert most > 2e-3
     returned = []
     for budget in (0.7 * most, 0.1 * most):
-        answers = Answers(questions(model, 7), held, budget, floor=0)
-        kept = search_mask(model, windows, windows, settings, answers=answers)
+        answers = Answers(16, questions(model, 7), held, budget, floor=0)
+        kept = search_mask(model, windows, windows, settings, answers=[answers])
         means = [of.mean() for of in rises(kept.mask)]
         np.testing.assert_allclose(kept.rises, means, atol=1e-4)
         assert most_of(kept.mask) <= budget + 1e-4
@@ -311,10 +311,34 @@ def test_a_search_keeps_answers_too(model, windows):
         returned.append(sum(len(step.returned) for step in kept.rounds))
     assert returned[0] > 0
     assert returned[1] == 0  # and fewer moves instead
-    says_nothing = dataclasses.replace(answers, floor=1.1)
-    same = search_mask(model, windows, windows, settings, answers=says_nothing)
+    says_nothing = dataclasses.replace(answers, length=32, floor=1.1)
+    same = search_mask(model, windows, windows, settings, answers=[says_nothing])
     assert same.rises == (None, None)
     assert same.mask == free.mask
+    shorter = search_mask(model, windows, windows, settings, answers=[says_nothing, answers])
+    assert (same.asked_at, shorter.asked_at, free.asked_at) == (32, 16, None)
+    assert (shorter.mask, shorter.rises) == (kept.mask, kept.rises)
+
+
+def test_heads_go_back_to_a_window_as_wide_as_the_questions(model):
+    excerpts = np.asarray(tiny.tokens_of(model, (3, 40), seed=1))
+    wide, narrow = Window(2, 14), Window(1, 4)
+    settings = SearchSettings((narrow, wide), 1.0, Workload(40), rounds=1, samples=4)
+    free = search_mask(model, excerpts, excerpts, settings)
+    assert {path for layer in free.mask.heads for path in layer} >= {narrow, wide}
+    held = (questions(model, 5), questions(model, 6))
+    # Questions have 16 tokens, in which `wide` hides nothing.
+    answers = Answers(16, questions(model, 7), held, 1e-3, floor=0)
+    kept = search_mask(model, excerpts, excerpts, settings, answers=[answers])
+    (step,) = kept.rounds
+    assert step.returned
+    for layer, heads in enumerate(kept.mask.heads):
+        for head, path in enumerate(heads):
+            was = free.mask.heads[layer][head]
+            assert path == (wide if (layer, head) in step.returned else was)
+            assert was == narrow or (layer, head) not in step.returned
+    assert max(kept.rises) <= 1e-3
+    assert kept.kl <= free.kl + 1e-6
 
 
 def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_without(
@@ -328,8 +352,8 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
     assert settings.describe()["chips"] == 2
     free = search_mask(model, windows, windows, settings)
     held = (questions(model, 5),)
-    answers = Answers(questions(model, 7), held, nll_budget=1e-3, floor=0)
-    kept = search_mask(model, windows, windows, settings, answers=answers)
+    answers = Answers(16, questions(model, 7), held, nll_budget=1e-3, floor=0)
+    kept = search_mask(model, windows, windows, settings, answers=[answers])
     assert max(kept.rises) <= 1e-3
     assert 0 < free.kl <= 0.2
     assert kept.mask.masked.sum() < free.mask.masked.sum()

@@ -87,12 +87,15 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     judged = [record["tokens_sha256"] for record in asked]
     assert specification["judged_answers"] == judged[:8]
     assert not set(judged) & set(search["asked"]["held_sha256"])
-    assert len(search["asked"]["held_sha256"]) == 6  # between 0, 0.2, 0.8 and 1, of two tasks
+    # Between 0, 0.2, 0.8 and 1, of two tasks, at two lengths; 105 tokens have no room.
+    assert len(set(search["asked"]["held_sha256"])) == 2 * 6
+    assert len(set(search["asked"]["ranked_sha256"])) == 2
     assert [r["candidate"]["name"] for r in asked] == [CHOSEN] * 8 + [f"{RANDOM[0]} 1"] * 4
     assert {r["source"]["name"] for r in asked if r["task"] == "niah_prose"} == {"other.txt"}
     saved = load_mask(asking / "mask.json")
     # A random model gives no answer back.
     assert search["result"]["nll_rises"] == [None] * 6
+    assert search["result"]["asked_at"] == 420
     promises = saved.quality["retrieval"]
     assert [(of["length"], of["kept"]) for of in promises] == [(420, None), (210, None)]
     assert [len(of["asked"]) for of in promises] == [4, 4]
