@@ -163,6 +163,14 @@ def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
         from_hf_config(attributes(kind, **changes))
 
 
+def test_what_a_family_alone_has_is_listed_with_all_else():
+    said = attributes("gemma2", sliding_window=0, vocab_size=0, colour=1)
+    vocabulary, window, colour = problems_of(from_hf_config, said, "folder")
+    assert vocabulary.startswith("folder: vocab_size is 0; a whole number")
+    assert window.startswith("folder: sliding_window is 0; a whole number")
+    assert colour.startswith("folder: unknown attribute colour")
+
+
 def test_without_a_model_type_the_class_names_the_family():
     said = {**attributes("smollm3"), "architectures": ["SmolLM3ForCausalLM"]}
     assert from_hf_config({k: said[k] for k in said if k != "model_type"}) == from_hf_config(said)
