@@ -20,14 +20,21 @@ CHANGES = {
     "gemma2": dict(query_pre_attn_scalar=16, num_hidden_layers=5),
     "gemma2_uncapped": dict(layer_types=None, attn_logit_softcapping=40.0),
     "gemma3": dict(layer_types=None, query_pre_attn_scalar=16, num_hidden_layers=7),
+    "gemma2_all_kv_heads": dict(query_pre_attn_scalar=8, tie_word_embeddings=True),
     "gemma3_linear": dict(rope_parameters=None),
+    "gemma3_all_kv_heads": dict(
+        query_pre_attn_scalar=8, sliding_window_pattern=6, num_hidden_layers=6
+    ),
     # llama.cpp takes the long factors where it has room for long texts.
     "phi3_longrope": dict(original_max_position_embeddings=60),
     "qwen3_bias": dict(attention_bias=False),
     "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
 }
 ALIKE = {"phi3_windows": 24}  # tokens before llama.cpp, which leaves out Phi-3's windows, differs
-WINDOWED = "mistral_windows", "qwen2_windows", "qwen3_windows", "smollm3_windows"  # no file has
+WINDOWED = (  # what no file has
+    *("mistral_windows", "mistral_one_kv_head"),
+    *("qwen2_windows", "qwen3_windows", "smollm3_windows"),
+)
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in WINDOWED])

@@ -1,5 +1,6 @@
 """Every family against transformers, and its paths against the dense oracle."""
 
+import collections
 import itertools
 
 import hf
@@ -32,14 +33,29 @@ MIXED = SinkMask.from_text(
 
 # Kinds that differ in parts that nothing of ours tells apart are held to transformers alone.
 ALIKE = (
-    *("llama", "mistral", "qwen2_tied", "qwen3_bias", "gemma2_uncapped", "olmo2_tied"),
+    *("llama", "mistral", "mistral_one_kv_head", "qwen2_tied", "qwen3_bias"),
+    *("granite_tied", "granite_all_kv_heads", "gemma2_uncapped", "gemma2_all_kv_heads"),
+    *("gemma3_all_kv_heads", "olmo2_tied", "olmo2_one_kv_head"),
     *("phi3", "phi3_windows", "phi3_longrope"),
 )
 OWN = [kind for kind in KINDS if kind not in ALIKE]
 
 
-def test_every_family_is_tested():
-    assert {kind["family"] for kind in KINDS.values()} == set(FAMILIES)
+def test_every_family_has_models_of_every_shape():
+    """With the Llamas that `test_decoder_parity.py` and `test_decoder_cache.py` hold as well."""
+    llamas = [{**hf.TINY, **kind} for kind in hf.KINDS.values()]
+    met = collections.defaultdict(set)
+    for config in map(from_hf_config, [*map(attributes, KINDS), *llamas]):
+        met[config.family] |= {
+            f"{config.num_kv_heads} key/value heads",
+            "tied" if config.tie_embeddings else "untied",
+            "heads of a power of 2" if config.head_dim.bit_count() == 1 else "heads of others",
+            "windows" if config.layer_windows else "no windows",
+        }
+    always = {"1 key/value heads", "2 key/value heads", "6 key/value heads", "tied", "untied"}
+    for name, family in FAMILIES.items():
+        windows = {"windows"} if "sliding_window" in family.own else set()
+        assert met[name] >= always | windows | {"heads of others"}, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,10 +65,11 @@ def test_logits_and_decoding_equal_transformers(kind, tmp_path):
     tokens = jnp.asarray(hf.random_tokens((2, LENGTH)))
     wanted = hf.logits(oracle, tokens)
     np.testing.assert_allclose(tiny.call(model, tokens), wanted, rtol=0, atol=TOLERANCE)
-    prompts = np.array([LENGTH - 20] * 2)
-    decoded = tiny.decoded(model, tokens, prompts, LENGTH)
-    wanted = hf.cached_logits(oracle, tokens, LENGTH - 20)
-    np.testing.assert_allclose(decoded, wanted, rtol=0, atol=TOLERANCE)
+    prompts = np.array([LENGTH - 20, 10])  # beyond every window, and with all their edges to come
+    decoded = tiny.decoded(model, tokens, prompts, LENGTH, steps=20)
+    for row, found, prompt in zip(np.asarray(tokens), decoded, prompts, strict=True):
+        wanted = hf.cached_logits(oracle, row[None, : prompt + 20], prompt)
+        np.testing.assert_allclose(found[None], wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
