@@ -69,6 +69,31 @@ def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
 
 
+def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
+    """As Qwen2.5 1.5B is published: 12 heads on 2, tied, quantized with an importance matrix."""
+    oracle = hf.make_llama(
+        family="qwen2", hidden_size=96, num_attention_heads=12, tie_word_embeddings=True
+    )
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    add_family(writer, "qwen2", oracle)
+    writer.add_type("model")
+    writer.add_file_type(15)
+    writer.add_quantization_version(2)
+    writer.add_tags(["chat", "text-generation"])
+    writer.add_languages(["en"])
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, "Qwen2.5 1.5B")
+    writer.add_float32("general.sampling.temp", 0.7)
+    writer.add_string("quantize.imatrix.file", "some.imatrix")
+    writer.add_int32("quantize.imatrix.entries_count", 196)
+    writer.add_bool("tokenizer.ggml.add_bos_token", False)
+    read = sinkjax.load(finish(writer))
+    assert read.config.tie_embeddings
+    np.testing.assert_allclose(
+        read(jnp.asarray(TOKENS)), hf.logits(oracle, TOKENS), rtol=0, atol=1e-4
+    )
+
+
 def gelu_of_a_table(x):
     """As llama.cpp has it on a CPU: from a table of float16, which is worth 4e-3 in logits here."""
     return hf.torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
