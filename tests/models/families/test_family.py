@@ -1,7 +1,11 @@
 """Every family against transformers, and its paths against the dense oracle."""
 
 import collections
+import dataclasses
 import itertools
+import json
+import math
+import pathlib
 
 import hf
 import jax
@@ -9,17 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import transformers
 from families import KINDS, attributes
 from masks import problems_of
 
 import sinkjax
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Sizes, predict
+from sinkjax.checkpoint.names import name_table
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.programs.scan import LayerRun, scanned
 from sinkjax.testing.oracle import reference_logits
+
+PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published.json").read_text())
+"""Configs as the Hub has them, each with its model's number of parameters, tied ones once.
+
+Phi's factors are made up.
+"""
 
 TOLERANCE = 1e-4
 LENGTH = 100  # beyond the 64 positions that the tiny models are made for
@@ -135,6 +148,30 @@ def test_configs_are_read_as_they_are_written(kind):
     config = tiny_model(kind).config
     assert from_hf_config(to_hf_config(config)) == config
     assert type(config).from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_does_not_say_is_as_in_transformers(family):
+    assert but_for_tokens({"model_type": family}) == but_for_tokens(by_transformers(family))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read_as_transformers_reads_them(name):
+    parameters, config = PUBLISHED[name]
+    read = but_for_tokens(config)
+    assert read == but_for_tokens(by_transformers(**config))
+    assert sum(math.prod(entry.shape) for entry in name_table(read)) == parameters
+
+
+def by_transformers(model_type: str, **config) -> dict:
+    """All that transformers makes of a config."""
+    return transformers.AutoConfig.for_model(model_type, **config).to_dict()
+
+
+def but_for_tokens(config: dict) -> LlamaConfig:
+    """A config as it is read, but for special tokens, of which transformers has defaults."""
+    none = {"bos_token_id": None, "eos_token_ids": (), "pad_token_id": None}
+    return dataclasses.replace(from_hf_config(config), **none)
 
 
 @pytest.mark.parametrize(
