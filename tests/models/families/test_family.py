@@ -218,9 +218,10 @@ def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
 
 
 def test_what_a_family_alone_has_is_listed_with_all_else():
-    said = attributes("gemma2", sliding_window=0, vocab_size=0, colour=1)
-    vocabulary, window, colour = problems_of(from_hf_config, said, "folder")
+    said = attributes("gemma2", sliding_window=0, final_logit_softcapping=0, vocab_size=0, colour=1)
+    vocabulary, cap, window, colour = problems_of(from_hf_config, said, "folder")
     assert vocabulary.startswith("folder: vocab_size is 0; a whole number")
+    assert cap.startswith("folder: final_logit_softcapping is 0; a positive number")
     assert window.startswith("folder: sliding_window is 0; a whole number")
     assert colour.startswith("folder: unknown attribute colour")
 
