@@ -85,7 +85,7 @@ _NEUTRAL = {
 
 
 def open_gguf(path: pathlib.Path) -> Stored:
-    """Opens a GGUF file of one of the families; no weight is read yet.
+    """Opens a GGUF file of one of the families, or the first of its parts; no weight is read yet.
 
     `Stored.read` gives float32, float16 or bfloat16 as stored, and float32 for every quantized
     type, in Hugging Face's [out, in] and with its order of query and key rows. A part of one tensor
@@ -94,8 +94,8 @@ def open_gguf(path: pathlib.Path) -> Stored:
     A tensor without a Hugging Face name keeps its own, so that the conversion reports it.
 
     Raises:
-      InputError: the file is not GGUF, damaged, truncated, of another architecture, one part of a
-        split file, or has metadata or quantizations that cannot be honoured; all are listed.
+      InputError: the file is not GGUF, damaged, truncated, of another architecture, a later part of
+        a split file, or has metadata or quantizations that cannot be honoured; all are listed.
     """
     file = open_gguf_file(path)
     with naming(path):
@@ -142,13 +142,7 @@ def _hugging_face_name(name: str, layer_names: Mapping[str, str]) -> str:
 
 
 def _family(file: GGUFFile) -> tuple[Family, Gguf]:
-    """The family that a file of a whole model is of."""
-    parts = file.metadata.get("split.count", 1)
-    if parts not in (0, 1):  # first, because the later parts say nothing else of themselves
-        raise InputError(
-            f"this is one of {parts} parts of a split file. Join them first: llama-gguf-split"
-            " --merge FIRST_PART JOINED.gguf"
-        )
+    """The family that the file is of."""
     families = {f.gguf.architecture: (f, f.gguf) for f in FAMILIES.values() if f.gguf is not None}
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in families:

@@ -35,6 +35,7 @@ _STORED_DTYPES = {
 # in the processor's cache and far below the size of a tensor.
 _CHUNK = 1 << 18
 _ALL = slice(None)
+_NUMBER, _COUNT = "split.no", "split.count"  # of a part, from 0, and of all
 _GGUF = f"gguf package {importlib.metadata.version('gguf')}"
 
 
@@ -47,29 +48,27 @@ class TensorInfo:
       type: how the elements are stored.
       offset: of the first byte, in bytes from the start of the file.
       num_bytes: that the elements take.
+      mapped: the whole file.
     """
 
     shape: tuple[int, ...]
     type: gguf.GGMLQuantizationType
     offset: int
     num_bytes: int
+    mapped: mmap.mmap = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class GGUFFile:
-    """A GGUF file whose header has been read and whose tensors are known to lie inside it.
+    """A GGUF file, or all parts of one, read but for its tensors, which are known to lie inside it.
 
     Attributes:
-      path: of the file.
       metadata: by key; values are Python scalars, strings and lists of them.
       tensors: by their names in the file.
-      mapped: the whole file.
     """
 
-    path: pathlib.Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-    mapped: mmap.mmap = dataclasses.field(repr=False)
 
     def read(self, name: str, rows: slice | np.ndarray = _ALL, columns: slice = _ALL) -> np.ndarray:
         """Reads a tensor, or a part of it, into memory of its own.
@@ -84,20 +83,61 @@ class GGUFFile:
           float32, float16 or bfloat16 as stored, or float32 where the tensor was quantized.
         """
         info = self.tensors[name]
-        stored = np.frombuffer(self.mapped, np.uint8, info.num_bytes, info.offset)
+        stored = np.frombuffer(info.mapped, np.uint8, info.num_bytes, info.offset)
         try:
             return _part(stored, info, rows, columns)
         finally:
-            self.mapped.madvise(mmap.MADV_DONTNEED)  # else its pages fill this process's memory
+            info.mapped.madvise(mmap.MADV_DONTNEED)  # else its pages fill this process's memory
 
 
 def open_gguf_file(path: pathlib.Path) -> GGUFFile:
     """Maps a GGUF file and reads its header; no tensor is read.
 
+    Args:
+      path: of the file, or of the first part of a split one, whose others lie beside it. They have
+        tensors and no metadata of the model.
+
     Raises:
-      InputError: the file cannot be read, is not GGUF, is damaged or truncated, or holds tensors
-        of a type that the `gguf` package cannot dequantize. It says which, and what to do.
+      InputError: a file cannot be read, is not GGUF, is damaged or truncated, is not the part that
+        its name says, or holds tensors of a type that the `gguf` package cannot dequantize. It
+        says which, and what to do.
     """
+    first = _open_file(path)
+    tensors = dict(first.tensors)
+    with naming(path):
+        others = _other_parts(path, first.metadata)
+    for number, other in enumerate(others, start=1):
+        part = _open_file(other)
+        with naming(other):
+            if (part.metadata.get(_NUMBER), part.metadata.get(_COUNT)) != (number, len(others) + 1):
+                raise InputError(
+                    f"this is not part {number + 1} of {len(others) + 1} of a split file, as its"
+                    " name has it. Download it again."
+                )
+            if again := tensors.keys() & part.tensors.keys():
+                raise _damaged(f"tensor {min(again)} is in a part before it, too")
+        tensors |= part.tensors
+    return GGUFFile(first.metadata, tensors)
+
+
+def _other_parts(path: pathlib.Path, metadata: Mapping[str, Any]) -> list[pathlib.Path]:
+    """The parts of a split file after its first."""
+    number, count = metadata.get(_NUMBER, 0), metadata.get(_COUNT, 0)
+    if count in (0, 1):
+        return []
+    if type(count) is not int:
+        raise _damaged(f"{_COUNT} is {count!r}")
+    ending = f"-00001-of-{count:05d}.gguf"
+    if number != 0 or not path.name.endswith(ending):
+        raise InputError(
+            f"this is one of {count} parts of a split file. Give the first, whose name ends in"
+            f" {ending}, with the others beside it."
+        )
+    stem = path.name.removesuffix(ending)
+    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(2, count + 1)]
+
+
+def _open_file(path: pathlib.Path) -> GGUFFile:
     with naming(path):
         with explaining("cannot be read", "give the path of a readable .gguf file"):
             check_path(path)
@@ -105,14 +145,14 @@ def open_gguf_file(path: pathlib.Path) -> GGUFFile:
                 raise InputError("the file is empty. Download or convert it again.")
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        metadata, tensors, end = _parse_header(memoryview(mapped))
+        metadata, tensors, end = _parse_header(mapped)
         if end > len(mapped):
             raise InputError(
                 f"the file is truncated: its tensors end at byte {end:,}, the file at byte"
                 f" {len(mapped):,}. Download it again."
             )
         _check_readable(tensors)
-    return GGUFFile(path, metadata, tensors, mapped)
+    return GGUFFile(metadata, tensors)
 
 
 def under(prefix: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,8 +328,9 @@ def _shortest_floats(values: tuple[Any, ...], type_: int) -> list[Any]:
     return list(values)
 
 
-def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInfo], int]:
+def _parse_header(mapped: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo], int]:
     """Metadata by key, tensors by name, and the byte at which the last tensor ends."""
+    data = memoryview(mapped)
     cursor = _Cursor(data)
     (magic,) = cursor.take("I", "the magic number")
     if magic != gguf.GGUF_MAGIC:
@@ -313,7 +354,7 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], dict[str, TensorInf
         (type_,) = cursor.take("I", f"the type of {key}")
         metadata[key] = cursor.value(type_, key)
 
-    infos = [_parse_tensor_info(cursor, index) for index in range(num_tensors)]
+    infos = [_parse_tensor_info(cursor, index, mapped) for index in range(num_tensors)]
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise _damaged(f"general.alignment is {alignment!r}, not a power of two")
@@ -338,7 +379,7 @@ def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _parse_tensor_info(cursor: _Cursor, index: int) -> tuple[str, TensorInfo]:
+def _parse_tensor_info(cursor: _Cursor, index: int, mapped: mmap.mmap) -> tuple[str, TensorInfo]:
     """The name of a tensor and its info, whose offset is still relative to the tensor data."""
     name = cursor.text(f"the name of tensor {index}")
     (num_dimensions,) = cursor.take("I", f"tensor {name}")
@@ -361,4 +402,4 @@ def _parse_tensor_info(cursor: _Cursor, index: int) -> tuple[str, TensorInfo]:
             f" blocks of {block_size}"
         )
     num_bytes = math.prod(shape) // block_size * block_bytes
-    return name, TensorInfo(shape, quantization, offset, num_bytes)
+    return name, TensorInfo(shape, quantization, offset, num_bytes, mapped)

@@ -39,8 +39,8 @@ def load(
 
     Args:
       model: a name of the registry (`smollm2-135m`), a folder with `config.json` and safetensors,
-        a `.gguf` file, an Orbax folder written by `sinkjax.save_orbax`, or a Hub id (`owner/name`).
-        What exists on disk goes before a Hub id.
+        a `.gguf` file or the first part of one, an Orbax folder written by `sinkjax.save_orbax`,
+        or a Hub id (`owner/name`). What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
       dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
       mesh: to lay the parameters over, by the rules of `sinkjax.models.rules`; its axes are

@@ -155,6 +155,7 @@ _SYNONYMS = {
     "n_layers": "num_hidden_layers",
     "norm_eps": "rms_norm_eps",
     "num_layers": "num_hidden_layers",
+    "sliding_window_size": "sliding_window",  # a Gemma 2's has both
 }
 _OF_A_LLAMA = {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1.0}
 _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
@@ -248,9 +249,9 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         if theirs in own and own[theirs] not in list(ACTIVATIONS):
             names = ", ".join(ACTIVATIONS)
             problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
-    if not problems and family.ropes is not None and rope.type not in family.ropes:
+    if family.ropes is not None and rope.type not in family.ropes:
         problems.append(f"rope_type is {rope.type}; a {model_type} has {', '.join(family.ropes)}")
-    if not problems:
+    if not _problem_with(shape["num_layers"], None, _MOST_LAYERS_OR_HEADS):  # else what are layers?
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
     for key in sorted(_TOKEN_IDS):
@@ -264,7 +265,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
 
     known = set(own) | ROPE_ATTRIBUTES | _TOKEN_IDS | _INERT
     for key in sorted(set(attributes) - known):
-        if not _changes_nothing(key, attributes, shape):
+        if not _changes_nothing(key, attributes, own):
             way_on = _WAYS_ON.get(
                 key,
                 "it may change what the model computes, and nothing here handles it. If you know "
@@ -379,27 +380,28 @@ def _problem_with(value: Any, default: Any, most: int) -> str | None:
     return None if whole else f"a whole number of at least 1 and at most {most:,} is needed"
 
 
-def _changes_nothing(key: str, attributes: Mapping[str, Any], shape: Mapping[str, Any]) -> bool:
-    """Returns whether an attribute that is not read computes nothing, or nothing else, as it is."""
+def _changes_nothing(key: str, attributes: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Returns whether an attribute that is not read computes nothing, or nothing else, as it is.
+
+    `own` are the attributes that are read, with the values of absent ones.
+    """
     value = attributes[key]
     if key == "is_causal":  # which transformers reads of every config: without, all is seen
         return value is None or value is True
-    if key == "sliding_window_size":  # a Gemma 2's, beside the one that is read
-        return value == attributes.get("sliding_window")
     if value is None or value is False or value == {} or value == []:  # it is switched off
         return True
     if _DROPOUT.fullmatch(key):
         return type(value) in (int, float) and 0 <= value <= 1
     if key in _SYNONYMS:
-        (own,) = (shape[ours] for ours, theirs, _ in _SHAPE if theirs == _SYNONYMS[key])
+        same = {**attributes, **own}.get(_SYNONYMS[key])
         value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value
-        return type(value) is type(own) and value == own
+        return type(value) is type(same) and value == same
     if key in _OF_A_LLAMA:
         return type(value) is not bool and value == _OF_A_LLAMA[key]
     if key in _WINDOW:
         window, in_use = attributes.get("sliding_window"), attributes.get("use_sliding_window")
         off = in_use is False and attributes.get("model_type", "llama") == "llama"
-        longest = shape["max_length"]
+        longest = own["max_position_embeddings"]
         return not window or off or (type(window) is type(longest) is int and window >= longest)
     if key == "layer_types":
         return value == ["full_attention"] * len(value) if isinstance(value, list) else False

@@ -114,6 +114,18 @@ def test_a_part_is_read_as_it_is_in_the_whole(writer, model, type_):
             np.testing.assert_array_equal(source.read(name, of), whole[of], name, strict=True)
 
 
+def test_the_parts_of_a_split_file_are_read_as_one(writer, model, tmp_path):
+    add_llama(writer, model)
+    whole = open_gguf(finish(writer))
+    parted = gguf.GGUFWriter(tmp_path / "parted.gguf", "llama", split_max_tensors=7)
+    add_llama(parted, model)
+    finish(parted)
+    source = open_gguf(tmp_path / "parted-00001-of-00005.gguf")
+    assert (source.config, source.shapes) == (whole.config, whole.shapes)
+    for name in whole.shapes:
+        np.testing.assert_array_equal(source.read(name), whole.read(name), name, strict=True)
+
+
 def test_reading_holds_one_tensor_at_a_time(writer, model):
     values = np.ones((4096, 1024), np.float32)
     add_llama(writer, model)

@@ -20,14 +20,21 @@ CHANGES = {
     "gemma2": dict(query_pre_attn_scalar=16, num_hidden_layers=5),
     "gemma2_uncapped": dict(layer_types=None, attn_logit_softcapping=40.0),
     "gemma3": dict(layer_types=None, query_pre_attn_scalar=16, num_hidden_layers=7),
+    "gemma2_all_kv_heads": dict(query_pre_attn_scalar=8, tie_word_embeddings=True),
     "gemma3_linear": dict(rope_parameters=None),
+    "gemma3_all_kv_heads": dict(
+        query_pre_attn_scalar=8, sliding_window_pattern=6, num_hidden_layers=6
+    ),
     # llama.cpp takes the long factors where it has room for long texts.
     "phi3_longrope": dict(original_max_position_embeddings=60),
     "qwen3_bias": dict(attention_bias=False),
     "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
 }
 ALIKE = {"phi3_windows": 24}  # tokens before llama.cpp, which leaves out Phi-3's windows, differs
-WINDOWED = "mistral_windows", "qwen2_windows", "qwen3_windows", "smollm3_windows"  # no file has
+WINDOWED = (  # what no file has
+    *("mistral_windows", "mistral_one_kv_head"),
+    *("qwen2_windows", "qwen3_windows", "smollm3_windows"),
+)
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in WINDOWED])
@@ -60,6 +67,31 @@ def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
             monkeypatch.setattr(layer.mlp.act_fn, "forward", gelu_of_a_table)
     wanted = hf.logits(oracle, TOKENS)[0, :alike]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
+    """As Qwen2.5 1.5B is published: 12 heads on 2, tied, quantized with an importance matrix."""
+    oracle = hf.make_llama(
+        family="qwen2", hidden_size=96, num_attention_heads=12, tie_word_embeddings=True
+    )
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    add_family(writer, "qwen2", oracle)
+    writer.add_type("model")
+    writer.add_file_type(15)
+    writer.add_quantization_version(2)
+    writer.add_tags(["chat", "text-generation"])
+    writer.add_languages(["en"])
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, "Qwen2.5 1.5B")
+    writer.add_float32("general.sampling.temp", 0.7)
+    writer.add_string("quantize.imatrix.file", "some.imatrix")
+    writer.add_int32("quantize.imatrix.entries_count", 196)
+    writer.add_bool("tokenizer.ggml.add_bos_token", False)
+    read = sinkjax.load(finish(writer))
+    assert read.config.tie_embeddings
+    np.testing.assert_allclose(
+        read(jnp.asarray(TOKENS)), hf.logits(oracle, TOKENS), rtol=0, atol=1e-4
+    )
 
 
 def gelu_of_a_table(x):

@@ -1,6 +1,7 @@
 """GGUF files that are refused: what is not understood, what is no such file, and damage."""
 
 import os
+import shutil
 
 import gguf
 import hypothesis
@@ -98,7 +99,7 @@ def test_one_number_a_layer_is_read_where_all_agree(writer, model):
     [
         ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are llama, "),
         ("llama", "general.type", "adapter", "general.type is 'adapter'"),
-        ("llama", "split.count", 3, "one of 3 parts"),
+        ("llama", "split.count", 3, "one of 3 parts of a split file. Give the first, whose name"),
     ],
 )
 def test_other_kinds_of_files_are_refused(tmp_path, model, architecture, key, value, mention):
@@ -110,6 +111,35 @@ def test_other_kinds_of_files_are_refused(tmp_path, model, architecture, key, va
         gguf.GGUFValueType.STRING if key == "general.type" else gguf.GGUFValueType.UINT16,
     )
     assert_refused(finish(writer), mention)
+
+
+@pytest.fixture
+def parts(tmp_path, model):
+    """The five parts of a split file."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", split_max_tensors=7)
+    add_llama(writer, model)
+    finish(writer)
+    return [tmp_path / f"model-{n:05d}-of-00005.gguf" for n in range(1, 6)]
+
+
+def test_a_split_file_without_one_of_its_parts_is_refused(parts):
+    assert_refused(
+        parts[1], "one of 5 parts of a split file. Give the first, whose name ends in -0"
+    )
+    shutil.copy(parts[4], parts[3])
+    with pytest.raises(InputError, match=rf"^{parts[3]}: this is not part 4 of 5 of a split file"):
+        open_gguf(parts[0])
+    parts[2].unlink()
+    with pytest.raises(InputError, match=f"^{parts[2]}: cannot be read"):
+        open_gguf(parts[0])
+
+
+def test_a_tensor_in_two_parts_is_refused(parts):
+    content = parts[3].read_bytes()
+    assert content.count(b"blk.2.ffn_norm.weight") == 1
+    parts[3].write_bytes(content.replace(b"blk.2.ffn_norm.weight", b"blk.0.ffn_norm.weight"))
+    with pytest.raises(InputError, match=r"blk\.0\.ffn_norm\.weight is in a part before it, too"):
+        open_gguf(parts[0])
 
 
 def test_types_that_cannot_be_dequantized_are_listed_at_once(writer, model):

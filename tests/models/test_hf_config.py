@@ -326,13 +326,6 @@ def test_a_long_value_is_cut_in_messages():
     assert len(problem) < 500
 
 
-def test_defaults_of_a_mistral_are_transformers():
-    theirs = transformers.MistralConfig(sliding_window=None).to_dict()
-    ours = from_hf_config({"model_type": "mistral", "sliding_window": None})
-    assert dataclasses.replace(from_hf_config(theirs), bos_token_id=None, eos_token_ids=()) == ours
-    assert transformers.MistralConfig().sliding_window == 4096  # of one that does not name it
-
-
 @pytest.mark.parametrize("window", [None, 64])
 def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
     hf.torch.manual_seed(0)

@@ -1,13 +1,22 @@
-"""Tiny models of every family, as changes of `hf.TINY`, with the `model_type` as `family`."""
+"""Tiny models of every family, as changes of `hf.TINY`, with the `model_type` as `family`.
+
+Together a family's have every number of key/value heads, and whatever else `test_family.py` asks.
+"""
 
 import hf
 
 KINDS = {
-    "llama": dict(family="llama"),
-    "mistral": dict(family="mistral", sliding_window=None, head_dim=16),
-    "qwen2": dict(family="qwen2"),
+    "llama": dict(family="llama", head_dim=10),
+    "mistral": dict(
+        family="mistral",
+        num_key_value_heads=6,
+        sliding_window=None,
+        head_dim=10,
+        tie_word_embeddings=True,
+    ),
+    "qwen2": dict(family="qwen2", hidden_size=60),
     "qwen2_tied": dict(family="qwen2", num_key_value_heads=1, tie_word_embeddings=True),
-    "qwen3": dict(family="qwen3", head_dim=16),
+    "qwen3": dict(family="qwen3", num_key_value_heads=1, head_dim=16, tie_word_embeddings=True),
     "qwen3_bias": dict(family="qwen3", num_key_value_heads=6, head_dim=6, attention_bias=True),
     "granite": dict(
         family="granite",
@@ -15,6 +24,16 @@ KINDS = {
         residual_multiplier=0.7,
         attention_multiplier=0.2,
         logits_scaling=1.5,
+    ),
+    "granite_tied": dict(
+        family="granite",
+        num_key_value_heads=1,
+        hidden_size=60,
+        tie_word_embeddings=True,
+        embedding_multiplier=2.0,
+    ),
+    "granite_all_kv_heads": dict(
+        family="granite", num_key_value_heads=6, residual_multiplier=0.5, logits_scaling=0.5
     ),
     "smollm3": dict(
         family="smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None
@@ -27,8 +46,13 @@ KINDS = {
         pad_token_id=None,
     ),
     "mistral_windows": dict(family="mistral", sliding_window=24),
+    "mistral_one_kv_head": dict(family="mistral", num_key_value_heads=1, sliding_window=20),
     "qwen2_windows": dict(
-        family="qwen2", use_sliding_window=True, sliding_window=24, max_window_layers=1
+        family="qwen2",
+        num_key_value_heads=6,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=1,
     ),
     "qwen3_windows": dict(
         family="qwen3",
@@ -39,6 +63,9 @@ KINDS = {
     ),
     "smollm3_windows": dict(
         family="smollm3",
+        num_key_value_heads=1,
+        hidden_size=60,
+        tie_word_embeddings=False,
         no_rope_layer_interval=2,
         use_sliding_window=True,
         sliding_window=24,
@@ -65,6 +92,14 @@ KINDS = {
         },
         num_hidden_layers=6,
     ),
+    "gemma3_all_kv_heads": dict(
+        family="gemma3_text",
+        num_key_value_heads=6,
+        head_dim=8,
+        sliding_window=20,
+        sliding_window_pattern=2,
+        tie_word_embeddings=False,
+    ),
     "gemma2": dict(
         family="gemma2",
         head_dim=16,
@@ -84,8 +119,16 @@ KINDS = {
         final_logit_softcapping=3.0,
         tie_word_embeddings=True,
     ),
+    "gemma2_all_kv_heads": dict(
+        family="gemma2",
+        num_key_value_heads=6,
+        head_dim=8,
+        sliding_window=20,
+        tie_word_embeddings=False,
+    ),
     "olmo2": dict(family="olmo2"),
-    "phi3": dict(family="phi3", pad_token_id=None),
+    "olmo2_one_kv_head": dict(family="olmo2", num_key_value_heads=1),
+    "phi3": dict(family="phi3", hidden_size=60, pad_token_id=None),
     "phi3_longrope": dict(
         family="phi3",
         num_key_value_heads=1,

@@ -55,7 +55,8 @@ class Family:
       defaults: values of absent attributes, where they are not those of transformers' LlamaConfig.
       own: attributes that only this family has, with the values of absent ones. Together with
         those that all have they are what `problems` and `read` are given.
-      problems: a line for everything in them that the decoder does not compute.
+      problems: a line for everything in them that the decoder does not compute. Of what all have,
+        num_hidden_layers alone can be relied on: the rest may have problems of its own.
       read: the fields of `sinkjax.LlamaConfig` that they decide.
       write: the attributes, of a `sinkjax.LlamaConfig`.
       joined: of projections that lie below each other in one tensor, that tensor's name.

@@ -55,7 +55,7 @@ def problems(attributes: Attributes) -> list[str]:
     scalar = attributes["query_pre_attn_scalar"]
     if not is_whole(scalar):
         problems.append(f"query_pre_attn_scalar is {shown(scalar)}; {WHOLE}")
-    return problems or window_problems(attributes)
+    return problems + window_problems(attributes)
 
 
 def kinds(attributes: Attributes, every: int = 2) -> Any:

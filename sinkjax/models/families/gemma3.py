@@ -31,11 +31,11 @@ def _problems(attributes: Attributes) -> list[str]:
     ]
     if cap is not None:  # transformers has the attribute, and does not compute it either
         problems.append(f"attn_logit_softcapping is {shown(cap)}; null is needed")
-    return problems or gemma2.problems(_listed(attributes))
+    return problems + gemma2.problems(_listed(attributes))
 
 
 def _listed(attributes: Attributes) -> Attributes:
-    every = next((attributes[name] for name in _PATTERNS if attributes[name]), 6)
+    every = next((attributes[name] for name in _PATTERNS if is_whole(attributes[name])), 6)
     return {**attributes, "layer_types": gemma2.kinds(attributes, every)}
 
 

@@ -1,6 +1,11 @@
 """Every family against transformers, and its paths against the dense oracle."""
 
+import collections
+import dataclasses
 import itertools
+import json
+import math
+import pathlib
 
 import hf
 import jax
@@ -8,17 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import transformers
 from families import KINDS, attributes
 from masks import problems_of
 
 import sinkjax
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Sizes, predict
+from sinkjax.checkpoint.names import name_table
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.config import LlamaConfig
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.programs.scan import LayerRun, scanned
 from sinkjax.testing.oracle import reference_logits
+
+PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published.json").read_text())
+"""Configs as the Hub has them, each with its model's number of parameters, tied ones once.
+
+Phi's factors are made up.
+"""
 
 TOLERANCE = 1e-4
 LENGTH = 100  # beyond the 64 positions that the tiny models are made for
@@ -32,14 +46,29 @@ MIXED = SinkMask.from_text(
 
 # Kinds that differ in parts that nothing of ours tells apart are held to transformers alone.
 ALIKE = (
-    *("llama", "mistral", "qwen2_tied", "qwen3_bias", "gemma2_uncapped", "olmo2_tied"),
+    *("llama", "mistral", "mistral_one_kv_head", "qwen2_tied", "qwen3_bias"),
+    *("granite_tied", "granite_all_kv_heads", "gemma2_uncapped", "gemma2_all_kv_heads"),
+    *("gemma3_all_kv_heads", "olmo2_tied", "olmo2_one_kv_head"),
     *("phi3", "phi3_windows", "phi3_longrope"),
 )
 OWN = [kind for kind in KINDS if kind not in ALIKE]
 
 
-def test_every_family_is_tested():
-    assert {kind["family"] for kind in KINDS.values()} == set(FAMILIES)
+def test_every_family_has_models_of_every_shape():
+    """With the Llamas that `test_decoder_parity.py` and `test_decoder_cache.py` hold as well."""
+    llamas = [{**hf.TINY, **kind} for kind in hf.KINDS.values()]
+    met = collections.defaultdict(set)
+    for config in map(from_hf_config, [*map(attributes, KINDS), *llamas]):
+        met[config.family] |= {
+            f"{config.num_kv_heads} key/value heads",
+            "tied" if config.tie_embeddings else "untied",
+            "heads of a power of 2" if config.head_dim.bit_count() == 1 else "heads of others",
+            "windows" if config.layer_windows else "no windows",
+        }
+    always = {"1 key/value heads", "2 key/value heads", "6 key/value heads", "tied", "untied"}
+    for name, family in FAMILIES.items():
+        windows = {"windows"} if "sliding_window" in family.own else set()
+        assert met[name] >= always | windows | {"heads of others"}, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,10 +78,11 @@ def test_logits_and_decoding_equal_transformers(kind, tmp_path):
     tokens = jnp.asarray(hf.random_tokens((2, LENGTH)))
     wanted = hf.logits(oracle, tokens)
     np.testing.assert_allclose(tiny.call(model, tokens), wanted, rtol=0, atol=TOLERANCE)
-    prompts = np.array([LENGTH - 20] * 2)
-    decoded = tiny.decoded(model, tokens, prompts, LENGTH)
-    wanted = hf.cached_logits(oracle, tokens, LENGTH - 20)
-    np.testing.assert_allclose(decoded, wanted, rtol=0, atol=TOLERANCE)
+    prompts = np.array([LENGTH - 20, 10])  # beyond every window, and with all their edges to come
+    decoded = tiny.decoded(model, tokens, prompts, LENGTH, steps=20)
+    for row, found, prompt in zip(np.asarray(tokens), decoded, prompts, strict=True):
+        wanted = hf.cached_logits(oracle, row[None, : prompt + 20], prompt)
+        np.testing.assert_allclose(found[None], wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,6 +150,30 @@ def test_configs_are_read_as_they_are_written(kind):
     assert type(config).from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_does_not_say_is_as_in_transformers(family):
+    assert but_for_tokens({"model_type": family}) == but_for_tokens(by_transformers(family))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read_as_transformers_reads_them(name):
+    parameters, config = PUBLISHED[name]
+    read = but_for_tokens(config)
+    assert read == but_for_tokens(by_transformers(**config))
+    assert sum(math.prod(entry.shape) for entry in name_table(read)) == parameters
+
+
+def by_transformers(model_type: str, **config) -> dict:
+    """All that transformers makes of a config."""
+    return transformers.AutoConfig.for_model(model_type, **config).to_dict()
+
+
+def but_for_tokens(config: dict) -> LlamaConfig:
+    """A config as it is read, but for special tokens, of which transformers has defaults."""
+    none = {"bos_token_id": None, "eos_token_ids": (), "pad_token_id": None}
+    return dataclasses.replace(from_hf_config(config), **none)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -161,6 +215,15 @@ def test_configs_are_read_as_they_are_written(kind):
 def test_what_the_decoder_does_not_compute_is_refused(kind, changes, message):
     with pytest.raises(sinkjax.InputError, match=message):
         from_hf_config(attributes(kind, **changes))
+
+
+def test_what_a_family_alone_has_is_listed_with_all_else():
+    said = attributes("gemma2", sliding_window=0, final_logit_softcapping=0, vocab_size=0, colour=1)
+    vocabulary, cap, window, colour = problems_of(from_hf_config, said, "folder")
+    assert vocabulary.startswith("folder: vocab_size is 0; a whole number")
+    assert cap.startswith("folder: final_logit_softcapping is 0; a positive number")
+    assert window.startswith("folder: sliding_window is 0; a whole number")
+    assert colour.startswith("folder: unknown attribute colour")
 
 
 def test_without_a_model_type_the_class_names_the_family():
