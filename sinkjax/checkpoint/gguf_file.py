@@ -125,7 +125,7 @@ def _other_parts(path: pathlib.Path, metadata: Mapping[str, Any]) -> list[pathli
     number, count = metadata.get(_NUMBER, 0), metadata.get(_COUNT, 0)
     if count in (0, 1):
         return []
-    if type(count) is not int:
+    if type(count) is not int or not 0 < count < 1 << 16:  # llama.cpp writes 16 bits
         raise _damaged(f"{_COUNT} is {count!r}")
     ending = f"-00001-of-{count:05d}.gguf"
     if number != 0 or not path.name.endswith(ending):

@@ -100,6 +100,7 @@ def test_one_number_a_layer_is_read_where_all_agree(writer, model):
         ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are llama, "),
         ("llama", "general.type", "adapter", "general.type is 'adapter'"),
         ("llama", "split.count", 3, "one of 3 parts of a split file. Give the first, whose name"),
+        ("llama", "split.count", 10**9, "split.count is 1000000000"),
     ],
 )
 def test_other_kinds_of_files_are_refused(tmp_path, model, architecture, key, value, mention):
