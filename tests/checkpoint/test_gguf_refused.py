@@ -109,7 +109,7 @@ def test_other_kinds_of_files_are_refused(tmp_path, model, architecture, key, va
     writer.add_key_value(
         key,
         value,
-        gguf.GGUFValueType.STRING if key == "general.type" else gguf.GGUFValueType.UINT16,
+        gguf.GGUFValueType.STRING if key == "general.type" else gguf.GGUFValueType.UINT32,
     )
     assert_refused(finish(writer), mention)
 
