@@ -30,17 +30,18 @@ def batches(
 
     Args:
       model: that they go through.
-      excerpts: int [W, T].
+      excerpts: int [W, T], or what goes with each of their positions, [W, T, ...].
       rows: of a batch; None for `batch_rows`.
 
     Yields:
-      int32 [rows, T], and how many of these rows are new: the last batch is filled up with
+      int32 or float32 [rows, T, ...], and how many of these rows are new: the last batch is filled up with
       repetitions to the shape of the others.
     """
     rows = rows or batch_rows(excerpts, shards=row_shards(model))
+    dtype = np.float32 if excerpts.dtype.kind == "f" else np.int32
     for start in range(0, len(excerpts), rows):
         chunk = excerpts[start : start + rows]
-        filled = np.resize(chunk, (rows, excerpts.shape[1])).astype(np.int32)
+        filled = np.resize(chunk, (rows, *excerpts.shape[1:])).astype(dtype)
         yield lay_rows(model, filled), len(chunk)
 
 
