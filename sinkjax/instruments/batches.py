@@ -34,8 +34,8 @@ def batches(
       rows: of a batch; None for `batch_rows`.
 
     Yields:
-      int32 or float32 [rows, T, ...], and how many of these rows are new: the last batch is filled up with
-      repetitions to the shape of the others.
+      int32 or float32 [rows, T, ...], and how many of these rows are new: the last batch is filled
+      up with repetitions to the shape of the others.
     """
     rows = rows or batch_rows(excerpts, shards=row_shards(model))
     dtype = np.float32 if excerpts.dtype.kind == "f" else np.int32

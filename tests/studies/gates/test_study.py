@@ -13,7 +13,7 @@ from scripts import as_flags, run_main
 
 from sinkjax import Window, load_mask
 from sinkjax.cli.card import mask_card
-from sinkjax.instruments.token_losses import residuals
+from sinkjax.instruments.token_losses import OutputHead, residuals
 from sinkjax.report.page import render_page
 from sinkjax.studies.gates.gates import GatedModel, gates_of, start_gates
 from sinkjax.studies.gates.study import Gates
@@ -167,8 +167,9 @@ def test_answers_cost_less_where_they_were_trained_on(ways):
     tokens = jnp.asarray(asked.questions.tokens)
     weights = jnp.asarray(asked.questions.predicting[:, 1:], jnp.float32)
     target = residuals(model, tokens)[:, 1:]
+    head = OutputHead(model)
     text, tasks, both = (
-        float(mean_divergence(model, target, gated.residuals(of, tokens)[:, 1:], weights)[0])
+        float(mean_divergence(head, target, gated.residuals(of, tokens)[:, 1:], weights)[0])
         for of in learned.values()
     )
     assert tasks < 0.8 * text
