@@ -95,6 +95,8 @@ def divergence(ours, theirs):
         (8, "model:4,data:2", BALANCED, BY_HEADS),
         (8, "model:4,data:2", MIXED, BY_CHIP),
         (2, "model:2,sub:2,data:2", BASELINE, BY_HEADS),
+        (8, "model:2,sub:2,data:2", BASELINE, BY_HEADS),
+        (8, "model:2,sub:2,data:2", EVEN, BY_SUB_1),
         (2, "model:2,sub:2,data:2", EVEN, BY_SUB_1),
         (2, "model:2,sub:2,data:2", TURNED, BY_SUB_0),
         (8, "model:2,sub:2,data:2", UNEVEN, BY_CHIP),
@@ -192,14 +194,15 @@ def over_two():
     return [compiled(m, BASELINE) for m in (model, laid)]
 
 
-def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh():
-    model = shard(make(2), make_mesh({"data": 2, "model": 2, "sub": 2}))
+@pytest.mark.parametrize(("kv_heads", "over"), [(2, "model"), (8, ("model", "sub"))])
+def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh(kv_heads, over):
+    model = shard(make(kv_heads), make_mesh({"data": 2, "model": 2, "sub": 2}))
     for layers in ("unrolled", "scanned"):
         program = compiled(model, EVEN if layers == "unrolled" else BASELINE, layers=layers)
         cache = program.decode.compiled.input_shardings[0][2]
         store = cache.layers[0].keys[0].spec
         lead = () if layers == "unrolled" else (None,)
-        assert tuple(store) == (*lead, "data", "model", None, None)
+        assert tuple(store) == (*lead, "data", over, None, None)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 9, "top_p": 0.7}])
