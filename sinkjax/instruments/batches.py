@@ -8,7 +8,7 @@ import numpy as np
 from sinkjax.distributed import to_host
 from sinkjax.errors import InputError
 from sinkjax.models.decoder import Llama
-from sinkjax.models.sharding import lay_rows, row_shards
+from sinkjax.models.sharding import even_rows, lay_rows, row_shards
 
 BATCH_TOKENS = 2048
 """Tokens that go through a model at once, unless the caller says otherwise."""
@@ -20,7 +20,7 @@ def batch_rows(excerpts: np.ndarray, tokens: int = BATCH_TOKENS, shards: int = 1
     Over a mesh, they do so on each of the `shards` over which rows lie, and are as many on each.
     """
     count, length = excerpts.shape
-    return min(-(-count // shards), max(1, tokens // length)) * shards
+    return even_rows(count, max(1, tokens // length), shards)
 
 
 def batches(
