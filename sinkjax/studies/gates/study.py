@@ -15,6 +15,9 @@ the baseline's predictions of the answers' tokens, and masks are judged by other
 depths: the last lines say which of the gates' masks keep the baseline's answers. --train_on=tasks
 leaves the text out, as DuoAttention does, and --train_on=text the questions; both are judged alike.
 
+These masks are for one chip: `sinkjax search --ranking=gates --chips=4` makes one for several of
+what the gates have learned.
+
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
 checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
 again.
