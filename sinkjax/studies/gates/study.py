@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import Judge
@@ -243,7 +244,11 @@ class Gates(AnswersStudy, TrainingStudy):
         """Writes a mask with what its records say, of a text each: masks/gates-SHARE.json."""
         records = [results.get(record_id) for record_id in record_ids]
         how = {name: records[0][name] for name in ("path", "units", "price", "share", "train")}
-        quality: dict[str, Any] = {"kl": [_quality(record) for record in records]}
+        workload = Workload(self.lengths[0], generated=GENERATED)
+        quality: dict[str, Any] = {
+            "kl": [_quality(record) for record in records],
+            "over_chips": saved_over_chips(self.subject.config, mask, workload),
+        }
         if self.tasks:
             how["asked"] = {**records[0]["asked"], "nll_budget": self.nll_budget}
             quality["retrieval"] = self._promised(results, share)

@@ -85,7 +85,9 @@ def test_a_mask_says_what_is_promised_of_its_answers(asking, roomy, other_text, 
     assert (promised["length"], promised["kept"], promised["nll_budget"]) == (LENGTH, None, 0.1)
     assert [of["depth"] for of in promised["asked"]] == [0.2, 0.8]
     assert len(saved.quality["kl"]) == len(saved.provenance.selection["records"]) == 2
+    assert [row["chips"] for row in saved.quality["over_chips"]] == [1, 2]
     card = mask_card("ada/mask", saved)
+    assert "fullest of several chips" in card
     for text in ("--tasks=niah_single_1", "--train_on=both", "--nll_budget=0.1"):
         assert text in card
     run_main(GATES, *arguments(roomy, asking, other_text))
