@@ -28,8 +28,9 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
       by place ("layer_0", "sampling" or "rest") and kind, their `count` and the `bytes` of their
       results, a loop's and a branch's once; `nominal`, what all chips together would need by
       formula if nothing were whole on several; and for all executables `parameters`, those that are
-      `whole` on every chip, by kind, in bytes, and `by_rows`, the layers in which the chips of
-      `model` divide rows, since their heads do not come out alike.
+      `whole` on every chip, by kind, in bytes; of the `cache`, the bytes that chips along an axis
+      hold alike (`cache_whole`); and `by_rows`, the layers in which the chips of `model` divide
+      rows, since their heads do not come out alike.
     """
     mesh = mesh_of(program.model)
     assert mesh is not None
@@ -40,6 +41,7 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         held += size
         if size == array.size * array.dtype.itemsize:
             whole[".".join(part for part in map(str, path) if not part.isdecimal())] += size
+    cache = _cache(program)
     common = {
         "kind": "chip",
         "mesh": dict(mesh.shape),
@@ -53,7 +55,12 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
             for index, layer in enumerate(program.model.layers)
             if layer.attention.batch == BY_CHIP
         ],
-        "cache": sum(map(_chip_bytes, _cache(program))),
+        "cache": sum(map(_chip_bytes, cache)),
+        "cache_whole": {
+            axis: sum(_chip_bytes(array) for array in cache if axis not in _axes(array))
+            for axis, size in mesh.shape.items()
+            if size > 1
+        },
     }
     lengths = [*program.prefill, None]
     return [
@@ -102,6 +109,11 @@ def _cache(program: Program) -> list[jax.ShapeDtypeStruct]:
         jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
         for shape, sharding in zip(shapes, shardings, strict=True)
     ]
+
+
+def _axes(array: jax.ShapeDtypeStruct) -> list[str]:
+    """The axes of a mesh along which an array is divided."""
+    return jax.tree.leaves(tuple(array.sharding.spec))
 
 
 def _chip_bytes(array: Any) -> int:

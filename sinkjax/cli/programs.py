@@ -8,6 +8,8 @@ from sinkjax.report import formats
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 
+_LEAST = 0.01  # of a cache that chips hold alike, to be worth a note
+
 
 def program_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Table]:
     """A table by path for each executable of two programs that differ in the mask; one of all."""
@@ -164,6 +166,13 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
             f"Whole on every chip, {name}: {_largest(record['whole'])}."
             for name, record in zip(who, (baseline[0], first), strict=True)
             if record["whole"]
+        ),
+        *(
+            f"Alike on the {record['mesh'][axis]} chips along {axis}, {name}: "
+            f"{formats.size(size)} of the cache."
+            for name, record in zip(who, (baseline[0], first), strict=True)
+            for axis, size in record["cache_whole"].items()
+            if size > _LEAST * record["cache"]
         ),
     ]
     if NEURONS in first["mesh"]:

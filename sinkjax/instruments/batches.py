@@ -8,7 +8,7 @@ import numpy as np
 from sinkjax.distributed import to_host
 from sinkjax.errors import InputError
 from sinkjax.models.decoder import Llama
-from sinkjax.models.sharding import lay_rows, row_shards
+from sinkjax.models.sharding import even_rows, lay_rows, row_shards
 
 BATCH_TOKENS = 2048
 """Tokens that go through a model at once, unless the caller says otherwise."""
@@ -20,7 +20,7 @@ def batch_rows(excerpts: np.ndarray, tokens: int = BATCH_TOKENS, shards: int = 1
     Over a mesh, they do so on each of the `shards` over which rows lie, and are as many on each.
     """
     count, length = excerpts.shape
-    return min(-(-count // shards), max(1, tokens // length)) * shards
+    return even_rows(count, max(1, tokens // length), shards)
 
 
 def batches(
@@ -30,17 +30,18 @@ def batches(
 
     Args:
       model: that they go through.
-      excerpts: int [W, T].
+      excerpts: int [W, T], or what goes with each of their positions, [W, T, ...].
       rows: of a batch; None for `batch_rows`.
 
     Yields:
-      int32 [rows, T], and how many of these rows are new: the last batch is filled up with
-      repetitions to the shape of the others.
+      int32 or float32 [rows, T, ...], and how many of these rows are new: the last batch is filled
+      up with repetitions to the shape of the others.
     """
     rows = rows or batch_rows(excerpts, shards=row_shards(model))
+    dtype = np.float32 if excerpts.dtype.kind == "f" else np.int32
     for start in range(0, len(excerpts), rows):
         chunk = excerpts[start : start + rows]
-        filled = np.resize(chunk, (rows, excerpts.shape[1])).astype(np.int32)
+        filled = np.resize(chunk, (rows, *excerpts.shape[1:])).astype(dtype)
         yield lay_rows(model, filled), len(chunk)
 
 

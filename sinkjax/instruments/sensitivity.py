@@ -40,6 +40,7 @@ from sinkjax.masks.paths import Full, Path
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
 from sinkjax.models.parts import scaled
+from sinkjax.models.sharding import row_shards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,14 +96,14 @@ def predict_moves(
     baseline = traced_paths(SinkMask.full(config), config)
     current = traced_paths(mask, config, fills=fills)
     candidates = candidate_paths(model, [Full(), *paths], fills)
-    keys = jax.random.split(jax.random.key(seed), len(excerpts))
     linear = np.zeros((1 + len(paths), config.num_layers, config.num_heads))
     draws = []
     scored = scored_positions(excerpts, scored)
     first = int(scored.any(axis=0).argmax())
-    rows = batch_rows(excerpts)  # as on one device, for the same draws
-    parts = zip(keys, batches(model, excerpts, rows), batches(model, scored, rows), strict=False)
-    for key, (tokens, count), (counted, _) in parts:
+    drawn = _drawn(excerpts, first, samples, seed)
+    rows = batch_rows(excerpts, shards=row_shards(model))
+    parts = zip(*(batches(model, of, rows) for of in (excerpts, scored, drawn)), strict=True)
+    for (tokens, count), (counted, _), (uniform, _) in parts:
         x, context = model.enter(tokens)
         inputs = []
         for index, layer in enumerate(model.layers):
@@ -112,7 +113,7 @@ def predict_moves(
             wanted = traced_residuals(model, tokens, baseline)
         else:
             wanted = jnp.roll(tokens, -1, axis=1)
-        slopes = _slopes(OutputHead(model), wanted, x, key, samples, counted, first)
+        slopes = _slopes(OutputHead(model), wanted, x, uniform, counted, first)
         products = np.zeros((1 + samples, count, *linear.shape))
         for index in reversed(range(config.num_layers)):
             slopes, of_layer = _back(
@@ -131,13 +132,25 @@ def predict_moves(
     return Prediction(mask, linear / scored.sum(), np.concatenate(draws) / of_excerpt**0.5)
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "first"))
+def _drawn(excerpts: np.ndarray, first: int, samples: int, seed: int) -> np.ndarray:
+    """Numbers from 0 to 1 by which labels are drawn from a first position on.
+
+    Those of a batch of one device have a key of their own, whatever the mesh: over all meshes the
+    draws are the same. int [W, T] to float32 [W, T - first, samples].
+    """
+    count, length = excerpts.shape
+    rows = batch_rows(excerpts)
+    keys = jax.random.split(jax.random.key(seed), count)[: -(-count // rows)]
+    drawn = [jax.random.uniform(key, (rows, length - first, samples)) for key in keys]
+    return np.concatenate(drawn)[:count]
+
+
+@functools.partial(jax.jit, static_argnames="first")
 def _slopes(
     head: OutputHead,
     wanted: jax.Array,
     x: jax.Array,
-    key: jax.Array,
-    samples: int,
+    uniform: jax.Array,
     scored: jax.Array,
     first: int,
 ) -> jax.Array:
@@ -147,6 +160,7 @@ def _slopes(
       wanted: [B, T, D], the baseline's stream, for the KL to its predictions; or int [B, T],
         tokens, for their NLL.
       x: [B, T, D], the current stream.
+      uniform: float32 [B, T - first, samples], by which labels are drawn.
       scored: int [B, T], positions that are, none of them before the `first`.
 
     Returns:
@@ -158,7 +172,6 @@ def _slopes(
     weight = scaled(head.output_weight(), head.config.logit_scale)
     cap_logits = functools.partial(capped, cap=head.config.logit_cap)
     normed, from_normed = jax.vjp(head.norm, x)
-    uniform = jax.random.uniform(key, (x.shape[0] * x.shape[1], samples))
 
     def logits_of(normed: jax.Array) -> tuple[jax.Array, Any]:
         product = jnp.einsum("cd,vd->cv", normed, weight, preferred_element_type=jnp.float32)
@@ -184,9 +197,7 @@ def _slopes(
         return jnp.concatenate([of_cost, at(labels) - expected[0][:, None]], axis=1)
 
     aims = wanted[..., None] if of_tokens else head.norm(wanted)
-    of_normed = by_blocks(
-        block, normed, aims, uniform.reshape(*x.shape[:2], samples), shards=head.row_shards
-    )
+    of_normed = by_blocks(block, normed, aims, uniform, shards=head.row_shards)
     of_normed = jnp.moveaxis(of_normed, 2, 0).astype(x.dtype)
     slopes = jax.lax.map(lambda z: from_normed(z)[0], of_normed)
     slopes = jnp.where(scored[:, first:, None] > 0, slopes, 0)

@@ -347,8 +347,8 @@ class SinkMask:
             raise InputError(Problem("chips", chips, text))
         if self.counts()["copy"]:
             raise InputError(
-                "the mask has copy heads, whose patterns come from heads of other chips: balance "
-                "it without them"
+                "the mask has copy heads, whose patterns may come from heads of other chips: "
+                "balance it without them, or lay it over neurons, where any mask is even"
             )
         costs = np.zeros((self.num_layers, self.num_heads)) if costs is None else costs
         layers = zip(self.heads, costs.tolist(), strict=True)

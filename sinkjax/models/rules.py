@@ -24,7 +24,8 @@ RULES: Rules = {
     BY_CHIP: (*ROW_AXES, "model", "sub"),
     "whole_heads": None,
     "heads": ("model", "sub"),
-    "kv_heads": "model",
+    "kv_heads": ("model", "sub"),
+    "model_heads": "model",
     "mlp": ("model", NEURONS, "sub"),
     "vocab": ("model", NEURONS, "sub"),
     "slots": None,
@@ -62,7 +63,7 @@ def heads_axis(name: str, batch: str) -> str:
     """Returns the logical axis of heads, in attention that has its rows along `batch`."""
     if name not in ("heads", "kv_heads") or batch == AS_DIVIDED:
         return name
-    return "kv_heads" if batch == BY_SUB else "whole_heads"
+    return "model_heads" if batch == BY_SUB else "whole_heads"
 
 
 def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:

@@ -127,6 +127,17 @@ def row_shards(model: nnx.Module) -> int:
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
 
 
+def even_rows(count: int, most: int, shards: int) -> int:
+    """Returns the rows of a batch: up to `most` on each shard, and as many on each.
+
+    Args:
+      count: of all rows that there are.
+      most: on a shard, at least 1.
+      shards: as of `row_shards`.
+    """
+    return min(-(-count // shards), most) * shards
+
+
 def fitting_rows(model: nnx.Module, rows: int) -> int:
     """Returns as many rows, or the next number that attention can divide over `neurons`."""
     mesh = mesh_of(model)

@@ -180,8 +180,10 @@ class SpecializedAttention(nnx.Module):
             return x, context
 
         def laid(array: jax.Array) -> jax.Array:
-            # First as outside, where XLA would otherwise lay it as here, and gather it again.
-            return lay(lay(array, AS_DIVIDED, self.v[...]), self.batch, self.v[...])
+            # First as outside, where XLA would otherwise lay it as here, and gather it again. Held
+            # apart, since of two in a row it gives the second to later layers, too.
+            outside = jax.lax.optimization_barrier(lay(array, AS_DIVIDED, self.v[...]))
+            return lay(outside, self.batch, self.v[...])
 
         x, rotary, lengths = jax.tree.map(laid, (x, context.rotary, context.lengths))
         return x, context.replace(rotary=rotary, lengths=lengths)

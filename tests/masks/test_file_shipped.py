@@ -7,6 +7,8 @@ from masks import EARLIER
 
 import sinkjax
 from sinkjax import InputError, load_mask, shipped
+from sinkjax.accounts.savings import Workload, saved_over_chips
+from sinkjax.models.shapes import SHAPES
 
 SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "configs" / "masks").glob("*.json"))
 MASKS = [*SHIPPED, *sorted(EARLIER.glob("*.json"))]
@@ -65,6 +67,15 @@ def test_shipped_masks_keep_the_promises_of_their_files():
             assert answers["kept"] == (max(saved.provenance.lengths) <= 2048)  # as findings say
             for asked in answers["asked"] if answers["kept"] else ():
                 assert asked["nll_rise"]["value"] <= answers["nll_budget"] == 0.1
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_mask_says_what_it_saves_on_the_fullest_of_several_chips(path):
+    saved = load_mask(path)
+    workload = Workload(**saved.provenance.selection["workload"])
+    rows = saved_over_chips(SHAPES[saved.provenance.model], saved.mask, workload)
+    assert [row["chips"] for row in rows] == [1, 3]
+    assert saved.quality["over_chips"] == rows
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ EMBED = 48
 PROMPTS = [np.arange(1, n, dtype=np.int32) for n in (4, 9, 12, 16, 3, 10, 7, 15)]
 NEW = 9
 EVEN = SinkMask.from_text(f"L0: {' '.join(['s(first) f'] * 8)} | L1: {' '.join(['f w(2,4)'] * 8)}")
+TURNED = SinkMask(EVEN.heads[::-1])
 UNEVEN = SinkMask.from_text("L0: 2s(first) 2f 2s(first) 2f 2s(first) 6f | L1: 2w(2,4) 14f")
 BALANCED = UNEVEN.balanced(4, 8)
 MIXED = SinkMask.from_text(
@@ -65,9 +66,8 @@ BY_CHIP = EMBEDDED | {
     for n in (0, 1)
     for kind, part in (("all-gather", "attention"), ("all-reduce", "mlp"))
 }
-# So does `sub` in layer 1, where windows lie beside heads that see all. Which slots these see, a
-# bool each, XLA computes once for both layers.
-BY_SUB = BY_HEADS | {("all-gather", f"layer_{n}/attention"): 1 for n in (0, 1)}
+# So does `sub` in a layer where windows lie beside heads that see all, and in no other.
+BY_SUB_0, BY_SUB_1 = (BY_HEADS | {("all-gather", f"layer_{n}/attention"): 1} for n in (0, 1))
 # Rows are brought together for what `neurons` divides. On a CPU, XLA sums for all of them.
 BY_ROWS = {
     **EMBEDDED,
@@ -95,7 +95,10 @@ def divergence(ours, theirs):
         (8, "model:4,data:2", BALANCED, BY_HEADS),
         (8, "model:4,data:2", MIXED, BY_CHIP),
         (2, "model:2,sub:2,data:2", BASELINE, BY_HEADS),
-        (2, "model:2,sub:2,data:2", EVEN, BY_SUB),
+        (8, "model:2,sub:2,data:2", BASELINE, BY_HEADS),
+        (8, "model:2,sub:2,data:2", EVEN, BY_SUB_1),
+        (2, "model:2,sub:2,data:2", EVEN, BY_SUB_1),
+        (2, "model:2,sub:2,data:2", TURNED, BY_SUB_0),
         (8, "model:2,sub:2,data:2", UNEVEN, BY_CHIP),
         (2, "model:2,sub:2,data:2", MIXED, BY_CHIP),
         (1, "data:8", EVEN, {}),
@@ -191,14 +194,15 @@ def over_two():
     return [compiled(m, BASELINE) for m in (model, laid)]
 
 
-def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh():
-    model = shard(make(2), make_mesh({"data": 2, "model": 2, "sub": 2}))
+@pytest.mark.parametrize(("kv_heads", "over"), [(2, "model"), (8, ("model", "sub"))])
+def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh(kv_heads, over):
+    model = shard(make(kv_heads), make_mesh({"data": 2, "model": 2, "sub": 2}))
     for layers in ("unrolled", "scanned"):
         program = compiled(model, EVEN if layers == "unrolled" else BASELINE, layers=layers)
         cache = program.decode.compiled.input_shardings[0][2]
         store = cache.layers[0].keys[0].spec
         lead = () if layers == "unrolled" else (None,)
-        assert tuple(store) == (*lead, "data", "model", None, None)
+        assert tuple(store) == (*lead, "data", over, None, None)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 9, "top_p": 0.7}])

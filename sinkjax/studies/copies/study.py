@@ -8,7 +8,8 @@ distance of patterns and by the error of the head's own output. Then the heads w
 copy them, and the KL to the baseline is measured on --judge_text, beside copying layer 0's head of
 the same index (the idea of the study that this project set out from), with the heads that bear it
 best and with those of the highest sink scores, the layer before, heads and sources drawn at random
-(--control_draws of each), and `sink` heads that have no pattern at all.
+(--control_draws of each), and `sink` heads that have no pattern at all. Sources are any earlier
+heads, whatever chip of a mesh they would be on.
 
 Everything goes to --output_dir: records.jsonl, with each mask, measured/ with the error of every
 pair of heads, and report.html. A run that was stopped goes on where it was when the same command is

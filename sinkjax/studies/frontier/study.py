@@ -15,7 +15,8 @@ Methods that rank heads for one path:
 
 --searches adds the masks that `sinkjax search` went through, --gates those that `sinkjax gates`
 chose, --copies what `sinkjax copies` measured, all at the same lengths; records of copies are taken
-over as they are, with the excerpts that they were made on.
+over as they are, with the excerpts that they were made on. Savings are those on one chip; on each
+of several, masks of a search with --chips save as much, and others less.
 
 What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
 mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs;

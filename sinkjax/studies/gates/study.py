@@ -15,6 +15,9 @@ the baseline's predictions of the answers' tokens, and masks are judged by other
 depths: the last lines say which of the gates' masks keep the baseline's answers. --train_on=tasks
 leaves the text out, as DuoAttention does, and --train_on=text the questions; both are judged alike.
 
+These masks are for one chip: `sinkjax search --ranking=gates --chips=4` makes one for several of
+what the gates have learned.
+
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
 checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
 again.
@@ -28,6 +31,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import Judge
@@ -240,7 +244,11 @@ class Gates(AnswersStudy, TrainingStudy):
         """Writes a mask with what its records say, of a text each: masks/gates-SHARE.json."""
         records = [results.get(record_id) for record_id in record_ids]
         how = {name: records[0][name] for name in ("path", "units", "price", "share", "train")}
-        quality: dict[str, Any] = {"kl": [_quality(record) for record in records]}
+        workload = Workload(self.lengths[0], generated=GENERATED)
+        quality: dict[str, Any] = {
+            "kl": [_quality(record) for record in records],
+            "over_chips": saved_over_chips(self.subject.config, mask, workload),
+        }
         if self.tasks:
             how["asked"] = {**records[0]["asked"], "nll_budget": self.nll_budget}
             quality["retrieval"] = self._promised(results, share)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from sinkjax.models.decoder import Llama
-from sinkjax.models.sharding import fitting_rows
+from sinkjax.models.sharding import even_rows, row_shards
 from sinkjax.programs.dispatch import Dispatcher, compile_plan
 from sinkjax.studies.candidates import Candidate
 
 CACHE_TOKENS = 16_384
-"""Tokens that the caches of one call's rows have room for, together."""
+"""Tokens that there is room for in the caches of one call, on each device of `data`."""
 
 
 def compile_continuations(
@@ -41,7 +41,7 @@ def compile_continuations(
         model,
         candidate.reached(lengths, num_tokens),
         fills=candidate.fills,
-        batch_size=fitting_rows(model, min(num_excerpts, max(1, CACHE_TOKENS // room))),
+        batch_size=even_rows(num_excerpts, max(1, CACHE_TOKENS // room), row_shards(model)),
         prefill_lengths={*lengths, *again},
         max_length=room,
     )

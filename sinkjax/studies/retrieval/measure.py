@@ -9,7 +9,7 @@ from sinkjax.instruments.own_errors import mean_outputs
 from sinkjax.instruments.tasks import Questions, found
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.sharding import fitting_rows
+from sinkjax.models.sharding import even_rows, row_shards
 from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
@@ -21,7 +21,7 @@ from sinkjax.studies.study import Bench
 FLOOR = 0.8
 """The least accuracy of a baseline at which a mask's says something."""
 
-_CACHE_TOKENS = 16_384  # that the caches of one call's rows have room for, together
+_CACHE_TOKENS = 16_384  # that there is room for in the caches of one call, on each device of `data`
 
 
 class Measure:
@@ -89,10 +89,10 @@ class Measure:
             # The last candidate's weights and programs go; the baseline's stay.
             self._programs = {key: of for key, of in self._programs.items() if key is None}
             model = self._model if name is None else specialize(self._model, **how)
-            longest = self._lengths[-1]
+            longest, shards = self._lengths[-1], row_shards(model)
             self._programs[name] = compile(
                 model,
-                batch_size=fitting_rows(model, min(self._rows, max(1, _CACHE_TOKENS // longest))),
+                batch_size=even_rows(self._rows, max(1, _CACHE_TOKENS // longest), shards),
                 prefill_lengths=self._lengths,
                 max_length=longest,
             )

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sinkjax.distributed import to_host
 from sinkjax.errors import InputError, Problem, first_line
-from sinkjax.instruments.token_losses import by_blocks, residuals
+from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
 from sinkjax.models.sharding import lay_rows, mesh_of, place
@@ -102,7 +102,7 @@ def distil(
     """
     if problems := list(settings.problems()):
         raise InputError(*problems)
-    optimizer = _optimizer(settings)
+    head, optimizer = OutputHead(baseline), _optimizer(settings)
     history = np.full((settings.steps, 2), np.nan, np.float32)
     state = _laid(baseline, {"parameters": start, "optimizer": optimizer.init(start)})
     state["history"] = history
@@ -131,11 +131,11 @@ def distil(
             tokens, counted = lay_rows(baseline, excerpts[rows]), lay_rows(baseline, weights[rows])
             target = residuals(baseline, tokens)[:, 1:]
             changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
-            kl, gradient = mean_divergence(baseline, target, changed, counted)
+            kl, gradient = mean_divergence(head, target, changed, counted)
             paid, of_price = value_and_grad(state["parameters"])
             state["history"][step] = to_host((kl, paid))
             if not np.isfinite(state["history"][step]).all():
-                own = mean_divergence(baseline, target, target, counted)[0]
+                own = mean_divergence(head, target, target, counted)[0]
                 check_finite("the baseline's logits", own)
                 if step == 0:
                     raise not_finite("logits, or what is added to the loss,")
@@ -171,12 +171,12 @@ def _laid(baseline: Llama, state: Any) -> Any:
 
 @jax.jit
 def mean_divergence(
-    baseline: Llama, target: jax.Array, changed: jax.Array, weights: jax.Array
+    head: OutputHead, target: jax.Array, changed: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The KL to the baseline's predictions, its mean over excerpts, and its gradient.
 
     Args:
-      baseline: whose norm and head make predictions of both.
+      head: the baseline's, which makes predictions of both.
       target, changed: [B, P, D], residual streams after the last layer, of the baseline and of
         another model.
       weights: float32 [B, P], of each position's KL in its excerpt's.
@@ -189,13 +189,13 @@ def mean_divergence(
         target: jax.Array, changed: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         def divergences(changed: jax.Array) -> jax.Array:
-            both = (jax.nn.log_softmax(baseline.logits(x[None])[0]) for x in (changed, target))
+            both = (jax.nn.log_softmax(head.logits(x[None])[0]) for x in (changed, target))
             return optax.losses.kl_divergence_with_log_targets(*both)
 
         kl, back = jax.vjp(divergences, changed)
         return kl, back(weights.astype(kl.dtype))[0]
 
-    kl, gradient = by_blocks(block, target, changed, weights)
+    kl, gradient = by_blocks(block, target, changed, weights, shards=head.row_shards)
     return jnp.sum(kl * weights) / len(kl), gradient / len(kl)
 
 

@@ -13,7 +13,7 @@ from scripts import as_flags, run_main
 
 from sinkjax import Window, load_mask
 from sinkjax.cli.card import mask_card
-from sinkjax.instruments.token_losses import residuals
+from sinkjax.instruments.token_losses import OutputHead, residuals
 from sinkjax.report.page import render_page
 from sinkjax.studies.gates.gates import GatedModel, gates_of, start_gates
 from sinkjax.studies.gates.study import Gates
@@ -85,7 +85,9 @@ def test_a_mask_says_what_is_promised_of_its_answers(asking, roomy, other_text, 
     assert (promised["length"], promised["kept"], promised["nll_budget"]) == (LENGTH, None, 0.1)
     assert [of["depth"] for of in promised["asked"]] == [0.2, 0.8]
     assert len(saved.quality["kl"]) == len(saved.provenance.selection["records"]) == 2
+    assert [row["chips"] for row in saved.quality["over_chips"]] == [1, 2]
     card = mask_card("ada/mask", saved)
+    assert "fullest of several chips" in card
     for text in ("--tasks=niah_single_1", "--train_on=both", "--nll_budget=0.1"):
         assert text in card
     run_main(GATES, *arguments(roomy, asking, other_text))
@@ -167,8 +169,9 @@ def test_answers_cost_less_where_they_were_trained_on(ways):
     tokens = jnp.asarray(asked.questions.tokens)
     weights = jnp.asarray(asked.questions.predicting[:, 1:], jnp.float32)
     target = residuals(model, tokens)[:, 1:]
+    head = OutputHead(model)
     text, tasks, both = (
-        float(mean_divergence(model, target, gated.residuals(of, tokens)[:, 1:], weights)[0])
+        float(mean_divergence(head, target, gated.residuals(of, tokens)[:, 1:], weights)[0])
         for of in learned.values()
     )
     assert tasks < 0.8 * text

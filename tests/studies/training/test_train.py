@@ -12,8 +12,9 @@ from scripts import as_flags, run_main
 
 from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
 from sinkjax.distributed import make_mesh
-from sinkjax.instruments.token_losses import residuals
-from sinkjax.models.sharding import mesh_of, shard
+from sinkjax.instruments.token_losses import OutputHead, residuals
+from sinkjax.models.sharding import lay_rows, mesh_of, shard
+from sinkjax.programs.hlo import Module
 from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
 from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
 from sinkjax.studies.results import read_records
@@ -64,7 +65,8 @@ def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated,
 
     expected, gradient = jax.value_and_grad(whole)(logits)
     found, back = jax.vjp(lambda p: gated.residuals(p, tokens)[:, 1:], logits)
-    kl, of_found = mean_divergence(model, residuals(model, tokens)[:, 1:], found, weights)
+    head = OutputHead(model)
+    kl, of_found = mean_divergence(head, residuals(model, tokens)[:, 1:], found, weights)
     np.testing.assert_allclose(kl, expected, rtol=1e-4)
     np.testing.assert_allclose(back(of_found)[0], gradient, atol=1e-6)
     assert np.abs(gradient).min() > 1e-5
@@ -131,6 +133,21 @@ def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
     again = distil(laid, forward, start, windows, how, tmp_path / "stopped")
     np.testing.assert_array_equal(again.parameters, whole.parameters)
     assert mesh_of(laid).shape == again.parameters.sharding.mesh.shape
+
+
+def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model):
+    """Every device made those of all rows."""
+    excerpts, weights = np.asarray(tiny.tokens_of(model, (8, 33))), np.ones((8, 32), np.float32)
+    found = []
+    for of in (model, shard(model, make_mesh({"data": 8}))):
+        stream = residuals(of, lay_rows(of, excerpts))[:, 1:]
+        arguments = OutputHead(of), stream, stream + 0.1, lay_rows(of, weights)
+        work = Module(mean_divergence.lower(*arguments).compile().as_text()).operations()
+        found.append((work, *map(np.asarray, mean_divergence(*arguments))))
+    (alone, *values), (over, *others) = found
+    assert over < 1.05 * alone / 8
+    for one, many in zip(values, others, strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-6)
 
 
 def test_the_lowest_gates_leave_full_the_first_of_equals_first():
