@@ -124,7 +124,7 @@ def rank_returns(
     size: int = 1,
     whole: Sequence[Path] = (Full(),),
 ) -> list[Move]:
-    """Moves of masked units back to `full`, each alone: that which lowers the cost most is first.
+    """Moves of masked units back, each alone: that which lowers the cost most is first.
 
     Args:
       mask: that is masked.

@@ -14,7 +14,7 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ from sinkjax.studies.search.budget import (
     rank_returns,
     spend,
 )
+from sinkjax.studies.search.learned import LearnedGates
 from sinkjax.studies.search.units import Units, units_of
 from sinkjax.studies.store import InMemory, Store
 
@@ -49,30 +50,10 @@ _PRIOR = 8  # draws
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LearnedGates:
-    """Learned gates, which rank heads for one path.
-
-    Attributes:
-      values: float [L, N], or [L, K] of key/value groups; the lowest leave `full` first.
-      path: that they were learned for.
-      model_digest: of the model that they were learned on.
-      text_sha256: of the text that they were trained on.
-      origin: what training they are from, of JSON values.
-    """
-
-    values: np.ndarray
-    path: Path
-    model_digest: str
-    text_sha256: str
-    origin: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
     """Questions that a mask has to answer as its baseline does.
 
     Attributes:
-      length: tokens of a question, at most.
       ranked: on which costs are predicted.
       held: on which masks are measured, others than those: sets of one task and depth.
       nll_budget: the most nats that an answer's NLL may rise by, in the mean of any set with its
@@ -81,7 +62,6 @@ class Answers:
         and are left out.
     """
 
-    length: int
     ranked: Questions
     held: tuple[Questions, ...]
     nll_budget: float
@@ -346,19 +326,12 @@ class _KeptAnswers:
     ):
         self._fills, self._units = fills, units
         self._of = functools.partial(kept_answers, model, keep=store)
-        self._answers = max(answers, key=self._answered_sets)
+        self._answers = self._most_answered(answers)
         asked = self._answers.ranked
+        self.length = asked.tokens.shape[1]
         self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting, "nll")
-        seen = asked.tokens.shape[1]
-        saved = {
-            path: of for path, of in zip(paths, savings, strict=True) if _hides_none(path, seen)
-        }
-        self._whole = [*sorted(saved, key=lambda path: -saved[path]), Full()]
-
-    @property
-    def length(self) -> int:
-        """Of the questions."""
-        return self._answers.length
+        by_savings = [paths[index] for index in np.argsort(-savings, kind="stable")]
+        self._whole = [*(path for path in by_savings if _hides_none(path, self.length)), Full()]
 
     def rises(self, mask: SinkMask) -> Iterator[np.ndarray | None]:
         """Nats that each answer's NLL rises by, [W], set by set; None of sets that say nothing."""
@@ -421,8 +394,16 @@ class _KeptAnswers:
         mask = make_moves(start, moves[:fits], size=size)
         return dataclasses.replace(step, mask=mask, number=fits)
 
-    def _answered_sets(self, answers: Answers) -> int:
-        return sum(self._answered(questions, answers.floor) for questions in answers.held)
+    def _most_answered(self, answers: Sequence[Answers]) -> Answers:
+        """Those of which the baseline answers most sets, of several the first."""
+        best, most = answers[0], -1
+        for each in answers:
+            if len(each.held) <= most:  # it cannot be more; a baseline's answers take long
+                continue
+            number = sum(self._answered(questions, each.floor) for questions in each.held)
+            if number > most:
+                best, most = each, number
+        return best
 
     def _answered(self, questions: Questions, floor: float) -> bool:
         """Whether the baseline gives enough of them back."""

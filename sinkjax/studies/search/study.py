@@ -53,27 +53,25 @@ from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.file import save_mask
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_path, parse_paths
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_paths
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import Candidate, read_mask
 from sinkjax.studies.costs import GENERATED
-from sinkjax.studies.fields import understood
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.promise import budget_line
-from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
 from sinkjax.studies.search.grow import (
     Answers,
-    LearnedGates,
     SearchSettings,
     search_mask,
     sink_scores,
 )
 from sinkjax.studies.search.judged import judged_cells
+from sinkjax.studies.search.learned import LearnedGates, read_gates
 from sinkjax.studies.search.saved import answer_lines, budget_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import search_tables
 from sinkjax.studies.series import Series, Source, plan_series
@@ -291,7 +289,7 @@ class Search(AnswersStudy):
 
     @functools.cached_property
     def _learned(self) -> LearnedGates | None:
-        return None if self.gates is None else _read_gates(self.gates)
+        return None if self.gates is None else read_gates(self.gates)
 
     @functools.cached_property
     def _pruned(self) -> SinkMask | None:
@@ -367,14 +365,11 @@ class Search(AnswersStudy):
         """
         if not self.tasks:
             return []
-        counts = {1: self.rank_questions, 2: self.hold_questions}
-        ranked, held = (
-            self.asked_for(count, use, self.judged_lengths) for use, count in counts.items()
-        )
+        ranked = self.asked_for(self.rank_questions, 1, self.judged_lengths)
+        held = self.asked_for(self.hold_questions, 2, self.judged_lengths)
         budget = self.nll_budget * (1 - self.margin)
         return [
             Answers(
-                length,
                 joined([asked for asked in ranked if asked.length == length]),
                 tuple(asked.questions for asked in held if asked.length == length),
                 budget,
@@ -491,20 +486,3 @@ class Search(AnswersStudy):
             budget_line(budget_of(records, self.kl_budget, self.budget_on)),
             *answer_lines(records),
         ]
-
-
-def _read_gates(folder: str) -> LearnedGates:
-    """What a training has learned."""
-    _, records = read_records(folder)
-    with understood(records):
-        for record in records:
-            if record["kind"] == "training" and "gates" in record["result"]:
-                names = ("id", "chosen_on", "length", "path", "units", "price", "train", "asked")
-                return LearnedGates(
-                    np.array(record["result"]["gates"], float),
-                    parse_path(record["path"]),
-                    record["model"]["model_digest"],
-                    record["chosen_on"]["sha256"],
-                    {name: record[name] for name in names if name in record},
-                )
-    raise InputError(Problem("gates", folder, "the training has not ended; let it, first"))

@@ -299,7 +299,7 @@ def test_a_search_keeps_answers_too(model, windows):
     assert most > 2e-3
     returned = []
     for budget in (0.7 * most, 0.1 * most):
-        answers = Answers(16, questions(model, 7), held, budget, floor=0)
+        answers = Answers(questions(model, 7), held, budget, floor=0)
         kept = search_mask(model, windows, windows, settings, answers=[answers])
         means = [of.mean() for of in rises(kept.mask)]
         np.testing.assert_allclose(kept.rises, means, atol=1e-4)
@@ -311,7 +311,11 @@ def test_a_search_keeps_answers_too(model, windows):
         returned.append(sum(len(step.returned) for step in kept.rounds))
     assert returned[0] > 0
     assert returned[1] == 0  # and fewer moves instead
-    says_nothing = dataclasses.replace(answers, length=32, floor=1.1)
+    ranked, *wider = (
+        dataclasses.replace(of, tokens=np.pad(of.tokens, ((0, 0), (0, 16))))
+        for of in (answers.ranked, *held)
+    )
+    says_nothing = dataclasses.replace(answers, ranked=ranked, held=tuple(wider), floor=1.1)
     same = search_mask(model, windows, windows, settings, answers=[says_nothing])
     assert same.rises == (None, None)
     assert same.mask == free.mask
@@ -328,7 +332,7 @@ def test_heads_go_back_to_a_window_as_wide_as_the_questions(model):
     assert {path for layer in free.mask.heads for path in layer} >= {narrow, wide}
     held = (questions(model, 5), questions(model, 6))
     # Questions have 16 tokens, in which `wide` hides nothing.
-    answers = Answers(16, questions(model, 7), held, 1e-3, floor=0)
+    answers = Answers(questions(model, 7), held, 1e-3, floor=0)
     kept = search_mask(model, excerpts, excerpts, settings, answers=[answers])
     (step,) = kept.rounds
     assert step.returned
@@ -352,7 +356,7 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
     assert settings.describe()["chips"] == 2
     free = search_mask(model, windows, windows, settings)
     held = (questions(model, 5),)
-    answers = Answers(16, questions(model, 7), held, nll_budget=1e-3, floor=0)
+    answers = Answers(questions(model, 7), held, nll_budget=1e-3, floor=0)
     kept = search_mask(model, windows, windows, settings, answers=[answers])
     assert max(kept.rises) <= 1e-3
     assert 0 < free.kl <= 0.2
