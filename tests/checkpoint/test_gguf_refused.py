@@ -66,7 +66,7 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
     writer.add_rope_dimension_count(15)
     writer.add_key_length(16)
     writer.add_layer_norm_rms_eps(float("nan"))
-    writer.add_rope_freq_base(0.0)
+    writer.add_bool("llama.rope.freq_base", True)
     writer.add_uint32("llama.rope.scaling.type", 1)
     writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
     assert_refused(
@@ -76,7 +76,7 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
         "llama.feed_forward_length is missing",
         "llama.attention.head_count is [4, 2]",
         "llama.attention.layer_norm_rms_epsilon is nan",
-        "llama.rope.freq_base is 0.0",
+        "llama.rope.freq_base is True",
         "llama.rope.scaling.type is 1",
         "llama.rope.dimension_count is 15, the head size 16",
     )
