@@ -149,7 +149,7 @@ def _lines(
         try:
             content = read_file(file).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            if "\0" not in name and not file.exists():
+            if "\0" not in name and not os.path.exists(file):  # of no name is too long
                 names = ", ".join(shipped.names("", ".flags"))
                 raise InputError(f"there is no such file; those that ship are {names}") from error
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

@@ -141,6 +141,7 @@ REFUSED = {
     "folder": "Is a directory",
     "": "Is a directory",
     "a\0b": "no path holds a NUL",
+    "a" * 300: "there is no such file",
     "\udcff.flags": "there is no such file",
 }
 
