@@ -38,7 +38,7 @@ from sinkjax.programs.compile import Layers
 from sinkjax.programs.options import Attention
 from sinkjax.programs.targets import TARGETS
 from sinkjax.studies.candidates import read_masks
-from sinkjax.studies.settings import known, setting
+from sinkjax.studies.settings import known, setting, twice
 from sinkjax.studies.timing.measured import BASELINE
 from sinkjax.studies.timing.study import Timing
 
@@ -94,6 +94,7 @@ class Account(Tool):
         for name in ("mask", "targets", "lengths"):
             if not getattr(self, name):
                 yield Problem(name, None, "give at least one")
+        yield from twice(self, "targets", "lengths")
         yield from known("targets", self.targets, TARGETS)
         for length in self.lengths:
             if length < 1:

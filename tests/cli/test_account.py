@@ -68,5 +68,9 @@ def test_bad_flags_are_refused_together(shape):
     ):
         assert problem.startswith(part)
     assert "cuda:a100 has" in problems[-1]
+    twice = ("--targets=cpu,cpu", "--lengths=8,16,8")
+    flags = (f"--model={shape}", f"--mask={MASK}", "--memory=1", *twice)
+    wanted = tuple(f"{flag}: a value is there twice" for flag in twice)
+    assert problems_of(run_main, ACCOUNT, *flags) == wanted
     (problem,) = problems_of(run_main, ACCOUNT, f"--model={shape}", f"--mask={MASK}", "--memory=-1")
     assert problem.startswith("--memory=-1: ")

@@ -24,7 +24,7 @@ from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
 from sinkjax.models.sharding import lay_rows, mesh_of, place
-from sinkjax.studies.settings import at_least
+from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 
 Parameters = Any
 """A pytree of arrays."""
@@ -49,9 +49,9 @@ class TrainSettings:
 
     def problems(self) -> Iterator[Problem]:
         """What is out of its range."""
-        yield from at_least(self, steps=1, rows=1, save_every=1, seed=0)
-        if not self.learning_rate > 0:
-            yield Problem("learning_rate", self.learning_rate, "give a rate above 0")
+        yield from at_least(self, steps=1, rows=1, save_every=1)
+        yield from at_least(self, most=MOST_SEED, seed=0)
+        yield from above_zero(self, learning_rate="a rate")
         if not 0 <= self.warmup <= 1:
             yield Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
 
