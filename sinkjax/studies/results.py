@@ -254,9 +254,7 @@ class Results:
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None where there are none, or they have been damaged."""
         for folder in (self.folder, *self._beside):
-            path = folder / _MEASURED / f"{name}.npz"
-            arrays = _read_arrays(path, name) if path.is_file() else None
-            if arrays is not None:
+            if (arrays := read_arrays(folder, name)) is not None:
                 return arrays
         return None
 
@@ -434,8 +432,11 @@ def _each_line(file: Path, lines: chain.Lines) -> Iterator[str]:
     return (f"{file}: {text}" for text in lines.problems)
 
 
-def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray] | None:
-    """The arrays that a file keeps under a name; None where they have been damaged."""
+def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The arrays that a run's folder keeps under a name; None for none, or damaged ones."""
+    path = folder / _MEASURED / f"{name}.npz"
+    if not path.is_file():
+        return None
     try:
         with np.load(path, allow_pickle=False) as file:
             if file.zip.testzip() is not None:
