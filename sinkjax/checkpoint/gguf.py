@@ -215,7 +215,8 @@ class _Metadata:
 def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
     """The config in the form of Hugging Face's config.json, from the metadata and the tensors."""
     embedding = file.tensors.get("token_embd.weight")
-    tokens = file.metadata.get("tokenizer.ggml.tokens", ())
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    num_tokens = len(tokens) if isinstance(tokens, list) else 0
     name, metadata = gguf.architecture, _Metadata(file.metadata, gguf.architecture)
     hidden_size = metadata.count("embedding_length")
     num_heads = metadata.count("attention.head_count")
@@ -243,7 +244,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
-        "vocab_size": embedding.shape[0] if embedding else len(tokens),
+        "vocab_size": embedding.shape[0] if embedding else num_tokens,
         "hidden_size": hidden_size,
         "intermediate_size": metadata.count("feed_forward_length"),
         "num_hidden_layers": metadata.count("block_count", most=MOST_LAYERS_OR_HEADS),

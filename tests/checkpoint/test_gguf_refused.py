@@ -82,6 +82,19 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
     )
 
 
+@pytest.mark.parametrize("tokens", [5, "abc", True, []])
+def test_tokens_that_are_no_list_are_not_counted(tmp_path, tokens):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for key in ("embedding_length", "context_length", "feed_forward_length", "block_count"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kinds = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}
+    kinds.get(type(tokens), writer.add_array)("tokenizer.ggml.tokens", tokens)
+    with pytest.raises(InputError, match="vocab_size is 0"):
+        sinkjax.load_config(finish(writer))
+
+
 def test_one_number_a_layer_is_read_where_all_agree(writer, model):
     config = model.config
     add_llama(writer, model)
