@@ -185,7 +185,7 @@ def _show_log() -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)  # absl's own is all that Orbax and JAX say
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.format = lambda record: printable(record.getMessage())  # which may quote a file's name
     logger = logging.getLogger("sinkjax")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

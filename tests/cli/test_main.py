@@ -1,5 +1,6 @@
 """The command `sinkjax`, and how scripts begin and end."""
 
+import logging
 import os
 import re
 import subprocess
@@ -183,6 +184,15 @@ def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (1, "")
     assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)
+
+
+def test_what_is_logged_of_a_file_has_no_codes_that_a_terminal_obeys(monkeypatch, capsys):
+    logger = logging.getLogger("sinkjax")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep"])
+    with pytest.raises(SystemExit):
+        flags.run(lambda: logger.warning("%s is damaged", "a\x1b[31mb\nerror: c"))
+    assert capsys.readouterr().err == "a\\x1b[31mb\\nerror: c is damaged\n"
 
 
 def test_a_flag_that_is_given_twice_says_which_is_taken(monkeypatch, capsys, tmp_path):
