@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import NoReturn
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about, clipped, printable
+from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
 from sinkjax.programs.targets import WITHOUT_TPU
 
@@ -58,6 +59,12 @@ def run(
         except OSError as error:  # of a name too long, a folder that none may enter
             where = "" if error.filename is None else f"{error.filename}: "
             return _failed(InputError(f"{where}{error.strerror or error}"))
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            said = f" ({first_line(error)})" if str(error) else ""
+            advice = "ask for fewer rows or shorter texts, or divide the model over more devices"
+            return _failed(InputError(f"memory does not suffice{said}; {advice}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1

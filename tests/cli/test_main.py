@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags as absl_flags
 from scripts import ROOT, load_script, refused, start
@@ -184,6 +185,28 @@ def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (1, "")
     assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n more"),
+        MemoryError("Unable to allocate 7. EiB"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_does_not_suffice_is_an_error_in_a_line(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep"])
+    with pytest.raises(SystemExit) as ended:
+        flags.run(fail)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+    assert err.startswith(f"error: memory does not suffice{said}; ask for fewer rows")
+    assert err.count("\n") == 1
 
 
 def test_what_is_logged_of_a_file_has_no_codes_that_a_terminal_obeys(monkeypatch, capsys):
