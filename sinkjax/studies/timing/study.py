@@ -112,6 +112,8 @@ class Timing(Study):
         yield from known("stages", self.stages, STAGES)
         if not self.stages:
             yield Problem("stages", None, f"give one or more of {', '.join(STAGES)}")
+        elif set(self.stages) == {"decode"} and not any(self.generated):
+            yield self.wrong("generated", "nothing is decoded: give tokens, or the stage prefill")
         for name in ("google_benchmark", "profile"):
             path = getattr(self, name)
             if not is_first() or path is None:

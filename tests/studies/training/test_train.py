@@ -290,7 +290,9 @@ BAD = {
     ),
     "lengths": ("gates", {"lengths": "8,12"}, ["--lengths=8,12"]),
     "steps": ("gates", {"steps": "0"}, ["steps=0"]),
+    "endless": ("gates", {"price": "inf", "learning_rate": "inf"}, ["--price=inf", "_rate=inf"]),
     "no mask": ("repair", {}, ["--mask: it is missing"]),
+    "no heads": ("repair", {"mask": "L0-1: 6f"}, ["--mask=L0-1: 6f: it masks no head"]),
     "lengths of repair": ("repair", {"mask": "L0-1: 6w(1,4)", "lengths": "8,12"}, ["--lengths"]),
 }
 
