@@ -340,6 +340,10 @@ def check_config(config: LlamaConfig) -> None:
     Raises:
       InputError: listing every value that no model can have, by Hugging Face's names.
     """
+    layers = config.num_layers  # before what is said of each is counted
+    problem = _problem_with(layers, None, MOST_LAYERS_OR_HEADS)
+    if problem and layers is not None:
+        raise InputError(f"config: num_hidden_layers is {reprlib.repr(layers)}; {problem}")
     wanted, given = _flat(from_hf_config(_attributes(config))), _flat(config)
     problems = []
     for name in sorted(wanted.keys() | given.keys()):
