@@ -125,6 +125,8 @@ def _given_again(arguments: Iterable[str]) -> dict[str, str]:
 def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:
     """The arguments, with its lines in place of each --flagfile, which may name one that ships.
 
+    Where a path begins with ~, that is the home folder.
+
     Args:
       within: the flag files that the arguments are from, the innermost last.
 
@@ -143,8 +145,10 @@ def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -
                 f"{argument[:_SHOWN]!r} holds a NUL character or bytes that are not UTF-8; flags "
                 "take text alone, so rename such a file"
             )
-        else:
+        elif re.match("--?prompt=", argument):  # what is no path
             yield argument
+        else:  # no shell does it behind a =, and a folder named ~ would be made
+            yield re.sub("(?<=[=,])~(?=/|,|$)", lambda _: os.path.expanduser("~"), argument)
 
 
 def _lines(

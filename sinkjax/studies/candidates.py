@@ -251,6 +251,8 @@ def read_mask(
       field: which problems are said to be with.
     """
     with about(field, name):
+        if not name:
+            raise InputError("it is empty: give files, or names of shipped masks, between commas")
         if not is_text(name):
             saved = load_mask(name)
             saved.check(config)

@@ -174,6 +174,21 @@ def test_flag_files_may_include_each_other_and_hold_comments(tmp_path):
     assert any(line.startswith("--") for line in rest[4:])  # of the file that ships
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch, tmp_path):
+    """No shell makes it so behind a =, and it would be made as a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "own.flags").write_text("--text=~/book.txt")
+    wanted = {
+        "--output_dir=~/out": "--output_dir=/home/me/out",
+        "--mask=~/a.json,b~/c.json,~/d.json": "--mask=/home/me/a.json,b~/c.json,/home/me/d.json",
+        "--model=~": "--model=/home/me",
+        "--text=~me/book.txt": "--text=~me/book.txt",
+        "--prompt=~/bin is": "--prompt=~/bin is",
+        f"--flagfile={tmp_path}/own.flags": "--text=/home/me/book.txt",
+    }
+    assert list(flags._expanded(wanted)) == list(wanted.values())
+
+
 @pytest.mark.parametrize("flag", ["output_dir", "model", "text", "prompts", "choose_text"])
 @pytest.mark.parametrize("value", [b"\xff\xfe/a", b"a\xed\xb2\x80b"])
 def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
