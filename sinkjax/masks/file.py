@@ -36,11 +36,11 @@ _SHIPPED = "masks", ".json"
 _HUB = "hf://"
 _KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
 _TENSOR = "means"  # float32 [heads that are sink(mean), H], by layer, then head
-_TEXT = str, "text"
-_PROVENANCE = {
-    "lengths": (list, "list"),
+_TEXT: tuple[tuple[type, ...], str] = (str,), "text"
+_PROVENANCE: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "lengths": ((list,), "list"),
     "threshold": ((int, float), "number"),
-    "selection": (dict, "object"),
+    "selection": ((dict,), "object"),
 }
 """What the fields of a provenance hold that are no text."""
 _SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_mask"
