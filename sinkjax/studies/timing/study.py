@@ -122,9 +122,12 @@ class Timing(Study):
                 yield Problem(name, path, "it has no name; give one, or leave it out")
             elif not pathlib.Path(path).absolute().parent.is_dir():
                 yield Problem(name, path, "there is no such folder to put it into; make it")
-            elif os.path.exists(path) and os.path.isdir(path) != (name == "profile"):
-                wanted = "a folder" if name == "profile" else "a file"
-                yield Problem(name, path, f"it exists and is not {wanted}; give another")
+            elif os.path.exists(path):
+                is_fine, wanted = os.path.isfile(path), "a file"
+                if name == "profile":
+                    is_fine, wanted = os.path.isdir(path), "a folder"
+                if not is_fine:
+                    yield Problem(name, path, f"it exists and is not {wanted}; give another")
 
     def plan_problems(self) -> Iterator[Problem]:
         config = self.subject.config
