@@ -209,6 +209,17 @@ def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, block
         sinkjax.load(path)
 
 
+def test_a_damaged_length_is_not_followed_through_a_large_file(small_file, tmp_path):
+    """Of a file of gigabytes, each byte of which would be a value of tens of bytes."""
+    content = small_file[0].read_bytes()
+    place = content.index(b"tokenizer.ggml.scores") + len(b"tokenizer.ggml.scores") + 8
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content[:place] + (1 << 23).to_bytes(8, "little") + content[place + 8 :])
+    with path.open("r+b") as file:
+        file.truncate(1 << 26)
+    assert_refused(path, "tokenizer.ggml.scores is a list of 8,388,608 values, more than any model")
+
+
 @hypothesis.given(share=st.floats(0, 1, exclude_max=True))
 @hypothesis.settings(deadline=None)
 def test_a_truncated_file_is_refused_wherever_it_ends(small_file, share):
