@@ -103,7 +103,7 @@ class Account(Tool):
         if self.memory is None and unpublished:
             yield Problem("memory", None, f"give the gigabytes that {', '.join(unpublished)} has")
         if self.memory is not None and not 0 < self.memory < math.inf:
-            yield Problem("memory", self.memory, "give gigabytes above 0")
+            yield Problem("memory", self.memory, "give gigabytes, above 0 and finite")
 
     def _record(
         self, config: LlamaConfig, mask: SinkMask, name: str, target: str, length: int

@@ -73,7 +73,7 @@ def above_zero(settings: Any, **needed: str) -> Iterator[Problem]:
     for name, what in needed.items():
         value = getattr(settings, name)
         if not 0 < value < math.inf:
-            yield Problem(name, value, f"give {what}, above 0")
+            yield Problem(name, value, f"give {what}, above 0 and finite")
 
 
 def twice(settings: Any, *names: str) -> Iterator[Problem]:

@@ -100,7 +100,7 @@ class Gates(AnswersStudy, TrainingStudy):
         yield from settings.shares("shares", self.shares, of="the units")
         yield from at_least(self, most=MOST_DRAWN, train_questions=1)
         if not 0 <= self.price < math.inf:
-            yield self.wrong("price", "give 0 nats or more, and no infinity")
+            yield self.wrong("price", "give nats, 0 or more and finite")
         if not self.judge_text:
             yield Problem("judge_text", None, "give at least one, such as moby-dick")
         if self.train_on == "tasks" and not self.tasks:
