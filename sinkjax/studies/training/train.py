@@ -7,6 +7,7 @@ logits are there for a block of positions at a time.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,8 +19,9 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sinkjax.distributed import to_host
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, Problem, first_line
+from sinkjax.files import read_file, replace_file
 from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
@@ -29,6 +31,7 @@ from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 Parameters = Any
 """A pytree of arrays."""
 
+_DIGEST = "state.sha256"  # of a checkpoint, in its folder; those of earlier versions have none
 _ORDER = 8  # tells these draws from others of the same seed
 
 
@@ -117,8 +120,11 @@ def distil(
         done = checkpoints.latest_step() or 0
         if done:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            digest = folder / str(done) / _DIGEST
             try:
                 state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+                if digest.is_file() and read_file(digest) != _digest_of(state):
+                    raise ValueError("its numbers are not those that were written")
             except Exception as error:  # Orbax and what it reads with each raise their own
                 raise InputError(
                     f"{folder / str(done)} is damaged ({first_line(error)}); delete it, and the "
@@ -148,8 +154,19 @@ def distil(
             on_step(tokens.size)
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+                digest, content = folder / str(step + 1) / _DIGEST, _digest_of(state)
+                first(functools.partial(replace_file, digest, content))
         kl, paid = state["history"].T
     return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+def _digest_of(state: Any) -> bytes:
+    """The sha256 of all numbers of a state: Orbax keeps none."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, jax.tree.leaves(to_host(state))):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest().encode()
 
 
 def _laid(baseline: Llama, state: Any) -> Any:

@@ -123,6 +123,27 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
         np.testing.assert_array_equal(array, trained.history[name])
 
 
+def test_a_training_does_not_go_on_from_other_numbers(trained, model, gated, windows, tmp_path):
+    """To Orbax most bytes of an array are as good as any others."""
+    train(model, gated, windows, tmp_path)
+    file = max((tmp_path / "8").glob("**/d/*"), key=lambda path: path.stat().st_size)
+    content, draw, refused = file.read_bytes(), np.random.default_rng(0), 0
+    for at in draw.integers(len(content), size=20):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            again = train(model, gated, windows, tmp_path)
+        except InputError as error:
+            refused += "8 is damaged (its numbers are not those that were writ" in str(error)
+        else:
+            np.testing.assert_array_equal(again.parameters, trained.parameters)
+            np.testing.assert_array_equal(again.history["kl"], trained.history["kl"])
+    assert refused
+    file.write_bytes(content)
+    (tmp_path / "8" / "state.sha256").unlink()  # as of an earlier version
+    again = train(model, gated, windows, tmp_path)
+    np.testing.assert_array_equal(again.parameters, trained.parameters)
+
+
 def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
     """What was restored was on one device, and no computation took it beside the others."""
     laid = shard(model, make_mesh({"data": 4, "model": 2}))
