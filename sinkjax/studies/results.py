@@ -248,7 +248,7 @@ class Results:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
-            file.comment = _arrays_digest(name, arrays)
+            file.comment = arrays_digest(name, arrays)
         self._replace(self._measured / f"{name}.npz", buffer.getbuffer())
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
@@ -442,7 +442,7 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray] | None:
             if file.zip.testzip() is not None:
                 raise ValueError("a checksum does not match")
             arrays = {key: file[key] for key in file.files}
-            if file.zip.comment not in (b"", _arrays_digest(name, arrays)):
+            if file.zip.comment not in (b"", arrays_digest(name, arrays)):
                 raise ValueError("they are not those that were kept there")
             return arrays
     except Exception as error:  # zip, header and array data each raise their own when damaged
@@ -450,7 +450,7 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _arrays_digest(name: str, arrays: Mapping[str, Any]) -> bytes:
+def arrays_digest(name: str, arrays: Mapping[Any, Any]) -> bytes:
     """A digest of arrays and of what they are kept under; files of earlier versions have none."""
     digest = hashlib.sha256(name.encode())
     for key, value in arrays.items():

@@ -7,7 +7,6 @@ logits are there for a block of positions at a time.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
 from sinkjax.models.sharding import lay_rows, mesh_of, place
+from sinkjax.studies.results import arrays_digest
 from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 
 Parameters = Any
@@ -162,11 +162,7 @@ def distil(
 
 def _digest_of(state: Any) -> bytes:
     """The sha256 of all numbers of a state: Orbax keeps none."""
-    digest = hashlib.sha256()
-    for array in map(np.asarray, jax.tree.leaves(to_host(state))):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest().encode()
+    return arrays_digest("", dict(enumerate(jax.tree.leaves(to_host(state)))))
 
 
 def _laid(baseline: Llama, state: Any) -> Any:

@@ -234,7 +234,12 @@ def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
         np.testing.assert_array_equal(loaded[name], value)
     with pytest.raises(InputError, match="another mask"):
         load_repair(file, mask_digest="other", model_digest="m")
-    (tmp_path / "mask.repair.safetensors").write_bytes(b"nothing")
+    kept = tmp_path / "mask.repair.safetensors"
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(InputError, match="it is damaged: its numbers are not those that"):
+        load_repair(file, **digests)
+    kept.write_bytes(b"nothing")
     with pytest.raises(InputError, match="sinkjax repair"):
         load_repair(file, **digests)
     with pytest.raises(InputError, match=r"layers\.1\.attention\.o"):
