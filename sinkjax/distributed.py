@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -61,8 +62,11 @@ def start(
             raise InputError(Problem("coordinator", coordinator, text))
         if coordinator is None and not _said_by_the_environment():
             return
-    elif not by_hand or not 0 <= process_id < num_processes:
+    elif not by_hand or not 0 <= process_id < num_processes < 1 << 31:
         text = "give the number of processes with it, and this one's, from 0 on, below that number"
+        raise InputError(Problem("coordinator", coordinator, text))
+    elif (port := re.fullmatch(r"\S+:(\d{1,5})", coordinator)) is None or int(port[1]) >= 1 << 16:
+        text = "it has no port, which is a number; give host:port, such as 10.0.0.1:8476"
         raise InputError(Problem("coordinator", coordinator, text))
     arguments = (coordinator, num_processes, process_id) if by_hand else ()
     try:
@@ -207,7 +211,7 @@ def parse_mesh(text: str) -> dict[str, int] | None:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition(":")
-        if axis not in AXES or axis in sizes or not (size.isdecimal() and int(size)):
+        if axis not in AXES or axis in sizes or not re.fullmatch(r"0{0,9}[1-9]\d{0,8}", size):
             advice = f"give {AUTO}, or sizes such as model:4,data:2; axes are {', '.join(AXES)}"
             raise InputError(Problem("mesh", text, advice))
         sizes[axis] = int(size)

@@ -37,6 +37,8 @@ class Problem:
     text: str
 
     def __post_init__(self) -> None:
+        if self.field is not None:  # what a user wrote, of a setting that there is not
+            object.__setattr__(self, "field", printable(self.field))
         if self.value is not None:  # as it is shown, so that problems hash, whatever was given
             object.__setattr__(self, "value", printable(_shown(self.value)))
         object.__setattr__(self, "text", printable(self.text))

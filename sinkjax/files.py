@@ -16,8 +16,10 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Writes a file such that its name holds the old content or the new, never a part.
 
     Raises:
-      OSError: where it cannot be written; its name then holds what it held before.
+      OSError: where it cannot be written, or is no file, such as /dev/stdout, in whose place one
+        would stand; its name then holds what it held before.
     """
+    check_path(path)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:

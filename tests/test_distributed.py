@@ -15,7 +15,19 @@ def test_a_mesh_is_read_from_its_text():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "model", "model:0", "model:-1", "model:x", "rows:2", "data:2,data:4", "data:²"]
+    "text",
+    [
+        "",
+        "model",
+        "model:0",
+        "model:-1",
+        "model:x",
+        "rows:2",
+        "data:2,data:4",
+        "data:²",
+        "data:" + "9" * 5000,
+        "data:" + "0" * 5000 + "1",
+    ],
 )
 def test_what_is_no_mesh_is_refused_with_what_is(text):
     with pytest.raises(InputError, match=r"mesh=.*: give auto, or sizes such as model:4,data:2"):
@@ -35,6 +47,11 @@ def test_a_mesh_has_all_devices_with_those_of_a_model_beside_each_other():
     [
         (("host:1", None, None), "coordinator=host:1: give the number of processes with it"),
         (("host:1", 2, 2), "coordinator=host:1: give the number of processes with it"),
+        (("host:1", 10**30, 0), "coordinator=host:1: give the number of processes with it"),
+        (("10.0.0.1", 2, 0), r"coordinator=10.0.0.1: it has no port.* host:port"),
+        (("10.0.0.1:", 2, 1), r"coordinator=10.0.0.1:: it has no port"),
+        (("", 2, 1), "coordinator=: it has no port"),
+        (("host:65536", 2, 1), "coordinator=host:65536: it has no port, which is a number; give"),
         ((None, 2, 0), "coordinator: name the first process's host and port"),
         (("auto", 2, 0), "coordinator=auto: name the first process's host and port"),
     ],

@@ -59,6 +59,7 @@ def test_names_are_shown_so_that_a_terminal_obeys_none_of_them(name, shown, caps
     assert str(caught.value) == f"model={shown}: {shown}: tensor {shown} is unknown"
     flags._failed(caught.value)
     assert capsys.readouterr().err == f"error: --{caught.value}\n"
+    assert str(Problem(name, None, "it is unknown")) == f"{shown}: it is unknown"
 
 
 @pytest.mark.parametrize(("count", "lines"), [(1, 1), (20, 20), (21, 21), (100_000, 21)])

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from sinkjax.files import check_path, parse_json, read_file, user_path
+from sinkjax.files import check_path, parse_json, read_file, replace_file, user_path
 
 pytestmark = pytest.mark.quick
 
@@ -36,6 +36,16 @@ def test_what_is_no_file_is_refused_before_it_is_opened(unread, name, reason):
     for read in (check_path, read_file):
         with pytest.raises(OSError, match=reason):
             read(unread / name)
+
+
+@pytest.mark.parametrize("name", ["pipe", "socket", "device", "a\0b"])
+def test_no_file_takes_the_place_of_what_is_none(unread, name):
+    """As root, one would take that of /dev/null, for all programs."""
+    before = sorted(path.name for path in unread.iterdir())
+    with pytest.raises(OSError, match=r"pipe or a device|NUL"):
+        replace_file(unread / name, b"content")
+    assert sorted(path.name for path in unread.iterdir()) == before
+    assert not any(path.is_file() for path in unread.iterdir())
 
 
 def test_files_links_and_names_that_are_no_text_are_read(tmp_path):

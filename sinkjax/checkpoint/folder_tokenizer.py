@@ -32,7 +32,7 @@ from sinkjax.files import check_path, read_file
 from sinkjax.models.hf_config import listed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -170,11 +170,26 @@ def _texts(tokens: object) -> list[str]:
     return [text for text in contents if isinstance(text, str)]
 
 
+def around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts by itself before every text, and after it."""
+    for text in _any_text(tokenizer):
+        if bare := tokenizer.encode(text, add_special_tokens=False):
+            full = tokenizer.encode(text)
+            starts = range(len(full) - len(bare) + 1)
+            start = next(i for i in starts if full[i : i + len(bare)] == bare)
+            return full[:start], full[start + len(bare) :]
+    return tokenizer.encode(""), []
+
+
+def _any_text(tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """Texts of which one has tokens: "a", but for vocabularies without letters."""
+    yield "a"
+    yield from (text for text in tokenizer.get_vocab() if text not in tokenizer.all_special_tokens)
+
+
 def _add_ends(tokenizer: "PreTrainedTokenizerFast", adds: Mapping[str, bool]) -> None:
     """Adds BOS and EOS to every text, or not, where that is not what the tokenizer does already."""
-    bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    does = {"bos": full[:start], "eos": full[start + len(bare) :]}
+    does = dict(zip(("bos", "eos"), around(tokenizer), strict=True))
     wanted = {}
     for end, ids in does.items():
         token_id = getattr(tokenizer, f"{end}_token_id")

@@ -21,7 +21,7 @@ from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.errors import InputError, naming
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.families.family import Family, Gguf
-from sinkjax.models.hf_config import unlisted
+from sinkjax.models.hf_config import MOST_LAYERS_OR_HEADS, unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
 _LONG_ROPE = {
@@ -166,18 +166,19 @@ class _Metadata:
         self._left = under(f"{architecture}.", metadata)
         self.problems: list[str] = []
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, most: float = math.inf) -> int:
         """A positive integer; a list with one number a layer is one number where they agree."""
         value = self._left.pop(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
             return value
-        return self._refuse(key, value, "one positive integer for all layers", 1)
+        limit = "" if most == math.inf else f", at most {most:,}"
+        return self._refuse(key, value, f"one positive integer for all layers{limit}", 1)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._left.pop(key, default)
-        if isinstance(value, (int, float)) and 0 < value < math.inf:
+        if type(value) in (int, float) and 0 < value < math.inf:
             return float(value)
         return self._refuse(key, value, "a positive finite number", 1.0)
 
@@ -214,7 +215,8 @@ class _Metadata:
 def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
     """The config in the form of Hugging Face's config.json, from the metadata and the tensors."""
     embedding = file.tensors.get("token_embd.weight")
-    tokens = file.metadata.get("tokenizer.ggml.tokens", ())
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    num_tokens = len(tokens) if isinstance(tokens, list) else 0
     name, metadata = gguf.architecture, _Metadata(file.metadata, gguf.architecture)
     hidden_size = metadata.count("embedding_length")
     num_heads = metadata.count("attention.head_count")
@@ -242,10 +244,10 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
-        "vocab_size": embedding.shape[0] if embedding else len(tokens),
+        "vocab_size": embedding.shape[0] if embedding else num_tokens,
         "hidden_size": hidden_size,
         "intermediate_size": metadata.count("feed_forward_length"),
-        "num_hidden_layers": metadata.count("block_count"),
+        "num_hidden_layers": metadata.count("block_count", most=MOST_LAYERS_OR_HEADS),
         "num_attention_heads": num_heads,
         "num_key_value_heads": metadata.count("attention.head_count_kv", num_heads),
         "head_dim": head_dim,

@@ -258,6 +258,7 @@ _SCALARS = {
 }
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_ITEMS = 1 << 22  # of a list, each of which takes tens of bytes here
 
 
 class _Cursor:
@@ -290,6 +291,8 @@ class _Cursor:
             return self.text(what)
         if type_ == gguf.GGUFValueType.ARRAY:
             item_type, count = self.take("IQ", what)
+            if count > _MAX_ITEMS:
+                raise _damaged(f"{what} is a list of {count:,} values, more than any model's has")
             if item_type == gguf.GGUFValueType.STRING:
                 self._require(8 * count, what)  # each has at least its length: no need to try
                 return [self.text(what) for _ in range(count)]

@@ -65,6 +65,8 @@ _TYPES = {
 }
 _LISTS = ("tokens", "token_type", "scores", "merges")
 
+_INSTEAD = " Use the model's folder with config.json, safetensors and tokenizer.json instead."
+
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -158,9 +160,11 @@ def load_gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
     chat_template = metadata.get("tokenizer.chat_template")
     architecture = metadata.get("general.architecture")
     metadata = under("tokenizer.ggml.", metadata)
-    problems = _problems(metadata)
+    problems = [f"ggml.{problem}" for problem in _problems(metadata)]
+    if not isinstance(chat_template, str | None):
+        problems.append(f"chat_template must be of type str.{_INSTEAD}")
     if problems:
-        raise InputError(*(f"{path}: tokenizer.ggml.{problem}" for problem in problems))
+        raise InputError(*(f"{path}: tokenizer.{problem}" for problem in problems))
     tokens = metadata["tokens"]
     if _is_byte_level(metadata):
         tokenizer = _byte_level(metadata)
@@ -247,8 +251,7 @@ def _problems(metadata: Mapping[str, Any]) -> list[str]:
         problems = ["tokens is missing."]
     else:
         problems = _type_problems(metadata) or _value_problems(metadata)
-    advice = " Use the model's folder with config.json, safetensors and tokenizer.json instead."
-    return [problem + advice for problem in problems]
+    return [problem + _INSTEAD for problem in problems]
 
 
 def _type_problems(metadata: Mapping[str, Any]) -> list[str]:

@@ -179,7 +179,11 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
         raise InputError(
             *(f"{path}: {problem}; {_ADVICE}" for problem in error.problems)
         ) from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    # ArithmeticError: of numbers that no config has, in what they would be for Hugging Face.
+    except (
+        *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+        ArithmeticError,
+    ) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); {_ADVICE}"
         ) from error

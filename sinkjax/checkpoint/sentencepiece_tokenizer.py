@@ -105,6 +105,8 @@ def sentencepiece_problems(spec: SentencePiece) -> list[str]:
     """What has SentencePiece give other tokens than `sentencepiece_tokenizer` does."""
     if not all(map(math.isfinite, spec.scores)):
         return ["has scores that are not finite"]
+    if "" in _user_defined(spec):
+        return ["has an empty user-defined piece"]
     return _unigram_problems(spec) if spec.unigram else _bpe_problems(spec)
 
 

@@ -44,8 +44,14 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
       is told anew, of all that was measured in float32 at its length and shorter ones.
 
     Raises:
-      InputError: for a folder that holds no results, or none of this mask, or of another model.
+      InputError: for a folder that holds no results, or none of this mask, or of another model;
+        for a file that has something else in their places.
     """
+    for kind in MEASURED:
+        own = saved.quality.get(kind, [])
+        if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
+            text = "save the mask again without it, to have measurements there"
+            raise InputError(f"what the mask's file has as {kind} is no list of them; {text}")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
     for folder in folders:
         with about("measured", folder):
@@ -59,7 +65,7 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
             }
             collected[kind] = list(by_place.values())
     if found["quality"] and "budget_on" in collected:
-        longest = max(saved.provenance.lengths)
+        longest = max(saved.provenance.lengths, default=0)
         promised = [
             entry
             for entry in collected["quality"]

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import NoReturn
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about, clipped, printable
+from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
 from sinkjax.programs.targets import WITHOUT_TPU
 
@@ -58,6 +59,12 @@ def run(
         except OSError as error:  # of a name too long, a folder that none may enter
             where = "" if error.filename is None else f"{error.filename}: "
             return _failed(InputError(f"{where}{error.strerror or error}"))
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            said = f" ({first_line(error)})" if str(error) else ""
+            advice = "ask for fewer rows or shorter texts, or divide the model over more devices"
+            return _failed(InputError(f"memory does not suffice{said}; {advice}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
@@ -118,6 +125,8 @@ def _given_again(arguments: Iterable[str]) -> dict[str, str]:
 def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:
     """The arguments, with its lines in place of each --flagfile, which may name one that ships.
 
+    Where a path begins with ~, that is the home folder.
+
     Args:
       within: the flag files that the arguments are from, the innermost last.
 
@@ -136,8 +145,10 @@ def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -
                 f"{argument[:_SHOWN]!r} holds a NUL character or bytes that are not UTF-8; flags "
                 "take text alone, so rename such a file"
             )
-        else:
+        elif re.match("--?prompt=", argument):  # what is no path
             yield argument
+        else:  # no shell does it behind a =, and a folder named ~ would be made
+            yield re.sub("(?<=[=,])~(?=/|,|$)", lambda _: os.path.expanduser("~"), argument)
 
 
 def _lines(
@@ -149,7 +160,7 @@ def _lines(
         try:
             content = read_file(file).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            if "\0" not in name and not file.exists():
+            if "\0" not in name and not os.path.exists(file):  # of no name is too long
                 names = ", ".join(shipped.names("", ".flags"))
                 raise InputError(f"there is no such file; those that ship are {names}") from error
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -185,7 +196,7 @@ def _show_log() -> None:
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)  # absl's own is all that Orbax and JAX say
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.format = lambda record: printable(record.getMessage())  # which may quote a file's name
     logger = logging.getLogger("sinkjax")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -182,6 +182,7 @@ class Generate(ModelSettings, Tool):
         prompts: Sequence[Sequence[int]],
     ) -> sinkjax.Dispatcher:
         """Programs with a bucket for each prompt, and for all that a text may grow to."""
+        plan = plan.reached(set(map(len, prompts)), self.max_new_tokens)
         longest = max(map(len, prompts)) + self.max_new_tokens
         room = -(-longest // _GRAIN) * _GRAIN
         room = min(room, longest_context(model.config) or room)
@@ -244,6 +245,8 @@ def _use_cache(name: str) -> None:
     """
     folder = pathlib.Path(name).absolute()
     with about("compilation_cache", name):
+        if not name:
+            raise InputError("the folder has no name; give it one, or leave this out")
         with explaining("it cannot be made", "name a folder of yours"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = folder.stat()

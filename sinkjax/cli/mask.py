@@ -58,7 +58,7 @@ from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
-from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.settings import MOST_SEED, at_least, setting, values
 from sinkjax.studies.sweep.records import Curve, arrange
 
 _COPY = "copy_first_layer"
@@ -304,7 +304,7 @@ class MakeMask(Tool):
             yield Problem("quantile", self.quantile, "give one from 0 to 1, such as 0.9")
         if self.quantile is not None and self.min_share is not None:
             yield "--quantile and --min_share are two ways to choose; give one of them"
-        yield from at_least(self, seed=0)
+        yield from at_least(self, most=MOST_SEED, seed=0)
         if (self.mask is None or self.measured) and self._file().suffix != ".json":
             text = "name a file for the mask, whose name ends in .json"
             yield Problem("output", self.output, text)

@@ -13,7 +13,7 @@ import sinkjax
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import terminal
 from sinkjax.errors import InputError, Problem, about, explaining
-from sinkjax.files import replace_file
+from sinkjax.files import check_path, replace_file
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sharding import fit_mesh
 from sinkjax.studies.candidates import Fills, read_masks
@@ -101,10 +101,11 @@ def output_path(name: str | None) -> Path | None:
     if name is None:
         return None
     path = Path(name)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise InputError(
-            Problem("output", path, "give the name of a file, in a folder that exists")
-        )
+    with about("output", path):
+        with explaining("it cannot be written", "give the name of a file"):
+            check_path(path)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError("give the name of a file, in a folder that exists")
     return path
 
 

@@ -143,7 +143,7 @@ class HarnessLM(TemplateLM):
         if str(batch_size).split(":")[0] == "auto":
             batch_size = min(_BATCH_SIZE, max_batch_size or _BATCH_SIZE)
         named = {"revision": None if revision is None else str(revision)}
-        saved = None if mask is None else load_mask(mask)
+        saved = None if mask is None else load_mask(str(mask))  # the harness makes 512 a number
         tokenizer = load_tokenizer(str(pretrained), **named)
         model = load(str(pretrained), dtype=dtype, **named)
         if saved is not None:

@@ -117,7 +117,7 @@ def measure_sinks(
     scores, norms = [], []
     for index, layer in enumerate(model.layers):
         x, layer_scores, layer_norms = _attend(
-            layer, x, context, key_positions=key_positions, tail=tail
+            layer, x, context, key_positions=key_positions, tail=min(tail, tokens.shape[1])
         )
         scores.append(layer_scores)
         norms.append(layer_norms)

@@ -36,6 +36,13 @@ _SHIPPED = "masks", ".json"
 _HUB = "hf://"
 _KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
 _TENSOR = "means"  # float32 [heads that are sink(mean), H], by layer, then head
+_TEXT: tuple[tuple[type, ...], str] = (str,), "text"
+_PROVENANCE: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "lengths": ((list,), "list"),
+    "threshold": ((int, float), "number"),
+    "selection": ((dict,), "object"),
+}
+"""What the fields of a provenance hold that are no text."""
 _SAVE_AGAIN = "if the change was meant, write the mask again with sinkjax.save_mask"
 
 
@@ -285,13 +292,18 @@ def _read_provenance(fields: Mapping[str, Any], problems: list[Problem | str]) -
     if not isinstance(made_from, dict):
         problems.append("'provenance' is no object")
         return Provenance()
-    known = {field.name for field in dataclasses.fields(Provenance)}
+    known = {field.name: field.default for field in dataclasses.fields(Provenance)}
     problems += [f"'provenance.{key}' is unknown" for key in made_from if key not in known]
-    provenance = Provenance(**{key: value for key, value in made_from.items() if key in known})
-    if not isinstance(provenance.lengths, list | tuple):
-        problems.append("'provenance.lengths' is no list")
-        return provenance
-    return dataclasses.replace(provenance, lengths=tuple(provenance.lengths))
+    for key, value in made_from.items():
+        allowed, kind = _PROVENANCE.get(key, _TEXT)
+        if key in known and value is not known[key] and not isinstance(value, allowed):
+            problems.append(f"'provenance.{key}' is no {kind}")
+    lengths = made_from.get("lengths")
+    lengths = lengths if isinstance(lengths, list) else []
+    if any(type(length) is not int for length in lengths):
+        problems.append("'provenance.lengths' has what is no whole number")
+    said = {key: value for key, value in made_from.items() if key in known}
+    return Provenance(**{**said, "lengths": tuple(lengths)})
 
 
 def _read_fills(

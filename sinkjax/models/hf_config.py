@@ -165,7 +165,7 @@ _WAYS_ON = {
     "sliding_window": "a Llama attends to all earlier tokens, and this is below "
     "max_position_embeddings; choose a checkpoint without a window",
 }
-_MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
+MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
 _MOST = 2**31 - 1  # sizes and positions are int32 in a program
 
 
@@ -205,7 +205,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
     for ours, theirs, default in _SHAPE:
-        most = _MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else _MOST
+        most = MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else _MOST
         problem = _problem_with(shape[ours], default, most)
         if problem and not (ours == "head_dim" and shape[ours] is None):
             problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
@@ -251,7 +251,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
             problems.append(f"{theirs} is {reprlib.repr(own[theirs])}; known are {names}")
     if family.ropes is not None and rope.type not in family.ropes:
         problems.append(f"rope_type is {rope.type}; a {model_type} has {', '.join(family.ropes)}")
-    if not _problem_with(shape["num_layers"], None, _MOST_LAYERS_OR_HEADS):  # else what are layers?
+    if not _problem_with(shape["num_layers"], None, MOST_LAYERS_OR_HEADS):  # else what are layers?
         problems += family.problems(own)
     end_tokens = listed(attributes.get("eos_token_id"))
     for key in sorted(_TOKEN_IDS):
@@ -340,6 +340,10 @@ def check_config(config: LlamaConfig) -> None:
     Raises:
       InputError: listing every value that no model can have, by Hugging Face's names.
     """
+    layers = config.num_layers  # before what is said of each is counted
+    problem = _problem_with(layers, None, MOST_LAYERS_OR_HEADS)
+    if problem and layers is not None:
+        raise InputError(f"config: num_hidden_layers is {reprlib.repr(layers)}; {problem}")
     wanted, given = _flat(from_hf_config(_attributes(config))), _flat(config)
     problems = []
     for name in sorted(wanted.keys() | given.keys()):

@@ -77,6 +77,20 @@ class Plan:
         """The mask that serves a length."""
         return self.stages[self.stage(length)].mask
 
+    def reached(self, lengths: Iterable[int], num_tokens: int) -> Plan:
+        """The plan for prompts of these lengths and so many tokens after them.
+
+        Stages that none of them comes to are left out: nothing would be compiled for them.
+        """
+        grown = num_tokens if self.crossing == "prefill" else 1
+        reached = {
+            index
+            for length in lengths
+            for index in range(self.stage(length), self.stage(length + grown - 1) + 1)
+        }
+        *stages, last = (self.stages[index] for index in sorted(reached))
+        return Plan((*stages, Stage(last.mask)), self.crossing)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form that `from_dict` reads back."""
         return {
@@ -112,11 +126,17 @@ class Plan:
             if not isinstance(stage, Mapping) or set(stage) != {"up_to", "mask"}:
                 problems.append(f'stage {index} is {stage!r}; it has "up_to" and "mask"')
                 continue
-            up_to = stage["up_to"]
+            up_to, text = stage["up_to"], stage["mask"]
+            if up_to == []:
+                advice = "give a length, several in a list, or null in the last stage"
+                problems.append(f"stage {index}: up_to is []; {advice}")
+            if not isinstance(text, str):
+                problems.append(f"stage {index}: mask is {text!r:.99}; give its text")
+                continue
             try:
                 for longest in up_to if isinstance(up_to, list) else [up_to]:
-                    length = longest if isinstance(longest, int) else None
-                    read.append(Stage(SinkMask.from_text(stage["mask"], length), longest))
+                    length = longest if type(longest) is int else None
+                    read.append(Stage(SinkMask.from_text(text, length), longest))
             except InputError as error:
                 problems += [f"stage {index}: {problem}" for problem in error.problems]
         if problems:
@@ -224,7 +244,7 @@ def _plan_problems(plan: Plan) -> Iterable[str]:
         yield "the last stage has to serve all longer lengths: its up_to has to be None"
     before = 0
     for index, stage in enumerate(plan.stages[:-1]):
-        if not isinstance(stage.up_to, int) or stage.up_to <= before:
+        if type(stage.up_to) is not int or stage.up_to <= before:
             yield (
                 f"stage {index}: up_to is {stage.up_to}; it has to be a whole number above {before}"
             )

@@ -137,7 +137,8 @@ def target_devices(target: str) -> list[jax.Device]:
             f"{host.split(':')[0]}:{shape}" if shape else host, "tpu"
         ).devices
     except Exception as error:  # of several classes
-        text = f"it has no such topology ({first_line(error)}); give one such as {host}"
+        such = f"{platform}:{chip}:{host.partition(':')[2]}"
+        text = f"it has no such topology ({first_line(error)}); give one such as {such}"
         raise InputError(Problem("target", target, text)) from error
 
 

@@ -128,20 +128,10 @@ class Candidate:
         return served[:1] + [(m, first, last) for m, first, last in served[1:] if first < last]
 
     def reached(self, lengths: Sequence[int], num_tokens: int) -> Plan:
-        """What of a plan serves excerpts of these lengths and what they grow to.
-
-        Stages that none of them comes to are left out: nothing would be compiled for them.
-        """
+        """`Plan.reached`, of one stage where there is no plan."""
         if self.plan is None:
             return Plan((Stage(self.masks[lengths[0]]),))
-        grown = num_tokens if self.plan.crossing == "prefill" else 1
-        reached = {
-            index
-            for length in lengths
-            for index in range(self.plan.stage(length), self.plan.stage(length + grown - 1) + 1)
-        }
-        *stages, last = (self.plan.stages[index] for index in sorted(reached))
-        return Plan((*stages, Stage(last.mask)), self.plan.crossing)
+        return self.plan.reached(lengths, num_tokens)
 
     def _digests(self, mask: SinkMask) -> dict[str, str | None]:
         return {"mask_digest": mask.digest, "fills_sha256": fills_digest(self.fills.get(mask))}
@@ -261,6 +251,8 @@ def read_mask(
       field: which problems are said to be with.
     """
     with about(field, name):
+        if not name:
+            raise InputError("it is empty: give files, or names of shipped masks, between commas")
         if not is_text(name):
             saved = load_mask(name)
             saved.check(config)

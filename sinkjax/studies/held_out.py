@@ -49,7 +49,8 @@ class HeldOutStudy(Study):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from at_least(self, choose_excerpts=1, judge_excerpts=1, max_tokens=1)
+        yield from at_least(self, choose_excerpts=1, judge_excerpts=1)
+        yield from at_least(self, most=sys.maxsize, max_tokens=1)
         if not self.lengths:
             yield Problem("lengths", None, "give at least one, such as 256")
 

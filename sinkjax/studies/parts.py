@@ -32,12 +32,12 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """The part that a text such as `2/4` names.
+        """The part that a text such as `2/4` names, of 9,999 at most.
 
         Raises:
           InputError: where it names none.
         """
-        match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+        match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", text)
         if match is None or int(match[1]) > int(match[2]):
             advice = "give the part's number, from 1, and how many there are, such as 2/4"
             raise InputError(Problem("part", text, advice))
@@ -80,7 +80,8 @@ def finished_parts(folder: Path) -> list[Part]:
     Raises:
       InputError: naming all that are not there, or not finished.
     """
-    named = (re.fullmatch(r"part-(\d+)-of-(\d+)", path.name) for path in folder.glob("part-*"))
+    pattern = r"part-(\d{1,4})-of-(\d{1,4})"
+    named = (re.fullmatch(pattern, path.name) for path in folder.glob("part-*"))
     counts = {int(match[2]) for match in named if match is not None}
     parts = [part for of in sorted(counts) for part in Part(1, of).all()]
     wrong = [part for part in parts if not (part.within(folder) / _FINISHED).exists()]

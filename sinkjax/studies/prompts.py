@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from sinkjax.checkpoint.folder_tokenizer import around
 from sinkjax.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -300,9 +301,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase, bos: str) -> list[int]:
         return [tokenizer.bos_token_id]
     if bos != "tokenizer":
         raise InputError(Problem("bos", bos, f"use one of {', '.join(BOS_POLICIES)}"))
-    # What a tokenizer adds depends on no text, so any text shows it.
-    bare, full = _bare(tokenizer, "a"), tokenizer.encode("a")
-    return next(full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return around(tokenizer)[0]
 
 
 def _in_front(prefix: list[int], tokens: list[int], bos: str) -> list[int]:

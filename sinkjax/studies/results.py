@@ -248,15 +248,13 @@ class Results:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
-            file.comment = _arrays_digest(name, arrays)
+            file.comment = arrays_digest(name, arrays)
         self._replace(self._measured / f"{name}.npz", buffer.getbuffer())
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None where there are none, or they have been damaged."""
         for folder in (self.folder, *self._beside):
-            path = folder / _MEASURED / f"{name}.npz"
-            arrays = _read_arrays(path, name) if path.is_file() else None
-            if arrays is not None:
+            if (arrays := read_arrays(folder, name)) is not None:
                 return arrays
         return None
 
@@ -434,14 +432,17 @@ def _each_line(file: Path, lines: chain.Lines) -> Iterator[str]:
     return (f"{file}: {text}" for text in lines.problems)
 
 
-def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray] | None:
-    """The arrays that a file keeps under a name; None where they have been damaged."""
+def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The arrays that a run's folder keeps under a name; None for none, or damaged ones."""
+    path = folder / _MEASURED / f"{name}.npz"
+    if not path.is_file():
+        return None
     try:
         with np.load(path, allow_pickle=False) as file:
             if file.zip.testzip() is not None:
                 raise ValueError("a checksum does not match")
             arrays = {key: file[key] for key in file.files}
-            if file.zip.comment not in (b"", _arrays_digest(name, arrays)):
+            if file.zip.comment not in (b"", arrays_digest(name, arrays)):
                 raise ValueError("they are not those that were kept there")
             return arrays
     except Exception as error:  # zip, header and array data each raise their own when damaged
@@ -449,7 +450,7 @@ def _read_arrays(path: Path, name: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _arrays_digest(name: str, arrays: Mapping[str, Any]) -> bytes:
+def arrays_digest(name: str, arrays: Mapping[Any, Any]) -> bytes:
     """A digest of arrays and of what they are kept under; files of earlier versions have none."""
     digest = hashlib.sha256(name.encode())
     for key, value in arrays.items():

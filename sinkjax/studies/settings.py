@@ -1,12 +1,22 @@
 """The settings of a study: fields that say their default and their help, once."""
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from sinkjax.errors import InputError, Problem
 
 Part = TypeVar("Part")
+
+MOST = 10_000_000
+"""The largest count of anything that a study does."""
+
+MOST_DRAWN = 10_000
+"""The largest count of what is drawn before anything is measured: questions, random controls."""
+
+MOST_SEED = sys.maxsize  # what jax.random takes
 
 
 def setting(
@@ -41,12 +51,37 @@ def values(settings: Any, *names: str) -> dict[str, Any]:
     return {n: list(value) if isinstance(value, tuple) else value for n, value in named.items()}
 
 
-def at_least(settings: Any, **least: int) -> Iterator[Problem]:
-    """The settings that are below a number, by name."""
+def at_least(settings: Any, *, most: int = MOST, **least: int) -> Iterator[Problem]:
+    """The settings that are below a number, by name.
+
+    Args:
+      most: the largest number that any of them may be.
+
+    Raises:
+      InputError: for one above `most`: nothing else is looked at, which could count up to it.
+    """
     for name, minimum in least.items():
         value = getattr(settings, name)
+        if value > most:
+            raise InputError(Problem(name, value, f"give at most {most:,}"))
         if value < minimum:
             yield Problem(name, value, f"give {minimum} or more")
+
+
+def above_zero(settings: Any, **needed: str) -> Iterator[Problem]:
+    """The settings that are no finite number above 0, by name; each with what it has to be."""
+    for name, what in needed.items():
+        value = getattr(settings, name)
+        if not 0 < value < math.inf:
+            yield Problem(name, value, f"give {what}, above 0 and finite")
+
+
+def twice(settings: Any, *names: str) -> Iterator[Problem]:
+    """The settings, by name, in which a value is there twice."""
+    for name in names:
+        value = getattr(settings, name)
+        if len(set(value)) < len(value):
+            yield Problem(name, value, "a value is there twice")
 
 
 def shares(

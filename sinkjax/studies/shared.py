@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sinkjax.distributed import first, process_count
-from sinkjax.studies.results import Results
+from sinkjax.studies.results import Results, read_arrays
 
 
 def open_results(
@@ -22,11 +20,15 @@ def open_results(
 
 
 def take_arrays(results: Results, folder: str | os.PathLike[str]) -> None:
-    """Copies what another run measured and these results do not hold: names say of what it is."""
+    """Copies what another run measured and these results do not hold: names say of what it is.
+
+    What is damaged there is left there.
+    """
     for path in first(lambda: sorted(Path(folder, "measured").glob("*.npz"))):
         if results.arrays(path.stem) is None:
-            arrays = first(lambda path=path: dict(np.load(path, allow_pickle=False)))
-            results.put_arrays(path.stem, **arrays)
+            arrays = first(lambda name=path.stem: read_arrays(Path(folder), name))
+            if arrays is not None:
+                results.put_arrays(path.stem, **arrays)
 
 
 def _told(method: Callable[..., Any]) -> Callable[..., Any]:

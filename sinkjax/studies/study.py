@@ -27,7 +27,7 @@ from sinkjax.report.write import check_folder, write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part, beside, check_parts, finished_parts, records_of
 from sinkjax.studies.results import Results, identity, output_folder, read_records
-from sinkjax.studies.settings import at_least, problems_of, setting, values
+from sinkjax.studies.settings import MOST_SEED, at_least, problems_of, setting, values
 from sinkjax.studies.shared import open_results, take_arrays
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
@@ -179,7 +179,7 @@ class Study(abc.ABC):
     @abc.abstractmethod
     def problems(self) -> Iterator[Problem]:
         """What is wrong with its settings by themselves."""
-        yield from at_least(self, seed=0)
+        yield from at_least(self, most=MOST_SEED, seed=0)
         if self.mesh is not None:
             yield from problems_of(lambda: parse_mesh(self.mesh))
 

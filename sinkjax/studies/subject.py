@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sinkjax.checkpoint import load, load_config, load_tokenizer
+from sinkjax.checkpoint.text_part import text_config
 from sinkjax.distributed import together
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json, read_file, user_path
@@ -107,13 +109,15 @@ def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
     if shape in SHAPES:
         return SHAPES[shape]
     path = user_path(shape)
-    path = path / "config.json" if path.is_dir() else path
+    path = path / "config.json" if os.path.isdir(path) else path  # of no name is too long
     try:
         attributes = parse_json(read_file(path))
+        if not isinstance(attributes, dict):
+            raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         text = (
             f"it is no known shape, and {path} cannot be read as JSON ({error}); known are "
             f"{', '.join(SHAPES)}, or give a folder with a config.json, or such a file"
         )
         raise InputError(Problem("model", name, text)) from error
-    return from_hf_config(attributes, str(path))
+    return from_hf_config(text_config(attributes), str(path))

@@ -336,6 +336,16 @@ def test_bos_and_eos_are_added_as_the_config_says_else_as_the_file_does(
     assert as_orbax(tokenizer, tmp_path / "orbax")("Hello")["input_ids"] == ids
 
 
+@pytest.mark.parametrize("add_bos", [None, True, False])
+def test_a_vocabulary_without_letters_is_read(tmp_path, add_bos):
+    digits = tokenizers.models.BPE({str(digit): digit for digit in range(10)}, [])
+    written = tokenizers.Tokenizer(digits)
+    written.add_special_tokens(["<s>"])
+    written.save(str(tmp_path / "tokenizer.json"))
+    configure(tmp_path, bos_token="<s>", add_bos_token=add_bos)
+    assert sinkjax.load_tokenizer(tmp_path)("12")["input_ids"] == [10] * bool(add_bos) + [1, 2]
+
+
 def test_a_template_of_its_own_is_kept(tmp_path):
     written = prepend()
     written.post_processor = processors.TemplateProcessing(

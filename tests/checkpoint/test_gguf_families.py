@@ -69,6 +69,20 @@ def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("architecture", [f.gguf.architecture for f in FAMILIES.values() if f.gguf])
+def test_no_layers_are_counted_that_a_file_has_not(architecture, tmp_path):
+    """None makes a list of them before their number is looked at."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    for key in ("embedding_length", "context_length", "feed_forward_length"):
+        writer.add_uint32(f"{architecture}.{key}", 64)
+    writer.add_uint32(f"{architecture}.attention.head_count", 4)
+    writer.add_uint32(f"{architecture}.attention.sliding_window", 8)
+    writer.add_uint64(f"{architecture}.block_count", 2**62)
+    writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
+    with pytest.raises(sinkjax.InputError, match=rf"{architecture}.block_count is \d+; it must be"):
+        sinkjax.load_config(finish(writer))
+
+
 def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
     """As Qwen2.5 1.5B is published: 12 heads on 2, tied, quantized with an importance matrix."""
     oracle = hf.make_llama(

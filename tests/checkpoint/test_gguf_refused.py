@@ -66,7 +66,7 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
     writer.add_rope_dimension_count(15)
     writer.add_key_length(16)
     writer.add_layer_norm_rms_eps(float("nan"))
-    writer.add_rope_freq_base(0.0)
+    writer.add_bool("llama.rope.freq_base", True)
     writer.add_uint32("llama.rope.scaling.type", 1)
     writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
     assert_refused(
@@ -76,10 +76,23 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
         "llama.feed_forward_length is missing",
         "llama.attention.head_count is [4, 2]",
         "llama.attention.layer_norm_rms_epsilon is nan",
-        "llama.rope.freq_base is 0.0",
+        "llama.rope.freq_base is True",
         "llama.rope.scaling.type is 1",
         "llama.rope.dimension_count is 15, the head size 16",
     )
+
+
+@pytest.mark.parametrize("tokens", [5, "abc", True, []])
+def test_tokens_that_are_no_list_are_not_counted(tmp_path, tokens):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for key in ("embedding_length", "context_length", "feed_forward_length", "block_count"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kinds = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}
+    kinds.get(type(tokens), writer.add_array)("tokenizer.ggml.tokens", tokens)
+    with pytest.raises(InputError, match="vocab_size is 0"):
+        sinkjax.load_config(finish(writer))
 
 
 def test_one_number_a_layer_is_read_where_all_agree(writer, model):
@@ -194,6 +207,17 @@ def test_no_layers_are_counted_that_the_file_has_not(small_file, tmp_path, block
     path.write_bytes(content.replace(key + b"\3\0\0\0", key + blocks.to_bytes(4, "little")))
     with pytest.raises(InputError, match=rf"4 layers, its tensors are of 3|is {blocks}; .*at most"):
         sinkjax.load(path)
+
+
+def test_a_damaged_length_is_not_followed_through_a_large_file(small_file, tmp_path):
+    """Of a file of gigabytes, each byte of which would be a value of tens of bytes."""
+    content = small_file[0].read_bytes()
+    place = content.index(b"tokenizer.ggml.scores") + len(b"tokenizer.ggml.scores") + 8
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content[:place] + (1 << 23).to_bytes(8, "little") + content[place + 8 :])
+    with path.open("r+b") as file:
+        file.truncate(1 << 26)
+    assert_refused(path, "tokenizer.ggml.scores is a list of 8,388,608 values, more than any model")
 
 
 @hypothesis.given(share=st.floats(0, 1, exclude_max=True))

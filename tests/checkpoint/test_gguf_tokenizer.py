@@ -70,7 +70,7 @@ def write(
         list: writer.add_array,
     }
     for key, value in more.items():
-        add[type(value)](f"tokenizer.ggml.{key}", value)
+        add[type(value)](key if "." in key else f"tokenizer.ggml.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -465,6 +465,11 @@ def test_an_answer_ends_at_the_ids_of_eos_eot_eom_and_known_texts(tmp_path, mode
             ["pre must be of type str", "add_bos_token must be of type bool"],
         ),
         ({"model": "llama"}, ["scores is missing"]),
+        ({"tokenizer.chat_template": ["a"]}, ["tokenizer.chat_template must be of type str"]),
+        (
+            {"tokenizer.chat_template": 5, "pre": "jais"},
+            ["tokenizer.chat_template must be of type str", "tokenizer.ggml.pre is 'jais'"],
+        ),
     ],
 )
 def test_everything_that_is_wrong_is_listed_at_once(tmp_path, changes, mentions):

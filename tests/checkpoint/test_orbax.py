@@ -241,6 +241,9 @@ def test_a_checkpoint_of_the_time_before_hashes_is_read(model, saved):
     ("change", "mention"),
     [
         ({"num_layers": 10**9}, "num_hidden_layers is 1000000000; a whole number"),
+        ({"num_layers": 10**9, "family": "qwen2"}, "num_hidden_layers is 1000000000; a whole"),
+        ({"logit_scale": 0.0, "query_scale": 1.0, "family": "granite"}, "ZeroDivisionError"),
+        ({"head_dim": 10**4000, "query_scale": 1.0, "family": "granite"}, "OverflowError"),
         ({"num_layers": 9_999}, "layers.3.attention.k is missing"),
         ({"num_layers": 2}, "'layers.2.mlp.up' is no part of its config"),
         ({"num_heads": -1}, "num_attention_heads is -1"),

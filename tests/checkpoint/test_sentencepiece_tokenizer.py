@@ -4,6 +4,7 @@ Letters may be no pieces, scores equal, pieces unused, user-defined, or such as 
 """
 
 import collections
+import dataclasses
 import random
 
 import pytest
@@ -91,6 +92,13 @@ def test_what_only_sentencepiece_does_is_refused_with_the_reason(unigram, rows, 
     _, spec = model(unigram, rows)
     (problem,) = sentencepiece_problems(spec)
     assert why in problem
+
+
+def test_an_empty_piece_that_is_found_everywhere_is_refused():
+    """As SentencePiece itself refuses any empty piece: it would part all text."""
+    spec = SentencePiece(["<unk>", "a", ""], [0.0, -1.0, -2.0], [2, 1, USER], 0, None)
+    assert sentencepiece_problems(spec) == ["has an empty user-defined piece"]
+    assert not sentencepiece_problems(dataclasses.replace(spec, types=[2, 1, NORMAL]))
 
 
 @pytest.mark.parametrize(

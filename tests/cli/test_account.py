@@ -59,14 +59,15 @@ def test_bad_flags_are_refused_together(shape):
         ACCOUNT,
         f"--model={shape}",
         "--targets=tpu:v99,cuda:a100",
-        "--lengths=0",
+        f"--lengths=0,{10**400}",
     )
-    for problem, part in zip(
-        problems,
-        ("--mask: ", "--targets=tpu:v99: use one of", "--lengths=0: ", "--memory: "),
-        strict=True,
-    ):
+    wanted = ("--mask: ", "--targets=tpu:v99: use one of", "--lengths=0: ", "--lengths=1000")
+    for problem, part in zip(problems, (*wanted, "--memory: "), strict=True):
         assert problem.startswith(part)
     assert "cuda:a100 has" in problems[-1]
+    twice = ("--targets=cpu,cpu", "--lengths=8,16,8")
+    flags = (f"--model={shape}", f"--mask={MASK}", "--memory=1", *twice)
+    wanted = tuple(f"{flag}: a value is there twice" for flag in twice)
+    assert problems_of(run_main, ACCOUNT, *flags) == wanted
     (problem,) = problems_of(run_main, ACCOUNT, f"--model={shape}", f"--mask={MASK}", "--memory=-1")
     assert problem.startswith("--memory=-1: ")

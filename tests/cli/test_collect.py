@@ -123,6 +123,14 @@ def test_runs_of_other_masks_and_models_are_refused(measured, tmp_path):
         collect(saved, [str(tmp_path)])
 
 
+@pytest.mark.parametrize("kind", ["quality", "retrieval", "timing"])
+@pytest.mark.parametrize("said", ["good", {"kl": 0.1}, [0.1]])
+def test_what_a_user_said_in_the_place_of_measurements_is_refused(measured, tmp_path, kind, said):
+    save_mask(tmp_path / "mask.json", SinkMask.from_text("L0-1: 6f"), quality={kind: said})
+    with pytest.raises(InputError, match=f"what the mask's file has as {kind} is no list of them"):
+        collect(load_mask(tmp_path / "mask.json"), [str(measured / "quality")])
+
+
 def test_a_name_alone_is_no_file_to_write_into(measured):
     with pytest.raises(InputError, match="--output: name a file"):
         run("mask", mask="smollm2-135m-512", measured=measured / "quality")

@@ -111,6 +111,8 @@ def test_a_cache_that_is_open_to_others_is_refused(folder, tmp_path):
     tmp_path.chmod(0o755)
     with pytest.raises(sinkjax.InputError, match="is open to others"):
         run_main(GENERATE, *_arguments(folder, "a"), f"--compilation_cache={tmp_path}")
+    with pytest.raises(sinkjax.InputError, match="has no name"):
+        run_main(GENERATE, *_arguments(folder, "a"), "--compilation_cache=")
 
 
 def test_all_that_is_wrong_is_said_before_the_model_is_loaded(folder, tmp_path):
@@ -152,6 +154,23 @@ def test_a_text_may_fill_a_context_of_any_length(tmp_path, small_tokenizer, caps
         assert f"{size} tokens" in capsys.readouterr().out
     with pytest.raises(sinkjax.InputError, match=r"made for 100 tokens, .* it is 101: give a"):
         run_main(GENERATE, f"--model={tmp_path}", f"--prompt={prompt}", "--max_new_tokens=4")
+
+
+def test_a_plan_may_have_stages_that_no_prompt_comes_to(folder, mask, capsys):
+    """Also where there would be no room for them: nothing is compiled for these."""
+    plan = mask.parent / "long.json"
+    stages = [{"up_to": n, "mask": mask.name} for n in (40, 1000)]
+    stages.append({"up_to": None, "mask": "L0-1: 6f"})
+    for crossing in ("stay", "prefill"):
+        plan.write_text(json.dumps({"crossing": crossing, "stages": stages}))
+        shown = []
+        for how in (f"--mask={mask}", f"--plan={plan}"):
+            run_main(GENERATE, *_arguments(folder, PROMPTS[0]), how)
+            shown.append(capsys.readouterr().out.splitlines())
+        assert shown[0][1 : shown[0].index("on cpu")] == shown[1][1 : shown[1].index("on cpu")]
+    run_main(GENERATE, *_arguments(folder, PROMPTS[0]), f"--mask={mask}", "--up_to=1000")
+    last = capsys.readouterr().out.splitlines()
+    assert last[1 : last.index("on cpu")] == shown[0][1 : shown[0].index("on cpu")]
 
 
 def test_a_prompt_of_no_tokens_or_of_unknown_ones_is_refused(folder, tmp_path, small_tokenizer):

@@ -244,3 +244,6 @@ def test_bad_flags_are_refused(more, said, shape, tmp_path):
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(shape, tmp_path):
     with pytest.raises(InputError, match="in a folder that exists"):
         inspect(shape, tmp_path / "none" / "out.jsonl")
+    (tmp_path / "device").symlink_to("/dev/null")
+    with pytest.raises(InputError, match=r"device: it cannot be written \(it is a pipe or a dev"):
+        inspect(shape, tmp_path / "device")

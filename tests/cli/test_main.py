@@ -1,10 +1,12 @@
 """The command `sinkjax`, and how scripts begin and end."""
 
+import logging
 import os
 import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags as absl_flags
 from scripts import ROOT, load_script, refused, start
@@ -141,6 +143,7 @@ REFUSED = {
     "folder": "Is a directory",
     "": "Is a directory",
     "a\0b": "no path holds a NUL",
+    "a" * 300: "there is no such file",
     "\udcff.flags": "there is no such file",
 }
 
@@ -171,6 +174,21 @@ def test_flag_files_may_include_each_other_and_hold_comments(tmp_path):
     assert any(line.startswith("--") for line in rest[4:])  # of the file that ships
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch, tmp_path):
+    """No shell makes it so behind a =, and it would be made as a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "own.flags").write_text("--text=~/book.txt")
+    wanted = {
+        "--output_dir=~/out": "--output_dir=/home/me/out",
+        "--mask=~/a.json,b~/c.json,~/d.json": "--mask=/home/me/a.json,b~/c.json,/home/me/d.json",
+        "--model=~": "--model=/home/me",
+        "--text=~me/book.txt": "--text=~me/book.txt",
+        "--prompt=~/bin is": "--prompt=~/bin is",
+        f"--flagfile={tmp_path}/own.flags": "--text=/home/me/book.txt",
+    }
+    assert list(flags._expanded(wanted)) == list(wanted.values())
+
+
 @pytest.mark.parametrize("flag", ["output_dir", "model", "text", "prompts", "choose_text"])
 @pytest.mark.parametrize("value", [b"\xff\xfe/a", b"a\xed\xb2\x80b"])
 def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
@@ -182,6 +200,37 @@ def test_bytes_that_are_no_text_in_any_flag_are_an_error_in_a_line(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (1, "")
     assert re.fullmatch(rf"error: '--{flag}=.*' holds a NUL .*not UTF-8; flags take .*\n", err)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n more"),
+        MemoryError("Unable to allocate 7. EiB"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_does_not_suffice_is_an_error_in_a_line(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep"])
+    with pytest.raises(SystemExit) as ended:
+        flags.run(fail)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+    assert err.startswith(f"error: memory does not suffice{said}; ask for fewer rows")
+    assert err.count("\n") == 1
+
+
+def test_what_is_logged_of_a_file_has_no_codes_that_a_terminal_obeys(monkeypatch, capsys):
+    logger = logging.getLogger("sinkjax")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["sinkjax sweep"])
+    with pytest.raises(SystemExit):
+        flags.run(lambda: logger.warning("%s is damaged", "a\x1b[31mb\nerror: c"))
+    assert capsys.readouterr().err == "a\\x1b[31mb\\nerror: c is damaged\n"
 
 
 def test_a_flag_that_is_given_twice_says_which_is_taken(monkeypatch, capsys, tmp_path):

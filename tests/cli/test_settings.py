@@ -92,6 +92,8 @@ def test_all_flags_that_cannot_be_read_are_named_together():
     (problem,) = problems_of(read, Frontier, "--paths=window(4,8)")
     assert problem.startswith("paths=window(4,8): ")
     assert "begins with no length" in problem
+    (problem,) = problems_of(read, Frontier, "--paths=8:w(4,8);24:s(zero);08:s(mean)")
+    assert problem.endswith("length 8 is there twice; write its paths together")
 
 
 @pytest.mark.parametrize("name", STUDIES)

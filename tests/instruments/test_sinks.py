@@ -191,6 +191,16 @@ def test_any_batch_equals_transformers_row_by_row(data, tiny):
     assert_equal_to_transformers(stats, rows)
 
 
+def test_a_tail_longer_than_all_queries_is_all_of_them(tiny):
+    _, model = tiny
+    tokens = jnp.asarray(hf.random_tokens((2, 9)))
+    wanted = measure_sinks(model, tokens, tail=9).score("tail")
+    for tail in (10, 2**31, 10**30):
+        stats = measure_sinks(model, tokens, tail=tail)
+        assert stats.tail == tail
+        np.testing.assert_array_equal(stats.score("tail"), wanted)
+
+
 @pytest.mark.parametrize("rope", ["rope_default", "rope_dynamic"])
 def test_ragged_rows_equal_the_rows_alone(rope, tmp_path):
     hf.save_llama(tmp_path, **hf.KINDS[rope])

@@ -191,6 +191,11 @@ def test_a_tampered_file_is_refused(tmp_path, changes, said):
         ({"provenance": {"modle": "x"}}, "'provenance.modle' is unknown"),
         ({"provenance": []}, "'provenance' is no object"),
         ({"provenance": {"lengths": 3}}, "'provenance.lengths' is no list"),
+        ({"provenance": {"lengths": [8, "9"]}}, "'provenance.lengths' has what is no whole number"),
+        ({"provenance": {"model": 5}}, "'provenance.model' is no text"),
+        ({"provenance": {"text_sha256": ["a"]}}, "'provenance.text_sha256' is no text"),
+        ({"provenance": {"threshold": "0.9"}}, "'provenance.threshold' is no number"),
+        ({"provenance": {"selection": [1]}}, "'provenance.selection' is no object"),
         ({"quality": []}, "'quality' is no object"),
     ],
 )

@@ -177,7 +177,20 @@ def test_a_stage_of_several_lengths_has_windows_that_grow_with_them():
             {"crossing": "stay", "stages": [{"up_to": None, "mask": "L0: w(1,L/8)"}]},
             "'w(1,L/8)' is no path: it grows with a length",
         ),
-        ({"crossing": "stay", "stages": [{"up_to": [], "mask": "L0: f"}]}, "the last stage"),
+        ({"crossing": "stay", "stages": [{"up_to": [], "mask": "L0: f"}]}, "in the last stage"),
+        ({"crossing": "stay", "stages": [{"up_to": None, "mask": 5}]}, "stage 0: mask is 5; give"),
+        (
+            {"crossing": "stay", "stages": [{"up_to": None, "mask": ["L0: f"]}]},
+            "stage 0: mask is [",
+        ),
+        (
+            {
+                "crossing": "stay",
+                "stages": [{"up_to": up, "mask": "L0: f"} for up in (True, None)],
+            },
+            "stage 0: up_to is True; it has to be a whole number above 0",
+        ),
+        ({"crossing": ["stay"], "stages": [{"up_to": None, "mask": "L0: f"}]}, "stay, prefill"),
         ({"crossing": "jump", "stages": [{"up_to": None, "mask": "L0: f"}]}, "stay, prefill"),
         (
             {

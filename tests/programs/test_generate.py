@@ -282,6 +282,10 @@ def test_everything_that_cannot_be_compiled_is_named(tiny):
         compile(tiny[0], batch_size=2.5, prefill_lengths=(8.5,), max_length=True)
     for part in ("batch_size=2.5: ", "prefill_lengths=8.5: ", "max_length=True: "):
         assert part in str(error.value)
+    with pytest.raises(sinkjax.InputError) as error:
+        compile(tiny[0], batch_size=2**31, prefill_lengths=(8,), steps_per_call=2**40)
+    for part in ("batch_size=2147483648: whole numbers from 1 to", "steps_per_call=1099511627776:"):
+        assert part in str(error.value)
     with pytest.raises(sinkjax.InputError, match="prefill_lengths: give at least one bucket"):
         compile(tiny[0], prefill_lengths=(), max_length=64)
     with pytest.raises(sinkjax.InputError, match="prefill_lengths=8: a sequence of buckets is nee"):

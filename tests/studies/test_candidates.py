@@ -1,5 +1,7 @@
 """Shipped plans: found by name from any folder, of shipped masks, going on in the baseline."""
 
+import dataclasses
+
 import pytest
 from masks import CONFIG
 
@@ -32,6 +34,12 @@ def test_an_unknown_plan_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
         read_plan("smollm2-135m-10")
     assert all(name in str(refused.value) for name in shipped.names("plans", ".json"))
+
+
+@pytest.mark.parametrize("value", ["", "smollm2-135m-512,", ",smollm2-135m-512"])
+def test_a_mask_without_a_name_is_refused_as_such(value):
+    with pytest.raises(InputError, match="mask=: it is empty: give files, or names of shipped"):
+        candidates([value], [], dataclasses.replace(CONFIG, num_layers=30, num_heads=9), [8])
 
 
 def test_a_masks_text_may_have_windows_that_grow_with_the_length():

@@ -8,7 +8,7 @@ import pytest
 from scripts import MASK, SMALL, finish, run_main
 
 from sinkjax.errors import InputError
-from sinkjax.studies.parts import Part
+from sinkjax.studies.parts import Part, finished_parts
 from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.results import Results, read_records
 from sinkjax.studies.study import run_study
@@ -136,10 +136,16 @@ def test_parts_of_another_run_are_refused(study, tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "x", "1/2/3", "-1/2", "1/0"])
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "x", "1/2/3", "-1/2", "1/0", "1/10000"])
 def test_what_is_no_part_is_refused(text):
     with pytest.raises(InputError, match="give the part's number, from 1, and how many there are"):
         Part.parse(text)
+
+
+def test_a_folder_that_has_the_name_of_no_part_is_none(tmp_path):
+    for name in ("part-1-of-99999999999", "part-x-of-2", "part-0-of-0"):
+        (tmp_path / name).mkdir()
+    assert finished_parts(tmp_path) == []
 
 
 @pytest.mark.parametrize(

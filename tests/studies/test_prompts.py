@@ -74,6 +74,20 @@ def test_bos_policies(tokenizer, bos, prefix):
     assert [row[: len(prefix)] for row in rows.tolist()] == [prefix, prefix]
 
 
+@pytest.mark.parametrize("ends", ["$A", "<s> $A", "<s> $A </s>"])
+def test_a_vocabulary_without_letters_has_a_bos_as_any_other(ends):
+    vocabulary = {str(digit): digit for digit in range(10)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=ends, special_tokens=[("<s>", 10), ("</s>", 11)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    assert tokenizer.encode("a", add_special_tokens=False) == []
+    assert encode(tokenizer, "12", "tokenizer") == [*([10] if "<s>" in ends else []), 1, 2]
+    assert encode(tokenizer, "12", "never") == [1, 2]
+
+
 def test_a_bos_written_in_the_text_is_kept_and_not_doubled_by_always():
     assert encode(PLAIN, "<s>Hi", "always") == [BOS, *bare("Hi")]
     assert encode(PLAIN, "<s>Hi", "never") == [BOS, *bare("Hi")]

@@ -15,11 +15,13 @@ from sinkjax.models.families.family import (
     Family,
     Gguf,
     Metadata,
+    is_positive,
     is_whole,
     shown,
 )
 
 _PATTERNS = "sliding_window_pattern", "_sliding_window_pattern"  # of older configs
+_LOCAL_BASE = "rope_local_base_freq"
 
 
 def _problems(attributes: Attributes) -> list[str]:
@@ -29,6 +31,9 @@ def _problems(attributes: Attributes) -> list[str]:
         for name in _PATTERNS
         if not (attributes[name] is None or is_whole(attributes[name]))
     ]
+    base = attributes[_LOCAL_BASE]
+    if base is not None and not is_positive(base):
+        problems.append(f"{_LOCAL_BASE} is {shown(base)}; a positive number is needed, or null")
     if cap is not None:  # transformers has the attribute, and does not compute it either
         problems.append(f"attn_logit_softcapping is {shown(cap)}; null is needed")
     return problems + gemma2.problems(_listed(attributes))
@@ -76,7 +81,7 @@ FAMILY = Family(
         "rope_theta": 1_000_000.0,
         "tie_word_embeddings": True,
     },
-    own={**gemma2.OWN, **dict.fromkeys(_PATTERNS), "rope_local_base_freq": None},
+    own={**gemma2.OWN, **dict.fromkeys(_PATTERNS), _LOCAL_BASE: None},
     problems=_problems,
     read=_read,
     write=gemma2.written,

@@ -40,7 +40,7 @@ from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.search.grow import KeptCosts, sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
 CHOSEN = (*VARIANTS, "sinks", "sink")
@@ -80,7 +80,8 @@ class Copies(HeldOutStudy):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares)
-        yield from at_least(self, generated=0, control_draws=1)
+        yield from at_least(self, generated=0)
+        yield from at_least(self, most=MOST_DRAWN, control_draws=1)
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()

@@ -52,7 +52,7 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES = 8192  # an upper bound
@@ -78,13 +78,15 @@ def parse_paths_by_length(text: str) -> tuple[tuple[int, tuple[Path, ...]], ...]
     """Reads `24:sink(mean);512:sink(mean),window(4,128)`.
 
     Raises:
-      InputError: for a part without a length, or what is no path.
+      InputError: for a part without a length, or with one that is there before; what is no path.
     """
     by_length = []
     for part in text.split(";"):
         length, _, paths = part.partition(":")
         if not length.isdecimal():
             raise InputError(f"{part!r} begins with no length; write 512:window(4,128)")
+        if int(length) in dict(by_length):
+            raise InputError(f"length {int(length)} is there twice; write its paths together")
         by_length.append((int(length), parse_paths(paths)))
     return tuple(by_length)
 
@@ -123,7 +125,8 @@ class Frontier(HeldOutStudy):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares, one=True)
-        yield from at_least(self, samples=1, generated=1, control_draws=1)
+        yield from at_least(self, samples=1, generated=1)
+        yield from at_least(self, most=MOST_DRAWN, control_draws=1)
         if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
             lengths = ",".join(map(str, missing))
             yield Problem("paths", None, f"it has none for lengths={lengths}: name some")

@@ -25,6 +25,7 @@ again.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -51,7 +52,7 @@ from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.series import Series, describe_texts
-from sinkjax.studies.settings import at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
@@ -97,9 +98,9 @@ class Gates(AnswersStudy, TrainingStudy):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares, of="the units")
-        yield from at_least(self, train_questions=1)
-        if not self.price >= 0:
-            yield self.wrong("price", "give 0 nats or more")
+        yield from at_least(self, most=MOST_DRAWN, train_questions=1)
+        if not 0 <= self.price < math.inf:
+            yield self.wrong("price", "give nats, 0 or more and finite")
         if not self.judge_text:
             yield Problem("judge_text", None, "give at least one, such as moby-dick")
         if self.train_on == "tasks" and not self.tasks:

@@ -17,9 +17,11 @@ given again.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from sinkjax.distributed import is_first
 from sinkjax.errors import Problem
 from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
@@ -68,6 +70,10 @@ class Predict(ScoreStudy):
         yield from super().problems()
         if not 0 < self.held_out_share < 1:
             yield self.wrong("held_out_share", "give a share between 0 and 1, both excluded")
+        if self.results is not None and is_first() and not os.path.isdir(self.results):
+            yield self.wrong(
+                "results", "there is no such folder: give the sweep's, or leave it out"
+            )
         if not self.held_out_lengths:
             yield Problem("held_out_lengths", None, "it is empty: hold out at least one length")
 

@@ -25,7 +25,9 @@ from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
+from sinkjax.studies.results import arrays_digest
 
+_DIGEST = "sha256"
 _TRAINED = ("o", "first_o", "other_o", "mean_bias", "o_bias")
 
 Changes = Mapping[str, jax.Array]
@@ -112,7 +114,7 @@ def save_repair(
     """
     path = repair_path(path)
     arrays = {name: to_host(value).astype(np.float32) for name, value in changes.items()}
-    metadata = {"mask_digest": mask_digest, "model_digest": model_digest}
+    metadata = {"mask_digest": mask_digest, "model_digest": model_digest, _DIGEST: _digest(arrays)}
     advice = "free space there, or give another folder"
 
     def write() -> None:
@@ -137,8 +139,9 @@ def load_repair(
         check_path(path)
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            names = file.offset_keys()
-            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
+            arrays = {name: file.get_tensor(name) for name in file.offset_keys()}
+        if metadata.get(_DIGEST) not in (None, _digest(arrays)):
+            raise OSError("it is damaged: its numbers are not those that were written")
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as a repair ({error}); make it again with sinkjax repair"
@@ -152,12 +155,17 @@ def load_repair(
     ]
     if problems:
         raise InputError(*problems)
-    return arrays
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def repair_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Path of the repair beside a mask's file."""
     return pathlib.Path(path).with_suffix(".repair.safetensors")
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of what is trained, in the metadata; files of earlier versions have none."""
+    return arrays_digest("", dict(sorted(arrays.items()))).decode()
 
 
 def _name(path: tuple[str | int, ...]) -> str:

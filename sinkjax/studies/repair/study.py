@@ -57,6 +57,8 @@ class RepairStudy(TrainingStudy):
         yield from super().plan_problems()
         if len(self._named) != 1:
             yield self.wrong("mask", "one mask is repaired at a time; give one")
+        elif not any(mask.masked.any() for mask, _ in self._named.values()):
+            yield self.wrong("mask", "it masks no head, and so there is nothing to repair")
 
     @functools.cached_property
     def _named(self) -> dict[str, tuple[SinkMask, Fills]]:

@@ -14,7 +14,14 @@ from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import Measure
 from sinkjax.studies.retrieval.promise import NLL_BUDGET
 from sinkjax.studies.series import Series
-from sinkjax.studies.settings import at_least, known, problems_of, setting
+from sinkjax.studies.settings import (
+    MOST_DRAWN,
+    above_zero,
+    at_least,
+    known,
+    problems_of,
+    setting,
+)
 from sinkjax.studies.study import Bench, Cell, Study
 
 _USES = 3  # of questions: to judge on, to choose on, to measure on
@@ -48,13 +55,12 @@ class AnswersStudy(Study):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from at_least(self, judge_questions=1)
+        yield from at_least(self, most=MOST_DRAWN, judge_questions=1)
         yield from known("tasks", self.tasks, tuple(task for task in TASKS if task not in LISTS))
         yield from depth_problems(self.depths)
         if self.tasks and not self.depths:
             yield Problem("depths", None, "give at least one, such as 0.5")
-        if not self.nll_budget > 0:
-            yield self.wrong("nll_budget", "give nats, above 0")
+        yield from above_zero(self, nll_budget="nats")
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()

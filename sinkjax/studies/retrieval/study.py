@@ -52,7 +52,14 @@ from sinkjax.studies.retrieval.measure import Measure, needs_means
 from sinkjax.studies.retrieval.page import page
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.series import Source
-from sinkjax.studies.settings import at_least, known, problems_of, setting, values
+from sinkjax.studies.settings import (
+    MOST_DRAWN,
+    at_least,
+    known,
+    problems_of,
+    setting,
+    values,
+)
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _MEANS = (8, 512)  # excerpts and their tokens that heads' means are taken on
@@ -89,7 +96,7 @@ class Retrieval(Study):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from at_least(self, num_excerpts=1, control_draws=0)
+        yield from at_least(self, most=MOST_DRAWN, num_excerpts=1, control_draws=0)
         yield from known("tasks", self.tasks, tuple(TASKS))
         yield from depth_problems(self.depths)
         if not self.depths and not set(self.tasks) <= set(LISTS):

@@ -75,7 +75,14 @@ from sinkjax.studies.search.learned import LearnedGates, read_gates
 from sinkjax.studies.search.saved import answer_lines, budget_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import search_tables
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, problems_of, setting, values
+from sinkjax.studies.settings import (
+    MOST_DRAWN,
+    above_zero,
+    at_least,
+    problems_of,
+    setting,
+    values,
+)
 from sinkjax.studies.study import Bench, Cell, Size
 
 _RECORD_BYTES, _POSITION_BYTES = 65_536, 32  # upper bounds: of a record, of a judged position
@@ -182,8 +189,7 @@ class Search(AnswersStudy):
         yield from super().problems()
         if len(self.lengths) != 1:
             yield self.wrong("lengths", "a mask is searched at one length; give one")
-        if not self.kl_budget > 0:
-            yield self.wrong("kl_budget", "give nats a token, above 0")
+        yield from above_zero(self, kl_budget="nats a token", flops_per_byte="a number")
         if not 0 <= self.margin < 1:
             yield self.wrong("margin", "give a part of the budget, from 0 to below 1")
         if not self.paths:
@@ -200,14 +206,14 @@ class Search(AnswersStudy):
                 "prune", "it is for one chip, and not for ranking=gates; leave them out"
             )
         yield from at_least(self, chips=1, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
-        yield from at_least(
-            self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1, control_draws=1
-        )
+        yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
         if self.control_texts is not None:
             yield from at_least(self, control_texts=1)
-        yield from at_least(self, rank_questions=1, hold_questions=1)
-        if not self.flops_per_byte > 0:
-            yield self.wrong("flops_per_byte", "give a number above 0")
+        yield from at_least(
+            self, most=MOST_DRAWN, control_draws=1, rank_questions=1, hold_questions=1
+        )
+        if self.mask_file and pathlib.Path(self.mask_file).suffix != ".json":
+            yield self.wrong("mask_file", "let its name end in .json")
         if self.ranking == "gates" and self.gates is None:
             yield Problem("gates", None, "ranking=gates needs the output folder of `sinkjax gates`")
         if self.ranking != "gates" and self.gates is not None:

@@ -17,6 +17,7 @@ command is given again.
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.prompts import BOS_POLICIES, PromptSet
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, known, setting, values
+from sinkjax.studies.settings import at_least, known, setting, twice, values
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.sweep.cell import summarize_cell
@@ -83,7 +84,7 @@ class ScoreStudy(Study):
         for name in ("lengths", "definitions", "thresholds"):
             if not getattr(self, name):
                 yield Problem(name, None, "give at least one")
-            yield from self._twice(name)
+            yield from twice(self, name)
         yield from known("definitions", self.definitions, DEFINITIONS)
         for threshold in self.thresholds:
             if not 0 < threshold < 1:
@@ -92,10 +93,6 @@ class ScoreStudy(Study):
         if not 0 <= self.key_position < MAX_KEY_POSITIONS:
             yield self.wrong("key_position", f"use one of 0 to {MAX_KEY_POSITIONS - 1}")
         yield from at_least(self, tail=1, num_prompts=1)
-
-    def _twice(self, name: str) -> Iterator[Problem]:
-        if len(set(getattr(self, name))) < len(getattr(self, name)):
-            yield self.wrong(name, "a value is there twice")
 
     @property
     def rules(self) -> list[tuple[str, float]]:
@@ -183,8 +180,8 @@ class Sweep(ScoreStudy):
         if not self.bos:
             yield Problem("bos", None, "give at least one")
         yield from known("bos", self.bos, BOS_POLICIES)
-        yield from self._twice("bos")
-        yield from at_least(self, max_tokens=1)
+        yield from twice(self, "model", "bos")
+        yield from at_least(self, most=sys.maxsize, max_tokens=1)
         if not 0 < self.min_share <= 1:
             yield self.wrong("min_share", "give a share above 0, of at most 1")
 

@@ -42,7 +42,7 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.quality.tables import candidates_table
-from sinkjax.studies.settings import at_least, known, part, setting
+from sinkjax.studies.settings import MOST, at_least, known, part, setting
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
@@ -107,19 +107,27 @@ class Timing(Study):
             if not values:
                 yield Problem(name, None, "give at least one number")
             for value in values:
-                if value < least:
-                    yield Problem(name, value, f"give {least} or more")
+                if not least <= value <= MOST:
+                    yield Problem(name, value, f"give {least} or more, and at most {MOST:,}")
         yield from known("stages", self.stages, STAGES)
         if not self.stages:
             yield Problem("stages", None, f"give one or more of {', '.join(STAGES)}")
+        elif set(self.stages) == {"decode"} and not any(self.generated):
+            yield self.wrong("generated", "nothing is decoded: give tokens, or the stage prefill")
         for name in ("google_benchmark", "profile"):
             path = getattr(self, name)
-            if (
-                is_first()
-                and path is not None
-                and not pathlib.Path(path).absolute().parent.is_dir()
-            ):
+            if not is_first() or path is None:
+                continue
+            if not path:
+                yield Problem(name, path, "it has no name; give one, or leave it out")
+            elif not pathlib.Path(path).absolute().parent.is_dir():
                 yield Problem(name, path, "there is no such folder to put it into; make it")
+            elif os.path.exists(path):
+                is_fine, wanted = os.path.isfile(path), "a file"
+                if name == "profile":
+                    is_fine, wanted = os.path.isdir(path), "a folder"
+                if not is_fine:
+                    yield Problem(name, path, f"it exists and is not {wanted}; give another")
 
     def plan_problems(self) -> Iterator[Problem]:
         config = self.subject.config

@@ -18,17 +18,20 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sinkjax.distributed import to_host
+from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, Problem, first_line
+from sinkjax.files import read_file, replace_file
 from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
 from sinkjax.models.sharding import lay_rows, mesh_of, place
-from sinkjax.studies.settings import at_least
+from sinkjax.studies.results import arrays_digest
+from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 
 Parameters = Any
 """A pytree of arrays."""
 
+_DIGEST = "state.sha256"  # of a checkpoint, in its folder; those of earlier versions have none
 _ORDER = 8  # tells these draws from others of the same seed
 
 
@@ -49,9 +52,9 @@ class TrainSettings:
 
     def problems(self) -> Iterator[Problem]:
         """What is out of its range."""
-        yield from at_least(self, steps=1, rows=1, save_every=1, seed=0)
-        if not self.learning_rate > 0:
-            yield Problem("learning_rate", self.learning_rate, "give a rate above 0")
+        yield from at_least(self, steps=1, rows=1, save_every=1)
+        yield from at_least(self, most=MOST_SEED, seed=0)
+        yield from above_zero(self, learning_rate="a rate")
         if not 0 <= self.warmup <= 1:
             yield Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
 
@@ -117,8 +120,11 @@ def distil(
         done = checkpoints.latest_step() or 0
         if done:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            digest = folder / str(done) / _DIGEST
             try:
                 state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+                if digest.is_file() and read_file(digest) != _digest_of(state):
+                    raise ValueError("its numbers are not those that were written")
             except Exception as error:  # Orbax and what it reads with each raise their own
                 raise InputError(
                     f"{folder / str(done)} is damaged ({first_line(error)}); delete it, and the "
@@ -148,8 +154,15 @@ def distil(
             on_step(tokens.size)
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+                digest, content = folder / str(step + 1) / _DIGEST, _digest_of(state)
+                first(functools.partial(replace_file, digest, content))
         kl, paid = state["history"].T
     return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+def _digest_of(state: Any) -> bytes:
+    """The sha256 of all numbers of a state: Orbax keeps none."""
+    return arrays_digest("", dict(enumerate(jax.tree.leaves(to_host(state)))))
 
 
 def _laid(baseline: Llama, state: Any) -> Any:

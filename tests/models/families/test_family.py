@@ -200,6 +200,8 @@ def but_for_tokens(config: dict) -> LlamaConfig:
         ("phi3", dict(sliding_window=0), "sliding_window is 0"),
         ("phi3", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75"),
         ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
+        ("gemma3", dict(rope_local_base_freq=0), "rope_local_base_freq is 0; a positive number"),
+        ("gemma3", dict(rope_local_base_freq=False), "rope_local_base_freq is False; a positive"),
         ("gemma3", dict(layer_types=None, sliding_window_pattern=0.5), "sliding_window_pattern is"),
         ("granite", dict(logits_scaling=0), "logits_scaling is 0; a positive number"),
         ("granite", dict(attention_multiplier="1"), "attention_multiplier is '1'"),

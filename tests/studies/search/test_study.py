@@ -240,6 +240,8 @@ def test_the_lowest_gates_leave_first_and_their_text_is_not_judged_on(
 BAD = {
     "path": ({"paths": "sink(some),full"}, ["sink(some)", "full", "sink(fill)"]),
     "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
+    "endless": ({"kl_budget": "inf", "flops_per_byte": "inf"}, ["--kl_budget=inf", "--flops_per"]),
+    "file": ({"mask_file": "mask.txt"}, ["--mask_file=mask.txt: let its name end in .json"]),
     "windows": (
         {"hold_excerpts": 0, "control_draws": 0},
         ["--hold_excerpts=0", "--control_draws=0"],

@@ -218,7 +218,7 @@ def test_operations_are_those_that_xla_counts(tiny):
 
 
 BAD_FLAGS = {
-    "model": ("smollm3", ["--model=smollm3", "smollm2-135m"]),
+    "model": ("smollm3,smollm3", ["--model=smollm3", "smollm2-135m", "smollm3,smollm3: a value"]),
     "lengths": ("1,500", ["--lengths=1", "at least 2"]),
     "definitions": ("median", ["--definitions=median", "mean_excl_first"]),
     "thresholds": ("0,0.5,1.5", ["--thresholds=0", "--thresholds=1.5", "between 0 and 1"]),

@@ -60,6 +60,11 @@ def test_what_is_wrong_is_named_by_flag(shape, tmp_path):
         (["--batch_sizes=two"], ("--batch_sizes: 'two' is no whole number",)),
         (["--mask=L0: 5f"], ("--mask=L0: 5f",)),
         (["--google_benchmark=/nowhere/at/all.json"], ("--google_benchmark=/nowhere",)),
+        (["--google_benchmark=", "--profile="], ("--google_benchmark=: it has", "--profile=: it")),
+        ([f"--google_benchmark={tmp_path}"], ("it exists and is not a file; give another",)),
+        (["--google_benchmark=/dev/null"], ("it exists and is not a file; give another",)),
+        (["--stages=decode", "--generated=0"], ("--generated=0: nothing is decoded",)),
+        (["--batch_sizes=99999999999"], ("--batch_sizes=99999999999: give 1 or more",)),
         (["--model=shape:llama-9"], ("shape:llama-9: it is no known shape",)),
     ):
         problems = problems_of(

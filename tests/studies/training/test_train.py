@@ -123,6 +123,27 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
         np.testing.assert_array_equal(array, trained.history[name])
 
 
+def test_a_training_does_not_go_on_from_other_numbers(trained, model, gated, windows, tmp_path):
+    """To Orbax most bytes of an array are as good as any others."""
+    train(model, gated, windows, tmp_path)
+    file = max((tmp_path / "8").glob("**/d/*"), key=lambda path: path.stat().st_size)
+    content, draw, refused = file.read_bytes(), np.random.default_rng(0), 0
+    for at in draw.integers(len(content), size=20):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            again = train(model, gated, windows, tmp_path)
+        except InputError as error:
+            refused += "8 is damaged (its numbers are not those that were writ" in str(error)
+        else:
+            np.testing.assert_array_equal(again.parameters, trained.parameters)
+            np.testing.assert_array_equal(again.history["kl"], trained.history["kl"])
+    assert refused
+    file.write_bytes(content)
+    (tmp_path / "8" / "state.sha256").unlink()  # as of an earlier version
+    again = train(model, gated, windows, tmp_path)
+    np.testing.assert_array_equal(again.parameters, trained.parameters)
+
+
 def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
     """What was restored was on one device, and no computation took it beside the others."""
     laid = shard(model, make_mesh({"data": 4, "model": 2}))
@@ -213,7 +234,12 @@ def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
         np.testing.assert_array_equal(loaded[name], value)
     with pytest.raises(InputError, match="another mask"):
         load_repair(file, mask_digest="other", model_digest="m")
-    (tmp_path / "mask.repair.safetensors").write_bytes(b"nothing")
+    kept = tmp_path / "mask.repair.safetensors"
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(InputError, match="it is damaged: its numbers are not those that"):
+        load_repair(file, **digests)
+    kept.write_bytes(b"nothing")
     with pytest.raises(InputError, match="sinkjax repair"):
         load_repair(file, **digests)
     with pytest.raises(InputError, match=r"layers\.1\.attention\.o"):
@@ -290,7 +316,9 @@ BAD = {
     ),
     "lengths": ("gates", {"lengths": "8,12"}, ["--lengths=8,12"]),
     "steps": ("gates", {"steps": "0"}, ["steps=0"]),
+    "endless": ("gates", {"price": "inf", "learning_rate": "inf"}, ["--price=inf", "_rate=inf"]),
     "no mask": ("repair", {}, ["--mask: it is missing"]),
+    "no heads": ("repair", {"mask": "L0-1: 6f"}, ["--mask=L0-1: 6f: it masks no head"]),
     "lengths of repair": ("repair", {"mask": "L0-1: 6w(1,4)", "lengths": "8,12"}, ["--lengths"]),
 }
 
