@@ -140,7 +140,7 @@ def random_model(
         its own devices alone.
     """
     abstract = abstract_model(config, dtype)
-    shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
+    shardings = parameter_shardings(abstract, mesh)
     shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
     numbers = {path: number for number, path in enumerate(shapes)}
     width = np.float32(math.sqrt(12) * config.initializer_range)
