@@ -18,7 +18,6 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.tasks import Questions
-from sinkjax.masks.chips import is_even
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.costs import part_means, parts_up_to
@@ -361,9 +360,8 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
     assert max(kept.rises) <= 1e-3
     assert 0 < free.kl <= 0.2
     assert kept.mask.masked.sum() < free.mask.masked.sum()
-    group = model.config.num_heads // model.config.num_kv_heads
     for mask in (free.mask, kept.mask, *(step.mask for step in free.rounds)):
-        assert all(is_even(layer, group, 2) for layer in mask.heads)
+        assert mask.balanced(2, model.config.num_kv_heads) == mask
 
 
 def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
