@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sinkjax.checkpoint import load, load_config, load_tokenizer
+from sinkjax.checkpoint.load import load, load_config, load_tokenizer
 from sinkjax.distributed import together
 from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json, read_file, user_path
