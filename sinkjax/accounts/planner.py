@@ -149,8 +149,8 @@ def plan_memory(
                 device=device,
                 **options,
             )
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except InputError as error:
+            if not isinstance(error.__cause__, jax.errors.JaxRuntimeError):
                 raise
             return None
 

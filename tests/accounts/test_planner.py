@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny
@@ -120,6 +121,22 @@ def test_what_no_program_can_say_is_by_formula_and_says_why():
 def test_where_nothing_compiles_for_a_chip_the_formula_says_how_to_get_it():
     plan = planned(target="cuda:h100", memory=80e9)
     assert "pip install -e '.[targets-cuda]'" in plan.by_formula
+
+
+def test_where_xla_finds_no_room_the_formula_says_so(monkeypatch):
+    config = tiny.make(num_layers=1, max_length=64).config
+    how = dict(target="cpu", memory=1e9, attention="xla")
+
+    def plan(said):
+        def fail(*_, **options):
+            raise jax.errors.JaxRuntimeError(said)
+
+        monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+        return plan_memory(config, SinkMask.full(config), jnp.dtype("float32"), 32, **how)
+
+    assert plan("RESOURCE_EXHAUSTED: out of memory").by_formula == "one cpu cannot hold it"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        plan("INTERNAL: something else")
 
 
 def test_compiled_programs_hold_at_least_what_the_formula_says():
