@@ -395,8 +395,13 @@ def _record(
         if share is not None and not share(None if cell.joins else cell.together or record_id):
             continue
         before = bench.keep.reported
-        if record_id in made and record_id not in bench.results:
-            bench.results.append(made[record_id])
-        bench.results.record(bench.complete(cell.fields), cell.measure, study.environment)
+        if record_id not in bench.results:
+            record = made.get(record_id) or {
+                "id": record_id,
+                **bench.complete(cell.fields),
+                "result": cell.measure(),
+                "environment": study.environment(),
+            }
+            bench.results.append(record)
         rest = max(0, cell.steps - (bench.keep.reported - before))
         on_progress(Progress(cell.name, steps=rest, records=1))
