@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from sinkjax.checkpoint.load import Dtype
 from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
@@ -164,9 +165,7 @@ class Study(abc.ABC):
 
     model: str | Subject = setting("smollm2-135m", f"Model: {MODEL}.")
     revision: str | None = setting(None, "Branch, tag or commit, where the model is a Hub id.")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Type of the parameters, whatever the stored type is."
-    )
+    dtype: Dtype = setting("float32", "Type of the parameters, whatever the stored type is.")
     mesh: str | None = setting(
         None,
         "Mesh of all devices, such as model:4,data:2: model divides heads, neurons and words, data "
