@@ -20,8 +20,8 @@ from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
-from sinkjax.report.appendix import page_of_tables
-from sinkjax.report.page import Page
+from sinkjax.report.appendix import what_was_run
+from sinkjax.report.page import Page, Section
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import check_folder, write_page
@@ -217,8 +217,9 @@ class Study(abc.ABC):
     def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
         """The same as a page; that of a study with figures is its own."""
         title = cls.title.format(specification["model"]["name"])
-        tables = cls.page_tables(specification, records)
-        return page_of_tables(cls.name, title, cls.lede, tables, specification, records)
+        found = Section("What was found", cls.page_tables(specification, records))
+        sections = (found, what_was_run(specification, records))
+        return Page(cls.name, title, cls.lede, openings=(), sections=sections)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         """The last lines: what else there is to know, and where files for other programs lie."""
