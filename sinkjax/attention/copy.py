@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, Float32
 from sinkjax.attention.blocks import PerHead, PerKvHead, group_keys
 from sinkjax.attention.cache import Layout, Rows, view_weights
 from sinkjax.attention.context import PartName
-from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_pattern
+from sinkjax.attention.full import Pattern, apply_stored_pattern, causal_pattern
 from sinkjax.attention.window import Seen, apply_seen_pattern, reach, seen_pattern
 from sinkjax.masks.paths import Full, Window
 
@@ -46,7 +46,7 @@ def apply_pattern(pattern: Pattern, v: PerKvHead, path: Full | Window) -> PerHea
     path = reach(path, v.shape[1])
     if isinstance(path, Window):
         return apply_seen_pattern(pattern, Seen.of_prompt(group_keys(v), path), path)
-    return apply_causal_pattern(pattern, v)
+    return apply_stored_pattern(pattern, group_keys(v))
 
 
 def copied_pattern(patterns: dict[PartName, Pattern], sources: Sequence[CopiedHead]) -> Pattern:
