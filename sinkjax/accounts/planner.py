@@ -48,10 +48,6 @@ class Stage:
     fixed: int
     row: int
 
-    def peak(self, batch_size: int) -> int:
-        """Bytes at the peak of B rows."""
-        return self.fixed + self.row * batch_size
-
     def largest_batch(self, memory: float) -> int:
         """The most rows of which the peak fits in so many bytes; 0 where none does."""
         return max(0, int((memory - self.fixed) // self.row))
