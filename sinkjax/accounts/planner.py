@@ -48,10 +48,6 @@ class Stage:
     fixed: int
     row: int
 
-    def peak(self, batch_size: int) -> int:
-        """Bytes at the peak of B rows."""
-        return self.fixed + self.row * batch_size
-
     def largest_batch(self, memory: float) -> int:
         """The most rows of which the peak fits in so many bytes; 0 where none does."""
         return max(0, int((memory - self.fixed) // self.row))
@@ -149,8 +145,8 @@ def plan_memory(
                 device=device,
                 **options,
             )
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except InputError as error:
+            if not isinstance(error.__cause__, jax.errors.JaxRuntimeError):
                 raise
             return None
 

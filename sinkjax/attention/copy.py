@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, DTypeLike, Float, Float32
 
-from sinkjax.attention.blocks import PerHead, PerKvHead
+from sinkjax.attention.blocks import PerHead, PerKvHead, group_keys
 from sinkjax.attention.cache import Layout, Rows, view_weights
 from sinkjax.attention.context import PartName
-from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_pattern
-from sinkjax.attention.window import apply_window_pattern, window_pattern
+from sinkjax.attention.full import Pattern, apply_stored_pattern, causal_pattern
+from sinkjax.attention.window import Seen, apply_seen_pattern, reach, seen_pattern
 from sinkjax.masks.paths import Full, Window
 
 CopiedHead = tuple[PartName, int]
@@ -35,16 +35,18 @@ def keep_pattern(
     q: PerHead, k: PerKvHead, path: Full | Window, dtype: DTypeLike, cap: float | None
 ) -> Pattern:
     """Returns how heads attend, to be kept for later layers."""
+    path = reach(path, q.shape[1])
     if isinstance(path, Window):
-        return window_pattern(q, k, path, dtype, cap)
+        return seen_pattern(q, Seen.of_prompt(group_keys(k), path), path, 0, dtype, cap)
     return causal_pattern(q, k, dtype, cap)
 
 
 def apply_pattern(pattern: Pattern, v: PerKvHead, path: Full | Window) -> PerHead:
     """Returns the outputs of a pattern that heads on this path left, on other values."""
+    path = reach(path, v.shape[1])
     if isinstance(path, Window):
-        return apply_window_pattern(pattern, v, path)
-    return apply_causal_pattern(pattern, v)
+        return apply_seen_pattern(pattern, Seen.of_prompt(group_keys(v), path), path)
+    return apply_stored_pattern(pattern, group_keys(v))
 
 
 def copied_pattern(patterns: dict[PartName, Pattern], sources: Sequence[CopiedHead]) -> Pattern:

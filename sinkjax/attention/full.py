@@ -73,9 +73,11 @@ def stored_pattern(
 
 def apply_stored_pattern(pattern: Pattern, values: Float[Array, "B K S H"]) -> PerHead:
     """Returns the outputs of a pattern on these values, in their dtype."""
-    (weights,) = pattern
-    grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
-    return ungroup(weighted_sums(grouped, values)).astype(values.dtype)
+    sums = []
+    for weights in pattern:
+        grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
+        sums.append(weighted_sums(grouped, values[:, :, : weights.shape[-1]]))
+    return ungroup(jnp.concatenate(sums, axis=3)).astype(values.dtype)
 
 
 def observed_causal_attention(
@@ -99,23 +101,12 @@ def observed_causal_attention(
 
 def causal_pattern(q: PerHead, k: PerKvHead, dtype: DTypeLike, cap: float | None = None) -> Pattern:
     """Returns the weights of `causal_attention`, in `dtype`, in memory that grows with T²."""
-    queries, keys, runs = group_queries(q, k.shape[2]), group_keys(k), []
-    for start, stop, _ in query_spans(q.shape[1]):
-        visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        run = scores(queries[:, :, :, start:stop], keys[:, :, :stop], cap)
-        weights = jax.nn.softmax(jnp.where(visible, run, -jnp.inf), axis=-1).astype(dtype)
-        runs.append(weights.reshape(q.shape[0], q.shape[2], stop - start, stop))
-    return tuple(runs)
-
-
-def apply_causal_pattern(pattern: Pattern, v: PerKvHead) -> PerHead:
-    """Returns the outputs of a pattern on these values, in their dtype."""
-    values, sums = group_keys(v), []
-    for weights in pattern:
-        stop = weights.shape[-1]
-        grouped = weights.reshape(*values.shape[:2], -1, *weights.shape[2:])
-        sums.append(weighted_sums(grouped, values[:, :, :stop]))
-    return ungroup(jnp.concatenate(sums, axis=3)).astype(v.dtype)
+    keys = group_keys(k)
+    return tuple(
+        run
+        for start, stop, _ in query_spans(q.shape[1])
+        for run in stored_pattern(q[:, start:stop], keys[:, :, :stop], start, dtype, cap)
+    )
 
 
 def cached_scores(

@@ -90,7 +90,6 @@ class Xla(Kernel):
         products: Products = PLAIN,
         cap: float | None = None,
     ) -> PerHead:
-        """As of `Kernel`."""
         path = reach(path, q.shape[1])
         if isinstance(path, Window):
             return window_attention(q, k, v, path, products, cap)
@@ -135,7 +134,6 @@ class Blocked(Kernel):
         products: Products = PLAIN,
         cap: float | None = None,
     ) -> PerHead:
-        """As of `Kernel`."""
         if problems := self.problems(q.shape[1], q.shape[3], q.dtype):
             raise InputError(
                 *(f"{self.name} cannot compute {problem}; give kernel=XLA" for problem in problems)
@@ -145,7 +143,6 @@ class Blocked(Kernel):
             return self._attend(scale_queries(q), k, v, path, cap)
 
     def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
-        """As of `Kernel`."""
         problems = []
         if length % self.multiple:
             problems.append(

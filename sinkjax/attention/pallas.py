@@ -34,11 +34,9 @@ class Pallas(Blocked):
     platform: ClassVar[str] = "gpu"
 
     def blocks(self, path: Full | Window, length: int) -> tuple[int, int]:
-        """As of `Blocked`."""
         return BLOCK_Q, BLOCK_KV
 
     def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
-        """As of `Kernel`."""
         problems = super().problems(length, head_dim, dtype)
         if head_dim not in _HEAD_DIMS:
             problems.append(

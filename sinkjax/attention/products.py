@@ -100,7 +100,6 @@ class CpuProducts(Products):
         *weights: Float[Array, "..."],
         dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "B T ..."], ...]:
-        """As of `Products`."""
         dtype = x.dtype if dtype is None else dtype
         lead, inputs = x.shape[:2], x.shape[2:]
         rows = self.settle(x.reshape(lead[0] * lead[1], -1))
@@ -141,7 +140,6 @@ class CpuProducts(Products):
     def slot_scores(
         self, q: Float[Array, "B K G H"], keys: Float[Array, "*BK S H"]
     ) -> Float32[Array, "B K G S"]:
-        """As of `Products`."""
         # One pass over the keys for all query heads of a group.
         rows = q.reshape(*keys.shape[:-2], *q.shape[-2:])
         with jax.named_scope("dot_general"):
@@ -166,7 +164,6 @@ class CpuProducts(Products):
         return self.settle(jnp.exp(masked(0, scores.shape[-1]) - top))
 
     def largest(self, scores: Float32[Array, "*rows S"]) -> Float32[Array, "*rows 1"]:
-        """As of `Products`."""
         return self._folded(lambda start, stop: scores[..., start:stop], scores.shape[-1])
 
     def _folded(self, part: Callable[[int, int], Array], length: int) -> Array:

@@ -23,7 +23,7 @@ from sinkjax.attention.blocks import (
     ungroup,
     weighted_sums,
 )
-from sinkjax.attention.full import Pattern, apply_causal_pattern, causal_attention, causal_pattern
+from sinkjax.attention.full import Pattern
 from sinkjax.attention.products import PLAIN, Products
 from sinkjax.masks.paths import Full, Window
 
@@ -58,10 +58,9 @@ def window_attention(
 ) -> PerHead:
     """Returns attention to s < c and t - w < s <= t alone, in v's dtype.
 
-    Within a window of the model's own, s > t - W holds too. Scores and softmax are float32.
+    Within a window of the model's own, s > t - W holds too. Scores and softmax are float32. The
+    window leaves something out of T tokens: see `reach`.
     """
-    if window.covers(q.shape[1]):
-        return causal_attention(q, k, v, products, cap)
     keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
     return seen_attention(q, keys, values, window, 0, products, cap)
 
@@ -92,15 +91,6 @@ def seen_attention(
     return ungroup((sums[..., :-1] / sums[..., -1:]).astype(values.rest.dtype))
 
 
-def window_pattern(
-    q: PerHead, k: PerKvHead, window: Window, dtype: DTypeLike, cap: float | None = None
-) -> Pattern:
-    """Returns the weights of `window_attention`, in `dtype`; S is the sinks and the band."""
-    if window.covers(q.shape[1]):
-        return causal_pattern(q, k, dtype, cap)
-    return seen_pattern(q, Seen.of_prompt(group_keys(k), window), window, 0, dtype, cap)
-
-
 def seen_pattern(
     q: PerHead,
     keys: Seen,
@@ -120,13 +110,6 @@ def seen_pattern(
         weights = map_blocks(attend, begin, stop, block)
         runs.append(weights.reshape(q.shape[0], q.shape[2], *weights.shape[3:]))
     return tuple(runs)
-
-
-def apply_window_pattern(pattern: Pattern, v: PerKvHead, window: Window) -> PerHead:
-    """Returns the outputs of a pattern on these values, in their dtype."""
-    if window.covers(v.shape[1]):
-        return apply_causal_pattern(pattern, v)
-    return apply_seen_pattern(pattern, Seen.of_prompt(group_keys(v), window), window)
 
 
 def apply_seen_pattern(pattern: Pattern, values: Seen, window: Window) -> PerHead:

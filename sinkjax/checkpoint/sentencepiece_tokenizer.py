@@ -107,7 +107,10 @@ def sentencepiece_problems(spec: SentencePiece) -> list[str]:
         return ["has scores that are not finite"]
     if "" in _user_defined(spec):
         return ["has an empty user-defined piece"]
-    return _unigram_problems(spec) if spec.unigram else _bpe_problems(spec)
+    if not spec.unigram:
+        return _bpe_problems(spec)
+    unused = _of_type(spec, TokenType.UNUSED)
+    return [f"has unused pieces, {_few(unused)}"] if unused else []
 
 
 def _of_type(spec: SentencePiece, wanted: TokenType) -> dict[str, float]:
@@ -133,11 +136,6 @@ def _unigram(spec: SentencePiece) -> tuple[list[tuple[str, float]], int, bool]:
     whole = {token: (len(token) - 1) / 10 for token in _user_defined(spec)}
     vocabulary = dict.fromkeys(spec.tokens, worst) | normal | whole
     return list(vocabulary.items()), spec.unknown_id, True
-
-
-def _unigram_problems(spec: SentencePiece) -> list[str]:
-    unused = _of_type(spec, TokenType.UNUSED)
-    return [f"has unused pieces, {_few(unused)}"] if unused else []
 
 
 def _bpe(spec: SentencePiece) -> models.BPE:

@@ -54,7 +54,7 @@ def convert(source: Stored, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None) ->
     entries = {entry.path: entry for entry in name_table(config)}
     _check_tensors(source, list(entries.values()), config)
     abstract = abstract_model(config, dtype)
-    shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
+    shardings = parameter_shardings(abstract, mesh)
 
     def parameter(path: Path) -> jax.Array:
         entry = entries[path]

@@ -194,7 +194,9 @@ def ask(
     new_tokens = max(answer_tokens) * (_ROOM if task in LISTS else 1)
     sizes = [
         functools.cache(
-            lambda n, draft=draft, spare=new_tokens - own: spare + _size(encode, draft, n)
+            lambda n, draft=draft, spare=new_tokens - own: (
+                spare + len(encode(draft.prompt(n) + draft.answer))
+            )
         )
         for draft, own in zip(drafts, answer_tokens, strict=True)
     ]
@@ -402,10 +404,6 @@ def _split(
     pairs = enumerate(zip(alone, whole, strict=False))
     same = next((n for n, (one, other) in pairs if one != other), min(len(alone), len(whole)))
     return whole[:same], whole[same:]
-
-
-def _size(encode: Callable[[str], list[int]], draft: _Draft, count: int) -> int:
-    return len(encode(draft.prompt(count) + draft.answer))
 
 
 def _units(size: Callable[[int], int], draft: _Draft, room: int) -> int:

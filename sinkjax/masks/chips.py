@@ -11,12 +11,6 @@ from collections.abc import Sequence
 from sinkjax.masks.paths import Full, Path, Sink, Window
 
 
-def is_even(paths: Sequence[Path], group: int, chips: int) -> bool:
-    """Returns whether a layer's groups, of G heads each, can be dealt out alike."""
-    _, left = _dealt(paths, group, chips)
-    return not left
-
-
 def widened(
     paths: Sequence[Path], group: int, chips: int, costs: Sequence[float]
 ) -> tuple[Path, ...]:

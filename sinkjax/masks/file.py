@@ -21,7 +21,7 @@ import safetensors.numpy
 from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, naming
+from sinkjax.errors import InputError, Problem, explaining, naming
 from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
@@ -168,7 +168,8 @@ def save_mask(
     digest = json_digest(fields)
     text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
     fills_path = _fills_path(path)
-    try:
+    advice = "free space there, or give another file"
+    with explaining(f"{path}: the mask cannot be written", advice):
         check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if packed is not None:
@@ -176,11 +177,6 @@ def save_mask(
         replace_file(path, f"{text}\n".encode())
         if packed is None:
             fills_path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: the mask cannot be written ({error.strerror or error}); free space there, or "
-            "give another file"
-        ) from error
     return digest
 
 
@@ -222,7 +218,6 @@ def _fetch(repo_id: str) -> pathlib.Path:
 
 
 def _load(path: pathlib.Path) -> SavedMask:
-    """Reads a mask's file, and its fills where it has some."""
     fields = _read_json(path)
     problems: list[Problem | str] = [f"{key!r} is unknown" for key in fields if key not in _KEYS]
     problems += [f"{key!r} is missing" for key in _KEYS if key not in fields]

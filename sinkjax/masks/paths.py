@@ -19,7 +19,7 @@ import reprlib
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, each
 
 FILLS = ("first", "zero", "mean")
 KINDS = ("full", "copy", "window", "sink")
@@ -203,16 +203,8 @@ def parse_paths(text: str, kinds: Collection[str] = KINDS) -> tuple[Path, ...]:
     Raises:
       InputError: listing all that are none, or of another kind.
     """
-    paths: list[Path] = []
-    problems: list[Problem] = []
-    for part in re.split(r",(?![^(]*\))", text) if text else ():
-        try:
-            paths.append(parse_path(part, kinds))
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    return tuple(paths)
+    parts = re.split(r",(?![^(]*\))", text) if text else ()
+    return tuple(each(parts, lambda part: parse_path(part, kinds)))
 
 
 def quoted(text: str) -> str:

@@ -67,15 +67,12 @@ def write_heads(layers: Sequence[Sequence[Path]]) -> str:
     parts, first = [], 0
     for heads, equal in itertools.groupby(layers):
         last = first + len(list(equal)) - 1
-        runs = [_write_run(path, len(list(run))) for path, run in itertools.groupby(heads)]
+        counted = ((len(list(run)), path) for path, run in itertools.groupby(heads))
+        runs = [f"{count if count > 1 else ''}{short(path)}" for count, path in counted]
         name = f"L{first}" if first == last else f"L{first}-{last}"
         parts.append(f"{name}: {' '.join(runs)}")
         first = last + 1
     return " | ".join(parts)
-
-
-def _write_run(path: Path, count: int) -> str:
-    return f"{count if count > 1 else ''}{short(path)}"
 
 
 def _read_run(text: str, length: int | None) -> list[Path]:

@@ -8,8 +8,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from sinkjax.distributed import NEURONS
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
-
 ROW_AXES = ("data", NEURONS)
 """Mesh axes that rows lie along in attention."""
 
@@ -17,7 +15,7 @@ AS_DIVIDED, BY_SUB, BY_CHIP = "attention_batch", "sub_batch", "chip_batch"
 """Logical axes of rows in a layer's attention: where a mesh divides its heads; where `sub` divides
 rows in their place; where `model` does so as well."""
 
-RULES: Rules = {
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": "data",
     AS_DIVIDED: ROW_AXES,
     BY_SUB: (*ROW_AXES, "sub"),
@@ -37,7 +35,7 @@ of what decoding keeps."""
 
 
 def partition(
-    names: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Rules = RULES
+    names: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """Returns where an array of these logical axes lies.
 
@@ -45,7 +43,7 @@ def partition(
     all together do not divide its size; it is whole on every device where that does not either.
     """
     return PartitionSpec(
-        *(_axes(rules[name], size, mesh) for name, size in zip(names, shape, strict=True))
+        *(_axes(RULES[name], size, mesh) for name, size in zip(names, shape, strict=True))
     )
 
 

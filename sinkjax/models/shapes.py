@@ -1,5 +1,6 @@
 """Shapes of well-known models, for programs that are compiled and timed without their weights."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,45 +33,28 @@ def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
     )
 
 
+_LLAMA_2 = LlamaConfig(
+    vocab_size=32_000,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    embed_dim=4096,
+    mlp_dim=11_008,
+    max_length=4096,
+    norm_eps=1e-5,
+)
+_LLAMA_31 = _llama3(8.0, num_layers=32, num_heads=32, head_dim=128, embed_dim=4096, mlp_dim=14_336)
+
 SHAPES: dict[str, LlamaConfig] = {
-    "llama-2-7b": LlamaConfig(
-        vocab_size=32_000,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        embed_dim=4096,
-        mlp_dim=11_008,
-        max_length=4096,
-        norm_eps=1e-5,
+    "llama-2-7b": _LLAMA_2,
+    "llama-2-7b-32k": dataclasses.replace(  # togethercomputer/Llama-2-7B-32K-Instruct
+        _LLAMA_2, max_length=32_768, rope=RopeConfig(type="linear", factor=8.0)
     ),
-    "llama-2-7b-32k": LlamaConfig(  # togethercomputer/Llama-2-7B-32K-Instruct
-        vocab_size=32_000,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        embed_dim=4096,
-        mlp_dim=11_008,
-        max_length=32_768,
-        norm_eps=1e-5,
-        rope=RopeConfig(type="linear", factor=8.0),
+    "llama-3-8b-1048k": dataclasses.replace(  # gradientai/Llama-3-8B-Instruct-Gradient-1048k
+        _LLAMA_31, max_length=1_048_576, rope=RopeConfig(theta=3_580_165_449.0)
     ),
-    "llama-3-8b-1048k": LlamaConfig(  # gradientai/Llama-3-8B-Instruct-Gradient-1048k
-        vocab_size=128_256,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        embed_dim=4096,
-        mlp_dim=14_336,
-        max_length=1_048_576,
-        norm_eps=1e-5,
-        rope=RopeConfig(theta=3_580_165_449.0),
-    ),
-    "llama-3.1-8b": _llama3(
-        8.0, num_layers=32, num_heads=32, head_dim=128, embed_dim=4096, mlp_dim=14_336
-    ),
+    "llama-3.1-8b": _LLAMA_31,
     "llama-3.1-70b": _llama3(
         8.0, num_layers=80, num_heads=64, head_dim=128, embed_dim=8192, mlp_dim=28_672
     ),
@@ -92,16 +76,10 @@ SHAPES: dict[str, LlamaConfig] = {
         mlp_dim=8192,
         tie_embeddings=True,
     ),
-    "mistral-7b-v0.2": LlamaConfig(  # without the window that v0.1 had
+    "mistral-7b-v0.2": dataclasses.replace(  # without the window that v0.1 had
+        _LLAMA_31,
         vocab_size=32_000,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        embed_dim=4096,
-        mlp_dim=14_336,
         max_length=32_768,
-        norm_eps=1e-5,
         rope=RopeConfig(theta=1_000_000.0),
         family="mistral",
     ),
@@ -140,7 +118,7 @@ def random_model(
         its own devices alone.
     """
     abstract = abstract_model(config, dtype)
-    shardings = parameter_shardings(abstract, mesh) if mesh is not None else {}
+    shardings = parameter_shardings(abstract, mesh)
     shapes = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(abstract))}
     numbers = {path: number for number, path in enumerate(shapes)}
     width = np.float32(math.sqrt(12) * config.initializer_range)

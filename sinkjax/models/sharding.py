@@ -24,16 +24,10 @@ from sinkjax.distributed import (
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.config import LlamaConfig
-from sinkjax.models.rules import ROW_AXES, RULES, Rules, partition
+from sinkjax.models.rules import ROW_AXES, RULES, partition
 
 _SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
 _WHOLE = 0.25  # of the parameters that may be whole on every device
-
-
-def named_sharding(parameter: nnx.Variable, mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """Returns where a parameter, concrete or abstract, lies on a mesh, by `partition`."""
-    spec = partition(parameter.out_sharding, parameter.shape, mesh, rules)
-    return NamedSharding(_auto(mesh), spec)
 
 
 def _auto(mesh: Mesh) -> Mesh:
@@ -45,23 +39,28 @@ def _auto(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
-def split_axis(parameter: nnx.Variable, rules: Rules = RULES) -> int | None:
+def split_axis(parameter: nnx.Variable) -> int | None:
     """Returns the axis of a parameter that a mesh may split; None where each device has it all."""
-    return next((axis for axis, name in enumerate(parameter.out_sharding) if rules[name]), None)
+    return next((axis for axis, name in enumerate(parameter.out_sharding) if RULES[name]), None)
 
 
 def parameter_shardings(
-    model: nnx.Module, mesh: Mesh, rules: Rules = RULES
+    model: nnx.Module, mesh: Mesh | None
 ) -> dict[tuple[Any, ...], NamedSharding]:
-    """Returns the sharding of every parameter of a model, concrete or abstract, by path."""
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {path: named_sharding(parameter, mesh, rules) for path, parameter in state}
+    """Returns each parameter's sharding, concrete or abstract, by path; none without a mesh."""
+    if mesh is None:
+        return {}
+    over = _auto(mesh)
+    return {
+        path: NamedSharding(over, partition(parameter.out_sharding, parameter.shape, mesh))
+        for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
 
 
-def shard(model: nnx.Module, mesh: Mesh, rules: Rules = RULES) -> nnx.Module:
+def shard(model: nnx.Module, mesh: Mesh) -> nnx.Module:
     """Returns the same model with its parameters, concrete or abstract, laid over a mesh."""
     graph, state = nnx.split(model)
-    shardings = parameter_shardings(model, mesh, rules)
+    shardings = parameter_shardings(model, mesh)
     flat = [
         (path, parameter.replace(_laid(parameter.get_value(), shardings[path])))
         for path, parameter in nnx.to_flat_state(state)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
-from sinkjax.report.page import Block, Page, Prose, Section, explanations
+from sinkjax.report.page import Block, Prose, Section, explanations
 from sinkjax.report.records import Record, environments, told_apart
 from sinkjax.report.table import Table
 
@@ -35,25 +35,6 @@ def what_was_run(
     ]
     conventions = Prose(explanations(__package__).conventions())
     return Section("What was run", [conventions, *first, *tables])
-
-
-def page_of_tables(
-    study: str,
-    title: str,
-    lede: str,
-    tables: Sequence[Table],
-    specification: Mapping[str, Any],
-    records: Sequence[Record],
-) -> Page:
-    """The page of a study that has tables alone.
-
-    Args:
-      study, title, lede: as for `Page`.
-      tables: what was found.
-      specification, records: of the run.
-    """
-    sections = (Section("What was found", tables), what_was_run(specification, records))
-    return Page(study, title, lede, openings=(), sections=sections)
 
 
 def _parts(specification: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:

@@ -50,24 +50,24 @@ class Resampled(NamedTuple):
     undefined: str = ""
 
 
-def resample_counts(num_prompts: int, seed: int, stream: int = 0) -> np.ndarray:
+def resample_counts(num_prompts: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn in each bootstrap resample.
 
     Args:
       num_prompts: P.
       seed: not negative.
-      stream: draws of different streams are independent; of one, for equal P and seed, equal.
 
     Returns:
       float64 [R, P], whole numbers; every row is multinomial and sums to P.
     """
-    return np.concatenate(list(_drawn(num_prompts, seed, stream)), dtype=np.float64)
+    return np.concatenate(list(_drawn(num_prompts, seed, 0)), dtype=np.float64)
 
 
 class Resamples:
     """`resample_counts` of any number of prompts, held in as few bytes as the counts need.
 
-    Of a byte a count, 100,000 prompts take 0.2 GB, where float64 takes 1.6.
+    Of a byte a count, 100,000 prompts take 0.2 GB, where float64 takes 1.6. Draws of different
+    streams are independent; of one, for equal P and seed, equal.
     """
 
     def __init__(self, num_prompts: int, seed: int, stream: int = 0):

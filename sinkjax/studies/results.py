@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,27 +217,6 @@ class Results:
         self._index[record_id] = (self._end, len(line))
         self._end += len(line)
         self._digest = digest
-
-    def record(
-        self,
-        fields: Mapping[str, Any],
-        measure: Callable[[], Mapping[str, Any]],
-        environment: Callable[[], Mapping[str, Any]],
-    ) -> None:
-        """Adds the record of what `fields` say, unless it is there.
-
-        Args:
-          fields: all that decides the result, of JSON values: the record's id is their identity.
-          measure: gives the "result".
-          environment: says with what.
-
-        Raises:
-          InputError: where it cannot be written. The folder holds what it held before.
-        """
-        record_id = identity(fields)
-        if record_id not in self:
-            record = {"id": record_id, **fields, "result": measure()}
-            self.append({**record, "environment": environment()})
 
     def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
         """Keeps arrays under a name, in place of those that it has; all of them or none.

@@ -2,41 +2,20 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from sinkjax.distributed import first
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.digest import tokens_digest
-from sinkjax.studies.results import identity
-
-
-class Kept(Protocol):
-    """Where arrays are kept: `sinkjax.studies.results.Results`, or `InMemory`."""
-
-    def arrays(self, name: str) -> dict[str, np.ndarray] | None: ...
-
-    def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None: ...
-
-
-class InMemory:
-    """Keeps arrays as long as the process runs."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, dict[str, np.ndarray]] = {}
-
-    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        return self._arrays.get(name)
-
-    def put_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
-        self._arrays[name] = arrays
+from sinkjax.studies.results import Results, identity
 
 
 class Store:
     """Measures once what is asked for again, in this process or in an earlier one."""
 
-    def __init__(self, kept: Kept, model_digest: str, on_progress: Callable[[str, int], None]):
+    def __init__(self, kept: Results, model_digest: str, on_progress: Callable[[str, int], None]):
         """Keeps what is measured of one model.
 
         Args:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from sinkjax.checkpoint.load import Dtype
 from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
-from sinkjax.report.appendix import page_of_tables
-from sinkjax.report.page import Page
+from sinkjax.report.appendix import what_was_run
+from sinkjax.report.page import Page, Section
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import check_folder, write_page
@@ -164,9 +165,7 @@ class Study(abc.ABC):
 
     model: str | Subject = setting("smollm2-135m", f"Model: {MODEL}.")
     revision: str | None = setting(None, "Branch, tag or commit, where the model is a Hub id.")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Type of the parameters, whatever the stored type is."
-    )
+    dtype: Dtype = setting("float32", "Type of the parameters, whatever the stored type is.")
     mesh: str | None = setting(
         None,
         "Mesh of all devices, such as model:4,data:2: model divides heads, neurons and words, data "
@@ -218,8 +217,9 @@ class Study(abc.ABC):
     def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
         """The same as a page; that of a study with figures is its own."""
         title = cls.title.format(specification["model"]["name"])
-        tables = cls.page_tables(specification, records)
-        return page_of_tables(cls.name, title, cls.lede, tables, specification, records)
+        found = Section("What was found", cls.page_tables(specification, records))
+        sections = (found, what_was_run(specification, records))
+        return Page(cls.name, title, cls.lede, openings=(), sections=sections)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         """The last lines: what else there is to know, and where files for other programs lie."""
@@ -395,8 +395,13 @@ def _record(
         if share is not None and not share(None if cell.joins else cell.together or record_id):
             continue
         before = bench.keep.reported
-        if record_id in made and record_id not in bench.results:
-            bench.results.append(made[record_id])
-        bench.results.record(bench.complete(cell.fields), cell.measure, study.environment)
+        if record_id not in bench.results:
+            record = made.get(record_id) or {
+                "id": record_id,
+                **bench.complete(cell.fields),
+                "result": cell.measure(),
+                "environment": study.environment(),
+            }
+            bench.results.append(record)
         rest = max(0, cell.steps - (bench.keep.reported - before))
         on_progress(Progress(cell.name, steps=rest, records=1))

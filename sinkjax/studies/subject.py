@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sinkjax.checkpoint import load, load_config, load_tokenizer
+from sinkjax.checkpoint.load import load, load_config, load_tokenizer
 from sinkjax.checkpoint.text_part import text_config
 from sinkjax.distributed import together
 from sinkjax.errors import InputError, Problem

@@ -14,7 +14,6 @@ from sinkjax.attention.full import causal_attention
 from sinkjax.attention.kernels import XLA
 from sinkjax.attention.pallas import Pallas
 from sinkjax.attention.splash import Splash, _PathMask
-from sinkjax.attention.window import window_attention
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Window
 from sinkjax.specialize.build import specialize
@@ -47,7 +46,7 @@ def test_full_attention_equals_the_oracle(length, group):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_window_attention_equals_the_oracle(length, path):
     heads = random_heads(length, 3)
-    assert_equals_oracle(lambda *heads: window_attention(*heads, path), path, heads)
+    assert_equals_oracle(lambda *heads: XLA.attend(*heads, path), path, heads)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

@@ -14,12 +14,10 @@ from sinkjax.distributed import make_mesh
 from sinkjax.models.abstract import abstract_model
 from sinkjax.models.shapes import random_model
 from sinkjax.models.sharding import (
-    RULES,
     fit_mesh,
     fitting_sizes,
     lay_rows,
     mesh_of,
-    named_sharding,
     parameter_shardings,
     row_shards,
     shard,
@@ -31,9 +29,9 @@ def mesh():
     return jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def specs(model, mesh, **rules):
+def specs(model, mesh):
     """The partition of every parameter of the model, by the path's names."""
-    shardings = parameter_shardings(model, mesh, {**RULES, **rules})
+    shardings = parameter_shardings(model, mesh)
     return {".".join(map(str, path)): sharding.spec for path, sharding in shardings.items()}
 
 
@@ -69,20 +67,12 @@ def test_what_the_mesh_does_not_divide_is_whole_on_every_device(mesh):
 def test_axes_that_the_mesh_lacks_are_whole():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     assert all(not any(spec) for spec in specs(tiny.make(), mesh).values())
-    found = specs(tiny.make(), mesh, embed="data")
-    assert found["layers.0.attention.q"] == P(None, None, "data")
 
 
 def test_abstract_parameters_have_the_same_shardings(mesh):
     model = tiny.make()
     abstract = abstract_model(model.config, jnp.float32)
     assert parameter_shardings(abstract, mesh) == parameter_shardings(model, mesh)
-    assert named_sharding(abstract.layers[0].mlp.up, mesh).spec == P("model", None)
-
-
-def test_an_axis_without_a_rule_is_an_error(mesh):
-    with pytest.raises(KeyError, match="embed"):
-        parameter_shardings(tiny.make(), mesh, {"vocab": "model"})
 
 
 def test_shards_are_halves_and_the_original_stays_where_it_was(mesh):

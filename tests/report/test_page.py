@@ -3,7 +3,7 @@
 import html
 import re
 
-from sinkjax.report.appendix import page_of_tables
+from sinkjax.report.appendix import what_was_run
 from sinkjax.report.page import Card, Page, Prose, Section, explanations, render_page
 from sinkjax.report.table import Table
 
@@ -54,7 +54,8 @@ def test_a_page_of_tables_ends_with_what_was_run():
         "paths": ["sink(mean)", "window(4,8)"],
     }
     records = [{"environment": {"jax": "9.9"}}, {"environment": {"jax": "9.10"}}]
-    page = page_of_tables("copies", "T", "L", [TABLE], specification, records)
+    sections = (Section("Found", [TABLE]), what_was_run(specification, records))
+    page = Page("copies", "T", "L", openings=(), sections=sections)
     found, run = page.sections
     assert found.blocks == [TABLE]
     _, models, texts, settings, environments = run.blocks

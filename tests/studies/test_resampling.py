@@ -12,13 +12,13 @@ pytestmark = pytest.mark.quick
 @pytest.mark.parametrize("block", [1, 7 * 51 + 5, 1 << 22])
 def test_draws_are_those_of_one_call_in_blocks_of_any_size(block, monkeypatch):
     monkeypatch.setattr(resampling, "_BLOCK", block)
-    prompts, seed, stream = 51, 3, 2
-    drawn = np.random.default_rng((1, stream, seed)).integers(prompts, size=(RESAMPLES, prompts))
+    prompts, seed = 51, 3
+    drawn = np.random.default_rng((1, 0, seed)).integers(prompts, size=(RESAMPLES, prompts))
     expected = np.array([np.bincount(row, minlength=prompts) for row in drawn])
-    counts = resample_counts(prompts, seed, stream)
+    counts = resample_counts(prompts, seed)
     assert counts.dtype == np.float64
     np.testing.assert_array_equal(counts, expected)
-    resamples = Resamples(prompts, seed, stream)
+    resamples = Resamples(prompts, seed)
     assert len(resamples) == RESAMPLES
     values = np.arange(3.0 * prompts).reshape(prompts, 3)  # whole: their sums are exact
     np.testing.assert_array_equal(resamples @ values, expected @ values)

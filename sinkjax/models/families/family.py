@@ -10,10 +10,6 @@ Attributes = Mapping[str, Any]
 """Attributes of a `config.json`."""
 
 
-def _nothing(attributes: Attributes) -> dict[str, Any]:
-    return {}
-
-
 @runtime_checkable
 class Metadata(Protocol):
     """A GGUF file's metadata under its architecture, each key to be taken once."""
@@ -72,8 +68,8 @@ class Family:
     defaults: Attributes = dataclasses.field(default_factory=dict)
     own: Attributes = dataclasses.field(default_factory=dict)
     problems: Callable[[Attributes], list[str]] = lambda attributes: []
-    read: Callable[[Attributes], dict[str, Any]] = _nothing
-    write: Callable[[Any], dict[str, Any]] = _nothing
+    read: Callable[[Attributes], dict[str, Any]] = lambda attributes: {}
+    write: Callable[[Any], dict[str, Any]] = lambda config: {}
     joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: Gguf | None = None
     local_theta: float | None = None

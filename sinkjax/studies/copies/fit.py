@@ -60,13 +60,7 @@ def fit_sources(
       excerpts: int32 [W, T], T at least 2. Memory holds the patterns of as many rows as
         have `PATTERN_TOKENS` tokens, T²·L·N numbers each.
       on_progress: called with the number of tokens that were measured.
-
-    Raises:
-      ValueError: for excerpts that are not [W, T] with T at least 2.
     """
-    excerpts = np.asarray(excerpts)
-    if excerpts.ndim != 2 or not excerpts.size or excerpts.shape[1] < 2:
-        raise ValueError(f"excerpts have shape {excerpts.shape}; [W, T] with T of 2 or more")
     layers, heads = model.config.num_layers, model.config.num_heads
     squares = {name: np.zeros((layers, heads, layers, heads)) for name in CRITERIA}
     nothing = np.zeros((layers, heads))

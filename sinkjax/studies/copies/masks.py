@@ -29,10 +29,7 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
 
     Raises:
       InputError: where fewer heads can.
-      ValueError: for another variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant is {variant!r}; one of {', '.join(VARIANTS)}")
     layers, heads = fit.shape[:2]
     allowed = np.where(allowed_sources(variant, layers, heads), fit, np.inf)
     paths: list[list[Path]] = [[Full()] * heads for _ in range(layers)]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from sinkjax.report import canvas, formats
@@ -234,7 +233,7 @@ def _headline(lines: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _legend(sheet: Sheet, methods: Collection[str]) -> None:
-    keys = (Line2D([], [], label=name, ms=5, **{"lw": 1.6} | _STYLES[name]) for name in methods)
+    keys = (canvas.key(name, ms=5, **{"lw": 1.6} | _STYLES[name]) for name in methods)
     sheet.legend(keys, columns=min(len(methods), _KEYS))
 
 

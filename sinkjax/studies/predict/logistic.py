@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-FEATURES = ("head", "length", "first_token", "layer_0", "previous", "same_index")
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Weights of the prior that `fit_penalty` tries: 1 / variance of a standardized weight."""
 
@@ -81,7 +80,7 @@ class Fitted:
     """A fitted model.
 
     Attributes:
-      features: that it sees, of `FEATURES`.
+      features: that it sees, of `_EQUATIONS`.
       penalty: weight of its prior.
       weights: by feature, and "intercept".
       first_tokens: int [U], those with numbers of their own, and -1.
@@ -112,21 +111,11 @@ def fit(
 
     Args:
       examples: of any number of prompts.
-      features: of `FEATURES`.
+      features: of `_EQUATIONS`.
       penalty: above 0.
       counted: bool [R], the examples to fit to: of the others nothing is used; None for all.
-
-    Raises:
-      ValueError: for no or unknown features, a penalty that is not above 0, fewer than two layers,
-        or no examples.
     """
     features = tuple(features)
-    if not features or not set(features) <= set(FEATURES):
-        raise ValueError(f"features are {features}; some of {', '.join(FEATURES)} are needed")
-    if not penalty > 0:
-        raise ValueError(f"penalty is {penalty}; it has to be above 0")
-    if not len(examples) or examples.scores.shape[1] < 2:
-        raise ValueError(f"scores are {examples.scores.shape}; [examples, two layers or more, N]")
     fitted_to = examples if counted is None else examples.where(counted)
     tokens = _common_tokens(fitted_to, size=len(np.unique(examples.first_tokens)))
     scaling = _scaling(fitted_to)
@@ -152,17 +141,11 @@ def fit_penalty(
 
     Args:
       examples: of four prompts or more. Each quarter of the prompts is predicted from the others.
-      features: of `FEATURES`.
+      features: of `_EQUATIONS`.
       seed: of the quarters.
       penalties: to choose from, by the likelihood; of equals the first.
-
-    Raises:
-      ValueError: as `fit`, or for fewer prompts.
     """
-    prompts = np.unique(examples.prompts)
-    if len(prompts) < _FOLDS:
-        raise ValueError(f"there are {len(prompts)} prompts; at least {_FOLDS} are needed")
-    order = np.random.default_rng((_FOLDING, seed)).permutation(prompts)
+    order = np.random.default_rng((_FOLDING, seed)).permutation(np.unique(examples.prompts))
     losses = []
     for penalty in penalties:
         loss = 0.0

@@ -36,11 +36,7 @@ def score_predictions(
       (Brier 1950); `calibration_error`, the mean distance of predicted and observed shares over
       bins of probability, weighed by what is in them; `reliability`, one entry a bin that holds
       anything: `low`, `high` and `count`, numbers, the mean `predicted`, a number, and `observed`.
-
-    Raises:
-      ValueError: for shapes that differ or are not [P, M], or probabilities outside [0, 1].
     """
-    probabilities, outcomes = _checked(probabilities, outcomes)
     weights = resample_counts(len(outcomes), seed)
     same = "every head is a sink" if outcomes.all() else "no head is a sink"
     varies = "no head is a sink in some prompts only"
@@ -62,8 +58,6 @@ def compare_brier(
       outcomes: bool [P, M].
       seed: of the resamples.
     """
-    probabilities, outcomes = _checked(probabilities, outcomes)
-    others, _ = _checked(others, outcomes)
     change = np.square(probabilities - outcomes) - np.square(others - outcomes)
     return estimate_mean(change, resample_counts(len(change), seed))
 
@@ -214,16 +208,3 @@ def _ratio(
 
 def _recorded(value: Resampled, prompts: int) -> dict[str, Any]:
     return estimate(value.value, value.resampled, prompts, value.undefined)
-
-
-def _checked(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64 and bool [P, M]."""
-    probabilities, outcomes = np.asarray(probabilities, np.float64), np.asarray(outcomes)
-    if probabilities.ndim != 2 or probabilities.shape != outcomes.shape:
-        raise ValueError(
-            f"probabilities are {probabilities.shape}, outcomes {outcomes.shape}; equal "
-            "[prompts, predictions] are needed"
-        )
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError("probabilities are not all within 0 and 1")
-    return probabilities, outcomes.astype(bool)

@@ -75,7 +75,7 @@ def predict_sinks(
       `rate_at_length`; `acting`, what `operate` gives for `all` at `LIMITS`; `by_length`.
 
     Raises:
-      ValueError: for shapes that differ between lengths, or scores that are not finite.
+      ValueError: for scores that are not finite.
     """
     examples = _examples(scores_by_length, first_tokens_by_length, definition, threshold)
     unseen_prompt = held_out_prompts(examples.prompts.max() + 1, held_out)[examples.prompts]
@@ -183,8 +183,6 @@ def _examples(
     """By length, then prompt."""
     lengths = sorted(scores_by_length)
     arrays = [checked(scores_by_length[length], "scores") for length in lengths]
-    if len({array.shape for array in arrays}) > 1:
-        raise ValueError(f"scores have shapes {[array.shape for array in arrays]}; equal ones")
     count = len(arrays[0])
     scores = np.concatenate(arrays)
     return Examples(

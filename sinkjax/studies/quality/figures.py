@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from sinkjax.report import canvas, formats
@@ -164,7 +163,7 @@ def _panels(
     )
     sheet.legend(
         [
-            Line2D([], [], color=colour, marker=marker, ms=4.5, label=_shortened(name))
+            canvas.key(_shortened(name), color=colour, marker=marker, ms=4.5)
             for name, (colour, marker) in styles.items()
         ],
         columns=min(_KEYS, len(styles)),

@@ -8,9 +8,8 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.resampling import EXCERPTS_NOTE, LEVEL
+from sinkjax.studies.resampling import EXCERPTS_NOTE
 
-_LEVEL = formats.percent(LEVEL, 0)
 _NAME = 28  # characters of a mask's name
 
 

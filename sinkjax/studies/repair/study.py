@@ -75,7 +75,8 @@ class RepairStudy(TrainingStudy):
         return {**super().specification(), "mask": self.mask_name, "mask_digest": mask.digest}
 
     def size(self) -> Size:
-        return Size(self.training_tokens + 2 * self.judge_rows.size, 3, 3 * RECORD_BYTES)
+        judged = self.judged_rows(self.lengths[0])
+        return Size(self.training_tokens + 2 * judged.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         ((mask, fills),) = self._named.values()
@@ -86,17 +87,18 @@ class RepairStudy(TrainingStudy):
         of = {"mask_digest": mask.digest, "model_digest": bench.described["model_digest"]}
         save_repair(file, trained.parameters, **of)
         yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
+        rows = self.judged_rows(self.lengths[0])
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
                     mask,
-                    _divergences(bench.model, repair, changes, self.judge_rows),
+                    _divergences(bench.model, repair, changes, rows),
                     self.lengths[0],
                     self.seed,
                 ),
                 "judged",
-                steps=self.judge_rows.size,
+                steps=rows.size,
             )
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:

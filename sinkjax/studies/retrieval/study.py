@@ -143,8 +143,7 @@ class Retrieval(Study):
     @functools.cached_property
     def filler(self) -> TextExcerpts:
         """The text that `niah_prose` hides numbers in."""
-        ((_, text),) = texts.sources(self.text, None, texts.judge_text, _MEANS[0], self.seed)
-        return text
+        return texts.read_text(self.text or texts.JUDGE, _MEANS[0], self.seed)
 
     @functools.cached_property
     def calibrated_on(self) -> np.ndarray | None:

@@ -44,7 +44,7 @@ from sinkjax.studies.search.budget import (
 )
 from sinkjax.studies.search.learned import LearnedGates
 from sinkjax.studies.search.units import Units, units_of
-from sinkjax.studies.store import InMemory, Store
+from sinkjax.studies.store import Store
 
 _PRIOR = 8  # draws
 
@@ -143,7 +143,7 @@ def search_mask(
     ranking_excerpts: np.ndarray,
     held_excerpts: np.ndarray,
     settings: SearchSettings,
-    store: Store | None = None,
+    store: Store,
     *,
     answers: Sequence[Answers] = (),
 ) -> SearchOutcome:
@@ -159,11 +159,10 @@ def search_mask(
       held_excerpts: int32 [W, T + M], on which masks are measured; others than those. The last M
         are tokens after the prompt.
       settings: what is searched for.
-      store: of what is measured; None to keep nothing.
+      store: of what is measured.
       answers: that the mask has to keep, the longest first; those count of which the baseline
         itself answers most sets, of several the first.
     """
-    store = store or Store(InMemory(), "", lambda what, tokens: None)
     config = model.config
     kv_heads = config.num_kv_heads if settings.by == "group" else None
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)

@@ -30,12 +30,9 @@ def summarize_cell(
       (layer 0's conditional on each alone).
 
     Raises:
-      ValueError: for shapes that differ or are empty, values that are not finite, or a threshold
-        outside (0, 1).
+      ValueError: for values that are empty or not finite, or a threshold outside (0, 1).
     """
     scores, output_norm = checked(scores, "scores"), checked(output_norm, "output_norm")
-    if scores.shape != output_norm.shape:
-        raise ValueError(f"scores are {scores.shape} and output_norm is {output_norm.shape}")
     sinks = is_sink(scores, definition, threshold)
     num_prompts, num_layers, num_heads = sinks.shape
     weights = Resamples(num_prompts, seed)

@@ -1,6 +1,5 @@
 """What holds at every length of a sweep, and where things change most from one to the next."""
 
-import itertools
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -45,13 +44,10 @@ def summarize_lengths(
       its steps have no interval, and `support` is None.
 
     Raises:
-      ValueError: for lengths that do not increase, numbers of lengths, keys and arrays that differ,
-        equal keys with different P, layers or heads that differ between lengths, scores that are
-        not finite, or a threshold outside (0, 1).
+      ValueError: for scores that are empty or not finite, or a threshold outside (0, 1).
     """
     scores_by_length = [checked(scores, "scores") for scores in scores_by_length]
     num_prompts = [len(scores) for scores in scores_by_length]
-    _check_lengths(lengths, scores_by_length, prompt_keys)
     sinks_by_length = [is_sink(scores, definition, threshold) for scores in scores_by_length]
 
     prompts_of = dict(zip(prompt_keys, num_prompts, strict=True))
@@ -131,21 +127,3 @@ def _change(
         "per_doubling": largest_step["change"]["value"] / doublings,
         "steps": steps,
     }
-
-
-def _check_lengths(
-    lengths: Sequence[int], scores_by_length: Sequence[np.ndarray], prompt_keys: Sequence[Hashable]
-) -> None:
-    if not len(lengths) == len(scores_by_length) == len(prompt_keys) or not len(lengths):
-        raise ValueError(
-            f"{len(lengths)} lengths, {len(scores_by_length)} arrays of scores and "
-            f"{len(prompt_keys)} prompt keys; one of each a length is needed"
-        )
-    if not all(shorter < longer for shorter, longer in itertools.pairwise(lengths)):
-        raise ValueError(f"lengths are {list(lengths)}; they have to increase")
-    if len({scores.shape[1:] for scores in scores_by_length}) > 1:
-        shapes = [scores.shape for scores in scores_by_length]
-        raise ValueError(f"scores have shapes {shapes}; layers and heads have to be the same")
-    counts = {(key, len(scores)) for key, scores in zip(prompt_keys, scores_by_length, strict=True)}
-    if len(counts) > len(set(prompt_keys)):
-        raise ValueError("equal prompt keys have to have equal numbers of prompts")

@@ -27,7 +27,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from sinkjax.distributed import first, is_first
 from sinkjax.environment import environment
@@ -48,7 +48,7 @@ from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.measured import AGAIN, BASELINE
 from sinkjax.studies.timing.tables import timing_tables
-from sinkjax.studies.timing.timer import STAGES, How, Run, TimedSizes, Timer
+from sinkjax.studies.timing.timer import STAGES, Clock, How, Run, TimedSizes, Timer
 
 _RECORD_BYTES, _ROUND_BYTES = 8192, 128  # upper bounds: of a program's, and of each round's
 
@@ -91,7 +91,7 @@ class Timing(Study):
         "for NVIDIA GPUs; auto, the platform's kernel for each prompt length that it can compute, "
         "and xla for others.",
     )
-    clock: Literal["auto", "host", "device"] = setting(
+    clock: Clock = setting(
         "auto", "Clock: the host's, or the device's by the profiler; auto is the host's on a CPU."
     )
     google_benchmark: str | None = setting(

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sinkjax.report import canvas, formats
@@ -73,7 +72,7 @@ def loss_figure(record: Record) -> Picture:
         body=3.4,
         key=0.28,
     )
-    sheet.legend([Line2D([], [], color=colour, label=name) for name, (_, colour) in curves.items()])
+    sheet.legend(canvas.key(name, color=colour) for name, (_, colour) in curves.items())
     axes = sheet.axes(canvas.LEFT, sheet.top + 0.1, canvas.WIDTH - canvas.LEFT - canvas.RIGHT, 2.7)
     for name, colour in curves.values():
         values = np.asarray(result[name])

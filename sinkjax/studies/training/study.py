@@ -58,12 +58,6 @@ class TrainingStudy(HeldOutStudy):
         return excerpts
 
     @property
-    def judge_rows(self) -> np.ndarray:
-        """Excerpts to judge on, int32 [W, T + M]."""
-        (length,) = self.lengths
-        return self.judged_rows(length)
-
-    @property
     def training_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
         """What is trained on, int32 [W, T], and the weights of positions, as `distil` has them."""
         return self.trained_on, None

@@ -266,21 +266,3 @@ def test_a_prediction_is_acted_on_only_where_it_is_right_and_beats_a_static_mask
     text = verdict({"lengths_held_out": {"acting": [acting(wrong, static, high, masks)]}})
     assert f"Good enough to act on: {'yes' if good else 'no'}." in text
     assert ("Accurate enough: no" in text) == (not accurate)
-
-
-@pytest.mark.parametrize("changes", [{"features": ()}, {"features": ("age",)}, {"penalty": 0.0}])
-def test_impossible_fits_are_refused(changes):
-    arguments = {"features": ("head",), "penalty": 1.0, **changes}
-    with pytest.raises(ValueError, match=r"features|penalty"):
-        fit(examples_of(*made(prompts=2)), **arguments)
-
-
-def test_too_few_prompts_to_choose_a_penalty_are_refused():
-    with pytest.raises(ValueError, match="3 prompts"):
-        fit_penalty(examples_of(*made(prompts=3)), ("head",), seed=0)
-
-
-@pytest.mark.parametrize("p", [np.full((2, 3), 1.5), np.full((2, 4), 0.5)])
-def test_what_is_no_probability_is_refused(p):
-    with pytest.raises(ValueError, match=r"probabilities"):
-        score_predictions(p, np.ones((2, 3), bool), seed=0)

@@ -1,6 +1,7 @@
 """What a search rests on, against oracles: errors, predictions, savings, growth to a budget."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
 from sinkjax.instruments.sensitivity import Prediction, predict_moves
 from sinkjax.instruments.tasks import Questions
-from sinkjax.masks.chips import is_even
 from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.costs import part_means, parts_up_to
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
 from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask
+from sinkjax.studies.store import Store
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 pytestmark = pytest.mark.quick
@@ -238,12 +239,22 @@ def test_few_draws_are_trusted_little():
     assert shrinkage(independent[:1]) == 1
 
 
+def search(model, ranking, held, settings, **how):
+    """`search_mask`, which measures nothing twice."""
+    kept = {}
+    results = types.SimpleNamespace(
+        arrays=kept.get, put_arrays=lambda name, **arrays: kept.update({name: arrays})
+    )
+    store = Store(results, "", lambda what, tokens: None)
+    return search_mask(model, ranking, held, settings, store, **how)
+
+
 def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, windows):
     more = np.asarray(tiny.tokens_of(model, (6, 16), seed=9))
     settings = SearchSettings(
         (Window(1, 4), Window(1, 8)), 0.05, Workload(16), objective="heads", rounds=2, samples=4
     )
-    found = search_mask(model, windows, more, settings)
+    found = search(model, windows, more, settings)
     size = int(found.mask.masked.sum())
     assert 0 < size < 18
     assert found.kl <= 0.05
@@ -252,13 +263,13 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
     # Of 16 tokens the last 4, none of which is generated, or those at which a window acts.
     assert found.kl == pytest.approx(max(kl[:, first - 1 :].mean(), kl[:, 11:].mean()))
     on_mean = dataclasses.replace(settings, budget_on="mean")
-    other = search_mask(model, windows, more, on_mean)
+    other = search(model, windows, more, on_mean)
     assert other.kl == pytest.approx(Judge(model, more)(other.mask).mean(dtype=np.float64))
     assert int(other.mask.masked.sum()) > size
-    generated = search_mask(model, windows[:, :12], more, settings)  # 4 of 16 tokens come after
+    generated = search(model, windows[:, :12], more, settings)  # 4 of 16 tokens come after
     kl = Judge(model, more)(generated.mask).astype(np.float64)
     assert generated.kl >= kl[:, 11:].mean() - 1e-9
-    again = search_mask(model, windows, more, settings)
+    again = search(model, windows, more, settings)
     assert again.mask == found.mask
     assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]
 
@@ -278,7 +289,7 @@ def test_a_search_keeps_answers_too(model, windows):
         (Window(1, 4),), 0.2, Workload(16), objective="heads", rounds=2, samples=4
     )
     held = questions(model, 5), questions(model, 6)
-    free = search_mask(model, windows, windows, settings)
+    free = search(model, windows, windows, settings)
 
     def nll(forward, of):
         """Of each answer, from all logits."""
@@ -300,7 +311,7 @@ def test_a_search_keeps_answers_too(model, windows):
     returned = []
     for budget in (0.7 * most, 0.1 * most):
         answers = Answers(questions(model, 7), held, budget, floor=0)
-        kept = search_mask(model, windows, windows, settings, answers=[answers])
+        kept = search(model, windows, windows, settings, answers=[answers])
         means = [of.mean() for of in rises(kept.mask)]
         np.testing.assert_allclose(kept.rises, means, atol=1e-4)
         assert most_of(kept.mask) <= budget + 1e-4
@@ -316,10 +327,10 @@ def test_a_search_keeps_answers_too(model, windows):
         for of in (answers.ranked, *held)
     )
     says_nothing = dataclasses.replace(answers, ranked=ranked, held=tuple(wider), floor=1.1)
-    same = search_mask(model, windows, windows, settings, answers=[says_nothing])
+    same = search(model, windows, windows, settings, answers=[says_nothing])
     assert same.rises == (None, None)
     assert same.mask == free.mask
-    shorter = search_mask(model, windows, windows, settings, answers=[says_nothing, answers])
+    shorter = search(model, windows, windows, settings, answers=[says_nothing, answers])
     assert (same.asked_at, shorter.asked_at, free.asked_at) == (32, 16, None)
     assert (shorter.mask, shorter.rises) == (kept.mask, kept.rises)
 
@@ -328,12 +339,12 @@ def test_heads_go_back_to_a_window_as_wide_as_the_questions(model):
     excerpts = np.asarray(tiny.tokens_of(model, (3, 40), seed=1))
     wide, narrow = Window(2, 14), Window(1, 4)
     settings = SearchSettings((narrow, wide), 1.0, Workload(40), rounds=1, samples=4)
-    free = search_mask(model, excerpts, excerpts, settings)
+    free = search(model, excerpts, excerpts, settings)
     assert {path for layer in free.mask.heads for path in layer} >= {narrow, wide}
     held = (questions(model, 5), questions(model, 6))
     # Questions have 16 tokens, in which `wide` hides nothing.
     answers = Answers(questions(model, 7), held, 1e-3, floor=0)
-    kept = search_mask(model, excerpts, excerpts, settings, answers=[answers])
+    kept = search(model, excerpts, excerpts, settings, answers=[answers])
     (step,) = kept.rounds
     assert step.returned
     for layer, heads in enumerate(kept.mask.heads):
@@ -354,16 +365,15 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
     assert "chips" not in settings.describe()  # folders of earlier versions go on
     settings = dataclasses.replace(settings, chips=2)
     assert settings.describe()["chips"] == 2
-    free = search_mask(model, windows, windows, settings)
+    free = search(model, windows, windows, settings)
     held = (questions(model, 5),)
     answers = Answers(questions(model, 7), held, nll_budget=1e-3, floor=0)
-    kept = search_mask(model, windows, windows, settings, answers=[answers])
+    kept = search(model, windows, windows, settings, answers=[answers])
     assert max(kept.rises) <= 1e-3
     assert 0 < free.kl <= 0.2
     assert kept.mask.masked.sum() < free.mask.masked.sum()
-    group = model.config.num_heads // model.config.num_kv_heads
     for mask in (free.mask, kept.mask, *(step.mask for step in free.rounds)):
-        assert all(is_even(layer, group, 2) for layer in mask.heads)
+        assert mask.balanced(2, model.config.num_kv_heads) == mask
 
 
 def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):

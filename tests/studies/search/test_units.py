@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinkjax.instruments.sensitivity import Prediction
-from sinkjax.masks.chips import is_even
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.search.budget import make_moves, rank_moves
@@ -33,7 +32,7 @@ def test_any_number_of_moves_leaves_a_mask_that_is_even(seed, by, chips):
         arranged = make_moves(full, moves[:number], size=units.size)
         mask = units.restored(arranged)
         assert units.arranged(mask) == arranged
-        assert all(is_even(layer, GROUP, chips) for layer in mask.heads)
+        assert mask.balanced(chips, KV_HEADS) == mask
         made = {(move.layer, move.unit) for move in moves[:number]}
         assert mask.masked.sum() == len(made) * units.size
     # The costs of a unit are those of its heads.
