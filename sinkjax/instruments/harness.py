@@ -182,9 +182,18 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without a context: BOS, or EOS where there is none."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        """The token before a text without a context: BOS, or EOS where there is none.
+
+        Raises:
+          InputError: where the tokenizer has neither.
+        """
+        for token in (self.tokenizer.bos_token_id, self.eot_token_id):
+            if token is not None:
+                return token
+        raise InputError(
+            "a text without a context follows a BOS or an EOS, and the tokenizer has neither: "
+            "set its bos_token, or choose a task whose texts have contexts"
+        )
 
     @property
     def tokenizer_name(self) -> str:

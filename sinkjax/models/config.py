@@ -19,6 +19,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 """The feed-forward activations, by transformers' names."""
 
+MOST_SIZE = 2**31 - 1
+"""The largest size or position: they are int32 in a program."""
+
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkjax.errors import InputError
-from sinkjax.models.config import ACTIVATIONS, LlamaConfig
+from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, LlamaConfig
 from sinkjax.models.families import FAMILIES
 from sinkjax.models.families.family import FULL, WINDOWED, is_positive
 from sinkjax.models.hf_rope import ROPE_ATTRIBUTES, rope_from_hf, rope_to_hf, split_ropes
@@ -166,7 +166,6 @@ _WAYS_ON = {
     "max_position_embeddings; choose a checkpoint without a window",
 }
 MOST_LAYERS_OR_HEADS = 9_999  # four digits, as masks write them
-_MOST = 2**31 - 1  # sizes and positions are int32 in a program
 
 
 def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> LlamaConfig:
@@ -205,7 +204,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if shape["num_kv_heads"] is None:
         shape["num_kv_heads"] = shape["num_heads"]
     for ours, theirs, default in _SHAPE:
-        most = MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else _MOST
+        most = MOST_LAYERS_OR_HEADS if theirs.startswith("num_") else MOST_SIZE
         problem = _problem_with(shape[ours], default, most)
         if problem and not (ours == "head_dim" and shape[ours] is None):
             problems.append(f"{theirs} is {reprlib.repr(shape[ours])}; {problem}")
@@ -231,7 +230,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
 
     of_all, of_windows = split_ropes(attributes, family)
     longest = shape["max_length"]
-    if _problem_with(longest, None, _MOST):  # the ropes may have problems of their own
+    if _problem_with(longest, None, MOST_SIZE):  # the ropes may have problems of their own
         longest = 2048
     rope = rope_from_hf(of_all, longest, family.defaults, problems)
     local = None if of_windows is None else rope_from_hf(of_windows, longest, {}, problems)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.distributed import NEURONS
 from sinkjax.errors import InputError, Problem
-from sinkjax.models.config import LlamaConfig
+from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.rules import heads_axis, partition
 from sinkjax.models.sampling import Sampler, draw, whole
@@ -28,8 +28,6 @@ from sinkjax.programs.scan import LayerRun, scanned
 
 DEFAULT_STEPS_PER_CALL = 16
 """The fastest of 1, 4, 16 and 64 for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
-
-_MOST = 2**31 - 1  # sizes and positions are int32 in a program
 
 Layers = Literal["unrolled", "scanned"]
 LAYERS: tuple[str, ...] = get_args(Layers)
@@ -281,8 +279,9 @@ def _check(
     problems = []
     sizes = {"batch_size": batch_size, "max_length": max_length, "steps_per_call": steps_per_call}
     for name, value in [*sizes.items(), *(("prefill_lengths", bucket) for bucket in buckets)]:
-        if not 1 <= (whole(value) or 0) <= _MOST:
-            problems.append(Problem(name, value, f"whole numbers from 1 to {_MOST:,} are allowed"))
+        if not 1 <= (whole(value) or 0) <= MOST_SIZE:
+            text = f"whole numbers from 1 to {MOST_SIZE:,} are allowed"
+            problems.append(Problem(name, value, text))
     if not buckets:
         problems.append(Problem("prefill_lengths", None, "give at least one bucket"))
     elif buckets[-1] > max_length:

@@ -268,6 +268,17 @@ def test_a_context_of_spaces_alone_is_an_empty_one(ours):
     assert spaces == pytest.approx(empty)
 
 
+def test_an_empty_context_needs_a_bos_or_an_eos(ours, monkeypatch):
+    lm = ours[3]
+    empty = instances("loglikelihood", ("", "No context"))
+    monkeypatch.setattr(lm.tokenizer, "bos_token", None)
+    assert lm.prefix_token_id == lm.tokenizer.eos_token_id
+    lm.loglikelihood(empty, True)
+    monkeypatch.setattr(lm.tokenizer, "eos_token", None)
+    with pytest.raises(sinkjax.InputError, match="the tokenizer has neither: set its bos_token"):
+        lm.loglikelihood(empty, True)
+
+
 def test_requests_that_cannot_be_answered_are_refused(ours, talkative, small_tokenizer, tmp_path):
     from sinkjax.instruments.harness import HarnessLM
 
