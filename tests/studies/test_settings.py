@@ -10,6 +10,8 @@ from sinkjax.errors import InputError
 
 pytestmark = pytest.mark.quick
 
+# Held to the number of texts, and to the model's context.
+ELSEWHERE = {"control_texts", "lengths", "held_out_lengths"}
 ODD = {int: (-(10**30), 10**30), float: (float("nan"), float("inf"), float("-inf"))}
 
 
@@ -23,7 +25,7 @@ def _numbers() -> list[tuple[str, str, type, bool]]:
     for study in STUDIES:
         for name, hint in typing.get_type_hints(_study(study)).items():
             kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in ODD]
-            if kinds and name != "control_texts":
+            if kinds and name not in ELSEWHERE:
                 found.append((study, name, kinds[0], typing.get_origin(hint) is tuple))
     return found
 
@@ -33,8 +35,6 @@ def test_numbers_beyond_all_sense_are_refused_before_anything_is_planned(
     study, name, kind, several
 ):
     """Else they are counted up to, outgrow an array's numbers, or are no JSON."""
-    if name in ("lengths", "held_out_lengths"):
-        pytest.skip("beside the model's context, which a plan looks at")
     for value in ODD[kind]:
         settings = _study(study)(**{name: (value,) if several else value})
         try:
