@@ -15,10 +15,11 @@ queries a row (in decoding 1) and P pairs of a query and a key that are worked o
                        group the sum of its `sink(first)` heads, and that of its other ones
 
 Pairs of a prompt come in blocks: `full` computes every key up to the last one that its span of
-blocks sees (on a CPU beyond 1,024 tokens whole blocks of keys before a query's own, and of its own
-those up to its strip's end), `window` c + w - 1 + block keys a block. A kernel, which no copied
-head has, computes the blocks of which the path leaves anything, and has no column more. In decoding
-a pair is a slot of the cache.
+blocks sees, `window` c + w - 1 + block keys a block. On a CPU beyond 1,024 tokens `full` and
+windows of 512 recent tokens or more compute the whole blocks of keys before a query's own that its
+block sees, of its own those up to its strip's end, and of windows c first keys and the oldest ones.
+A kernel, which no copied head has, computes the blocks of which the path leaves anything, and has
+no column more. In decoding a pair is a slot of the cache.
 
 Where one norm is over the queries of all heads, and one over their keys, a layer that has any of
 them projects all: those of no head's own are in the row `rest`.
@@ -34,7 +35,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sinkjax.attention import full, stream, window
+from sinkjax.attention.blocks import block_runs
 from sinkjax.attention.kernels import XLA, Blocked, Kernel, Xla
+from sinkjax.attention.window import reach
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
 from sinkjax.models.config import LlamaConfig
@@ -253,10 +256,12 @@ def _pairs(head: _Head, sizes: Sizes) -> int:
         return needed_pairs(span, sizes.length)
     if isinstance(sizes.kernel, Blocked) and not head.is_kept:
         return sizes.kernel.pairs(span, sizes.length)
-    if isinstance(span, Window) and not span.covers(sizes.length):
+    span = reach(span, sizes.length)
+    kernel = sizes.kernel
+    if isinstance(kernel, Xla) and kernel.streamed(span, sizes.length) and not head.is_kept:
+        return _streamed_pairs(span, sizes.length)
+    if isinstance(span, Window):
         return _window_pairs(span, sizes.length)
-    if isinstance(sizes.kernel, Xla) and sizes.kernel.streamed(sizes.length) and not head.is_kept:
-        return _streamed_pairs(sizes.length)
     return _full_pairs(sizes.length)
 
 
@@ -277,15 +282,23 @@ def _full_pairs(length: int) -> int:
     return sum((stop - start) * stop for start, stop in itertools.pairwise(edges))
 
 
-def _streamed_pairs(length: int) -> int:
-    """Every whole block of keys before a query's own; of its own, keys up to its strip's end."""
+def _streamed_pairs(span: Full | Window, length: int) -> int:
+    """Every whole block of keys before a query's own; of its own, keys up to its strip's end.
+
+    Of a window the blocks that all of a block's queries see, and for each block of queries that do
+    not see all, the first keys and as many of its oldest ones as any such block has.
+    """
     pairs = 0
-    for start in range(0, length, stream.STREAMED):
-        block = min(stream.STREAMED, length - start)
-        pairs += block * start + sum(
+    for start, stop, block in block_runs(length, stream.STREAMED):
+        own = sum(
             (min(strip + stream.STRIP, block) - strip) * min(strip + stream.STRIP, block)
             for strip in range(0, block, stream.STRIP)
         )
+        begins = range(start, stop, block)
+        pairs += len(begins) * own
+        ends, oldest = stream.edges(begins, block, span)
+        pairs += block * sum(begin - ends.get(begin, 0) for begin in begins)
+        pairs += block * len(ends) * (oldest + (span.sinks if isinstance(span, Window) else 0))
     return pairs
 
 

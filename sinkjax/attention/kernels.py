@@ -69,17 +69,18 @@ class Xla(Kernel):
     """JAX's own operations, which XLA compiles.
 
     Attributes:
-      streams: whether keys of longer prompts come in blocks as queries do, on the path `full`: the
-        faster form on a CPU's caches.
+      streams: whether keys of longer prompts come in blocks as queries do, on the path `full` and
+        in wide windows: the faster form on a CPU's caches.
     """
 
     name: ClassVar[str] = "xla"
 
     streams: bool = False
 
-    def streamed(self, length: int) -> bool:
+    def streamed(self, path: Full | Window, length: int) -> bool:
         """Returns whether keys of T tokens come in blocks: of few blocks nothing is gained."""
-        return self.streams and length > 2 * STREAMED
+        wide = isinstance(path, Full) or path.recent >= STREAMED
+        return self.streams and wide and length > 2 * STREAMED
 
     def attend(
         self,
@@ -91,10 +92,10 @@ class Xla(Kernel):
         cap: float | None = None,
     ) -> PerHead:
         path = reach(path, q.shape[1])
+        if self.streamed(path, q.shape[1]):
+            return streamed_attention(q, k, v, products, cap=cap, path=path)
         if isinstance(path, Window):
             return window_attention(q, k, v, path, products, cap)
-        if self.streamed(q.shape[1]):
-            return streamed_attention(q, k, v, products, cap=cap)
         return causal_attention(q, k, v, products, cap)
 
 

@@ -1,10 +1,11 @@
-"""The `full` path with keys in blocks as queries are, under a running softmax.
+"""The `full` path, and wide windows, with keys in blocks as queries are, under a running softmax.
 
 After Milakov and Gimelshein 2018 (Online normalizer calculation for softmax): the scores at hand
 stay near the core, and memory does not grow with queries by keys.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from sinkjax.attention.blocks import (
     weighted_sums,
 )
 from sinkjax.attention.products import PLAIN, Products
+from sinkjax.masks.paths import Full, Window
 
 STREAMED = 512
 """Queries a block, and keys a block: the fastest of 128 to 1,024 on a CPU at 4,096 tokens."""
@@ -52,10 +54,14 @@ def streamed_attention(
     products: Products = PLAIN,
     earlier: Earlier | None = None,
     cap: float | None = None,
+    path: Full | Window = Full(),  # noqa: B008
 ) -> PerHead:
     """Returns `causal_attention`, of queries that see earlier tokens too where there are any.
 
     Of a store only blocks with tokens are read, by a loop that has no gradient.
+
+    Args:
+      path: a window has at least `STREAMED` recent tokens, and no earlier ones.
     """
     queries = products.settle(group_queries(q, k.shape[2]))
     keys, values = products.settle(group_keys(k)), products.settle(group_keys(v))
@@ -69,7 +75,10 @@ def streamed_attention(
             return _earlier_keys(running, _cut(queries, begin, block), earlier, products, cap)
 
         running = map_blocks(attend, start, stop, block)
-        running = _whole_blocks(running, queries, keys, values, products, cap, start, stop, block)
+        run = _Run(queries, keys, values, start, stop, block)
+        running = _whole_blocks(running, run, path, products, cap)
+        if isinstance(path, Window):
+            running = _edges(running, run, path, products, cap)
         outputs.append(running.sums / running.total)
     return ungroup(jnp.concatenate(outputs, axis=3).astype(v.dtype))
 
@@ -108,39 +117,108 @@ def _own_keys(
     return _Running(*(jnp.concatenate(parts, axis=3) for parts in zip(*strips, strict=True)))
 
 
+class _Run(NamedTuple):
+    """Blocks of queries from `start` to `stop`, and the keys and values of all tokens."""
+
+    queries: Float[Array, "B K G T H"]
+    keys: Float[Array, "B K T H"]
+    values: Float[Array, "B K T H"]
+    start: int
+    stop: int
+    block: int
+
+    def add(
+        self,
+        running: _Running,
+        begin: Array,
+        keys: Float[Array, "B K S H"],
+        values: Float[Array, "B K S H"],
+        products: Products,
+        cap: float | None,
+        visible: Bool[Array, "{self.block} S"] | None = None,
+    ) -> _Running:
+        """Adds keys to the block of queries from `begin` on."""
+        part = _Running(*(_cut(x, begin - self.start, self.block) for x in running))
+        q = _cut(self.queries, begin, self.block)
+        part = _add(part, q, keys, values, products, cap, visible)
+        return _Running(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(x, new, begin - self.start, axis=3)
+                for x, new in zip(running, part, strict=True)
+            )
+        )
+
+
+def whole_from(begin: int, block: int, path: Full | Window) -> int:
+    """Returns where the blocks of keys begin that each of a block of queries sees whole."""
+    if isinstance(path, Full):
+        return 0
+    return max(0, -(-(begin + block - path.recent) // STREAMED) * STREAMED)
+
+
 def _whole_blocks(
-    running: _Running,
-    q: Float[Array, "B K G T H"],
-    keys: Float[Array, "B K T H"],
-    values: Float[Array, "B K T H"],
-    products: Products,
-    cap: float | None,
-    start: int,
-    stop: int,
-    block: int,
+    running: _Running, run: _Run, path: Full | Window, products: Products, cap: float | None
 ) -> _Running:
-    """Adds to the queries from `start` to `stop` the whole blocks of keys before each of theirs.
+    """Adds to each block of queries the blocks of keys before its own that all its queries see.
 
     One loop over the pairs of a block of queries and one of keys, so that its turns are known.
     """
-    pairs = [(a, b) for a in range(start, stop, block) for b in range(0, a, STREAMED)]
+    begins = range(run.start, run.stop, run.block)
+    pairs = [(a, b) for a in begins for b in range(whole_from(a, run.block, path), a, STREAMED)]
     if not pairs:
         return running
     of_queries, of_keys = (jnp.asarray(places, jnp.int32) for places in zip(*pairs, strict=True))
 
     def add(turn: Array, running: _Running) -> _Running:
-        a, b = of_queries[turn], of_keys[turn]
-        k, v = (jax.lax.dynamic_slice_in_dim(x, b, STREAMED, axis=2) for x in (keys, values))
-        part = _Running(*(_cut(x, a - start, block) for x in running))
-        part = _add(part, _cut(q, a, block), k, v, products, cap)
-        return _Running(
-            *(
-                jax.lax.dynamic_update_slice_in_dim(x, new, a - start, axis=3)
-                for x, new in zip(running, part, strict=True)
-            )
+        b = of_keys[turn]
+        keys, values = (
+            jax.lax.dynamic_slice_in_dim(x, b, STREAMED, axis=2) for x in (run.keys, run.values)
         )
+        return run.add(running, of_queries[turn], keys, values, products, cap)
 
     return jax.lax.fori_loop(0, len(pairs), add, running)
+
+
+def edges(begins: Sequence[int], block: int, path: Full | Window) -> tuple[dict[int, int], int]:
+    """Returns the blocks of queries some of which no longer see all keys, and the oldest they see.
+
+    Of each block where its whole blocks of keys begin, and how many keys before that the block with
+    the most sees in part.
+    """
+    ends = {a: end for a in begins if (end := whole_from(a, block, path))}
+    if isinstance(path, Full) or not ends:
+        return {}, 0
+    return ends, max(end - max(0, a - path.recent + 1) for a, end in ends.items())
+
+
+def _edges(
+    running: _Running, run: _Run, window: Window, products: Products, cap: float | None
+) -> _Running:
+    """Adds to each block of queries the first keys, and the oldest ones of its windows."""
+    ends, size = edges(range(run.start, run.stop, run.block), run.block, window)
+    if not size + window.sinks or not ends:
+        return running
+    begins, stops = (jnp.asarray(places, jnp.int32) for places in zip(*ends.items(), strict=True))
+    sinks = jnp.arange(window.sinks, dtype=jnp.int32)[None, :]
+
+    def add(turn: Array, running: _Running) -> _Running:
+        begin, stop = begins[turn], stops[turn]
+        at = jnp.maximum(stop - size, 0)
+        band = at + jnp.arange(size, dtype=jnp.int32)[None, :]
+        t = begin + jnp.arange(run.block, dtype=jnp.int32)[:, None]
+        first = sinks <= t - window.recent
+        if window.within is not None:
+            first &= sinks > t - window.within
+        visible = jnp.concatenate([first, (band < stop) & (band > t - window.recent)], axis=1)
+        keys, values = (
+            jnp.concatenate(
+                [x[:, :, : window.sinks], jax.lax.dynamic_slice_in_dim(x, at, size, axis=2)], axis=2
+            )
+            for x in (run.keys, run.values)
+        )
+        return run.add(running, begin, keys, values, products, cap, visible)
+
+    return jax.lax.fori_loop(0, len(ends), add, running)
 
 
 def _earlier_keys(
@@ -180,7 +258,7 @@ def _add(
     values: Float[Array, "B K S H"],
     products: Products,
     cap: float | None,
-    visible: Bool[Array, " S"] | None = None,
+    visible: Bool[Array, "*T S"] | None = None,
 ) -> _Running:
     """Adds keys that every query sees, or those of them that are visible."""
     seen = scores(q, keys, cap)

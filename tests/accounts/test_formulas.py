@@ -121,6 +121,16 @@ def test_biases_groups_dtypes_and_long_prompts(changes, options):
         assert found == predicted
 
 
+def test_wide_windows_of_a_long_prompt_cost_the_blocks_of_keys_that_they_see():
+    model = _model(max_length=2048, **HEADS)
+    text = "L0: 6w(4,600) | L1: 2w(4,512) 2w(4,9) 2f | L2: 2w(0,1100) 2f 2w(600,700)"
+    mask = SinkMask.from_text(text)
+    for found, predicted in _found_and_predicted(
+        _compiled(model, mask, length=1300, max_length=1310), mask
+    ):
+        assert found == predicted
+
+
 def test_scanned_layers_cost_the_same(model):
     """Of all copies that a scan needs, none is a parameter, an operation or a cache."""
     mask = SinkMask(((Window(1, 3),) * 2 + (Full(),) * 4,) * 3)
