@@ -2,12 +2,14 @@
 
   python -m benchmarks.attention
   python -m benchmarks.attention --lengths=4096 --heads=32 --kv_heads=8 --rounds=5
+  python -m benchmarks.attention --lengths=8000 --heads=3 --kv_heads=1 --path='window(4,4256)'
 
 Random queries, keys and values in float32, one row, on all cores; forms are timed by turns, and a
 ratio is the median over rounds, its interval from resampled rounds. The forms in JAX are compiled
 with the options that `sinkjax.compile` takes for prompts. `its products alone` is what blocks of
 keys come to without a softmax: the least that XLA's library of products leaves. SDPA is left out
-without PyTorch.
+without PyTorch. Beside a window of --path stands full attention in place of both. GFLOP/s
+are of what the path needs at least.
 """
 
 import functools
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from sinkjax.accounts.formulas import needed_pairs
 from sinkjax.attention.blocks import group_keys, group_queries, scores, weighted_sums
 from sinkjax.attention.kernels import Xla
 from sinkjax.attention.products import CpuProducts
@@ -28,8 +31,8 @@ from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.cli.settings import numbers
 from sinkjax.environment import num_threads
-from sinkjax.errors import InputError
-from sinkjax.masks.paths import Full
+from sinkjax.errors import InputError, about
+from sinkjax.masks.paths import Full, Window, parse_path
 from sinkjax.programs.options import CPU_OPTIONS, CPU_PROMPT_OPTIONS
 from sinkjax.report.table import Table
 from sinkjax.studies.timing.pairs import Call, interleave, ratio, summary
@@ -39,6 +42,7 @@ _LENGTHS = flags.DEFINE_list("lengths", ["512", "1024", "4096"], "Tokens of the 
 _HEADS = flags.DEFINE_integer("heads", 9, "Query heads; the default is smollm2-135m's.", 1)
 _KV_HEADS = flags.DEFINE_integer("kv_heads", 3, "Key/value heads, a divisor of heads.", 1)
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Size of a head.", 1)
+_PATH = flags.DEFINE_string("path", "full", "Path of the heads: full, or a window.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Samples of each form.", 3)
 
 _FORMS = {
@@ -47,9 +51,12 @@ _FORMS = {
     "blocks of keys too": (Xla(streams=True), CPU_PROMPT_OPTIONS),
 }
 _FIRST, *_ = _FORMS
+_BESIDE = "full attention, by blocks of keys too"
 
 
 def main() -> None:
+    with about("path", _PATH.value):
+        path = parse_path(_PATH.value, (Full.kind, Window.kind))
     if _HEADS.value % _KV_HEADS.value:
         raise InputError(
             f"--heads={_HEADS.value} is no multiple of --kv_heads={_KV_HEADS.value}: give one"
@@ -57,29 +64,33 @@ def main() -> None:
     lengths = numbers("lengths", _LENGTHS.value, int)
     if any(length < 1 for length in lengths):
         raise InputError(f"--lengths={','.join(_LENGTHS.value)}: write whole numbers above 0")
-    rows = [row for length in lengths for row in _rows(length)]
+    rows = [row for length in lengths for row in _rows(length, path)]
     shape = f"{_HEADS.value} heads in {_KV_HEADS.value} groups, of size {_HEAD_DIM.value}"
     note = f"Medians of {_ROUNDS.value} rounds after 1 of warm-up, on {num_threads()} threads."
     columns = ("tokens", "form", "median ms", "GFLOP/s", f"times as fast as\n{_FIRST} [95%]")
     terminal.print_table(
-        terminal.console(), Table(f"Causal attention, {shape}", columns, rows, (note,), 2)
+        terminal.console(), Table(f"Attention on {path}, {shape}", columns, rows, (note,), 2)
     )
 
 
-def _rows(length: int) -> list[tuple[str, ...]]:
+def _rows(length: int, path: Full | Window) -> list[tuple[str, ...]]:
     rng = np.random.default_rng(0)
     q, k, v = (
         rng.normal(size=(1, length, heads, _HEAD_DIM.value)).astype(np.float32)
         for heads in (_HEADS.value, _KV_HEADS.value, _KV_HEADS.value)
     )
-    calls = {name: _in_jax(*form, q, k, v) for name, form in _FORMS.items()}
-    calls["its products alone"] = _compiled(_products, CPU_PROMPT_OPTIONS, q, k, v)
-    if importlib.util.find_spec("torch"):
+    calls = {name: _in_jax(*form, path, q, k, v) for name, form in _FORMS.items()}
+    if path != Full():
+        calls[_BESIDE] = _in_jax(*_FORMS["blocks of keys too"], Full(), q, k, v)
+    else:
+        calls["its products alone"] = _compiled(_products, CPU_PROMPT_OPTIONS, q, k, v)
+    if importlib.util.find_spec("torch") and path == Full():
         calls["PyTorch SDPA"] = _in_torch(q, k, v)
     samples = interleave(calls, rounds=_ROUNDS.value, warmup=1, seed=0)
-    needed = 2 * length * (length + 1) * _HEADS.value * _HEAD_DIM.value  # of pairs that are seen
     rows = []
     for name, of_form in samples.items():
+        pairs = needed_pairs(Full() if name == _BESIDE else path, length)
+        needed = 4 * pairs * _HEADS.value * _HEAD_DIM.value
         median = summary(of_form.seconds)["median"]
         faster = show_ratio(ratio(samples[_FIRST].seconds, of_form.seconds), 2)
         cells = (f"{1e3 * median:.2f}", f"{needed / median / 1e9:.0f}", faster)
@@ -87,8 +98,8 @@ def _rows(length: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def _in_jax(kernel: Xla, options: Any, *heads: np.ndarray) -> Call:
-    attend = functools.partial(kernel.attend, path=Full(), products=CpuProducts())
+def _in_jax(kernel: Xla, options: Any, path: Full | Window, *heads: np.ndarray) -> Call:
+    attend = functools.partial(kernel.attend, path=path, products=CpuProducts())
     return _compiled(attend, options, *heads)
 
 
