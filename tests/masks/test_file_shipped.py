@@ -54,17 +54,15 @@ def test_shipped_masks_keep_the_promises_of_their_files():
     assert len(promised) >= 2
     for saved in promised:
         quality = saved.quality
-        assert (quality["budget_on"], quality["kl_budget"], quality["over_budget"]) == (
-            "largest",
-            0.05,
-            [],
-        )
+        assert (quality["budget_on"], quality["over_budget"]) == ("largest", [])
+        assert quality["kl_budget"] <= 0.05
         for entry in quality["quality"]:
             parts = [entry[part]["value"] for part in ("kl_acting", "kl_late", "kl_generated")]
             parts += [kl for shorter in entry["shorter"].values() for kl in shorter.values()]
-            assert max(parts) <= 0.05
+            assert max(parts) <= quality["kl_budget"]
         for answers in quality.get("retrieval", ()):
-            assert answers["kept"] == (max(saved.provenance.lengths) <= 2048)  # as findings say
+            # At 8,000 tokens the model itself answers at two depths of three: no promise is made.
+            assert answers["kept"] or (answers["kept"] is None and answers["length"] == 8000)
             for asked in answers["asked"] if answers["kept"] else ():
                 assert asked["nll_rise"]["value"] <= answers["nll_budget"] == 0.1
 

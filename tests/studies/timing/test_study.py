@@ -96,7 +96,8 @@ def test_what_the_mask_removes_is_beside_its_time(records):
         assert programs["baseline"]["limit"]["ratio"] == 1
         assert limit["operations_ratio"] < 1
         assert limit["bytes_ratio"] < 1
-        assert min(limit["operations_ratio"], limit["bytes_ratio"]) <= limit["ratio"] < 1
+        least = min(limit["operations_ratio"], limit["bytes_ratio"])
+        assert least - 1e-12 <= limit["ratio"] < 1  # a quotient of rounded times, where one binds
         # Room for 21 tokens: a window of five in one group, no cache at all in another.
         slots = [programs[name]["memory"]["cache"] for name in ("baseline", "mine")]
         a_slot, counts = 2 * 2 * 8 * 4, 2 * 4
