@@ -1,5 +1,6 @@
 """The adapter for lm-evaluation-harness, against the harness's own for transformers."""
 
+import copy
 import json
 import runpy
 import sys
@@ -271,10 +272,11 @@ def test_a_context_of_spaces_alone_is_an_empty_one(ours):
 def test_an_empty_context_needs_a_bos_or_an_eos(ours, monkeypatch):
     lm = ours[3]
     empty = instances("loglikelihood", ("", "No context"))
-    monkeypatch.setattr(lm.tokenizer, "bos_token", None)
+    monkeypatch.setattr(lm, "tokenizer", copy.deepcopy(lm.tokenizer))
+    lm.tokenizer.bos_token = None
     assert lm.prefix_token_id == lm.tokenizer.eos_token_id
     lm.loglikelihood(empty, True)
-    monkeypatch.setattr(lm.tokenizer, "eos_token", None)
+    lm.tokenizer.eos_token = None
     with pytest.raises(sinkjax.InputError, match="the tokenizer has neither: set its bos_token"):
         lm.loglikelihood(empty, True)
 
