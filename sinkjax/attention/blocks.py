@@ -86,6 +86,17 @@ def sees(t: Any, s: Any, path: Full | Window) -> Any:
     return seen if path.within is None else seen & (s > t - path.within)
 
 
+def sees_apart(t: Any, sinks: Any, band: Any, window: Window) -> tuple[Any, Any]:
+    """Returns whether queries at t see first keys, and keys of a band; what is in both once.
+
+    A first key that is among a query's recent ones is seen in the band alone.
+    """
+    first = sinks <= t - window.recent
+    if window.within is not None:
+        first &= sinks > t - window.within
+    return first, (band <= t) & (band > t - window.recent)
+
+
 def block_runs(length: int, block: int) -> list[tuple[int, int, int]]:
     """Returns (start, stop, block) of the whole blocks of queries, and of what is left over."""
     rest = length % block

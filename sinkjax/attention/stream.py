@@ -21,6 +21,7 @@ from sinkjax.attention.blocks import (
     group_queries,
     map_blocks,
     scores,
+    sees_apart,
     ungroup,
     weighted_sums,
 )
@@ -75,10 +76,10 @@ def streamed_attention(
             return _earlier_keys(running, _cut(queries, begin, block), earlier, products, cap)
 
         running = map_blocks(attend, start, stop, block)
-        run = _Run(queries, keys, values, start, stop, block)
-        running = _whole_blocks(running, run, path, products, cap)
+        run = _Run(queries, keys, values, products, cap, start, stop, block)
+        running = _whole_blocks(running, run, path)
         if isinstance(path, Window):
-            running = _edges(running, run, path, products, cap)
+            running = _edges(running, run, path)
         outputs.append(running.sums / running.total)
     return ungroup(jnp.concatenate(outputs, axis=3).astype(v.dtype))
 
@@ -118,11 +119,13 @@ def _own_keys(
 
 
 class _Run(NamedTuple):
-    """Blocks of queries from `start` to `stop`, and the keys and values of all tokens."""
+    """Blocks of queries from `start` to `stop`; the queries, keys and values of all tokens."""
 
     queries: Float[Array, "B K G T H"]
     keys: Float[Array, "B K T H"]
     values: Float[Array, "B K T H"]
+    products: Products
+    cap: float | None
     start: int
     stop: int
     block: int
@@ -133,14 +136,12 @@ class _Run(NamedTuple):
         begin: Array,
         keys: Float[Array, "B K S H"],
         values: Float[Array, "B K S H"],
-        products: Products,
-        cap: float | None,
         visible: Bool[Array, "{self.block} S"] | None = None,
     ) -> _Running:
         """Adds keys to the block of queries from `begin` on."""
         part = _Running(*(_cut(x, begin - self.start, self.block) for x in running))
         q = _cut(self.queries, begin, self.block)
-        part = _add(part, q, keys, values, products, cap, visible)
+        part = _add(part, q, keys, values, self.products, self.cap, visible)
         return _Running(
             *(
                 jax.lax.dynamic_update_slice_in_dim(x, new, begin - self.start, axis=3)
@@ -156,9 +157,7 @@ def whole_from(begin: int, block: int, path: Full | Window) -> int:
     return max(0, -(-(begin + block - path.recent) // STREAMED) * STREAMED)
 
 
-def _whole_blocks(
-    running: _Running, run: _Run, path: Full | Window, products: Products, cap: float | None
-) -> _Running:
+def _whole_blocks(running: _Running, run: _Run, path: Full | Window) -> _Running:
     """Adds to each block of queries the blocks of keys before its own that all its queries see.
 
     One loop over the pairs of a block of queries and one of keys, so that its turns are known.
@@ -174,7 +173,7 @@ def _whole_blocks(
         keys, values = (
             jax.lax.dynamic_slice_in_dim(x, b, STREAMED, axis=2) for x in (run.keys, run.values)
         )
-        return run.add(running, of_queries[turn], keys, values, products, cap)
+        return run.add(running, of_queries[turn], keys, values)
 
     return jax.lax.fori_loop(0, len(pairs), add, running)
 
@@ -185,15 +184,13 @@ def edges(begins: Sequence[int], block: int, path: Full | Window) -> tuple[dict[
     Of each block where its whole blocks of keys begin, and how many keys before that the block with
     the most sees in part.
     """
-    ends = {a: end for a in begins if (end := whole_from(a, block, path))}
-    if isinstance(path, Full) or not ends:
+    if isinstance(path, Full):
         return {}, 0
-    return ends, max(end - max(0, a - path.recent + 1) for a, end in ends.items())
+    ends = {a: end for a in begins if (end := whole_from(a, block, path))}
+    return ends, max((end - max(0, a - path.recent + 1) for a, end in ends.items()), default=0)
 
 
-def _edges(
-    running: _Running, run: _Run, window: Window, products: Products, cap: float | None
-) -> _Running:
+def _edges(running: _Running, run: _Run, window: Window) -> _Running:
     """Adds to each block of queries the first keys, and the oldest ones of its windows."""
     ends, size = edges(range(run.start, run.stop, run.block), run.block, window)
     if not size + window.sinks or not ends:
@@ -206,17 +203,15 @@ def _edges(
         at = jnp.maximum(stop - size, 0)
         band = at + jnp.arange(size, dtype=jnp.int32)[None, :]
         t = begin + jnp.arange(run.block, dtype=jnp.int32)[:, None]
-        first = sinks <= t - window.recent
-        if window.within is not None:
-            first &= sinks > t - window.within
-        visible = jnp.concatenate([first, (band < stop) & (band > t - window.recent)], axis=1)
+        first, recent = sees_apart(t, sinks, band, window)
+        visible = jnp.concatenate([first, recent & (band < stop)], axis=1)
         keys, values = (
             jnp.concatenate(
                 [x[:, :, : window.sinks], jax.lax.dynamic_slice_in_dim(x, at, size, axis=2)], axis=2
             )
             for x in (run.keys, run.values)
         )
-        return run.add(running, begin, keys, values, products, cap, visible)
+        return run.add(running, begin, keys, values, visible)
 
     return jax.lax.fori_loop(0, len(ends), add, running)
 

@@ -3,6 +3,8 @@
 Queries come in blocks. A block sees two runs of keys, cut out by slices: the sinks, and a band from
 the oldest key that its first query sees to its last query. A sink among a query's recent keys
 counts there and not among the sinks, so that no key counts twice.
+
+On a CPU wide windows of long prompts come in blocks of keys in their place: `attention.stream`.
 """
 
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from sinkjax.attention.blocks import (
     group_queries,
     map_blocks,
     scores,
+    sees_apart,
     ungroup,
     weighted_sums,
 )
@@ -151,12 +154,9 @@ def _block_scores(
     t = start + begin + jnp.arange(block, dtype=jnp.int32)[:, None]
     sinks = jnp.arange(window.sinks, dtype=jnp.int32)[None, :]
     band = start - earlier + at + jnp.arange(size, dtype=jnp.int32)[None, :]
-    recent = (band <= t) & (band > t - window.recent)
+    first, recent = sees_apart(t, sinks, band, window)
     if earlier:
         recent &= band >= 0
-    first = sinks <= t - window.recent
-    if window.within is not None:
-        first &= sinks > t - window.within
     visible = jnp.concatenate([first, recent], axis=1)
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
     return scores(q, _cut(keys, length, window, begin, block), cap), visible

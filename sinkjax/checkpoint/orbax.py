@@ -54,6 +54,15 @@ _KEYS = {"format", "config", "dtype"}  # all that a manifest had before it had h
 _MOST_PIECES = 8  # of a parameter; on as many devices, each reads its own alone
 _INTERRUPTED = f"a checkpoint without {MANIFEST}: the writing of it was interrupted"
 _ADVICE = "write the checkpoint again with sinkjax convert"
+_UNREADABLE = (  # what reading a damaged manifest raises
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    ArithmeticError,  # of numbers that no config has, in what they would be for Hugging Face
+)
 
 
 def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
@@ -179,11 +188,7 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
         raise InputError(
             *(f"{path}: {problem}; {_ADVICE}" for problem in error.problems)
         ) from error
-    # ArithmeticError: of numbers that no config has, in what they would be for Hugging Face.
-    except (
-        *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
-        ArithmeticError,
-    ) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); {_ADVICE}"
         ) from error

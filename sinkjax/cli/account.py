@@ -16,7 +16,6 @@ sinkjax/accounts/planner.py says.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +37,7 @@ from sinkjax.programs.compile import Layers
 from sinkjax.programs.options import Attention
 from sinkjax.programs.targets import TARGETS
 from sinkjax.studies.candidates import read_masks
-from sinkjax.studies.settings import MOST, known, setting, twice
+from sinkjax.studies.settings import above_zero, each_at_least, known, setting, twice
 from sinkjax.studies.timing.measured import BASELINE
 from sinkjax.studies.timing.study import Timing
 
@@ -96,14 +95,12 @@ class Account(Tool):
                 yield Problem(name, None, "give at least one")
         yield from twice(self, "targets", "lengths")
         yield from known("targets", self.targets, TARGETS)
-        for length in self.lengths:
-            if not 1 <= length <= MOST:
-                yield Problem("lengths", length, f"give 1 or more, and at most {MOST:,}")
+        yield from each_at_least(self, lengths=1)
         unpublished = [t for t in self.targets if t in TARGETS and t not in CHIPS]
         if self.memory is None and unpublished:
             yield Problem("memory", None, f"give the gigabytes that {', '.join(unpublished)} has")
-        if self.memory is not None and not 0 < self.memory < math.inf:
-            yield Problem("memory", self.memory, "give gigabytes, above 0 and finite")
+        if self.memory is not None:
+            yield from above_zero(self, memory="gigabytes")
 
     def _record(
         self, config: LlamaConfig, mask: SinkMask, name: str, target: str, length: int

@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
+from sinkjax.programs.executable import is_out_of_memory
 from sinkjax.programs.targets import WITHOUT_TPU
 
 _SHOWN = 200  # characters of an argument in a message
@@ -60,7 +61,7 @@ def run(
             where = "" if error.filename is None else f"{error.filename}: "
             return _failed(InputError(f"{where}{error.strerror or error}"))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             said = f" ({first_line(error)})" if str(error) else ""
             advice = "ask for fewer rows or shorter texts, or divide the model over more devices"

@@ -68,6 +68,13 @@ class Executable:
         return Module(self.compiled.as_text())
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error is Python's or XLA's for memory that does not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def build(
     name: str,
     function: Callable[..., Any],
@@ -92,7 +99,7 @@ def build(
     try:
         compiled = lowered.compile(compiler_options=compiler_options and dict(compiler_options))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         advice = "divide it over more devices, or ask for fewer rows or a shorter cache"
         text = f"{name} does not fit the device ({first_line(error)}); {advice}"

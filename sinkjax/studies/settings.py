@@ -68,6 +68,14 @@ def at_least(settings: Any, *, most: int = MOST, **least: int) -> Iterator[Probl
             yield Problem(name, value, f"give {minimum} or more")
 
 
+def each_at_least(settings: Any, **least: int) -> Iterator[Problem]:
+    """The members of settings, by name, that are below a number, or above `MOST`."""
+    for name, minimum in least.items():
+        for value in getattr(settings, name):
+            if not minimum <= value <= MOST:
+                yield Problem(name, value, f"give {minimum} or more, and at most {MOST:,}")
+
+
 def above_zero(settings: Any, **needed: str) -> Iterator[Problem]:
     """The settings that are no finite number above 0, by name; each with what it has to be."""
     for name, what in needed.items():

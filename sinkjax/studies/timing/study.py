@@ -26,7 +26,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from sinkjax.distributed import first, is_first
@@ -42,7 +42,7 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.quality.tables import candidates_table
-from sinkjax.studies.settings import MOST, at_least, known, part, setting
+from sinkjax.studies.settings import at_least, each_at_least, known, part, setting
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
@@ -102,32 +102,31 @@ class Timing(Study):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from at_least(self, rounds=2, warmup=1, steps_per_call=1)
-        for name, least in (("batch_sizes", 1), ("lengths", 1), ("generated", 0)):
-            values = getattr(self, name)
-            if not values:
+        for name in ("batch_sizes", "lengths", "generated"):
+            if not getattr(self, name):
                 yield Problem(name, None, "give at least one number")
-            for value in values:
-                if not least <= value <= MOST:
-                    yield Problem(name, value, f"give {least} or more, and at most {MOST:,}")
+        yield from each_at_least(self, batch_sizes=1, lengths=1, generated=0)
         yield from known("stages", self.stages, STAGES)
         if not self.stages:
             yield Problem("stages", None, f"give one or more of {', '.join(STAGES)}")
         elif set(self.stages) == {"decode"} and not any(self.generated):
             yield self.wrong("generated", "nothing is decoded: give tokens, or the stage prefill")
-        for name in ("google_benchmark", "profile"):
-            path = getattr(self, name)
-            if not is_first() or path is None:
-                continue
-            if not path:
-                yield Problem(name, path, "it has no name; give one, or leave it out")
-            elif not pathlib.Path(path).absolute().parent.is_dir():
-                yield Problem(name, path, "there is no such folder to put it into; make it")
-            elif os.path.exists(path):
-                is_fine, wanted = os.path.isfile(path), "a file"
-                if name == "profile":
-                    is_fine, wanted = os.path.isdir(path), "a folder"
-                if not is_fine:
-                    yield Problem(name, path, f"it exists and is not {wanted}; give another")
+        if is_first():
+            yield from self._output_problems("google_benchmark", "a file", os.path.isfile)
+            yield from self._output_problems("profile", "a folder", os.path.isdir)
+
+    def _output_problems(
+        self, name: str, wanted: str, is_fine: Callable[[str], bool]
+    ) -> Iterator[Problem]:
+        path = getattr(self, name)
+        if path is None:
+            return
+        if not path:
+            yield Problem(name, path, "it has no name; give one, or leave it out")
+        elif not pathlib.Path(path).absolute().parent.is_dir():
+            yield Problem(name, path, "there is no such folder to put it into; make it")
+        elif os.path.exists(path) and not is_fine(path):
+            yield Problem(name, path, f"it exists and is not {wanted}; give another")
 
     def plan_problems(self) -> Iterator[Problem]:
         config = self.subject.config
