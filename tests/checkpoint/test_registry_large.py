@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 import sinkjax
+from sinkjax import shipped
 from sinkjax.checkpoint import registry
 from sinkjax.studies import texts
 
@@ -47,11 +48,19 @@ def test_a_large_model_is_the_one_that_transformers_reads(name):
         )
     del theirs
     model = sinkjax.load(name)
+    for mask in masks_for(name):
+        assert mask.provenance.model_digest == sinkjax.model_digest(model)
+        assert mask.provenance.tokenizer_digest == sinkjax.tokenizer_digest(tokenizer)
     logits = np.asarray(model(jnp.asarray(tokens[None], jnp.int32)))[0]
     assert largest_kl(wanted, logits) < 1e-6
     program = sinkjax.compile(model, batch_size=1, prefill_lengths=(64,), max_length=64 + SOME)
     (ours,) = program.generate([prompt.tolist()], max_new_tokens=SOME)
     assert list(ours) == continued[0, len(prompt) :].tolist()
+
+
+def masks_for(name: str) -> list[sinkjax.SavedMask]:
+    masks = map(sinkjax.load_mask, shipped.names("masks", ".json"))
+    return [mask for mask in masks if mask.provenance.model == name]
 
 
 def largest_kl(wanted: np.ndarray, logits: np.ndarray) -> float:

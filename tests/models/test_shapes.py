@@ -35,13 +35,15 @@ def test_the_table_agrees_with_the_real_model(smollm2_gguf):
         ("llama-3.2-1b", 1.236),
         ("llama-3.2-3b", 3.213),
         ("mistral-7b-v0.2", 7.242),
+        ("qwen2.5-coder-0.5b", 0.494 + 0.136),  # the second table: the published one is tied
         ("smollm2-135m", 0.1345),
     ],
 )
 def test_parameters_add_up_to_the_published_number(name, billions):
     c = SHAPES[name]
     attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    layer = attention + 3 * c.embed_dim * c.mlp_dim + 2 * c.embed_dim
+    biases = c.attention_bias * c.head_dim * (c.num_heads + 2 * c.num_kv_heads)
+    layer = attention + biases + 3 * c.embed_dim * c.mlp_dim + 2 * c.embed_dim
     tables = (1 if c.tie_embeddings else 2) * c.vocab_size * c.embed_dim
     total = c.num_layers * layer + tables + c.embed_dim
     assert total / 1e9 == pytest.approx(billions, rel=1e-3)
