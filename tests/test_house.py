@@ -10,7 +10,7 @@ from scripts import ROOT
 pytestmark = pytest.mark.quick
 
 FLOORS = """
-    errors files environment shipped
+    errors files environment shipped interrupts
     hub
     distributed
     masks

@@ -16,6 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
+from sinkjax.cli.stop import stoppable
 from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
 from sinkjax.programs.executable import is_out_of_memory
@@ -78,7 +79,8 @@ def run(
     for name, last in _given_again(sys.argv).items():
         shown = printable(f"--{name} is given more than once; {last} is taken, the last")
         print(f"warning: {clipped(shown)}", file=sys.stderr)
-    app.run(guarded, arguments, flags_parser=parse)
+    with stoppable():
+        app.run(guarded, arguments, flags_parser=parse)
 
 
 def _failed(error: InputError) -> int:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import sinkjax
 from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
-from sinkjax.cli.stop import stoppable
 from sinkjax.errors import printable
 
 
@@ -34,10 +33,9 @@ def main() -> int:
 
 def run(name: str) -> None:
     """Runs a command with the flags that the process was given, and exits."""
-    with stoppable():
-        flags = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
-        command = load_command(name)
-        flags.run(command.main, command.module, command.renamed)
+    flags = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
+    command = load_command(name)
+    flags.run(command.main, command.module, command.renamed)
 
 
 class Command(NamedTuple):

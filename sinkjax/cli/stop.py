@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from absl import flags
 
+from sinkjax.interrupts import end_at_once, handle
+
 _AGAIN = 0.1  # seconds, more than a callback takes
-_SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 class _Stopped(KeyboardInterrupt):
@@ -20,7 +21,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Lets the process end, where a signal stops what is done inside, with 130 or 143."""
+    """Lets the process end, where a signal stops what is done inside or comes after it."""
     came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -37,18 +38,24 @@ def stoppable() -> Iterator[None]:
         again.start()
 
     say_lost, sys.unraisablehook = sys.unraisablehook, lost
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as it is in a shell's background
-            signal.signal(number, stop)
+    handle(stop)
     try:
         yield
     except BaseException as error:
         # What a signal raises in a call of XLA's can come out of it as an error of XLA's own.
-        if not came or (isinstance(error, SystemExit) and not error.code):
-            raise
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)  # a second one ends what still has to be closed
-        # A study goes on with what its folder holds; nothing else has that flag.
-        goes_on = "; the same command goes on" if "output_dir" in flags.FLAGS else ""
-        print(f"stopped{goes_on}", file=sys.stderr)
-        sys.exit(128 + came[0])
+        if came and not (isinstance(error, SystemExit) and not error.code):
+            handle(signal.SIG_DFL)  # a second one ends what still has to be closed
+            # A study goes on with what its folder holds; nothing else has that flag.
+            goes_on = "; the same command goes on" if "output_dir" in flags.FLAGS else ""
+            print(f"stopped{goes_on}", file=sys.stderr)
+            sys.exit(128 + came[0])
+        _over()
+        raise
+    _over()
+
+
+def _over() -> None:
+    """Lets a signal end the process while Python closes what is open."""
+    with contextlib.suppress(OSError):  # a reader that went, of which Python tells
+        print(end="", flush=True)
+    handle(end_at_once)

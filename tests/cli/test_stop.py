@@ -1,12 +1,13 @@
 """Scripts that are stopped: by Ctrl-C, by SIGTERM, and where Python would lose either."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from scripts import start
+from scripts import ROOT, start
 
 _IN_A_CALLBACK = """
 import gc, signal
@@ -76,3 +77,62 @@ def test_a_signal_that_comes_out_of_a_call_as_another_error_stops(end, status, s
     command = [sys.executable, "-c", _IN_A_CALL.format(end=end)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (status, said)
+
+
+_AT = """
+import atexit, signal, sys
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == {module!r}:
+            signal.raise_signal({number})
+
+sys.meta_path.insert(0, Finder)
+if {module!r} == "exit":
+    atexit.register(signal.raise_signal, {number})
+"""
+_INSTALLED = """
+import sys
+from sinkjax.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "installed"),
+    [
+        ("jax", signal.SIGINT, True),
+        ("jax", signal.SIGTERM, False),
+        ("sinkjax.cli.main", signal.SIGINT, True),
+        ("sinkjax.cli.mask", signal.SIGINT, False),
+        ("exit", signal.SIGINT, True),
+        ("exit", signal.SIGTERM, False),
+    ],
+)
+def test_a_signal_before_a_command_or_after_it_is_one_line(module, number, installed, tmp_path):
+    """While Python imports JAX and the command, and while it ends, printed text is whole."""
+    (tmp_path / "sitecustomize.py").write_text(_AT.format(module=module, number=int(number)))
+    (tmp_path / "sinkjax").write_text(_INSTALLED)
+    script = (tmp_path / "sinkjax", "mask") if installed else ("-m", "experiments.mask")
+    ran = subprocess.run(
+        [sys.executable, *script, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ran.returncode, ran.stderr) == (128 + number, "stopped\n")
+    assert ("--threshold" in ran.stdout) == (module == "exit")
+
+
+def test_a_signal_while_the_library_is_imported_is_pythons_own(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(_AT.format(module="jax", number=int(signal.SIGINT)))
+    ran = subprocess.run(
+        [sys.executable, "-c", "import sinkjax"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt"
