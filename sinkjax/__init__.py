@@ -1,9 +1,9 @@
 """sinkjax: Llama in Flax, with attention chosen per head by a static sink mask."""
 
-from sinkjax.interrupts import end_at_once, handle, is_command
+from sinkjax.interrupts import end_at_once, is_command
 
 if is_command():  # a Ctrl-C while JAX is imported, which takes a second, would be a traceback
-    handle(end_at_once)
+    end_at_once()
 
 from sinkjax.checkpoint.load import load, load_config, load_tokenizer
 from sinkjax.checkpoint.orbax import save_orbax

@@ -1,6 +1,7 @@
 """Runs a script: parses its flags, shows its help, and says its errors in a line each."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -16,18 +17,20 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sinkjax import shipped
-from sinkjax.cli.stop import stoppable
 from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
+from sinkjax.interrupts import stoppable
 from sinkjax.programs.executable import is_out_of_memory
 from sinkjax.programs.targets import WITHOUT_TPU
 
 _SHOWN = 200  # characters of an argument in a message
 
 
-def as_flag(problem: Problem) -> str:
-    """A problem as a script says it, with its field's flag."""
-    return str(problem) if problem.field is None else f"--{problem}"
+def as_flag(problem: Problem, renamed: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A problem as a script says it, with the flag of its field, which may have the older name."""
+    if problem.field is None:
+        return str(problem)
+    return f"--{dataclasses.replace(problem, field=renamed.get(problem.field, problem.field))}"
 
 
 def run(
@@ -46,6 +49,8 @@ def run(
       renamed: flags of earlier versions, by name, and what each is called now, or why it is gone.
     """
 
+    failed = functools.partial(_failed, renamed=renamed)
+
     def guarded(arguments: list[str]) -> int | None:
         _show_log()
         if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
@@ -57,16 +62,16 @@ def run(
                 raise InputError(f"{' '.join(arguments[1:])} is no flag; flags begin with --")
             return main()
         except InputError as error:
-            return _failed(error)
+            return failed(error)
         except OSError as error:  # of a name too long, a folder that none may enter
             where = "" if error.filename is None else f"{error.filename}: "
-            return _failed(InputError(f"{where}{error.strerror or error}"))
+            return failed(InputError(f"{where}{error.strerror or error}"))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             said = f" ({first_line(error)})" if str(error) else ""
             advice = "ask for fewer rows or shorter texts, or divide the model over more devices"
-            return _failed(InputError(f"memory does not suffice{said}; {advice}"))
+            return failed(InputError(f"memory does not suffice{said}; {advice}"))
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
@@ -75,17 +80,18 @@ def run(
     try:
         arguments = list(_expanded(sys.argv))
     except InputError as error:
-        sys.exit(_failed(error))
+        sys.exit(failed(error))
     for name, last in _given_again(sys.argv).items():
         shown = printable(f"--{name} is given more than once; {last} is taken, the last")
         print(f"warning: {clipped(shown)}", file=sys.stderr)
-    with stoppable():
+    # A study goes on with what its folder holds; nothing else has that flag.
+    with stoppable(lambda: "; the same command goes on" if "output_dir" in flags.FLAGS else ""):
         app.run(guarded, arguments, flags_parser=parse)
 
 
-def _failed(error: InputError) -> int:
+def _failed(error: InputError, renamed: Mapping[str, str] = MappingProxyType({})) -> int:
     """Says what is wrong, a line a problem; the process's status."""
-    for line in error.lines(as_flag):
+    for line in error.lines(functools.partial(as_flag, renamed=renamed)):
         print(f"error: {line}", file=sys.stderr)
     return 1
 

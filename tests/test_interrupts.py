@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from scripts import ROOT, start
 
 _IN_A_CALLBACK = """
 import gc, signal
-from sinkjax.cli.stop import stoppable
+from sinkjax.interrupts import stoppable
 
 def callback(phase, info):
     gc.callbacks.remove(callback)
@@ -27,7 +28,7 @@ with stoppable():
 
 _IN_A_CALL = """
 import signal
-from sinkjax.cli.stop import stoppable
+from sinkjax.interrupts import stoppable
 
 with stoppable():
     try:
@@ -35,6 +36,32 @@ with stoppable():
     except KeyboardInterrupt:
         {end}
 """
+
+
+_OF_SEVERAL = """
+import signal, time
+from sinkjax.cli.processes import Processes
+from sinkjax.interrupts import stoppable
+
+def main():
+    signal.raise_signal(signal.{name})
+    time.sleep(1)
+
+with stoppable():
+    Processes(coordinator="localhost:{port}", num_processes=1, process_id=0).run(main)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_process_of_a_job_is_stopped(name):
+    """XLA would have SIGTERM for its notice of preemption, which nothing here asks for."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", _OF_SEVERAL.format(name=name, port=port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout) == (128 + signal.Signals[name], "")
+    assert ran.stderr.splitlines()[-1] == "stopped"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
