@@ -32,7 +32,7 @@ from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.cli.settings import define_settings, numbers, read_settings
-from sinkjax.cli.tool import ShapeSettings, read_mask
+from sinkjax.cli.tool import ShapeSettings
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models import sampling
@@ -40,6 +40,7 @@ from sinkjax.programs.options import choose_attention
 from sinkjax.programs.targets import target_device
 from sinkjax.report import formats
 from sinkjax.report.table import Table
+from sinkjax.studies.candidates import read_mask
 from sinkjax.studies.settings import setting
 
 
@@ -58,7 +59,7 @@ _MASK = flags.DEFINE_string(
 )
 _TARGETS = flags.DEFINE_list("targets", ["tpu:v5e", "cuda:h100"], "Chips.")
 _LENGTHS = flags.DEFINE_list("lengths", ["512", "8192", "131072"], "Tokens of a prompt, one row.")
-_XLA = flags.DEFINE_list("xla_lengths", ["8192", "131072"], "Where XLA's attention is shown, too.")
+_XLA = flags.DEFINE_list("xla_lengths", ["8192", "131072"], "Lengths to show XLA's attention at.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "File for the records, as JSON lines; what it holds is not compiled again."
 )
@@ -126,7 +127,7 @@ def _names(
 def _records(
     config: sinkjax.LlamaConfig, mask: SinkMask, target: str, length: int, attention: str
 ) -> list[dict[str, Any]]:
-    """Of prefill and decode."""
+    """Compiles prefill and decode, and reads a record of each."""
     # The sort of tokens for top-k and top-p has no matrix product and takes XLA's TPU compiler four
     # fifths of its time. All other ways to draw are there.
     with mock.patch.object(sampling, "_filtered", sampling._plain):

@@ -2,7 +2,7 @@
 
   python -m benchmarks.attention
   python -m benchmarks.attention --lengths=4096 --heads=32 --kv_heads=8 --rounds=5
-  python -m benchmarks.attention --lengths=8000 --heads=3 --kv_heads=1 --path='window(4,4256)'
+  python -m benchmarks.attention --lengths=8000 --heads=3 --kv_heads=1 --paths='window(4,4256)'
 
 Random queries, keys and values in float32, one row, on all cores; forms are timed by turns, and a
 ratio is the median over rounds, its interval from resampled rounds. The forms in JAX are compiled
@@ -42,7 +42,7 @@ _LENGTHS = flags.DEFINE_list("lengths", ["512", "1024", "4096"], "Tokens of the 
 _HEADS = flags.DEFINE_integer("heads", 9, "Query heads; the default is smollm2-135m's.", 1)
 _KV_HEADS = flags.DEFINE_integer("kv_heads", 3, "Key/value heads, a divisor of heads.", 1)
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Size of a head.", 1)
-_PATH = flags.DEFINE_string("path", "full", "Path of the heads: full, or a window.")
+_PATH = flags.DEFINE_string("paths", "full", "Path of the heads: full, or a window.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Samples of each form.", 3)
 
 _FORMS = {
@@ -55,7 +55,7 @@ _BESIDE = "full attention, by blocks of keys too"
 
 
 def main() -> None:
-    with about("path", _PATH.value):
+    with about("paths", _PATH.value):
         path = parse_path(_PATH.value, (Full.kind, Window.kind))
     if _HEADS.value % _KV_HEADS.value:
         raise InputError(
@@ -143,4 +143,4 @@ def _in_torch(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Call:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, renamed={"path": "paths"})

@@ -1,7 +1,7 @@
 """Layers compiled each by itself against like layers as one loop: compiling, prefill, decoding.
 
   python -m benchmarks.layers
-  python -m benchmarks.layers --model=shape:smollm2-135m,shape:llama-3.2-1b --prompt_length=64
+  python -m benchmarks.layers --model=shape:smollm2-135m,shape:llama-3.2-1b --lengths=64
 
 The two forms of a program (`--layers` of experiments.generate) are timed by turns: tracing and
 compiling everything, one prefill, and greedy decoding after it. The unrolled program takes part
@@ -43,12 +43,12 @@ class _Models(ShapeSettings):
 
 
 define_settings(_Models)
-_BATCH = flags.DEFINE_integer("batch_size", 1, "Rows.", 1)
-_LENGTH = flags.DEFINE_integer("prompt_length", 512, "Tokens of every row's prompt.", 1)
-_GENERATED = flags.DEFINE_integer("generated", 16, "Tokens that are decoded after it.", 1)
+_BATCH = flags.DEFINE_integer("batch_sizes", 1, "Rows of a batch.", 1)
+_LENGTH = flags.DEFINE_integer("lengths", 512, "Tokens of every row's prompt.", 1)
+_GENERATED = flags.DEFINE_integer("generated", 16, "Tokens that are decoded after the prompt.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 11, "Samples of each prefill and decode.", 3)
 _COMPILED = flags.DEFINE_integer("compile_rounds", 3, "Samples of each compilation.", 3)
-_SEED = flags.DEFINE_integer("seed", 0, "Of tokens, order, resamples and random weights.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of tokens, order, resamples and weights.", 0)
 
 _UNROLLED, _SCANNED = LAYERS
 
@@ -75,13 +75,13 @@ def _check(chosen: _Models) -> None:
     context = chosen.load_config().max_length
     if _LENGTH.value + _GENERATED.value > context:
         raise InputError(
-            f"--prompt_length={_LENGTH.value} and --generated={_GENERATED.value} are more than the "
+            f"--lengths={_LENGTH.value} and --generated={_GENERATED.value} are more than the "
             f"context of --model={chosen.model}, {context} tokens; give less"
         )
 
 
 def _rows(chosen: _Models) -> list[tuple[str, ...]]:
-    """Of one model: how long each form takes to compile, to prefill and to decode."""
+    """Times how long each form of one model takes to compile, to prefill and to decode."""
     compiled = functools.partial(
         sinkjax.compile,
         batch_size=_BATCH.value,
@@ -126,4 +126,4 @@ def _row(name: str, what: str, unit: str, samples: dict[str, Samples]) -> tuple[
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, renamed={"batch_size": "batch_sizes", "prompt_length": "lengths"})

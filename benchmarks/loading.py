@@ -31,7 +31,7 @@ from sinkjax.studies.timing.pairs import Call
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A GGUF file, or a registry's name.")
 PROCESSES = flags.DEFINE_list("processes", ["1", "3"], "Numbers of processes.")
-_OF = flags.DEFINE_string("as_process", None, "Of a process that loads: PORT,PROCESSES,ID.")
+_OF = flags.DEFINE_string("as_process", None, "PORT,PROCESSES,ID of a process that loads.")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Times the baseline beside other engines, by turns in one process, on the same weights and tokens.
 
   python -m benchmarks.peers
-  python -m benchmarks.peers --prompt_lengths=4096 --stages=prefill --rounds=3
+  python -m benchmarks.peers --lengths=4096 --stages=prefill --rounds=3
   python -m benchmarks.peers --model=shape:llama-3.2-1b --engines=sdpa,llama.cpp
 
 Needs the extra `peers`: pip install -e '.[peers]'. Engines are transformers with PyTorch's SDPA
@@ -58,14 +58,14 @@ _ENGINES = flags.DEFINE_list(
     "What runs beside sinkjax.",
 )
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "What is timed, each by itself.")
-_BATCHES = flags.DEFINE_list("batch_sizes", ["1"], "Rows.")
-_LENGTHS = flags.DEFINE_list("prompt_lengths", ["512"], "Tokens of every row's prompt.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["1"], "Rows of a batch.")
+_LENGTHS = flags.DEFINE_list("lengths", ["512"], "Tokens of every row's prompt.")
 _STEPS = flags.DEFINE_integer("generated", 16, "Tokens that a decode gives each row.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Samples of each engine, in a cell.", 2)
-_WARMUP = flags.DEFINE_integer("warmup", 1, "Runs of each engine before them.", 1)
-_THREADS = flags.DEFINE_integer("threads", 2, "Of every engine.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 0.05, "Of logits: what is closer may come out apart.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the text's places, order and resamples.", 0)
+_WARMUP = flags.DEFINE_integer("warmup", 1, "Runs of each engine before its samples.", 1)
+_THREADS = flags.DEFINE_integer("threads", 2, "Threads of every engine.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 0.05, "Logits that are closer may swap places.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the text's places, order and resamples.", 0)
 _OUTPUT = flags.DEFINE_string("output_dir", "results/peers", "Folder for the records.")
 
 _SETTLE = 0.05  # seconds in which another engine's waiting threads go to sleep
@@ -128,7 +128,7 @@ def main() -> int:
 def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
     """The cells, and where their prompts come from: text, or chance where there is no tokenizer."""
     batches = numbers("batch_sizes", _BATCHES.value, int)
-    lengths = numbers("prompt_lengths", _LENGTHS.value, int)
+    lengths = numbers("lengths", _LENGTHS.value, int)
     problems = [
         f"--engines={name}: known are {', '.join((*_TRANSFORMERS, 'llama.cpp'))}"
         for name in _ENGINES.value
@@ -328,4 +328,4 @@ def _times_table(records: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, renamed={"prompt_lengths": "lengths"})

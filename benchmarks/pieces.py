@@ -25,11 +25,12 @@ import sinkjax
 from sinkjax.cli import flags as cli
 from sinkjax.cli import terminal
 from sinkjax.cli.settings import define_settings, numbers, read_settings
-from sinkjax.cli.tool import ShapeSettings, read_mask
+from sinkjax.cli.tool import ShapeSettings
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.programs.options import Choice, choose
 from sinkjax.report.formats import size
 from sinkjax.report.table import Table
+from sinkjax.studies.candidates import read_mask
 from sinkjax.studies.timing.memory import resident_rise
 from sinkjax.studies.timing.pairs import Call
 
@@ -39,7 +40,7 @@ _PIECE = flags.DEFINE_integer("piece", 512, "Tokens of a piece.", 1)
 _MASKS = flags.DEFINE_multi_string(
     "mask", [], "A mask beside the baseline: its name, file or text."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the prompt's tokens and of random weights.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the prompt's tokens and of random weights.", 0)
 
 _Run = Callable[[], jax.Array]  # gives the logits [1, V] after a prompt
 

@@ -1,7 +1,7 @@
 """One-row products by form: how fast XLA reads a weight, by how it is stored and multiplied.
 
   python -m benchmarks.products
-  python -m benchmarks.products --rows=8 --shapes=576x1536,2048x2048
+  python -m benchmarks.products --batch_sizes=8 --shapes=576x1536,2048x2048
 
 A decode step reads every weight once for a few rows, so its time is that of reading memory, and the
 form of each product decides how near to it the program comes. Every form multiplies `--rows` rows
@@ -25,14 +25,16 @@ from sinkjax.errors import InputError, each
 from sinkjax.programs.options import CPU_OPTIONS
 from sinkjax.report.table import Table
 
-_ROWS = flags.DEFINE_integer("rows", 1, "Rows that are multiplied: the batch of a decode step.")
+_ROWS = flags.DEFINE_integer(
+    "batch_sizes", 1, "Rows that are multiplied: the batch of a decode step."
+)
 _SHAPES = flags.DEFINE_list(
     "shapes",
     ["576x576", "576x960", "576x1536", "1536x576", "576x3072", "576x49152"],
     "Inputs x outputs of the weights; the default has those of smollm2-135m.",
 )
-_SAMPLES = flags.DEFINE_integer("samples", 15, "Times that each form is timed.")
-_BYTES = flags.DEFINE_integer("bytes", 150_000_000, "Of weights in one program, at least.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Times that each form is timed.")
+_BYTES = flags.DEFINE_integer("bytes", 150_000_000, "Bytes of weights in a program, at least.")
 
 # name: (whether the weight is stored [out, in], product, XLA's options)
 _FORMS: dict[str, tuple[bool, Callable[[jax.Array, jax.Array], jax.Array], Mapping | None]] = {
@@ -76,7 +78,7 @@ def _rates(inputs: int, outputs: int) -> dict[str, list[float]]:
     count = max(2, -(-_BYTES.value // (4 * inputs * outputs)))
     programs = {name: _program(name, inputs, outputs, count) for name in _FORMS}
     samples: dict[str, list[float]] = {name: [] for name in _FORMS}
-    for _ in range(_SAMPLES.value):
+    for _ in range(_ROUNDS.value):
         for name, run in programs.items():
             start = time.perf_counter()
             run().block_until_ready()
@@ -104,4 +106,4 @@ def _program(name: str, inputs: int, outputs: int, count: int) -> Callable[[], j
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, renamed={"rows": "batch_sizes", "samples": "rounds"})

@@ -1,7 +1,7 @@
 """Times measure_sinks against transformers' attention maps, side by side, and compares the scores.
 
   python -m benchmarks.sinks
-  python -m benchmarks.sinks --lengths=256,512,1024,2048 --samples=21 --output=sinks.jsonl
+  python -m benchmarks.sinks --lengths=256,512,1024,2048 --rounds=21 --output=sinks.jsonl
 
 Both take the same tokens of the same weights in float32, by turns in one process and on as many
 threads. transformers runs with eager attention and output_attentions=True, without the output head
@@ -46,9 +46,9 @@ _MODEL = flags.DEFINE_string(
     "model", "smollm2-135m", "Anything that sinkjax.load takes; transformers gets its weights."
 )
 _LENGTHS = flags.DEFINE_list("lengths", ["512", "1024"], "Tokens, one prompt of each length.")
-_SAMPLES = flags.DEFINE_integer("samples", 11, "Rounds; in each, both are timed.", lower_bound=3)
-_THREADS = flags.DEFINE_integer("threads", 2, "Of both; this process keeps to as many processors.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the text's places and of the resampling.", 0)
+_ROUNDS = flags.DEFINE_integer("rounds", 11, "Rounds; in each, both are timed.", lower_bound=3)
+_THREADS = flags.DEFINE_integer("threads", 2, "Threads, and processors, of either side.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the text's places and of the resampling.", 0)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "New file for the raw samples: JSON lines, one a length."
 )
@@ -137,7 +137,7 @@ def _measure(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     load = [os.getloadavg()[0]]
     length = tokens.shape[1]
-    for number in tqdm(range(_SAMPLES.value), f"{length} tokens", unit="round", leave=False):
+    for number in tqdm(range(_ROUNDS.value), f"{length} tokens", unit="round", leave=False):
         for name in list(functions)[:: -1 if number % 2 else 1]:
             start = time.perf_counter()
             result = functions[name]()
@@ -215,11 +215,11 @@ def _table(records: list[dict[str, Any]]) -> Table:
         ),
         rows=tuple(rows),
         notes=(
-            f"Medians of {_SAMPLES.value} rounds on {_THREADS.value} threads; the first call "
+            f"Medians of {_ROUNDS.value} rounds on {_THREADS.value} threads; the first call "
             f"compiles. Load average of the machine {min(loads):.1f} to {max(loads):.1f}.",
         ),
     )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, renamed={"samples": "rounds"})

@@ -24,6 +24,7 @@ def test_a_problem_names_its_field_and_its_flag(problem, said):
     assert error.problems == (problem, Problem(None, None, "a file is damaged"))
     assert len(set(error.problems)) == 2
     assert [as_flag(problem) for problem in error.problems] == [f"--{said}", "a file is damaged"]
+    assert as_flag(problem, {problem.field: "now"}) == f"--now{said.removeprefix(problem.field)}"
 
 
 def test_what_is_found_about_a_field_says_so():

@@ -6,7 +6,7 @@
 For each chip and length the baseline and the masks are compiled for one row, prefill and a decode
 step whose cache is as long as the prompt, and their FLOPs, parameters, cache and memory are read
 from the executables. How many rows of that length fit in --memory is worked out from a second
-compile, of many rows. Nothing runs, and no weights are read: --model is as everywhere, or a shape.
+compile, of many rows. Nothing runs, and no weights are read, so that --model may be a shape, too.
 
 Where one chip cannot hold a row, where the model is not made for the length, or where XLA's
 compiler for the chip is not installed, the numbers are the formulas' of
@@ -28,13 +28,11 @@ from sinkjax.accounts.planner import plan_memory
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import account_tables
-from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, write_records
+from sinkjax.cli.tool import ProgramSettings, ShapeSettings, Tool, as_in, output_path, write_records
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
-from sinkjax.programs.compile import Layers
-from sinkjax.programs.options import Attention
 from sinkjax.programs.targets import TARGETS
 from sinkjax.studies.candidates import read_masks
 from sinkjax.studies.settings import above_zero, each_at_least, known, setting, twice
@@ -45,7 +43,7 @@ _GIGABYTE = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Account(Tool):
+class Account(ProgramSettings, Tool):
     """Accounts for masks and the baseline on one chip that need not be here."""
 
     model: str = as_in(Timing, "model")
@@ -61,11 +59,7 @@ class Account(Tool):
         "Gigabytes (of 1e9 bytes) of the chip's memory; by default what its maker publishes, which "
         f"is known of {', '.join(CHIPS)}.",
     )
-    layers: Layers = setting(
-        "unrolled", "Each layer by itself, or like ones as one loop: faster compiled."
-    )
-    attention: Attention = as_in(Timing, "attention")
-    output: str | None = setting(None, "File to write the same to, as JSON lines.")
+    output: str | None = setting(None, "File for the records, as JSON lines; by default none.")
 
     def run(self) -> None:
         if problems := list(self._problems()):

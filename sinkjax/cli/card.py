@@ -258,7 +258,8 @@ def _remake(
                     **{name: how[name] for name in (choice, *same)},
                     **({"chips": how["chips"]} if "chips" in how else {}),
                     **answers,
-                    **{name: workload[name] for name in ("batch_size", "generated")},
+                    "batch_sizes": workload["batch_size"],
+                    "generated": workload["generated"],
                     "flops_per_byte": workload["operations_per_byte"],
                     **({"gates": "GATES"} if gates else {}),
                 },
@@ -277,13 +278,14 @@ def _remake(
                     **model,
                     "source": made_from.text,
                     **{name: judged[name] for name in ("lengths", "bos")},
-                    "definition": made_from.definition,
-                    "threshold": made_from.threshold,
+                    "definitions": made_from.definition,
+                    "thresholds": made_from.threshold,
                     **{rule: how[rule], "units": how["unit"], "paths": how["path"]},
                 },
             )
         case "published":
-            rules = {name: how[name] for name in ("threshold", "quantile", "share") if name in how}
+            named = {"thresholds": "threshold", "quantile": "quantile", "shares": "share"}
+            rules = {flag: how[name] for flag, name in named.items() if name in how}
             window = {"paths": how["path"]} if "path" in how else {}
             lengths = {"lengths": made_from.lengths}
             yield "mask", {"from_folder": how["folder"], **model, **rules, **window, **lengths}

@@ -1,4 +1,4 @@
-"""Converts a Llama once, so that later runs load it faster, and each device only its part of it.
+"""Converts a model once, so that later runs load it faster, and each device only its part of it.
 
   sinkjax convert --model=meta-llama/Llama-3.2-1B --output=llama-3.2-1b
   sinkjax sweep --model=llama-3.2-1b

@@ -33,17 +33,16 @@ import numpy as np
 import sinkjax
 from sinkjax.checkpoint.chat import ChatTemplate
 from sinkjax.cli import terminal
-from sinkjax.cli.tool import ModelSettings, Tool, as_in, read_mask
+from sinkjax.cli.tool import ModelSettings, ProgramSettings, Tool, as_in
 from sinkjax.errors import InputError, Problem, about, explaining
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
 from sinkjax.models.sharding import fitting_rows
-from sinkjax.programs.compile import Layers, longest_context
+from sinkjax.programs.compile import longest_context
 from sinkjax.programs.dispatch import Crossing
 from sinkjax.programs.generate import prompt_problems
-from sinkjax.programs.options import Attention
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import Fills, read_plan
+from sinkjax.studies.candidates import MASK, Fills, read_mask, read_plan
 from sinkjax.studies.prompts import BosPolicy, encode
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.timing.study import Timing
@@ -52,7 +51,7 @@ _GRAIN = 64  # room for a text is a multiple of this many tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(ModelSettings, Tool):
+class Generate(ModelSettings, ProgramSettings, Tool):
     """Continues prompts with the programs of a mask, a plan or the baseline."""
 
     compilation_cache: str | None = setting(
@@ -60,34 +59,37 @@ class Generate(ModelSettings, Tool):
         "Folder, made for you alone, in which executables are kept for the next run; by default "
         "none are.",
     )
-    prompt: tuple[str, ...] = setting((), "Text to continue. May be repeated.", repeated=True)
+    prompt: tuple[str, ...] = setting((), "Text to continue.", repeated=True)
     chat: bool = setting(False, "Whether to put each prompt into the tokenizer's chat template.")
     bos: BosPolicy = setting(
         "tokenizer", "Whether a BOS goes in front of each prompt; a chat template says so itself."
     )
-    mask: str | None = setting(None, "File of a mask, or its text; none for the baseline.")
+    mask: str | None = setting(None, f"{MASK}. By default the baseline.")
     up_to: int | None = setting(None, "Most tokens of a prompt that the mask serves.")
     plan: str | None = setting(
         None, "File of a plan, or the name of a shipped one, in place of --mask."
     )
-    crossing: Crossing = setting("stay", "What happens to a text that grows beyond --up_to.")
+    crossing: Crossing = setting(
+        "stay",
+        "What happens to a text that grows beyond --up_to: stay decodes on with the mask, prefill "
+        "prefills all of it anew with the baseline.",
+    )
     compare: bool = setting(False, "Whether to generate with the baseline, too.")
     max_new_tokens: int = setting(64, "New tokens for each prompt, at most.")
     temperature: float = setting(
         0.0, "Temperature of sampling; 0 takes the likeliest token every time."
     )
-    top_k: int | None = setting(None, "Draw from so many likeliest tokens; none for all.")
+    top_k: int | None = setting(
+        None, "Number of likeliest tokens that are drawn from; by default all are."
+    )
     top_p: float | None = setting(
-        None, "Draw from the fewest likeliest tokens that make this share; none for all."
+        None,
+        "Share of probability that is drawn from: the fewest likeliest tokens that make it; by "
+        "default all are.",
     )
     stop: bool = setting(True, "Whether to end at the model's end-of-text tokens.")
     seed: int = setting(0, "Seed of sampling; prompt i has this seed plus i.")
     steps_per_call: int = as_in(Timing, "steps_per_call")
-    layers: Layers = setting(
-        "unrolled",
-        "Each layer by itself, or like ones as one loop: faster compiled, slower on a CPU.",
-    )
-    attention: Attention = as_in(Timing, "attention")
 
     def run(self) -> None:
         if self.compilation_cache is not None:

@@ -1,8 +1,8 @@
 """Shows what a mask takes out of the compiled programs, beside what it should take out by formula.
 
   sinkjax inspect --mask=mask.json
-  sinkjax inspect --mask="L0: 9f | L1-29: 6f 3s(first)" --prefill_lengths=64,512
-  sinkjax inspect --model=shape:llama-3.2-1b --dtype=bfloat16 --target=tpu:v5e \\
+  sinkjax inspect --mask="L0: 9f | L1-29: 6f 3s(first)" --lengths=64,512
+  sinkjax inspect --model=shape:llama-3.2-1b --dtype=bfloat16 --targets=tpu:v5e \\
       --mask="L0-15: 24f 8s(first)"
 
 The baseline and the mask are compiled, prefill and a decode step each, and their FLOPs, parameters
@@ -15,15 +15,16 @@ blocks that it computes, and said so.
 With --mesh what is shown is what each chip has and does, with what chips exchange:
 
   sinkjax inspect --model=shape:llama-3.1-8b --dtype=bfloat16 --layers=scanned \\
-      --target=tpu:v5e:2x4 --mesh=model:8 --mask="L0-31: 24f 8s(first)"
+      --targets=tpu:v5e:2x4 --mesh=model:8 --mask="L0-31: 24f 8s(first)"
 
-No weights are read: --model is as everywhere, or a shape without weights. --target compiles for a
-chip that this machine does not have; the wheels that it takes are named where they are missing.
+No weights are read, so that --model may be a shape, too. --targets compiles for a chip that this
+machine does not have; the wheels that it takes are named where they are missing.
 """
 
 import dataclasses
 import itertools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,37 +34,37 @@ from sinkjax.accounts.chips import inspect_chips
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import terminal
 from sinkjax.cli.programs import chip_tables, program_tables
-from sinkjax.cli.tool import ShapeSettings, Tool, as_in, output_path, read_mask, write_records
+from sinkjax.cli.tool import ProgramSettings, ShapeSettings, Tool, output_path, write_records
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sharding import fit_mesh
-from sinkjax.programs.compile import Layers
-from sinkjax.programs.options import Attention
 from sinkjax.programs.targets import TARGETS, target_devices
+from sinkjax.studies.candidates import MASK, read_mask
 from sinkjax.studies.settings import setting
-from sinkjax.studies.timing.study import Timing
 
 _HERE = "here"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspect(ShapeSettings, Tool):
+class Inspect(ShapeSettings, ProgramSettings, Tool):
     """Compiles the baseline and a mask, and shows what they cost."""
 
-    mask: str | None = setting(None, "File of a mask, or its text.")
-    target: str = setting(
+    renamed: ClassVar[Mapping[str, str]] = {
+        "target": "targets",
+        "batch_size": "batch_sizes",
+        "prefill_lengths": "lengths",
+    }
+
+    mask: str | None = setting(None, f"{MASK}.")
+    targets: str = setting(
         _HERE,
-        f"What to compile for: this machine's device, or {', '.join(TARGETS)}; several of a TPU by "
-        "their topology, as in tpu:v5e:2x4.",
+        f"Chip to compile for: here, this machine's device, or {', '.join(TARGETS)}; several of "
+        "a TPU by their topology, as in tpu:v5e:2x4.",
     )
-    batch_size: int = setting(1, "Rows of every call.")
-    prefill_lengths: tuple[int, ...] = setting((64,), "Tokens of a padded prompt, each a bucket.")
+    batch_sizes: int = setting(1, "Rows of a batch.")
+    lengths: tuple[int, ...] = setting((64,), "Tokens of a prompt with its padding, each a bucket.")
     max_length: int = setting(1024, "Tokens that the cache has room for.")
-    layers: Layers = setting(
-        "unrolled", "Each layer by itself, or like ones as one loop: faster compiled."
-    )
-    attention: Attention = as_in(Timing, "attention")
-    output: str | None = setting(None, "File to write the same to, as JSON lines.")
+    output: str | None = setting(None, "File for the records, as JSON lines; by default none.")
 
     def run(self) -> None:
         output = output_path(self.output)
@@ -72,7 +73,7 @@ class Inspect(ShapeSettings, Tool):
             raise InputError("--mask is missing: give a mask's file, or its text")
         programs = {"baseline": SinkMask.full(config), "mask": read_mask(self.mask, config)[0]}
         devices = self._devices()
-        absent = None if self.target == _HERE else devices
+        absent = None if self.targets == _HERE else devices
         mesh = fit_mesh(self.mesh, config, self.dtype, absent)
         where = {"device": devices[0]} if mesh is None else {"mesh": mesh}
         records = {
@@ -88,11 +89,11 @@ class Inspect(ShapeSettings, Tool):
 
     def _devices(self) -> list[jax.Device]:
         """The devices to compile for, or the first of them."""
-        if self.target == _HERE:
+        if self.targets == _HERE:
             return jax.devices()
         # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
         jax.config.update("jax_platforms", "cpu")
-        return target_devices(self.target)
+        return target_devices(self.targets)
 
     def _records(
         self,
@@ -107,8 +108,8 @@ class Inspect(ShapeSettings, Tool):
             config,
             mask,
             jnp.dtype(self.dtype),
-            batch_size=self.batch_size,
-            prefill_lengths=self.prefill_lengths,
+            batch_size=self.batch_sizes,
+            prefill_lengths=self.lengths,
             max_length=self.max_length,
             layers=self.layers,
             attention=self.attention,
@@ -117,7 +118,7 @@ class Inspect(ShapeSettings, Tool):
         named = {
             "program": name,
             "model": self.model,
-            "target": self.target,
+            "target": self.targets,
             "device": device_kind,
             "layers": self.layers,
         }

@@ -3,7 +3,7 @@
   sinkjax mask --results=results/quickstart
   sinkjax mask --results=results/quickstart --lengths=2,4,8 --paths="w(4,32)"
   sinkjax mask --results=results/quickstart --quantile=0.8 --units=group --seed=1
-  sinkjax mask --from_folder=Meta-Llama-3.1-8B-Instruct --model=shape:llama-3.1-8b --share=0.5
+  sinkjax mask --from_folder=Meta-Llama-3.1-8B-Instruct --model=shape:llama-3.1-8b --shares=0.5
   sinkjax mask --mask=results/search/mask.json --to_folder=duo --push=USER/NAME
 
 From a sweep, the heads that are sinks leave full attention.
@@ -19,14 +19,14 @@ copy_first_layer, the founding study's idea, in which they use the attention of 
 their own index. All others stay full.
 
 --from_folder reads what others have published for --model: DuoAttention's and RLKV's scores of
-key/value heads, of which those below --threshold, below the --quantile (their sparsity) or the
-lowest --share are masked, with the window of the folder's config.json or of --paths; or MoA's spans
-of heads, for inputs of --lengths tokens.
+key/value heads, of which those below --thresholds, below the --quantile (their sparsity) or the
+lowest --shares are masked, with the window of the folder's config.json or of --paths; or MoA's
+spans of heads, for inputs of --lengths tokens.
 
 Beside the mask, --output, lies its control: as many heads a layer on the same paths, drawn at
 random. What the mask is worth is what it does better than that.
 
---mask takes a mask that there is in place of making one. --measured adds to its file what runs of
+--mask takes an existing mask in place of making one. --measured adds to its file what runs of
 `sinkjax quality`, `retrieval` and `timing` with it have found. --to_folder writes DuoAttention's
 files of a mask in which every key/value group is full or on one window. --push uploads a mask to
 the Hub, as sinkjax.load_mask("hf://USER/NAME") and --mask=hf://USER/NAME read it, with a card: what
@@ -58,15 +58,15 @@ from sinkjax.report.masks import mask_map, mask_table
 from sinkjax.report.records import Record
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
-from sinkjax.studies.settings import MOST_SEED, at_least, setting, values
+from sinkjax.studies.settings import MOST_SEED, at_least, setting
 from sinkjax.studies.sweep.records import Curve, arrange
 
 _COPY = "copy_first_layer"
 _MIN_SHARE = 0.9
-_OF_BOTH = ("threshold", "lengths", "quantile", "paths", "output")
+_OF_BOTH = ("thresholds", "lengths", "quantile", "paths", "output")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "results": ("source", "bos", "definition", "min_share", *_OF_BOTH),
-    "from_folder": ("share", *_OF_BOTH),
+    "results": ("source", "bos", "definitions", "min_share", *_OF_BOTH),
+    "from_folder": ("shares", *_OF_BOTH),
     "mask": ("measured", "output"),
 }
 """The settings that say which mask is made and where, by what it is made from."""
@@ -76,7 +76,13 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 class MakeMask(Tool):
     """Chooses heads by a sweep's records, or another project's, and writes the mask and control."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"path": "paths", "groups": "units"}
+    renamed: ClassVar[Mapping[str, str]] = {
+        "path": "paths",
+        "groups": "units",
+        "definition": "definitions",
+        "threshold": "thresholds",
+        "share": "shares",
+    }
 
     results: str = setting("results/sweep", "Folder of a sweep's records: its --output_dir.")
     from_folder: str | None = setting(
@@ -85,7 +91,8 @@ class MakeMask(Tool):
         "heads, or of MoA, with heads' spans.",
     )
     mask: str | None = setting(
-        None, "File of a mask, or the name of one that ships, to take in place of making one."
+        None,
+        "File of a mask, name of a shipped one or hf://USER/NAME, to take in place of making one.",
     )
     model: str | None = setting(
         None,
@@ -94,16 +101,16 @@ class MakeMask(Tool):
     )
     source: str | None = setting(None, "Prompts or text of the sweep; by default the first.")
     bos: str | None = setting(None, "BOS policy of the sweep; by default its first.")
-    definition: str | None = setting(None, "Definition of the sweep; by default its first.")
-    threshold: float | None = setting(
+    definitions: str | None = setting(None, "Definition of the sweep; by default its first.")
+    thresholds: float | None = setting(
         None,
         "Threshold of the sweep, by default its first; or the score in --from_folder below which a "
         "key/value head is masked.",
     )
     lengths: tuple[int, ...] = setting(
         (),
-        "Lengths of the sweep, by default all of the source; or the one length of inputs, with "
-        "what is generated, that MoA's spans are to be for.",
+        "Lengths of the sweep, by default all of the source; or the one length, of a prompt with "
+        "its new tokens, that MoA's spans are for.",
     )
     min_share: float | None = setting(
         None, f"Share of the prompts in which a chosen head is a sink; by default {_MIN_SHARE}."
@@ -113,7 +120,7 @@ class MakeMask(Tool):
         "Quantile of the scores, from 0 to 1, as the threshold: of a sweep's, heads above it are "
         "masked; of --from_folder's, where it is called the sparsity, those below it.",
     )
-    share: float | None = setting(
+    shares: float | None = setting(
         None,
         "Share of the key/value heads of --from_folder that is masked, the lowest scores first.",
     )
@@ -133,7 +140,7 @@ class MakeMask(Tool):
     measured: tuple[str, ...] = setting(
         (),
         "Output folders of quality, retrieval and timing runs with --mask, whose results go into "
-        "its file. May be repeated.",
+        "its file.",
         repeated=True,
     )
     to_folder: str | None = setting(
@@ -197,13 +204,13 @@ class MakeMask(Tool):
             published = read_published(self.from_folder)
         how: dict[str, Any] = {}
         if isinstance(published, GroupScores):
-            rules = values(self, "threshold", "quantile", "share")
+            rules = {"threshold": self.thresholds, "quantile": self.quantile, "share": self.shares}
             window = None if self.paths is None else _read_window(self.paths)
             mask = published.mask(config, **rules, window=window)
             how = {name: rule for name, rule in rules.items() if rule is not None}
             how |= {} if window is None else {"path": str(window)}
         else:
-            for name in ("threshold", "quantile", "share", "paths"):
+            for name in ("thresholds", "quantile", "shares", "paths"):
                 if (value := getattr(self, name)) is not None:
                     raise InputError(
                         Problem(name, value, "MoA's spans leave no choice: leave it out")
@@ -213,7 +220,7 @@ class MakeMask(Tool):
                 raise InputError(Problem("lengths", self.lengths or None, text))
             with about("lengths"):
                 mask = published.mask(config, *self.lengths)
-        advice = "give a higher --threshold, --quantile or --share, or longer --lengths"
+        advice = "give higher --thresholds, --quantile or --shares, or longer --lengths"
         _check_masked(mask, f"in {self.from_folder}: {advice}")
         whole = not mask.group_counts(config.num_kv_heads)["mixed"]
         control = random_control(
@@ -324,8 +331,8 @@ class MakeMask(Tool):
             ("model", lambda curve: sweep.model_name(curve.model)),
             ("source", lambda curve: curve.source_name),
             ("bos", lambda curve: curve.bos),
-            ("definition", lambda curve: curve.definition),
-            ("threshold", lambda curve: curve.threshold),
+            ("definitions", lambda curve: curve.definition),
+            ("thresholds", lambda curve: curve.threshold),
         ):
             known = list(dict.fromkeys(map(value_of, curves)))
             wanted = known[0] if getattr(self, name) is None else getattr(self, name)
@@ -371,7 +378,7 @@ class MakeMask(Tool):
         lengths = ", ".join(str(cell["length"]) for cell in cells)
         _check_masked(
             mask,
-            f"at {lengths} tokens: name fewer --lengths, a lower --min_share or --threshold, "
+            f"at {lengths} tokens: name fewer --lengths, a lower --min_share or --thresholds, "
             + ("" if num_kv_heads is None else "choose single heads by --units=head, ")
             + "or choose a --quantile",
         )

@@ -54,9 +54,6 @@ def answer(study: Study, folder: str, *, dry_run: bool = False, part: Part | Non
     """Measures what the folder does not hold yet, prints the tables, and says where the rest is.
 
     Of a part there are no tables before it is joined with the others.
-
-    Raises:
-      InputError: as `run_study` does.
     """
     study.check(part)
     console = terminal.console()

@@ -12,11 +12,12 @@ import jax
 import sinkjax
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.cli import terminal
-from sinkjax.errors import InputError, Problem, about, explaining
+from sinkjax.errors import InputError, about, explaining
 from sinkjax.files import check_path, replace_file
-from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sharding import fit_mesh
-from sinkjax.studies.candidates import Fills, read_masks
+from sinkjax.programs.compile import Layers
+from sinkjax.programs.options import Attention
+from sinkjax.studies.settings import setting
 from sinkjax.studies.study import Study
 from sinkjax.studies.subject import SHAPE, load_model, shape_config
 from sinkjax.studies.timing.study import Timing
@@ -88,12 +89,16 @@ class ShapeSettings(ModelSettings):
         return super().load_config()
 
 
-def read_mask(text: str, config: sinkjax.LlamaConfig) -> tuple[SinkMask, Fills]:
-    """Reads the one mask that a user names, with its fills."""
-    masks = read_masks([text], config)
-    if len(masks) > 1:
-        raise InputError(Problem("mask", text, "it names several masks; give one"))
-    return next(iter(masks.values()))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramSettings:
+    """The settings of how programs are compiled."""
+
+    layers: Layers = setting(
+        "unrolled",
+        "How layers are compiled: each by itself, or equal ones as one loop, which compiles faster "
+        "and runs slower on a CPU.",
+    )
+    attention: Attention = as_in(Timing, "attention")
 
 
 def output_path(name: str | None) -> Path | None:

@@ -101,7 +101,9 @@ class GroupScores:
     def _low(self, **rules: float | None) -> Bool[np.ndarray, "L K"]:
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) != 1:
-            raise InputError(f"give one of {', '.join(rules)}: which heads leave full attention")
+            raise InputError(
+                "give a threshold, a quantile or a share: which heads leave full attention"
+            )
         ((rule, value),) = given.items()
         if not 0 <= value <= 1:
             raise InputError(Problem(rule, value, "give one from 0 to 1, such as 0.5"))

@@ -19,13 +19,16 @@ from sinkjax.programs.dispatch import Plan, Stage
 from sinkjax.studies.settings import problems_of
 from sinkjax.studies.store import fills_digest
 
+MASK = "File of a mask, name of a shipped one, hf://USER/NAME, or a mask's text form"
+"""What names a mask, for who sets it."""
+
 MASKS = (
     "Mask files, names of shipped masks or hf://USER/NAME, with commas between them, or a mask's "
-    "text form, whose windows may grow with the length, as w(4,32+L/16). May be repeated."
+    "text form, whose windows may grow with the length, as w(4,32+L/16)."
 )
 """What `read_masks` reads, for who sets it."""
 
-PLANS = "File of a plan, or the name of a shipped one. May be repeated."
+PLANS = "File of a plan, or the name of a shipped one."
 """What `read_plan` reads."""
 
 _SHIPPED = "plans", ".json"
@@ -149,9 +152,6 @@ def candidates(
       masks: as for `read_masks`, or what has been read.
       plans: as for `read_plan`.
       lengths: T of all excerpts.
-
-    Raises:
-      InputError: as `read_masks` and `read_plan` do.
     """
     named = [mask for mask in masks if isinstance(mask, Candidate)]
     texts = [mask for mask in masks if not isinstance(mask, Candidate)]

@@ -96,7 +96,7 @@ def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
         "benchmarks.peers",
         f"--model=shape:{tmp_path}",
         "--engines=sdpa,sdpa-bfloat16",
-        "--prompt_lengths=6",
+        "--lengths=6",
         "--stages=prefill",
         "--rounds=2",
         f"--threads={len(os.sched_getaffinity(0))}",

@@ -128,7 +128,7 @@ def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
                 selection={"by": "consistent", "min_share": 0.6, "unit": "group", "path": "w(1,4)"},
             ),
             {"model": "tiny", "source": "short", "bos": "never", "lengths": (2, 4)}
-            | {"definition": "last", "threshold": 0.3, "min_share": 0.6, "units": "group"}
+            | {"definitions": "last", "thresholds": 0.3, "min_share": 0.6, "units": "group"}
             | {"paths": "w(1,4)"},
         ),
         (
@@ -136,7 +136,7 @@ def test_the_commands_of_shipped_masks_make_what_their_files_say(name):
                 model="/home/ada/models/tiny",
                 selection={"method": "published", "folder": "duo heads", "share": 0.5},
             ),
-            {"model": "tiny", "from_folder": "duo heads", "share": 0.5},
+            {"model": "tiny", "from_folder": "duo heads", "shares": 0.5},
         ),
     ],
 )

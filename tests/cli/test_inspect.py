@@ -44,7 +44,7 @@ def arguments(shape, output, /, **more) -> list[str]:
     flags = {
         "model": f"shape:{shape}",
         "mask": MASK,
-        "prefill_lengths": 16,
+        "lengths": 16,
         "max_length": 24,
         "output": output,
         **more,
@@ -137,7 +137,7 @@ def test_work_that_a_mask_should_have_removed_is_found_out(shape, tmp_path, monk
 def test_programs_for_a_tpu_that_is_not_here_come_out_the_same_and_quietly(shape, tmp_path):
     """In a process of its own, which nothing has told that there is no TPU."""
     output = tmp_path / "tpu.jsonl"
-    more = {"target": "tpu:v5e", "dtype": "bfloat16", "layers": "scanned"}
+    more = {"targets": "tpu:v5e", "dtype": "bfloat16", "layers": "scanned"}
     untold = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", *WITHOUT_TPU)}
     process = start(INSPECT, *arguments(shape, output, **more), env=untold)
     _, err = process.communicate(timeout=600)
@@ -156,7 +156,7 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     config = to_hf_config(dataclasses.replace(CONFIG, **sizes))
     (tmp_path / "config.json").write_text(json.dumps(config))
     output = tmp_path / "tpu.jsonl"
-    more = {"target": "tpu:v5e:2x4", "mesh": "model:4,data:2", "batch_size": 4}
+    more = {"targets": "tpu:v5e:2x4", "mesh": "model:4,data:2", "batch_sizes": 4}
     mask = "L0: s(first) f s(first) f s(first) f s(first) f | L1: 8f"
     process = start(INSPECT, *arguments(tmp_path, output, **more, mask=mask))
     out, err = process.communicate(timeout=600)
@@ -178,7 +178,7 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     assert out.count("saved on a chip") == out.count("saved, nominal") == 2
     assert masked["nominal"]["parameters"] < baseline["nominal"]["parameters"]
 
-    more = {"target": "tpu:v5e:2x4", "mesh": "data:8", "batch_size": 2**22}
+    more = {"targets": "tpu:v5e:2x4", "mesh": "data:8", "batch_sizes": 2**22}
     process = start(INSPECT, *arguments(tmp_path, output, **more, mask=mask))
     _, err = process.communicate(timeout=600)
     assert process.returncode == 1
@@ -192,7 +192,7 @@ def test_what_of_a_cache_chips_hold_alike_is_said(tmp_path, capsys):
     config = to_hf_config(dataclasses.replace(CONFIG, **sizes))
     (tmp_path / "config.json").write_text(json.dumps(config))
     mask = "L0: s(first) f w(1,3) f s(first) f w(1,3) f | L1: 8f"
-    more = {"mesh": "data:2,model:2,sub:2", "batch_size": 8, "mask": mask}
+    more = {"mesh": "data:2,model:2,sub:2", "batch_sizes": 8, "mask": mask}
     records = inspect(tmp_path, tmp_path / "out.jsonl", **more)
     baseline, masked = (records[name, "decode"] for name in ("baseline", "mask"))
     layer, lengths = 2 * 4 * 24 * 8 * 4, 4 * 4  # keys and values of a head for four rows
@@ -212,9 +212,9 @@ def test_what_of_a_cache_chips_hold_alike_is_said(tmp_path, capsys):
 )
 def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
     with pytest.raises(InputError) as error:
-        inspect(shape, tmp_path / "out.jsonl", target="cuda:h100")
+        inspect(shape, tmp_path / "out.jsonl", targets="cuda:h100")
     (problem,) = map(str, error.value.problems)
-    assert "--target=cuda:h100" in problem
+    assert "--targets=cuda:h100" in problem
     assert "pip install -e '.[targets-cuda]'" in problem
 
 
@@ -222,15 +222,15 @@ def test_missing_wheels_are_one_line_that_says_how_to_get_them(shape, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"target": "tpu:v99"}, ["--target=tpu:v99: ", "tpu:v5e"]),
+        ({"targets": "tpu:v99"}, ["--targets=tpu:v99: ", "tpu:v5e"]),
         ({"mask": ""}, ["--mask is missing"]),
         ({"mask": "L0: 6f"}, ["--mask=L0: 6f", "1 layers of 6 heads"]),
         ({"model": "shape:none"}, ["--model=shape:none", "llama-3.2-1b"]),
         ({"attention": "splash"}, ["--attention=splash: ", "16 tokens", "on a cpu", "xla"]),
-        ({"prefill_lengths": "16,x"}, ["--prefill_lengths: 'x' is no whole number"]),
+        ({"lengths": "16,x"}, ["--lengths: 'x' is no whole number"]),
         (
-            {"prefill_lengths": 30, "batch_size": 0, "max_length": 20},
-            ["--batch_size=0: ", "--prefill_lengths=30: "],
+            {"lengths": 30, "batch_sizes": 0, "max_length": 20},
+            ["--batch_sizes=0: ", "--lengths=30: "],
         ),
     ],
 )

@@ -90,6 +90,9 @@ def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship(monkeypat
     [
         ("mask", "path=s(first)", "paths"),
         ("mask", "groups", "units"),
+        ("mask", "share=0.5", "shares"),
+        ("inspect", "target=cpu", "targets"),
+        ("search", "batch_size=2", "batch_sizes"),
         ("gates", "path=f", "paths"),
         ("gates", "text=book.txt", "judge_text"),
     ],

@@ -115,9 +115,10 @@ def test_the_file_says_where_the_mask_came_from(sweep, model, tmp_path):
 
 
 def test_every_flag_of_the_sweep_names_its_part(sweep, tmp_path):
-    named = {"source": "b.txt", "definition": "last", "threshold": 0.5}
-    saved = make(sweep, tmp_path / "m.json", **named, lengths="4", min_share=0.4, bos="tokenizer")
-    (cell,) = (record for record in cells(sweep, **named) if record["length"] == 4)
+    named = {"definitions": "last", "thresholds": 0.5, "lengths": "4", "min_share": 0.4}
+    saved = make(sweep, tmp_path / "m.json", source="b.txt", **named, bos="tokenizer")
+    part = cells(sweep, source="b.txt", definition="last", threshold=0.5)
+    (cell,) = (record for record in part if record["length"] == 4)
     np.testing.assert_array_equal(saved.mask.masked, held([cell], 0.4))
     assert saved.provenance.text == "b.txt"
 
@@ -173,8 +174,8 @@ def test_the_file_is_in_the_sweeps_folder_where_none_is_named(sweep):
         ({"source": "c"}, ["--source=c", "a.txt, b.txt"]),
         ({"model": "other"}, ["--model=other"]),
         ({"bos": "always"}, ["--bos=always", "tokenizer"]),
-        ({"definition": "tail"}, ["--definition=tail", "mean, last", "sweep with it"]),
-        ({"threshold": 0.9}, ["--threshold=0.9", "0.3, 0.5"]),
+        ({"definitions": "tail"}, ["--definitions=tail", "mean, last", "sweep with it"]),
+        ({"thresholds": 0.9}, ["--thresholds=0.9", "0.3, 0.5"]),
         ({"lengths": "2,5"}, ["--lengths=5", "2, 4, 9"]),
         ({"paths": "s(mean)"}, ["--paths=s(mean)", "calibrated means"]),
         ({"paths": "2s(zero)"}, ["--paths=2s(zero)", "copy_first_layer"]),

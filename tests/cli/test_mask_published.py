@@ -58,7 +58,7 @@ def explicit_logits(oracle, tokens: np.ndarray, full: np.ndarray) -> np.ndarray:
 
 
 def test_an_imported_mask_computes_what_its_explicit_pattern_does(model, scores, tmp_path):
-    run(from_folder=scores, model=model, threshold=0.5, output=tmp_path / "m.json")
+    run(from_folder=scores, model=model, thresholds=0.5, output=tmp_path / "m.json")
     tokens = hf.random_tokens((2, 16))
     loaded = sinkjax.load(model)
     fast = sinkjax.specialize(loaded, load_mask(tmp_path / "m.json"))
@@ -69,7 +69,7 @@ def test_an_imported_mask_computes_what_its_explicit_pattern_does(model, scores,
 
 
 def test_the_mask_says_where_it_is_from_and_has_a_control_of_groups(model, scores, tmp_path):
-    run(from_folder=scores, model=model, share=0.5, output=tmp_path / "m.json", seed=1)
+    run(from_folder=scores, model=model, shares=0.5, output=tmp_path / "m.json", seed=1)
     saved, control = (load_mask(tmp_path / f"{name}.json") for name in ("m", "m.control"))
     published = read_published(scores)
     assert saved.mask == published.mask(sinkjax.load_config(model), share=0.5)
@@ -99,8 +99,8 @@ def test_spans_need_the_length_of_the_inputs(model, tmp_path):
     for lengths in ("", "512,1024"):
         with pytest.raises(InputError, match=r"--lengths.*inputs of one length"):
             run(from_folder=tmp_path, model=model, lengths=lengths)
-    with pytest.raises(InputError, match=r"--share=0\.5: MoA's spans leave no choice"):
-        run(from_folder=tmp_path, model=model, lengths=512, share=0.5)
+    with pytest.raises(InputError, match=r"--shares=0\.5: MoA's spans leave no choice"):
+        run(from_folder=tmp_path, model=model, lengths=512, shares=0.5)
 
 
 def test_a_mask_that_there_is_is_written_for_others(model, scores, tmp_path):
@@ -109,7 +109,7 @@ def test_a_mask_that_there_is_is_written_for_others(model, scores, tmp_path):
     run(mask=tmp_path / "m.json", to_folder=tmp_path / "out")
     back = read_published(tmp_path / "out").mask(sinkjax.load_config(model), threshold=0.5)
     assert back == mask
-    run(from_folder=scores, model=model, share=0.5, to_folder=tmp_path / "other")
+    run(from_folder=scores, model=model, shares=0.5, to_folder=tmp_path / "other")
     assert read_published(tmp_path / "other").scores.tolist() == [[1, 0], [0, 1], [1, 0]]
     mixed = SinkMask.from_text("L0-2: 2f w(4,8) 3f")
     save_mask(tmp_path / "m.json", mixed)
@@ -122,21 +122,21 @@ def test_a_mask_that_there_is_is_written_for_others(model, scores, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"from_folder": "/nowhere", "share": 1}, ["--model: name the model"]),
+        ({"from_folder": "/nowhere", "shares": 1}, ["--model: name the model"]),
         ({"from_folder": "/nowhere", "model": ...}, ["--from_folder: /nowhere has none of"]),
-        ({"from_folder": ..., "model": ...}, ["give one of threshold, quantile, share"]),
-        ({"from_folder": ..., "model": ..., "threshold": 0}, ["no head is chosen in"]),
-        ({"from_folder": ..., "model": ..., "share": 2}, ["--share=2"]),
-        ({"from_folder": ..., "model": ..., "share": 1, "paths": "s(zero)"}, ["--paths=s(zero)"]),
+        ({"from_folder": ..., "model": ...}, ["give a threshold, a quantile or a share"]),
+        ({"from_folder": ..., "model": ..., "thresholds": 0}, ["no head is chosen in"]),
+        ({"from_folder": ..., "model": ..., "shares": 2}, ["--shares=2"]),
+        ({"from_folder": ..., "model": ..., "shares": 1, "paths": "s(zero)"}, ["--paths=s(zero)"]),
         (
-            {"from_folder": ..., "model": "shape:llama-3.2-1b", "share": 1},
+            {"from_folder": ..., "model": "shape:llama-3.2-1b", "shares": 1},
             ["3 layers of 2 key/value heads, the model has 16 layers of 8"],
         ),
         (
             {"from_folder": ..., "source": "short", "min_share": 0.5},
             ["--source=short: --from_folder makes no use", "--min_share=0.5: --from_folder makes"],
         ),
-        ({"share": 0.5}, ["--share=0.5: --results makes no use of it"]),
+        ({"shares": 0.5}, ["--shares=0.5: --results makes no use of it"]),
         ({"mask": "m.json", "from_folder": ...}, ["--mask and --from_folder are two masks"]),
         ({"mask": "m.json", "lengths": "8"}, ["--lengths=8: --mask makes no use", "--to_folder"]),
         ({"mask": "/nowhere.json", "to_folder": "x"}, ["--mask: /nowhere.json: the mask cannot"]),

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import re
 import typing
 
 import pytest
 from absl import flags
 from masks import problems_of
+from scripts import ROOT
 
 from sinkjax import Sink, Window
 from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
@@ -96,7 +98,17 @@ def test_all_flags_that_cannot_be_read_are_named_together():
     assert problem.endswith("length 8 is there twice; write its paths together")
 
 
-@pytest.mark.parametrize("name", STUDIES)
+def test_a_setting_has_one_spelling_in_all_commands_and_benchmarks():
+    """`--lengths` also where one is taken, since others take several."""
+    names = {field.name for name in COMMANDS for field in dataclasses.fields(settings_of(name))}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        names |= set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', path.read_text()))
+    names -= {"prompt"}  # a text; --prompts is a file
+    assert "xla_lengths" in names  # of a benchmark
+    assert [name for name in sorted(names) if f"{name}s" in names] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_settings_that_were_renamed_are_settings_now_and_no_longer_by_the_old_name(name):
     study = settings_of(name)
     fields = typing.get_type_hints(study)

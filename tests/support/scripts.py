@@ -69,7 +69,8 @@ def run_main(name: str, *arguments: str) -> None:
     try:
         script.main()
     except InputError as error:
-        raise InputError(*map(cli.as_flag, error.problems)) from error
+        renamed = getattr(script, "renamed", {})  # which no benchmark has
+        raise InputError(*(cli.as_flag(of, renamed) for of in error.problems)) from error
     finally:
         flags.FLAGS.unparse_flags()
 

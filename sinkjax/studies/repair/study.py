@@ -9,8 +9,7 @@ on --judge_text, as it was and repaired.
 
 Everything goes to --output_dir: records.jsonl, report.html with the loss, figures/,
 checkpoints/, and the repair, MASK.repair.safetensors, for `load_repair` of
-sinkjax.studies.repair.repair: keep it beside the mask. A run that was stopped goes on from its last
-checkpoint when the same command is given again.
+sinkjax.studies.repair.repair: keep it beside the mask.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite
 from sinkjax.report.records import Record
 from sinkjax.specialize.build import specialize
-from sinkjax.studies.candidates import Fills, is_text, read_masks
+from sinkjax.studies.candidates import MASK, Fills, is_text, read_mask
 from sinkjax.studies.held_out import mask_result
 from sinkjax.studies.repair.repair import Changes, Repair, save_repair
 from sinkjax.studies.settings import setting
@@ -44,7 +43,7 @@ class RepairStudy(TrainingStudy):
 
     name = "repair"
 
-    mask: str | None = setting(None, "File of a mask, name of a shipped one, or its text form.")
+    mask: str | None = setting(None, f"{MASK}.")
     steps: int = setting(60, "Steps of the optimizer.")
     learning_rate: float = setting(3e-4, "Learning rate of Adam, at its highest.")
 
@@ -55,31 +54,28 @@ class RepairStudy(TrainingStudy):
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
-        if len(self._named) != 1:
-            yield self.wrong("mask", "one mask is repaired at a time; give one")
-        elif not any(mask.masked.any() for mask, _ in self._named.values()):
+        if not self._mask[0].masked.any():
             yield self.wrong("mask", "it masks no head, and so there is nothing to repair")
 
     @functools.cached_property
-    def _named(self) -> dict[str, tuple[SinkMask, Fills]]:
-        return read_masks([self.mask], self.subject.config)
+    def _mask(self) -> tuple[SinkMask, Fills]:
+        return read_mask(self.mask, self.subject.config)
 
     @property
     def mask_name(self) -> str:
         """Name of the mask, for records and for the repair's file."""
-        (name,) = self._named
-        return "mask" if is_text(name) else pathlib.Path(name).stem
+        return "mask" if is_text(self.mask) else pathlib.Path(self.mask).stem
 
     def specification(self) -> dict[str, Any]:
-        ((mask, _),) = self._named.values()
-        return {**super().specification(), "mask": self.mask_name, "mask_digest": mask.digest}
+        digest = self._mask[0].digest
+        return {**super().specification(), "mask": self.mask_name, "mask_digest": digest}
 
     def size(self) -> Size:
         judged = self.judged_rows(self.lengths[0])
         return Size(self.training_tokens + 2 * judged.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        ((mask, fills),) = self._named.values()
+        mask, fills = self._mask
         repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
         fields = self.specification()
         trained = self.distilled(bench, repair.residuals, dict(repair.start))

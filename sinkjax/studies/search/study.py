@@ -57,7 +57,7 @@ from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_paths
 from sinkjax.models.digest import tokens_digest
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
-from sinkjax.studies.candidates import Candidate, read_mask
+from sinkjax.studies.candidates import MASK, Candidate, read_mask
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.promise import budget_line
@@ -108,6 +108,7 @@ class Search(AnswersStudy):
         "hold_windows": "hold_excerpts",
         "judge_windows": "judge_excerpts",
         "operations_per_byte": "flops_per_byte",
+        "batch_size": "batch_sizes",
     }
 
     choose_text: str | None = setting(
@@ -115,8 +116,8 @@ class Search(AnswersStudy):
     )
     judge_text: tuple[str, ...] = setting(
         (texts.JUDGE,),
-        f"{texts.TEXT} to judge on, beside other excerpts of the text to choose on. May be "
-        "repeated. Default: the shipped text for judging.",
+        f"{texts.TEXT} to judge on, beside other excerpts of the text to choose on. "
+        "Default: the shipped text for judging.",
         repeated=True,
     )
     lengths: tuple[int, ...] = setting(
@@ -136,8 +137,8 @@ class Search(AnswersStudy):
     )
     prune: str | None = setting(
         None,
-        "Mask's file, name of a shipped mask, or a mask's text, to choose from in place of paths: "
-        "each head may take its path there, or stay `full`.",
+        f"{MASK}, to choose from in place of paths: each head may take its path there, or stay "
+        "`full`.",
     )
     units: Literal["head", "group"] = setting(
         "head", "What moves to another path: single heads, or whole key/value groups."
@@ -154,10 +155,11 @@ class Search(AnswersStudy):
         "sensitivity", "How the cost of a move is predicted."
     )
     gates: str | None = setting(None, "Output folder of `sinkjax gates`, to rank by.")
-    batch_size: int = setting(1, "Rows of the workload that savings count.")
+    batch_sizes: int = setting(1, "Rows of a batch of the workload that savings count.")
     generated: int = setting(
         GENERATED,
-        "Tokens generated after each prompt of that workload, and of the text after an excerpt.",
+        "Tokens generated after each prompt of the workload that savings count, and tokens of the "
+        "text after an excerpt.",
     )
     flops_per_byte: float = setting(
         10.0, "FLOPs that the machine makes in the time of reading a byte; weighs the two."
@@ -205,7 +207,7 @@ class Search(AnswersStudy):
             yield self.wrong(
                 "prune", "it is for one chip, and not for ranking=gates; leave them out"
             )
-        yield from at_least(self, chips=1, batch_size=1, generated=1, rounds=1, tries=1, samples=1)
+        yield from at_least(self, chips=1, batch_sizes=1, generated=1, rounds=1, tries=1, samples=1)
         yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
         if self.control_texts is not None:
             yield from at_least(self, control_texts=1)
@@ -285,7 +287,9 @@ class Search(AnswersStudy):
         same += ("rounds", "tries", "samples", "seed")
         return SearchSettings(
             kl_budget=self.kl_budget * (1 - self.margin),
-            workload=Workload(self.length, self.batch_size, self.generated, 4, self.flops_per_byte),
+            workload=Workload(
+                self.length, self.batch_sizes, self.generated, 4, self.flops_per_byte
+            ),
             by=self.units,
             paths=self._paths,
             gates=self._learned,
