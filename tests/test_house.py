@@ -89,6 +89,12 @@ def test_nothing_imports_upwards():
     assert wrong == ["sinkjax.environment imports sinkjax"]
 
 
+def test_no_two_classes_have_a_name():
+    nodes = (node for tree in TREES.values() for node in tree.body)
+    names = collections.Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
 def test_only_scripts_read_flags_and_write_to_the_terminal():
     wrong = [
         f"{module}: {name}"

@@ -38,7 +38,7 @@ Shares = Mapping[str, Fraction]
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class CompiledCosts:
     """One executable's costs.
 
     Attributes:
@@ -56,7 +56,7 @@ class Account:
     uncounted: tuple[str, ...]
 
 
-def account(program: Program, executable: Executable) -> Account:
+def account(program: Program, executable: Executable) -> CompiledCosts:
     """Reads one executable of a program.
 
     A prefill executable leaves a cache and is given none: its cache is what `decode` is given.
@@ -101,7 +101,7 @@ def account(program: Program, executable: Executable) -> Account:
             name = _CACHE.fullmatch(argument.name)
             shares = layers[int(name[1])].stored(name[2]) if name else _REST
             add(shares, cache=argument.size)
-    return Account(
+    return CompiledCosts(
         rows={row: sums[row] for row in ROWS},
         all_operations=module.operations() + kernel_operations,
         kernel_operations=kernel_operations,

@@ -35,7 +35,7 @@ from sinkjax.programs.targets import TARGETS, platform_of, target_device
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class StageMemory:
     """One executable: what a row costs, and the bytes that a batch needs at once.
 
     Attributes:
@@ -54,17 +54,17 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a mask's programs need of a chip for a text of T tokens a row.
 
     Attributes:
       stages: "prefill" and "decode".
       by_formula: why no program says so; None where compiled programs do.
       attention: the kernel of the prompt.
-      uncounted: custom calls whose FLOPs are not known, as of `sinkjax.accounts.compiled.Account`.
+      uncounted: custom calls whose FLOPs are not known.
     """
 
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, StageMemory]
     by_formula: str | None
     attention: str
     uncounted: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ def plan_memory(
     memory: float,
     attention: str,
     **options: Any,
-) -> Plan:
+) -> MemoryPlan:
     """Plans texts of T tokens a row on one chip, from compiled programs where there can be any.
 
     By formula are lengths that the model is not made for, and chips that cannot hold one row, or
@@ -110,14 +110,14 @@ def plan_memory(
         raise InputError(Problem("target", target, f"known are {', '.join(TARGETS)}"))
     kernel = choose_attention(attention, platform_of(target), 1, [length], config, dtype)[length]
 
-    def formula(why: str) -> Plan:
+    def formula(why: str) -> MemoryPlan:
         stages = {}
         wide = 2 * length * (config.embed_dim + config.mlp_dim) * dtype.itemsize
         for name, tokens, held in (("prefill", length, wide), ("decode", None, 0)):
             sizes = Sizes(1, tokens, length, dtype.itemsize, kernel=kernel)
             cost = total(predict(config, mask, sizes))
-            stages[name] = Stage(cost, cost.parameters, cost.cache + held)
-        return Plan(stages, why, kernel.name)
+            stages[name] = StageMemory(cost, cost.parameters, cost.cache + held)
+        return MemoryPlan(stages, why, kernel.name)
 
     too_large = f"one {target} cannot hold it"
     least = formula(too_large)
@@ -163,6 +163,6 @@ def plan_memory(
         row = peak - cost.parameters
         if other is not None:
             row = -(-(other.executables[index].memory.peak - peak) // (many - 1))
-        stages[name] = Stage(cost, peak - row, row)
+        stages[name] = StageMemory(cost, peak - row, row)
     uncounted = {target for record in records for target in record["uncounted"]}
-    return Plan(stages, None, kernel.name, tuple(sorted(uncounted)))
+    return MemoryPlan(stages, None, kernel.name, tuple(sorted(uncounted)))

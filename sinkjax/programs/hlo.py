@@ -75,7 +75,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class CustomCall:
     """A custom call whose FLOPs the HLO does not show.
 
     Attributes:
@@ -160,7 +160,7 @@ class Module:
         self._entry = ""
         self._read(text)
         self.arguments = tuple(self._arguments())
-        calls: list[Call] = []
+        calls: list[CustomCall] = []
         self.work = tuple(self._work(self._entry, 1, [], (), [], calls))
         self.calls = tuple(calls)
 
@@ -175,7 +175,7 @@ class Module:
         )
 
     def collectives(self) -> tuple[Collective, ...]:
-        """All of them, a loop's and a branch's once."""
+        """All collectives, a loop's and a branch's once."""
         return tuple(
             Collective(kind, item.scope, sum(t.elements * _bytes(t.dtype) for t in item.types))
             for block in self._computations.values()
@@ -205,7 +205,7 @@ class Module:
         passed: Sequence[Scopes],
         caller: Scopes,
         passed_sums: Sequence[bool],
-        calls: list[Call],
+        calls: list[CustomCall],
     ) -> Iterator[Work]:
         """The work of one computation, run `times` times; adds to `calls` what cannot be counted.
 
@@ -234,7 +234,7 @@ class Module:
                 yield from self._work(name, turns, *inside)
             if _is_opaque(instruction):
                 shapes = tuple(result.shape for result in instruction.types)
-                calls.append(Call(scopes, _target(instruction), shapes, times))
+                calls.append(CustomCall(scopes, _target(instruction), shapes, times))
                 continue
             came_from = own or uses[instruction.name]
             operations, is_matmul = self._count(instruction, types, sums, came_from)
@@ -327,7 +327,7 @@ class Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Each instruction on one line; those of a TPU's kernels have line breaks in attributes."""
+    """Lines with an instruction each; those of a TPU's kernels break lines in attributes."""
     whole = ""
     for line in text.splitlines():
         if line[:1] not in ('"', "}") or line == "}":
@@ -401,7 +401,7 @@ def _scopes(
 
 
 def _joined(scopes: Iterable[Scopes]) -> Scopes:
-    """All of them, each once, in order."""
+    """All scopes, each once, in order."""
     return tuple(dict.fromkeys(scope for several in scopes for scope in several))
 
 

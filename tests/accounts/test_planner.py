@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinkjax.accounts.formulas import Cost
-from sinkjax.accounts.planner import Plan, Stage, plan_memory
+from sinkjax.accounts.planner import MemoryPlan, StageMemory, plan_memory
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.shapes import SHAPES
 
@@ -89,8 +89,11 @@ def test_what_is_planned_is_what_a_program_and_its_process_take():
 @pytest.mark.quick
 @given(*(st.integers(0, 2000) for _ in range(3)), st.integers(1, 300), st.integers(1, 300))
 def test_the_largest_batch_fits_and_one_row_more_does_not(memory, fixed, other, row, another):
-    stages = {"prefill": Stage(Cost(), fixed, row), "decode": Stage(Cost(), other, another)}
-    batch = Plan(stages, None, "xla").largest_batches(memory)["prefill"]
+    stages = {
+        "prefill": StageMemory(Cost(), fixed, row),
+        "decode": StageMemory(Cost(), other, another),
+    }
+    batch = MemoryPlan(stages, None, "xla").largest_batches(memory)["prefill"]
     assert batch == 0 or all(peak(stage, batch) <= memory for stage in stages.values())
     assert any(peak(stage, batch + 1) > memory for stage in stages.values())
 

@@ -11,7 +11,7 @@ from sinkjax.instruments.tasks import LISTS, TASKS
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
-from sinkjax.studies.retrieval.measure import Measure
+from sinkjax.studies.retrieval.measure import MeasureAnswers
 from sinkjax.studies.retrieval.promise import NLL_BUDGET
 from sinkjax.studies.series import Series
 from sinkjax.studies.settings import (
@@ -116,7 +116,7 @@ class AnswersStudy(Study):
           candidates: by name; each answers what is asked at its lengths.
           control_of: of random controls, whose they are.
         """
-        measure = Measure(bench, None, self.judged_lengths, self.judge_questions)
+        measure = MeasureAnswers(bench, None, self.judged_lengths, self.judge_questions)
         common: dict[str, Any] = {
             "bos": self.bos,
             "bos_added": self.answers_on[1].bos_added,

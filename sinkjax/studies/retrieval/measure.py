@@ -14,7 +14,7 @@ from sinkjax.programs.compile import compile
 from sinkjax.programs.generate import Program
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.resampling import estimate_change, resample_counts
 from sinkjax.studies.retrieval.asked import Asked, kept_answers
 from sinkjax.studies.study import Bench
 
@@ -24,7 +24,7 @@ FLOOR = 0.8
 _CACHE_TOKENS = 16_384  # that there is room for in the caches of one call, on each device of `data`
 
 
-class Measure:
+class MeasureAnswers:
     """Answers questions with one model, under the baseline and under masks.
 
     The baseline answers each set of questions once, whatever the number of masks.
@@ -135,15 +135,13 @@ def summarize_answers(
       baseline reaches `FLOOR`; `answer_tokens`, the mean number; `per_excerpt`, each question's.
     """
     weights = resample_counts(len(answer_tokens), seed)
-    measures = {}
-    for name in ("accuracy", "nll"):
-        by_model = {"baseline": baseline[name], "candidate": candidate[name]}
-        by_model["change"] = by_model["candidate"] - by_model["baseline"]
-        measures[name] = {of: estimate_mean(values, weights) for of, values in by_model.items()}
     return {
         "answer_tokens": float(answer_tokens.mean()),
         "says_something": bool(baseline["accuracy"].mean() >= FLOOR),
-        **measures,
+        **{
+            name: estimate_change(baseline[name], candidate[name], weights)
+            for name in ("accuracy", "nll")
+        },
         "per_excerpt": {
             of: {name: values.tolist() for name, values in arrays.items()}
             for of, arrays in (("baseline", baseline), ("candidate", candidate))

@@ -75,7 +75,8 @@ def heat_maps(panels: Mapping[str, Sequence[Record]]) -> Picture:
     height = sum(_ROW * len(depths) + _TASK_GAP for depths in rows.values())
     sheet = Sheet(
         f"{name}: {_sentence(own)}",
-        f"{formats.shortened(own[0]['model']['name'])}; {_excerpts(own)} a square",
+        f"{formats.shortened(own[0]['model']['name'])}; "
+        f"{formats.count(own[0]['num_windows'])} excerpts a square",
         body=0.3 + height + 0.45,
         key=0.5,
     )
@@ -172,7 +173,3 @@ def _depths(records: Sequence[Record], task: str) -> list[float | None]:
 
 def _depth(depth: float | None) -> str:
     return "" if depth is None else formats.percent(depth, 0)
-
-
-def _excerpts(records: Sequence[Record]) -> str:
-    return f"{formats.count(records[0]['num_windows'])} excerpts"

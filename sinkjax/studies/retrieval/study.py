@@ -28,8 +28,7 @@ small models fail most of these tasks. --mask='L0-29: 9f' --control_draws=0, of 
 asks the baseline and no more. A promise needs 30 excerpts at each depth (--num_excerpts).
 
 Everything goes to --output_dir: records.jsonl, measured/ (each answer's likelihood), report.html
-with heat maps of length by depth, and figures/. A run that was stopped goes on where it was when
-the same command is given again.
+with heat maps of length by depth, and figures/.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
 from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
-from sinkjax.studies.retrieval.measure import Measure, needs_means
+from sinkjax.studies.retrieval.measure import MeasureAnswers, needs_means
 from sinkjax.studies.retrieval.page import page
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.series import Source
@@ -185,7 +184,7 @@ class Retrieval(Study):
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         written = {asked.length for asked in self.asked if asked.written}
-        measure = Measure(bench, self.calibrated_on, sorted(written), self.num_excerpts)
+        measure = MeasureAnswers(bench, self.calibrated_on, sorted(written), self.num_excerpts)
         own, bare = (len(encode(bench.subject.tokenizer, "a", bos)) for bos in (self.bos, "never"))
         for candidate, control_of in self._controlled:
             of_mask = {} if control_of is None else {"control_of": control_of}

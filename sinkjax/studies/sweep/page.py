@@ -14,7 +14,7 @@ from sinkjax.studies.resampling import RESAMPLES
 from sinkjax.studies.sweep import curves, heads, layers, per_head, tables, uniform
 from sinkjax.studies.sweep.conditional import SHUFFLES
 from sinkjax.studies.sweep.findings import opening
-from sinkjax.studies.sweep.records import Curve, Group, Sweep, arrange
+from sinkjax.studies.sweep.records import Curve, Group, SweepRecords, arrange
 
 _SIDE_BY_SIDE = 3  # sources that one figure holds
 
@@ -50,7 +50,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     )
 
 
-def _chapter(sweep: Sweep, group: Group) -> Section:
+def _chapter(sweep: SweepRecords, group: Group) -> Section:
     """One model under one BOS policy."""
     explain, level = explanations(__package__), group.curves[0].level
     criterion = formats.criterion(*group.criteria[0])
@@ -123,7 +123,7 @@ def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Iterable[Block]]
     return [*blocks(group.under(*first)), *(part for part in folded if part.blocks)]
 
 
-def _definitions(sweep: Sweep, group: Group) -> list[Block]:
+def _definitions(sweep: SweepRecords, group: Group) -> list[Block]:
     key_position, tail = sweep.specification["key_position"], sweep.specification["tail"]
     blocks: list[Block] = []
     for name in dict.fromkeys(curve.source_name for curve in group.curves):

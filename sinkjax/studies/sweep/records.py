@@ -66,7 +66,7 @@ class Curve:
         return canvas.slug(kind, self.model_name, "bos", self.bos, *parts)
 
     def criterion_file_name(self, kind: str, *parts: str) -> str:
-        """That of a figure of one definition and threshold."""
+        """The file name of a figure of one definition and threshold."""
         return self.file_name(kind, self.definition, f"{self.threshold:g}", *parts)
 
 
@@ -91,7 +91,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepRecords:
     """Everything that a report shows.
 
     Attributes:
@@ -109,7 +109,7 @@ class Sweep:
         return told_apart(model, "model_digest", self.specification["models"])
 
 
-def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Sweep:
+def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> SweepRecords:
     """Sorts records into groups and curves.
 
     Args:
@@ -130,7 +130,7 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
     for key, of_curve in cells.items():
         curve = _curve(specification, of_curve, over_lengths.get(key), level)
         groups.setdefault((*_model_key(curve.model), curve.bos), []).append(curve)
-    return Sweep(specification, [Group(curves) for curves in groups.values()], study)
+    return SweepRecords(specification, [Group(curves) for curves in groups.values()], study)
 
 
 def _curve(

@@ -8,7 +8,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.sweep.records import Curve, Sweep, arrange
+from sinkjax.studies.sweep.records import Curve, SweepRecords, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
 _STUDY = {
@@ -32,7 +32,7 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
     return tables
 
 
-def study_tables(sweep: Sweep) -> list[Table]:
+def study_tables(sweep: SweepRecords) -> list[Table]:
     """The founding study's own table, one for each of its prompts, this sweep's numbers in it."""
     prompts: dict[str, list[Record]] = {}
     for cell in sweep.study:
@@ -40,7 +40,7 @@ def study_tables(sweep: Sweep) -> list[Table]:
     return [_study_table(sweep, prompt, of_prompt) for prompt, of_prompt in prompts.items()]
 
 
-def _study_table(sweep: Sweep, prompt: str, cells: Sequence[Record]) -> Table:
+def _study_table(sweep: SweepRecords, prompt: str, cells: Sequence[Record]) -> Table:
     share = lambda value: formats.percent(value, 2)  # noqa: E731
     theirs = [
         ("Llama-3.2-1B", "> 0.9 (the study)", *numbers, "-", "-", "-")
