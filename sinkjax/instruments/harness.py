@@ -155,7 +155,7 @@ class HarnessLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "HarnessLM":
-        """As `named`; arguments that are None are left out."""
+        """Makes what `named` makes; arguments that are None are left out."""
         more = {key: value for key, value in (additional_config or {}).items() if value is not None}
         given, known = {**arg_dict, **more}, inspect.signature(cls.named).parameters
         problems = [

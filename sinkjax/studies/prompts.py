@@ -68,9 +68,6 @@ class PromptList:
 
         Returns:
           int32 [P, T].
-
-        Raises:
-          InputError: what `check` raises for this one length.
         """
         self.check(tokenizer, bos, {length: count})
         rows = [tokens[:length] for tokens in self._encoded(tokenizer, bos)[:count]]
@@ -165,9 +162,6 @@ class TextExcerpts:
 
         Returns:
           int32 [P, T]: row i begins, after the BOS, at `starts(tokenizer)[i]`.
-
-        Raises:
-          InputError: what `check` raises for this one length.
         """
         self.check(tokenizer, bos, {length: count})
         prefix, tokens = _prefix(tokenizer, bos), self._layout(tokenizer).tokens

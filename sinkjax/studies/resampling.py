@@ -164,6 +164,14 @@ def estimate_mean(
     return estimate_excerpts(value, resampled, count, function(each), fewest)
 
 
+def estimate_change(
+    baseline: np.ndarray, candidate: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """Estimates of the means of two float64 [W] and of their paired difference."""
+    by_model = {"baseline": baseline, "candidate": candidate, "change": candidate - baseline}
+    return {name: estimate_mean(values, weights) for name, values in by_model.items()}
+
+
 def expanded_tail(count: int, freedom: int | None = None) -> float:
     """The share of resamples of `count` beyond each end of an interval that covers `LEVEL`.
 

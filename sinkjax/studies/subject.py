@@ -61,9 +61,6 @@ class Subject:
             weights.
           seed: of random weights.
           mesh: to lay them over, as of `sinkjax.models.sharding.fit_mesh`.
-
-        Raises:
-          InputError: as `sinkjax.load_config`, `sinkjax.load_tokenizer` and `fit_mesh` do.
         """
         is_shape = name.startswith(SHAPE)
         config = (shape_config if is_shape else load_config)(name, revision=revision)

@@ -25,7 +25,7 @@ SHIPPED = {
 """Texts that come with the project, by the name that stands for the file."""
 
 CHOOSE, JUDGE, *_ = SHIPPED
-"""That to choose on, and that to judge on."""
+"""The text to choose on, and the one to judge on."""
 
 TEXT = f"Text file, or a shipped text ({', '.join(SHIPPED)})"
 """What `read_text` reads, for who sets it."""

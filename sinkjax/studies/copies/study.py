@@ -12,8 +12,8 @@ best and with those of the highest sink scores, the layer before, heads and sour
 heads, whatever chip of a mesh they would be on.
 
 Everything goes to --output_dir: records.jsonl, with each mask, measured/ with the error of every
-pair of heads, and report.html. A run that was stopped goes on where it was when the same command is
-given again. Patterns of all heads are kept for an excerpt at a time: lengths up to about 512.
+pair of heads, and report.html. Memory holds the patterns of all heads on one excerpt: lengths up to
+about 512.
 """
 
 import dataclasses

@@ -75,7 +75,7 @@ class Gates(AnswersStudy, TrainingStudy):
 
     judge_text: tuple[str, ...] = setting(
         (JUDGE,),
-        f"{TEXT} to judge on. May be repeated. Default: the shipped text for judging.",
+        f"{TEXT} to judge on. Default: the shipped text for judging.",
         repeated=True,
     )
     paths: tuple[Path, ...] = setting(
@@ -86,7 +86,7 @@ class Gates(AnswersStudy, TrainingStudy):
     units: Literal["head", "group"] = setting(
         "head", "What has a gate of its own: each head, or each key/value group."
     )
-    price: float = setting(0.1, "What all gates open cost, in nats a token.")
+    price: float = setting(0.1, "Cost of all gates together when they are open, in nats a token.")
     train_questions: int = setting(
         8, "Questions of each task and depth to train on, beside excerpts of text."
     )

@@ -70,7 +70,7 @@ class Examples:
         return self.sinks[:, 1:]
 
     def where(self, chosen: np.ndarray) -> "Examples":
-        """Those of bool [R]."""
+        """The examples at which bool [R] is true."""
         fields = dataclasses.fields(self)
         return Examples(**{field.name: getattr(self, field.name)[chosen] for field in fields})
 

@@ -24,10 +24,10 @@ MODELS: dict[str, tuple[str, ...]] = {
 """The logistic models by name: the features of each."""
 
 PREDICTORS = (*MODELS, "rate_at_length", "rate", "shuffled", "random")
-"""Those models and, to hold them against: each head's share of sinks among the fitted prompts at
-the length (between fitted lengths interpolated in log2, beyond them the nearest one's), and at all
-lengths together; `all` fitted and judged with first tokens and scores that are another prompt's of
-the same length; a number drawn at random."""
+"""The logistic models and, to hold them against, each head's share of sinks among the fitted
+prompts at the length (between fitted lengths interpolated in log2, beyond them the nearest one's),
+and at all lengths together; `all` fitted and judged with first tokens and scores that are another
+prompt's of the same length; a number drawn at random."""
 
 LIMITS = (0.5, 0.9)
 """Probabilities from which on a head would be taken out."""

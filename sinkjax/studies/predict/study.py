@@ -11,8 +11,7 @@ would beat a static mask, which needs no prediction.
 
 Prompts and texts are as in sweep; without --text and --prompts, excerpts of the text that is
 shipped for choosing. Everything goes to --output_dir: records.jsonl, measured/ with the scores of
-every prompt, and report.html. A run that was stopped goes on where it was when the same command is
-given again.
+every prompt, and report.html.
 """
 
 import dataclasses
@@ -57,9 +56,9 @@ class Predict(ScoreStudy):
     text: str | None = setting(None, f"{texts.TEXT}, cut into excerpts at seeded places.")
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each prompt.")
     held_out_lengths: tuple[int, ...] = setting(
-        (16, 128), "Those of the lengths that nothing is fitted to."
+        (16, 128), "Lengths that nothing is fitted to; they are among lengths."
     )
-    held_out_share: float = setting(0.4, "Share of the prompts that are judged on.")
+    held_out_share: float = setting(0.4, "Share of the prompts on which predictions are judged.")
     results: str | None = setting(
         None,
         "Folder of a sweep's records, its --output_dir, whose scores of the same excerpts are "

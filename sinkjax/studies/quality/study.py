@@ -4,11 +4,9 @@
   sinkjax quality --mask='L0: 9f | L1-29: 9w(4,128)' --text=book.txt
   sinkjax quality --mask=mask.json --lengths=512,2048 --num_excerpts=24
 
---mask takes files that sinkjax.save_mask wrote, or names of shipped masks, with commas between
-them, or a mask's text form, and may be repeated; --plan takes the JSON file of a plan, or the name
-of a shipped one, whose mask for each length is measured, and whose rule holds where a continuation
-grows from one mask's lengths into the next one's. Texts are as in `sinkjax sweep`; without --text
-and --prompts, excerpts of the text that is shipped for judging.
+Of a plan the mask for each length is measured, and its rule holds where a continuation grows from
+one mask's lengths into the next one's. Texts are as in `sinkjax sweep`; without --text and
+--prompts, excerpts of the text that is shipped for judging.
 
 Measured are the KL of each token, over all positions and where the mask acts, over the last quarter
 of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
@@ -17,7 +15,7 @@ perplexity; the agreement of the likeliest tokens; and how long greedy continuat
 more. Whether a mask still finds what stands far back in a text, `sinkjax retrieval` says.
 
 Everything goes to --output_dir: records.jsonl, measured/ (what each excerpt gave), report.html and
-figures/. A run that was stopped goes on where it was when the same command is given again.
+figures/.
 """
 
 import dataclasses
@@ -114,7 +112,7 @@ class Quality(Study):
 
     @functools.cached_property
     def measurements(self) -> list[Measurement]:
-        """All of them, by candidate, series and length."""
+        """All measurements, by candidate, series and length."""
         read = [(of, length, rows) for of in self.series for length, rows in of.tokens.items()]
         measurements = []
         for candidate in self.candidates:

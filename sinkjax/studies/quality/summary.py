@@ -14,7 +14,12 @@ from sinkjax.instruments.compare import QualityStats
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.costs import parts_up_to, summarize_parts
-from sinkjax.studies.resampling import estimate_excerpts, estimate_mean, resample_counts
+from sinkjax.studies.resampling import (
+    estimate_change,
+    estimate_excerpts,
+    estimate_mean,
+    resample_counts,
+)
 
 
 def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict[str, Any]:
@@ -139,21 +144,12 @@ def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:
     candidate = stats.candidate_nll.mean(axis=1, dtype=np.float64)
     change = candidate - baseline
     return {
-        "nll": _change(baseline, candidate, weights),
+        "nll": estimate_change(baseline, candidate, weights),
         "perplexity": {
             "baseline": estimate_mean(baseline, weights, np.exp),
             "candidate": estimate_mean(candidate, weights, np.exp),
             "change": estimate_mean(change, weights, np.expm1),
         },
-    }
-
-
-def _change(baseline: np.ndarray, candidate: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Estimates of the means of two float64 [W] and of their difference."""
-    return {
-        "baseline": estimate_mean(baseline, weights),
-        "candidate": estimate_mean(candidate, weights),
-        "change": estimate_mean(candidate - baseline, weights),
     }
 
 

@@ -20,6 +20,7 @@ from sinkjax.studies.resampling import Resampled, Resamples, estimate, interval
 
 SHUFFLES = 1000
 
+_ONE_LAYER = "the model has one layer: none comes after another"
 _SHUFFLING = 2  # tells these draws from others of the same seed
 
 
@@ -68,7 +69,9 @@ def conditionals(
                 "shuffled": control,
             }
         )
-    return conditional, _best_source(conditional, observed["lift"], shuffled["lift"], sinks)
+    why = _no_lift(sinks) if np.isnan(observed["lift"]).all() else ""
+    best = _best(conditional, observed["lift"], shuffled["lift"], "source_layer", why)
+    return conditional, {**best, "undefined": why} if why else best
 
 
 def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, 
         }
         control = {"lift": _shuffled_estimate(shuffled[:, index], undefined["lift"])}
         layers.append({"layer": index + 1, **estimates, "shuffled": control})
-    return {"layers": layers, "best": _best_later(layers, observed["lift"], shuffled, no_source)}
+    why = no_source or "no later layer has a sink head"
+    return {"layers": layers, "best": _best(layers, observed["lift"], shuffled, "layer", why)}
 
 
 def layer_0_lift(sinks: np.ndarray, weights: Resamples) -> Resampled:
@@ -116,7 +120,7 @@ def layer_0_lift(sinks: np.ndarray, weights: Resamples) -> Resampled:
     num_prompts, num_layers, num_heads = sinks.shape
     if num_layers == 1:
         nothing = np.full(len(weights), np.nan)
-        return Resampled(math.nan, nothing, "the model has one layer: none comes after another")
+        return Resampled(math.nan, nothing, _ONE_LAYER)
     by_prompt, _ = _totals_by_prompt(sinks)
     totals = by_prompt.summed()
     return Resampled(
@@ -246,56 +250,37 @@ def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarr
     return both
 
 
-def _best_source(
-    conditional: Sequence[Mapping[str, Any]],
+def _best(
+    layers: Sequence[Mapping[str, Any]],
     lifts: np.ndarray,
-    shuffled_lifts: np.ndarray,
-    sinks: np.ndarray,
+    shuffled: np.ndarray,
+    name: str,
+    undefined: str,
 ) -> dict[str, Any]:
-    """The source layer of the greatest lift (the lowest of equals), beside what chance picks.
+    """The layer of the greatest lift (the lowest of equals), beside what chance picks.
 
     Args:
-      conditional: of each source layer.
-      lifts: [S], NaN where undefined.
-      shuffled_lifts: [shuffles, S], NaN in the same layers.
-      sinks: bool [P, L, N].
-    """
-    defined = np.flatnonzero(~np.isnan(lifts))
-    if defined.size:
-        layer = int(defined[np.argmax(lifts[defined])])
-        return {
-            "layer": layer,
-            "lift": conditional[layer]["lift"],
-            "shuffled_best_lift": _shuffled_estimate(shuffled_lifts[:, defined].max(axis=1)),
-        }
-    layers = np.flatnonzero(sinks.any(axis=(0, 2)))  # two of them would define the first one's lift
-    if sinks.shape[1] == 1:
-        reason = "the model has one layer: none comes after another"
-    elif not layers.size:
-        reason = "no head of any layer is a sink in any prompt"
-    else:
-        reason = f"layer {layers[0]} alone has sink heads"
-    nothing = {"value": None, "undefined": reason}
-    return {"layer": None, "lift": nothing, "shuffled_best_lift": nothing, "undefined": reason}
-
-
-def _best_later(
-    layers: Sequence[Mapping[str, Any]], lifts: np.ndarray, shuffled: np.ndarray, no_source: str
-) -> dict[str, Any]:
-    """The later layer of layer 0's greatest lift (the lowest of equals), beside chance's best.
-
-    Args:
-      layers: of each later layer.
-      lifts, shuffled: [L - 1] and [shuffles, L - 1], NaN where undefined.
-      no_source: why all are, if they are.
+      layers: what is known of each, with the number under `name`.
+      lifts, shuffled: [layers] and [shuffles, layers], NaN where undefined.
+      undefined: why all are, if they are.
     """
     defined = np.flatnonzero(~np.isnan(lifts))
     if not defined.size:
-        nothing = {"value": None, "undefined": no_source or "no later layer has a sink head"}
+        nothing = {"value": None, "undefined": undefined}
         return {"layer": None, "lift": nothing, "shuffled_best_lift": nothing}
     best = layers[defined[np.argmax(lifts[defined])]]
     chance = _shuffled_estimate(shuffled[:, defined].max(axis=1))
-    return {"layer": best["layer"], "lift": best["lift"], "shuffled_best_lift": chance}
+    return {"layer": best[name], "lift": best["lift"], "shuffled_best_lift": chance}
+
+
+def _no_lift(sinks: np.ndarray) -> str:
+    """Why no source layer has a lift, of bool [P, L, N] in which none has."""
+    layers = np.flatnonzero(sinks.any(axis=(0, 2)))  # two of them would define the first one's lift
+    if sinks.shape[1] == 1:
+        return _ONE_LAYER
+    if not layers.size:
+        return "no head of any layer is a sink in any prompt"
+    return f"layer {layers[0]} alone has sink heads"
 
 
 def _shuffled_estimate(values: np.ndarray, undefined: str = "") -> dict[str, Any]:

@@ -10,8 +10,7 @@ choosing at every length. The founding study's two prompts are measured whole be
 (--nostudy leaves them out).
 
 Everything goes to --output_dir: records.jsonl (one record a cell), measured/ (the scores of every
-prompt), report.html and figures/. A sweep that was stopped goes on where it was when the same
-command is given again.
+prompt), report.html and figures/.
 """
 
 import dataclasses
@@ -154,11 +153,11 @@ class Sweep(ScoreStudy):
         ("smollm2-135m",), f"Models, with commas between them, each {MODEL}."
     )
     prompts: tuple[str, ...] = setting(
-        (), "File of prompts: .txt, one a line, or .jsonl. May be repeated.", repeated=True
+        (), "File of prompts: .txt, one a line, or .jsonl.", repeated=True
     )
     text: tuple[str, ...] = setting(
         (),
-        f"{texts.TEXT}, cut into excerpts of each length at seeded places. May be repeated.",
+        f"{texts.TEXT}, cut into excerpts of each length at seeded places.",
         repeated=True,
     )
     study: bool = setting(True, "Whether the two prompts of the founding study are measured, too.")

@@ -73,9 +73,6 @@ def interleave(
 
     Returns:
       of each call, by name.
-
-    Raises:
-      InputError: as calls' checks do, naming the call.
     """
     samples = {name: Samples() for name in calls}
     was_enabled = gc.isenabled()

@@ -4,10 +4,8 @@
   sinkjax timing --model=shape:llama-3.2-1b --lengths=512 --generated=16
   sinkjax timing --flagfile=timing.flags
 
---model=shape:NAME has random weights, which take as long as trained ones. --mask takes files that
-sinkjax.save_mask wrote, or names of shipped masks, with commas between them, or a mask's text form,
-and may be repeated; --plan takes the JSON file of a plan, or the name of a shipped one, whose mask
-for each prompt length is timed. Without either, the baseline is timed alone.
+--model=shape:NAME has random weights, which take as long as trained ones. Of a --plan the mask for
+each prompt length is timed. Without masks and plans, the baseline is timed alone.
 
 All programs of a cell, the baseline twice, and two measurements of what the machine can read and
 multiply are timed by turns in this one process. The time of a prefill is the time to the first
@@ -15,8 +13,7 @@ token. Compiling is never in a time. The baseline against itself says what the o
 worth: where its interval does not hold 1, the machine was too restless, or the rounds too few.
 
 Everything goes to --output_dir: records.jsonl, a line a cell with every raw sample, and
-report.html. A run that was
-stopped goes on where it was when the same command is given again.
+report.html.
 """
 
 import dataclasses
@@ -83,7 +80,7 @@ class Timing(Study):
     )
     stages: tuple[str, ...] = setting(STAGES, "What is timed, each by itself: prefill, decode.")
     rounds: int = setting(15, "Samples of each program.")
-    warmup: int = setting(2, "Runs of each program before them.")
+    warmup: int = setting(2, "Runs of each program before its samples.")
     steps_per_call: int = setting(DEFAULT_STEPS_PER_CALL, "Decode steps per device call.")
     attention: Attention = setting(
         DEFAULT_ATTENTION,
@@ -95,7 +92,7 @@ class Timing(Study):
         "auto", "Clock: the host's, or the device's by the profiler; auto is the host's on a CPU."
     )
     google_benchmark: str | None = setting(
-        None, "File to write the same to, in the JSON of google-benchmark."
+        None, "File for the times, too, in the JSON of google-benchmark."
     )
     profile: str | None = setting(None, "Folder for a trace of each cell that is timed, for XProf.")
 
