@@ -69,9 +69,9 @@ def stoppable(goes_on: Callable[[], str] = lambda: "") -> Iterator[None]:
 
 def _over() -> None:
     """Lets a signal end the process while Python closes what is open."""
+    end_at_once()  # first: a pipe that nobody reads takes its time
     with contextlib.suppress(OSError):  # a reader that went, of which Python tells
         sys.stdout.flush()
-    end_at_once()
 
 
 def _handle(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:
