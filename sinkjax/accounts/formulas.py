@@ -37,9 +37,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sinkjax.attention import full, stream, window
 from sinkjax.attention.blocks import block_runs
 from sinkjax.attention.kernels import XLA, Blocked, Kernel, Xla
-from sinkjax.attention.window import reach
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Copy, Full, Path, Sink, Window
+from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, reach
 from sinkjax.models.config import LlamaConfig
 
 ROWS = ("full", "window", "copy", "sink", "rest")

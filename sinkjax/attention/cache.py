@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 
 from sinkjax.attention.blocks import PerKvHead, Position
 from sinkjax.errors import InputError
-from sinkjax.masks.paths import Full, Window
+from sinkjax.masks.paths import Full, Window, reach
 
 Store = Float[Array, "*BK S H"]
 Rows = Int32[Array, " B"]
@@ -140,9 +140,9 @@ def _without_old_sinks(
 
 def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
     """Returns the layout of a store that holds what `full` heads or one window see."""
-    if isinstance(span, Window) and not span.covers(max_length):
-        slots = min(span.sinks + span.recent, max_length)
-        return Ring(span.sinks, slots, span.within)
+    span = reach(span, max_length)
+    if isinstance(span, Window):
+        return Ring(span.sinks, span.sinks + span.recent, span.within)
     return Whole(max_length)
 
 
@@ -197,7 +197,8 @@ def extend_store(
         # In the store's own shape: in another, XLA would copy all of it.
         piece = piece.reshape(*store.shape[:-2], length, store.shape[-1])
         return jax.lax.dynamic_update_slice_in_dim(store, piece, start, axis=-2)
-    positions = layout.positions(lengths - 1)
+    # Of the piece's own tokens some still see first ones that count as empty after it.
+    positions = dataclasses.replace(layout, within=None).positions(lengths - 1)
     places = jnp.clip(positions - start, 0, length - 1)[:, None, :, None]
     taken = jnp.take_along_axis(piece, places, axis=2, mode="clip")
     is_new = (positions >= start) & (positions < lengths[:, None])

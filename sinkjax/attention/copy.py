@@ -16,8 +16,8 @@ from sinkjax.attention.blocks import PerHead, PerKvHead, group_keys
 from sinkjax.attention.cache import Layout, Rows, view_weights
 from sinkjax.attention.context import PartName
 from sinkjax.attention.full import Pattern, apply_stored_pattern, causal_pattern
-from sinkjax.attention.window import Seen, apply_seen_pattern, reach, seen_pattern
-from sinkjax.masks.paths import Full, Window
+from sinkjax.attention.window import Seen, apply_seen_pattern, seen_pattern
+from sinkjax.masks.paths import Full, Window, reach
 
 CopiedHead = tuple[PartName, int]
 """A head that is copied: its part, and its number among the part's heads."""

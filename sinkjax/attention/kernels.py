@@ -24,9 +24,9 @@ from sinkjax.attention.blocks import PerHead, PerKvHead, scale_queries
 from sinkjax.attention.full import causal_attention
 from sinkjax.attention.products import PLAIN, Products
 from sinkjax.attention.stream import STREAMED, streamed_attention
-from sinkjax.attention.window import reach, window_attention
+from sinkjax.attention.window import window_attention
 from sinkjax.errors import InputError
-from sinkjax.masks.paths import Full, Window
+from sinkjax.masks.paths import Full, Window, reach
 
 
 class Kernel(abc.ABC):

@@ -20,11 +20,10 @@ from sinkjax.attention.stream import Earlier, streamed_attention
 from sinkjax.attention.window import (
     Seen,
     apply_seen_pattern,
-    reach,
     seen_attention,
     seen_pattern,
 )
-from sinkjax.masks.paths import Full, Window
+from sinkjax.masks.paths import Full, Window, reach
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sinkjax.attention.blocks import (
 )
 from sinkjax.attention.full import Pattern
 from sinkjax.attention.products import PLAIN, Products
-from sinkjax.masks.paths import Full, Window
+from sinkjax.masks.paths import Window
 
 BLOCK = 64
 """Queries a block."""
@@ -62,7 +62,7 @@ def window_attention(
     """Returns attention to s < c and t - w < s <= t alone, in v's dtype.
 
     Within a window of the model's own, s > t - W holds too. Scores and softmax are float32. The
-    window leaves something out of T tokens: see `reach`.
+    window leaves something out of T tokens: see `sinkjax.masks.paths.reach`.
     """
     keys, values = (Seen.of_prompt(products.settle(group_keys(x)), window) for x in (k, v))
     return seen_attention(q, keys, values, window, 0, products, cap)
@@ -129,11 +129,6 @@ def apply_seen_pattern(pattern: Pattern, values: Seen, window: Window) -> PerHea
 
         sums.append(map_blocks(attend, start, stop, block))
     return ungroup(jnp.concatenate(sums, axis=3)).astype(values.rest.dtype)
-
-
-def reach(path: Full | Window, length: int) -> Full | Window:
-    """Returns the path, or `full` where a window leaves nothing out of so many tokens."""
-    return Full() if isinstance(path, Window) and path.covers(length) else path
 
 
 def _block_scores(

@@ -89,10 +89,6 @@ class Window:
         """Returns whether some query of so many tokens no longer sees a first token."""
         return bool(self.sinks) and self.within is not None and length > self.within
 
-    def covers(self, length: int) -> bool:
-        """Returns whether every query of so many tokens sees all keys up to its own."""
-        return self.sinks + self.recent >= length and not self.cuts_sinks(length)
-
     @property
     def acts_from(self) -> int | None:
         """The first position with an earlier token that the window leaves out."""
@@ -138,6 +134,18 @@ def native(path: Full | Window, window: int | None) -> Full | Window:
     if isinstance(path, Full) or path.recent >= window:
         return Window(0, window)
     return Window(path.sinks, path.recent, window if path.sinks else None)
+
+
+def reach(path: Full | Window, length: int) -> Full | Window:
+    """Returns the path of no more than so many tokens: `full` where a window leaves nothing out.
+
+    First tokens, which a window of the model's own can leave out, are then at most T - w.
+    """
+    if isinstance(path, Full) or path.sinks + path.recent < length:
+        return path
+    if path.recent >= length or not path.cuts_sinks(length):
+        return Full()
+    return dataclasses.replace(path, sinks=length - path.recent)
 
 
 _WRITTEN = {

@@ -107,6 +107,8 @@ def test_any_mask_costs_what_is_predicted(model, mask):
         (dict(num_heads=6, num_kv_heads=1, tie_embeddings=True), dict(batch=1)),
         (dict(dtype=jnp.bfloat16, **HEADS), {}),
         (dict(attention_bias=True, **JOINT, **HEADS), {}),
+        # Of layers with a window of their own, within which are those of the mask.
+        (dict(layer_windows=(7, None, 12), **HEADS), {}),
         # Beyond one block of queries, where both paths run loops over blocks and a rest.
         (dict(max_length=512, **HEADS), dict(length=300, max_length=310)),
         # Keys in blocks as well: whole ones, and a rest.

@@ -31,7 +31,7 @@ def seen(window: Window, t: int) -> list[int]:
 @given(st.data())
 def test_every_view_of_every_store_has_just_what_its_window_sees(data):
     """A prompt is stored, more tokens are written, and views are taken at every step."""
-    spans = st.builds(Window, st.integers(0, 4), st.integers(1, 6))
+    spans = st.builds(Window, st.integers(0, 15), st.integers(1, 6))
     head = data.draw(spans)
     if data.draw(st.booleans()):  # a layer with a window of its own
         head = dataclasses.replace(head, within=head.recent + data.draw(st.integers(1, 4)))

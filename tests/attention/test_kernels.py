@@ -24,7 +24,7 @@ PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]
 WINDOWS = [Window(0, 1), Window(1, 1), Window(4, 16), Window(3, 64), Window(70, 5), Window(4, 200)]
 # In layers with a window of their own, which the first tokens leave.
 CUT_PATHS = [Window(4, 64, 128), Window(130, 61, 200)]
-CUT_WINDOWS = [Window(4, 16, 40), Window(70, 5, 90)]
+CUT_WINDOWS = [Window(4, 16, 40), Window(70, 5, 90), Window(400, 5, 90)]
 LENGTHS = [1, 64, 300]  # around the blocks of what XLA compiles
 
 

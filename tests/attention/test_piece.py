@@ -89,6 +89,15 @@ def test_pieces_beyond_a_block_equal_the_oracle(kv_heads, loops, monkeypatch):
     assert_as_at_once(model, MIXED, tokens, [420, 131, 7], 20, 200, 425, loops)
 
 
+@pytest.mark.parametrize(("first", "size"), [(1, 27), (3, 8)])
+def test_first_tokens_in_a_piece_after_which_the_models_own_window_leaves_them(first, size):
+    model = tiny.make(layer_windows=(10, None, 10))
+    mask = SinkMask.from_text(
+        "L0: 2w(4,5) f w(30,6) w(2,3) f | L1: f 2w(4,5) 3s(first) | L2: 2w(4,5) f w(90,5) c(0,0) f"
+    )
+    assert_as_at_once(model, mask, tiny.tokens_of(model, (2, 30)), [27, 9], first, size, 34)
+
+
 def test_a_prompt_under_dynamic_rope_turns_by_its_whole_length():
     model = tiny.make(rope=RopeConfig(type="dynamic", theta=1e4, factor=2.0), max_length=16)
     tokens = tiny.tokens_of(model, (2, 30))
