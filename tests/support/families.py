@@ -69,6 +69,7 @@ KINDS = {
         no_rope_layer_interval=2,
         use_sliding_window=True,
         sliding_window=24,
+        max_window_layers=1,
         pad_token_id=None,
     ),
     "gemma3": dict(

@@ -79,6 +79,7 @@ FAMILY = Family(
     own={
         "use_sliding_window": False,
         "sliding_window": None,
+        "max_window_layers": None,  # published, and read by nobody
         "layer_types": None,
         "no_rope_layers": None,
         "no_rope_layer_interval": 4,
