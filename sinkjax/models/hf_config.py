@@ -228,7 +228,7 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
     if not problems and shape["head_dim"] % 2:
         problems.append(f"head_dim is {shape['head_dim']}; rotary embeddings need an even number")
 
-    of_all, of_windows = split_ropes(attributes, family)
+    of_all, of_windows = split_ropes(attributes, family, problems)
     longest = shape["max_length"]
     if _problem_with(longest, None, MOST_SIZE):  # the ropes may have problems of their own
         longest = 2048

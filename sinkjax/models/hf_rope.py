@@ -40,11 +40,12 @@ _LISTS = "freq_factors", "short_factor", "long_factor"  # of the rope parameters
 
 
 def split_ropes(
-    attributes: Mapping[str, Any], family: Family
+    attributes: Mapping[str, Any], family: Family, problems: list[str]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
     """Returns the attributes of the rope, and of that of layers with windows if it is another.
 
-    Their parameters lie under the kinds of layers, or in older configs beside those of all.
+    Their parameters lie under the kinds of layers, or in older configs beside those of all; others
+    are appended to `problems`.
     """
     if family.local_theta is None:
         return attributes, None
@@ -53,6 +54,11 @@ def split_ropes(
     if isinstance(kinds, Mapping) and not {FULL, WINDOWED}.isdisjoint(kinds):
         local = {"rope_parameters": kinds.get(WINDOWED), "rope_theta": theta}
         return {**attributes, "rope_parameters": kinds.get(FULL)}, local
+    if kinds and isinstance(kinds, Mapping):
+        problems.append(
+            f"rope_parameters is {reprlib.repr(kinds)}; a {family.model_type} has such under "
+            f"{FULL} and {WINDOWED}"
+        )
     return attributes, {"rope_theta": theta}
 
 

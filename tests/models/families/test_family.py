@@ -191,6 +191,8 @@ def but_for_tokens(config: dict) -> LlamaConfig:
         ("smollm3", dict(no_rope_layers=[1, 0, True, 1]), "no_rope_layers is"),
         ("gemma3_linear", dict(rope_parameters={"full_attention": ""}), "rope_parameters is ''"),
         ("gemma3", dict(rope_parameters={"sliding_attention": False}), "rope_parameters is False"),
+        # In no version does transformers read such: for layers of both kinds it has defaults.
+        ("gemma3", dict(rope_parameters={"rope_type": "default"}), "has such under full_attention"),
         ("qwen3", dict(layer_types=["sliding_attention"] * 3), "though use_sliding_window is fal"),
         ("gemma2", dict(attn_logit_softcapping=0), "attn_logit_softcapping is 0; a positive num"),
         ("gemma2", dict(hidden_activation="swoosh"), "hidden_activation is 'swoosh'; known are"),
