@@ -58,7 +58,7 @@ _ROTARY_NAME = re.compile(r"blk\.[0-9]+\.(attn_q|attn_k)\.(weight|bias)")
 _NORM_NAME = re.compile(r".*_norm\.weight")
 
 # Keys under the architecture that say nothing of the computation.
-_DESCRIPTIVE = ("vocab_size", "pooling_type", "rope.scaling.finetuned")
+_DESCRIPTIVE = ("vocab_size", "pooling_type")
 # Keys under the architecture that change the computation in ways that a family does not have, or
 # does not take, with the values at which llama.cpp computes it all the same.
 _NEUTRAL = {
@@ -76,6 +76,7 @@ _NEUTRAL = {
     "residual_scale": (0, 1),
     "rope.scaling.alpha": (0,),
     "rope.scaling.attn_factor": (1,),
+    "rope.scaling.finetuned": (False, True),
     "rope.scaling.yarn_attn_factor": (1,),
     "rope.scaling.yarn_ext_factor": (1,),
     "rope.scaling.yarn_log_multiplier": (0,),
@@ -190,11 +191,12 @@ class _Metadata:
         """Whether it is there and not 0, which for llama.cpp is as good as absent."""
         return self._left.get(key, 0) != 0
 
-    def check_nothing_left(self) -> None:
+    def check_nothing_left(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuses keys that are left over at other values than those that change nothing."""
         left = {
             key: value
             for key, value in sorted(self._left.items())
-            if key not in _DESCRIPTIVE and value not in _NEUTRAL.get(key, ())
+            if key not in _DESCRIPTIVE and value not in neutral.get(key, ())
         }
         if left:
             name = self.architecture
@@ -224,7 +226,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
     even_share = hidden_size // num_heads if hidden_size % num_heads == 0 else None
     is_said = metadata.has("rope.dimension_count")
     rotary_size = metadata.count("rope.dimension_count") if is_said else None
-    head_dim = metadata.count("attention.key_length", rotary_size or even_share)
+    head_dim = metadata.count("attention.key_length", even_share or rotary_size)
     rotary_size = rotary_size or head_dim
     value_size = metadata.count("attention.value_length", head_dim)
     if value_size != head_dim:
@@ -262,7 +264,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
     }
     config |= gguf.read(metadata, config)
-    metadata.check_nothing_left()
+    metadata.check_nothing_left({**_NEUTRAL, **gguf.neutral})
     if metadata.problems:
         raise InputError(*metadata.problems)
     return config

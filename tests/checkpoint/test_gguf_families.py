@@ -108,6 +108,22 @@ def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
     )
 
 
+@pytest.mark.parametrize("rotates", [True, False])
+def test_a_granite_without_rotation_is_refused(rotates, tmp_path):
+    """By a key that for other architectures says nothing of what they compute."""
+    oracle = hf.make_llama(**KINDS["granite"])
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "granite")
+    add_family(writer, "granite", oracle)
+    writer.add_rope_scaling_finetuned(rotates)
+    path = finish(writer)
+    if not rotates:
+        with pytest.raises(sinkjax.InputError, match=r"granite.rope.scaling.finetuned = False"):
+            sinkjax.load(path)
+        return
+    found = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+
+
 def gelu_of_a_table(x):
     """As llama.cpp has it on a CPU: from a table of float16, which is worth 4e-3 in logits here."""
     return hf.torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()

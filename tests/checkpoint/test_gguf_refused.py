@@ -82,6 +82,12 @@ def test_missing_and_uneven_metadata_is_listed_at_once(tmp_path):
     )
 
 
+def test_a_rotation_of_a_part_of_each_head_is_refused_with_both_sizes(writer, model):
+    add_llama(writer, model)
+    writer.kv_data[0]["llama.rope.dimension_count"].value = 12
+    assert_refused(finish(writer), "llama.rope.dimension_count is 12, the head size 16")
+
+
 @pytest.mark.parametrize("tokens", [5, "abc", True, []])
 def test_tokens_that_are_no_list_are_not_counted(tmp_path, tokens):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")

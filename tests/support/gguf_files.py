@@ -67,6 +67,9 @@ def add_llama(
     config = model.config
     _add_sizes(writer, config)
     writer.add_rope_dimension_count(config.head_dim)
+    if config.head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)

@@ -30,6 +30,8 @@ class Gguf:
       pairs: whether the two of a rotary pair are neighbours among the rows of queries and keys,
         as Meta published Llama, and not half a head apart.
       norm_offset: added to norms' scales in the file.
+      neutral: values of keys that change the computation of this family, and at which it is that of
+        Hugging Face.
       names: tensors of a layer by what Hugging Face calls them, beside a Llama's or in place of it.
       read: attributes of `config.json` from the metadata and the attributes that all families have.
     """
@@ -37,6 +39,7 @@ class Gguf:
     architecture: str
     pairs: bool = False
     norm_offset: float = 0.0
+    neutral: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read: Callable[[Metadata, Attributes], dict[str, Any]] = lambda metadata, attributes: {}
 

@@ -51,5 +51,6 @@ FAMILY = Family(
     read=_read,
     write=_write,
     problems=_problems,
-    gguf=Gguf("granite", pairs=True, read=_read_gguf),
+    # By a key that says nothing elsewhere llama.cpp leaves out a Granite's rotation.
+    gguf=Gguf("granite", pairs=True, neutral={"rope.scaling.finetuned": (True,)}, read=_read_gguf),
 )
