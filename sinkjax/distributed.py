@@ -26,8 +26,8 @@ NEURONS = "neurons"
 AXES = ("data", NEURONS, "model", "sub")
 """Axes of a mesh, the last of them over devices that are neighbours: `data` for rows, `model` for
 key/value heads, and with `sub` for query heads, neurons and words, and for key/value heads where
-both divide them; `neurons` for neurons and words, and in attention, whose weights are whole over
-it, for rows."""
+both divide them, else `sub` for the rows of their cache; `neurons` for neurons and words, and in
+attention, whose weights are whole over it, for rows."""
 
 AUTO = "auto"
 """In the place of sizes: as few devices as a model fits on for `model`, the rest for `data`."""

@@ -41,7 +41,7 @@ from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled
 from sinkjax.models.rope import rotary_tables
-from sinkjax.models.rules import AS_DIVIDED, lay_batch
+from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -107,7 +107,9 @@ class Attention(nnx.Module):
             cache = None
             if context.max_length is not None:
                 layout = layout_of(self.span, context.max_length)
-                keys, values = (new_store(x, layout, context.lengths) for x in (k, v))
+                of_cache = k, v, context.lengths, self.batch, self.v[...]
+                _, *laid, lengths = lay_by_cache(None, *of_cache)
+                keys, values = (new_store(x, layout, lengths) for x in laid)
                 cache = LayerCache((keys,), (values,))
             of_layer = self.span, context.products, self.score_cap
             outputs = context.kernel.attend(q, k, v, *of_layer)
@@ -123,9 +125,9 @@ class Attention(nnx.Module):
         assert old_keys is not None
         assert context.max_length is not None
         layout = layout_of(self.span, context.max_length)
-        t, products = context.lengths, context.products
+        products = context.products
 
-        def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
+        def attend(q: PerHead, k: PerKvHead, v: PerKvHead, t: Lengths):
             keys = products.settle(write_store(old_keys, k, layout, t))
             values = products.settle(write_store(old_values, v, layout, t))
             q = products.settle(scale_queries(q))
@@ -135,7 +137,7 @@ class Attention(nnx.Module):
             outputs = products.sum_slots(weights, values).reshape(q.shape)
             return outputs, (context, LayerCache((keys,), (values,)))
 
-        return self.attend(x, context, attend)
+        return self.attend(x, context, self._beside_cache(attend, context))
 
     def extend(
         self, x: Residual, context: Context, cache: LayerCache
@@ -146,14 +148,28 @@ class Attention(nnx.Module):
         assert context.max_length is not None
         layout = layout_of(self.span, context.max_length)
 
-        def attend(q: PerHead, k: PerKvHead, v: PerKvHead):
-            keys = Extended.of(old_keys, k, layout, context)
-            values = Extended.of(old_values, v, layout, context)
+        def attend(q: PerHead, k: PerKvHead, v: PerKvHead, lengths: Lengths):
+            piece = context.replace(lengths=lengths)
+            keys = Extended.of(old_keys, k, layout, piece)
+            values = Extended.of(old_values, v, layout, piece)
             of_layer = self.span, context.products, self.score_cap
             outputs = attend_piece(q, keys, values, *of_layer)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))
 
-        return self.attend(x, context, attend)
+        return self.attend(x, context, self._beside_cache(attend, context))
+
+    def _beside_cache(
+        self, attend: Callable[..., tuple[PerHead, Observed]], context: Context
+    ) -> Attend[Observed]:
+        """Returns attention to a cache, which is also given the rows' lengths, where that lies."""
+        batch, weight = self.batch, self.v[...]
+
+        def beside(q: PerHead, k: PerKvHead, v: PerKvHead) -> tuple[PerHead, Observed]:
+            laid = lay_by_cache(q, k, v, context.lengths, batch, weight)
+            outputs, observed = attend(*laid)
+            return lay_from_cache(outputs, v.shape[2], batch, weight), observed
+
+        return beside
 
 
 class MLP(nnx.Module):

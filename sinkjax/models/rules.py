@@ -64,6 +64,17 @@ def heads_axis(name: str, batch: str) -> str:
     return "model_heads" if batch == BY_SUB else "whole_heads"
 
 
+def cache_batch(rows: int, kv_heads: int, batch: str, mesh: Mesh | AbstractMesh) -> str:
+    """Returns the logical axis of a cache's rows, of attention that has its own along `batch`.
+
+    It is `BY_SUB` where `sub` divides the rows, and no key/value heads.
+    """
+    if batch != AS_DIVIDED:
+        return batch
+    rows_axes, heads_axes = partition((BY_SUB, "kv_heads"), (rows, kv_heads), mesh)
+    return BY_SUB if "sub" in (rows_axes or ()) and "sub" not in (heads_axes or ()) else batch
+
+
 def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     """Returns x as `lay` does, where its mesh has an axis `neurons`, and x itself elsewhere.
 
@@ -73,10 +84,10 @@ def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     return lay(x, name, weight) if NEURONS in jax.typeof(weight).sharding.mesh.shape else x
 
 
-def lay(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
+def lay(x: jax.Array, name: str, weight: jax.Array, heads: str | None = None) -> jax.Array:
     """Returns x [B, ...] with its rows along a logical axis, over the mesh that a weight lies over.
 
-    Without a mesh it is x itself.
+    With an axis for heads, those of x [B, T, N, H] lie along it. Without a mesh it is x itself.
     """
     mesh = jax.typeof(weight).sharding.mesh
     if not mesh.shape:
@@ -84,6 +95,45 @@ def lay(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     if not isinstance(weight, jax.core.Tracer):  # outside of `jit`, devices have to be named
         assert isinstance(weight.sharding, NamedSharding)
         mesh = weight.sharding.mesh
-    rows = partition((name,), x.shape[:1], mesh)
-    spec = PartitionSpec(*rows, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    spec = [*partition((name,), x.shape[:1], mesh), *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)]
+    if heads is not None:
+        (spec[2],) = partition((heads,), x.shape[2:3], mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def lay_by_cache(
+    q: jax.Array | None,
+    k: jax.Array | None,
+    v: jax.Array,
+    lengths: jax.Array,
+    batch: str,
+    weight: jax.Array,
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]:
+    """Returns queries, keys and values [B, T, N or K, H], and lengths [B], where the cache lies.
+
+    Attention has its rows along `batch`, and is divided with its cache where `cache_batch` says so:
+    each chip along `sub` then has all heads of a share of its rows, in the place of a share of the
+    heads of them all.
+    """
+    rows = cache_batch(v.shape[0], v.shape[2], batch, jax.typeof(weight).sharding.mesh)
+    if rows == batch:
+        return q, k, v, lengths
+    # Held apart, as they lie outside: XLA would otherwise lay all of the residual as it is here.
+    outside = (
+        None if q is None else lay(q, batch, weight, "heads"),
+        None if k is None else lay(k, batch, weight, "kv_heads"),
+        lay(v, batch, weight, "kv_heads"),
+        lay(lengths, batch, weight),
+    )
+    *held, lengths = jax.lax.optimization_barrier(outside)
+    q, k, v = (None if x is None else lay(x, rows, weight, "model_heads") for x in held)
+    return q, k, v, lay(lengths, rows, weight)
+
+
+def lay_from_cache(outputs: jax.Array, kv_heads: int, batch: str, weight: jax.Array) -> jax.Array:
+    """Returns heads' outputs [B, T, N, H], of such attention to a cache of K, where o lies."""
+    rows = cache_batch(outputs.shape[0], kv_heads, batch, jax.typeof(weight).sharding.mesh)
+    if rows == batch:
+        return outputs
+    held = jax.lax.optimization_barrier(lay(outputs, rows, weight, "model_heads"))
+    return lay(held, batch, weight, "heads")

@@ -18,7 +18,7 @@ from sinkjax.distributed import NEURONS
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama
-from sinkjax.models.rules import heads_axis, partition
+from sinkjax.models.rules import cache_batch, heads_axis, partition
 from sinkjax.models.sampling import Sampler, draw, whole
 from sinkjax.models.sharding import fitting_rows, row_shards
 from sinkjax.programs.executable import Executable, build
@@ -252,11 +252,14 @@ def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> 
     def of_layer(layer: nnx.Module, cache: LayerCache) -> LayerCache:
         run = isinstance(layer, LayerRun)
         rows = (layer.layer if run else layer).attention.batch
-        heads = heads_axis("kv_heads", rows)
-        stores = jax.tree.map(
-            lambda array: over(array, *store_axes(array.ndim - run, batch_size, rows, heads)),
-            cache.replace(bias=None),
-        )
+
+        def store(array: Any) -> jax.ShapeDtypeStruct:
+            ndim = array.ndim - run
+            kv_heads = 1 if ndim < 4 else array.shape[-3]
+            along = cache_batch(batch_size, kv_heads, rows, mesh)
+            return over(array, *store_axes(ndim, batch_size, along, heads_axis("kv_heads", along)))
+
+        stores = jax.tree.map(store, cache.replace(bias=None))
         bias = None if cache.bias is None else over(cache.bias, rows, "embed")
         return stores.replace(bias=bias)
 

@@ -38,7 +38,7 @@ from sinkjax.attention.products import Products, add_bias
 from sinkjax.attention.sink import add_biases, first_token_term
 from sinkjax.masks.paths import Full, Window
 from sinkjax.models.parts import Turn
-from sinkjax.models.rules import AS_DIVIDED, lay
+from sinkjax.models.rules import AS_DIVIDED, lay, lay_by_cache, lay_from_cache
 from sinkjax.specialize.plan import Block, LayerPlan
 
 
@@ -101,8 +101,9 @@ class SpecializedAttention(nnx.Module):
                 functools.partial(apply_pattern, v=v),
             )
             if context.max_length is not None:
-                keys.append(None if k is None else _store(k, block.keys, context))
-                values.append(_store(v, block.values, context))
+                (_, k, v), laid = self._beside_cache(None, k, v, context)
+                keys.append(None if k is None else _store(k, block.keys, laid))
+                values.append(_store(v, block.values, laid))
         with jax.named_scope("sink"):
             at_first, later = self._sink_biases(x, all_values, products)
         out = self._merge(x, outputs, products)
@@ -122,9 +123,8 @@ class SpecializedAttention(nnx.Module):
         outside, (x, context) = context, self._by_rows(x, context)
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         products, cap = context.products, self.score_cap
-        blocks = zip(
-            self._blocks(*self._project(x, context)), cache.keys, cache.values, strict=True
-        )
+        projected, context = self._beside_cache(*self._project(x, context), context)
+        blocks = zip(self._blocks(*projected), cache.keys, cache.values, strict=True)
         for (block, q, k, v), key_store, value_store in blocks:
             of_keys = None
             if k is not None:
@@ -144,7 +144,7 @@ class SpecializedAttention(nnx.Module):
             )
             keys.append(None if of_keys is None else of_keys.store)
             values.append(of_values.store)
-        out = self._merge(x, outputs, context.products, cache.bias)
+        out = self._merge(x, self._from_cache(outputs), context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return self._together(out), (outside.replace(patterns=patterns), cache)
 
@@ -155,7 +155,7 @@ class SpecializedAttention(nnx.Module):
         outside, (x, context) = context, self._by_rows(x, context)
         outputs, keys, values, patterns = [], [], [], dict(context.patterns)
         settle, queries = context.products.settle, []
-        q, k, v = self._project(x, context)
+        (q, k, v), context = self._beside_cache(*self._project(x, context), context)
         if q is not None:
             q = settle(scale_queries(q))
         blocks = zip(self._blocks(q, k, v), cache.keys, cache.values, strict=True)
@@ -170,7 +170,7 @@ class SpecializedAttention(nnx.Module):
         weights = _slot_weights(self.plan, queries, keys, context, self.score_cap)
         for block, of_parts, store in zip(self.plan.blocks, weights, values, strict=True):
             outputs += _sum_stores(block, of_parts, store, context, patterns)
-        out = self._merge(x, outputs, context.products, cache.bias)
+        out = self._merge(x, self._from_cache(outputs), context.products, cache.bias)
         cache = LayerCache(tuple(keys), tuple(values), cache.bias)
         return self._together(out), (outside.replace(patterns=patterns), cache)
 
@@ -187,6 +187,20 @@ class SpecializedAttention(nnx.Module):
 
         x, rotary, lengths = jax.tree.map(laid, (x, context.rotary, context.lengths))
         return x, context.replace(rotary=rotary, lengths=lengths)
+
+    def _beside_cache(
+        self, q: jax.Array | None, k: jax.Array | None, v: jax.Array | None, context: Context
+    ) -> tuple[tuple[jax.Array | None, jax.Array | None, jax.Array | None], Context]:
+        """What `_project` gives, and the context, where the cache lies."""
+        if v is None:
+            return (q, k, v), context
+        q, k, v, lengths = lay_by_cache(q, k, v, context.lengths, self.batch, self.v[...])
+        return (q, k, v), context.replace(lengths=lengths)
+
+    def _from_cache(self, outputs: list[jax.Array]) -> list[jax.Array]:
+        """Outputs of all parts where o lies."""
+        groups = sum(block.groups for block in self.plan.blocks)
+        return [lay_from_cache(x, groups, self.batch, self.v[...]) for x in outputs]
 
     def _together(self, out: jax.Array) -> jax.Array:
         """What attention adds, [B, T, D], with rows as outside."""
