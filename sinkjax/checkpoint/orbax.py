@@ -29,10 +29,10 @@ from flax import nnx
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.distributed import first, to_host
-from sinkjax.errors import InputError, explaining, first_line
+from sinkjax.errors import InputError, first_line
 from sinkjax.files import (
     PARTIAL,
-    check_path,
+    check_folder,
     json_digest,
     parse_json,
     read_file,
@@ -200,9 +200,7 @@ def _open(folder: pathlib.Path, config: LlamaConfig) -> dict[str, "ts.TensorStor
 
     if not (folder / _WEIGHTS).is_dir():
         raise InputError(f"{folder / _WEIGHTS} is missing; {_ADVICE}")
-    for path in (folder / _WEIGHTS).rglob("*"):  # TensorStore would wait for a pipe
-        with explaining(f"{path} cannot be read", _ADVICE):
-            check_path(path)
+    check_folder(folder / _WEIGHTS, _ADVICE)
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
     place = {
         "driver": "ocdbt",

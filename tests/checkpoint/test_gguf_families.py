@@ -7,7 +7,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from families import KINDS
-from gguf_files import add_family, finish
+from gguf_files import add_family, finish, weights_of
 
 import sinkjax
 from sinkjax.models.families import FAMILIES
@@ -44,7 +44,7 @@ def file_of_a_family(request, tmp_path_factory):
     of_family = FAMILIES[KINDS[request.param]["family"]].gguf
     architecture = "llama" if of_family is None else of_family.architecture
     writer = gguf.GGUFWriter(tmp_path_factory.mktemp("gguf") / "model.gguf", architecture)
-    add_family(writer, architecture, oracle)
+    add_family(writer, architecture, oracle.config, weights_of(oracle))
     return finish(writer), oracle, ALIKE.get(request.param, 70)
 
 
@@ -89,7 +89,7 @@ def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
         family="qwen2", hidden_size=96, num_attention_heads=12, tie_word_embeddings=True
     )
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
-    add_family(writer, "qwen2", oracle)
+    add_family(writer, "qwen2", oracle.config, weights_of(oracle))
     writer.add_type("model")
     writer.add_file_type(15)
     writer.add_quantization_version(2)

@@ -9,6 +9,7 @@ anything is. Inputs at fault are kept in --kept.
 
 import argparse
 import collections
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -116,7 +117,7 @@ def fuzz(
     waiting, lock = iter(numbers), threading.Lock()
     outcomes: list[tuple[int, Outcome]] = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         with tempfile.TemporaryDirectory(prefix="sinkjax-fuzz-") as root:
             arguments = ["-m", "tests.fuzz.worker", root, str(kept), str(seed), *names]
             worker = Worker(arguments, seconds)
@@ -133,11 +134,8 @@ def fuzz(
                         f"input-{number}, {outcome.mutation}, {told}", file=sys.stderr, flush=True
                     )
 
-    threads = [threading.Thread(target=work) for _ in range(processes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        list(pool.map(work, range(processes)))
     return sorted(outcomes)
 
 

@@ -114,7 +114,8 @@ def family_configs(folder: pathlib.Path) -> Format:
         return {kind: dataclasses.asdict(sinkjax.load_config(folder / kind)) for kind in kinds}
 
     def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
-        return {kind: original[kind] | _by_transformers(folder / kind) for kind in kinds}
+        said = {kind: json.loads((folder / kind / "config.json").read_bytes()) for kind in kinds}
+        return {kind: original[kind] | by_transformers(said[kind]) for kind in kinds}
 
     return Format(tuple(f"{kind}/config.json" for kind in kinds), read, expected)
 
@@ -131,9 +132,8 @@ _FLOATS = {  # which transformers reads as no whole number
 }
 
 
-def _by_transformers(folder: pathlib.Path) -> dict[str, Any]:
+def by_transformers(said: dict[str, Any]) -> dict[str, Any]:
     """The fields that a family decides, of transformers' reading of a config."""
-    said = json.loads((folder / "config.json").read_bytes())
     given = {key: said[key] for key in said if said[key] is not None or key not in _DEFAULTS}
     given |= {key: _number(given[key]) for key in _FLOATS & given.keys()}
     of_kind = transformers.CONFIG_MAPPING[given.pop("model_type", "llama")]

@@ -7,7 +7,7 @@ A format is a function that writes valid files to a folder and returns a `Format
 import pathlib
 from collections.abc import Callable, Iterator
 
-from tests.fuzz import configs, results, texts, tokens, weights
+from tests.fuzz import configs, masks, results, texts, tokens, weights
 from tests.fuzz.format import Format
 
 FORMATS: dict[str, Callable[[pathlib.Path], Format]] = {
@@ -20,8 +20,14 @@ FORMATS: dict[str, Callable[[pathlib.Path], Format]] = {
     "tokenizer.model": tokens.sentencepiece_model,
     "tokenizer in GGUF": tokens.gguf_tokenizer,
     "chat template": tokens.chat_template,
+    "chat template in a config": tokens.configured_template,
     "Orbax": weights.orbax,
     "mask and fills": results.mask,
+    "plan": masks.plan,
+    "published masks": masks.published,
+    "card of a mask": masks.card,
+    "repair": masks.repair,
+    "checkpoint of training": masks.training,
     "records": results.records,
     "records (resumed)": results.resumed,
     "report (old records)": results.report,

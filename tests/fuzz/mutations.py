@@ -3,15 +3,18 @@
 Each takes a source of chance and a file, and changes the file in place.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import gguf
+import numpy as np
 
 Mutation = Callable[[random.Random, pathlib.Path], None]
 
@@ -167,6 +170,73 @@ def change_gguf_field(chance: random.Random, path: pathlib.Path) -> None:
     reader.data.flush()
 
 
+_TYPE = gguf.GGUFValueType
+_GGUF_VALUES = (
+    *((kind, number) for kind in (_TYPE.FLOAT32, _TYPE.FLOAT64) for number in (-1.0, 1e-38, 1e30)),
+    *((_TYPE.FLOAT32, float(number)) for number in ("nan", "inf", "-inf", "0.5", "2")),
+    *((_TYPE.INT32, -1), (_TYPE.INT64, -(2**63)), (_TYPE.UINT64, 2**64 - 1), (_TYPE.UINT32, 2**31)),
+    *((_TYPE.UINT8, 2), (_TYPE.UINT16, 64), (_TYPE.BOOL, True), (_TYPE.BOOL, False)),
+    *((_TYPE.STRING, text) for text in ("", "x", "linear", "yarn", "\0", "\x1b[31m", "é" * 300)),
+    *((_TYPE.ARRAY, items) for items in ([1, 1], [2, 2], [1, 2, 3], [0.5], ["x"], [True, True])),
+)
+
+
+def rewrite_gguf(chance: random.Random, path: pathlib.Path) -> None:
+    """Writes a file anew with one key or tensor gone, renamed, or another, of whatever type."""
+    reader = gguf.GGUFReader(path)
+    values = {
+        name: [field.types[0], field.contents(), field.types[-1]]
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    tensors = {of.name: [np.array(of.data), of.tensor_type] for of in reader.tensors}
+    changed = values if chance.random() < 0.7 else tensors
+    name, what = chance.choice(list(changed)), chance.randrange(5)
+    if what == 0:
+        del changed[name]
+    elif what == 1:
+        changed[chance.choice(("x", "", "\0", "\x1b[1m", f"{name} ", "é" * 99))] = changed.pop(name)
+    elif what == 2:
+        other = chance.choice(list(changed))
+        changed[name], changed[other] = changed[other], changed[name]
+    elif changed is values:
+        kind, value = chance.choice(_GGUF_VALUES)
+        values[name] = [kind, value, None]
+    else:
+        array, kind = tensors[name]
+        cut = chance.choice((array[:1], array[..., :1], array[None], array.T, array.reshape(-1)))
+        tensors[name] = [np.ascontiguousarray(cut), kind]
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()
+    with contextlib.suppress(ValueError):  # blocks of quantized rows that a cut goes through
+        for name, (kind, value, of_items) in values.items():
+            writer.add_key_value(name, value, kind, of_items)
+        for name, (array, kind) in tensors.items():
+            writer.add_tensor(name, array, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    writer.close()
+
+
+def change_safetensors_header(chance: random.Random, path: pathlib.Path) -> None:
+    """One value or key of what a file says of its tensors, with its length as it has to be."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = _changed_json(chance, content[8:end])
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+
+_CELLS = ("", "x", "nan", "inf", "-1", "1e999", "1_0", "0x1", "１", "\0", " ", "1\t1", "9" * 5000)
+
+
+def change_cell(chance: random.Random, path: pathlib.Path) -> None:
+    """Of a table with tabs: one cell."""
+    cells = re.split("([\t\n])", path.read_text())
+    cells[chance.randrange(len(cells))] = chance.choice(_CELLS)
+    path.write_text("".join(cells))
+
+
 def _changed_json(chance: random.Random, text: bytes) -> bytes:
     document = json.loads(text)
     containers = list(_containers(document))
@@ -219,8 +289,9 @@ _BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".txt": (move_line,) * 3,
     ".flags": (move_line,) * 3,
     ".jinja": (insert_statement,) * 3 + (move_line,) * 2,
-    ".gguf": (change_gguf_field,) * 6 + (flip_bit_in_front, overwrite_number),
-    ".safetensors": (flip_bit_in_front,) * 4 + (overwrite_number,),
+    ".gguf": (change_gguf_field, rewrite_gguf) * 3 + (flip_bit_in_front, overwrite_number),
+    ".safetensors": (flip_bit_in_front, change_safetensors_header) * 2 + (overwrite_number,),
+    ".tsv": (change_cell,) * 3 + (move_line,) * 2,
 }
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -95,14 +95,29 @@ def chat_template(folder: pathlib.Path) -> Format:
             return template(_CHAT, add_generation_prompt=True)
 
     def expected(folder: pathlib.Path, original: str) -> str:
+        said = json.loads((folder / "tokenizer_config.json").read_bytes())
+        template, beside = said.get("chat_template"), folder / "chat_template.jinja"
+        if isinstance(template, list):
+            template = {of["name"]: of["template"] for of in template}["default"]
+        if beside.exists():
+            template = beside.read_bytes().decode()
+        ends = {key: said[key] for key in ("bos_token", "eos_token") if said.get(key) is not None}
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        template = (folder / "chat_template.jinja").read_bytes().decode()
-        ends = {"bos_token": "<s>", "eos_token": "</s>"}
         return environment.from_string(template).render(
             messages=_CHAT, add_generation_prompt=True, **ends
         )
 
     return Format(("chat_template.jinja",), read, expected)
+
+
+def configured_template(folder: pathlib.Path) -> Format:
+    """As older folders have it, as one of several."""
+    as_file = chat_template(folder)
+    (folder / "chat_template.jinja").unlink()
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": name, "template": _TEMPLATE} for name in ("tool_use", "default")]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "chat_template": named}))
+    return Format(("tokenizer_config.json",), as_file.read, as_file.expected)
 
 
 def _train_sentencepiece(folder: pathlib.Path) -> Any:
@@ -127,6 +142,13 @@ def sentencepiece_model(folder: pathlib.Path) -> Format:
 
     _train_sentencepiece(folder)
     pieces = [i for i, text in enumerate(PROBES) if not re.search("<s>|</s>", text)]
+    end = {"content": "<|end|>", "lstrip": False, "special": True}
+    said = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", **end}}
+    said |= {"add_bos_token": True, "model_max_length": 99}
+    said["added_tokens_decoder"] = {"1": {"content": "<s>", "special": True}, "600": end}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": end}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 600}))
 
     def read(folder: pathlib.Path) -> list[list[int]]:
         tokens = _tokens(folder)["bare"]
@@ -136,52 +158,62 @@ def sentencepiece_model(folder: pathlib.Path) -> Format:
         its = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         return [its.encode(PROBES[i]) for i in pieces]
 
-    return Format(("tokenizer.model",), read, expected)
+    beside = "tokenizer_config.json", "tokenizer_config.json", "added_tokens.json"
+    names = ("tokenizer.model",) * 5, beside, ("special_tokens_map.json",)
+    return Format(sum(names, ()), read, expected)
 
 
 def gguf_tokenizer(folder: pathlib.Path) -> Format:
+    """SentencePiece's in one file, and of bytes in another."""
     trained = _train_sentencepiece(folder)
     (folder / "tokenizer.model").unlink()
     ids = range(trained.vocab_size())
-    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([trained.id_to_piece(i) for i in ids])
-    writer.add_token_scores([trained.get_score(i) for i in ids])
-    writer.add_token_types(
-        [
-            2
-            if trained.is_unknown(i)
-            else 3
-            if trained.is_control(i)
-            else 6
-            if trained.is_byte(i)
-            else 1
-            for i in ids
-        ]
-    )
+    kinds = {2: trained.is_unknown, 3: trained.is_control, 6: trained.is_byte}
+    with _tokenizer_file(folder / "pieces.gguf", "llama") as writer:
+        writer.add_token_list([trained.id_to_piece(i) for i in ids])
+        writer.add_token_scores([trained.get_score(i) for i in ids])
+        types = [next((kind for kind, holds in kinds.items() if holds(i)), 1) for i in ids]
+        writer.add_token_types(types)
+    tokenizer_json(folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    with _tokenizer_file(folder / "bytes.gguf", "gpt2") as writer:
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(list(model["vocab"]))
+        writer.add_token_types([3, 3] + [1] * (len(model["vocab"]) - 2))
+        writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+        writer.add_add_bos_token(True)
+        writer.add_chat_template("{{ messages }}")
+    files = "pieces.gguf", "bytes.gguf"
+
+    def metadata(folder: pathlib.Path, name: str) -> dict[str, Any]:
+        metadata = _metadata(folder / name)
+        return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+
+    before = {name: metadata(folder, name) for name in files}
+
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        return {name: _tokens(folder / name) for name in files}
+
+    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
+        """The metadata that is there is another tokenizer's: nothing else says what it is."""
+        changed = [name for name in files if metadata(folder, name) != before[name]]
+        return {**original, **{name: _tokens(folder / name) for name in changed}}
+
+    return Format(files, read, expected)
+
+
+@contextlib.contextmanager
+def _tokenizer_file(path: pathlib.Path, kind: str) -> Iterator[gguf.GGUFWriter]:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(kind)
+    yield writer
     writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-    def tokenizer_metadata(path: pathlib.Path) -> dict[str, Any]:
-        metadata = _metadata(path)
-        return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
-
-    before = tokenizer_metadata(folder / "model.gguf")
-
-    def read(folder: pathlib.Path) -> dict[str, Any]:
-        return {**_tokens(folder / "model.gguf"), "metadata": before}
-
-    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
-        """The metadata that is there is another tokenizer's: nothing else says what it is."""
-        after = tokenizer_metadata(folder / "model.gguf")
-        if after == before:
-            return original
-        return {**_tokens(folder / "model.gguf"), "metadata": before}
-
-    return Format(("model.gguf",), read, expected)
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:

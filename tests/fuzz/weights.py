@@ -5,17 +5,22 @@ import hashlib
 import json
 import pathlib
 import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import families
 import gguf
+import gguf_files
 import ml_dtypes
 import numpy as np
 import tiny
+import transformers
 from flax import nnx
 
 import sinkjax
-from benchmarks.write_gguf import write_gguf
 from sinkjax.checkpoint import weights
+from sinkjax.models.hf_config import from_hf_config
+from tests.fuzz.configs import by_transformers
 from tests.fuzz.format import Format
 
 
@@ -46,6 +51,10 @@ def _expected_model(original: dict, tensors: dict[str, str], config: dict[str, A
 
 def _safetensors(path: pathlib.Path) -> dict[str, str]:
     """Tensors' elements by name, as the format's definition reads."""
+    if path.is_dir():  # of shards
+        files = [_safetensors(file) for file in sorted(path.glob("*.safetensors"))]
+        assert len(set().union(*files)) == sum(map(len, files)), "a tensor in two files"
+        return {name: elements for file in files for name, elements in file.items()}
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
@@ -64,71 +73,190 @@ def _safetensors(path: pathlib.Path) -> dict[str, str]:
 
 def safetensors_file(folder: pathlib.Path) -> Format:
     sinkjax.save_safetensors(tiny.make(num_layers=2), folder)
-    before = _safetensors(folder / "model.safetensors")
+    before = _safetensors(folder)
+    return Format(("model.safetensors",), _model, _as_stored(before))
+
+
+def _as_stored(before: dict[str, str]) -> Callable[[pathlib.Path, dict], dict]:
+    """Expects the model of the tensors that are there, if they are those that were.
+
+    Args:
+      before: their elements by name, undamaged.
+    """
 
     def expected(folder: pathlib.Path, original: dict) -> dict:
-        after = _safetensors(folder / "model.safetensors")
+        after = _safetensors(folder)
         assert after.keys() == before.keys()
         return _expected_model(original, {before[name]: after[name] for name in after}, {})
 
-    return Format(("model.safetensors",), _model, expected)
+    return expected
 
 
 def index(folder: pathlib.Path) -> Format:
     shard_bytes, weights._SHARD_BYTES = weights._SHARD_BYTES, 40_000
     sinkjax.save_safetensors(tiny.make(num_layers=2), folder)
     weights._SHARD_BYTES = shard_bytes
-    assert (folder / "model-00002-of-00003.safetensors").exists()
+    shards = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    assert len(shards) == 3
     # The index places tensors and says nothing of them: nothing it says may change the model.
-    return Format(("model.safetensors.index.json",), _model)
+    files = ("model.safetensors.index.json",) * 2, tuple(shards)
+    return Format(sum(files, ()), _model, _as_stored(_safetensors(folder)))
 
 
+_ARCHITECTURES = {  # of each, what it has that no key of its files says
+    "llama": {"kind": "mistral"},
+    "qwen2": {},
+    "qwen3": {"attention_bias": False},
+    "granite": {},
+    "smollm3": {"no_rope_layer_interval": 4},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None},
+    "olmo2": {},
+    "phi3": {},
+}
 _GGUF_KEYS = {
-    "context_length": "max_length",
-    "embedding_length": "embed_dim",
-    "block_count": "num_layers",
-    "feed_forward_length": "mlp_dim",
-    "attention.head_count": "num_heads",
-    "attention.head_count_kv": "num_kv_heads",
-    "attention.layer_norm_rms_epsilon": "norm_eps",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "attention.scale": "attention_multiplier",
+    "attention.sliding_window": "sliding_window",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_NOT_SAID = {  # by llama.cpp, of a key that is absent
+    "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 }
 
 
-def _gguf(path: pathlib.Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
-    """Tensors' elements by name, fields of the config, and all metadata, as `gguf` reads them."""
-    reader = gguf.GGUFReader(path)
-    end = 0
-    for tensor in reader.tensors:
-        offset = int(tensor.field.parts[-1][0])
-        assert offset == end, "not the running padded size"
-        end = offset + -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
-    tensors = {tensor.name: _elements(tensor.data) for tensor in reader.tensors}
-    metadata = {key: field.contents() for key, field in reader.fields.items()}
-    config = {name: metadata[f"llama.{key}"] for key, name in _GGUF_KEYS.items()}
-    config["norm_eps"] = _decimal(config["norm_eps"])
-    return tensors, config, metadata
+def gguf_file(folder: pathlib.Path) -> Format:
+    """A file of each architecture, of which that of Llamas is in parts."""
+    files, before = {}, {}
+    for architecture, changes in _ARCHITECTURES.items():
+        said = families.attributes(**{"kind": architecture, "num_hidden_layers": 2, **changes})
+        its = tiny.make(**vars(from_hf_config(said)))
+        parts = {"split_max_tensors": 10} if architecture == "llama" else {}
+        writer = gguf.GGUFWriter(folder / f"{architecture}.gguf", architecture, **parts)
+        tensors = {name: tensor() for name, tensor in weights.stored_tensors(its).items()}
+        of_family = transformers.AutoConfig.for_model(**said)
+        gguf_files.add_family(writer, architecture, of_family, tensors)
+        gguf_files.finish(writer)
+        files[architecture] = sorted(path.name for path in folder.glob(f"{architecture}*"))
+        before[architecture] = _gguf(folder, files[architecture])[0]
+    undamaged = {a: [(folder / name).read_bytes() for name in files[a]] for a in files}
+    known = {architecture: _model(folder / files[architecture][0]) for architecture in files}
+
+    def is_damaged(folder: pathlib.Path, architecture: str) -> bool:
+        paths = [folder / name for name in files[architecture]]
+        return [p.is_file() and p.read_bytes() for p in paths] != undamaged[architecture]
+
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        damaged = [a for a in files if is_damaged(folder, a)]  # one, and reading all takes a while
+        return {**known, **{a: _model(folder / files[a][0]) for a in damaged}}
+
+    def expected(folder: pathlib.Path, original: dict) -> dict:
+        models = dict(original)
+        for architecture in (a for a in files if is_damaged(folder, a)):
+            after, metadata = _gguf(folder, files[architecture])
+            config = by_transformers(_attributes(architecture, metadata, after))
+            assert after.keys() == before[architecture].keys()
+            pairs = zip(
+                _pieces(architecture, original[architecture], before[architecture]),
+                _pieces(architecture, original[architecture], after),
+                strict=True,
+            )
+            models[architecture] = _expected_model(original[architecture], dict(pairs), config)
+        return models
+
+    names = tuple(name for of_one in files.values() for name in of_one)
+    return Format(names, read, expected)
+
+
+def _attributes(
+    architecture: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """What a config.json would have of a file's model."""
+    assert metadata["general.architecture"] == architecture
+    keys = {key: metadata.get(f"{architecture}.{key}") for key in _GGUF_KEYS}
+    said = {_GGUF_KEYS[key]: value for key, value in keys.items() if value is not None}
+    said = {key: value[0] if isinstance(value, list) else value for key, value in said.items()}
+    said = {key: _decimal(v) if isinstance(v, float) else v for key, v in said.items()}
+    said = {**_NOT_SAID.get(architecture, {}), **said}
+    heads = said["num_attention_heads"]
+    said.setdefault("num_key_value_heads", heads)
+    turned = metadata.get(f"{architecture}.rope.dimension_count")
+    said.setdefault("head_dim", turned or said["hidden_size"] // heads)
+    if architecture == "granite":
+        said.setdefault("attention_multiplier", said["head_dim"] ** -0.5)
+    rope = {"rope_type": "default"}
+    rope["rope_theta"] = _decimal(metadata.get(f"{architecture}.rope.freq_base", 10000.0))
+    if architecture in ("gemma2", "gemma3"):
+        said["query_pre_attn_scalar"] = said["head_dim"]
+    if architecture == "gemma2":
+        said.setdefault("sliding_window", 4096)
+    if architecture == "gemma3":
+        rope = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 10000.0}}
+        said.setdefault("final_logit_softcapping", None)
+    if architecture == "phi3":
+        said["sliding_window"] = said.get("sliding_window") or None
+        said["pad_token_id"] = None
+    return {
+        **said,
+        "model_type": {"gemma3": "gemma3_text"}.get(architecture, architecture),
+        "vocab_size": len(tensors["token_embd.weight"]),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "rope_parameters": rope,
+    }
+
+
+def _pieces(
+    architecture: str, original: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> Iterator[str]:
+    """Elements of what a file has in one tensor, and as what differs from 1."""
+    config = original["config"]
+    heads = [config["num_heads"], *[config["num_kv_heads"]] * 2]
+    for name, array in sorted(tensors.items()):
+        parts = [array]
+        if architecture == "phi3" and name.endswith("attn_qkv.weight"):
+            ends = np.cumsum(np.multiply(heads, config["head_dim"]))[:2]
+            parts = np.split(array, ends)
+        if architecture == "phi3" and name.endswith("ffn_up.weight"):
+            parts = np.split(array, 2)
+        if architecture in ("gemma2", "gemma3") and "norm" in name:
+            parts = [array - np.float32(1)]
+        yield from map(_elements, parts)
+
+
+def _gguf(
+    folder: pathlib.Path, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors by name and the first part's metadata, as the `gguf` package reads them."""
+    tensors, metadata = {}, {}
+    for number, name in enumerate(names):
+        reader, end = gguf.GGUFReader(folder / name), 0
+        its = {key: field.contents() for key, field in reader.fields.items()}
+        metadata = metadata or its
+        assert its.get("split.no", 0) == number
+        assert its.get("split.count", 1) == len(names)
+        for tensor in reader.tensors:
+            offset = int(tensor.field.parts[-1][0])
+            assert offset == end, "not the running padded size"
+            end = offset + -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
+            assert tensor.name not in tensors
+            tensors[tensor.name] = gguf.dequantize(tensor.data, tensor.tensor_type)
+    return tensors, metadata
 
 
 def _decimal(value: float) -> float:
     """The number that float32 holds in its fewest digits; a whole one as it is."""
     return float(value if isinstance(value, int) else str(np.float32(value)))
-
-
-def gguf_file(folder: pathlib.Path) -> Format:
-    write_gguf(tiny.make(num_layers=2), folder / "model.gguf")
-    before = _gguf(folder / "model.gguf")[0]
-
-    def expected(folder: pathlib.Path, original: dict) -> dict:
-        after, fields, metadata = _gguf(folder / "model.gguf")
-        assert after.keys() == before.keys()
-        theta = _decimal(metadata.get("llama.rope.freq_base", 10000.0))
-        config = {**fields, "rope": {**original["config"]["rope"], "theta": theta}}
-        named = ("attention.key_length", "rope.dimension_count")
-        sizes = [metadata[f"llama.{key}"] for key in named if f"llama.{key}" in metadata]
-        config["head_dim"] = [*sizes, fields["embed_dim"] // fields["num_heads"]][0]
-        return _expected_model(original, {before[name]: after[name] for name in after}, config)
-
-    return Format(("model.gguf",), lambda folder: _model(folder / "model.gguf"), expected)
 
 
 def orbax(folder: pathlib.Path) -> Format:

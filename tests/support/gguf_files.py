@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Mapping
 
 import gguf
 import numpy as np
@@ -106,10 +107,12 @@ FAMILY_NAMES = {
 
 
 def add_family(
-    writer: gguf.GGUFWriter, architecture: str, model: transformers.PreTrainedModel
+    writer: gguf.GGUFWriter,
+    architecture: str,
+    config: transformers.PreTrainedConfig,
+    weights: Mapping[str, np.ndarray],
 ) -> None:
     """What the converter writes of a model of a family, in float32, without its tokens."""
-    config = model.config
     _add_sizes(writer, config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
@@ -141,7 +144,7 @@ def add_family(
             writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     names = {**GGUF_NAMES, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
     names |= FAMILY_NAMES.get(architecture, {})
-    for name, value in weights_of(model).items():
+    for name, value in weights.items():
         if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             value = permute(value, heads)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 
 import jax
@@ -155,6 +156,16 @@ def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
                 np.testing.assert_array_equal(again.parameters, trained.parameters)
                 np.testing.assert_array_equal(again.history["kl"], trained.history["kl"])
         file.write_bytes(content)
+
+
+def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(model, gated, windows, tmp_path):
+    settings = dataclasses.replace(TRAIN, steps=1)
+    train(model, gated, windows, tmp_path, settings)
+    file = tmp_path / "1" / "default" / "_METADATA"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=r"_METADATA cannot be read \(it is a pipe .*; delete"):
+        train(model, gated, windows, tmp_path, settings)
 
 
 def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):

@@ -1,0 +1,167 @@
+"""What masks are made of, and are made into: plans, other projects' folders, cards, repairs."""
+
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import tiny
+from masks import write_scores
+
+import sinkjax
+from sinkjax import shipped
+from sinkjax.cli.card import mask_card
+from sinkjax.errors import naming
+from sinkjax.files import json_digest
+from sinkjax.masks.file import load_mask, save_mask
+from sinkjax.masks.paths import short
+from sinkjax.masks.published import read_published
+from sinkjax.specialize.build import specialize
+from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.gates.gates import GatedModel, start_gates
+from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
+from sinkjax.studies.store import fills_digest
+from sinkjax.studies.training.train import TrainSettings, distil
+from tests.fuzz.format import Format
+
+_MEANS = "L0: 2f 4s(mean) | L1: 6w(1,4)"
+
+
+def _paths(mask: sinkjax.SinkMask) -> list[list[str]]:
+    return [[short(path) for path in layer] for layer in mask.heads]
+
+
+def _paths_of_text(text: str, length: int | None = None) -> list[list[str]]:
+    layers: list[list[str]] = []
+    for part in text.split(" | "):
+        first, last, runs = re.fullmatch(r"L(\d+)(?:-(\d+))?: (.+)", part).groups()
+        assert int(first) == len(layers)
+        heads = []
+        for run in runs.split(" "):
+            count, letter, values = re.fullmatch(r"(\d*)([a-z])[a-z]*(.*)", run).groups()
+            if grown := re.fullmatch(r"(.*,)(?:(\d+)\+)?L/(\d+)\)", values):
+                values = f"{grown[1]}{int(grown[2] or 0) + length // int(grown[3])})"
+            heads += [letter + values] * int(count or 1)
+        layers += [heads] * (int(last or first) - int(first) + 1)
+    return layers
+
+
+def plan(folder: pathlib.Path) -> Format:
+    model = tiny.make(num_layers=2)
+    mask = sinkjax.SinkMask.from_text(_MEANS)
+    save_mask(folder / "mask.json", mask, fills=tiny.make_fills(model))
+    stages = [
+        {"up_to": [8, 16], "mask": "L0: 2f 4w(1,2+L/4) | L1: 5s(first) c(0,3)"},
+        {"up_to": 32, "mask": "mask.json"},
+        {"up_to": None, "mask": "L0-1: 6full"},
+    ]
+    (folder / "plan.json").write_text(json.dumps({"crossing": "prefill", "stages": stages}))
+
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        plan, fills = read_plan(str(folder / "plan.json"))
+        return {
+            "crossing": plan.crossing,
+            "stages": [[stage.up_to, _paths(stage.mask)] for stage in plan.stages],
+            "fills": [fills_digest(of) for of in fills.values()],
+        }
+
+    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
+        said, found, before = json.loads((folder / "plan.json").read_bytes()), [], 0
+        assert said.keys() == {"crossing", "stages"}
+        assert said["crossing"] in ("stay", "prefill")
+        for stage in said["stages"]:
+            assert stage.keys() == {"up_to", "mask"}
+            text, ends = stage["mask"], stage["up_to"]
+            for end in ends if isinstance(ends, list) else [ends]:
+                assert end is None or (type(end) is int and end > before)
+                found.append([end, _paths_of_text(_MEANS if text == "mask.json" else text, end)])
+                before = end or before
+        assert [end is None for end, _ in found] == [False] * (len(found) - 1) + [True]
+        filled = any(stage["mask"] == "mask.json" for stage in said["stages"])
+        fills = original["fills"] if filled else []
+        return {"crossing": said["crossing"], "stages": found, "fills": fills}
+
+    return Format(("plan.json",) * 4 + ("mask.json", "mask.fills.safetensors"), read, expected)
+
+
+def published(folder: pathlib.Path) -> Format:
+    config = sinkjax.LlamaConfig(**{**vars(tiny.make(num_layers=2).config)})
+    scores = np.random.default_rng(0).random((2, 2)).round(2)
+    write_scores(folder, scores, sinkjax.Window(2, 3))
+    (folder / "moa").mkdir()
+    spans = {"alphas": [[64.5] * 6, [0] * 6], "betas": [[0.1, 0.5, 1, 0.2, 0, 0.9]] * 2}
+    (folder / "moa" / "moa_alpha_beta.json").write_text(json.dumps(spans))
+
+    def read(folder: pathlib.Path) -> list[list[list[str]]]:
+        with naming(folder):  # of a mask for another model
+            groups = read_published(folder).mask(config, threshold=0.5)
+            return [_paths(groups), _paths(read_published(folder / "moa").mask(config, 1000))]
+
+    def expected(folder: pathlib.Path, original: Any) -> list[list[list[str]]]:
+        lines = (folder / "full_attention_heads.tsv").read_bytes().decode().split("\n")
+        rows = [[float(cell) for cell in line.split("\t")] for line in lines if line.strip()]
+        sizes = json.loads((folder / "config.json").read_bytes())
+        window = f"w({sizes['sink_size']:d},{sizes['recent_size']:d})"
+        groups = [[p for s in row for p in ["f" if s >= 0.5 else window] * 3] for row in rows]
+        assert all(row == row and len(row) == 2 and max(row) < np.inf for row in rows)
+        said = json.loads((folder / "moa" / "moa_alpha_beta.json").read_bytes())
+        ends = [
+            [64 * -(-max(128, int(a + b * 1000)) // 64) for a, b in zip(*of, strict=True)]
+            for of in zip(said["alphas"], said["betas"], strict=True)
+        ]
+        moa = [["f" if end >= 1000 else f"w(64,{end - 64})" for end in of] for of in ends]
+        return [groups, moa]
+
+    names = ("full_attention_heads.tsv",) * 2, ("config.json", "moa/moa_alpha_beta.json")
+    return Format(sum(names, ()), read, expected)
+
+
+def card(folder: pathlib.Path) -> Format:
+    """Of a mask that says of itself whatever it may: there is a card."""
+    shutil.copy(shipped.FOLDER / "masks" / "smollm2-135m-512.json", folder / "mask.json")
+
+    def read(folder: pathlib.Path) -> bool:
+        file = folder / "mask.json"
+        try:
+            fields = json.loads(file.read_bytes() if file.is_file() else b"")
+            content = {key: value for key, value in fields.items() if key != "digest"}
+            file.write_text(json.dumps({**content, "digest": json_digest(content)}))
+        except (AttributeError, RecursionError, TypeError, ValueError):
+            pass  # what is no object has no digest
+        return mask_card("acme/mask", load_mask(file)).startswith("---\n")
+
+    return Format(("mask.json",), read)
+
+
+def repair(folder: pathlib.Path) -> Format:
+    mask = sinkjax.SinkMask.from_text("L0: 6f | L1: 2f 4w(1,4)")
+    its = Repair(specialize(tiny.make(num_layers=2), mask))
+    digests = {"mask_digest": mask.digest, "model_digest": "d" * 64}
+    save_repair(folder / "mask.json", its.start, **digests)
+
+    def read(folder: pathlib.Path) -> dict[str, bytes]:
+        changes = load_repair(folder / "mask.json", **digests)
+        its.model(changes)
+        return {name: np.asarray(value).tobytes() for name, value in sorted(changes.items())}
+
+    return Format(("mask.repair.safetensors",), read)
+
+
+def training(folder: pathlib.Path) -> Format:
+    """Checkpoints of gates: what is trained from them on is what it was without a stop."""
+    model = tiny.make(num_layers=2, vocab_size=11, embed_dim=8, mlp_dim=8)
+    gated = GatedModel(model, sinkjax.Window(1, 2))
+    excerpts = np.asarray(tiny.tokens_of(model, (2, 4)))
+    settings = TrainSettings(steps=2, learning_rate=0.1, save_every=1)
+
+    def read(folder: pathlib.Path) -> list[bytes]:
+        start = start_gates(2, 6)
+        trained = distil(model, gated.residuals, start, excerpts, settings, folder)
+        return [np.asarray(of).tobytes() for of in jax.tree.leaves(tuple(vars(trained).values()))]
+
+    read(folder)
+    files = [file for file in sorted((folder / "2").rglob("*")) if file.is_file()]
+    return Format(tuple(str(file.relative_to(folder)) for file in files), read)
