@@ -16,12 +16,10 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
+from sinkjax.studies.fields import UNLIKE
 from sinkjax.studies.retrieval.promise import promise_line
 from sinkjax.studies.search.tables import chips_tables
 from sinkjax.studies.timing.tables import times_as_fast
-
-_OTHER = (AttributeError, LookupError, TypeError, ValueError)
-"""What is raised over a file that says other things than a search's, a sweep's or gates'."""
 
 
 def mask_card(repo_id: str, saved: SavedMask) -> str:
@@ -81,7 +79,7 @@ def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]
         for table in chips_tables(quality.get("over_chips", ())):
             lines += [f"{table.title}:", "", *_markdown(table), ""]
         shown = ("quality", "kl", "controls", "timing", "over_chips")
-    except _OTHER:
+    except UNLIKE:
         lines, shown = [], ()
     yield from lines
     rest = {key: value for key, value in quality.items() if key not in shown}
@@ -188,7 +186,7 @@ def _commands(made_from: Provenance, quality: Mapping[str, Any]) -> Iterator[str
     """The commands that make the mask again, or what the file says in place of them."""
     try:
         commands = list(_remake(made_from, quality))
-    except _OTHER:
+    except UNLIKE:
         commands = []
     if not commands:
         yield "The file names no command. It says of how the heads were chosen:"

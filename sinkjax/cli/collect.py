@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sinkjax.errors import InputError, about
+from sinkjax.errors import InputError, about, first_line
 from sinkjax.masks.file import SavedMask
 from sinkjax.report.records import Record
 from sinkjax.studies.costs import over_texts
-from sinkjax.studies.fields import understood
+from sinkjax.studies.fields import UNLIKE, understood
 from sinkjax.studies.quality.promise import over_budget
 from sinkjax.studies.quality.summary import measured_quality
 from sinkjax.studies.results import read_records
@@ -52,6 +52,19 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
         if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
             text = "save the mask again without it, to have measurements there"
             raise InputError(f"what the mask's file has as {kind} is no list of them; {text}")
+    try:
+        return _collected(saved, folders)
+    except InputError:
+        raise
+    except UNLIKE as error:
+        raise InputError(
+            f"the mask's file has not what is read from it ({type(error).__name__}: "
+            f"{first_line(error)}): save the mask again without what it says of its quality"
+        ) from error
+
+
+def _collected(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
+    """As `collect`, of a file that has what is read from it."""
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
     for folder in folders:
         with about("measured", folder):

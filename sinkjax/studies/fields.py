@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from sinkjax.errors import InputError, first_line
 
+UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What is raised over JSON that says other things than what it is read for."""
+
 
 class Fields(dict):
     """A JSON object of a run's file.
@@ -72,7 +75,7 @@ def understood(records: Sequence[Fields]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except UNLIKE as error:
         by_kind: dict[str, list[Fields]] = {}
         for record in records:
             by_kind.setdefault(str(record.get("kind")), []).append(record)

@@ -162,5 +162,10 @@ def test_a_file_that_says_other_things_is_quoted(tmp_path):
         card = mask_card("ada/m", load_mask(tmp_path / "m.json"))
         blocks = re.findall(r"```json\n(.*?)\n```", card, re.DOTALL)
         assert list(map(json.loads, blocks)) == [quality, selection]
+    ratio = dict.fromkeys(("value", "low", "high"), 0)
+    no_time = {"timing": [{"stage": "decode", "batch_size": 1, "prompt_length": 2, "ratio": ratio}]}
+    sinkjax.save_mask(tmp_path / "m.json", mask, fills=fills, quality=no_time)
+    card = mask_card("ada/m", load_mask(tmp_path / "m.json"))
+    assert json.loads(re.findall(r"```json\n(.*?)\n```", card, re.DOTALL)[0]) == no_time
     sinkjax.save_mask(tmp_path / "m.json", mask, fills=fills)
     assert "says of nothing that was measured" in mask_card("ada/m", load_mask(tmp_path / "m.json"))

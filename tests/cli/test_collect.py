@@ -131,6 +131,25 @@ def test_what_a_user_said_in_the_place_of_measurements_is_refused(measured, tmp_
         collect(load_mask(tmp_path / "mask.json"), [str(measured / "quality")])
 
 
+@pytest.mark.parametrize(
+    ("said", "selection"),
+    [
+        ({"quality": [{"kl": 1}], "budget_on": "mean"}, {}),
+        ({"budget_on": "mean"}, {}),
+        ({"quality": [{"length": [1]}]}, {}),
+        ({}, {"asked": "all"}),
+    ],
+)
+def test_a_file_that_says_other_things_of_its_mask_is_refused(measured, said, selection):
+    saved = load_mask(measured / "mask.json")
+    made_from = dataclasses.replace(saved.provenance, selection=selection)
+    with pytest.raises(InputError, match=r"the mask's file has not what .*: save the mask again"):
+        collect(
+            dataclasses.replace(saved, quality=said, provenance=made_from),
+            [str(measured / "quality")],
+        )
+
+
 def test_a_name_alone_is_no_file_to_write_into(measured):
     with pytest.raises(InputError, match="--output: name a file"):
         run("mask", mask="smollm2-135m-512", measured=measured / "quality")
