@@ -108,7 +108,7 @@ class Generate(ModelSettings, ProgramSettings, Tool):
             dispatcher = self._compile(model, plan, fills, prompts)
             for index, tokens in enumerate(prompts):
                 console.rule(f"{name}, prompt {index}: {len(tokens)} tokens", align="left")
-                console.print(tokenizer.decode(tokens), style="dim", markup=False, end="")
+                console.print(tokenizer.decode(tokens), style="dim", end="")
                 rows.append([name, *self._stream(dispatcher, tokens, index, config, tokenizer)])
         table = Table(
             title=f"on {jax.devices()[0].device_kind}",

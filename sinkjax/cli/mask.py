@@ -245,7 +245,7 @@ class MakeMask(Tool):
         """Shows a mask and its control and writes them, and what else is asked for."""
         drawn = {**made_from.selection, "control_of": mask.digest, "seed": self.seed}
         console = terminal.console()
-        console.print(title, markup=False)
+        console.print(title)
         terminal.print_table(console, mask_table(mask, control, num_kv_heads))
         control_from = dataclasses.replace(made_from, selection=drawn)
         output = self._file()
@@ -390,7 +390,7 @@ class MakeMask(Tool):
 
 
 def _say(text: str) -> None:
-    terminal.console().print(text, soft_wrap=True, highlight=False, markup=False)
+    terminal.console().print(text, soft_wrap=True, highlight=False)
 
 
 def _read_path(text: str) -> Path | None:

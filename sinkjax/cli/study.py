@@ -77,7 +77,7 @@ def answer(study: Study, folder: str, *, dry_run: bool = False, part: Part | Non
             terminal.print_table(console, table)
         console.print(f"report: {folder}/report.html", soft_wrap=True)
         for line in study.closing(folder, records):
-            console.print(line, soft_wrap=True, markup=False)
+            console.print(line, soft_wrap=True)
 
 
 def _estimate(flops: float) -> str:

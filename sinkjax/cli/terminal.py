@@ -1,12 +1,12 @@
 """Output to a terminal: tables, durations, and how fast this machine is now."""
 
+import functools
 import timeit
 
 import jax
 import jax.numpy as jnp
 import rich.box
 import rich.console
-import rich.markup
 import rich.table
 
 from sinkjax.report.table import Table
@@ -15,9 +15,14 @@ _WIDTH = 110
 
 
 def console() -> rich.console.Console:
-    """Standard output: as wide as the terminal, or wide enough for a table where there is none."""
-    terminal = rich.console.Console()
-    return terminal if terminal.is_terminal else rich.console.Console(width=_WIDTH)
+    """Standard output: as wide as the terminal, or wide enough for a table where there is none.
+
+    It prints texts as they are: of files, models and prompts that users name, `[b]` and `:x:` are
+    no markup.
+    """
+    as_is = functools.partial(rich.console.Console, markup=False, emoji=False)
+    terminal = as_is()
+    return terminal if terminal.is_terminal else as_is(width=_WIDTH)
 
 
 def print_table(console: rich.console.Console, table: Table) -> None:
@@ -25,13 +30,13 @@ def print_table(console: rich.console.Console, table: Table) -> None:
     grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(table.columns):
         side = "left" if index < table.labels else "right"
-        grid.add_column(rich.markup.escape(column), justify=side, overflow="fold")
+        grid.add_column(column, justify=side, overflow="fold")
     for row in table.rows:
-        grid.add_row(*map(rich.markup.escape, row))
-    console.print(table.title, style="bold", markup=False)
+        grid.add_row(*row)
+    console.print(table.title, style="bold")
     console.print(grid)
     for note in table.notes:
-        console.print(note, style="dim", markup=False)
+        console.print(note, style="dim")
     console.print()
 
 
