@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import logging
 import os
 import pathlib
@@ -52,6 +53,8 @@ def run(
     failed = functools.partial(_failed, renamed=renamed)
 
     def guarded(arguments: list[str]) -> int | None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # of an encoding that lacks what is to come
+            sys.stdout.reconfigure(errors="backslashreplace")
         _show_log()
         if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as JAX sets it where it finds no TPU
             os.environ.update({**WITHOUT_TPU, **os.environ})

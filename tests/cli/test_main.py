@@ -1,5 +1,6 @@
 """The command `sinkjax`, and how scripts begin and end."""
 
+import io
 import logging
 import os
 import re
@@ -234,6 +235,15 @@ def test_what_is_logged_of_a_file_has_no_codes_that_a_terminal_obeys(monkeypatch
     with pytest.raises(SystemExit):
         flags.run(lambda: logger.warning("%s is damaged", "a\x1b[31mb\nerror: c"))
     assert capsys.readouterr().err == "a\\x1b[31mb\\nerror: c is damaged\n"
+
+
+def test_letters_that_an_outputs_encoding_lacks_are_escaped(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["sinkjax generate"])
+    with pytest.raises(SystemExit) as ended:
+        flags.run(lambda: print("é漢", flush=True))
+    assert (ended.value.code, out.buffer.getvalue()) == (None, b"\xe9\\u6f22\n")
 
 
 def test_a_flag_that_is_given_twice_says_which_is_taken(monkeypatch, capsys, tmp_path):
