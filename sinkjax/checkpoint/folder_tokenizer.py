@@ -288,8 +288,8 @@ def _added_tokens(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[int, 
         for text in _texts(token)
     }
     texts = _optional(folder / _ADDED_TOKENS).items()
-    added = {id_: (text, text in special) for text, id_ in texts}
     try:
+        added = {id_: (text, text in special) for text, id_ in texts}
         for id_, token in config.get("added_tokens_decoder", {}).items():
             added[int(id_)] = (token["content"], bool(token.get("special")))
         if not all(type(id_) is int and type(text) is str for id_, (text, _) in added.items()):

@@ -39,7 +39,7 @@ def text_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str
     for name in names:
         if match := _OURS.fullmatch(name):
             alone = f"model.{match['new']}" if match["new"] else match["old"] or name
-            of_text[alone] = name
+            of_text[name if alone in of_text else alone] = name  # under both: it is one too many
     return of_text
 
 

@@ -416,6 +416,7 @@ def test_without_its_config_the_ends_are_those_of_the_models(tmp_path):
         ("tokenizer_config.json", b"[" * 100_000, ["tokenizer_config.json"]),
         ("tokenizer_config.json", b"[]", ["tokenizer_config.json is not a JSON object"]),
         ("added_tokens.json", b'{"a": "b"}', ["added_tokens.json"]),
+        ("added_tokens.json", b'{"a": [1]}', ["added_tokens.json"]),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": 1}}', ["added tokens"]),
         ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', ["added tokens"]),
     ],

@@ -77,6 +77,10 @@ def test_tensors_are_known_by_their_older_and_their_newer_names(whole):
     assert renamed.keys() != tensors.keys()
     safetensors.numpy.save_file(renamed, folder / WEIGHTS)
     assert sinkjax.model_digest(sinkjax.load(folder)) == sinkjax.model_digest(model)
+    twice = {name: 2 * tensor for name, tensor in tensors.items() if "norm.weight" in name}
+    safetensors.numpy.save_file({**renamed, **twice}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"norm\.weight is unknown: no part of a Llama"):
+        sinkjax.load(folder)
 
 
 def test_a_text_part_is_checked_as_a_model_of_its_own(whole):
