@@ -161,7 +161,7 @@ def save_mask(
         "schema": SCHEMA,
         "mask_digest": mask.digest,
         "heads": str(mask).split(" | "),
-        "provenance": dataclasses.asdict(provenance),
+        "provenance": vars(provenance),
         "fills_sha256": None if packed is None else hashlib.sha256(packed).hexdigest(),
         "quality": dict(quality or {}),
     }

@@ -23,6 +23,7 @@ SIZES = (0, 1, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 10**9, 2**63 - 1, 2**
 
 _RAW = {  # JSON that Python's own writer does not write
     "@deep": b"[" * 100_000 + b"]" * 100_000,
+    "@nested": b"[" * 700 + b"]" * 700,  # which Python reads, and cannot copy
     "@digits": b"9" * 5_000,
     "@nan": b"NaN",
     "@huge": b"1e999",

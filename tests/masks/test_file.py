@@ -108,6 +108,17 @@ def test_the_file_is_written_for_people(tmp_path):
     assert len(text.splitlines()) < 50
 
 
+def test_what_a_file_can_hold_is_written_again_however_deeply_it_is_nested(tmp_path):
+    deep: list = []
+    for _ in range(700):
+        deep = [deep]
+    saved(tmp_path, provenance=Provenance(selection={"deep": deep}))
+    again = load_mask(tmp_path / "mask.json")
+    content = (tmp_path / "mask.json").read_bytes()
+    saved(tmp_path, provenance=again.provenance)
+    assert (tmp_path / "mask.json").read_bytes() == content
+
+
 def test_saving_again_replaces_both_files(tmp_path):
     saved(tmp_path)
     baseline = SinkMask.full(CONFIG)
