@@ -75,6 +75,10 @@ def run(
             said = f" ({first_line(error)})" if str(error) else ""
             advice = "ask for fewer rows or shorter texts, or divide the model over more devices"
             return failed(InputError(f"memory does not suffice{said}; {advice}"))
+        except (AssertionError, RuntimeError):
+            if problem := _no_devices():
+                return failed(InputError(problem))
+            raise
 
     app.define_help_flags()
     for name, short in [("help", "h"), ("helpshort", "?")]:  # absl's exit with status 1
@@ -90,6 +94,16 @@ def run(
     # A study goes on with what its folder holds; nothing else has that flag.
     with stoppable(lambda: "; the same command goes on" if "output_dir" in flags.FLAGS else ""):
         app.run(guarded, arguments, flags_parser=parse)
+
+
+def _no_devices() -> str | None:
+    """What is wrong with the devices that JAX_PLATFORMS names; None where they are there."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the former without a text, for cuda
+        said = f": {first_line(error)}" if str(error) else ""
+        return f"JAX finds no devices of JAX_PLATFORMS{said}; unset it, or install what they need"
+    return None
 
 
 def _failed(error: InputError, renamed: Mapping[str, str] = MappingProxyType({})) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -235,6 +236,16 @@ def test_what_is_logged_of_a_file_has_no_codes_that_a_terminal_obeys(monkeypatch
     with pytest.raises(SystemExit):
         flags.run(lambda: logger.warning("%s is damaged", "a\x1b[31mb\nerror: c"))
     assert capsys.readouterr().err == "a\\x1b[31mb\\nerror: c is damaged\n"
+
+
+@pytest.mark.parametrize("platform", ["nonsense", *([] if find_spec("jax_plugins") else ["cuda"])])
+def test_devices_that_are_not_here_are_an_error_in_a_line(platform):
+    code = "import jax; from sinkjax.cli import flags; flags.run(jax.devices)"
+    env = {**os.environ, "JAX_PLATFORMS": platform}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    said = rb"error: JAX finds no devices of JAX_PLATFORMS.*; unset it, or install .*\n"
+    assert re.fullmatch(said, ended.stderr)
 
 
 def test_letters_that_an_outputs_encoding_lacks_are_escaped(monkeypatch):
