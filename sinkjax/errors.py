@@ -143,4 +143,6 @@ def _shown(value: object) -> str:
     """A value as a user writes it: lists with commas."""
     if isinstance(value, list | tuple):
         return ",".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        return short
+    return str(value)

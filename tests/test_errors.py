@@ -12,6 +12,7 @@ from sinkjax.errors import InputError, Problem, about, naming
     ("problem", "said"),
     [
         (Problem("shares", 1.5, "give less"), "shares=1.5: give less"),
+        (Problem("quantile", 1.0000001, "give less"), "quantile=1.0000001: give less"),
         (Problem("lengths", [8, 16], "give less"), "lengths=8,16: give less"),
         (Problem("shares", (0.25, 1.0), "give less"), "shares=0.25,1: give less"),
         (Problem("mask", None, "name one"), "mask: name one"),
