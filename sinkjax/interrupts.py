@@ -31,11 +31,11 @@ def end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def stoppable(goes_on: Callable[[], str] = lambda: "") -> Iterator[None]:
+def stoppable(more: str = "") -> Iterator[None]:
     """Lets the process end, where a signal stops what is done inside or comes after it.
 
     Args:
-      goes_on: what to say of it beside that it was stopped.
+      more: to say beside that it was stopped.
     """
     came: list[int] = []
 
@@ -60,7 +60,7 @@ def stoppable(goes_on: Callable[[], str] = lambda: "") -> Iterator[None]:
         # What a signal raises in a call of XLA's can come out of it as an error of XLA's own.
         if came and not (isinstance(error, SystemExit) and not error.code):
             _handle(signal.SIG_DFL)  # a second one ends what still has to be closed
-            sys.stderr.write(f"stopped{goes_on()}\n")
+            sys.stderr.write(f"stopped{more}\n")
             sys.exit(128 + came[0])
         _over()
         raise

@@ -20,7 +20,6 @@ from absl import logging as absl_logging
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem, about, clipped, first_line, printable
 from sinkjax.files import read_file, user_path
-from sinkjax.interrupts import stoppable
 from sinkjax.programs.executable import is_out_of_memory
 from sinkjax.programs.targets import WITHOUT_TPU
 
@@ -91,9 +90,7 @@ def run(
     for name, last in _given_again(sys.argv).items():
         shown = printable(f"--{name} is given more than once; {last} is taken, the last")
         print(f"warning: {clipped(shown)}", file=sys.stderr)
-    # A study goes on with what its folder holds; nothing else has that flag.
-    with stoppable(lambda: "; the same command goes on" if "output_dir" in flags.FLAGS else ""):
-        app.run(guarded, arguments, flags_parser=parse)
+    app.run(guarded, arguments, flags_parser=parse)
 
 
 def _no_devices() -> str | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import sinkjax
 from sinkjax.cli.commands import COMMANDS, STUDIES, TOOLS
 from sinkjax.errors import printable
+from sinkjax.interrupts import stoppable
 
 
 def main() -> int:
@@ -35,7 +36,9 @@ def run(name: str) -> None:
     """Runs a command with the flags that the process was given, and exits."""
     flags = importlib.import_module("sinkjax.cli.flags")  # --help needs nothing of it
     command = load_command(name)
-    flags.run(command.main, command.module, command.renamed)
+    # A study goes on with what its folder holds.
+    with stoppable("; the same command goes on" if name in STUDIES else ""):
+        flags.run(command.main, command.module, command.renamed)
 
 
 class Command(NamedTuple):
