@@ -140,7 +140,8 @@ class Blocked(Kernel):
                 *(f"{self.name} cannot compute {problem}; give kernel=XLA" for problem in problems)
             )
         path = reach(path, q.shape[1])
-        with jax.named_scope(f"{self.name}:{path}"):
+        within = path.within if isinstance(path, Window) else None
+        with jax.named_scope(f"{self.name}:{path}" + (f":{within}" if within else "")):
             return self._attend(scale_queries(q), k, v, path, cap)
 
     def problems(self, length: int, head_dim: int, dtype: DTypeLike) -> list[str]:
@@ -158,9 +159,10 @@ class Blocked(Kernel):
     def read_path(self, scopes: Iterable[str]) -> Full | Window | None:
         """Returns the path of a call made in `jax.named_scope`s; None if not of this kernel."""
         for scope in scopes:
-            match = re.search(rf"/{self.name}:(?:full|window\((\d+),(\d+)\))/", scope)
+            match = re.search(rf"/{self.name}:(?:full|window\((\d+),(\d+)\)(?::(\d+))?)/", scope)
             if match is not None:
-                return Full() if match[1] is None else Window(int(match[1]), int(match[2]))
+                sizes = [int(size) for size in match.groups() if size]
+                return Window(*sizes) if sizes else Full()
         return None
 
     def pairs(self, path: Full | Window, length: int) -> int:

@@ -75,7 +75,6 @@ class _PathMask(splash_attention.Mask):
         self._key = path, length
         self.q_sequence = np.arange(length, dtype=np.int32)
         self.mask_function = _Visible(path)
-        self._is_cut = isinstance(path, Window) and path.cuts_sinks(length)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,13 +83,15 @@ class _PathMask(splash_attention.Mask):
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, columns = index
-        sinks, recent = span(*self._key)
+        path, length = self._key
+        sinks, recent = span(path, length)
+        within = (isinstance(path, Window) and path.within) or length
+        any_first = columns.start < sinks and min(columns.stop, sinks) - 1 > rows.start - within
         any_recent = columns.stop - 1 > rows.start - recent
-        if columns.start >= rows.stop or not (columns.start < sinks or any_recent):
+        if columns.start >= rows.stop or not (any_first or any_recent):
             return np.array([[False]])
-        all_recent = max(columns.start, sinks) > rows.stop - 1 - recent
-        all_first = columns.stop <= sinks and not self._is_cut
-        if columns.stop <= rows.start + 1 and (all_first or all_recent):
+        all_seen = columns.stop <= sinks or max(columns.start, sinks) > rows.stop - 1 - recent
+        if columns.stop <= rows.start + 1 and columns.start > rows.stop - 1 - within and all_seen:
             return np.array([[True]])
         t, s = (np.arange(each.start, each.stop, dtype=np.int32) for each in index)
         return self.mask_function(t[:, None], s[None, :])

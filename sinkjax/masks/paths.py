@@ -85,10 +85,6 @@ class Window:
     def __post_init__(self) -> None:
         _whole(self, sinks=0, recent=1)
 
-    def cuts_sinks(self, length: int) -> bool:
-        """Returns whether some query of so many tokens no longer sees a first token."""
-        return bool(self.sinks) and self.within is not None and length > self.within
-
     @property
     def acts_from(self) -> int | None:
         """The first position with an earlier token that the window leaves out."""
@@ -143,9 +139,9 @@ def reach(path: Full | Window, length: int) -> Full | Window:
     """
     if isinstance(path, Full) or path.sinks + path.recent < length:
         return path
-    if path.recent >= length or not path.cuts_sinks(length):
-        return Full()
-    return dataclasses.replace(path, sinks=length - path.recent)
+    is_cut = path.within is not None and path.within < length
+    sinks = min(path.sinks, length - path.recent)
+    return dataclasses.replace(path, sinks=sinks) if is_cut and sinks > 0 else Full()
 
 
 _WRITTEN = {

@@ -3,6 +3,7 @@
 Kernels run in JAX's interpreter.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ KERNELS = [Splash(interpret=True), Pallas(interpret=True)]
 PATHS = [Full(), Window(0, 1), Window(4, 128), Window(130, 61), Window(9, 500)]
 WINDOWS = [Window(0, 1), Window(1, 1), Window(4, 16), Window(3, 64), Window(70, 5), Window(4, 200)]
 # In layers with a window of their own, which the first tokens leave.
-CUT_PATHS = [Window(4, 64, 128), Window(130, 61, 200)]
+CUT_PATHS = [Window(4, 64, 128), Window(130, 61, 200), Window(300, 61, 150)]
 CUT_WINDOWS = [Window(4, 16, 40), Window(70, 5, 90), Window(400, 5, 90)]
 LENGTHS = [1, 64, 300]  # around the blocks of what XLA compiles
 
@@ -107,7 +108,8 @@ def visible(path, length):
     t, s = np.arange(length)[:, None], np.arange(length)[None, :]
     if path == Full():
         return s <= t
-    return (s <= t) & ((s < path.sinks) | (s > t - path.recent))
+    seen = (s <= t) & ((s < path.sinks) | (s > t - path.recent))
+    return seen if path.within is None else seen & (s > t - path.within)
 
 
 @pytest.mark.parametrize("kernel", [Splash(), Pallas()], ids=lambda kernel: kernel.name)
@@ -118,13 +120,26 @@ def test_pairs_are_those_of_the_blocks_that_the_path_leaves(path, kernel):
     seen = visible(path, length).reshape(length // block_q, block_q, -1, block_kv)
     wanted = seen.any(axis=(1, 3)).sum() * block_q * block_kv
     assert kernel.pairs(path, length) == wanted
-    mask = _PathMask(path, length)
-    for i, j in np.ndindex(length // block_q, length // block_kv):
-        rows = slice(i * block_q, (i + 1) * block_q)
-        columns = slice(j * block_kv, (j + 1) * block_kv)
-        found, block = mask[rows, columns], seen[i, :, j]
-        assert (found.any(), found.all()) == (block.any(), block.all())
-        assert found.size == 1 or (found == block).all()
+
+
+@pytest.mark.parametrize("path", PATHS + CUT_PATHS, ids=str)
+def test_the_path_of_a_kernels_call_is_read_from_its_scope(path):
+    kernel, heads = Pallas(interpret=True), random_heads(1024, 1, head_dim=16)
+    jaxpr = jax.make_jaxpr(lambda *heads: kernel.attend(*heads, path))(*heads)
+    (call,) = (e for e in jaxpr.eqns if e.primitive.name == "pallas_call")
+    assert kernel.read_path([f"jit(f)/{call.source_info.name_stack}/pallas_call"]) == path
+
+
+@pytest.mark.parametrize("block", [128, 256])
+@pytest.mark.parametrize("path", [*PATHS, *CUT_PATHS, Window(600, 90), Window(128, 257)], ids=str)
+def test_splash_is_told_of_each_block_whether_any_or_all_of_it_is_seen(path, block):
+    length = 1024
+    mask, seen = _PathMask(path, length), visible(path, length).reshape(-1, block, 8, 128)
+    for i, j in np.ndindex(length // block, 8):
+        found = mask[i * block : (i + 1) * block, j * 128 : (j + 1) * 128]
+        wanted = seen[i, :, j]
+        assert (found.any(), found.all()) == (wanted.any(), wanted.all())
+        assert found.size == 1 or (found == wanted).all()
 
 
 @pytest.mark.parametrize("kernel", [Splash(), Pallas()], ids=lambda kernel: kernel.name)
