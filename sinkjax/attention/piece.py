@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, Position, group_keys
-from sinkjax.attention.cache import Ring, Store, Whole, by_group, extend_store
+from sinkjax.attention.cache import Ring, Rows, Store, Whole, by_group, extend_store
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import Pattern, apply_stored_pattern, stored_pattern
 from sinkjax.attention.products import Products
@@ -46,11 +46,13 @@ class Extended:
     start: Position
 
     @classmethod
-    def of(cls, old: Store, new: PerKvHead, layout: Whole | Ring, context: Context) -> "Extended":
-        """Writes a piece to a store."""
+    def of(
+        cls, old: Store, new: PerKvHead, layout: Whole | Ring, lengths: Rows, context: Context
+    ) -> "Extended":
+        """Writes a piece to a store; lengths: of the rows, with the piece."""
         assert context.max_length is not None
         assert context.start is not None
-        store = extend_store(old, new, layout, context.start, context.lengths)
+        store = extend_store(old, new, layout, context.start, lengths)
         return cls(
             new, old, context.products.settle(store), layout, context.max_length, context.start
         )

@@ -149,9 +149,8 @@ class Attention(nnx.Module):
         layout = layout_of(self.span, context.max_length)
 
         def attend(q: PerHead, k: PerKvHead, v: PerKvHead, lengths: Lengths):
-            piece = context.replace(lengths=lengths)
-            keys = Extended.of(old_keys, k, layout, piece)
-            values = Extended.of(old_values, v, layout, piece)
+            keys = Extended.of(old_keys, k, layout, lengths, context)
+            values = Extended.of(old_values, v, layout, lengths, context)
             of_layer = self.span, context.products, self.score_cap
             outputs = attend_piece(q, keys, values, *of_layer)
             return outputs, (context, LayerCache((keys.store,), (values.store,)))

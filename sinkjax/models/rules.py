@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -108,7 +109,7 @@ def lay_by_cache(
     lengths: jax.Array,
     batch: str,
     weight: jax.Array,
-) -> tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]:
+) -> tuple[Any, Any, Any, jax.Array]:
     """Returns queries, keys and values [B, T, N or K, H], and lengths [B], where the cache lies.
 
     Attention has its rows along `batch`, and is divided with its cache where `cache_batch` says so:
@@ -126,7 +127,7 @@ def lay_by_cache(
         lay(lengths, batch, weight),
     )
     *held, lengths = jax.lax.optimization_barrier(outside)
-    q, k, v = (None if x is None else lay(x, rows, weight, "model_heads") for x in held)
+    q, k, v = jax.tree.map(lambda x: lay(x, rows, weight, "model_heads"), held)
     return q, k, v, lay(lengths, rows, weight)
 
 

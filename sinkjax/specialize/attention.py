@@ -129,9 +129,9 @@ class SpecializedAttention(nnx.Module):
             of_keys = None
             if k is not None:
                 layout = layout_of(block.keys, context.max_length)
-                of_keys = Extended.of(key_store, k, layout, context)
+                of_keys = Extended.of(key_store, k, layout, context.lengths, context)
             layout = layout_of(block.values, context.max_length)
-            of_values = Extended.of(value_store, v, layout, context)
+            of_values = Extended.of(value_store, v, layout, context.lengths, context)
             outputs += _attend(
                 block,
                 q,
