@@ -35,7 +35,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.targets import TARGETS
 from sinkjax.studies.candidates import read_masks
-from sinkjax.studies.settings import above_zero, each_at_least, known, setting, twice
+from sinkjax.studies.settings import MOST, each_at_least, known, setting, twice
 from sinkjax.studies.timing.measured import BASELINE
 from sinkjax.studies.timing.study import Timing
 
@@ -93,8 +93,8 @@ class Account(ProgramSettings, Tool):
         unpublished = [t for t in self.targets if t in TARGETS and t not in CHIPS]
         if self.memory is None and unpublished:
             yield Problem("memory", None, f"give the gigabytes that {', '.join(unpublished)} has")
-        if self.memory is not None:
-            yield from above_zero(self, memory="gigabytes")
+        if self.memory is not None and not 0 < self.memory <= MOST:
+            yield Problem("memory", self.memory, f"give gigabytes, above 0 and at most {MOST:,}")
 
     def _record(
         self, config: LlamaConfig, mask: SinkMask, name: str, target: str, length: int

@@ -69,5 +69,7 @@ def test_bad_flags_are_refused_together(shape):
     flags = (f"--model={shape}", f"--mask={MASK}", "--memory=1", *twice)
     wanted = tuple(f"{flag}: a value is there twice" for flag in twice)
     assert problems_of(run_main, ACCOUNT, *flags) == wanted
-    (problem,) = problems_of(run_main, ACCOUNT, f"--model={shape}", f"--mask={MASK}", "--memory=-1")
-    assert problem.startswith("--memory=-1: ")
+    for memory in ("-1", "nan", "1e+308"):  # of which a billion is no number
+        flags = f"--model={shape}", f"--mask={MASK}", f"--memory={memory}"
+        (problem,) = problems_of(run_main, ACCOUNT, *flags)
+        assert problem.startswith(f"--memory={memory}: ")
