@@ -102,6 +102,8 @@ class HarnessLM(TemplateLM):
         if not problems and most is not None and self.max_length > most:
             text = f"the model is made for {most} tokens"
             problems.append(Problem("max_length", max_length, text))
+        if whole(seed) is None:
+            problems.append(Problem("seed", seed, "a whole number is needed"))
         if problems:
             raise InputError(*problems)
         self._chat_text = ChatTemplate(tokenizer, "the model")
@@ -141,7 +143,8 @@ class HarnessLM(TemplateLM):
           InputError: as `sinkjax.load`, `load_mask`, `specialize` and the class do.
         """
         if str(batch_size).split(":")[0] == "auto":
-            batch_size = min(_BATCH_SIZE, max_batch_size or _BATCH_SIZE)
+            most = max_batch_size or _BATCH_SIZE
+            batch_size = min(most, _BATCH_SIZE) if whole(most) else most
         named = {"revision": None if revision is None else str(revision)}
         saved = None if mask is None else load_mask(str(mask))  # the harness makes 512 a number
         tokenizer = load_tokenizer(str(pretrained), **named)
@@ -347,7 +350,9 @@ class HarnessLM(TemplateLM):
 
     def _continued(self, contexts: Sequence[str], how: Mapping[str, Any]) -> list[str]:
         """Continuations of contexts that are asked for in the same way."""
-        new, stops = how["max_gen_toks"], list(filter(None, how["until"]))
+        # The command makes a number of a text that looks like one.
+        stops = [str(stop) for stop in how["until"] if stop not in (None, "")]
+        new = how["max_gen_toks"]
         sampling = self._sampling(how)
         if not 0 < new < self.max_length:
             text = f"it has to leave room for a prompt in a context of {self.max_length} tokens"

@@ -262,6 +262,15 @@ def test_a_stop_that_is_a_special_token_ends_the_work(ours, monkeypatch):
     assert asked == [[0, 2, ours[1].tokenizer.convert_tokens_to_ids("<file_sep>")]]
 
 
+def test_a_stop_that_the_command_made_a_number_is_its_text(ours):
+    requests = [
+        instances("generate_until", (SEA, {"until": [until], "max_gen_toks": 9}))
+        for until in (5, "5")
+    ]
+    number, text = (ours[1].generate_until(request, True) for request in requests)
+    assert number == text
+
+
 def test_a_context_of_spaces_alone_is_an_empty_one(ours):
     spaces, empty = ours[3].loglikelihood(
         instances("loglikelihood", (" ", "No context"), ("", " No context")), True
@@ -370,6 +379,8 @@ def test_a_model_is_made_of_names(talkative, tasks, tmp_path, small_tokenizer):
         (f"pretrained={talkative},peft=x", "peft=x: it is unknown; known are pretrained, mask,"),
         ("mask=x", "pretrained: name a model"),
         (f"pretrained={talkative},batch_size=many", "batch_size=many: "),
+        (f"pretrained={talkative},batch_size=auto,max_batch_size=many", "batch_size=many: "),
+        (f"pretrained={talkative},seed=one", "seed=one: a whole number is needed"),
         (f"pretrained={talkative},dtype=int8", "dtype is 'int8'"),
     ):
         with pytest.raises(sinkjax.InputError, match=match):
