@@ -68,8 +68,8 @@ def assert_as_at_once(model, mask, tokens, prompts, first, size, max_length, loo
 def test_any_mask_in_any_pieces_equals_the_oracle(data):
     kv_heads = data.draw(st.sampled_from([1, 2, 3, 6]))
     mask = data.draw(masks(num_layers=2, num_heads=6, num_kv_heads=kv_heads))
-    cap = data.draw(st.sampled_from([None, 1.5]))
-    model = tiny.make(num_layers=2, num_kv_heads=kv_heads, score_cap=cap)
+    cap, windows = data.draw(st.sampled_from([(None, ()), (1.5, ()), (None, (7, 9))]))
+    model = tiny.make(num_layers=2, num_kv_heads=kv_heads, score_cap=cap, layer_windows=windows)
     first, size = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 7))
     prompts = data.draw(st.lists(st.integers(1, 20), min_size=2, max_size=2))
     last = max(first, max(prompts))

@@ -67,6 +67,7 @@ def test_any_mask_equals_the_oracle(data):
         qk_norm=joint,
         joint_qk_norm=joint,
         score_cap=data.draw(st.sampled_from([None, 1.5])),
+        layer_windows=data.draw(st.sampled_from([(), (7, 9)])),
     )
     prompts = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=2))
     max_length = data.draw(st.integers(14, 20))
