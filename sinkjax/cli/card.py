@@ -264,7 +264,7 @@ def _remake(
             )
         case "learned gates":
             same = {"paths": how["path"], "shares": how["share"]}
-            same |= {name: how[name] for name in ("units", "price")}
+            same |= {name: how[name] for name in ("units", "chips", "price") if name in how}
             same |= {**how["train"], **how.get("asked", {})}
             yield "gates", {**model, **judged, "choose_excerpts": None, **same}
         case "consistent" | "quantile" as rule:

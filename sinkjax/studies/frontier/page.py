@@ -44,6 +44,13 @@ _SAVED_AS = {
     "by_hand": _FORMULA,  # the name in records of version 0.1.0
 }
 
+
+def _saved_as(record: Record) -> str:
+    """How savings are known, and of what, by a record or a specification."""
+    how = _SAVED_AS[record["saved_as"]]
+    return f"{how}, on the fullest of {record['chips']} chips" if "chips" in record else how
+
+
 _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
     ("masked heads", lambda record: masked_share(record)),
     ("FLOPs of the prefill saved", lambda r: r["result"]["saved"]["prefill_operations"]),
@@ -62,7 +69,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     methods = explanations(__package__).methods(
         level=formats.percent(LEVEL, 0),
         resamples=formats.count(RESAMPLES),
-        saved_as=_SAVED_AS[specification["saved_as"]],
+        saved_as=_saved_as(specification),
     )
     return Page(
         study="frontier",
@@ -165,7 +172,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
         ),
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
-            f"{_SAVED_AS[records[0]['saved_as']]}. KL in nats a token. {PARTS_NOTE} Last: at the "
+            f"{_saved_as(records[0])}. KL in nats a token. {PARTS_NOTE} Last: at the "
             f"last position of the excerpt. {DRAWS_NOTE}",
         ),
         labels=2,

@@ -15,8 +15,11 @@ Methods that rank heads for one path:
 
 --searches adds the masks that `sinkjax search` went through, --gates those that `sinkjax gates`
 chose, --copies what `sinkjax copies` measured, all at the same lengths; records of copies are taken
-over as they are, with the excerpts that they were made on. Savings are those on one chip; on each
-of several, masks of a search with --chips save as much, and others less.
+over as they are, with the excerpts that they were made on.
+
+Savings are those on one chip. With --chips=4 they are those on the fullest of four that divide the
+key/value heads, and ranked heads, as many on each chip, are masked at once; masks that are added
+save there what is left of them once they are balanced. Copies are on one chip alone.
 
 What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
 mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs;
@@ -37,7 +40,6 @@ from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
 from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.sensitivity import Prediction
-from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
 from sinkjax.report.records import Record
@@ -54,6 +56,7 @@ from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
+from sinkjax.studies.units import ChipsStudy
 
 _RECORD_BYTES = 8192  # an upper bound
 
@@ -92,7 +95,7 @@ def parse_paths_by_length(text: str) -> tuple[tuple[int, tuple[Path, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Frontier(HeldOutStudy):
+class Frontier(ChipsStudy, HeldOutStudy):
     """What masks of growing size cost and save, by how their heads were chosen."""
 
     name = "frontier"
@@ -127,6 +130,9 @@ class Frontier(HeldOutStudy):
         yield from settings.shares("shares", self.shares, one=True)
         yield from at_least(self, samples=1, generated=1)
         yield from at_least(self, most=MOST_DRAWN, control_draws=1)
+        if self.chips > 1 and self.copies is not None:
+            text = "its masks have copies, which are not balanced over chips: leave out one of them"
+            yield self.wrong("copies", text)
         if missing := [length for length in self.lengths if not self.paths_at.get(length)]:
             lengths = ",".join(map(str, missing))
             yield Problem("paths", None, f"it has none for lengths={lengths}: name some")
@@ -196,6 +202,7 @@ class Frontier(HeldOutStudy):
             "paths": {str(n): list(map(str, self.paths_at[n])) for n in sorted(self.lengths)},
             **values(self, "shares", "samples", "generated", "control_draws"),
             "saved_as": self.saved,
+            **self.over_chips(),
             "seed": self.seed,
             "found": {
                 str(length): [[point.method, point.mask.digest] for point in points]
@@ -221,6 +228,7 @@ class Frontier(HeldOutStudy):
             **describe_texts(self.chosen_on, self.judged_on, length),
             **values(self, "samples", "generated"),
             "saved_as": self.saved,
+            **self.over_chips(),
             "seed": self.seed,
         }
         saved = self._savings(length, bench)
@@ -280,19 +288,22 @@ class Frontier(HeldOutStudy):
         for index, path in enumerate(paths):
             of_path = [0, 1 + index]
             own = Prediction(full, costs.linear[of_path], costs.products[:, of_path])
-            moves = rank_moves(full, [path], own, np.ones(1))
+            units = self.together(errors[index])
+            predicted = units.predicted(own)
+            moves = rank_moves(full, [path], predicted, np.ones(1), size=units.size)
             for share in self.shares:
-                count = round(share * scores.size)
-                least = by_ranking(-errors[index], [path] * count)
+                count = round(share * scores.size / units.size)
+                least = units.by_ranking(-errors[index], [path] * count)
+                moved = make_moves(full, moves[:count], size=units.size)
                 masks = (
-                    by_ranking(scores, [path] * count),
+                    self.together(-scores).by_ranking(scores, [path] * count),
                     least,
-                    make_moves(full, moves[:count]),
+                    units.restored(moved),
                 )
                 for method, mask in zip(METHODS, masks, strict=False):
                     yield Point(method, str(path), mask)
                 for draw in range(self.control_draws):
-                    drawn = random_control(least, seed=self.seed + draw)
+                    drawn = units.random_control(least, self.seed + draw)
                     yield Point(RANDOM, str(path), drawn, draw + 1)
 
     def _savings(self, length: int, bench: Bench) -> Callable[[SinkMask], dict[str, float]]:
@@ -313,7 +324,8 @@ class Frontier(HeldOutStudy):
             costs = bench.keep("programs", None, read, mask=mask, workload=work)
             return Needs(*(Cost(*map(int, costs[part])) for part in ("prefill", "decode")))
 
-        return lambda mask: saved_shares(needs(mask), needs(SinkMask.full(config)))
+        full = SinkMask.full(config)
+        return lambda mask: saved_shares(needs(self.on_fullest(mask)), needs(full))
 
     @classmethod
     def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:

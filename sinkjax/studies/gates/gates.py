@@ -12,10 +12,8 @@ import numpy as np
 
 from sinkjax.attention.context import Context
 from sinkjax.instruments.traced import TracedPaths, full_attention, traced_attention, traced_paths
-from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
-from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Layer, Llama
 
 _START = 3.0  # a gate of 0.95
@@ -60,21 +58,6 @@ class GatedModel:
         for index, layer in enumerate(self._model.layers):
             x = _gated_layer(layer, x, context, gates[index], self._reduced.layer(index))
         return x
-
-
-def mask_of_gates(gates: np.ndarray, path: Path, count: int, *, num_heads: int) -> SinkMask:
-    """The mask in which the `count` units of the lowest gates are on the path.
-
-    Args:
-      gates: float [L, N] or [L, K]; of equal ones the first by (layer, unit) goes first. Logits of
-        gates serve as well, and stay apart where gates are nearly 0.
-      path: that they take.
-      count: heads, or groups.
-      num_heads: N.
-    """
-    units = gates.shape[1]
-    of_heads = np.repeat(gates, group_size(num_heads, units), axis=1)
-    return by_ranking(-of_heads, [path] * count, num_kv_heads=units)
 
 
 @jax.jit

@@ -15,8 +15,8 @@ the baseline's predictions of the answers' tokens, and masks are judged by other
 depths: the last lines say which of the gates' masks keep the baseline's answers. --train_on=tasks
 leaves the text out, as DuoAttention does, and --train_on=text the questions; both are judged alike.
 
-These masks are for one chip: `sinkjax search --ranking=gates --chips=4` makes one for several of
-what the gates have learned.
+These masks are for one chip. With --chips=4 they are for a mesh of which `model` is 4: heads, or
+groups, of like gates are masked on each chip at once, since none is done before the fullest.
 
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
 checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
@@ -37,7 +37,6 @@ from sinkjax.distributed import first, to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import Judge
 from sinkjax.instruments.own_errors import mean_outputs, own_errors
-from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
@@ -45,7 +44,7 @@ from sinkjax.report.records import Record
 from sinkjax.studies import settings
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.costs import GENERATED, PARTS
-from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
+from sinkjax.studies.gates.gates import GatedModel, gates_of, start_gates
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import Results
 from sinkjax.studies.retrieval.asked import joined
@@ -56,6 +55,7 @@ from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
+from sinkjax.studies.units import ChipsStudy
 
 # What an answer's KL counts beside that of a token of text: 0.1 and 0.05 nats are allowed. It is
 # the KL and no NLL, because what is promised of answers is held against the baseline's own.
@@ -67,7 +67,7 @@ random, with as many heads in each layer as by gates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Gates(AnswersStudy, TrainingStudy):
+class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
     """Which heads can be masked, as learned gates say."""
 
     name = "gates"
@@ -144,6 +144,7 @@ class Gates(AnswersStudy, TrainingStudy):
             **more,
             "path": str(self.path),
             **values(self, "units", "price", "shares"),
+            **self.over_chips(),
         }
 
     def size(self) -> Size:
@@ -166,7 +167,8 @@ class Gates(AnswersStudy, TrainingStudy):
         model, config = bench.model, bench.model.config
         fields = self.specification()
         del fields["shares"]
-        training = {"kind": "training", **fields}
+        training = {name: of for name, of in fields.items() if name != "chips"}
+        training = {"kind": "training", **training}
         fields.pop("judged", None)
         units = config.num_kv_heads if self.units == "group" else config.num_heads
         fills = mean_outputs(model, self.trained_on) if self.path == Sink("mean") else None
@@ -190,7 +192,7 @@ class Gates(AnswersStudy, TrainingStudy):
         ]
         answering, chosen = {}, {}
         for share in sorted(self.shares):
-            for method, mask in self._masks(share, logits, errors, config.num_heads).items():
+            for method, mask in self._masks(share, logits, errors).items():
                 of_mask = {"kind": "gates", **fields, "method": method, "share": share}
                 for texts, size, judge in judged:
                     yield Cell(
@@ -210,18 +212,23 @@ class Gates(AnswersStudy, TrainingStudy):
         for share, (mask, ids) in chosen.items():
             self._save(bench.results, share, mask, ids, fills)
 
-    def _masks(
-        self, share: float, logits: np.ndarray, errors: np.ndarray, num_heads: int
-    ) -> dict[str, SinkMask]:
-        """Masks of a share of the units, by method."""
-        count = round(share * logits.size)
-        masks = {
-            method: mask_of_gates(ranking, self.path, count, num_heads=num_heads)
-            for method, ranking in (("gates", logits), ("own_error", errors))
-        }
-        kv_heads = logits.shape[1] if self.units == "group" else None
-        masks["random"] = random_control(masks["gates"], seed=self.seed, num_kv_heads=kv_heads)
-        return masks
+    def _masks(self, share: float, logits: np.ndarray, errors: np.ndarray) -> dict[str, SinkMask]:
+        """Masks of a share of the heads, or groups, by method.
+
+        Args:
+          logits, errors: float [L, N] or [L, K]; of equal ones the first by (layer, unit) goes
+            first. Logits of gates stay apart where gates are nearly 0.
+        """
+        masks = {}
+        size = self.subject.config.num_heads // logits.shape[1]
+        for method, ranking in (("gates", logits), ("own_error", errors)):
+            costs = np.repeat(ranking, size, axis=1)
+            units = self.together(costs, self.units)
+            count = round(share * costs.size / units.size)
+            masks[method] = units.by_ranking(-costs, [self.path] * count)
+            if method == "gates":
+                masks["random"] = units.random_control(masks[method], self.seed)
+        return {method: masks[method] for method in METHODS}
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         lines = [f"masks: {folder}/masks"]
@@ -244,7 +251,8 @@ class Gates(AnswersStudy, TrainingStudy):
     ) -> None:
         """Writes a mask with what its records say, of a text each: masks/gates-SHARE.json."""
         records = [results.get(record_id) for record_id in record_ids]
-        how = {name: records[0][name] for name in ("path", "units", "price", "share", "train")}
+        names = ("path", "units", "chips", "price", "share", "train")
+        how = {name: records[0][name] for name in names if name in records[0]}
         workload = Workload(self.lengths[0], generated=GENERATED)
         quality: dict[str, Any] = {
             "kl": [_quality(record) for record in records],

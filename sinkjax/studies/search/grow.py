@@ -43,8 +43,8 @@ from sinkjax.studies.search.budget import (
     spend,
 )
 from sinkjax.studies.search.learned import LearnedGates
-from sinkjax.studies.search.units import Units, units_of
 from sinkjax.studies.store import Store
+from sinkjax.studies.units import Units, units_of
 
 _PRIOR = 8  # draws
 

@@ -79,17 +79,17 @@ from sinkjax.studies.settings import (
     MOST_DRAWN,
     above_zero,
     at_least,
-    problems_of,
     setting,
     values,
 )
 from sinkjax.studies.study import Bench, Cell, Size
+from sinkjax.studies.units import ChipsStudy
 
 _RECORD_BYTES, _POSITION_BYTES = 65_536, 32  # upper bounds: of a record, of a judged position
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Search(AnswersStudy):
+class Search(ChipsStudy, AnswersStudy):
     """Which mask costs at most a given KL."""
 
     name = "search"
@@ -142,11 +142,6 @@ class Search(AnswersStudy):
     )
     units: Literal["head", "group"] = setting(
         "head", "What moves to another path: single heads, or whole key/value groups."
-    )
-    chips: int = setting(
-        1,
-        "Number of chips that key/value heads are divided over: heads move on all of them at once, "
-        "so that every chip has as much to do as the fullest.",
     )
     objective: Literal["savings", "heads"] = setting(
         "savings", "What a move is worth: what its path saves, or one masked head."
@@ -207,7 +202,7 @@ class Search(AnswersStudy):
             yield self.wrong(
                 "prune", "it is for one chip, and not for ranking=gates; leave them out"
             )
-        yield from at_least(self, chips=1, batch_sizes=1, generated=1, rounds=1, tries=1, samples=1)
+        yield from at_least(self, batch_sizes=1, generated=1, rounds=1, tries=1, samples=1)
         yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
         if self.control_texts is not None:
             yield from at_least(self, control_texts=1)
@@ -223,10 +218,6 @@ class Search(AnswersStudy):
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
-        config = self.subject.config
-        full = SinkMask.full(config)
-        if self.chips > 1:
-            yield from problems_of(lambda: full.balanced(self.chips, config.num_kv_heads))
         if self._learned is not None:
             yield from self._gate_problems(self._learned)
         if self._pruned is not None:

@@ -95,8 +95,9 @@ def loss_figure(record: Record) -> Picture:
 def _gates_table(records: Sequence[Record]) -> Table:
     methods = list(_METHODS)
     first = records[0]
+    over = f", as many on each of {first['chips']} chips" if "chips" in first else ""
     return tabulate(
-        f"{title(first)}: KL to the baseline, {first['path']} chosen by gates",
+        f"{title(first)}: KL to the baseline, {first['path']} chosen by gates{over}",
         sorted(records, key=lambda r: (r["share"], methods.index(r["method"]))),
         (
             column("masked heads", "result.heads", formats.masked),

@@ -132,6 +132,25 @@ def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_
     assert "programs that each mask compiles into" in page
 
 
+def test_over_chips_masks_are_even_and_what_is_saved_is_that_of_the_fullest(
+    tiny, other_text, gated, tmp_path
+):
+    more = {"lengths": "8", "paths": "8:sink(mean)", "gates": gated, "chips": 2}
+    run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
+    _, records = read_records(tmp_path / "out")
+    for record in records:
+        mask = SinkMask.from_text(record["result"]["mask"])
+        saved = record["result"]["saved"]["decode_operations"]
+        assert record["chips"] == 2
+        if record["method"] == "gates":  # of one head, for which the other chip would wait
+            assert saved == 0 < mask.masked.sum()
+        else:
+            assert mask.balanced(2, 2) == mask
+            assert saved > 0
+            assert int(mask.masked.sum()) in (4, 8)  # a quarter, and three, in pairs
+    assert "on the fullest of 2 chips" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_page_shows_every_length_and_the_same_command_measures_nothing(
     ran, tiny, other_text, searched, gated, capsys
 ):
@@ -164,5 +183,10 @@ def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, t
     assert "--shares=0:" in str(error.value)
     with pytest.raises(InputError, match=r"--lengths=100: .* saved=formula"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **TOO_LONG))
+    more = {"chips": 2, "copies": "results/copies"}
+    with pytest.raises(InputError, match=r"--copies=results/copies: .* not balanced over chips"):
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
+    with pytest.raises(InputError, match=r"--chips=4: 2 key/value heads"):
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, chips=4))
     with pytest.raises(InputError, match="512:window"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, paths="window(1,6)"))

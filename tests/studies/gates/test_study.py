@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scripts import as_flags, run_main
 
-from sinkjax import Window, load_mask
+from sinkjax import SinkMask, Window, load_mask
 from sinkjax.cli.card import mask_card
 from sinkjax.instruments.token_losses import OutputHead, residuals
 from sinkjax.report.page import render_page
@@ -39,6 +39,7 @@ def arguments(model, folder, text, **more):
         "steps": 2,
         "rows": 2,
         "shares": 0.5,
+        "chips": 2,
         "output_dir": folder,
         **more,
     }
@@ -69,12 +70,18 @@ def test_masks_are_judged_on_every_text_and_by_other_questions(asking):
         *itertools.product(methods, names)
     ]
     assert [of["name"] for of in specification["judged"]] == names[1:]
+    for record in judged:
+        mask = SinkMask.from_text(record["result"]["mask"])
+        assert (record["chips"], int(mask.masked.sum())) == (2, 6)
+        assert mask.balanced(2, 2) == mask
+    assert "chips" not in training  # which is the same for any number of them
     answers = [record for record in records if record["kind"] == "retrieval"]
     assert [(r["candidate"]["name"], r["depth"]) for r in answers] == [
         *itertools.product([f"{method}, 50%" for method in methods], [0.2, 0.8])
     ]
     html, _ = render_page(Gates.page(specification, records))
     assert "Trained on questions and 2 excerpts" in html
+    assert "chosen by gates, as many on each of 2 chips" in html
     assert all(f"{record['result']['kl']['value']:.4f}" in html for record in judged)
 
 
@@ -85,10 +92,11 @@ def test_a_mask_says_what_is_promised_of_its_answers(asking, roomy, other_text, 
     assert (promised["length"], promised["kept"], promised["nll_budget"]) == (LENGTH, None, 0.1)
     assert [of["depth"] for of in promised["asked"]] == [0.2, 0.8]
     assert len(saved.quality["kl"]) == len(saved.provenance.selection["records"]) == 2
-    assert [row["chips"] for row in saved.quality["over_chips"]] == [1, 2]
+    one, two = saved.quality["over_chips"]
+    assert (one["chips"], two["chips"], one["saved"]) == (1, 2, two["saved"])
     card = mask_card("ada/mask", saved)
     assert "fullest of several chips" in card
-    for text in ("--tasks=niah_single_1", "--train_on=both", "--nll_budget=0.1"):
+    for text in ("--tasks=niah_single_1", "--train_on=both", "--nll_budget=0.1", "--chips=2"):
         assert text in card
     run_main(GATES, *arguments(roomy, asking, other_text))
     assert f"gates, 50%: {promise_line(promised)}" in capsys.readouterr().out

@@ -12,12 +12,12 @@ import pytest
 import tiny
 from scripts import as_flags, run_main
 
-from sinkjax import InputError, Sink, SinkMask, Window, load_mask, specialize
+from sinkjax import InputError, SinkMask, Window, load_mask, specialize
 from sinkjax.distributed import make_mesh
 from sinkjax.instruments.token_losses import OutputHead, residuals
 from sinkjax.models.sharding import lay_rows, mesh_of, shard
 from sinkjax.programs.hlo import Module
-from sinkjax.studies.gates.gates import GatedModel, gates_of, mask_of_gates, start_gates
+from sinkjax.studies.gates.gates import GatedModel, gates_of, start_gates
 from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
 from sinkjax.studies.results import read_records
 from sinkjax.studies.training.train import TrainSettings, distil, mean_divergence
@@ -193,16 +193,6 @@ def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model)
     assert over < 1.05 * alone / 8
     for one, many in zip(values, others, strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-6)
-
-
-def test_the_lowest_gates_leave_full_the_first_of_equals_first():
-    gates = np.array([[0.5, 0.1], [0.1, 0.0]])
-    mask = mask_of_gates(gates, PATH, 2, num_heads=4)
-    assert mask == SinkMask.from_text("L0: 2f 2w(1,4) | L1: 2f 2w(1,4)")
-    assert mask_of_gates(gates, Sink("zero"), 1, num_heads=2).masked.tolist() == [
-        [False, False],
-        [False, True],
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Units of a search: over several chips each has as many heads on every one of them."""
+"""What is masked at a time: over several chips each has as many heads on every one of them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.search.budget import make_moves, rank_moves
-from sinkjax.studies.search.units import units_of
+from sinkjax.studies.units import units_of
 
 pytestmark = pytest.mark.quick
 
@@ -53,3 +53,29 @@ def test_heads_of_like_costs_are_set_side_by_side():
     group = units_of(costs, 4, "group", 2)
     assert group.order.reshape(-1, group.size).tolist() == [[3, 2, 7, 6], [0, 1, 5, 4]]
     assert units_of(costs, 4, "head").order.tolist() == [list(range(8))]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["head", "group"]), st.sampled_from([1, 2, 4]))
+def test_masks_of_a_ranking_and_their_controls_are_even(seed, by, chips):
+    rng = np.random.default_rng(seed)
+    costs = rng.random((LAYERS, KV_HEADS * GROUP))
+    units = units_of(costs, KV_HEADS, by, chips)
+    mask = units.by_ranking(-costs, [PATHS[0]] * 2)
+    control = units.random_control(mask, seed % 7)
+    for made in (mask, control):
+        assert made.balanced(chips, KV_HEADS) == made
+        assert made.masked.sum() == 2 * units.size
+    assert control.counts_per_layer() == mask.counts_per_layer()
+    # A unit is as costly as the costliest of its heads, of which no left one is as cheap.
+    own = np.take_along_axis(costs, units.order, axis=1).reshape(-1, units.size).max(axis=1)
+    masked = units.arranged(mask).masked.reshape(-1, units.size)[:, 0]
+    assert own[masked].max() < own[~masked].min(initial=1.0)
+
+
+def test_the_lowest_leave_full_the_first_of_equals_first():
+    costs = np.array([[0.5, 0.1], [0.1, 0.0]])
+    masked = units_of(costs, 2, "head").by_ranking(-costs, [PATHS[0]] * 2).masked
+    assert masked.tolist() == [[False, True], [False, True]]
+    groups = np.repeat(costs, 2, axis=1)
+    mask = units_of(groups, 2, "group").by_ranking(-groups, [PATHS[0]] * 2)
+    assert mask == SinkMask.from_text("L0: 2f 2w(1,4) | L1: 2f 2w(1,4)")
