@@ -12,6 +12,8 @@ Where one chip cannot hold a row, where the model is not made for the length, or
 compiler for the chip is not installed, the numbers are the formulas' of
 sinkjax/accounts/formulas.py and marked so; memory is then the least, and rows are the most, as
 sinkjax/accounts/planner.py says.
+
+Of several chips, `sinkjax inspect --mesh` shows what each needs, and whether a batch fits.
 """
 
 import dataclasses
