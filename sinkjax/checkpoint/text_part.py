@@ -10,7 +10,8 @@ from typing import Any
 _TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 """By the `model_type` of the whole, that of its `text_config`, where that names none."""
 
-_OF_THE_WHOLE = "bos_token_id", "eos_token_id", "pad_token_id"  # also of its text
+# Of the text, too, where the whole says it.
+_OF_THE_WHOLE = "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"
 # Before transformers 4.52, and since.
 _OURS = re.compile(
     r"language_model\.(?P<old>.+)|model\.language_model\.(?P<new>.+)|lm_head\.weight"

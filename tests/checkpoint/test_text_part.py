@@ -35,20 +35,25 @@ WHOLES = {
 @pytest.fixture(params=WHOLES)
 def whole(request, tmp_path):
     """A folder, and what transformers makes of it."""
-    text_kind, vision_kind = WHOLES[request.param]
+    return tmp_path, save_whole(tmp_path, request.param, tied=request.param == "gemma3")
+
+
+def save_whole(folder, name: str, *, tied: bool):
+    """Writes a random model to a folder; returns it."""
+    text_kind, vision_kind = WHOLES[name]
     text = {**hf.TINY, **KINDS[text_kind]}
     kind = text.pop("family")
     text.pop("final_logit_softcapping", None)  # which transformers computes of text alone
     config = transformers.AutoConfig.for_model(
-        request.param,
+        name,
         text_config={**text, "model_type": kind},
         vision_config={**VISION, "model_type": vision_kind},
-        tie_word_embeddings=kind == "gemma3_text",
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-    model.save_pretrained(tmp_path)
-    return tmp_path, model
+    model.save_pretrained(folder)
+    return model
 
 
 def test_a_prompt_of_text_gives_the_logits_of_the_whole(whole):
@@ -58,6 +63,15 @@ def test_a_prompt_of_text_gives_the_logits_of_the_whole(whole):
     np.testing.assert_allclose(
         tiny.call(model, tokens), hf.logits(oracle, tokens), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_the_whole_says_whether_its_head_is_its_embedding(name, tmp_path):
+    """Its text part says the opposite here, as each family's does by default."""
+    oracle = save_whole(tmp_path, name, tied=name != "gemma3")
+    tokens = hf.random_tokens((1, 8))
+    found = tiny.call(sinkjax.load(tmp_path), tokens)
+    np.testing.assert_allclose(found, hf.logits(oracle, tokens), rtol=0, atol=1e-4)
 
 
 def test_tensors_are_known_by_their_older_and_their_newer_names(whole):
