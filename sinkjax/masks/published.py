@@ -205,7 +205,7 @@ def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads
 
     Raises:
       InputError: listing every group that does not fit the format; for a folder that has another
-        config.json, such as a model's, or cannot be written.
+        config.json, such as a model's, or what another project published, or cannot be written.
       ValueError: for K that does not divide N.
     """
     folder = pathlib.Path(folder)
@@ -220,9 +220,10 @@ def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads
     window = windows[0][0] if windows else Window(0, 1)  # of no head
     if problems := list(_misfits(groups, window)):
         raise InputError(*problems)
-    if os.path.isfile(folder / _CONFIG) and not os.path.isfile(folder / _SCORES):
+    own = (_SCORES, _CONFIG) if os.path.isfile(folder / _SCORES) else ()
+    if others := [n for n in (*_FILES, _CONFIG) if os.path.isfile(folder / n) and n not in own]:
         raise InputError(
-            f"{folder} has a {_CONFIG} that is not of such scores: give another folder"
+            f"{folder} has {' and '.join(others)} of something else: give another folder"
         )
     scores = np.array([[float(group[0] == Full()) for group in layer] for layer in groups])
     table = io.BytesIO()

@@ -179,6 +179,15 @@ def test_every_group_that_does_not_fit_the_format_is_listed(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["adapter_weights.tsv", "moa_alpha_beta.json"])
+def test_nothing_is_written_beside_what_another_project_published(tmp_path, name):
+    """Of two such files in a folder, which is meant is not known: neither could be read again."""
+    (tmp_path / name).write_text("1\t0\n")
+    mask = SinkMask.from_text("L0-2: 3w(4,8) 3f")
+    assert f"has {name} of something else" in problems_of(write_published, tmp_path, mask, K)[0]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_writing_again_replaces_and_a_models_config_stays(tmp_path):
     for mask in (SinkMask.from_text(f"L0: 3{path} 3f") for path in ("w(4,8)", "w(2,16)")):
         write_published(tmp_path / "mine", mask, K)
