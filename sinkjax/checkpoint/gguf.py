@@ -61,7 +61,7 @@ _NORM_NAME = re.compile(r".*_norm\.weight")
 _DESCRIPTIVE = ("vocab_size", "pooling_type")
 # Keys under the architecture that change the computation in ways that a family does not have, or
 # does not take, with the values at which llama.cpp computes it all the same.
-_NEUTRAL = {
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
