@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sinkjax.errors import explaining
-
 PARTIAL = ".sinkjax-partial"
 """Suffix of a file on its way, which nothing trusts and a later run may delete."""
 
@@ -50,20 +48,6 @@ def check_path(path: Path) -> None:
         raise OSError(errno.EINVAL, "no path holds a NUL character", str(path))
     if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # of no name is too long
         raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
-
-
-def check_folder(folder: Path, advice: str) -> None:
-    """Refuses a folder in which a library that reads all of it would wait for a pipe.
-
-    Args:
-      advice: what to do, for the message.
-
-    Raises:
-      InputError: naming the first of what `check_path` refuses in it.
-    """
-    for path in folder.rglob("*"):
-        with explaining(f"{path} cannot be read", advice):
-            check_path(path)
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:

@@ -29,10 +29,10 @@ from flax import nnx
 from sinkjax.checkpoint.names import name_table
 from sinkjax.checkpoint.weights import unwritable
 from sinkjax.distributed import first, to_host
-from sinkjax.errors import InputError, first_line
+from sinkjax.errors import InputError, explaining, first_line
 from sinkjax.files import (
     PARTIAL,
-    check_folder,
+    check_path,
     json_digest,
     parse_json,
     read_file,
@@ -166,6 +166,20 @@ def check_ended(folder: pathlib.Path) -> None:
         )
 
 
+def check_files(folder: pathlib.Path, advice: str) -> None:
+    """Refuses a folder in which Orbax or TensorStore, which read all of it, would wait for a pipe.
+
+    Args:
+      advice: what to do, for the message.
+
+    Raises:
+      InputError: naming the first of what `check_path` refuses in it.
+    """
+    for path in folder.rglob("*"):
+        with explaining(f"{path} cannot be read", advice):
+            check_path(path)
+
+
 def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[str]] | None]:
     """The config of a checkpoint, and the hashes of its parameters by name, if it has some."""
     path = folder / MANIFEST
@@ -200,7 +214,7 @@ def _open(folder: pathlib.Path, config: LlamaConfig) -> dict[str, "ts.TensorStor
 
     if not (folder / _WEIGHTS).is_dir():
         raise InputError(f"{folder / _WEIGHTS} is missing; {_ADVICE}")
-    check_folder(folder / _WEIGHTS, _ADVICE)
+    check_files(folder / _WEIGHTS, _ADVICE)
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
     place = {
         "driver": "ocdbt",

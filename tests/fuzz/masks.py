@@ -152,13 +152,13 @@ def repair(folder: pathlib.Path) -> Format:
 
 def training(folder: pathlib.Path) -> Format:
     """Checkpoints of gates: what is trained from them on is what it was without a stop."""
-    model = tiny.make(num_layers=2, vocab_size=11, embed_dim=8, mlp_dim=8)
+    model = tiny.make(num_layers=1, vocab_size=11, embed_dim=8, mlp_dim=8)
     gated = GatedModel(model, sinkjax.Window(1, 2))
     excerpts = np.asarray(tiny.tokens_of(model, (2, 4)))
     settings = TrainSettings(steps=2, learning_rate=0.1, save_every=1)
 
     def read(folder: pathlib.Path) -> list[bytes]:
-        start = start_gates(2, 6)
+        start = start_gates(1, 6)
         trained = distil(model, gated.residuals, start, excerpts, settings, folder)
         return [np.asarray(of).tobytes() for of in jax.tree.leaves(tuple(vars(trained).values()))]
 

@@ -91,7 +91,7 @@ def chat_template(folder: pathlib.Path) -> Format:
         if not tokenizer.chat_template:
             raise InputError(f"{folder / 'chat_template.jinja'} is no template")
         template = chat.ChatTemplate(tokenizer, str(folder))
-        with mock.patch.object(chat, "SECONDS", 3.0), contextlib.closing(template):
+        with mock.patch.object(chat, "SECONDS", 1.5), contextlib.closing(template):
             return template(_CHAT, add_generation_prompt=True)
 
     def expected(folder: pathlib.Path, original: str) -> str:

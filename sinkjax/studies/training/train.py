@@ -18,9 +18,10 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sinkjax.checkpoint.orbax import check_files
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, Problem, first_line
-from sinkjax.files import check_folder, read_file, replace_file
+from sinkjax.files import read_file, replace_file
 from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
@@ -115,7 +116,7 @@ def distil(
     size = min(settings.rows, count) * length
     if weights is None:
         weights = np.full((count, length - 1), 1 / (length - 1), np.float32)
-    check_folder(folder, "delete its checkpoint, and the same command goes on without it")
+    check_files(folder, "delete its checkpoint, and the same command goes on without it")
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
         done = checkpoints.latest_step() or 0
