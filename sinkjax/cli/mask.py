@@ -46,7 +46,7 @@ from sinkjax.cli import terminal
 from sinkjax.cli.card import mask_card
 from sinkjax.cli.collect import MEASURED, collect
 from sinkjax.cli.tool import ShapeSettings, Tool, write_output
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem, about, renaming
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.masks.mask import SinkMask
@@ -206,7 +206,8 @@ class MakeMask(Tool):
         if isinstance(published, GroupScores):
             rules = {"threshold": self.thresholds, "quantile": self.quantile, "share": self.shares}
             window = None if self.paths is None else _read_window(self.paths)
-            mask = published.mask(config, **rules, window=window)
+            with renaming(threshold="thresholds", share="shares"):
+                mask = published.mask(config, **rules, window=window)
             how = {name: rule for name, rule in rules.items() if rule is not None}
             how |= {} if window is None else {"path": str(window)}
         else:
@@ -218,7 +219,7 @@ class MakeMask(Tool):
             if len(self.lengths) != 1:
                 text = "MoA's spans are for inputs of one length: give it, such as 8192"
                 raise InputError(Problem("lengths", self.lengths or None, text))
-            with about("lengths"):
+            with renaming(length="lengths"):
                 mask = published.mask(config, *self.lengths)
         advice = "give higher --thresholds, --quantile or --shares, or longer --lengths"
         _check_masked(mask, f"in {self.from_folder}: {advice}")

@@ -99,6 +99,10 @@ def test_spans_need_the_length_of_the_inputs(model, tmp_path):
     for lengths in ("", "512,1024"):
         with pytest.raises(InputError, match=r"--lengths.*inputs of one length"):
             run(from_folder=tmp_path, model=model, lengths=lengths)
+    with pytest.raises(InputError, match=r"^--lengths=0: give the tokens of an input"):
+        run(from_folder=tmp_path, model=model, lengths=0)
+    with pytest.raises(InputError, match=r"^the spans are of 3 layers .* give the model that"):
+        run(from_folder=tmp_path, model="shape:llama-3.2-1b", lengths=512)
     with pytest.raises(InputError, match=r"--shares=0\.5: MoA's spans leave no choice"):
         run(from_folder=tmp_path, model=model, lengths=512, shares=0.5)
 
