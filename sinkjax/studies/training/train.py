@@ -118,8 +118,12 @@ def distil(
         weights = np.full((count, length - 1), 1 / (length - 1), np.float32)
     check_files(folder, "delete its checkpoint, and the same command goes on without it")
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-        done = checkpoints.latest_step() or 0
+    try:
+        manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        done = manager.latest_step() or 0
+    except RecursionError as error:  # of JSON of Orbax's own
+        raise _damaged(folder, error) from error
+    with manager as checkpoints:
         if done:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
             digest = folder / str(done) / _DIGEST
@@ -128,10 +132,7 @@ def distil(
                 if digest.is_file() and read_file(digest) != _digest_of(state):
                     raise ValueError("its numbers are not those that were written")
             except Exception as error:  # Orbax and what it reads with each raise their own
-                raise InputError(
-                    f"{folder / str(done)} is damaged ({first_line(error)}); delete it, and the "
-                    "same command goes on from the checkpoint before it, or from the beginning"
-                ) from error
+                raise _damaged(folder / str(done), error) from error
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):
@@ -160,6 +161,13 @@ def distil(
                 first(functools.partial(replace_file, digest, content))
         kl, paid = state["history"].T
     return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is damaged ({first_line(error)}); delete it, and the same command goes on from "
+        "the checkpoint before it, or from the beginning"
+    )
 
 
 def _digest_of(state: Any) -> bytes:

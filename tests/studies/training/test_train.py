@@ -158,13 +158,17 @@ def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
         file.write_bytes(content)
 
 
-def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(model, gated, windows, tmp_path):
+def test_a_pipe_or_nested_json_in_a_checkpoint_is_refused(model, gated, windows, tmp_path):
     settings = dataclasses.replace(TRAIN, steps=1)
     train(model, gated, windows, tmp_path, settings)
     file = tmp_path / "1" / "default" / "_METADATA"
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(InputError, match=r"_METADATA cannot be read \(it is a pipe .*; delete"):
+        train(model, gated, windows, tmp_path, settings)
+    file.unlink()
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"is damaged .*; delete it"):
         train(model, gated, windows, tmp_path, settings)
 
 
