@@ -95,6 +95,7 @@ SHAPES: dict[str, LlamaConfig] = {
         norm_eps=1e-6,
         rope=RopeConfig(theta=1_000_000.0),
         attention_bias=True,
+        output_bias=False,
         family="qwen2",
     ),
     "smollm2-135m": LlamaConfig(

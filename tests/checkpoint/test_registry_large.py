@@ -3,6 +3,7 @@
 They run where a model's file is cached already, or with --large_models, which fetches it.
 """
 
+import dataclasses
 import pathlib
 
 import hf
@@ -14,6 +15,7 @@ import transformers
 import sinkjax
 from sinkjax import shipped
 from sinkjax.checkpoint import registry
+from sinkjax.models.shapes import SHAPES
 from sinkjax.studies import texts
 
 LENGTH, SOME = 600, 16  # tokens: across Gemma's windows of 512; of the greedy continuation
@@ -48,6 +50,9 @@ def test_a_large_model_is_the_one_that_transformers_reads(name):
         )
     del theirs
     model = sinkjax.load(name)
+    if name in SHAPES:
+        ids = dict(bos_token_id=None, eos_token_ids=(), pad_token_id=None)
+        assert dataclasses.replace(model.config, **ids) == SHAPES[name]
     for mask in masks_for(name):
         assert mask.provenance.model_digest == sinkjax.model_digest(model)
         assert mask.provenance.tokenizer_digest == sinkjax.tokenizer_digest(tokenizer)

@@ -90,6 +90,7 @@ def test_a_shipped_mask_says_what_it_saves_on_the_fullest_of_several_chips(path)
 @pytest.mark.parametrize(
     "name",
     [  # of every version so far; none is ever to go
+        "qwen2.5-coder-0.5b-2048",
         "smollm2-135m-10-sinks",
         "smollm2-135m-2048",
         "smollm2-135m-24",
