@@ -19,8 +19,9 @@ blocks sees, `window` c + w - 1 + block keys a block. On a CPU beyond 1,024 toke
 windows of 512 recent tokens or more compute the whole blocks of keys before a query's own that its
 block sees, of its own those up to its strip's end, and of windows c first keys and the oldest ones.
 A kernel, which no copied head has, computes the blocks of which the path leaves anything, and has
-no column more. In decoding a pair is a slot of the cache. What a CPU's products of few rows are
-padded by, three rows to four, is no work here, and an account of the executable has it.
+no column more. In decoding a pair is a slot of the cache, and of one slot no sum is left. What a
+CPU's products of few rows are padded by, three rows to four, is no work here, and an account of the
+executable has it.
 
 Where one norm is over the queries of all heads, and one over their keys, a layer that has any of
 them projects all: those of no head's own are in the row `rest`.
@@ -151,7 +152,8 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
         if head.span is None:
             continue
         pairs = _pairs(head, sizes)
-        products = Cost(2 * B * pairs * _columns(head, H, sizes))
+        is_sum = sizes.length is not None or pairs > 1  # of one slot no product is left
+        products = Cost(is_sum * 2 * B * pairs * _columns(head, H, sizes))
         if head.has_queries:
             products += biased + Cost(2 * B * pairs * H)
         yield head.path.kind, projection + products

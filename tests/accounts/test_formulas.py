@@ -29,6 +29,7 @@ MASKS = {
     "zero_heads": "L0: s(zero) 5f | L1: 6s(zero) | L2: 2s(zero) 2f 2s(zero)",
     "mean_heads": "L0: 6f | L1: s(mean) 5f | L2: 4s(mean) s(first) f",
     "windows": "L0: 6w(1,3) | L1: 2w(2,6) w(1,3) w(2,9) 2f | L2: 6w(0,40)",
+    "itself": "L0: 6w(0,1) | L1: 3w(0,1) w(1,3) 2f | L2: w(0,1) c(0,1) c(1,0) f 2w(0,1)",
     "copies": "L0: 6f | L1: 2c(0,1) c(0,5) 3f | L2: 2c(1,3) c(0,0) c(0,1) c(0,2) f",
     "window_copies": "L0: 6w(1,3) | L1: 2c(0,1) 4f | L2: 6c(0,5)",
     "mixed": "L0: 2f 2w(2,6) w(1,3) w(2,9) | L1: f c(0,0) w(1,3) c(0,5) 2s(zero) | "
