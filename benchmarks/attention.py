@@ -9,7 +9,7 @@ ratio is the median over rounds, its interval from resampled rounds. The forms i
 with the options that `sinkjax.compile` takes for prompts; blocks of keys are left out where
 programs have none: up to 1,024 tokens, and in windows of fewer than 512. `its products alone` is
 what blocks of keys come to without a softmax: the least that XLA's library of products leaves. SDPA
-is left out without PyTorch. Beside a window of --path stands full attention in place of both.
+is left out without PyTorch. Beside a window of --paths stands full attention in place of both.
 GFLOP/s are of what the path needs at least.
 """
 

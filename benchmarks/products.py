@@ -4,10 +4,10 @@
   python -m benchmarks.products --batch_sizes=8 --shapes=576x1536,2048x2048
 
 A decode step reads every weight once for a few rows, so its time is that of reading memory, and the
-form of each product decides how near to it the program comes. Every form multiplies `--rows` rows
-by many weights of one shape, together larger than the caches, in one program; forms are timed in
-turns, so that all see the same machine. Shown is the median rate of each, in GB/s of weights, and
-its ratio to `x @ w`. The last form is what `sinkjax.compile` chooses, under its options.
+form of each product decides how near to it the program comes. Every form multiplies `--batch_sizes`
+rows by many weights of one shape, together larger than the caches, in one program; forms are timed
+in turns, so that all see the same machine. Shown is the median rate of each, in GB/s of weights,
+and its ratio to `x @ w`. The last form is what `sinkjax.compile` chooses, under its options.
 """
 
 import statistics
