@@ -52,6 +52,16 @@ with stoppable():
 """
 
 
+def heed_interrupts() -> None:
+    """Lets Ctrl-C come to a process: one in the background may have been told to ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run(command, **how) -> subprocess.CompletedProcess[str]:
+    how |= dict(capture_output=True, text=True, timeout=120, preexec_fn=heed_interrupts)
+    return subprocess.run(command, **how)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_process_of_a_job_is_stopped(name):
     """XLA would have SIGTERM for its notice of preemption, which nothing here asks for."""
@@ -59,7 +69,7 @@ def test_a_process_of_a_job_is_stopped(name):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", _OF_SEVERAL.format(name=name, port=port)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = run(command)
     assert (ran.returncode, ran.stdout) == (128 + signal.Signals[name], "")
     assert ran.stderr.splitlines()[-1] == "stopped"
 
@@ -72,8 +82,7 @@ def test_a_stopped_study_says_so_in_its_last_line(number, tiny, tmp_path):
         "--lengths=2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
         "--num_prompts=2",
         f"--output_dir={tmp_path}",
-        # A process in the background may have been told to ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
     records = tmp_path / "records.jsonl"
     while process.poll() is None and not (records.exists() and records.stat().st_size):
@@ -88,7 +97,7 @@ def test_a_stopped_study_says_so_in_its_last_line(number, tiny, tmp_path):
 def test_a_signal_that_comes_in_a_callback_is_not_lost():
     """What a callback of the garbage collector raises, Python shows and forgets; JAX has one."""
     command = [sys.executable, "-c", _IN_A_CALLBACK]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = run(command)
     assert (ran.returncode, ran.stdout, ran.stderr) == (143, "went on\n", "stopped\n")
 
 
@@ -102,7 +111,7 @@ def test_a_signal_that_comes_in_a_callback_is_not_lost():
 )
 def test_a_signal_that_comes_out_of_a_call_as_another_error_stops(end, status, said):
     command = [sys.executable, "-c", _IN_A_CALL.format(end=end)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = run(command)
     assert (ran.returncode, ran.stderr) == (status, said)
 
 
@@ -141,25 +150,14 @@ def test_a_signal_before_a_command_or_after_it_is_one_line(module, number, insta
     (tmp_path / "sitecustomize.py").write_text(_AT.format(module=module, number=int(number)))
     (tmp_path / "sinkjax").write_text(_INSTALLED)
     script = (tmp_path / "sinkjax", "mask") if installed else ("-m", "experiments.mask")
-    ran = subprocess.run(
-        [sys.executable, *script, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ran = run([sys.executable, *script, "--help"], cwd=ROOT, env=env)
     assert (ran.returncode, ran.stderr) == (128 + number, "stopped\n")
     assert ("--threshold" in ran.stdout) == (module == "exit")
 
 
 def test_a_signal_while_the_library_is_imported_is_pythons_own(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(_AT.format(module="jax", number=int(signal.SIGINT)))
-    ran = subprocess.run(
-        [sys.executable, "-c", "import sinkjax"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ran = run([sys.executable, "-c", "import sinkjax"], env=env)
     assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt"

@@ -102,7 +102,8 @@ class GroupScores:
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) != 1:
             raise InputError(
-                "give a threshold, a quantile or a share: which heads leave full attention"
+                "give a threshold, a quantile or a share, one of them: it says which heads leave "
+                "full attention"
             )
         ((rule, value),) = given.items()
         if not 0 <= value <= 1:

@@ -113,7 +113,7 @@ def test_a_granite_without_rotation_is_refused(rotates, tmp_path):
     """By a key that for other architectures says nothing of what they compute."""
     oracle = hf.make_llama(**KINDS["granite"])
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "granite")
-    add_family(writer, "granite", oracle)
+    add_family(writer, "granite", oracle.config, weights_of(oracle))
     writer.add_rope_scaling_finetuned(rotates)
     path = finish(writer)
     if not rotates:

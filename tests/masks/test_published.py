@@ -68,8 +68,8 @@ def test_the_window_is_the_folders_or_the_one_that_is_given(scores, tmp_path):
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({}, "give one of threshold, quantile, share"),
-        ({"share": 0.5, "threshold": 0.5}, "give one of threshold, quantile, share"),
+        ({}, "give a threshold, a quantile or a share"),
+        ({"share": 0.5, "threshold": 0.5}, "give a threshold, a quantile or a share"),
         ({"share": 1.5}, "share=1.5: give one from 0 to 1"),
         ({"quantile": float("nan")}, "quantile=nan: give one from 0 to 1"),
     ],
