@@ -94,20 +94,6 @@ def about(field: str, value: object = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def renaming(**fields: str) -> Iterator[None]:
-    """Says of every problem raised inside with one of these fields that it is with another."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(
-            *(
-                dataclasses.replace(problem, field=fields.get(problem.field or "", problem.field))
-                for problem in error.problems
-            )
-        ) from error
-
-
-@contextlib.contextmanager
 def naming(what: object) -> Iterator[None]:
     """Begins every problem raised inside with what it is one of, such as a file."""
     try:

@@ -46,7 +46,7 @@ from sinkjax.cli import terminal
 from sinkjax.cli.card import mask_card
 from sinkjax.cli.collect import MEASURED, collect
 from sinkjax.cli.tool import ShapeSettings, Tool, write_output
-from sinkjax.errors import InputError, Problem, about, renaming
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.masks.mask import SinkMask
@@ -82,6 +82,7 @@ class MakeMask(Tool):
         "definition": "definitions",
         "threshold": "thresholds",
         "share": "shares",
+        "length": "lengths",
     }
 
     results: str = setting("results/sweep", "Folder of a sweep's records: its --output_dir.")
@@ -206,8 +207,7 @@ class MakeMask(Tool):
         if isinstance(published, GroupScores):
             rules = {"threshold": self.thresholds, "quantile": self.quantile, "share": self.shares}
             window = None if self.paths is None else _read_window(self.paths)
-            with renaming(threshold="thresholds", share="shares"):
-                mask = published.mask(config, **rules, window=window)
+            mask = published.mask(config, **rules, window=window)
             how = {name: rule for name, rule in rules.items() if rule is not None}
             how |= {} if window is None else {"path": str(window)}
         else:
@@ -219,8 +219,7 @@ class MakeMask(Tool):
             if len(self.lengths) != 1:
                 text = "MoA's spans are for inputs of one length: give it, such as 8192"
                 raise InputError(Problem("lengths", self.lengths or None, text))
-            with renaming(length="lengths"):
-                mask = published.mask(config, *self.lengths)
+            mask = published.mask(config, *self.lengths)
         advice = "give higher --thresholds, --quantile or --shares, or longer --lengths"
         _check_masked(mask, f"in {self.from_folder}: {advice}")
         whole = not mask.group_counts(config.num_kv_heads)["mixed"]
