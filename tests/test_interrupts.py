@@ -134,6 +134,13 @@ sys.exit(main())
 """
 
 
+def run_with_signal(folder, module, number, *arguments) -> subprocess.CompletedProcess[str]:
+    """Runs Python, which gets a signal as it imports a module, or at its exit."""
+    (folder / "sitecustomize.py").write_text(_AT.format(module=module, number=int(number)))
+    env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+    return run([sys.executable, *arguments], cwd=ROOT, env=env)
+
+
 @pytest.mark.parametrize(
     ("module", "number", "installed"),
     [
@@ -147,17 +154,13 @@ sys.exit(main())
 )
 def test_a_signal_before_a_command_or_after_it_is_one_line(module, number, installed, tmp_path):
     """While Python imports JAX and the command, and while it ends, printed text is whole."""
-    (tmp_path / "sitecustomize.py").write_text(_AT.format(module=module, number=int(number)))
     (tmp_path / "sinkjax").write_text(_INSTALLED)
     script = (tmp_path / "sinkjax", "mask") if installed else ("-m", "experiments.mask")
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    ran = run([sys.executable, *script, "--help"], cwd=ROOT, env=env)
+    ran = run_with_signal(tmp_path, module, number, *script, "--help")
     assert (ran.returncode, ran.stderr) == (128 + number, "stopped\n")
     assert ("--threshold" in ran.stdout) == (module == "exit")
 
 
 def test_a_signal_while_the_library_is_imported_is_pythons_own(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(_AT.format(module="jax", number=int(signal.SIGINT)))
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    ran = run([sys.executable, "-c", "import sinkjax"], env=env)
+    ran = run_with_signal(tmp_path, "jax", signal.SIGINT, "-c", "import sinkjax")
     assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt"

@@ -283,23 +283,20 @@ class Frontier(ChipsStudy, HeldOutStudy):
             if point.mask != full:
                 yield point
         scores = sink_scores(bench.model, excerpts, bench.keep)
+        by_scores = self.together(-scores)
         kept = KeptCosts(bench.model, excerpts, paths, fills, bench.keep)
         errors, costs = kept.errors(), kept.sensitivity(self.samples, self.seed)
         for index, path in enumerate(paths):
             of_path = [0, 1 + index]
             own = Prediction(full, costs.linear[of_path], costs.products[:, of_path])
             units = self.together(errors[index])
-            predicted = units.predicted(own)
-            moves = rank_moves(full, [path], predicted, np.ones(1), size=units.size)
+            moves = rank_moves(full, [path], units.predicted(own), np.ones(1), size=units.size)
             for share in self.shares:
                 count = round(share * scores.size / units.size)
                 least = units.by_ranking(-errors[index], [path] * count)
                 moved = make_moves(full, moves[:count], size=units.size)
-                masks = (
-                    self.together(-scores).by_ranking(scores, [path] * count),
-                    least,
-                    units.restored(moved),
-                )
+                of_scores = by_scores.by_ranking(scores, [path] * count)
+                masks = of_scores, least, units.restored(moved)
                 for method, mask in zip(METHODS, masks, strict=False):
                     yield Point(method, str(path), mask)
                 for draw in range(self.control_draws):

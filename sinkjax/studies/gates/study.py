@@ -55,7 +55,7 @@ from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
-from sinkjax.studies.units import ChipsStudy
+from sinkjax.studies.units import ChipsStudy, Units
 
 # What an answer's KL counts beside that of a token of text: 0.1 and 0.05 nats are allowed. It is
 # the KL and no NLL, because what is promised of answers is held against the baseline's own.
@@ -219,16 +219,18 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
           logits, errors: float [L, N] or [L, K]; of equal ones the first by (layer, unit) goes
             first. Logits of gates stay apart where gates are nearly 0.
         """
-        masks = {}
         size = self.subject.config.num_heads // logits.shape[1]
-        for method, ranking in (("gates", logits), ("own_error", errors)):
+
+        def lowest(ranking: np.ndarray) -> tuple[Units, SinkMask]:
             costs = np.repeat(ranking, size, axis=1)
             units = self.together(costs, self.units)
             count = round(share * costs.size / units.size)
-            masks[method] = units.by_ranking(-costs, [self.path] * count)
-            if method == "gates":
-                masks["random"] = units.random_control(masks[method], self.seed)
-        return {method: masks[method] for method in METHODS}
+            return units, units.by_ranking(-costs, [self.path] * count)
+
+        units, by_gates = lowest(logits)
+        _, by_error = lowest(errors)
+        masks = by_gates, by_error, units.random_control(by_gates, self.seed)
+        return dict(zip(METHODS, masks, strict=True))
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         lines = [f"masks: {folder}/masks"]
