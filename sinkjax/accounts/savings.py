@@ -12,6 +12,7 @@ Paths are weighed by them, since a search weighs far more than it could compile.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,7 +147,8 @@ def path_savings(
     """The share of the price that goes when a head, or a whole key/value group, takes each path.
 
     A head of its own is credited with its own work and the G-th part of what its group shares,
-    which it frees only together with the others; a group with all that it frees.
+    which it frees only together with the others; a group with all that it frees. A window that is
+    no narrower than the layer's own saves nothing there.
 
     Args:
       config, workload: the model and the text.
@@ -154,16 +156,21 @@ def path_savings(
       num_kv_heads: K, for whole groups; None for heads.
 
     Returns:
-      float64 [P], in shares of the price of the baseline's text.
+      float64 [P, L], in shares of the price of the baseline's text.
     """
-    layer = dataclasses.replace(config, num_layers=1)
     size = group_size(config.num_heads, config.num_kv_heads)
-
-    def price(path: Path, heads: int) -> float:
-        row = (path,) * heads + (Full(),) * (config.num_heads - heads)
-        return workload.price(layer, SinkMask((row,)))
-
     whole = workload.price(config, SinkMask.full(config))
-    base = price(Full(), 1)
-    of_group = np.array([base - price(path, size) for path in paths])
-    return of_group / whole if num_kv_heads is not None else of_group / whole / size
+
+    @functools.cache
+    def of_group(window: int | None) -> np.ndarray:
+        """What one group frees on each path in a layer whose own window has so many tokens."""
+        layer = dataclasses.replace(config, num_layers=1, layer_windows=(window,))
+
+        def price(path: Path) -> float:
+            row = (path,) * size + (Full(),) * (config.num_heads - size)
+            return workload.price(layer, SinkMask((row,)))
+
+        return np.array([price(Full()) - price(path) for path in paths])
+
+    saved = np.stack([of_group(config.window(layer)) for layer in range(config.num_layers)], axis=1)
+    return saved / whole if num_kv_heads is not None else saved / whole / size

@@ -69,7 +69,8 @@ def rank_moves(
         a unit are on one path.
       paths: P of them, without `full`.
       predicted: costs of single heads.
-      savings: float [P], of a unit on each path, above 0.
+      savings: float [P, L], of a unit on each path in each layer, or [P, 1] where layers are alike;
+        a path of none is not taken there.
       size: heads of a unit.
       within: whose path alone each unit may take, in the order of `start`; None for any path.
 
@@ -77,17 +78,19 @@ def rank_moves(
       all moves there are, until every unit is on the path that saves most; equal ones by (layer,
       unit).
     """
-    options, saved = [Full(), *paths], np.concatenate([[0.0], savings])
+    options = [Full(), *paths]
     num_layers, units = start.num_layers, start.num_heads // size
     shape = (len(options), num_layers * units, size)
+    saved = np.broadcast_to(savings, (len(paths), num_layers)).repeat(units, axis=1)
+    saved = np.concatenate([np.zeros_like(saved[:1]), saved])  # [1 + P, U]
     linear = predicted.linear.reshape(shape).sum(axis=-1)  # [1 + P, U]
     products = predicted.products.reshape(-1, *shape).sum(axis=-1)  # [draws, 1 + P, U]
     at = _options(start, options, size)
     every = np.arange(at.size)
-    allowed = np.ones((saved.size, at.size), bool)
+    allowed = np.ones(saved.shape, bool)
     if within is not None:
-        allowed = np.arange(saved.size)[:, None] == _options(within, options, size)
-    shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size * at.size))
+        allowed = np.arange(len(options))[:, None] == _options(within, options, size)
+    shrunk = shrinkage(products[:, 1:].reshape(len(products), saved[1:].size))
     here = _options(predicted.mask, options, size)
     # The sum over units of where they are, against the mask that was predicted for.
     together = (products[:, at, every] - products[:, here, every]).sum(axis=1)
@@ -98,7 +101,7 @@ def rank_moves(
         joint = _mean(np.square(change) + 2 * together[:, None, None] * change)
         cost = linear - linear[at, every]
         cost = cost + ((1 - shrunk) * joint + shrunk * (own - own[at, every])) / 2
-        saving = np.where(allowed, saved[:, None] - saved[at][None], 0)
+        saving = np.where(allowed, saved - saved[at, every], 0)
         slope = np.where(saving > 0, cost / np.where(saving > 0, saving, 1), np.inf)
         unit = int(slope.min(axis=0).argmin())
         option = int(slope[:, unit].argmin())

@@ -4,6 +4,7 @@ import numpy as np
 
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
+from sinkjax.masks.paths import Full
 from sinkjax.studies.search.grow import SearchOutcome, SearchSettings
 
 CHOSEN = "chosen"
@@ -24,23 +25,42 @@ def control_masks(
     """
     kv_heads = config.num_kv_heads if settings.by == "group" else None
     size = 1 if kv_heads is None else config.num_heads // kv_heads
-    order = sorted(zip(-outcome.savings, map(str, settings.paths), settings.paths, strict=True))
+    most = outcome.savings.max(axis=1)
+    order = sorted(zip(-most, map(str, settings.paths), settings.paths, strict=True))
     counts = [path for layer in outcome.mask.heads for path in layer[::size]]
     taken = [path for *_, path in order for _ in range(counts.count(path))]
-    widest = settings.paths[int(outcome.errors.mean(axis=(1, 2)).argmin())]
+    # In a layer with a window of the model's own some paths leave out nothing, and mask no head.
+    saves = outcome.savings > 0  # [P, L]
+    by_cost = outcome.errors.mean(axis=(1, 2)).argsort(kind="stable")
+    widest = [next((settings.paths[p] for p in by_cost if at[p]), Full()) for at in saves.T]
     # Of all paths a head's least costly one: what no path suits is last.
-    least = -outcome.errors.min(axis=0)
-    drawn_from = outcome.mask, SinkMask.where(outcome.mask.masked, widest)
+    least = -np.where(saves[..., None], outcome.errors, np.finfo(float).max).min(axis=0)
+
+    def on_widest(chosen: np.ndarray) -> SinkMask:
+        return SinkMask(
+            tuple(
+                tuple(path if head else Full() for head in layer)
+                for path, layer in zip(widest, chosen, strict=True)
+            )
+        )
+
+    def by_score(scores: np.ndarray) -> SinkMask:
+        mask = by_ranking(scores, taken, num_kv_heads=kv_heads)
+        return SinkMask(
+            tuple(
+                tuple(p if p == Full() or at[settings.paths.index(p)] else wide for p in layer)
+                for layer, at, wide in zip(mask.heads, saves.T, widest, strict=True)
+            )
+        )
+
+    drawn_from = outcome.mask, on_widest(outcome.mask.masked)
     masks = {
         numbered(name, draw): random_control(mask, seed=settings.seed + draw, num_kv_heads=kv_heads)
         for name, mask in zip(RANDOM, drawn_from, strict=True)
         for draw in range(draws)
     }
-    others = (
-        by_ranking(scores, taken, num_kv_heads=kv_heads),
-        by_ranking(scores, [widest] * len(taken), num_kv_heads=kv_heads),
-        by_ranking(least, taken, num_kv_heads=kv_heads),
-    )
+    ranked = by_score(scores)
+    others = ranked, on_widest(ranked.masked), by_score(least)
     return masks | dict(zip(CONTROLS[len(RANDOM) :], others, strict=True))
 
 

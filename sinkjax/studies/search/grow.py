@@ -120,7 +120,7 @@ class SearchOutcome:
       mask: with the most savings, or heads, of those within the budget.
       kl: its KL on the held-back excerpts, of the kind that the budget is on.
       fills: float32 [L, N, H], means of `sink(mean)`; None where no path asks for them.
-      savings: float64 [P], of a unit on each path.
+      savings: float64 [P, L], of a unit on each path in each layer.
       errors: float64 [P, L, N], heads' own errors under the baseline.
       rounds: each with the masks that it measured.
       asked_at: length of the questions that were to be kept; None without questions.
@@ -166,8 +166,10 @@ def search_mask(
     config = model.config
     kv_heads = config.num_kv_heads if settings.by == "group" else None
     savings = path_savings(config, settings.paths, settings.workload, num_kv_heads=kv_heads)
-    # Of paths that are worth the same the one that saves more is better, by next to nothing.
-    worth = savings if settings.objective == "savings" else 1 + 1e-6 * savings / savings.max()
+    worth = savings
+    if settings.objective == "heads":
+        # Of paths that are worth the same the one that saves more is better, by next to nothing.
+        worth = np.where(savings > 0, 1 + 1e-6 * savings / savings.max(), 0)
     needed = Sink("mean") in settings.paths
     fills = kept_means(model, ranking_excerpts, store) if needed else None
     prompt, largest = ranking_excerpts.shape[1], settings.budget_on == "largest"
@@ -329,7 +331,7 @@ class _KeptAnswers:
         asked = self._answers.ranked
         self.length = asked.tokens.shape[1]
         self._costs = KeptCosts(model, asked.tokens, paths, fills, store, asked.predicting, "nll")
-        by_savings = [paths[index] for index in np.argsort(-savings, kind="stable")]
+        by_savings = [paths[index] for index in np.argsort(-savings.max(axis=1), kind="stable")]
         self._whole = [*(path for path in by_savings if _hides_none(path, self.length)), Full()]
 
     def rises(self, mask: SinkMask) -> Iterator[np.ndarray | None]:

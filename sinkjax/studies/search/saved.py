@@ -29,7 +29,7 @@ def summarize_search(
         "mask": str(outcome.mask),
         "heads": outcome.mask.counts(),
         "held_kl": outcome.kl,
-        "savings": outcome.savings.tolist(),
+        "savings": outcome.savings.max(axis=1).tolist(),
         "asked_at": outcome.asked_at,
         "nll_rises": list(outcome.rises),
         "over_chips": saved_over_chips(config, outcome.mask, workload),

@@ -137,7 +137,7 @@ def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start,
     predicted = predict_moves(model, windows, paths, mask=mask, samples=64, scored=scored)
     counted = ragged([1]) if scored is None else scored
     kl = lambda mask: judge(mask)[counted[:, 1:]].mean(dtype=np.float64)  # noqa: E731
-    moves = rank_moves(mask, paths, predicted, np.ones(1))
+    moves = rank_moves(mask, paths, predicted, np.ones((1, 1)))
     assert len(moves) == mask.counts()["full"]
     before = kl(mask)
     alone, found = [], []
@@ -152,8 +152,10 @@ def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start,
     np.testing.assert_allclose(alone, found, rtol=0.35, atol=1e-6)
 
 
-def test_savings_are_differences_of_predicted_programs(model):
-    config = model.config
+@pytest.mark.parametrize("windows", [(), (16, None, 24), (12, 12, 12)])
+def test_savings_are_differences_of_predicted_programs(model, windows):
+    """Also in layers that have windows of their own, narrower than a path's or wider."""
+    config = dataclasses.replace(model.config, layer_windows=windows)
     paths = (Sink("first"), Window(2, 4), Window(2, 16))
     workload = Workload(32, batch_size=2, generated=3, operations_per_byte=7.0)
     found = path_savings(config, paths, workload, num_kv_heads=config.num_kv_heads)
@@ -166,10 +168,16 @@ def test_savings_are_differences_of_predicted_programs(model):
         return each[0] + 3 * each[1]
 
     full = SinkMask.full(config)
-    for path, saving in zip(paths, found, strict=True):
-        one_group = SinkMask(((path,) * 3 + (Full(),) * 3, *full.heads[1:]))
-        np.testing.assert_allclose(saving, 1 - price(one_group) / price(full), rtol=1e-9)
-    assert found[0] > found[1] > found[2] > 0
+    for path, of_layers in zip(paths, found, strict=True):
+        for layer, saving in enumerate(of_layers):
+            group = (path,) * 3 + (Full(),) * 3
+            one_group = SinkMask((*full.heads[:layer], group, *full.heads[layer + 1 :]))
+            one = 1 - price(one_group) / price(full)
+            np.testing.assert_allclose(saving, one, rtol=1e-9, atol=1e-12)
+    for layer, window in enumerate(windows or [None] * config.num_layers):
+        least = 0 if window is not None and window <= 16 else 1e-6
+        assert found[0, layer] > found[1, layer] > found[2, layer] >= least
+        assert (found[2, layer] == 0) == (least == 0)
     heads = path_savings(config, paths, workload, num_kv_heads=None)
     np.testing.assert_allclose(heads * 3, found)
 
@@ -179,7 +187,7 @@ def test_savings_are_differences_of_predicted_programs(model):
 def test_growth_fits_the_budget_and_moves_go_from_cheap_to_dear(seed, target, grouped):
     rng = np.random.default_rng(seed)
     full = SinkMask(((Full(),) * 4,) * 3)
-    size, savings = (2 if grouped else 1), np.array([1.0, 0.4, 0.2])
+    size, savings = (2 if grouped else 1), np.array([[1.0], [0.4], [0.2]])
     paths = PATHS[1:]
     linear = np.concatenate([np.zeros((1, 3, 4)), rng.exponential(size=(3, 3, 4))])
     predicted = Prediction(full, linear, np.zeros((0, 4, 3, 4)))
@@ -213,11 +221,11 @@ def test_moves_that_undo_each_other_are_found_together():
     products = np.zeros((64, 2, 1, 3))
     products[:, 1, 0] = change * np.where(np.arange(64) % 2, 1, -1)[:, None]
     predicted = Prediction(full, np.zeros((2, 1, 3)), products)
-    moves = rank_moves(full, [Sink("zero")], predicted, np.ones(1))
+    moves = rank_moves(full, [Sink("zero")], predicted, np.ones((1, 1)))
     assert moves[0].unit == 2
     assert sum(move.cost for move in moves) < 0.2
     alone = Prediction(full, np.zeros((2, 1, 3)), products[:1])
-    assert sum(m.cost for m in rank_moves(full, [Sink("zero")], alone, np.ones(1))) > 1
+    assert sum(m.cost for m in rank_moves(full, [Sink("zero")], alone, np.ones((1, 1)))) > 1
 
 
 def test_a_ranking_gives_the_first_paths_to_the_highest_scores():
