@@ -135,16 +135,13 @@ class Generate(ModelSettings, ProgramSettings, Tool):
         if self.compare or not (self.mask or self.plan):
             plans["baseline"] = sinkjax.Plan((sinkjax.Stage(SinkMask.full(config)),)), {}
         if self.plan:
-            plans[f"plan {self.plan}"] = read_plan(self.plan)
+            plans[f"plan {self.plan}"] = read_plan(self.plan, config)
         elif self.mask:
             mask, fills = read_mask(self.mask, config)
             plan = sinkjax.Plan((sinkjax.Stage(mask),))
             if self.up_to is not None:
                 plan = sinkjax.Plan.hybrid(mask, up_to=self.up_to, crossing=self.crossing)
             plans[f"mask {self.mask}"] = plan, fills
-        for plan, _ in plans.values():
-            for stage in plan.stages:
-                stage.mask.check(config)
         return plans
 
     def _sampling(self) -> dict[str, Any]:

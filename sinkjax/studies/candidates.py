@@ -162,7 +162,7 @@ def candidates(
             of_length = {length: SinkMask.from_text(name, length) for length in lengths}
         named.append(Candidate.of_masks(name, of_length, fills))
     for name in plans:
-        plan, fills = read_plan(name)
+        plan, fills = read_plan(name, config)
         of_length = {length: plan.mask(length) for length in lengths}
         named.append(Candidate(name, of_length, fills, plan))
     return named
@@ -211,8 +211,8 @@ def is_text(name: str) -> bool:
     return re.match(r"L0(-\d+)?: ", name) is not None
 
 
-def read_plan(name: str) -> tuple[Plan, Fills]:
-    """A plan's file, and the fills of the mask files that it names.
+def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Fills]:
+    """A plan's file, for a model of this config, and the fills of the mask files that it names.
 
     Args:
       name: of a JSON file as `Plan.to_dict` makes them, in which each mask is its text form or the
@@ -220,7 +220,7 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
         "smollm2-135m-10-sinks".
 
     Raises:
-      InputError: for a file that cannot be read, or is no possible plan.
+      InputError: for a file that cannot be read, is no possible plan, or is for another model.
     """
     path = shipped.find(name, *_SHIPPED)
     fills: dict[SinkMask, np.ndarray] = {}
@@ -236,9 +236,13 @@ def read_plan(name: str) -> tuple[Plan, Fills]:
         for stage in fields["stages"] if isinstance(fields.get("stages"), list) else ():
             if isinstance(stage, dict) and str(stage.get("mask")).endswith(".json"):
                 saved = load_mask(path.parent / stage["mask"])
+                saved.check(config)
                 stage["mask"] = str(saved.mask)
                 fills |= _fills_of(saved)
-        return Plan.from_dict(fields), fills
+        plan = Plan.from_dict(fields)
+        for stage in plan.stages:
+            _check(stage.mask, config, fills)
+        return plan, fills
 
 
 def read_mask(
@@ -258,11 +262,15 @@ def read_mask(
             saved.check(config)
             return saved.mask, _fills_of(saved)
         mask = SinkMask.from_text(name, length)
-        mask.check(config)
-        if any(path == Sink("mean") for layer in mask.heads for path in layer):
-            text = "s(mean) needs calibrated means, which only a mask's file has: give one"
-            raise InputError(text)
+        _check(mask, config, {})
         return mask, {}
+
+
+def _check(mask: SinkMask, config: LlamaConfig, fills: Fills) -> None:
+    mask.check(config)
+    if mask not in fills and any(path == Sink("mean") for layer in mask.heads for path in layer):
+        text = "s(mean) needs calibrated means, which only a mask's file has: give one"
+        raise InputError(text)
 
 
 def _fills_of(saved: SavedMask) -> Fills:

@@ -61,7 +61,7 @@ def plan(folder: pathlib.Path) -> Format:
     (folder / "plan.json").write_text(json.dumps({"crossing": "prefill", "stages": stages}))
 
     def read(folder: pathlib.Path) -> dict[str, Any]:
-        plan, fills = read_plan(str(folder / "plan.json"))
+        plan, fills = read_plan(str(folder / "plan.json"), model.config)
         return {
             "crossing": plan.crossing,
             "stages": [[stage.up_to, _paths(stage.mask)] for stage in plan.stages],

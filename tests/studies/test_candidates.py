@@ -1,19 +1,24 @@
 """Shipped plans: found by name from any folder, of shipped masks, going on in the baseline."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from masks import CONFIG
 
-from sinkjax import InputError, SinkMask, load_mask, shipped
+from sinkjax import InputError, SinkMask, load_mask, save_mask, shipped
+from sinkjax.models.shapes import SHAPES
 from sinkjax.studies.candidates import Candidate, candidates, read_plan
+
+SMOLLM2 = SHAPES["smollm2-135m"]
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-10-sinks"])  # none is ever to go
 def test_names_of_shipped_plans_stay(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan, fills = read_plan(name)
-    assert read_plan(f"configs/plans/{name}.json")[0] == plan
+    plan, fills = read_plan(name, SMOLLM2)
+    assert read_plan(f"configs/plans/{name}.json", SMOLLM2)[0] == plan
     saved = load_mask(name)
     assert plan.mask(2) == plan.mask(10) == saved.mask
     assert plan.mask(11) == SinkMask.from_text("L0-29: 9f")
@@ -22,7 +27,7 @@ def test_names_of_shipped_plans_stay(name, tmp_path, monkeypatch):
 
 
 def test_the_shipped_windows_grow_from_one_shipped_mask_to_another():
-    plan, fills = read_plan("smollm2-135m-windows")
+    plan, fills = read_plan("smollm2-135m-windows", SMOLLM2)
     assert [stage.up_to for stage in plan.stages] == [512, 1024, 2048, None]
     assert plan.mask(512) == load_mask("smollm2-135m-512").mask
     assert plan.mask(2048) == load_mask("smollm2-135m-2048").mask
@@ -32,8 +37,19 @@ def test_the_shipped_windows_grow_from_one_shipped_mask_to_another():
 
 def test_an_unknown_plan_is_refused_with_those_there_are():
     with pytest.raises(InputError) as refused:
-        read_plan("smollm2-135m-10")
+        read_plan("smollm2-135m-10", SMOLLM2)
     assert all(name in str(refused.value) for name in shipped.names("plans", ".json"))
+
+
+@pytest.mark.parametrize("stage", ["mean.json", "L0-3: 6s(mean)", "L0: 6f"])
+def test_a_plan_for_another_model_is_refused_before_anything_is_measured(stage, tmp_path):
+    """Of fills of another size, without fills, of another shape."""
+    mask = SinkMask.from_text("L0-3: 6s(mean)")
+    save_mask(tmp_path / "mean.json", mask, fills=np.zeros((4, 6, CONFIG.head_dim + 1), np.float32))
+    stages = [{"up_to": None, "mask": stage}]
+    (tmp_path / "plan.json").write_text(json.dumps({"crossing": "stay", "stages": stages}))
+    with pytest.raises(InputError, match=r"plan.json: .*(fills are for|calibrated|is for 1 layer)"):
+        candidates([], [str(tmp_path / "plan.json")], CONFIG, [8])
 
 
 @pytest.mark.parametrize("value", ["", "smollm2-135m-512,", ",smollm2-135m-512"])
