@@ -1,4 +1,4 @@
-"""Converts a model once, so that later runs load it faster, and each device only its part of it.
+"""Converts a model once: later runs load it faster, and each device loads its part of it alone.
 
   sinkjax convert --model=meta-llama/Llama-3.2-1B --output=llama-3.2-1b
   sinkjax sweep --model=llama-3.2-1b
@@ -8,10 +8,10 @@ anything: on one device, or over a mesh with sinkjax.load("llama-3.2-1b", mesh=m
 --format=safetensors writes what other programs read, transformers among them.
 
 Config and tokenizer are written, too, so that the folder stands for the model wherever --model is
-asked for. Save in the dtype that is to be loaded: any other is converted to at every load.
+asked for. Save in the dtype in which it is to be loaded: another dtype is converted at every load.
 
-The folder has the model whole or not at all: what is on its way lies in a folder of its own inside,
-which the next conversion to the same folder removes if this one is killed.
+The folder has the model whole or not at all. Unfinished files lie in a folder inside it, which the
+next conversion to the same folder removes if this one is killed.
 """
 
 import contextlib

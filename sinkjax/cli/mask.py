@@ -10,9 +10,9 @@ From a sweep, the heads that are sinks leave full attention.
 
 A head is chosen where it is a sink, by the sweep's definition and threshold, in at least
 --min_share of the prompts at every length (a consistent head). With --quantile=q the share 1 - q of
-all heads is chosen in its place, by their lowest mean score over the lengths. With
---units=group a key/value group is chosen whole or not at all: only then does a mask free the keys
-and values that its heads share.
+all heads is chosen instead: those whose mean score, at the length where it is lowest, is highest.
+With --units=group a key/value group is chosen whole or not at all: only then does a mask free the
+keys and values that its heads share.
 
 Chosen heads take --paths: s(first), s(zero) or w(sinks,recent), in words or first letters; or
 copy_first_layer, the founding study's idea, in which they use the attention of layer 0's head of

@@ -168,10 +168,10 @@ class Study(abc.ABC):
     dtype: Dtype = setting("float32", "Type of the parameters, whatever the stored type is.")
     mesh: str | None = setting(
         None,
-        "Mesh of all devices, such as model:4,data:2: model divides heads, neurons and words, data "
-        "prompts, sub the query heads of a group; neurons, for masks that are uneven over model, "
-        "divides neurons and words, and in attention prompts; auto: data, and model as far as "
-        "memory asks for it. By default one device.",
+        "Mesh over all devices, such as model:4,data:2. model divides heads, neurons and words; "
+        "data divides prompts; sub divides the query heads of a group; neurons, for masks that are "
+        "uneven over model, divides neurons, words and, in attention, prompts. auto is data, and "
+        "model as far as memory asks for it. Default: one device.",
     )
     seed: int = setting(0, "Seed of everything that is drawn at random.")
 

@@ -1,4 +1,4 @@
-"""Holds ways to choose heads against each other: KL against what masks of growing size save.
+"""Compares ways to choose heads: the KL of masks of growing size beside what they save.
 
   sinkjax frontier --flagfile=frontier.flags --choose_text=a.txt --judge_text=b.txt
   sinkjax frontier --searches=results/search --copies=results/copies

@@ -1,4 +1,4 @@
-"""Which heads can leave `full`, as learned gates say: trained by distillation, with a price.
+"""Learns a gate for each head by distillation, and judges masks of the heads of the lowest gates.
 
   sinkjax gates --choose_text=one.txt --judge_text=other.txt --lengths=256
   sinkjax gates --flagfile=gates.flags
@@ -15,8 +15,8 @@ the baseline's predictions of the answers' tokens, and masks are judged by other
 depths: the last lines say which of the gates' masks keep the baseline's answers. --train_on=tasks
 leaves the text out, as DuoAttention does, and --train_on=text the questions; both are judged alike.
 
-These masks are for one chip. With --chips=4 they are for a mesh of which `model` is 4: heads, or
-groups, of like gates are masked on each chip at once, since none is done before the fullest.
+With --chips=4 masks are for a mesh of which `model` is 4: heads, or groups, of like gates are
+masked on each chip at once, since every chip waits for the fullest.
 
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
 checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given

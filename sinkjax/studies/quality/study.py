@@ -1,4 +1,4 @@
-"""What masks cost: each one's predictions held against the baseline's on the same tokens.
+"""Measures what masks cost: each one's predictions beside the baseline's on the same tokens.
 
   sinkjax quality --flagfile=quality.flags --mask=mask.json
   sinkjax quality --mask='L0: 9f | L1-29: 9w(4,128)' --text=book.txt

@@ -1,4 +1,4 @@
-"""How much of a mask's cost does a short training of what is left make up for?
+"""How much of a mask's cost does a short training of the remaining weights win back?
 
   sinkjax repair --mask=mask.json --choose_text=one.txt --judge_text=other.txt
   sinkjax repair --mask='L0: 9f | L1-29: 9w(4,32)' --steps=60

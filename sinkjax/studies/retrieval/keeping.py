@@ -41,12 +41,13 @@ class AnswersStudy(Study):
 
     tasks: tuple[str, ...] = setting(
         (),
-        "Tasks of `sinkjax retrieval`, of the niah ones, whose answers a mask has to keep. "
-        "Default: none.",
+        "Tasks of `sinkjax retrieval`, whose names begin with niah, whose answers a mask has to "
+        "keep. Default: none.",
     )
     depths: tuple[float, ...] = setting(
         (0.1, 0.5, 0.9),
-        "Depths at which answers are judged; those of the questions to choose on lie between.",
+        "Depths at which answers are judged: shares of a text that come before what is hidden in "
+        "it. Those of the questions to choose on lie between.",
     )
     judge_questions: int = setting(30, "Questions of each task and depth to judge on.")
     nll_budget: float = setting(

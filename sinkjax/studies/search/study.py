@@ -16,7 +16,7 @@ mean over all positions of an excerpt.
 --ranking=gates takes what `sinkjax gates` learned, for its path alone, from the folder --gates.
 Text that the gates were trained on is not judged on.
 
-Held against the chosen mask are others of its size, each with as many heads, or groups, on each
+Beside the chosen mask others of its size are judged, each with as many heads, or groups, on each
 path:
 
   random, as chosen      heads drawn at random, as many in each layer; --control_draws of them
@@ -25,16 +25,16 @@ path:
   sink score, widest     the same heads, all on the path that costs a head least
   own error              the heads of the least own error under the path
 
---prune=MASK takes no paths of its own: each head may take its path in that mask, or stay `full`. A
-mask from elsewhere, or for another length, so loses the heads that break the promises here.
+--prune=MASK takes no paths of its own: each head may take its path in that mask, or stay `full`. So
+a mask from elsewhere, or for another length, loses the heads that break the promises here.
 
---chips=8 searches for a mesh of which `model` is 8: what a chip's heads are spared goes to waste
-where another's are not, so groups are set side by side, and their heads move together.
+--chips=8 searches for a mesh of which `model` is 8: every chip waits for the fullest, so groups are
+set side by side, one on each chip, and their heads move together.
 
 With --tasks, which are those of `sinkjax retrieval`, the mask has to keep the baseline's answers,
 too: at every depth an answer's NLL may rise by --nll_budget at most. It is judged at the length,
-its half and its quarter, by --judge_questions at each of --depths. The search asks other questions
-to choose on, at other depths, of that of these lengths at which the model itself answers most.
+its half and its quarter, by --judge_questions at each of --depths. To choose on, the search asks
+other questions, at other depths, at that of these lengths at which the model itself answers most.
 
 The mask is written to --mask_file with all of this inside. A run that was stopped goes on where it
 was when the same command is given again.
@@ -132,7 +132,7 @@ class Search(ChipsStudy, AnswersStudy):
     margin: float = setting(0.2, "Part of both budgets that the search leaves unspent.")
     paths: tuple[Path, ...] = setting(
         (Sink("first"), Sink("mean"), *(Window(4, near) for near in (16, 32, 64, 128))),
-        "Paths that heads may take, with commas between them: windows and sinks.",
+        "Paths that heads may take, windows and sinks, with commas between them.",
         parse=functools.partial(parse_paths, kinds=("window", "sink")),
     )
     prune: str | None = setting(
@@ -150,14 +150,14 @@ class Search(ChipsStudy, AnswersStudy):
         "sensitivity", "How the cost of a move is predicted."
     )
     gates: str | None = setting(None, "Output folder of `sinkjax gates`, to rank by.")
-    batch_sizes: int = setting(1, "Rows of a batch of the workload that savings count.")
+    batch_sizes: int = setting(1, "Rows of the batch that savings are counted for.")
     generated: int = setting(
         GENERATED,
-        "Tokens generated after each prompt of the workload that savings count, and tokens of the "
-        "text after an excerpt.",
+        "Tokens after each prompt in what savings are counted for, and tokens of the text after an "
+        "excerpt on which masks are measured.",
     )
     flops_per_byte: float = setting(
-        10.0, "FLOPs that the machine makes in the time of reading a byte; weighs the two."
+        10.0, "FLOPs that the machine makes while it reads a byte, by which savings weigh the two."
     )
     rounds: int = setting(
         4, "Number of growth rounds; each adds heads until the budget is reached."

@@ -163,13 +163,11 @@ class Sweep(ScoreStudy):
     study: bool = setting(True, "Whether the two prompts of the founding study are measured, too.")
     bos: tuple[str, ...] = setting(
         ("tokenizer",),
-        f"BOS policies: {', '.join(BOS_POLICIES)}, which leaves it to the tokenizer.",
+        f"BOS policies, of {', '.join(BOS_POLICIES)}; tokenizer leaves it to the tokenizer.",
     )
-    max_tokens: int = setting(
-        131_072, "Tokens at one length, at most: fewer prompts at great lengths."
-    )
+    max_tokens: int = setting(131_072, "Most tokens at one length, so that long prompts are fewer.")
     min_share: float = setting(
-        0.9, "Share of the prompts at a length in which a consistent head is a sink, at least."
+        0.9, "Least share of the prompts of a length in which a consistent head is a sink."
     )
 
     def problems(self) -> Iterator[Problem]:

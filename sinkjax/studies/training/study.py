@@ -37,7 +37,7 @@ class TrainingStudy(HeldOutStudy):
     steps: int = setting(100, "Steps of the optimizer.")
     learning_rate: float = setting(0.2, "Learning rate of Adam, at its highest.")
     warmup: float = setting(0.1, "Share of the steps over which the learning rate rises.")
-    rows: int = setting(1, "Excerpts a step.")
+    rows: int = setting(1, "Excerpts in a step.")
     save_every: int = setting(10, "Steps between checkpoints.")
 
     def problems(self) -> Iterator[Problem]:
