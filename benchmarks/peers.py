@@ -319,7 +319,7 @@ def _times_table(records: list[dict[str, Any]]) -> Table:
         notes=(
             f"{records[0]['rounds']} rounds after {records[0]['warmup']} of warm-up, by turns, on "
             f"{records[0]['threads']} threads each; PyTorch runs transformers' model. Limit: bytes "
-            "and operations of the step in float32 over the machine's rates. Same: greedy tokens "
+            "and FLOPs of the step in float32 over the machine's rates. Same: greedy tokens "
             "like sinkjax's, up to a row's first other one.",
             *notes,
         ),
