@@ -1,5 +1,6 @@
 """Tiny random Hugging Face Llamas, written and run by the tests: the oracle for the model."""
 
+import copy
 import importlib.util
 import pathlib
 from typing import Any
@@ -114,7 +115,8 @@ def make_llama(
     Or a model of another family, by its `model_type`.
     """
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(family, **{**TINY, **changes})
+    # A copy: transformers completes the rope parameters that it is given.
+    config = transformers.AutoConfig.for_model(family, **copy.deepcopy({**TINY, **changes}))
     auto = transformers.AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
