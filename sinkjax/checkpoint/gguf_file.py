@@ -395,8 +395,9 @@ def _parse_tensor_info(cursor: _Cursor, index: int, mapped: mmap.mmap) -> tuple[
     except ValueError as error:
         raise InputError(
             f"tensor {name} is of type {type_}, which the {_GGUF} does not"
-            " know: the file is damaged or newer than the package. Update it (pip install -U gguf),"
-            " or use a file of another quantization."
+            " know: the file is damaged, newer than the package, or of a type that llama.cpp gave"
+            " up, as Q4_0_4_4. Use a file of another quantization, such as Q4_0, or update the"
+            " package (pip install -U gguf)."
         ) from error
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
     if shape[-1] % block_size:

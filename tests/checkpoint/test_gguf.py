@@ -86,7 +86,11 @@ def test_every_type_that_can_be_written_is_read(writer, model, type_):
 
 
 @pytest.mark.parametrize(
-    "type_", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"]
+    "type_",
+    [
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
+        *("IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "NVFP4"),
+    ],
 )
 def test_types_that_are_only_read_are_read_in_chunks_as_whole(writer, model, type_):
     type_ = Type[type_]
