@@ -187,9 +187,9 @@ class _Metadata:
         value = self._left.pop(key, default)
         return value if isinstance(value, str) else self._refuse(key, value, "a string", default)
 
-    def has(self, key: str) -> bool:
-        """Whether it is there and not 0, which for llama.cpp is as good as absent."""
-        return self._left.get(key, 0) != 0
+    def has(self, key: str, unsaid: int = 0) -> bool:
+        """Whether it is not 0, which for llama.cpp is none; an absent key is worth `unsaid`."""
+        return self._left.get(key, unsaid) != 0
 
     def check_nothing_left(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuses keys that are left over at other values than those that change nothing."""
@@ -234,10 +234,12 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
             f"{name}.attention.value_length is {value_size}, attention.key_length {head_dim};"
             " values and keys of different sizes are not implemented."
         )
-    if rotary_size != head_dim or rotary_size % 2:
+    has_allowed_size = rotary_size <= head_dim if family.turns_parts else rotary_size == head_dim
+    if rotary_size % 2 or not has_allowed_size:
+        part = "at most the head" if family.turns_parts else "the whole head"
         metadata.problems.append(
             f"{name}.rope.dimension_count is {rotary_size}, the head size {head_dim}; the rotary"
-            " embeddings must be those of the whole head, and it even."
+            f" embeddings must be those of {part}, and of an even size."
         )
     has_bias, has_output_bias = _has_bias(file, _INPUTS), _has_bias(file, _OUTPUT)
     if family.model_type == "llama" and has_bias and not has_output_bias:
@@ -255,7 +257,8 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": context_length,
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope_parameters(file, metadata, head_dim, context_length),
+        "rope_parameters": _rope_parameters(file, metadata, rotary_size, context_length),
+        "partial_rotary_factor": rotary_size / head_dim,
         "attention_bias": has_bias or has_output_bias,
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -276,12 +279,12 @@ def _has_bias(file: GGUFFile, projections: Mapping[str, str]) -> bool:
 
 
 def _rope_parameters(
-    file: GGUFFile, metadata: _Metadata, head_dim: int, context_length: int
+    file: GGUFFile, metadata: _Metadata, rotary_size: int, context_length: int
 ) -> dict[str, Any]:
     """The rotary embeddings in Hugging Face's form.
 
     With one extension, where the file has divisors of the inverse frequencies that no Llama 3.x
-    scaling gives: type "default" with "freq_factors", a list of H/2 of them.
+    scaling gives: type "default" with "freq_factors", a list of half the rotary size.
     """
     theta = metadata.number("rope.freq_base", 10000.0)
     old_factor = metadata.number("rope.scale_linear", 1.0)  # the key's name before there were types
@@ -291,7 +294,8 @@ def _rope_parameters(
     parameters = {"rope_type": "default", "rope_theta": theta}
     if any(name in file.tensors for name in _LONG_ROPE.values()):
         factors = {
-            key: _rope_divisors(file, metadata, head_dim, name) for key, name in _LONG_ROPE.items()
+            key: _rope_divisors(file, metadata, rotary_size, name)
+            for key, name in _LONG_ROPE.items()
         }
         return {
             **parameters,
@@ -314,7 +318,7 @@ def _rope_parameters(
             f"{metadata.architecture}.rope.scaling.type is {kind!r}; 'none', 'linear' and 'yarn'"
             " are read."
         )
-    divisors = _rope_divisors(file, metadata, head_dim, _ROPE_FREQS)
+    divisors = _rope_divisors(file, metadata, rotary_size, _ROPE_FREQS)
     if divisors is None or np.all(divisors == 1):
         return parameters
     if parameters["rope_type"] != "default":
@@ -341,16 +345,16 @@ def _yarn_options(metadata: _Metadata, factor: float) -> dict[str, float]:
 
 
 def _rope_divisors(
-    file: GGUFFile, metadata: _Metadata, head_dim: int, name: str
+    file: GGUFFile, metadata: _Metadata, rotary_size: int, name: str
 ) -> np.ndarray | None:
-    """The divisors of the inverse frequencies that a tensor holds, float64 [H/2]; None for none."""
+    """The divisors of the inverse frequencies that a tensor holds, float64; None for none."""
     if name not in file.tensors:
         return None
     divisors = file.read(name).astype(np.float64)
-    if divisors.shape != (head_dim // 2,) or not np.all(np.isfinite(divisors) & (divisors > 0)):
+    if divisors.shape != (rotary_size // 2,) or not np.all(np.isfinite(divisors) & (divisors > 0)):
         metadata.problems.append(
-            f"tensor {name} has the shape {divisors.shape}; it must hold {head_dim // 2}"
-            " positive finite numbers, half the head size. Convert the model again."
+            f"tensor {name} has the shape {divisors.shape}; it must hold {rotary_size // 2}"
+            " positive finite numbers, half the rotary size. Convert the model again."
         )
         return None
     return divisors

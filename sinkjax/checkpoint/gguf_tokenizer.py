@@ -77,6 +77,13 @@ _TEKKEN_SPLIT = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Qwen 2 splits as Llama 3 does, but for digits: each stands alone.
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 _SEED_SPLIT = (
@@ -121,6 +128,7 @@ _PRE_TOKENIZERS = {
     "midm-2.0": _LLAMA3,
     "smaug-bpe": _ByteLevel((_LLAMA3_SPLIT,)),
     "dbrx": _ByteLevel((_LLAMA3_SPLIT,)),  # OLMo 2 and Phi-4 too
+    "gpt-4o": _ByteLevel((_GPT4O_SPLIT,)),  # Phi-4-mini
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
     "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
     "deepseek-r1-qwen": _ByteLevel((_QWEN2_SPLIT,), composes=True),

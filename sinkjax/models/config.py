@@ -45,6 +45,7 @@ class RopeConfig:
       freq_factors: divisors of the inverse frequencies. With type default float [H/2], as GGUF
         files may store them; transformers has no such attribute. With longrope float [H], those
         of texts within the original length before those of longer ones.
+      part: of each head's numbers that turn, the first ones. `H` above is as many.
     """
 
     type: str = "default"
@@ -60,6 +61,11 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     freq_factors: tuple[float, ...] | None = None
+    part: float = 1.0
+
+    def turned(self, head_dim: int) -> int:
+        """Returns how many of a head's numbers turn."""
+        return int(head_dim * self.part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +171,9 @@ class LlamaConfig:
         and files of Llamas are what they were before there were such fields.
         """
         fields = dataclasses.asdict(self)
+        for rope in filter(None, (fields["rope"], fields["local_rope"])):
+            if rope["part"] == RopeConfig.part:
+                del rope["part"]
         plain = {name: getattr(LlamaConfig, name) for name in _OF_RELATIVES}
         plain["output_bias"] = self.attention_bias
         return {k: v for k, v in fields.items() if k not in plain or v != plain[k]}

@@ -120,7 +120,6 @@ _INERT = frozenset(
         "torch_dtype",
         "torchscript",
         "transformers.js_config",
-        "transformers_version",
         "typical_p",
         "unk_token_id",
         "use_bfloat16",
@@ -157,10 +156,18 @@ _SYNONYMS = {
     "num_layers": "num_hidden_layers",
     "sliding_window_size": "sliding_window",  # a Gemma 2's has both
 }
-_OF_A_LLAMA = {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1.0}
+_OF_A_LLAMA = {
+    "full_attn_mod": 1,  # as Phi-4-mini has it
+    "interpolate_factor": 1,
+    "norm_type": "rmsnorm",
+    "position_embedding_type": "rope",
+    "rotary_pct": 1.0,
+}
 _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"})
 
 _WAYS_ON = {
+    "dual_chunk_attention_config": "up to its chunk_size, texts are computed as without it, and "
+    "transformers never reads it; delete it from the config.json of a copy of the model's folder",
     "quantization_config": "its weights are quantized; choose the checkpoint that it was made from",
     "sliding_window": "a Llama attends to all earlier tokens, and this is below "
     "max_position_embeddings; choose a checkpoint without a window",
@@ -234,12 +241,24 @@ def from_hf_config(attributes: Mapping[str, Any], name: str = "config") -> Llama
         longest = 2048
     rope = rope_from_hf(of_all, longest, family.defaults, problems)
     local = None if of_windows is None else rope_from_hf(of_windows, longest, {}, problems)
-    divisors, lists = rope.freq_factors, 2 if rope.type == "longrope" else 1
-    if not problems and divisors is not None and len(divisors) * 2 != shape["head_dim"] * lists:
-        names = "short_factor and long_factor have" if lists == 2 else "freq_factors has"
+    parts = [each.part for each in (rope, local) if each is not None and each.part != 1]
+    if parts and not family.turns_parts:
         problems.append(
-            f"{names} {len(divisors) // lists} values; head_dim {shape['head_dim']} "
-            f"needs {shape['head_dim'] // 2}"
+            f"partial_rotary_factor is {parts[0]}; a {model_type} rotates whole heads (1.0)"
+        )
+    turned = 2 if problems else rope.turned(shape["head_dim"])
+    if turned < 2 or turned % 2:
+        problems.append(
+            f"partial_rotary_factor is {rope.part}, which of head_dim {shape['head_dim']} is "
+            f"{turned}; rotary embeddings need an even number"
+        )
+    divisors, lists = rope.freq_factors, 2 if rope.type == "longrope" else 1
+    if not problems and divisors is not None and len(divisors) * 2 != turned * lists:
+        names = "short_factor and long_factor have" if lists == 2 else "freq_factors has"
+        part = "" if rope.part == 1 else f" times partial_rotary_factor {rope.part}"
+        problems.append(
+            f"{names} {len(divisors) // lists} values; head_dim {shape['head_dim']}{part} "
+            f"needs {turned // 2}"
         )
 
     own = {key: attributes.get(key, default) for key, default in family.own.items()}
@@ -395,6 +414,8 @@ def _changes_nothing(key: str, attributes: Mapping[str, Any], own: Mapping[str, 
         return True
     if _DROPOUT.fullmatch(key):
         return type(value) in (int, float) and 0 <= value <= 1
+    if key.endswith("_version"):  # of what wrote it, or of the weights
+        return isinstance(value, str)
     if key in _SYNONYMS:
         same = {**attributes, **own}.get(_SYNONYMS[key])
         value = {"swiglu": "silu"}.get(value, value) if isinstance(value, str) else value

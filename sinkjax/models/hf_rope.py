@@ -76,6 +76,8 @@ def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
             parameters[key] = values[key]
     if rope.type in _STRETCHED:
         parameters["original_max_position_embeddings"] = rope.original_max_length
+    if rope.part != 1:
+        parameters["partial_rotary_factor"] = rope.part
     return parameters
 
 
@@ -109,11 +111,14 @@ def rope_from_hf(
     theta = attributes.get("rope_theta")
     theta = defaults.get("rope_theta", 10_000.0) if theta is None else theta
     parameters.setdefault("rope_theta", theta)
-    partial = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
+    part = parameters.pop("partial_rotary_factor", attributes.get("partial_rotary_factor"))
+    part = 1.0 if part is None else part
+    if not (is_positive(part) and part <= 1):
         problems.append(
-            f"partial_rotary_factor is {reprlib.repr(partial)}; a Llama rotates whole heads (1.0)"
+            f"partial_rotary_factor is {reprlib.repr(part)}; a number above 0 and at most 1 is "
+            "needed"
         )
+        return RopeConfig()
     # What is beside the rope parameters wins over what is inside them, as in transformers.
     key, sources = "original_max_position_embeddings", (attributes, defaults, parameters)
     original = next((source[key] for source in sources if key in source), max_length)
@@ -137,7 +142,7 @@ def rope_from_hf(
         fields["freq_factors"] = fields.pop("short_factor") + fields.pop("long_factor")
     if rope_type in _STRETCHED:
         fields["original_max_length"] = original
-    return RopeConfig(type=rope_type, theta=theta, **fields)
+    return RopeConfig(type=rope_type, theta=theta, part=float(part), **fields)
 
 
 def _rope_problems(rope_type: Any, parameters: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,9 @@ from sinkjax.models.config import LlamaConfig, RopeConfig
 def rotary_tables(
     config: LlamaConfig, positions: Int32[Array, "#B T"], lengths: Int32[Array, " B"]
 ) -> tuple[Rotary, ...]:
-    """Returns cosines and sines of H/2 angles for `rotate`, of each of the config's `ropes`.
+    """Returns cosines and sines for `rotate`, of each of the config's `ropes`.
+
+    They are of H/2 angles, or of fewer where only a part of each head turns.
 
     Args:
       config: of the model.
@@ -30,15 +32,16 @@ def rotary_tables(
     """
     tables = []
     for rope in config.ropes:
+        size = rope.turned(config.head_dim)
         if rope.type == "dynamic":
             frequencies = _dynamic_frequencies(config, rope, lengths)[:, None, :]
         elif rope.type == "longrope":
-            short, long = map(jnp.asarray, _long_frequencies(rope, config.head_dim))
+            short, long = map(jnp.asarray, _long_frequencies(rope, size))
             assert rope.original_max_length is not None
             is_long = (lengths > rope.original_max_length)[:, None, None]
             frequencies = jnp.where(is_long, long[None, None, :], short[None, None, :])
         else:
-            fixed = inverse_frequencies(rope, config.head_dim)
+            fixed = inverse_frequencies(rope, size)
             frequencies = jnp.asarray(fixed)[None, None, :]
         angles = positions.astype(jnp.float32)[:, :, None] * frequencies
         scale = jnp.float32(attention_factor(rope))
@@ -47,20 +50,29 @@ def rotary_tables(
 
 
 def rotate(x: Float[Array, "B T heads H"], table: Rotary) -> Float[Array, "B T heads H"]:
-    """Rotates each pair (x[h], x[h + H/2]) by its angle, in float32; the result has x's dtype."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotates each pair (x[h], x[h + A]) by one of the table's A angles, in float32.
+
+    A is H/2, or less: then the rest of x is left as it is. The result has x's dtype.
+    """
     cos, sin = (angles[:, :, None, :] for angles in table)
+    half = cos.shape[-1]
+    turned, rest = x[..., : 2 * half].astype(jnp.float32), x[..., 2 * half :]
+    first, second = jnp.split(turned, 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    turned = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate((turned, rest), axis=-1) if rest.size else turned
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " half"]:
-    """Returns H/2 radians a position; for dynamic and longrope those within the original length."""
+def inverse_frequencies(rope: RopeConfig, size: int) -> Float32[np.ndarray, " half"]:
+    """Returns radians a position, half as many as the numbers of a head that turn, `size`.
+
+    For dynamic and longrope they are those within the original length.
+    """
     if rope.type == "longrope":
-        return _long_frequencies(rope, head_dim)[0]
+        return _long_frequencies(rope, size)[0]
     if rope.type == "yarn":
-        return _yarn_frequencies(rope, head_dim)
-    frequencies = np.float32(1.0) / _wavelength_series(rope.theta, head_dim)
+        return _yarn_frequencies(rope, size)
+    frequencies = np.float32(1.0) / _wavelength_series(rope.theta, size)
     if rope.type == "linear":
         return frequencies / np.float32(rope.factor)
     if rope.type == "llama3":
@@ -94,9 +106,9 @@ def attention_factor(rope: RopeConfig) -> float:
     return mscale(1.0)
 
 
-def _wavelength_series(theta: float, head_dim: int) -> Float32[np.ndarray, " half"]:
-    """Returns theta^(2i/H) for i < H/2."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def _wavelength_series(theta: float, size: int) -> Float32[np.ndarray, " half"]:
+    """Returns theta^(2i/size) for i < size/2."""
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.float32(theta) ** exponents
 
 
@@ -104,18 +116,18 @@ def _dynamic_frequencies(
     config: LlamaConfig, rope: RopeConfig, lengths: Int32[Array, " B"]
 ) -> Float32[Array, "B half"]:
     """Returns frequencies whose theta grows with a row's length once beyond `max_length`."""
-    dim, factor = config.head_dim, rope.factor
+    size, factor = rope.turned(config.head_dim), rope.factor
     assert factor is not None
     stretch = jnp.maximum(lengths, config.max_length).astype(jnp.float32) / config.max_length
-    theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
-    exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
+    theta = rope.theta * (factor * stretch - (factor - 1)) ** (size / (size - 2))
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
     return 1.0 / (theta[:, None] ** exponents[None, :])
 
 
-def _long_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "2 half"]:
+def _long_frequencies(rope: RopeConfig, size: int) -> Float32[np.ndarray, "2 half"]:
     """Returns frequencies of texts within the original length, and those of longer ones."""
     divisors = np.asarray(rope.freq_factors, np.float32).reshape(2, -1)
-    return np.float32(1.0) / (divisors * _wavelength_series(rope.theta, head_dim))
+    return np.float32(1.0) / (divisors * _wavelength_series(rope.theta, size))
 
 
 def _llama3_frequencies(
@@ -133,7 +145,7 @@ def _llama3_frequencies(
     return (np.float32(1) - blend) * stretched + blend * frequencies
 
 
-def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " half"]:
+def _yarn_frequencies(rope: RopeConfig, size: int) -> Float32[np.ndarray, " half"]:
     """Keeps dimensions that turn often, stretches those that turn rarely, a ramp between."""
     original = rope.original_max_length
     assert original is not None
@@ -141,15 +153,15 @@ def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, " 
     def dimension_of(rotations: float) -> float:
         """Returns the dimension that makes so many rotations over the original context."""
         span = original / (rotations * 2 * math.pi)
-        return head_dim * math.log(span) / (2 * math.log(rope.theta))
+        return size * math.log(span) / (2 * math.log(rope.theta))
 
     low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, size - 1)
     high = high + 0.001 if low == high else high  # a ramp of no width is a step
-    ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     keep = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
-    series = _wavelength_series(rope.theta, head_dim)
+    series = _wavelength_series(rope.theta, size)
     stretched = np.float32(1.0) / (np.float32(rope.factor) * series)
     return stretched * (np.float32(1) - keep) + keep / series

@@ -27,6 +27,7 @@ CHANGES = {
     ),
     # llama.cpp takes the long factors where it has room for long texts.
     "phi3_longrope": dict(original_max_position_embeddings=60),
+    "phi3_part": dict(original_max_position_embeddings=60),
     "qwen3_bias": dict(attention_bias=False),
     "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
 }
@@ -34,6 +35,7 @@ ALIKE = {"phi3_windows": 24}  # tokens before llama.cpp, which leaves out Phi-3'
 WINDOWED = (  # what no file has
     *("mistral_windows", "mistral_one_kv_head"),
     *("qwen2_windows", "qwen3_windows", "smollm3_windows"),
+    *("olmo3", "olmo3_one_kv_head", "olmo3_all_kv_heads"),
 )
 
 
@@ -106,6 +108,19 @@ def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
     np.testing.assert_allclose(
         read(jnp.asarray(TOKENS)), hf.logits(oracle, TOKENS), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("said", "window"), [(None, 2047), (0, None), (1024, 1024)])
+def test_files_of_phi_3_that_say_nothing_of_windows_have_its_own(said, window, tmp_path):
+    """As those of Phi-3-mini-4k that Microsoft published, older than the key."""
+    oracle = hf.make_llama(**KINDS["phi3"], max_position_embeddings=4096)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "phi3")
+    writer.add_sliding_window = lambda _: None
+    add_family(writer, "phi3", oracle.config, weights_of(oracle))
+    del writer.add_sliding_window
+    if said is not None:
+        writer.add_sliding_window(said)
+    assert sinkjax.load_config(finish(writer)).window(0) == window
 
 
 @pytest.mark.parametrize("rotates", [True, False])

@@ -170,7 +170,7 @@ def by_transformers(said: dict[str, Any]) -> dict[str, Any]:
         own["query_scale"] = its.attention_multiplier * own["head_dim"] ** 0.5
         own["logit_scale"] = 1 / said.get("logits_scaling", 1.0)
     ropes = its.rope_parameters
-    if kind == "gemma3_text":
+    if kind in ("gemma3_text", "olmo3"):
         ropes, local = ropes["full_attention"], ropes["sliding_attention"]
         own["local_rope"] = _rope(local, its.max_position_embeddings)
     if kind == "gemma2":
@@ -184,7 +184,7 @@ def by_transformers(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope(parameters: dict[str, Any], longest: int) -> dict[str, Any]:
-    names = {"rope_type": "type", "rope_theta": "theta"}
+    names = {"rope_type": "type", "rope_theta": "theta", "partial_rotary_factor": "part"}
     if parameters["rope_type"] not in ("default", None):
         names["factor"] = "factor"
     given = {key: value for key, value in parameters.items() if value is not None}

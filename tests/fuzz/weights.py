@@ -192,7 +192,8 @@ def _attributes(
     heads = said["num_attention_heads"]
     said.setdefault("num_key_value_heads", heads)
     turned = metadata.get(f"{architecture}.rope.dimension_count")
-    said.setdefault("head_dim", turned or said["hidden_size"] // heads)
+    share, left = divmod(said["hidden_size"], heads)
+    said.setdefault("head_dim", turned if left else share)
     if architecture == "granite":
         said.setdefault("attention_multiplier", said["head_dim"] ** -0.5)
     rope = {"rope_type": "default"}
@@ -205,7 +206,9 @@ def _attributes(
         rope = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 10000.0}}
         said.setdefault("final_logit_softcapping", None)
     if architecture == "phi3":
-        said["sliding_window"] = said.get("sliding_window") or None
+        unsaid = 2047 if said["max_position_embeddings"] == 4096 else None
+        said["sliding_window"] = said.get("sliding_window", unsaid) or None
+        said["partial_rotary_factor"] = (turned or said["head_dim"]) / said["head_dim"]
         said["pad_token_id"] = None
     return {
         **said,

@@ -281,6 +281,8 @@ def test_what_is_switched_off_is_no_problem(value):
         {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
         {"layer_types": ["full_attention"] * 30},
         {"norm_type": "rmsnorm", "position_embedding_type": "rope", "rotary_pct": 1},
+        {"full_attn_mod": 1, "interpolate_factor": 1},  # Phi-4-mini
+        {"internal_version": "7b-alpha-v2.33.0.30", "transformers_version": "5.0"},  # ALLaM
     ],
     ids=str,
 )
@@ -306,6 +308,8 @@ def test_what_published_configs_have_beside_is_harmless(attributes):
         ({"quantization_config": {"bits": 4}}, "choose the checkpoint that it was made from"),
         ({"new\x1b[31m": 1}, r"'new\x1b[31m' = 1"),
         ({"rotary_pct": 0.25}, "rotary_pct = 0.25"),
+        ({"full_attn_mod": 2}, "full_attn_mod = 2"),
+        ({"rope_version": 2}, "rope_version = 2"),
         ({"is_causal": False}, "is_causal = False"),
         ({"is_causal": 1}, "is_causal = 1"),
         ({"sliding_window_size": 4096}, "sliding_window_size = 4096"),
@@ -313,6 +317,7 @@ def test_what_published_configs_have_beside_is_harmless(attributes):
             {"rope_scaling": {"type": "yarn", "factor": 4.0, "attn_factor": 0.878}},
             "attn_factor is 0.878; transformers does not read it",
         ),
+        ({"dual_chunk_attention_config": {"chunk_size": 9}}, "texts are computed as without it"),
         ({"colour": 1}, "delete it from the config.json of a copy"),
     ],
 )

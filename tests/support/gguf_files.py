@@ -134,7 +134,8 @@ def add_family(
         writer.add_sliding_window(config.sliding_window or 0)
     if architecture == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
-        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+        size = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(size * rope["partial_rotary_factor"]))
     if rope.get("rope_type") == "longrope":
         stretch = config.max_position_embeddings / config.original_max_position_embeddings
         log = math.log(stretch) / math.log(config.original_max_position_embeddings)

@@ -10,6 +10,7 @@ from sinkjax.models.families import (
     llama,
     mistral,
     olmo2,
+    olmo3,
     phi3,
     qwen2,
     qwen3,
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
         gemma2.FAMILY,
         gemma3.FAMILY,
         olmo2.FAMILY,
+        olmo3.FAMILY,
         phi3.FAMILY,
     )
 }

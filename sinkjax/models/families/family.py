@@ -18,7 +18,7 @@ class Metadata(Protocol):
 
     def number(self, key: str, default: float | None = None) -> float: ...
 
-    def has(self, key: str) -> bool: ...
+    def has(self, key: str, unsaid: int = 0) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Family:
         the config names none; None where all layers have the same.
       ropes: types of rotary embeddings that transformers reads; None for all.
       needed: attributes that may be absent, but not null.
+      turns_parts: whether a part of each head may have rotary positions and the rest none.
     """
 
     model_type: str
@@ -78,6 +79,7 @@ class Family:
     local_theta: float | None = None
     ropes: tuple[str, ...] | None = None
     needed: tuple[str, ...] = ()
+    turns_parts: bool = False
 
 
 QK_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}

@@ -1,6 +1,7 @@
 """Phi-3 and Phi-4: a Llama whose projections of one input lie in one tensor, some with a window.
 
-The window is heeded in GGUF files too, where llama.cpp leaves it out.
+The window is heeded in GGUF files too, where llama.cpp leaves it out. Of Phi-4-mini's heads a part
+has rotary positions.
 """
 
 from typing import Any
@@ -22,8 +23,10 @@ def _beside(original: int | None) -> dict[str, int]:
 
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
     window = "attention.sliding_window"
+    # Files older than the key are of Phi-3, which has this window where its context is 4,096.
+    unsaid = 2047 if attributes["max_position_embeddings"] == 4096 else 0
     return {
-        "sliding_window": metadata.count(window) if metadata.has(window) else None,
+        "sliding_window": metadata.count(window, unsaid) if metadata.has(window, unsaid) else None,
         **_beside(attributes["rope_parameters"].get(_ORIGINAL)),
     }
 
@@ -44,6 +47,7 @@ FAMILY = Family(
     read=read,
     write=_write,
     ropes=("default", "longrope"),
+    turns_parts=True,
     joined={
         **{f"self_attn.{x}_proj": "self_attn.qkv_proj" for x in "qkv"},
         **{f"mlp.{x}_proj": "mlp.gate_up_proj" for x in ("gate", "up")},

@@ -31,7 +31,7 @@ from sinkjax.testing.oracle import reference_logits
 PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published.json").read_text())
 """Configs as the Hub has them, each with its model's number of parameters, tied ones once.
 
-Phi's factors are made up.
+Phi-3.5's factors are made up.
 """
 
 TOLERANCE = 1e-4
@@ -49,6 +49,7 @@ ALIKE = (
     *("llama", "mistral", "mistral_one_kv_head", "qwen2_tied", "qwen3_bias"),
     *("granite_tied", "granite_all_kv_heads", "gemma2_uncapped", "gemma2_all_kv_heads"),
     *("gemma3_all_kv_heads", "olmo2_tied", "olmo2_one_kv_head"),
+    *("olmo3_one_kv_head", "olmo3_all_kv_heads"),
     *("phi3", "phi3_windows", "phi3_longrope"),
 )
 OWN = [kind for kind in KINDS if kind not in ALIKE]
@@ -174,6 +175,9 @@ def but_for_tokens(config: dict) -> LlamaConfig:
     return dataclasses.replace(from_hf_config(config), **none)
 
 
+PARTLY_LOCAL = {"sliding_attention": {"rope_type": "default", "partial_rotary_factor": 0.5}}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -199,8 +203,19 @@ def but_for_tokens(config: dict) -> LlamaConfig:
         ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
         ("gemma3", dict(attn_logit_softcapping=30.0), "attn_logit_softcapping is 30.0; null"),
         ("gemma2", dict(sliding_window_size=4096), "unknown attribute sliding_window_size"),
+        ("olmo3", dict(sliding_window=None), "sliding_window is None; a whole number"),
         ("phi3", dict(sliding_window=0), "sliding_window is 0"),
-        ("phi3", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75"),
+        ("llama", dict(partial_rotary_factor=0.8), "is 0.8; a llama rotates whole heads"),
+        ("phi3", dict(partial_rotary_factor=0.75), r"0.75, which of head_dim 10 is 7; rotary"),
+        ("phi3", dict(partial_rotary_factor=0.05), r"0.05, which of head_dim 10 is 0; rotary"),
+        ("phi3", dict(partial_rotary_factor=1.5), "is 1.5; a number above 0 and at most 1"),
+        ("phi3", dict(partial_rotary_factor="0.5"), "is '0.5'; a number above 0 and at most 1"),
+        (
+            "phi3_longrope",
+            dict(partial_rotary_factor=0.5),
+            "8 times partial_rotary_factor 0.5 needs 2",
+        ),
+        ("gemma3", dict(rope_parameters=PARTLY_LOCAL), "is 0.5; a gemma3_text rotates whole"),
         ("gemma3", dict(query_pre_attn_scalar=-1), "query_pre_attn_scalar is -1"),
         ("gemma3", dict(rope_local_base_freq=0), "rope_local_base_freq is 0; a positive number"),
         ("gemma3", dict(rope_local_base_freq=False), "rope_local_base_freq is False; a positive"),
