@@ -36,6 +36,7 @@ WINDOWED = (  # what no file has
     *("mistral_windows", "mistral_one_kv_head"),
     *("qwen2_windows", "qwen3_windows", "smollm3_windows"),
     *("olmo3", "olmo3_one_kv_head", "olmo3_all_kv_heads"),
+    *("granite4", "granite4_unrotated", "granite4_all_kv_heads"),
 )
 
 

@@ -141,6 +141,8 @@ def by_transformers(said: dict[str, Any]) -> dict[str, Any]:
     if given.get("head_dim") and width:  # which transformers checks as if heads' sizes made it up
         heads = given.get("num_attention_heads", of_kind.num_attention_heads)
         given["hidden_size"] = given["head_dim"] * heads
+    if of_kind.model_type == "granitemoehybrid":  # what is held against the width, and not used
+        given |= {"mamba_n_heads": 1, "mamba_d_head": "auto", "mamba_expand": 2}
     spread = given.pop("initializer_range", 0.02)  # above 1, which transformers refuses, harmless
     its = of_kind(**given)
     its.hidden_size, its.initializer_range = width, spread
@@ -164,7 +166,10 @@ def by_transformers(said: dict[str, Any]) -> dict[str, Any]:
     own["layer_windows"] = windows if any(windows) else ()
     if kind == "smollm3":
         own["unrotated_layers"] = tuple(i for i in layers if not its.no_rope_layers[i])
-    if kind == "granite":
+    if kind == "granitemoehybrid":
+        own["mlp_dim"] = its.shared_intermediate_size
+        own["unrotated_layers"] = () if its.position_embedding_type == "rope" else tuple(layers)
+    if kind in ("granite", "granitemoehybrid"):
         own["embedding_scale"] = its.embedding_multiplier
         own["residual_scale"] = its.residual_multiplier
         own["query_scale"] = its.attention_multiplier * own["head_dim"] ** 0.5

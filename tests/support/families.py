@@ -5,6 +5,17 @@ Together a family's have every number of key/value heads, and whatever else `tes
 
 import hf
 
+GRANITE_4 = dict(
+    family="granitemoehybrid",
+    layer_types=["attention"] * 3,
+    num_local_experts=0,
+    shared_intermediate_size=64,
+    residual_multiplier=0.7,
+    attention_multiplier=0.2,
+    logits_scaling=1.5,
+    mamba_n_heads=1,  # which transformers holds against the width
+)
+
 KINDS = {
     "llama": dict(family="llama", head_dim=10),
     "mistral": dict(
@@ -34,6 +45,13 @@ KINDS = {
     ),
     "granite_all_kv_heads": dict(
         family="granite", num_key_value_heads=6, residual_multiplier=0.5, logits_scaling=0.5
+    ),
+    "granite4": dict(**GRANITE_4, position_embedding_type="rope", embedding_multiplier=3.0),
+    "granite4_unrotated": dict(
+        **GRANITE_4, num_key_value_heads=1, head_dim=10, tie_word_embeddings=True
+    ),
+    "granite4_all_kv_heads": dict(
+        **GRANITE_4, num_key_value_heads=6, position_embedding_type="rope"
     ),
     "smollm3": dict(
         family="smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None

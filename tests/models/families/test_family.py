@@ -47,7 +47,13 @@ MIXED = SinkMask.from_text(
 # Kinds that differ in parts that nothing of ours tells apart are held to transformers alone.
 ALIKE = (
     *("llama", "mistral", "mistral_one_kv_head", "qwen2_tied", "qwen3_bias"),
-    *("granite_tied", "granite_all_kv_heads", "gemma2_uncapped", "gemma2_all_kv_heads"),
+    *(
+        "granite_tied",
+        "granite_all_kv_heads",
+        "granite4_all_kv_heads",
+        "gemma2_uncapped",
+        "gemma2_all_kv_heads",
+    ),
     *("gemma3_all_kv_heads", "olmo2_tied", "olmo2_one_kv_head"),
     *("olmo3_one_kv_head", "olmo3_all_kv_heads"),
     *("phi3", "phi3_windows", "phi3_longrope"),
@@ -153,7 +159,10 @@ def test_configs_are_read_as_they_are_written(kind):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_config_does_not_say_is_as_in_transformers(family):
-    assert but_for_tokens({"model_type": family}) == but_for_tokens(by_transformers(family))
+    # By default it has experts, and no layer attends.
+    dense = {"num_local_experts": 0, "layer_types": ["attention"] * 32}
+    said = {"model_type": family, **(dense if family == "granitemoehybrid" else {})}
+    assert but_for_tokens(said) == but_for_tokens(by_transformers(**said))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -203,6 +212,16 @@ PARTLY_LOCAL = {"sliding_attention": {"rope_type": "default", "partial_rotary_fa
         ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
         ("gemma3", dict(attn_logit_softcapping=30.0), "attn_logit_softcapping is 30.0; null"),
         ("gemma2", dict(sliding_window_size=4096), "unknown attribute sliding_window_size"),
+        ("granite4", dict(layer_types=["attention", "mamba", "attention"]), "choose a Granite 4 w"),
+        ("granite4", dict(layer_types=None), "layer_types is None; attention is needed"),
+        (
+            "granite4",
+            dict(num_local_experts=8),
+            "num_local_experts is 8; 0 is needed: choose a den",
+        ),
+        ("granite4", dict(position_embedding_type="alibi"), "position_embedding_type is 'alibi'"),
+        ("granite4", dict(shared_intermediate_size=0), "shared_intermediate_size is 0; a whole"),
+        ("granite4", dict(logits_scaling=0), "logits_scaling is 0; a positive number"),
         ("olmo3", dict(sliding_window=None), "sliding_window is None; a whole number"),
         ("phi3", dict(sliding_window=0), "sliding_window is 0"),
         ("llama", dict(partial_rotary_factor=0.8), "is 0.8; a llama rotates whole heads"),
