@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 _ADDED_TOKENS, _TEMPLATE = "added_tokens.json", "chat_template.jinja"
+_TEMPLATE_OF_WHOLE = "chat_template.json"  # of a model that sees images as well
 _ADVICE = "download the tokenizer files again"
 _UNIGRAM, _BPE = 1, 2  # SentencePiece's numbers of its kinds
 
@@ -81,7 +82,7 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
     Raises:
       InputError: if there is none, or it cannot be read.
     """
-    beside = (_TOKENIZER_CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE)
+    beside = (_TOKENIZER_CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE, _TEMPLATE_OF_WHOLE)
     for path in (folder / name for name in (_JSON, _MODEL, CONFIG, *beside)):
         with explaining(f"{path} cannot be read", _ADVICE):
             check_path(path)
@@ -94,13 +95,20 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
         if isinstance(config.get(f"add_{end}_token"), bool)
     }
     if (folder / _JSON).is_file():
-        return _read(folder, _special_tokens(folder, config), adds, folder)
-    if (folder / _MODEL).is_file():
-        return _read_model(folder, config, {"bos": True, **adds})
-    raise InputError(
-        f"{folder} holds no tokenizer ({_JSON} or {_MODEL}); copy the tokenizer files of the "
-        "model there"
-    )
+        tokenizer = _read(folder, _special_tokens(folder, config), adds, folder)
+    elif (folder / _MODEL).is_file():
+        tokenizer = _read_model(folder, config, {"bos": True, **adds})
+    else:
+        raise InputError(
+            f"{folder} holds no tokenizer ({_JSON} or {_MODEL}); copy the tokenizer files of the "
+            "model there"
+        )
+    if not tokenizer.chat_template:
+        template = _optional(folder / _TEMPLATE_OF_WHOLE).get("chat_template")
+        if not isinstance(template, str | None):
+            raise InputError(f"{folder / _TEMPLATE_OF_WHOLE} has no text; {_ADVICE}")
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def _read(

@@ -206,6 +206,17 @@ def test_what_the_files_beside_a_model_add_has_its_ids(tmp_path):
     chat = [{"role": "user", "content": "a"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "a<|im_end|>"
 
+    whole = tmp_path / "chat_template.json"  # of models that see images as well
+    whole.write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }}!"}))
+    assert sinkjax.load_tokenizer(tmp_path).chat_template == tokenizer.chat_template
+    configure(tmp_path)
+    tokenizer = sinkjax.load_tokenizer(tmp_path)
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "a!"
+    whole.write_text(json.dumps({"chat_template": 5}))
+    with pytest.raises(InputError, match=r"chat_template\.json has no text; download"):
+        sinkjax.load_tokenizer(tmp_path)
+    whole.unlink()
+
     configure(tmp_path, added_tokens_decoder={str(count + 5): {"content": "<far>"}})
     with pytest.raises(InputError, match=f"tokens up to {count}, .* is {count + 5}, '<far>'"):
         sinkjax.load_tokenizer(tmp_path)
