@@ -92,7 +92,7 @@ class HarnessLM(TemplateLM):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.seed = batch_size, seed
-        self.max_length = model.config.max_length if max_length is None else max_length
+        self.max_length = model.config.context if max_length is None else max_length
         most = longest_context(model.config)
         problems = [
             Problem(name, value, "whole numbers from 1 on are allowed")

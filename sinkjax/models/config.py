@@ -80,7 +80,7 @@ class LlamaConfig:
       head_dim: H.
       embed_dim: D.
       mlp_dim: F.
-      max_length: tokens of context that the model is made for.
+      max_length: tokens of context that the checkpoint says it is made for; see `context`.
       norm_eps: epsilon of every RMS norm.
       rope: rotary embedding.
       activation: of the gated feed-forward; one of `ACTIVATIONS`.
@@ -152,6 +152,18 @@ class LlamaConfig:
     def window(self, layer: int) -> int | None:
         """Returns the tokens that a layer's queries see; None for all."""
         return self.layer_windows[layer] if self.layer_windows else None
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model is made for.
+
+        Where YaRN is added by hand, as Qwen's model cards have it, `max_length` stays what it was
+        and the rope says how far it goes.
+        """
+        rope = self.rope
+        if rope.type != "yarn" or rope.factor is None or rope.original_max_length is None:
+            return self.max_length
+        return max(self.max_length, int(min(rope.factor * rope.original_max_length, MOST_SIZE)))
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:

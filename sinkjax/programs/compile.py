@@ -187,7 +187,7 @@ def choose_sizes(
 
 def longest_context(config: LlamaConfig) -> int | None:
     """Tokens that a model is made for; None where its rope is made to go beyond."""
-    return None if config.rope.type == "dynamic" else config.max_length
+    return None if config.rope.type == "dynamic" else config.context
 
 
 class _Placement:

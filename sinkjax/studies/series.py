@@ -87,7 +87,7 @@ class Series:
         """
         rows, prompts, total = self.tokens[length], self.source.prompts, length + num_tokens
         config, tokenizer = self.subject.config, self.subject.tokenizer
-        beyond = total > config.max_length and config.rope.type != "dynamic"
+        beyond = total > config.context and config.rope.type != "dynamic"
         if beyond or not isinstance(prompts, TextExcerpts):
             return rows
         if prompts.fits(tokenizer, total) < len(rows):
@@ -125,7 +125,7 @@ def plan_series(
     """
     series, problems = [], list(known("bos", bos, BOS_POLICIES))
     for subject, source in itertools.product(subjects, sources):
-        limit = subject.config.max_length
+        limit = subject.config.context
         wrong = [length for length in source.lengths if not 1 < length <= limit]
         if wrong:
             text = f"give 2 or more tokens; the context of model={subject.name} is {limit} tokens"

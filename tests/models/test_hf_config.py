@@ -13,7 +13,8 @@ import sinkjax
 from sinkjax.checkpoint.names import name_table
 from sinkjax.errors import InputError
 from sinkjax.models.config import LlamaConfig, RopeConfig
-from sinkjax.models.hf_config import from_hf_config
+from sinkjax.models.hf_config import from_hf_config, to_hf_config
+from sinkjax.programs.compile import longest_context
 
 pytestmark = pytest.mark.quick
 
@@ -415,3 +416,15 @@ def test_impossible_values_are_named(changes, mentions):
     assert len(found) == len(mentions)
     for mention in mentions:
         assert any(mention in problem for problem in found), mention
+
+
+def test_a_yarn_added_by_hand_lengthens_the_context():
+    """As Qwen2.5's model card has it, whose config says 32,768 tokens then as before."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    config = from_hf_config(SMOLLM2_135M | {"rope_scaling": yarn, "max_position_embeddings": 2048})
+    assert (config.max_length, config.context, longest_context(config)) == (2048, 8192, 8192)
+    assert from_hf_config(to_hf_config(config)) == config
+    assert from_hf_config(SMOLLM2_135M | {"rope_scaling": {**yarn, "factor": 1e300}}).context
+    for rope in ({"type": "linear", "factor": 4.0}, None):  # of which max_position_embeddings tells
+        config = from_hf_config(SMOLLM2_135M | {"rope_scaling": rope})
+        assert config.context == config.max_length

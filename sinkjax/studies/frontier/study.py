@@ -140,7 +140,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
         config = self.subject.config
-        longest = config.max_length - self.generated
+        longest = config.context - self.generated
         for length in self.lengths:
             if self.saved == "compiled" and length > longest:
                 room = f"room for {self.generated} tokens more, and so for prompts of at most"

@@ -83,12 +83,12 @@ class Quality(Study):
     def plan_problems(self) -> Iterator[Problem]:
         config = self.subject.config
         yield from check_candidates(self.candidates, config)
-        beyond = [n for n in self.lengths if n + self.continuation_tokens > config.max_length]
+        beyond = [n for n in self.lengths if n + self.continuation_tokens > config.context]
         if beyond and config.rope.type != "dynamic":
             yield self.wrong(
                 "continuation_tokens",
                 f"after lengths={','.join(map(str, beyond))} it goes beyond the model's context of "
-                f"{config.max_length} tokens: ask for fewer, or leave these lengths out",
+                f"{config.context} tokens: ask for fewer, or leave these lengths out",
             )
         else:
             yield from problems_of(lambda: self.measurements)

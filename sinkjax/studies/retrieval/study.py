@@ -109,7 +109,7 @@ class Retrieval(Study):
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from check_candidates(self.candidates, self.subject.config, ["baseline"])
-        limit = self.subject.config.max_length
+        limit = self.subject.config.context
         if beyond := [length for length in self.lengths if not 1 < length <= limit]:
             text = f"give 2 or more tokens; the model's context is {limit} tokens"
             yield Problem("lengths", beyond, text)

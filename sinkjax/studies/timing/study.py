@@ -128,8 +128,8 @@ class Timing(Study):
     def plan_problems(self) -> Iterator[Problem]:
         config = self.subject.config
         for length, generated in itertools.product(self.lengths, self.generated):
-            if length + generated > config.max_length and config.rope.type != "dynamic":
-                context = f"the model's context, {config.max_length} tokens"
+            if length + generated > config.context and config.rope.type != "dynamic":
+                context = f"the model's context, {config.context} tokens"
                 text = (
                     f"with generated={generated} it is more than {context}: ask for less of either"
                 )
