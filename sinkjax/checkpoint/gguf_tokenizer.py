@@ -269,7 +269,8 @@ def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
             continue
         is_list = isinstance(metadata[key], list)
         items = metadata[key] if is_list else [metadata[key]]  # all of one type, by the format
-        if is_list != (key in _LISTS) or not all(type(item) is type_ for item in items[:1]):
+        allowed_types = (float, int) if type_ is float else (type_,)  # some write scores of 0
+        if is_list != (key in _LISTS) or not all(type(item) in allowed_types for item in items[:1]):
             allowed = (
                 f"a list of {type_.__name__}" if key in _LISTS else f"of type {type_.__name__}"
             )

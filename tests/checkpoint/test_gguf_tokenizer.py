@@ -298,6 +298,14 @@ def test_the_file_says_which_tokens_are_added(tmp_path, add_bos, add_eos):
     assert tokenizer("ab", add_special_tokens=False)["input_ids"] == text
 
 
+def test_scores_may_be_whole_numbers(tmp_path):
+    """As files have them that were made from Mistral's own format (Magistral, Devstral)."""
+    said = {"pre": "tekken", "scores": [0] * len(SMALL["tokens"])}
+    tokenizer = load_gguf_tokenizer(small(tmp_path / "whole.gguf", **said))
+    plain = load_gguf_tokenizer(small(tmp_path / "none.gguf", pre="tekken"))
+    assert sinkjax.tokenizer_digest(tokenizer) == sinkjax.tokenizer_digest(plain)
+
+
 def test_control_tokens_are_special_and_user_defined_ones_are_not(tmp_path):
     tokenizer = load_gguf_tokenizer(small(tmp_path / "model.gguf"))
     ids = tokenizer("</s><user>ab", add_special_tokens=False)["input_ids"]
