@@ -168,7 +168,11 @@ _WINDOW = frozenset({"sliding_window", "use_sliding_window", "max_window_layers"
 _WAYS_ON = {
     "dual_chunk_attention_config": "up to its chunk_size, texts are computed as without it, and "
     "transformers never reads it; delete it from the config.json of a copy of the model's folder",
-    "quantization_config": "its weights are quantized; choose the checkpoint that it was made from",
+    # transformers', an older compressed-tensors', MLX's
+    **dict.fromkeys(
+        ("quantization_config", "compression_config", "quantization"),
+        "its weights are quantized; choose the checkpoint that it was made from",
+    ),
     "sliding_window": "a Llama attends to all earlier tokens, and this is below "
     "max_position_embeddings; choose a checkpoint without a window",
 }

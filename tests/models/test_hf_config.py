@@ -307,6 +307,8 @@ def test_what_published_configs_have_beside_is_harmless(attributes):
         ({"sliding_window": 8191}, "below max_position_embeddings; choose"),
         ({"sliding_window": "8192"}, "sliding_window = '8192'"),
         ({"quantization_config": {"bits": 4}}, "choose the checkpoint that it was made from"),
+        ({"quantization": {"bits": 4}}, "choose the checkpoint that it was made from"),  # MLX
+        ({"compression_config": {"format": "x"}}, "choose the checkpoint that it was made from"),
         ({"new\x1b[31m": 1}, r"'new\x1b[31m' = 1"),
         ({"rotary_pct": 0.25}, "rotary_pct = 0.25"),
         ({"full_attn_mod": 2}, "full_attn_mod = 2"),
