@@ -258,7 +258,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "max_position_embeddings": context_length,
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope_parameters(file, metadata, rotary_size, context_length),
-        "partial_rotary_factor": rotary_size / head_dim,
+        "partial_rotary_factor": _share(rotary_size, head_dim),
         "attention_bias": has_bias or has_output_bias,
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -276,6 +276,12 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
 def _has_bias(file: GGUFFile, projections: Mapping[str, str]) -> bool:
     biases = tuple(f".{projection}.bias" for projection in projections)
     return any(name.endswith(biases) for name in file.tensors)
+
+
+def _share(part: int, whole: int) -> float:
+    """The quotient, such that its product with the whole is not below the part."""
+    share = part / whole
+    return share if share * whole >= part else math.nextafter(share, 1)
 
 
 def _rope_parameters(

@@ -10,6 +10,8 @@ from families import KINDS
 from gguf_files import add_family, finish, weights_of
 
 import sinkjax
+from sinkjax.checkpoint.gguf import _share
+from sinkjax.models.config import RopeConfig
 from sinkjax.models.families import FAMILIES
 
 # What llama.cpp has no key for is as in its code: the layers without rotation and those with
@@ -143,3 +145,12 @@ def test_a_granite_without_rotation_is_refused(rotates, tmp_path):
 def gelu_of_a_table(x):
     """As llama.cpp has it on a CPU: from a table of float16, which is worth 4e-3 in logits here."""
     return hf.torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+
+
+def test_the_share_of_a_head_that_turns_gives_its_size_again():
+    """Also where the quotient is rounded down: 30 of 44 would turn 29."""
+    for size in range(2, 321, 2):
+        for turned in range(2, size + 1, 2):
+            share = _share(turned, size)
+            assert share <= 1
+            assert RopeConfig(part=share).turned(size) == turned
