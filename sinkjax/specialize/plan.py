@@ -101,6 +101,18 @@ class LayerPlan:
     chips: int = 1
     batch: str = AS_DIVIDED
 
+    @property
+    def places(self) -> np.ndarray:
+        """Returns the place in o of each of its heads, in the order that they have on one chip."""
+        sizes = [
+            block.groups * part.heads
+            for block in self.blocks
+            for part in (*block.computed, *block.copied)
+        ]
+        by_chip = np.arange(sum(sizes)).reshape(self.chips, -1)
+        of_parts = np.split(by_chip, np.cumsum(sizes)[:-1] // self.chips, axis=1)
+        return np.concatenate([places.ravel() for places in of_parts])
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadOrder:

@@ -5,12 +5,14 @@ What is trained in each layer that the mask changed: o of the heads that are lef
 baseline's. Position 0 keeps no bias, so that it stays nearly what it is under every mask.
 
 A repair is kept beside its mask as what it changed, NAME.repair.safetensors: float32 arrays by the
-parameters' names, with the digests of the mask and of the model.
+parameters' names, with the digests of the mask and of the model. Heads have the order in them that
+they have on one chip, whatever mesh the model lies over.
 """
 
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, explaining
 from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
+from sinkjax.models.sharding import mesh_of, parameter_shardings
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.build import SpecializedLlama
 from sinkjax.studies.results import arrays_digest
@@ -38,7 +41,7 @@ class Repair:
     """What of a specialized model is trained, and the model with it in place.
 
     Attributes:
-      start: the parameters as they are, float32.
+      start: the parameters as they are, float32, with heads in the order of one chip.
     """
 
     def __init__(self, model: SpecializedLlama):
@@ -67,9 +70,21 @@ class Repair:
             model, lambda path, _: tuple(path) in layers, ...
         )
         self._leaves = dict(nnx.to_flat_state(trained))
+        self._shardings = parameter_shardings(model, mesh_of(model))
+        plans = {("layers", n, "attention", "o"): model.layers[n].attention.plan for n in changed}
+        self._places = {path: plan.places for path, plan in plans.items() if plan.chips > 1}
         self.start: Changes = {
-            _name(path): leaf[...].astype(jnp.float32) for path, leaf in self._leaves.items()
+            _name(path): self._laid(path, leaf[...].astype(jnp.float32), self._places)
+            for path, leaf in self._leaves.items()
         }
+
+    def _laid(
+        self, path: tuple[Any, ...], value: jax.Array, orders: Mapping[tuple[Any, ...], np.ndarray]
+    ) -> jax.Array:
+        """A parameter where it lies over the mesh, with its heads in another order, if any."""
+        if path in orders:
+            value = jnp.take(value, orders[path], axis=1)
+        return jax.device_put(value, self._shardings[path]) if self._shardings else value
 
     def model(self, changes: Changes) -> SpecializedLlama:
         """The model with these parameters in place of its own.
@@ -88,8 +103,9 @@ class Repair:
         ]
         if problems:
             raise InputError(*problems)
+        back = {path: np.argsort(places) for path, places in self._places.items()}
         leaves = [
-            (path, leaf.replace(changes[_name(path)].astype(leaf[...].dtype)))
+            (path, leaf.replace(self._laid(path, changes[_name(path)], back).astype(leaf.dtype)))
             for path, leaf in self._leaves.items()
         ]
         return nnx.merge(self._graph, nnx.from_flat_state(leaves), self._rest)

@@ -264,6 +264,30 @@ def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
         repair.model({k: v for k, v in loaded.items() if k != "layers.1.attention.o"})
 
 
+def test_a_repair_is_the_same_over_a_mesh_whose_chips_have_heads_in_another_order(tmp_path):
+    """Its numbers were by heads as they lie over the mesh, and on one device those of others."""
+    model = tiny.make(num_heads=8, num_kv_heads=4, num_layers=2, vocab_size=64)
+    mask = SinkMask.from_text("L0: s(first) f w(1,4) f w(1,4) f s(first) f | L1: 8f")
+    meshes = {"data": 4, "model": 2}, {"data": 2, "model": 4}, {"data": 2, "model": 2, "sub": 2}
+    laid = [shard(model, make_mesh(mesh)) for mesh in meshes]
+    alone, *over = (Repair(specialize(of, mask)) for of in (model, *laid))
+    draw = np.random.default_rng(5)
+    changes = {
+        name: value + draw.normal(scale=0.3, size=value.shape).astype(np.float32)
+        for name, value in alone.start.items()
+    }
+    file, digests = tmp_path / "mask.json", {"mask_digest": "mask", "model_digest": "model"}
+    save_repair(file, changes, **digests)
+    kept, tokens = load_repair(file, **digests), np.asarray(tiny.tokens_of(model, (4, 12)))
+    wanted = np.asarray(alone.residuals(kept, jnp.asarray(tokens)))
+    assert np.abs(wanted - alone.residuals(alone.start, jnp.asarray(tokens))).max() > 0.1
+    for of, repair in zip(laid, over, strict=True):
+        for name, value in alone.start.items():
+            np.testing.assert_array_equal(repair.start[name], value)
+        found = repair.residuals(kept, lay_rows(of, tokens))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
 def test_there_is_nothing_to_repair_where_all_heads_are_full(model):
     with pytest.raises(InputError, match="nothing to repair"):
         Repair(specialize(model, SinkMask.full(model.config)))
