@@ -213,8 +213,8 @@ def fitting_sizes(config: LlamaConfig, needed: float, count: int) -> dict[str, i
         if not count % (model * sub) and not any(_problems({"model": model, "sub": sub}, config))
     ]
     pairs.sort(key=lambda pair: (pair[0] * pair[1], pair[1]))
-    enough = [pair for pair in pairs if math.prod(pair) >= needed]
-    model, sub = enough[0] if enough else pairs[-1]
+    enough = min(needed, max(map(math.prod, pairs)))
+    model, sub = next(pair for pair in pairs if math.prod(pair) >= enough)
     sizes = {"data": count // (model * sub), "model": model}
     return sizes if sub == 1 else {**sizes, "sub": sub}
 
@@ -226,7 +226,7 @@ def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
       InputError: for anything but a mesh, axes that no rule names, numbers of heads that an axis
         does not divide, and more than a quarter of the parameters whole on every device.
     """
-    if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
+    if not isinstance(mesh, Mesh):
         text = 'it has to be a jax.sharding.Mesh, such as jax.make_mesh((2, 4), ("data", "model"))'
         raise InputError(Problem("mesh", mesh, text))
     if problems := list(_problems(mesh.shape, config)):

@@ -181,8 +181,9 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused_before_a_weight_is_rea
         for text, line in zip(texts, error.value.lines(), strict=True):
             assert line.startswith("mesh=")
             assert text in line
-    with pytest.raises(sinkjax.InputError, match="mesh=model:2: it has to be a"):
-        sinkjax.load(tmp_path, mesh="model:2")
+    for wrong in ("model:2", jax.sharding.AbstractMesh((2,), ("model",))):
+        with pytest.raises(sinkjax.InputError, match=r"mesh=.*model.*: it has to be a"):
+            sinkjax.load(tmp_path, mesh=wrong)
 
 
 def test_a_mesh_that_leaves_a_great_part_whole_on_every_device_is_refused():
@@ -215,6 +216,8 @@ def test_auto_takes_as_few_devices_for_heads_as_a_model_fits_on():
         99: {"data": 1, "model": 2, "sub": 4},
     }.items():
         assert fitting_sizes(config, needed, 8) == wanted
+    # Of two ways to divide heads by as many as they can be, that with whole key/value heads.
+    assert fitting_sizes(config, 99, 6) == {"data": 3, "model": 2}
     assert fitting_sizes(tiny.make(num_kv_heads=3).config, 2, 8) == {
         "data": 4,
         "model": 1,
