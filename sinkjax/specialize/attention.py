@@ -198,7 +198,10 @@ class SpecializedAttention(nnx.Module):
         return (q, k, v), context.replace(lengths=lengths)
 
     def _from_cache(self, outputs: list[jax.Array]) -> list[jax.Array]:
-        """Outputs of all parts where o lies."""
+        """Outputs of all parts where o lies.
+
+        Where `sub` divides the layer's heads, all of it is one block, whose groups are the cache's.
+        """
         groups = sum(block.groups for block in self.plan.blocks)
         return [lay_from_cache(x, groups, self.batch, self.v[...]) for x in outputs]
 

@@ -218,19 +218,24 @@ def test_a_cache_lies_as_it_says_and_does_not_grow_with_the_mesh(kv_heads, rows,
         assert tuple(store) == (*lead, *over, None, None)
 
 
-def test_prompts_in_pieces_over_a_mesh_whose_sub_divides_rows_of_the_cache():
+@pytest.mark.parametrize(
+    ("kv_heads", "mesh", "mask", "wanted"),
+    [
+        # `sub` divides the rows of a layer's cache.
+        (2, "model:2,sub:2,data:2", EVEN, {"all-reduce": 5, "all-to-all": 2, "all-gather": 1}),
+        (8, "model:4,data:2", MIXED, {"all-reduce": 3, "all-gather": 2}),
+    ],
+)
+def test_prompts_in_pieces_over_a_mesh_give_what_one_device_does(kv_heads, mesh, mask, wanted):
     prompts = [np.arange(1, n, dtype=np.int32) for n in (4, 20, 12, 18, 3, 10, 21, 15)]
-    model = make(2)
-    alone, over = (
-        compiled(m, EVEN)
-        for m in (model, shard(model, make_mesh({"data": 2, "model": 2, "sub": 2})))
-    )
+    model = make(kv_heads)
+    alone, over = (compiled(m, mask) for m in (model, shard(model, make_mesh(parse_mesh(mesh)))))
     drawn = [program.generate(prompts, max_new_tokens=NEW) for program in (alone, over)]
     np.testing.assert_array_equal(*drawn)
     found = collections.Counter(
         item.kind for item in over.extend.module.collectives() if item.size > 4 * over.batch_size
     )
-    assert found == {"all-reduce": 5, "all-to-all": 2, "all-gather": 1}
+    assert found == wanted
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 9, "top_p": 0.7}])
