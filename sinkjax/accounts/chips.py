@@ -12,7 +12,7 @@ from flax import nnx
 
 from sinkjax.accounts.formulas import total
 from sinkjax.accounts.inspect import by_formula
-from sinkjax.models.rules import BY_CHIP
+from sinkjax.models.rules import BY_CHIP, BY_SUB
 from sinkjax.models.sharding import mesh_of
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
@@ -29,8 +29,8 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
       results, a loop's and a branch's once; `nominal`, what all chips together would need by
       formula if nothing were whole on several; and for all executables `parameters`, those that are
       `whole` on every chip, by kind, in bytes; of the `cache`, the bytes that chips along an axis
-      hold alike (`cache_whole`); and `by_rows`, the layers in which the chips of `model` divide
-      rows, since their heads do not come out alike.
+      hold alike (`cache_whole`); and the layers whose heads do not come out alike, so that the
+      chips of `model` divide rows (`by_rows`), or those along `sub` alone (`by_sub`).
     """
     mesh = mesh_of(program.model)
     assert mesh is not None
@@ -42,6 +42,7 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         if size == array.size * array.dtype.itemsize:
             whole[".".join(part for part in map(str, path) if not part.isdecimal())] += size
     cache = _cache(program)
+    batches = [layer.attention.batch for layer in program.model.layers]
     common = {
         "kind": "chip",
         "mesh": dict(mesh.shape),
@@ -50,11 +51,8 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         "dtype": program.model.embedding.dtype.name,
         "parameters": held,
         "whole": dict(whole.most_common()),
-        "by_rows": [
-            index
-            for index, layer in enumerate(program.model.layers)
-            if layer.attention.batch == BY_CHIP
-        ],
+        "by_rows": [n for n, batch in enumerate(batches) if batch == BY_CHIP],
+        "by_sub": [n for n, batch in enumerate(batches) if batch == BY_SUB],
         "cache": sum(map(_chip_bytes, cache)),
         "cache_whole": {
             axis: sum(_chip_bytes(array) for array in cache if axis not in _axes(array))

@@ -177,6 +177,12 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     ]
     if NEURONS in first["mesh"]:
         notes.insert(1, f"Over {NEURONS} attention divides rows, not heads: any mask is even.")
+    if first["by_sub"]:
+        notes.insert(
+            1,
+            f"In {len(first['by_sub'])} layers of the mask chips along sub divide rows in the "
+            "place of query heads, and each holds all of these heads' weights.",
+        )
     if first["by_rows"]:
         notes.insert(
             1,

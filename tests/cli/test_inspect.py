@@ -200,7 +200,9 @@ def test_what_of_a_cache_chips_hold_alike_is_said(tmp_path, capsys):
     assert baseline["cache"] == 2 * layer + lengths
     assert baseline["cache_whole"] == {"data": 0, "model": lengths, "sub": 2 * layer + lengths}
     assert masked["cache"] == masked["cache_whole"]["sub"] == 2 * layer + lengths + bias
+    assert (baseline["by_sub"], masked["by_sub"]) == ([], [0])  # by heads of two paths in a group
     out = capsys.readouterr().out
+    assert "In 1 layers of the mask chips along sub divide rows in the place of query" in out
     assert "Alike on the 2 chips along sub, baseline: 3.076 kB of the cache." in out
     assert "Alike on the 2 chips along sub, mask: " in out
     assert "along data" not in out
