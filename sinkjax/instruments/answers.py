@@ -15,6 +15,7 @@ from sinkjax.instruments.traced import traced_paths, traced_residuals
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.sharding import row_shards
 from sinkjax.specialize.build import specialize
 
 
@@ -50,7 +51,7 @@ def score_answers(
     forward, head = _forward(model, mask, fills), OutputHead(model)
     ends, width = questions.lengths, int(questions.answer_tokens.max())
     places = ends[:, None] - width + np.arange(width)  # of the answers' tokens
-    rows = rows or batch_rows(questions.tokens)
+    rows = rows or batch_rows(questions.tokens, shards=row_shards(model))
     nll, likeliest = [], []
     parts = (batches(model, array, rows) for array in (questions.tokens, places, ends[:, None]))
     for (tokens, count), (places_of, _), (lengths, _) in zip(*parts, strict=True):

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sinkjax.attention.blocks import (
     group_keys,
@@ -23,6 +24,8 @@ from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Window
 from sinkjax.models.decoder import Layer, Llama
+from sinkjax.models.rules import partition
+from sinkjax.models.sharding import mesh_of
 
 PATTERN_TOKENS = 512
 """Tokens at a time: with 270 heads and 256 tokens, patterns of two rows take 142 MB."""
@@ -63,9 +66,14 @@ def source_numbers(mask: SinkMask) -> jax.Array:
 
 
 def no_patterns(model: Llama, tokens: jax.Array) -> jax.Array:
-    """Room for all patterns, float32 [L, N, B, T, T]."""
-    (batch, length), config = tokens.shape, model.config
-    return jnp.zeros((config.num_layers, config.num_heads, batch, length, length), jnp.float32)
+    """Room for all patterns, float32 [L, N, B, T, T], of a row where the row lies."""
+    (batch, length), config, mesh = tokens.shape, model.config, mesh_of(model)
+    where = None
+    if mesh is not None:
+        rows = partition(("batch",), (batch,), mesh)
+        where = NamedSharding(mesh, PartitionSpec(None, None, *rows))
+    shape = config.num_layers, config.num_heads, batch, length, length
+    return jnp.zeros(shape, jnp.float32, device=where)
 
 
 def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window, cap: float | None) -> jax.Array:

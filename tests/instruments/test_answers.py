@@ -9,8 +9,11 @@ import tiny
 from losses import nll_of
 
 from sinkjax import InputError, SinkMask, specialize
+from sinkjax.distributed import make_mesh
+from sinkjax.instruments import answers
 from sinkjax.instruments.answers import score_answers
 from sinkjax.instruments.tasks import Questions
+from sinkjax.models.sharding import shard
 
 MASKS = {
     "baseline": None,
@@ -55,6 +58,28 @@ def test_questions_in_parts_and_batches_have_the_same_scores(model):
     whole = score_answers(model, questions)
     part = score_answers(model, questions.part(slice(1, 4)), rows=2)
     np.testing.assert_allclose(part["nll"], whole["nll"][1:4], rtol=1e-5)
+
+
+def test_every_device_of_a_mesh_has_as_many_questions_as_one_has_alone(monkeypatch):
+    """They were as few for all devices together, and each had all of them."""
+    rows = set()
+
+    def batches(*of):
+        for laid, count in answers_batches(*of):
+            rows.add((laid.shape[0], laid.sharding.shard_shape(laid.shape)[0]))
+            yield laid, count
+
+    answers_batches = answers.batches
+    monkeypatch.setattr(answers, "batches", batches)
+    model = tiny.make(max_length=1024, num_layers=1)
+    tokens = np.asarray(tiny.tokens_of(model, (6, 700)))
+    questions = Questions(tokens, np.full(6, 700), np.full(6, 3), (("",),) * 6, 3)
+    alone = score_answers(model, questions)["nll"]
+    assert rows == {(2, 2)}
+    rows.clear()
+    over = score_answers(shard(model, make_mesh({"data": 4, "model": 2})), questions)["nll"]
+    assert rows == {(8, 2)}
+    np.testing.assert_allclose(over, alone, rtol=1e-5)
 
 
 def test_tokens_that_the_model_does_not_know_are_told(model):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from scripts import as_flags, run_main
 
 from sinkjax import Copy, Full, InputError, SinkMask, Window
-from sinkjax.instruments.patterns import copied_residuals, source_numbers
+from sinkjax.distributed import make_mesh
+from sinkjax.instruments.patterns import copied_residuals, no_patterns, source_numbers
+from sinkjax.models.sharding import lay_rows, shard
 from sinkjax.report.page import render_page
 from sinkjax.studies.copies.fit import fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
@@ -79,6 +81,17 @@ def test_windows_in_several_batches_fit_as_one(model, windows, monkeypatch):
     parts = fit_sources(model, windows)
     np.testing.assert_allclose(parts.output, whole.output, rtol=1e-5)
     np.testing.assert_allclose(parts.nothing, whole.nothing, rtol=1e-5)
+
+
+def test_every_device_of_a_mesh_has_room_for_the_patterns_of_its_own_rows(model):
+    """The first had it for all of them, more the more devices there are. Few rows lie on each."""
+    laid = shard(model, make_mesh({"data": 4, "model": 2}))
+    tokens = np.asarray(tiny.tokens_of(model, (8, 9)))
+    patterns = no_patterns(laid, lay_rows(laid, tokens))
+    assert patterns.sharding.shard_shape(patterns.shape) == (3, 6, 2, 9, 9)
+    assert not np.any(patterns)
+    few = no_patterns(laid, lay_rows(laid, tokens[:3]))
+    assert few.sharding.shard_shape(few.shape) == (3, 6, 3, 9, 9)
 
 
 def test_copies_as_data_are_the_mask_that_the_oracle_defines(model, windows):
