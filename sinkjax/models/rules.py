@@ -96,6 +96,8 @@ def lay(x: jax.Array, name: str, weight: jax.Array, heads: str | None = None) ->
     if not isinstance(weight, jax.core.Tracer):  # outside of `jit`, devices have to be named
         assert isinstance(weight.sharding, NamedSharding)
         mesh = weight.sharding.mesh
+    elif not isinstance(x, jax.core.Tracer) and not isinstance(x.sharding, NamedSharding):
+        return x  # nor by a weight whose gradient is taken there, which does not name them
     spec = [*partition((name,), x.shape[:1], mesh), *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)]
     if heads is not None:
         (spec[2],) = partition((heads,), x.shape[2:3], mesh)

@@ -10,7 +10,9 @@ import tiny
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sinkjax.distributed import make_mesh
 from sinkjax.masks.mask import SinkMask
+from sinkjax.models.sharding import shard
 from sinkjax.specialize.build import specialize
 from sinkjax.testing.oracle import reference_logits
 
@@ -118,6 +120,19 @@ def test_a_batch_laid_over_devices(fast, tokens, plain):
     _, cache = jax.jit(lambda m, x: m.prefill(x, max_length=9))(everywhere, laid[:, :-1])
     logits, _ = jax.jit(lambda m, x, c: m.decode(x, c))(everywhere, laid[:, -1], cache)
     assert_close(logits, plain[:, -1])
+
+
+def test_gradients_over_a_mesh_are_the_same_outside_of_jit():
+    """What lies on one device yet, as tokens and angles do, could not be laid beside a gradient."""
+    model = tiny.make(num_layers=1, vocab_size=64)
+    laid, tokens = (
+        shard(model, make_mesh({"neurons": 4, "model": 2})),
+        tiny.tokens_of(model, (4, 9)),
+    )
+    gradient = jax.grad(lambda m: jnp.square(m(tokens)).mean())
+    wanted = tiny.quick_jit(gradient)(model)
+    for ours, theirs in zip(*map(jax.tree.leaves, (gradient(laid), wanted)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_pytree_and_split_round_trips(fast, tokens, plain):
