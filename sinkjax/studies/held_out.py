@@ -115,19 +115,22 @@ class HeldOutStudy(Study):
         return dataclasses.replace(series, tokens=tokens)
 
 
-def mask_result(mask: SinkMask, kl: np.ndarray, length: int, seed: int) -> dict[str, Any]:
+def mask_result(
+    mask: SinkMask, kl: np.ndarray, length: int, seed: int, windows: Sequence[int | None]
+) -> dict[str, Any]:
     """The "result" of a record of a mask's KL.
 
     Args:
       kl: float [W, P], of every scored position of excerpts and of tokens after them, nats.
       length: T, of the excerpts.
       seed: of the resamples.
+      windows: of the model's own, of each layer, as of `SinkMask.within`.
     """
     weights = resample_counts(len(kl), seed)
     return {
         "heads": mask.counts(),
         "kl": estimate_mean(kl[:, : length - SCORE_FROM], weights),
-        **summarize_parts(kl, mask, length, weights),
+        **summarize_parts(kl, mask.hiding(windows), length, weights),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

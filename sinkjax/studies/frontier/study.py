@@ -237,7 +237,9 @@ class Frontier(ChipsStudy, HeldOutStudy):
         judge = kept_judge(bench.model, judge_rows, fills, bench.keep)
 
         def measured(mask: SinkMask) -> dict[str, Any]:
-            return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
+            windows = bench.model.config.layer_windows
+            result = mask_result(mask, judge(mask), length, self.seed, windows)
+            return {**result, "saved": saved(mask)}
 
         def taken_over(result: Record) -> dict[str, Any]:
             names = ("mask", "heads", "kl", *PARTS, LAST)
