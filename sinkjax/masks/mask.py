@@ -224,6 +224,24 @@ class SinkMask:
             )
         )
 
+    def hiding(self, windows: Sequence[int | None]) -> "SinkMask":
+        """Returns the mask without windows that hide nothing: those of the model are no wider.
+
+        Args:
+          windows: as of `within`.
+        """
+        if not any(windows):
+            return self
+        return SinkMask(
+            tuple(
+                tuple(
+                    Full() if isinstance(p, Window) and window and p.recent >= window else p
+                    for p in paths
+                )
+                for paths, window in zip(self.heads, windows, strict=True)
+            )
+        )
+
     def check(self, config: Shape) -> None:
         """Raises InputError where the mask is for a model of another shape."""
         ours, models = (self.num_layers, self.num_heads), (config.num_layers, config.num_heads)

@@ -3,7 +3,8 @@
 A mean over all positions promises too little. A `window(4,128)` head is exact up to position 131,
 so that a quarter of 512 positions cost nothing, and the others cost more than the mean says.
 
-  kl_acting     the positions of the prompt at which a masked head's output can differ
+  kl_acting     the positions of the prompt at which a masked head's output can differ; masks are
+                without windows that hide nothing in their layer, as of `SinkMask.hiding`
   kl_late       the last quarter of the prompt
   kl_generated  the tokens after the prompt
   kl_last       the prompt's last position, the only one that a prefill returns

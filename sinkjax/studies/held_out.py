@@ -83,23 +83,27 @@ class HeldOutStudy(Study):
         counts = self.choose_excerpts, self.judge_excerpts
         chosen, given = self.choose_text or CHOOSE, self.judge_text or JUDGE
         judged = given if isinstance(given, tuple) else (given,)
-        # Of one text they are different excerpts, which do not overlap.
-        same = chosen in judged
-        count = sum(counts) if same else max(counts)
         named = {chosen: choose_text, **{name: judge_text for name in judged if name != chosen}}
-        texts = each(named, lambda name: named[name](name, count, self.seed))
+        files = each(named, lambda name: named[name](name, max(counts), self.seed))
+        hashes = {name: text.sha256 for name, text in zip(named, files, strict=True)}
+        # Of one text, by whatever names, they are different excerpts, which do not overlap.
+        same = hashes[chosen] in map(hashes.get, judged)
+        count = sum(counts) if same else max(counts)
+        texts = {text.sha256: dataclasses.replace(text, count=count) for text in files}
         planned = plan_series(
             [self.subject],
-            [Source(text, "text", tuple(sorted(self.lengths))) for text in texts],
+            [Source(text, "text", tuple(sorted(self.lengths))) for text in texts.values()],
             bos=(self.bos,),
             num_prompts=count,
         )
-        series = dict(zip(named, planned, strict=True))
+        series = dict(zip(texts, planned, strict=True))
         after = self.judge_excerpts if same else 0
-        return (
-            self._part(series[chosen], self.choose_excerpts, after),
-            *(self._part(series[name], self.judge_excerpts) for name in dict.fromkeys(judged)),
-        )
+        to_choose = self._part(series[hashes[chosen]], self.choose_excerpts, after)
+        if same:
+            read = {length: after + len(rows) for length, rows in to_choose.tokens.items()}
+            series[hashes[chosen]] = dataclasses.replace(series[hashes[chosen]], read=read)
+        to_judge = dict.fromkeys(map(hashes.get, judged))
+        return to_choose, *(self._part(series[sha], self.judge_excerpts) for sha in to_judge)
 
     def _part(self, series: Series, count: int, after: int = 0) -> Series:
         counts = {n: min(count, max(1, self.max_tokens // n)) for n in series.tokens}
@@ -111,19 +115,22 @@ class HeldOutStudy(Study):
         return dataclasses.replace(series, tokens=tokens)
 
 
-def mask_result(mask: SinkMask, kl: np.ndarray, length: int, seed: int) -> dict[str, Any]:
+def mask_result(
+    mask: SinkMask, kl: np.ndarray, length: int, seed: int, windows: Sequence[int | None]
+) -> dict[str, Any]:
     """The "result" of a record of a mask's KL.
 
     Args:
       kl: float [W, P], of every scored position of excerpts and of tokens after them, nats.
       length: T, of the excerpts.
       seed: of the resamples.
+      windows: of the model's own, of each layer, as of `SinkMask.within`.
     """
     weights = resample_counts(len(kl), seed)
     return {
         "heads": mask.counts(),
         "kl": estimate_mean(kl[:, : length - SCORE_FROM], weights),
-        **summarize_parts(kl, mask, length, weights),
+        **summarize_parts(kl, mask.hiding(windows), length, weights),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

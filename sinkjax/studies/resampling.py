@@ -8,7 +8,8 @@ weights and all resamples of a quantity are one matrix product, exact in float64
 Excerpts, on which masks are judged, are few: the percentiles of eight cover 87 to 89% where they
 say 95%. So theirs are expanded (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
 section 4.1.2), and of fewer than eight there is no interval. `python -m benchmarks.coverage` shows
-what each way covers.
+what each way covers. Nor is there one where all excerpts say the same, as of thirty answers none of
+which is lost: resampling them cannot tell how rare others are.
 
 A value that does not exist is NaN in this package and never outside it: there it is None beside the
 reason in words.
@@ -130,12 +131,14 @@ def estimate_excerpts(
     Args:
       value, resampled: of all, and float64 [R] of the resamples.
       count: W excerpts; of fewer than `fewest` there is no interval.
-      each: float64 [W], the value of each, which stand in an interval's place; None where a single
-        excerpt has none.
+      each: float64 [W], the value of each. Of few excerpts they stand in an interval's place; of
+        equal ones there is none. None where a single excerpt has none.
     """
+    without = {"value": float(value), "low": None, "high": None}
+    if count >= fewest and each is not None and (each == each[0]).all():
+        return {**without, "note": f"the same in all {count} excerpts: no interval"}
     if count >= fewest:
         return {"value": float(value), **interval(resampled, expanded_tail(count, count - 3))}
-    without = {"value": float(value), "low": None, "high": None}
     if count == 1:
         return {**without, "note": "a sample of one: no interval"}
     if each is None:

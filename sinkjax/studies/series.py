@@ -51,6 +51,8 @@ class Series:
       subject, source: whose and what prompts.
       bos: the policy. bos_added: whether it puts a BOS in front.
       tokens: by length T, int32 [P, T].
+      read: by length, the number of the source's first excerpts that are read in all, where there
+        are others beside these.
     """
 
     subject: Subject
@@ -58,6 +60,7 @@ class Series:
     bos: str
     bos_added: bool
     tokens: Mapping[int, np.ndarray]
+    read: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -83,14 +86,15 @@ class Series:
 
         Returns:
           int32 [P, T + M]; with M = 0 where there are no such tokens for every excerpt: prompts end
-          where they end, a text has no room for so many long excerpts, or the model's context ends.
+          where they end, a text has no room for so many long excerpts, with all others that are
+          read, or the model's context ends.
         """
         rows, prompts, total = self.tokens[length], self.source.prompts, length + num_tokens
         config, tokenizer = self.subject.config, self.subject.tokenizer
         beyond = total > config.context and config.rope.type != "dynamic"
         if beyond or not isinstance(prompts, TextExcerpts):
             return rows
-        if prompts.fits(tokenizer, total) < len(rows):
+        if prompts.fits(tokenizer, total) < self.read.get(length, len(rows)):
             return rows
         return prompts.at_length(tokenizer, self.bos, total, len(rows))
 

@@ -19,6 +19,11 @@ MOST_DRAWN = 10_000
 MOST_SEED = sys.maxsize  # what jax.random takes
 
 
+def seed_of_draw(seed: int, draw: int) -> int:
+    """The seed of one of the draws of a control, from 0: no draw of another seed has it."""
+    return seed * MOST_DRAWN + draw
+
+
 def setting(
     default: Any,
     help: str,

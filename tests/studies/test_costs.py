@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from tiny import make
 
+from sinkjax.instruments.judge import Judge
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.studies.costs import LAST, PARTS, over_draws, part_means, summarize_parts
+from sinkjax.studies.held_out import mask_result
 from sinkjax.studies.resampling import resample_counts
 from sinkjax.testing.oracle import reference_logits
 
@@ -85,3 +87,17 @@ def test_the_oracle_differs_from_where_on_the_first_head_acts():
         logits = [np.asarray(reference_logits(model, m, tokens)) for m in (full, mask)]
         changed = (logits[0] != logits[1]).any(axis=(0, 2))
         assert np.flatnonzero(changed)[0] == first
+
+
+def test_in_a_layer_with_a_window_of_its_own_a_wider_one_does_not_act():
+    model = make(num_heads=2, num_kv_heads=1, layer_windows=(5, None, 5))
+    tokens = np.random.default_rng(1).integers(0, 61, (2, 16)).astype(np.int32)
+    mask = SinkMask.from_text("L0: w(1,5) f | L1: f w(2,8) | L2: w(0,7) w(3,6)")
+    kl = Judge(model, tokens)(mask)
+    result = mask_result(mask, kl, 16, 0, model.config.layer_windows)
+    first = 1 + int(np.flatnonzero((kl > 0).any(axis=0))[0])
+    assert result["kl_acting"]["first"] == first == 10
+    assert [of["path"] for of in result["kl_acting"]["by_path"]] == ["window(2,8)"]
+    assert result["mask"] == str(mask)
+    idle = SinkMask.from_text("L0: w(1,5) f | L1: 2f | L2: w(0,7) w(3,6)")
+    assert mask_result(idle, kl, 16, 0, model.config.layer_windows)["kl_acting"]["value"] is None

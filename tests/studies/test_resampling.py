@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sinkjax.studies import resampling
-from sinkjax.studies.resampling import RESAMPLES, Resamples, resample_counts
+from sinkjax.studies.resampling import RESAMPLES, Resamples, estimate_mean, resample_counts
 
 pytestmark = pytest.mark.quick
 
@@ -24,3 +24,17 @@ def test_draws_are_those_of_one_call_in_blocks_of_any_size(block, monkeypatch):
     np.testing.assert_array_equal(resamples @ values, expected @ values)
     np.testing.assert_array_equal(resamples @ values[:, 0], expected @ values[:, 0])
     assert sum(held.nbytes for held in resamples._blocks) == expected.size
+
+
+def test_equal_excerpts_have_no_interval():
+    """Thirty answers none of which is lost do not say that none of any is."""
+    weights = resample_counts(30, 0)
+    same = "the same in all 30 excerpts: no interval"
+    assert estimate_mean(np.ones(30), weights) == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "note": same,
+    }
+    one_lost = estimate_mean(np.arange(30) > 0, weights)
+    assert one_lost["low"] < one_lost["value"] < one_lost["high"] == 1

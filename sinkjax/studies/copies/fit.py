@@ -5,7 +5,8 @@ t >= 1:
 
   pattern  the root of the mean of ‖A'_t - A_t‖²
   output   the root of the mean of ‖W_o (A'_t v - A_t v)‖² / ‖x_t‖², the head's own error under
-           `copy`, with W_o its slice of the output projection and x the residual stream
+           `copy`, with W_o its slice of the output projection, times what the model multiplies
+           it by, and x the residual stream
 
 The inputs of every layer are the baseline's. W_o comes in as a square root of W_o W_oᵀ applied to
 the values, so that a pair costs T²·H and not T²·D.
@@ -26,6 +27,7 @@ from sinkjax.instruments.batches import batch_rows, batches
 from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
+from sinkjax.models.parts import scaled
 from sinkjax.models.sharding import row_shards
 
 CRITERIA = ("pattern", "output")
@@ -134,7 +136,7 @@ def _weighed(layer: Layer, v: jax.Array) -> jax.Array:
 
     So ‖d C_n‖ = ‖d W_n‖ for every difference d of such values' sums.
     """
-    o = layer.attention.o[...].astype(jnp.float32)
+    o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
     gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
     sizes, directions = jnp.linalg.eigh(gram)
     root = directions * jnp.sqrt(jnp.maximum(sizes, 0))[:, None, :]

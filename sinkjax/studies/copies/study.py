@@ -40,7 +40,7 @@ from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.search.grow import KeptCosts, sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, seed_of_draw, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 
 CHOSEN = (*VARIANTS, "sinks", "sink")
@@ -119,8 +119,10 @@ class Copies(HeldOutStudy):
             def result(
                 variant: str, share: float, draw: int, fit=fit, excerpts=excerpts, judge=judge
             ) -> dict[str, Any]:
-                mask = _mask(variant, share, fit, bench, excerpts, self.seed + draw)
-                return mask_result(mask, judge(mask), excerpts.shape[1], self.seed)
+                seed = seed_of_draw(self.seed, draw)
+                mask = _mask(variant, share, fit, bench, excerpts, seed)
+                windows = bench.model.config.layer_windows
+                return mask_result(mask, judge(mask), excerpts.shape[1], self.seed, windows)
 
             draws = itertools.product(DRAWN, range(self.control_draws))
             variants = [*((variant, None) for variant in CHOSEN), *draws]

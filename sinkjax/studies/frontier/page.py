@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from sinkjax.report import canvas, formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Sheet
+from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
@@ -155,13 +156,23 @@ def frontier_figure(path: str, records: Sequence[Record]) -> Picture:
 
 def frontier_table(records: Sequence[Record]) -> Table:
     """Every mask of one length: its size, what it saves and what it costs."""
+    own = next((r["source"] for r in records if "record" not in r), None)
+
+    def chosen_by(record: Record, notes: Footnotes) -> str:
+        """Marked where the KL is of other excerpts than the table's, as that of copies may be."""
+        source = record["source"]
+        if source == own:
+            return record["method"]
+        of = f"{formats.count(source['num_windows'])} excerpts of {source['name']}"
+        return f"{record['method']} {notes.mark(f'the KL is of other excerpts: {of}')}"
+
     return tabulate(
         f"{title(records[0])}, {formats.count(records[0]['length'])} tokens: every mask",
         sorted(
             _merged(records), key=lambda r: (_ORDER.index(r["method"]), r["path"], masked_share(r))
         ),
         (
-            column("chosen by", "method", str),
+            ("chosen by", chosen_by),
             column("path", "path", str),
             ("masked\nheads", lambda record, _: formats.percent(masked_share(record))),
             column("prefill\nFLOPs", "result.saved.prefill_operations", formats.percent),

@@ -54,7 +54,7 @@ from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
 from sinkjax.studies.series import describe_texts
-from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, seed_of_draw, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.units import ChipsStudy
 
@@ -237,7 +237,9 @@ class Frontier(ChipsStudy, HeldOutStudy):
         judge = kept_judge(bench.model, judge_rows, fills, bench.keep)
 
         def measured(mask: SinkMask) -> dict[str, Any]:
-            return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
+            windows = bench.model.config.layer_windows
+            result = mask_result(mask, judge(mask), length, self.seed, windows)
+            return {**result, "saved": saved(mask)}
 
         def taken_over(result: Record) -> dict[str, Any]:
             names = ("mask", "heads", "kl", *PARTS, LAST)
@@ -300,7 +302,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
                 for method, mask in zip(METHODS, masks, strict=False):
                     yield Point(method, str(path), mask)
                 for draw in range(self.control_draws):
-                    drawn = units.random_control(least, self.seed + draw)
+                    drawn = units.random_control(least, seed_of_draw(self.seed, draw))
                     yield Point(RANDOM, str(path), drawn, draw + 1)
 
     def _savings(self, length: int, bench: Bench) -> Callable[[SinkMask], dict[str, float]]:

@@ -75,7 +75,8 @@ class Measure:
             num_tokens = measurement.fields["num_tokens"]
             return summarize_continuation(agreeing, num_tokens, seed=seed)
         stats = self._compared(measurement)
-        return summarize_quality(stats, _mask_of(measurement)[0], seed=seed)
+        mask = _mask_of(measurement)[0].hiding(self._model.config.layer_windows)
+        return summarize_quality(stats, mask, seed=seed)
 
     def _compared(self, measurement: Measurement) -> QualityStats:
         """Scores of the excerpts, and of what follows under the masks that serve it."""

@@ -92,6 +92,7 @@ class RepairStudy(TrainingStudy):
                     _divergences(bench.model, repair, changes, rows),
                     self.lengths[0],
                     self.seed,
+                    bench.model.config.layer_windows,
                 ),
                 "judged",
                 steps=rows.size,

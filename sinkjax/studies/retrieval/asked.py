@@ -20,6 +20,8 @@ from sinkjax.studies.series import Source, check_ids
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
 
+_USES = 3  # of questions: to judge on, to choose on, to measure on
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
@@ -76,10 +78,12 @@ def ask_all(
     count: int,
     seed: int,
     filler: TextExcerpts,
+    use: int = 0,
 ) -> list[Asked]:
     """Questions by task, length and depth, W of each, in a subject's tokens; see `ask`.
 
-    A task is left out at lengths that have no room for it.
+    A task is left out at lengths that have no room for it. Each use of questions, 0 of those to
+    judge on, asks for other things than the others do, whatever their seeds.
 
     Raises:
       InputError: for tasks that no length has room for, and a token that the subject's model does
@@ -91,7 +95,7 @@ def ask_all(
         without = []
         for length in lengths:
             places = (None,) if task in LISTS else sorted(set(depths))
-            how = {"count": count, "seed": seed, "text": filler.text}
+            how = {"count": count, "seed": _USES * seed + use, "text": filler.text}
             try:
                 asked += [
                     Asked(

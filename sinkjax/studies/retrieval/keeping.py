@@ -24,8 +24,6 @@ from sinkjax.studies.settings import (
 )
 from sinkjax.studies.study import Bench, Cell, Study
 
-_USES = 3  # of questions: to judge on, to choose on, to measure on
-
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class AnswersStudy(Study):
@@ -105,7 +103,7 @@ class AnswersStudy(Study):
         count: int,
         use: int,
     ) -> list[Asked]:
-        how = {"count": count, "seed": _USES * self.seed + use, "filler": series.source.prompts}
+        how = {"count": count, "seed": self.seed, "filler": series.source.prompts, "use": use}
         return ask_all(self.subject, self.bos, self.tasks, lengths, depths, **how)
 
     def answer_cells(

@@ -19,11 +19,16 @@ _TAIL = 0.025  # of the upper bound: that of a two-sided interval of 95%
 
 
 def promises(records: Iterable[Record], nll_budget: float = NLL_BUDGET) -> list[dict[str, Any]]:
-    """`promise` of a mask at each length that its records are of, the longest first."""
-    by_length: dict[int, list[Record]] = {}
+    """`promise` of a mask at each length that its records are of, the longest first.
+
+    A run that has the mask under two names has two records of the same questions, which count once.
+    """
+    by_length: dict[int, dict[tuple[str, float | None], Record]] = {}
     for record in records:
-        by_length.setdefault(record["length"], []).append(record)
-    return [promise(by_length[length], nll_budget) for length in sorted(by_length, reverse=True)]
+        asked = record["task"], record.get("depth")
+        by_length.setdefault(record["length"], {})[asked] = record
+    lengths = sorted(by_length, reverse=True)
+    return [promise(list(by_length[length].values()), nll_budget) for length in lengths]
 
 
 def promises_of(

@@ -56,6 +56,7 @@ from sinkjax.studies.settings import (
     at_least,
     known,
     problems_of,
+    seed_of_draw,
     setting,
     values,
 )
@@ -131,7 +132,7 @@ class Retrieval(Study):
             controlled.append((candidate, None))
             for number in range(self.control_draws):
                 masks = {
-                    length: _control(mask, self.seed + number, config.num_kv_heads)
+                    length: _control(mask, seed_of_draw(self.seed, number), config.num_kv_heads)
                     for length, mask in candidate.masks.items()
                 }
                 which = f" {number + 1}" if self.control_draws > 1 else ""

@@ -6,6 +6,7 @@ from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.studies.search.grow import SearchOutcome, SearchSettings
+from sinkjax.studies.settings import seed_of_draw
 
 CHOSEN = "chosen"
 RANDOM = ("random, as chosen", "random, on the widest path")
@@ -55,7 +56,9 @@ def control_masks(
 
     drawn_from = outcome.mask, on_widest(outcome.mask.masked)
     masks = {
-        numbered(name, draw): random_control(mask, seed=settings.seed + draw, num_kv_heads=kv_heads)
+        numbered(name, draw): random_control(
+            mask, seed=seed_of_draw(settings.seed, draw), num_kv_heads=kv_heads
+        )
         for name, mask in zip(RANDOM, drawn_from, strict=True)
         for draw in range(draws)
     }

@@ -190,7 +190,8 @@ def search_mask(
     def budgeted(mask: SinkMask) -> float:
         at = judge(mask)
         if largest:
-            return max(max(parts.values()) for parts in parts_up_to(at, mask, prompt).values())
+            parts_of = parts_up_to(at, mask.hiding(config.layer_windows), prompt)
+            return max(max(parts.values()) for parts in parts_of.values())
         return float(at[:, : prompt - SCORE_FROM].mean(dtype=np.float64))
 
     within = None if settings.prune is None else units.arranged(settings.prune)

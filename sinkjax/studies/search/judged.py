@@ -44,7 +44,7 @@ def judged_cells(
 
         how = {"mask": mask, "fills": fills, "generated": generated}
         stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
-        return summarize_quality(stats, mask, seed=seed)
+        return summarize_quality(stats, mask.hiding(bench.model.config.layer_windows), seed=seed)
 
     for name, mask in masks.items():
         candidate = Candidate.of_mask(name, mask, (length,), fills)

@@ -46,6 +46,11 @@ def machine_table(records: Sequence[Record]) -> Table:
         f"{environment['device']}, {environment['cpu_count']} threads, jax {environment['jax']}; "
         f"XLA_FLAGS={environment['xla_flags']!r}.",
     ]
+    if (rounds := settings["rounds"]) < 5:
+        notes.append(
+            f"Of {rounds} rounds an interval is from the least to the most, and covers "
+            f"{1 - 2 ** (1 - rounds):.0%}."
+        )
     if restless:
         notes.append(
             f"NOT TO BE RELIED ON: {'; '.join(restless)}. There the baseline differs from itself; "

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import as_flags, run_main
 
-from sinkjax import Copy, Full, InputError, SinkMask, Window
+from sinkjax import Copy, Full, InputError, Sink, SinkMask, Window
 from sinkjax.distributed import make_mesh
+from sinkjax.instruments.own_errors import own_errors
 from sinkjax.instruments.patterns import copied_residuals, no_patterns, source_numbers
 from sinkjax.models.sharding import lay_rows, shard
 from sinkjax.report.page import render_page
@@ -50,6 +51,13 @@ def dense_sources(model, tokens):
         residuals.append(x)
         x = layer.feed_forward(layer.attend(x, context, attend)[0])
     return np.stack(patterns), np.stack(values), np.stack(residuals).astype(np.float64)
+
+
+@pytest.mark.parametrize("scale", [None, 0.22])
+def test_leaving_a_head_out_is_its_own_error_under_zeros(windows, scale):
+    model = tiny.make(residual_scale=scale)
+    errors = own_errors(model, windows, [Sink("zero")])[0]
+    np.testing.assert_allclose(fit_sources(model, windows).nothing, errors, rtol=1e-3)
 
 
 def test_fits_are_what_the_dense_oracle_says(model, windows):

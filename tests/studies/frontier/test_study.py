@@ -10,6 +10,7 @@ from sinkjax import InputError, SinkMask, specialize
 from sinkjax.accounts.formulas import predict, total
 from sinkjax.accounts.savings import Workload
 from sinkjax.studies import texts as inputs
+from sinkjax.studies.frontier.page import frontier_table
 from sinkjax.studies.frontier.study import METHODS
 from sinkjax.studies.results import Results, identity, read_records
 
@@ -93,6 +94,20 @@ def test_every_method_is_judged_at_every_size(ran):
     for control in draws:
         assert [m.counts_per_layer() for m in control] == [m.counts_per_layer() for m in own]
     assert own != draws[0] != draws[1] != own
+
+
+def test_a_kl_of_other_excerpts_than_the_tables_is_marked(ran):
+    _, records = read_records(ran)
+    own = [record for record in records if record["length"] == 8]
+    copied = {**own[0], "method": "copy the best", "path": "copy", "record": "of copies"}
+    elsewhere = {**copied, "source": {**own[0]["source"], "num_windows": 7}}
+    for record, wanted in ((copied, "copy the best"), (elsewhere, "copy the best (a)")):
+        table = frontier_table([*own, record])
+        (row,) = (row for row in table.rows if row[1] == "copy")
+        assert row[0] == wanted
+        name = own[0]["source"]["name"]
+        note = f"(a) the KL is of other excerpts: 7 excerpts of {name}"
+        assert (note in table.notes) == (record is elsewhere)
 
 
 def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small_tokenizer):

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from sinkjax.studies.retrieval.measure import summarize_answers
-from sinkjax.studies.retrieval.promise import promise, promise_line
+from sinkjax.studies.retrieval.promise import promise, promise_line, promises
 
 pytestmark = pytest.mark.quick
 
@@ -79,3 +79,12 @@ def test_three_depths_of_one_task_are_needed_and_thirty_questions_at_each():
     assert "three depths of one task, of 30 questions each, are needed" in promise_line(
         promise(fewer)
     )
+
+
+def test_questions_that_are_there_twice_count_once():
+    """A mask by its name and by its text, in one run."""
+    once = records((30, 0, 0), (30, 0, 0), (30, 1, 0))
+    longer = [{**record, "length": 1024} for record in once]
+    (of_longer, of_once) = promises([*once, *longer, *once])
+    assert of_once == promise(once)
+    assert of_longer == promise(longer)

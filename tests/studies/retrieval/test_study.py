@@ -20,6 +20,7 @@ from sinkjax.studies.retrieval.measure import FLOOR, summarize_answers
 from sinkjax.studies.retrieval.page import heat_maps
 from sinkjax.studies.retrieval.study import Retrieval
 from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
+from sinkjax.studies.search.study import Search
 
 RETRIEVAL = "experiments.retrieval"
 FULL, ZERO = "L0-1: 6f", "L0-1: 6s(zero)"
@@ -162,6 +163,9 @@ def test_changes_are_paired_and_cells_below_the_floor_say_nothing():
     assert result["nll"]["change"]["value"] == 2.5
     assert drawn(0.1, FLOOR)["says_something"] is True
     assert drawn(1.0, FLOOR - 0.05)["says_something"] is False
+    # Exactly the floor, and 0.7999999999999999 as a mean of floats.
+    fifths = {"accuracy": np.array([1.0, 0.8, 0.6]), "nll": np.ones(3)}
+    assert summarize_answers(fifths, fifths, np.full(3, 8), seed=0)["says_something"] is True
 
 
 @pytest.fixture
@@ -187,7 +191,7 @@ def test_the_page_says_where_a_mask_loses_most_of_what_tells(run):
     assert html == render_page(Retrieval.page(run[0], run[1][::-1]))[0]
     _, table = retrieval_tables(run[1])
     assert [row[3] for row in table.rows] == ["35.0% (a)"] * 2
-    assert table.notes[-1] == "(a) says nothing: the baseline itself is below 80%"
+    assert "(a) says nothing: the baseline itself is below 80%" in table.notes
 
 
 def test_heat_maps_have_a_square_for_each_result(run, monkeypatch):
@@ -252,6 +256,42 @@ def test_groups_of_a_mask_are_drawn_whole_for_its_control(roomy):
         grouped = [m.reshape(2, -1, size) for m in masked]
         assert all((m.all(-1) == m.any(-1)).all() for m in grouped) == whole
         assert len({str(c.masks[LENGTH]) for c in study.candidates}) > 1
+
+
+def test_no_draw_of_a_control_is_one_of_another_seeds(roomy):
+    masks = [
+        candidate.masks[LENGTH]
+        for seed in (0, 1, 2)
+        for candidate in Retrieval(
+            model=str(roomy),
+            mask=("L0-1: w(1,4) w(1,5) w(1,6) 3f",),
+            lengths=(LENGTH,),
+            control_draws=3,
+            seed=seed,
+        ).candidates[1:]
+    ]
+    assert len(set(masks)) == len(masks) == 9
+
+
+def test_no_seed_asks_for_what_a_search_chooses_on(roomy):
+    common = {"model": str(roomy), "lengths": (LENGTH,), "tasks": ("niah_prose",)}
+    search = Search(**common, depths=(0.4, 0.8), judge_questions=2, seed=1)
+    chosen = [of for use in (1, 2) for of in search.asked_for(2, use, [LENGTH])]
+    assert {of.depth for of in chosen} == {0.2, 0.4 + 0.2, 0.9}
+
+    def asked(depths, seed):
+        of_mask = {"mask": (FULL,), "num_excerpts": 2, "depths": depths, "seed": seed}
+        return Retrieval(**common, **of_mask).asked
+
+    words = {answer for of in chosen for answer in of.questions.answers}
+    assert len(words) == 2 * 3 * 2
+    for seed in range(6):
+        for of in asked(tuple({of.depth for of in chosen}), seed):
+            assert words.isdisjoint(of.questions.answers)
+    judged = [of.questions.tokens for of in search.judged_answers if of.length == LENGTH]
+    np.testing.assert_array_equal(
+        judged, [of.questions.tokens for of in asked(search.depths, search.seed)]
+    )
 
 
 def test_means_of_controls_need_text_enough(roomy, mask_file, tmp_path):

@@ -1,7 +1,9 @@
 """The tables of timing, of records that hold odd values."""
 
+import numpy as np
 import pytest
 
+from sinkjax.studies.timing.pairs import ratio
 from sinkjax.studies.timing.tables import timing_tables
 
 
@@ -72,3 +74,19 @@ def test_a_load_beyond_the_threads_is_a_warning(load, warned):
 def test_a_limit_beyond_the_time_is_explained(share, explained):
     times = timing_tables([record(share=share)])[1]
     assert any(note.startswith("A limit above 100%") for note in times.notes) == explained
+
+
+@pytest.mark.parametrize(("rounds", "covers"), [(2, "50%"), (3, "75%"), (4, "88%"), (5, None)])
+def test_few_rounds_say_what_their_intervals_cover(rounds, covers):
+    """From the least to the most ratio, of rounds whose median is as often above as below 1."""
+    table = timing_tables([{**record(), "rounds": rounds}])[0]
+    said = [note for note in table.notes if "covers" in note]
+    assert len(said) == (covers is not None)
+    if covers is None:
+        return
+    assert f"covers {covers}" in said[0]
+    ratios = np.exp(np.random.default_rng(0).normal(size=(400, rounds)))
+    found = [ratio(each, np.ones(rounds)) for each in ratios]
+    assert [(of["low"], of["high"]) for of in found] == [(min(of), max(of)) for of in ratios]
+    holds = np.mean([of["low"] <= 1 <= of["high"] for of in found])
+    assert holds == pytest.approx(float(covers[:-1]) / 100, abs=0.06)
