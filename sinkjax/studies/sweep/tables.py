@@ -8,6 +8,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table, column, tabulate
+from sinkjax.studies.resampling import FEWEST
 from sinkjax.studies.sweep.records import Curve, SweepRecords, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
@@ -16,6 +17,7 @@ _STUDY = {
     "complex sentence": ("24", "117/512 (22.85%)", "26.67%"),
 }
 _SHOWN_HEADS = 12  # of a list of heads in a table
+_FEW = f"of fewer than {FEWEST} prompts intervals are too narrow, in the tables below, too"
 
 
 def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
@@ -94,12 +96,13 @@ def sinks_table(curve: Curve) -> Table:
     rows = []
     for index, cell in enumerate(curve.cells):
         sinks, best = cell["result"]["sinks"], cell["result"]["best_source"]
+        few = f" {notes.mark(_FEW)}" if 1 < cell["num_prompts"] < FEWEST else ""
         lift = formats.point(best["lift"], formats.ratio, notes)
         by_chance = beyond_chance(best["lift"], best["shuffled_best_lift"]) is False
         doubt = f" {notes.mark('no more than the best of shuffled layers')}" if by_chance else ""
         row = (
             formats.count(cell["length"]),
-            formats.count(cell["num_prompts"]),
+            formats.count(cell["num_prompts"]) + few,
             formats.estimate(sinks["count"], formats.mean_count, notes),
             formats.estimate(sinks["share"], formats.percent, notes),
             lift if best["layer"] is None else f"layer {best['layer']}: {lift}{doubt}",

@@ -181,7 +181,8 @@ def test_shares_and_counts_with_their_intervals(sweep):
         and (record["source"]["name"], record["definition"]) == ("prose", "mean_excl_first")
     ]
     assert column(table, "tokens") == ["8", "64", "512"]
-    assert column(table, "prompts") == [str(cell["num_prompts"]) for cell in cells]
+    prompts = [text.split()[0] for text in column(table, "prompts")]
+    assert prompts == [str(cell["num_prompts"]) for cell in cells]
     for name, heading, scale in (("count", "sink heads", 1), ("share", "share", 100)):
         for text, cell in zip(column(table, heading), cells, strict=True):
             value = cell["result"]["sinks"][name]
@@ -199,6 +200,14 @@ def test_shares_and_counts_with_their_intervals(sweep):
     holding = over_lengths["result"]["consistent"]["count_up_to"]
     assert column(table, "sinks at every length so far") == list(map(str, holding))
     assert "[95%]" in table.columns[2]
+
+
+@pytest.mark.parametrize(("num_prompts", "marked"), [(1, False), (7, True), (8, False)])
+def test_intervals_of_few_prompts_are_said_to_be_too_narrow(make_sweep, num_prompts, marked):
+    table = find(summary_tables(*make_sweep(num_prompts=num_prompts)), "short: heads with mean >")
+    text = f"{num_prompts} (a)" if marked else f"{num_prompts}"
+    assert set(column(table, "prompts")) == {text}
+    assert any("too narrow" in note for note in table.notes) == marked
 
 
 def test_heads_that_hold_and_the_steepest_steps(sweep):
