@@ -14,7 +14,7 @@ from sinkjax.report.canvas import Sheet
 from sinkjax.report.page import Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns
+from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
 from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL, RESAMPLES
 
@@ -192,18 +192,7 @@ def _merged(records: Sequence[Record]) -> list[Record]:
         drawn = record["method"] == RANDOM
         size = (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
         merged.setdefault((record["method"], size), []).append(record)
-    return [draws[0] if len(draws) == 1 else _over_draws(draws) for draws in merged.values()]
-
-
-def _over_draws(draws: Sequence[Record]) -> Record:
-    results = [draw["result"] for draw in draws]
-    names = ("kl", *PARTS, LAST)
-    means = {name: over_draws([r[name] for r in results]) for name in names if name in results[0]}
-    saved = {
-        name: float(np.mean([result["saved"][name] for result in results]))
-        for name in results[0]["saved"]
-    }
-    return {**draws[0], "result": {**results[0], **means, "saved": saved}}
+    return list(map(mean_of_draws, merged.values()))
 
 
 def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -223,10 +223,9 @@ def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
         how = {"lengths": (4,), "num_excerpts": count, "generated": 30}
         mask = (Candidate("full", {4: SinkMask.from_text(FULL)}),)
         study = Quality(model=subject, mask=mask, continuation_tokens=0, **how, **source)
-        (measurement,) = study.measurements
-        assert len(measurement.excerpts) == count
-        assert measurement.fields["generated"] == measurement.following.shape[1]
-        return measurement.following.shape[1]
+        ((_, length, rows),) = study.excerpts
+        assert len(rows) == count
+        return rows.shape[1] - length
 
     assert generated(2, text=str(paths["text"])) == 30
     assert generated(25, text=str(paths["text"])) == 0
