@@ -125,7 +125,12 @@ def summarize_parts(
 
 
 def over_draws(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of what several draws of a control cost, each beside it in an interval's place."""
+    """The mean of what several draws of a control cost, each beside it in an interval's place.
+
+    Of a single one, it itself.
+    """
+    if len(estimates) == 1:
+        return dict(estimates[0])
     each = [estimate["value"] for estimate in estimates]
     if None in each:
         return dict(estimates[0])
