@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, about, each
 from sinkjax.files import parse_json, read_file
-from sinkjax.studies.prompts import PromptList, PromptSet, TextExcerpts
+from sinkjax.studies.prompts import PromptList, TextExcerpts
 
 SHIPPED = {
     "mansfield-park": "Mansfield Park (Jane Austen)",
@@ -98,22 +97,6 @@ def choose_text(path: str | None, count: int, seed: int) -> TextExcerpts:
 def judge_text(path: str | None, count: int, seed: int) -> TextExcerpts:
     """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
     return read_text(path or JUDGE, count, seed, "judge_text")
-
-
-def sources(
-    text: str | None,
-    prompts: str | None,
-    default: Callable[[None, int, int], TextExcerpts],
-    count: int,
-    seed: int,
-) -> list[tuple[str, PromptSet]]:
-    """The text and the prompts that a user names, by role; without either, a shipped text."""
-    named: list[tuple[str, PromptSet]] = []
-    if text:
-        named.append(("text", read_text(text, count, seed)))
-    if prompts:
-        named.append(("prompts", read_prompts(prompts)))
-    return named or [("text", default(None, count, seed))]
 
 
 def _text_lines(text: str) -> list[str]:

@@ -25,8 +25,7 @@ What a mask saves is read from its own compiled programs, prefill and a decode s
 mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs;
 on a CPU, beyond 1,024 tokens, programs work on up to a tenth less of a `full` head than they say.
 
-Everything goes to --output_dir: records.jsonl, figures/*.png and report.html. A run that was
-stopped goes on where it was when the same command is given again.
+Everything goes to --output_dir: records.jsonl, figures/*.png and report.html.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import page
 from sinkjax.studies.quality.tables import quality_tables
-from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.series import Series, plan_series, read_sources
 from sinkjax.studies.settings import at_least, problems_of, setting, values
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
@@ -104,14 +104,10 @@ class Quality(Study):
     @functools.cached_property
     def series(self) -> list[Series]:
         """The excerpts and prompts at each length."""
-        count, lengths = self.num_excerpts, tuple(sorted(self.lengths))
-        sources = texts.sources(self.text, self.prompts, texts.judge_text, count, self.seed)
-        return plan_series(
-            [self.subject],
-            [Source(prompts, role, lengths) for role, prompts in sources],
-            bos=(self.bos,),
-            num_prompts=count,
-        )
+        count, text = self.num_excerpts, self.text or (None if self.prompts else texts.JUDGE)
+        files = [("text", text), ("prompts", self.prompts)]
+        sources = read_sources(files, self.lengths, count, self.seed)
+        return plan_series([self.subject], sources, bos=(self.bos,), num_prompts=count)
 
     @functools.cached_property
     def excerpts(self) -> list[tuple[Series, int, np.ndarray]]:

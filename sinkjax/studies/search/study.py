@@ -36,8 +36,7 @@ too: at every depth an answer's NLL may rise by --nll_budget at most. It is judg
 its half and its quarter, by --judge_questions at each of --depths. To choose on, the search asks
 other questions, at other depths, at that of these lengths at which the model itself answers most.
 
-The mask is written to --mask_file with all of this inside. A run that was stopped goes on where it
-was when the same command is given again.
+The mask is written to --mask_file with all of this inside.
 """
 
 import dataclasses

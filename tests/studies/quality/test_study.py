@@ -264,7 +264,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_t
     def stopping(step):
         steps = itertools.count()
 
-        def stop(progress):
+        def stop(*progress):
             if next(steps) == step:
                 raise KeyboardInterrupt
 
