@@ -165,7 +165,7 @@ def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
     if settings.is_shape():
         return cells, lambda cell: by_chance(cell).astype(np.int32)
     tokenizer = settings.load_tokenizer()
-    text = inputs.choose_text(None, max(batches), _SEED.value)
+    text = inputs.read_text(inputs.CHOOSE, max(batches), _SEED.value)
     text.check(tokenizer, "never", dict.fromkeys(lengths, max(batches)))
     return cells, lambda cell: text.at_length(
         tokenizer, "never", cell.prompt_length, cell.batch_size

@@ -20,7 +20,7 @@ from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
-from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, choose_text, judge_text
+from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, read_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,8 +86,9 @@ class HeldOutStudy(Study):
         # Of one text they are different excerpts, which do not overlap.
         same = chosen in judged
         count = sum(counts) if same else max(counts)
-        named = {chosen: choose_text, **{name: judge_text for name in judged if name != chosen}}
-        texts = each(named, lambda name: named[name](name, count, self.seed))
+        fields = {**dict.fromkeys(judged, "judge_text"), chosen: "choose_text"}
+        named = dict.fromkeys((chosen, *judged))
+        texts = each(named, lambda name: read_text(name, count, self.seed, fields[name]))
         planned = plan_series(
             [self.subject],
             [Source(text, "text", tuple(sorted(self.lengths))) for text in texts],

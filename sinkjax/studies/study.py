@@ -315,7 +315,8 @@ def run_study(
     study.check(part)
     whole = output_folder(folder)
     if part is None:
-        first(lambda: _check_for_page(whole))  # now, not after hours of measuring
+        with contextlib.suppress(OSError):  # of what cannot be read `open_results` says more
+            first(lambda: check_folder(whole))  # now, not after hours of measuring
     parts = first(lambda: finished_parts(whole)) if part is None else part.all()
     described, model = [], None
     for subject in study.subjects:
@@ -349,11 +350,6 @@ def run_study(
         first(lambda: part.finish(whole))
         return first(lambda: read_records(place))
     return first(lambda: _with_page(study, place))
-
-
-def _check_for_page(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # of what cannot be read `open_results` says more
-        check_folder(folder)
 
 
 def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]]:

@@ -89,16 +89,6 @@ def study_prompts() -> tuple[PromptList, ...]:
     )
 
 
-def choose_text(path: str | None, count: int, seed: int) -> TextExcerpts:
-    """Excerpts of the text to choose on: a file's, or a shipped one's by its name or by default."""
-    return read_text(path or CHOOSE, count, seed, "choose_text")
-
-
-def judge_text(path: str | None, count: int, seed: int) -> TextExcerpts:
-    """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
-    return read_text(path or JUDGE, count, seed, "judge_text")
-
-
 def _text_lines(text: str) -> list[str]:
     lines = text.split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#")]

@@ -15,8 +15,19 @@ from sinkjax.report.page import Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
-from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL, RESAMPLES
+
+RANDOM = "random"
+METHODS = ("sink score", "own error", "sensitivity", RANDOM)
+"""The ways to choose heads that are held against each other, beside those of other studies."""
+SEARCHED, GATES = "budget search", "gates"
+COPIES = {
+    "layer_0": "copy layer 0",
+    "adjacent": "copy the layer before",
+    "output": "copy the best",
+    "sinks": "sinks copy layer 0",
+}
+"""Methods by the variants of `sinkjax copies`."""
 
 _STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
     SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches

@@ -46,8 +46,15 @@ from sinkjax.report.table import Table
 from sinkjax.studies import settings
 from sinkjax.studies.costs import LAST, PARTS
 from sinkjax.studies.fields import Fields, understood
-from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, RANDOM, SEARCHED
-from sinkjax.studies.frontier.page import frontier_table, page
+from sinkjax.studies.frontier.page import (
+    COPIES,
+    GATES,
+    METHODS,
+    RANDOM,
+    SEARCHED,
+    frontier_table,
+    page,
+)
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
@@ -238,10 +245,10 @@ class Frontier(ChipsStudy, HeldOutStudy):
         def measured(mask: SinkMask) -> dict[str, Any]:
             return {**mask_result(mask, judge(mask), length, self.seed), "saved": saved(mask)}
 
-        def taken_over(result: Record) -> dict[str, Any]:
+        def taken_over(result: Record, mask: SinkMask) -> dict[str, Any]:
             names = ("mask", "heads", "kl", *PARTS, LAST)
             kept = {name: result[name] for name in names if name in result}
-            return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
+            return {**kept, "saved": saved(mask)}
 
         for point in self._points(bench, excerpts, fills, length):
             fields = {
@@ -254,24 +261,21 @@ class Frontier(ChipsStudy, HeldOutStudy):
             }
             measure = functools.partial(measured, point.mask)
             yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
+        kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
         for record in self._copied_at(length):
-            fields = self._taken_over(record)
-            take = functools.partial(taken_over, record["result"])
+            mask = SinkMask.from_text(record["result"]["mask"])
+            fields = {
+                "kind": "frontier",
+                **{name: record[name] for name in kept},
+                "generated": self.generated,
+                "saved_as": self.saved,
+                "method": COPIES[record["variant"]],
+                "path": "copy",
+                "mask_digest": mask.digest,
+                "record": record["id"],
+            }
+            take = functools.partial(taken_over, record["result"], mask)
             yield Cell(fields, take, fields["method"], steps=1)
-
-    def _taken_over(self, record: Record) -> dict[str, Any]:
-        """Fields of a record of copies, as those of a point of the frontier."""
-        kept = ("chosen_on", "source", "bos", "bos_added", "length", "seed")
-        return {
-            "kind": "frontier",
-            **{name: record[name] for name in ("model", *kept)},
-            "generated": self.generated,
-            "saved_as": self.saved,
-            "method": COPIES[record["variant"]],
-            "path": "copy",
-            "mask_digest": SinkMask.from_text(record["result"]["mask"]).digest,
-            "record": record["id"],
-        }
 
     def _points(
         self, bench: Bench, excerpts: np.ndarray, fills: np.ndarray, length: int

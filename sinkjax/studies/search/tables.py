@@ -17,7 +17,7 @@ from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
     """Tables of what a search chose, then of what it costs on each text to judge on."""
-    (search,) = (record for record in records if record["kind"] == "search")
+    search = search_of(records)
     quality = [record for record in records if record["kind"] == "quality"]
     names = list(dict.fromkeys([CHOSEN, *CONTROLS, *map(control_of, quality)]))
     text = lambda record: (  # noqa: E731
@@ -36,6 +36,12 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
     over_chips = chips_tables(search["result"].get("over_chips", []))
     return [_rounds_table(search), _mask_table(search), *over_chips, *costs, *answers]
+
+
+def search_of(records: Sequence[Record]) -> Record:
+    """The record of what was chosen."""
+    (search,) = (record for record in records if record["kind"] == "search")
+    return search
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:

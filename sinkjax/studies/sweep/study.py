@@ -212,7 +212,7 @@ class Sweep(ScoreStudy):
         else:
             short = tuple(length for length in lengths if length <= _SHORT_LENGTHS)
             sources = [Source(texts.default_prompts(), "prompts", short)] if short else []
-            text = texts.choose_text(None, self.num_prompts, self.seed)
+            text = texts.read_text(texts.CHOOSE, self.num_prompts, self.seed)
             sources.append(Source(text, "text", lengths))
         study = texts.study_prompts() if self.study else ()
         return [*(Source(prompts, "study") for prompts in study), *sources]
