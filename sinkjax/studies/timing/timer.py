@@ -20,7 +20,7 @@ from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.results import identity
 from sinkjax.studies.timing.device_time import device_seconds, trace
-from sinkjax.studies.timing.machine import Machine
+from sinkjax.studies.timing.machine import machine_calls
 from sinkjax.studies.timing.measured import AGAIN, BASELINE, Measured
 from sinkjax.studies.timing.memory import device_memory, resident_kept, resident_rise
 from sinkjax.studies.timing.pairs import Call, interleave
@@ -97,7 +97,7 @@ class Timer:
             self._clock = "host" if jax.devices()[0].platform == "cpu" else "device"
         dtype = model.embedding[...].dtype
         self._itemsize = dtype.itemsize
-        self._machine = Machine.here(dtype, by_jax=self._clock == "device")
+        self._machine, self._amounts = machine_calls(dtype, by_jax=self._clock == "device")
         self._models: dict[str, Llama] = {}
         self._programs: tuple[dict[str, int], dict[str, Program]] | None = None
 
@@ -105,13 +105,13 @@ class Timer:
         """The "result" of a run's record."""
         how, programs = self._how, self._compiled(run)
         calls, kept = self._calls(run, programs)
-        timed = {**calls, AGAIN: calls[BASELINE], **self._machine.calls}
+        timed = {**calls, AGAIN: calls[BASELINE], **self._machine}
         load = [os.getloadavg()]
         samples = interleave(
             timed, rounds=how.rounds, warmup=how.warmup, seed=how.seed, on_round=on_round
         )
         load.append(os.getloadavg())
-        measured = Measured(samples, self._traced(run, timed), self._machine.amounts, how.seed)
+        measured = Measured(samples, self._traced(run, timed), self._amounts, how.seed)
         length = run.prompt_length
         masks = {candidate.name: candidate.masks[length] for candidate in self._candidates}
         baseline = self._limit(run, SinkMask.full(self._model.config))
