@@ -52,7 +52,7 @@ def measure(mask_name: str) -> dict[str, np.ndarray]:
         "generated": slice(_LENGTH - SCORE_FROM, None),
     }
     for text in texts.SHIPPED:
-        excerpts = texts.judge_text(text, _EXCERPTS, 0)
+        excerpts = texts.read_text(text, _EXCERPTS, 0)
         rows = excerpts.at_length(subject.tokenizer, "tokenizer", _LENGTH + GENERATED, _EXCERPTS)
         kl = [
             Judge(model, rows[start : start + _CHUNK], fills=saved.fills)(saved.mask)

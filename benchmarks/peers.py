@@ -45,9 +45,9 @@ from sinkjax.models.digest import model_digest, tokens_digest
 from sinkjax.report.table import Table
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.results import Results, identity, read_records
-from sinkjax.studies.timing.machine import Machine
+from sinkjax.studies.timing.machine import machine_calls
 from sinkjax.studies.timing.measured import AGAIN, BASELINE, Measured
-from sinkjax.studies.timing.pairs import interleave
+from sinkjax.studies.timing.pairs import Call, interleave
 from sinkjax.studies.timing.study import STAGES
 from sinkjax.studies.timing.tables import cell_label, machine_table, show_ratio
 
@@ -104,7 +104,7 @@ def main() -> int:
     with _engines() as (model, engines), contextlib.ExitStack() as resources:
         specification = _specification(model)
         results = resources.enter_context(Results(_OUTPUT.value, specification))
-        machine = Machine.here()
+        machine = machine_calls()
         with tqdm(total=len(cells) * _ROUNDS.value, unit=" rounds") as bar:
             for cell in cells:
                 tokens = tokens_of(cell)
@@ -165,7 +165,7 @@ def _cells() -> tuple[list[_Cell], Callable[[_Cell], np.ndarray]]:
     if settings.is_shape():
         return cells, lambda cell: by_chance(cell).astype(np.int32)
     tokenizer = settings.load_tokenizer()
-    text = inputs.choose_text(None, max(batches), _SEED.value)
+    text = inputs.read_text(inputs.CHOOSE, max(batches), _SEED.value)
     text.check(tokenizer, "never", dict.fromkeys(lengths, max(batches)))
     return cells, lambda cell: text.at_length(
         tokenizer, "never", cell.prompt_length, cell.batch_size
@@ -208,7 +208,7 @@ def _timed(
     tokens: np.ndarray,
     config: sinkjax.LlamaConfig,
     engines: dict[str, Engine],
-    machine: Machine,
+    machine: tuple[dict[str, Call], dict[str, float]],
     on_round: Callable[[], Any],
 ) -> dict[str, Any]:
     """The "result" of a cell's record."""
@@ -217,9 +217,10 @@ def _timed(
         calls = {name: engine.prefill(tokens) for name, engine in engines.items()}
     else:
         calls = {name: engine.decode(tokens, cell.count) for name, engine in engines.items()}
+    read_and_multiply, amounts = machine
     load = [os.getloadavg()]
     samples = interleave(
-        {**calls, AGAIN: calls[BASELINE], **machine.calls},
+        {**calls, AGAIN: calls[BASELINE], **read_and_multiply},
         rounds=_ROUNDS.value,
         warmup=_WARMUP.value,
         seed=_SEED.value,
@@ -227,7 +228,7 @@ def _timed(
         on_round=on_round,
     )
     load.append(os.getloadavg())
-    found = Measured(samples, None, machine.amounts, _SEED.value)
+    found = Measured(samples, None, amounts, _SEED.value)
     limit = cell.limit(config)
     made = cell.batch_size * (cell.prompt_length if cell.stage == "prefill" else cell.count)
     return {

@@ -64,7 +64,7 @@ def main() -> int:
     model = sinkjax.load(_MODEL.value)
     theirs = _transformers_model(model)
     tokenizer = sinkjax.load_tokenizer(_MODEL.value)
-    text = inputs.choose_text(None, 1, _SEED.value)
+    text = inputs.read_text(inputs.CHOOSE, 1, _SEED.value)
     text.check(tokenizer, "never", dict.fromkeys(lengths, 1))
     records = []
     for length in lengths:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import sinkjax
-from sinkjax.studies.texts import choose_text
+from sinkjax.studies.texts import CHOOSE, read_text
 
 BATCHES, ROWS, LENGTH = 3, 4, 64
 
@@ -36,7 +36,7 @@ def main() -> dict[str, float]:
     """The perplexity of each model."""
     model = sinkjax.load("smollm2-135m")
     tokenizer = sinkjax.load_tokenizer("smollm2-135m")
-    text = choose_text(None, 1, seed=0).text
+    text = read_text(CHOOSE, 1, seed=0).text
     tokens = tokenizer(text[:10_000])["input_ids"][: BATCHES * ROWS * LENGTH]
     batches = jnp.asarray(tokens, jnp.int32).reshape(BATCHES, ROWS, LENGTH)
     models = {"baseline": model, "windows": sinkjax.specialize(model, MASK)}

@@ -20,7 +20,7 @@ from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part
 from sinkjax.studies.results import read_records
-from sinkjax.studies.study import Progress, Size, Study, run_study
+from sinkjax.studies.study import OnProgress, Size, Study, run_study
 
 
 def define_study(study: type[Study]) -> Callable[[], None]:
@@ -119,7 +119,7 @@ def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
+def _bar(size: Size) -> Iterator[OnProgress]:
     """A bar for the work; one alone, since two move the cursor, and seldom redrawn in a file."""
     interval = 0.1 if sys.stderr.isatty() else 10
     with tqdm(
@@ -132,11 +132,11 @@ def _bar(size: Size) -> Iterator[Callable[[Progress], None]]:
     ) as bar:
         records = 0
 
-        def show(progress: Progress) -> None:
+        def show(text: str, steps: int, made: int) -> None:
             nonlocal records
-            records += progress.records
-            done = f"{records}/{size.records} records, {shortened(progress.text)}"
+            records += made
+            done = f"{records}/{size.records} records, {shortened(text)}"
             bar.set_postfix_str(done, refresh=False)
-            bar.update(min(progress.steps, bar.total - bar.n))  # a part may be more than its share
+            bar.update(min(steps, bar.total - bar.n))  # a part may be more than its share
 
         yield show

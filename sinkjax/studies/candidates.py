@@ -46,19 +46,12 @@ class Candidate:
       masks: by length T, the one that serves prompts of T tokens.
       fills: of the masks.
       plan: that the masks are of; None where one mask serves all lengths.
-
-    Raises:
-      ValueError: for several masks without a plan.
     """
 
     name: str
     masks: Mapping[int, SinkMask]
     fills: Fills = dataclasses.field(default_factory=dict)
     plan: Plan | None = None
-
-    def __post_init__(self) -> None:
-        if self.plan is None and len(set(self.masks.values())) > 1:
-            raise ValueError(f"{self.name} has several masks, but no plan that says what they are")
 
     def describe(self, length: int) -> dict[str, Any]:
         """The "candidate" of a record."""

@@ -126,11 +126,35 @@ def summarize_parts(
 
 
 def over_draws(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of what several draws of a control cost, each beside it in an interval's place."""
+    """The mean of what several draws of a control cost, each beside it in an interval's place.
+
+    Of a single one, it itself.
+    """
+    if len(estimates) == 1:
+        return dict(estimates[0])
     each = [estimate["value"] for estimate in estimates]
     if None in each:
         return dict(estimates[0])
     return {"value": float(np.mean(each)), "low": None, "high": None, "each": each}
+
+
+def mean_of_draws(draws: Sequence[Record]) -> Record:
+    """One record, as tables read it, of several draws of a control: the mean of their results.
+
+    Of a single record, it itself.
+    """
+
+    def mean(results: Sequence[Any]) -> Any:
+        first = results[0]
+        if isinstance(first, Mapping) and "value" in first:
+            return over_draws(results)
+        if isinstance(first, Mapping):
+            shared = [name for name in first if all(name in result for result in results)]
+            return {name: mean([result[name] for result in results]) for name in shared}
+        return float(np.mean(results)) if isinstance(first, float) else first
+
+    first = draws[0]
+    return first if len(draws) == 1 else {**first, "result": mean([r["result"] for r in draws])}
 
 
 def budgeted(result: Mapping[str, Any], budget_on: str) -> Mapping[str, Any]:

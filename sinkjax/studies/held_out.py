@@ -20,7 +20,7 @@ from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
-from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, choose_text, judge_text
+from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, read_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,12 +83,13 @@ class HeldOutStudy(Study):
         counts = self.choose_excerpts, self.judge_excerpts
         chosen, given = self.choose_text or CHOOSE, self.judge_text or JUDGE
         judged = given if isinstance(given, tuple) else (given,)
-        named = {chosen: choose_text, **{name: judge_text for name in judged if name != chosen}}
-        files = each(named, lambda name: named[name](name, max(counts), self.seed))
+        fields = {**dict.fromkeys(judged, "judge_text"), chosen: "choose_text"}
+        named, most = dict.fromkeys((chosen, *judged)), max(counts)
+        files = each(named, lambda name: read_text(name, most, self.seed, fields[name]))
         hashes = {name: text.sha256 for name, text in zip(named, files, strict=True)}
         # Of one text, by whatever names, they are different excerpts, which do not overlap.
         same = hashes[chosen] in map(hashes.get, judged)
-        count = sum(counts) if same else max(counts)
+        count = sum(counts) if same else most
         texts = {text.sha256: dataclasses.replace(text, count=count) for text in files}
         planned = plan_series(
             [self.subject],

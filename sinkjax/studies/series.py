@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, each
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.prompts import (
     BOS_POLICIES,
@@ -22,6 +22,7 @@ from sinkjax.studies.prompts import (
 )
 from sinkjax.studies.settings import known
 from sinkjax.studies.subject import Subject
+from sinkjax.studies.texts import read_prompts, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +144,26 @@ def plan_series(
     if problems:
         raise InputError(*dict.fromkeys(problems))
     return series
+
+
+def read_sources(
+    named: Sequence[tuple[Literal["prompts", "text"], str | None]],
+    lengths: Sequence[int],
+    count: int,
+    seed: int,
+) -> list[Source]:
+    """Files of prompts and texts, each with its role and cut to these lengths; None is none.
+
+    Args:
+      count, seed: of the excerpts of a text.
+    """
+
+    def read(file: tuple[Literal["prompts", "text"], str]) -> Source:
+        role, path = file
+        prompts = read_prompts(path) if role == "prompts" else read_text(path, count, seed)
+        return Source(prompts, role, tuple(sorted(lengths)))
+
+    return each((file for file in named if file[1]), read)
 
 
 def describe_texts(chosen_on: Series, judged_on: Series, length: int) -> dict[str, Any]:

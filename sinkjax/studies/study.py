@@ -64,19 +64,9 @@ class Size:
         return dataclasses.replace(self, steps=steps, records=records)
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What was done.
-
-    Attributes:
-      text: what it was.
-      steps: of the study's work.
-      records: that were made, or found made.
-    """
-
-    text: str
-    steps: int = 0
-    records: int = 0
+OnProgress = Callable[[str, int, int], None]
+"""Told what was done, how many steps of the study's work, and how many records were made, or found
+made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +108,14 @@ class Bench:
         model: Llama,
         described: Mapping[str, Any],
         results: Results,
-        on_progress: Callable[[Progress], None],
+        on_progress: OnProgress,
         without: Sequence[str],
     ):
         self.subject, self.model, self.described = subject, model, described
         self._identity = {key: value for key, value in described.items() if key not in without}
         self.results = results
-        self.keep = Store(
-            results,
-            described["model_digest"],
-            lambda text, steps: on_progress(Progress(text, steps=steps)),
-        )
+        on_steps = lambda text, steps: on_progress(text, steps, 0)  # noqa: E731
+        self.keep = Store(results, described["model_digest"], on_steps)
 
     def complete(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A cell's fields with the model's."""
@@ -304,7 +291,7 @@ class Study(abc.ABC):
 def run_study(
     study: Study,
     folder: str,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda *done: None,
     part: Part | None = None,
 ) -> tuple[dict[str, Any], list[Record]]:
     """Measures what a folder does not hold yet, and writes the page of all that it holds.
@@ -328,14 +315,15 @@ def run_study(
     study.check(part)
     whole = output_folder(folder)
     if part is None:
-        first(lambda: _check_for_page(whole))  # now, not after hours of measuring
+        with contextlib.suppress(OSError):  # of what cannot be read `open_results` says more
+            first(lambda: check_folder(whole))  # now, not after hours of measuring
     parts = first(lambda: finished_parts(whole)) if part is None else part.all()
     described, model = [], None
     for subject in study.subjects:
         model = None  # one model at a time, however many there are
         model = subject.load()
         described.append(study.describe(subject, model))
-        on_progress(Progress(f"loaded {subject.name}"))
+        on_progress(f"loaded {subject.name}", 0, 0)
     several = isinstance(study.model, tuple)
     specification = {
         "experiment": study.name,
@@ -364,11 +352,6 @@ def run_study(
     return first(lambda: _with_page(study, place))
 
 
-def _check_for_page(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # of what cannot be read `open_results` says more
-        check_folder(folder)
-
-
 def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """What the folder holds, after writing the page of it."""
     specification, records = read_records(folder)
@@ -380,7 +363,7 @@ def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]
 def _record(
     study: Study,
     bench: Bench,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
     made: Mapping[str, Record],
     share: Callable[[Hashable], bool] | None,
 ) -> None:
@@ -404,4 +387,4 @@ def _record(
             }
             bench.results.append(record)
         rest = max(0, cell.steps - (bench.keep.reported - before))
-        on_progress(Progress(cell.name, steps=rest, records=1))
+        on_progress(cell.name, rest, 1)

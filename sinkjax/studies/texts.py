@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, about, each
 from sinkjax.files import parse_json, read_file
-from sinkjax.studies.prompts import PromptList, PromptSet, TextExcerpts
+from sinkjax.studies.prompts import PromptList, TextExcerpts
 
 SHIPPED = {
     "mansfield-park": "Mansfield Park (Jane Austen)",
@@ -88,32 +87,6 @@ def study_prompts() -> tuple[PromptList, ...]:
         PromptList(name, _sha256(text.encode()), (text,))
         for name, text in zip(names, texts, strict=True)
     )
-
-
-def choose_text(path: str | None, count: int, seed: int) -> TextExcerpts:
-    """Excerpts of the text to choose on: a file's, or a shipped one's by its name or by default."""
-    return read_text(path or CHOOSE, count, seed, "choose_text")
-
-
-def judge_text(path: str | None, count: int, seed: int) -> TextExcerpts:
-    """Excerpts of the text to judge on, as `choose_text` gives those to choose on."""
-    return read_text(path or JUDGE, count, seed, "judge_text")
-
-
-def sources(
-    text: str | None,
-    prompts: str | None,
-    default: Callable[[None, int, int], TextExcerpts],
-    count: int,
-    seed: int,
-) -> list[tuple[str, PromptSet]]:
-    """The text and the prompts that a user names, by role; without either, a shipped text."""
-    named: list[tuple[str, PromptSet]] = []
-    if text:
-        named.append(("text", read_text(text, count, seed)))
-    if prompts:
-        named.append(("prompts", read_prompts(prompts)))
-    return named or [("text", default(None, count, seed))]
 
 
 def _text_lines(text: str) -> list[str]:

@@ -12,7 +12,6 @@ from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.masks.scores import group_size
-from sinkjax.models.config import LlamaConfig
 from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.study import Study
 
@@ -118,20 +117,17 @@ class ChipsStudy(Study):
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
         if self.chips > 1:
-            yield from problems_of(lambda: self.on_fullest(SinkMask.full(self._config)))
+            yield from problems_of(lambda: self.on_fullest(SinkMask.full(self.subject.config)))
 
     def together(self, costs: np.ndarray, by: Literal["head", "group"] = "head") -> Units:
         """As `units_of`, for as many chips."""
-        return units_of(costs, self._config.num_kv_heads, by, self.chips)
+        return units_of(costs, self.subject.config.num_kv_heads, by, self.chips)
 
     def on_fullest(self, mask: SinkMask) -> SinkMask:
         """The mask that saves in all what this one saves on the fullest chip."""
-        return mask.balanced(self.chips, self._config.num_kv_heads) if self.chips > 1 else mask
+        kv_heads = self.subject.config.num_kv_heads
+        return mask.balanced(self.chips, kv_heads) if self.chips > 1 else mask
 
     def over_chips(self) -> dict[str, int]:
         """What specifications and records say of chips: nothing of one, as in earlier versions."""
         return {"chips": self.chips} if self.chips > 1 else {}
-
-    @property
-    def _config(self) -> LlamaConfig:
-        return self.subject.config

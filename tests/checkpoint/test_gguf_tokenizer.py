@@ -25,7 +25,7 @@ from sinkjax.checkpoint.gguf_file import open_gguf_file
 from sinkjax.checkpoint.gguf_tokenizer import end_tokens, load_gguf_tokenizer
 from sinkjax.errors import InputError
 from sinkjax.models.hf_config import from_hf_config
-from sinkjax.studies.texts import choose_text
+from sinkjax.studies.texts import CHOOSE, read_text
 
 # What byte-pair encodings trip over: runs of spaces and line ends, digits of every kind,
 # contractions in every case, accents that combine, joined emoji, control characters.
@@ -38,7 +38,7 @@ PIECES = (
     *("🎉", "👨‍👩‍👧", "\x00", "\x7f", "\U0010ffff"),
 )
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-PROSE = choose_text(None, 1, seed=0).text[:200_000]
+PROSE = read_text(CHOOSE, 1, seed=0).text[:200_000]
 texts = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
     st.text(max_size=30),

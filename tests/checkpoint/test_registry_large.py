@@ -41,7 +41,7 @@ def test_a_large_model_is_the_one_that_transformers_reads(name):
     path = registry.fetch(name)
     theirs = oracle(path)
     tokenizer = sinkjax.load_tokenizer(name)
-    tokens = np.array(tokenizer(texts.judge_text(None, 1, 0).text[:6_000]).input_ids[:LENGTH])
+    tokens = np.array(tokenizer(texts.read_text(texts.JUDGE, 1, 0).text[:6_000]).input_ids[:LENGTH])
     wanted = hf.logits(theirs, tokens[None])[0]
     prompt = tokens[-40:]
     with hf.torch.no_grad():

@@ -5,7 +5,7 @@ from scripts import finish, run_main, start
 
 from sinkjax import InputError
 from sinkjax.cli.study import _bar
-from sinkjax.studies.study import Progress, Size
+from sinkjax.studies.study import Size
 
 
 def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):
@@ -19,7 +19,7 @@ def test_progress_in_a_file_has_no_codes_that_move_a_cursor(tiny, tmp_path):
 
 def test_a_masks_text_does_not_fill_the_terminal(capsys):
     with _bar(Size(1, 1, 0)) as show:
-        show(Progress("niah_prose under L0: " + "2w(4,64+L/8) " * 99, steps=1, records=1))
+        show("niah_prose under L0: " + "2w(4,64+L/8) " * 99, 1, 1)
     shown = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert "1/1 records, niah_prose under" in shown[-1]
     assert max(map(len, shown)) < 160

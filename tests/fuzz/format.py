@@ -7,7 +7,7 @@ from typing import Any
 
 from sinkjax.studies import texts
 
-PROSE = texts.choose_text(None, 1, seed=0).text[:50_000]
+PROSE = texts.read_text(texts.CHOOSE, 1, seed=0).text[:50_000]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sinkjax.instruments.compare import QualityStats, compare
 from sinkjax.instruments.token_losses import OutputHead, compare_tokens, residuals, score_tokens
 from sinkjax.models.config import RopeConfig
 from sinkjax.specialize.build import specialize
-from sinkjax.studies.quality.continuation import first_differences
+from sinkjax.studies.quality.measure import first_differences
 from sinkjax.studies.quality.summary import (
     measured_quality,
     summarize_continuation,
@@ -386,9 +386,9 @@ def test_measured_quality_goes_into_a_masks_file(tmp_path):
 
 def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_tokenizer, hf_smollm2):
     """The first four chunks of 512 tokens of a text, the second half of each scored."""
-    from sinkjax.studies.texts import choose_text
+    from sinkjax.studies.texts import CHOOSE, read_text
 
-    text = choose_text(None, 1, seed=0).text
+    text = read_text(CHOOSE, 1, seed=0).text
     tokens = smollm2_tokenizer(text[:20_000])["input_ids"][: 4 * 512]
     windows = np.array(tokens, np.int32).reshape(4, 512)
     stats = compare(smollm2, smollm2, windows, score_from=256, batch_size=1)

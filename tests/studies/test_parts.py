@@ -103,8 +103,8 @@ def test_parts_that_are_missing_or_have_not_finished_are_named(study, tmp_path):
     class StoppedError(Exception):
         pass
 
-    def stop_after_a_record(progress):
-        if progress.records:
+    def stop_after_a_record(text, steps, records):
+        if records:
             raise StoppedError
 
     run_study(study, tmp_path, part=Part(1, 3))

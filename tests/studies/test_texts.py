@@ -113,9 +113,9 @@ def test_pipes_and_names_that_no_file_has_are_refused_and_never_waited_for(tmp_p
             os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match=rf"^prompts=.*{message}.*give the path of a file"):
             inputs.read_prompts(tmp_path / name)
-        for read in (inputs.choose_text, inputs.judge_text):
-            with pytest.raises(InputError, match=rf"_text=.*{message}.*give the path of a file"):
-                read(str(tmp_path / name), 1, 0)
+        for field in ("choose_text", "judge_text"):
+            with pytest.raises(InputError, match=rf"^{field}=.*{message}.*give the path of a file"):
+                inputs.read_text(str(tmp_path / name), 1, 0, field)
 
 
 def test_a_text_keeps_what_its_windows_are_cut_by(tmp_path):
@@ -149,8 +149,8 @@ def test_the_founding_studys_prompts_have_its_numbers_of_tokens(smollm2_tokenize
     assert "stand-in" in long.name  # the study does not say which sentence it was
 
 
-DEFAULTS = tuple(functools.partial(f, None) for f in (inputs.choose_text, inputs.judge_text))
 NAMED = {name: functools.partial(inputs.read_text, name) for name in inputs.SHIPPED}
+DEFAULTS = NAMED[inputs.CHOOSE], NAMED[inputs.JUDGE]
 
 
 @pytest.mark.parametrize("name", NAMED)

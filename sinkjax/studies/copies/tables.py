@@ -76,8 +76,7 @@ def _copies_table(kl: str, records: Sequence[Record]) -> Table:
             by_cell.setdefault((record["variant"], record["share"]), []).append(record)
 
         def text(draws: Sequence[Record]) -> str:
-            estimates = [draw["result"][kl] for draw in draws]
-            estimate = over_draws(estimates) if len(draws) > 1 else estimates[0]
+            estimate = over_draws([draw["result"][kl] for draw in draws])
             return formats.estimate(estimate, formats.nats, notes)
 
         for variant, name in _NAMES.items():

@@ -15,9 +15,20 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Page, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, numbers, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, over_draws, part_columns
-from sinkjax.studies.frontier.methods import COPIES, GATES, RANDOM, SEARCHED
+from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL, RESAMPLES
+
+RANDOM = "random"
+METHODS = ("sink score", "own error", "sensitivity", RANDOM)
+"""The ways to choose heads that are held against each other, beside those of other studies."""
+SEARCHED, GATES = "budget search", "gates"
+COPIES = {
+    "layer_0": "copy layer 0",
+    "adjacent": "copy the layer before",
+    "output": "copy the best",
+    "sinks": "sinks copy layer 0",
+}
+"""Methods by the variants of `sinkjax copies`."""
 
 _STYLES: dict[str, dict[str, Any]] = {  # beside lines of 1.6 points
     SEARCHED: {"color": canvas.VERMILLION, "marker": "o", "ls": "none"},  # of several searches
@@ -203,18 +214,7 @@ def _merged(records: Sequence[Record]) -> list[Record]:
         drawn = record["method"] == RANDOM
         size = (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
         merged.setdefault((record["method"], size), []).append(record)
-    return [draws[0] if len(draws) == 1 else _over_draws(draws) for draws in merged.values()]
-
-
-def _over_draws(draws: Sequence[Record]) -> Record:
-    results = [draw["result"] for draw in draws]
-    names = ("kl", *PARTS, LAST)
-    means = {name: over_draws([r[name] for r in results]) for name in names if name in results[0]}
-    saved = {
-        name: float(np.mean([result["saved"][name] for result in results]))
-        for name in results[0]["saved"]
-    }
-    return {**draws[0], "result": {**results[0], **means, "saved": saved}}
+    return list(map(mean_of_draws, merged.values()))
 
 
 def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:

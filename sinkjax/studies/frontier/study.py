@@ -25,8 +25,7 @@ What a mask saves is read from its own compiled programs, prefill and a decode s
 mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs;
 on a CPU, beyond 1,024 tokens, programs work on up to a tenth less of a `full` head than they say.
 
-Everything goes to --output_dir: records.jsonl, figures/*.png and report.html. A run that was
-stopped goes on where it was when the same command is given again.
+Everything goes to --output_dir: records.jsonl, figures/*.png and report.html.
 """
 
 import dataclasses
@@ -47,8 +46,15 @@ from sinkjax.report.table import Table
 from sinkjax.studies import settings
 from sinkjax.studies.costs import LAST, PARTS
 from sinkjax.studies.fields import Fields, understood
-from sinkjax.studies.frontier.methods import COPIES, GATES, METHODS, RANDOM, SEARCHED
-from sinkjax.studies.frontier.page import frontier_table, page
+from sinkjax.studies.frontier.page import (
+    COPIES,
+    GATES,
+    METHODS,
+    RANDOM,
+    SEARCHED,
+    frontier_table,
+    page,
+)
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
 from sinkjax.studies.search.budget import make_moves, rank_moves
@@ -241,10 +247,10 @@ class Frontier(ChipsStudy, HeldOutStudy):
             result = mask_result(mask, judge(mask), length, self.seed, windows)
             return {**result, "saved": saved(mask)}
 
-        def taken_over(result: Record) -> dict[str, Any]:
+        def taken_over(result: Record, mask: SinkMask) -> dict[str, Any]:
             names = ("mask", "heads", "kl", *PARTS, LAST)
             kept = {name: result[name] for name in names if name in result}
-            return {**kept, "saved": saved(SinkMask.from_text(result["mask"]))}
+            return {**kept, "saved": saved(mask)}
 
         for point in self._points(bench, excerpts, fills, length):
             fields = {
@@ -257,24 +263,21 @@ class Frontier(ChipsStudy, HeldOutStudy):
             }
             measure = functools.partial(measured, point.mask)
             yield Cell(fields, measure, f"{point.method}, {point.path}", steps=1)
+        kept = ("model", "chosen_on", "source", "bos", "bos_added", "length", "seed")
         for record in self._copied_at(length):
-            fields = self._taken_over(record)
-            take = functools.partial(taken_over, record["result"])
+            mask = SinkMask.from_text(record["result"]["mask"])
+            fields = {
+                "kind": "frontier",
+                **{name: record[name] for name in kept},
+                "generated": self.generated,
+                "saved_as": self.saved,
+                "method": COPIES[record["variant"]],
+                "path": "copy",
+                "mask_digest": mask.digest,
+                "record": record["id"],
+            }
+            take = functools.partial(taken_over, record["result"], mask)
             yield Cell(fields, take, fields["method"], steps=1)
-
-    def _taken_over(self, record: Record) -> dict[str, Any]:
-        """Fields of a record of copies, as those of a point of the frontier."""
-        kept = ("chosen_on", "source", "bos", "bos_added", "length", "seed")
-        return {
-            "kind": "frontier",
-            **{name: record[name] for name in ("model", *kept)},
-            "generated": self.generated,
-            "saved_as": self.saved,
-            "method": COPIES[record["variant"]],
-            "path": "copy",
-            "mask_digest": SinkMask.from_text(record["result"]["mask"]).digest,
-            "record": record["id"],
-        }
 
     def _points(
         self, bench: Bench, excerpts: np.ndarray, fills: np.ndarray, length: int

@@ -19,8 +19,7 @@ With --chips=4 masks are for a mesh of which `model` is 4: heads, or groups, of 
 masked on each chip at once, since every chip waits for the fullest.
 
 Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
-checkpoints/. A run that was stopped goes on from its last checkpoint when the same command is given
-again.
+checkpoints/, from the last of which a run that was stopped goes on.
 """
 
 import dataclasses

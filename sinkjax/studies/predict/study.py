@@ -28,7 +28,7 @@ from sinkjax.studies import texts
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks
 from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.series import Series, plan_series, read_sources
 from sinkjax.studies.settings import setting, values
 from sinkjax.studies.shared import take_arrays
 from sinkjax.studies.study import Bench, Cell, Size
@@ -113,14 +113,10 @@ class Predict(ScoreStudy):
     @functools.cached_property
     def series(self) -> list[Series]:
         """The prompts and the excerpts, at every length."""
-        lengths, count = tuple(sorted(self.lengths)), self.num_prompts
-        sources = texts.sources(self.text, self.prompts, texts.choose_text, count, self.seed)
-        return plan_series(
-            self.subjects,
-            [Source(prompts, role, lengths) for role, prompts in sources],
-            bos=(self.bos,),
-            num_prompts=count,
-        )
+        count, text = self.num_prompts, self.text or (None if self.prompts else texts.CHOOSE)
+        files = [("text", text), ("prompts", self.prompts)]
+        sources = read_sources(files, self.lengths, count, self.seed)
+        return plan_series(self.subjects, sources, bos=(self.bos,), num_prompts=count)
 
     def specification(self) -> dict[str, Any]:
         return {

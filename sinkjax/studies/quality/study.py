@@ -20,8 +20,11 @@ figures/.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
+
+import numpy as np
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.judge import SCORE_FROM
@@ -29,10 +32,10 @@ from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
-from sinkjax.studies.quality.measure import Measure, Measurement
+from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import page
 from sinkjax.studies.quality.tables import quality_tables
-from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.series import Series, plan_series, read_sources
 from sinkjax.studies.settings import at_least, problems_of, setting, values
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
@@ -91,7 +94,7 @@ class Quality(Study):
                 f"{config.context} tokens: ask for fewer, or leave these lengths out",
             )
         else:
-            yield from problems_of(lambda: self.measurements)
+            yield from problems_of(lambda: self.excerpts)
 
     @functools.cached_property
     def candidates(self) -> list[Candidate]:
@@ -101,33 +104,16 @@ class Quality(Study):
     @functools.cached_property
     def series(self) -> list[Series]:
         """The excerpts and prompts at each length."""
-        count, lengths = self.num_excerpts, tuple(sorted(self.lengths))
-        sources = texts.sources(self.text, self.prompts, texts.judge_text, count, self.seed)
-        return plan_series(
-            [self.subject],
-            [Source(prompts, role, lengths) for role, prompts in sources],
-            bos=(self.bos,),
-            num_prompts=count,
-        )
+        count, text = self.num_excerpts, self.text or (None if self.prompts else texts.JUDGE)
+        files = [("text", text), ("prompts", self.prompts)]
+        sources = read_sources(files, self.lengths, count, self.seed)
+        return plan_series([self.subject], sources, bos=(self.bos,), num_prompts=count)
 
     @functools.cached_property
-    def measurements(self) -> list[Measurement]:
-        """All measurements, by candidate, series and length."""
-        read = [(of, length, rows) for of in self.series for length, rows in of.tokens.items()]
-        measurements = []
-        for candidate in self.candidates:
-            for series, length, rows in read:
-                after = series.with_following(length, self.generated)[:, length:]
-                fields = {"score_from": SCORE_FROM, "generated": after.shape[1]}
-                where = (candidate, series, length, rows)
-                measurements.append(Measurement("quality", *where, fields, after))
-            for series, length, rows in read if self.continuation_tokens else ():
-                fields = {"num_tokens": self.continuation_tokens}
-                crossing = candidate.crossing(length, self.continuation_tokens)
-                fields |= {} if crossing is None else {"crossing": crossing}
-                where = (candidate, series, length, rows)
-                measurements.append(Measurement("continuation", *where, fields))
-        return measurements
+    def excerpts(self) -> list[tuple[Series, int, np.ndarray]]:
+        """Of each series and length T the excerpts with the tokens after them, int32 [W, T + M]."""
+        read = [(series, length) for series in self.series for length in series.tokens]
+        return [(of, length, of.with_following(length, self.generated)) for of, length in read]
 
     def specification(self) -> dict[str, Any]:
         return {
@@ -137,23 +123,34 @@ class Quality(Study):
         }
 
     def size(self) -> Size:
-        tokens = sum(measurement.num_tokens for measurement in self.measurements)
-        records = len(self.measurements)
+        new, masks = self.continuation_tokens, len(self.candidates)
+        tokens = masks * sum(rows.size for *_, rows in self.excerpts)
+        if new:
+            tokens += masks * sum(len(rows) * (length + new) for _, length, rows in self.excerpts)
+        records = masks * len(self.excerpts) * (2 if new else 1)
         return Size(tokens, records, _RECORD_BYTES * records + _POSITION_BYTES * tokens)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        measure = Measure(bench, self.measurements)
-        for measurement in self.measurements:
-            fields = {
-                "kind": measurement.kind,
-                "candidate": measurement.candidate.describe(measurement.length),
-                **measurement.series.excerpts(measurement.length, measurement.excerpts),
-                **measurement.fields,
-                "seed": self.seed,
-            }
-            yield Cell(
-                fields,
-                functools.partial(measure, measurement, self.seed),
-                f"{measurement.kind} of {measurement.candidate.name}",
-                steps=measurement.num_tokens,
-            )
+        new, most = self.continuation_tokens, max(len(rows) for *_, rows in self.excerpts)
+        measure = Measure(bench, sorted(set(self.lengths)), most, new)
+        kinds = ("quality", "continuation") if new else ("quality",)
+        for candidate, kind in itertools.product(self.candidates, kinds):
+            for series, length, rows in self.excerpts:
+                excerpts = rows[:, :length]
+                if kind == "quality":
+                    how = {"score_from": SCORE_FROM, "generated": rows.shape[1] - length}
+                    take, steps = (measure.quality, candidate, rows, length), rows.size
+                else:
+                    crossing = candidate.crossing(length, new)
+                    how = {"num_tokens": new} | ({"crossing": crossing} if crossing else {})
+                    take = (measure.continuation, candidate, excerpts, crossing)
+                    steps = excerpts.size + len(excerpts) * new
+                fields = {
+                    "kind": kind,
+                    "candidate": candidate.describe(length),
+                    **series.excerpts(length, excerpts),
+                    **how,
+                    "seed": self.seed,
+                }
+                result = functools.partial(*take, self.seed)
+                yield Cell(fields, result, f"{kind} of {candidate.name}", steps=steps)

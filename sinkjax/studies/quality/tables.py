@@ -6,7 +6,7 @@ from typing import Any
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
-from sinkjax.report.table import Table, column, tabulate
+from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.resampling import EXCERPTS_NOTE
 
@@ -46,58 +46,14 @@ def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
     return [groups[text] for text in sorted(groups)]
 
 
-def divergence_table(records: Sequence[Record]) -> Table:
-    return tabulate(
-        f"{title(records[0])}: KL to the baseline",
-        records,
-        (
-            *_LABELS,
-            column("masked\nheads", "candidate.heads", formats.masked),
-            column("mean", "result.kl.mean", formats.nats, formats.estimate),
-            *part_columns(by_path=True),
-        ),
-        notes=(f"KL in nats a token, of {excerpts(records)}. {PARTS_NOTE} {EXCERPTS_NOTE}",),
-        labels=2,
-    )
+def _table(name: str, note: str, *columns: tuple[str, Text]) -> Callable[..., Table]:
+    """What makes a table of a row a record; {} in its note is how many excerpts there are."""
 
+    def make(records: Sequence[Record]) -> Table:
+        notes = (note.format(excerpts(records)),)
+        return tabulate(f"{title(records[0])}: {name}", records, (*_LABELS, *columns), notes, 2)
 
-def agreement_table(records: Sequence[Record]) -> Table:
-    return tabulate(
-        f"{title(records[0])}: agreement with the baseline",
-        records,
-        (
-            *_LABELS,
-            column("KL, p95", "result.kl.p95", formats.nats, formats.point),
-            column("KL, p99", "result.kl.p99", formats.nats, formats.estimate),
-            column("top 1", "result.agreement.top1", formats.percent, formats.estimate),
-            column("top 5", "result.agreement.top5", formats.percent, formats.point),
-        ),
-        notes=(
-            f"Percentiles are over the scored positions of {excerpts(records)}. {EXCERPTS_NOTE} "
-            "Top 1: both find the same token likeliest. Top 5: how many of the baseline's five "
-            "likeliest are among the mask's.",
-        ),
-        labels=2,
-    )
-
-
-def likelihood_table(records: Sequence[Record]) -> Table:
-    nll, perplexity = "result.nll", "result.perplexity"
-    return tabulate(
-        f"{title(records[0])}: negative log-likelihood and perplexity",
-        records,
-        (
-            *_LABELS,
-            column("NLL,\nbaseline", f"{nll}.baseline", formats.nats, formats.point),
-            column("NLL,\nmask", f"{nll}.candidate", formats.nats, formats.point),
-            column("change", f"{nll}.change", formats.signed_nats, formats.estimate),
-            column("perplexity,\nbaseline", f"{perplexity}.baseline", formats.ratio, formats.point),
-            column("perplexity,\nmask", f"{perplexity}.candidate", formats.ratio, formats.point),
-            column("change", f"{perplexity}.change", formats.relative, formats.estimate),
-        ),
-        notes=(f"NLL in nats a token. {EXCERPTS_NOTE}",),
-        labels=2,
-    )
+    return make
 
 
 def position_table(records: Sequence[Record]) -> Table:
@@ -123,46 +79,6 @@ def position_table(records: Sequence[Record]) -> Table:
         columns=("mask", "positions", *(f"{formats.count(n)} tokens" for n in lengths)),
         rows=rows,
         notes=("Mean KL in nats a token; positions from 0.", *notes.lines()),
-        labels=2,
-    )
-
-
-def continuation_table(records: Sequence[Record]) -> Table:
-    return tabulate(
-        f"{title(records[0])}: greedy continuations",
-        records,
-        (
-            *_LABELS,
-            ("continued by", _continued_by),
-            column("until they differ", "result.agreeing", formats.mean_count, formats.estimate),
-            column("never differ", "result.identical", formats.percent, formats.estimate),
-        ),
-        notes=(
-            f"Tokens until the first one that the baseline continues otherwise, the mean over "
-            f"{excerpts(records)}; one that never differs counts whole. {EXCERPTS_NOTE}",
-        ),
-        labels=2,
-    )
-
-
-def passkey_table(records: Sequence[Record]) -> Table:
-    retrieved, nll = "result.retrieved", "result.nll"
-    return tabulate(
-        f"{title(records[0])}: a hidden number given back",
-        records,
-        (
-            *_LABELS,
-            column("depth", "depth", lambda depth: formats.percent(depth, 0)),
-            column("by the\nbaseline", f"{retrieved}.baseline", formats.percent, formats.estimate),
-            column("by the\nmask", f"{retrieved}.candidate", formats.percent, formats.estimate),
-            column("NLL,\nbaseline", f"{nll}.baseline", formats.nats, formats.point),
-            column("change", f"{nll}.change", formats.signed_nats, formats.estimate),
-        ),
-        notes=(
-            f"The share of {excerpts(records)} whose number of five digits greedy decoding gives "
-            f"back whole. Depth: how much of the text comes before it. NLL: of the whole number, "
-            f"in nats. {EXCERPTS_NOTE}",
-        ),
         labels=2,
     )
 
@@ -220,10 +136,55 @@ def excerpts(records: Sequence[Record]) -> str:
     return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
 
 
+_DIVERGENCE = _table(
+    "KL to the baseline",
+    f"KL in nats a token, of {{}}. {PARTS_NOTE} {EXCERPTS_NOTE}",
+    column("masked\nheads", "candidate.heads", formats.masked),
+    column("mean", "result.kl.mean", formats.nats, formats.estimate),
+    *part_columns(by_path=True),
+)
+_AGREEMENT = _table(
+    "agreement with the baseline",
+    f"Percentiles are over the scored positions of {{}}. {EXCERPTS_NOTE} Top 1: both find the same "
+    "token likeliest. Top 5: how many of the baseline's five likeliest are among the mask's.",
+    column("KL, p95", "result.kl.p95", formats.nats, formats.point),
+    column("KL, p99", "result.kl.p99", formats.nats, formats.estimate),
+    column("top 1", "result.agreement.top1", formats.percent, formats.estimate),
+    column("top 5", "result.agreement.top5", formats.percent, formats.point),
+)
+_LIKELIHOOD = _table(
+    "negative log-likelihood and perplexity",
+    f"NLL in nats a token. {EXCERPTS_NOTE}",
+    column("NLL,\nbaseline", "result.nll.baseline", formats.nats, formats.point),
+    column("NLL,\nmask", "result.nll.candidate", formats.nats, formats.point),
+    column("change", "result.nll.change", formats.signed_nats, formats.estimate),
+    column("perplexity,\nbaseline", "result.perplexity.baseline", formats.ratio, formats.point),
+    column("perplexity,\nmask", "result.perplexity.candidate", formats.ratio, formats.point),
+    column("change", "result.perplexity.change", formats.relative, formats.estimate),
+)
+_CONTINUATIONS = _table(
+    "greedy continuations",
+    "Tokens until the first one that the baseline continues otherwise, the mean over {}; one that "
+    f"never differs counts whole. {EXCERPTS_NOTE}",
+    ("continued by", _continued_by),
+    column("until they differ", "result.agreeing", formats.mean_count, formats.estimate),
+    column("never differ", "result.identical", formats.percent, formats.estimate),
+)
+_PASSKEYS = _table(  # of earlier versions
+    "a hidden number given back",
+    "The share of {} whose number of five digits greedy decoding gives back whole. Depth: how much "
+    f"of the text comes before it. NLL: of the whole number, in nats. {EXCERPTS_NOTE}",
+    column("depth", "depth", lambda depth: formats.percent(depth, 0)),
+    column("by the\nbaseline", "result.retrieved.baseline", formats.percent, formats.estimate),
+    column("by the\nmask", "result.retrieved.candidate", formats.percent, formats.estimate),
+    column("NLL,\nbaseline", "result.nll.baseline", formats.nats, formats.point),
+    column("change", "result.nll.change", formats.signed_nats, formats.estimate),
+)
+
 PARTS: Sequence[tuple[str, Sequence[Callable[[Sequence[Record]], Table]]]] = (
-    ("quality", (divergence_table, agreement_table, likelihood_table)),
+    ("quality", (_DIVERGENCE, _AGREEMENT, _LIKELIHOOD)),
     ("quality", (position_table,)),
-    ("continuation", (continuation_table,)),
-    ("passkey", (passkey_table,)),
+    ("continuation", (_CONTINUATIONS,)),
+    ("passkey", (_PASSKEYS,)),
 )
 """The parts of one text: the kind of its records, and what makes its tables of them."""

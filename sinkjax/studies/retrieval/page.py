@@ -31,6 +31,9 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     """The page of a retrieval run."""
     masks = by_mask(records)
     explain = explanations(__package__)
+    maps = Prose(explain.maps(floor=formats.percent(FLOOR, 0)))
+    level, resamples = formats.percent(LEVEL, 0), formats.count(RESAMPLES)
+    asked = Prose(explain.asked(level=level, resamples=resamples))
     return Page(
         study="retrieval",
         title=f"What masks of {specification['model']['name']} still find in a text",
@@ -38,24 +41,9 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
         f"From {formats.count(len(records))} records.",
         openings=[Card(name, _sentences(panels)) for name, panels in masks.items()],
         sections=[
-            Section(
-                "Length by depth",
-                [
-                    Prose(explain.maps(floor=formats.percent(FLOOR, 0))),
-                    *map(heat_maps, masks.values()),
-                ],
-            ),
+            Section("Length by depth", [maps, *map(heat_maps, masks.values())]),
             Section("Every number", retrieval_tables(records)),
-            Section(
-                "What is asked",
-                [
-                    Prose(
-                        explain.asked(
-                            level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES)
-                        )
-                    )
-                ],
-            ),
+            Section("What is asked", [asked]),
             what_was_run(specification, records),
         ],
     )

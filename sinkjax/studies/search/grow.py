@@ -263,31 +263,23 @@ class KeptCosts:
 
     def errors(self, mask: SinkMask | None = None) -> np.ndarray:
         """`own_errors` under a mask, float64 [P, L, N]."""
-        under = self._under(mask)
-
-        def measured() -> dict[str, np.ndarray]:
-            return {"errors": own_errors(*of, **under, scored=self.scored)}
-
-        of = self.model, self.excerpts, self.paths
+        of, under = (self.model, self.excerpts, self.paths), {"mask": mask, "fills": self.fills}
+        measured = lambda: {"errors": own_errors(*of, **under, scored=self.scored)}  # noqa: E731
         return self.store("errors", self.excerpts, measured, **self._named, **under)["errors"]
 
     def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
         """`predict_moves` under a mask."""
-        draws = {"samples": samples, "seed": seed}
-        under = self._under(mask)
+        of = self.model, self.excerpts, self.paths
+        under = {"mask": mask, "fills": self.fills, "samples": samples, "seed": seed}
 
         def predicted() -> dict[str, np.ndarray]:
-            moves = predict_moves(*of, **under, **draws, scored=self.scored, cost=self.cost)
+            moves = predict_moves(*of, **under, scored=self.scored, cost=self.cost)
             return {"linear": moves.linear, "products": moves.products}
 
-        of = self.model, self.excerpts, self.paths
-        how = {"passes": 2 + 2 * samples, **self._named, **under, **draws}
+        how = {"passes": 2 + 2 * samples, **self._named, **under}
         how |= {} if self.cost == "kl" else {"cost": self.cost}
         arrays = self.store("sensitivity", self.excerpts, predicted, **how)
         return Prediction(mask or SinkMask.full(self.model.config), **arrays)
-
-    def _under(self, mask: SinkMask | None) -> dict[str, Any]:
-        return {"mask": mask, "fills": self.fills}
 
     @property
     def _named(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sinkjax.studies.retrieval.measure import FLOOR
 from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 from sinkjax.studies.search.grow import SearchOutcome
-from sinkjax.studies.search.tables import costs_of, quality_of
+from sinkjax.studies.search.tables import costs_of, quality_of, search_of
 
 
 def summarize_search(
@@ -49,14 +49,14 @@ def summarize_search(
 
 def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict[str, Any]]:
     """Provenance and quality of a search's chosen mask, for `sinkjax.save_mask`."""
-    (outcome,) = (record for record in records if record["kind"] == "search")
-    held_kl, asked = outcome["result"]["held_kl"], outcome.get("asked", {})
+    outcome = search_of(records)
+    asked = outcome.get("asked", {})
     provenance = Provenance.from_records(
         [outcome],
         method="KL budget",
         **outcome["settings"],
         num_windows=outcome["num_windows"],
-        held_kl=held_kl,
+        held_kl=outcome["result"]["held_kl"],
         **({"asked": asked} if asked else {}),
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
@@ -70,9 +70,8 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
 
 def answer_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a search says last of answers; nothing if none were asked for."""
-    (outcome,) = (record for record in records if record["kind"] == "search")
     lines = [promise_line(promised) for promised in answers_of(records)]
-    rises = outcome["result"].get("nll_rises", [])
+    rises = search_of(records)["result"].get("nll_rises", [])
     if rises and set(rises) == {None}:
         lines.append(
             "NO ANSWER BORE ON THE CHOICE: of each set of questions to choose on, of any length, "
@@ -85,8 +84,7 @@ def answer_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def answers_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What is promised of the chosen mask's answers, the longest length first; nothing if none
     were asked for."""
-    (outcome,) = (record for record in records if record["kind"] == "search")
-    asked = outcome.get("asked")
+    asked = search_of(records).get("asked")
     return promises_of(CHOSEN, records, asked["nll_budget"]) if asked else []
 
 

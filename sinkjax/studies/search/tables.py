@@ -1,9 +1,7 @@
 """The tables of a search, from the records of `sinkjax.studies.search.study`."""
 
 import collections
-import functools
 import itertools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +9,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import PARTS, PARTS_NOTE, over_texts, part_columns
-from sinkjax.studies.costs import over_draws as mean_over_draws
+from sinkjax.studies.costs import PARTS, PARTS_NOTE, mean_of_draws, over_texts, part_columns
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
@@ -20,7 +17,7 @@ from sinkjax.studies.search.controls import CHOSEN, CONTROLS
 
 def search_tables(records: Sequence[Record]) -> list[Table]:
     """Tables of what a search chose, then of what it costs on each text to judge on."""
-    (search,) = (record for record in records if record["kind"] == "search")
+    search = search_of(records)
     quality = [record for record in records if record["kind"] == "quality"]
     names = list(dict.fromkeys([CHOSEN, *CONTROLS, *map(control_of, quality)]))
     text = lambda record: (  # noqa: E731
@@ -39,6 +36,12 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
     over_chips = chips_tables(search["result"].get("over_chips", []))
     return [_rounds_table(search), _mask_table(search), *over_chips, *costs, *answers]
+
+
+def search_of(records: Sequence[Record]) -> Record:
+    """The record of what was chosen."""
+    (search,) = (record for record in records if record["kind"] == "search")
+    return search
 
 
 def quality_of(records: Sequence[Record], name: str) -> list[Record]:
@@ -64,25 +67,12 @@ def costs_of(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
 
 
 def over_draws(records: Sequence[Record]) -> Record:
-    """One record, as tables read it, of the draws of a control on one text: the mean of the draws.
-
-    Of a single record, it itself.
-    """
+    """`mean_of_draws` of a control on one text, under a name that says how many there are."""
+    record = mean_of_draws(records)
     if len(records) == 1:
-        return records[0]
-    results = [record["result"] for record in records]
-
-    def mean(*place: str) -> dict[str, Any]:
-        return mean_over_draws([functools.reduce(operator.getitem, place, r) for r in results])
-
-    result = {
-        "kl": {"mean": mean("kl", "mean")},
-        "perplexity": {"change": mean("perplexity", "change")},
-        "agreement": {"top1": mean("agreement", "top1")},
-        **{part: mean(part) for part in PARTS},
-    }
-    name = f"{control_of(records[0])}, {len(records)} draws"
-    return {**records[0], "candidate": {**records[0]["candidate"], "name": name}, "result": result}
+        return record
+    name = f"{control_of(record)}, {len(records)} draws"
+    return {**record, "candidate": {**record["candidate"], "name": name}}
 
 
 def _costs(record: Record) -> dict[str, Any]:

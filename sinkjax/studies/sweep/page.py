@@ -175,14 +175,18 @@ def _data(group: Group) -> list[Block]:
                 per_head.layers_table(curve),
                 per_head.source_layers_table(curve),
                 per_head.later_layers_table(curve),
-                per_head.head_shares_table(curve),
+                per_head.heads_table(curve, "per_head"),
             ],
         )
         for curve in group.curves
     ]
-    scores = map(per_head.head_scores_table, _distinct(group, "definition", "source_name"))
-    norms = map(per_head.output_norms_table, _distinct(group, "source_name"))
-    return [*blocks, Folded("scores", list(scores)), Folded("output norms", list(norms))]
+    scores = _distinct(group, "definition", "source_name")
+    norms = _distinct(group, "source_name")
+    return [
+        *blocks,
+        Folded("scores", [per_head.heads_table(curve, "mean_score") for curve in scores]),
+        Folded("output norms", [per_head.heads_table(curve, "output_norm") for curve in norms]),
+    ]
 
 
 def _distinct(group: Group, *names: str) -> list[Curve]:

@@ -16,22 +16,19 @@ def layers_table(curve: Curve) -> Table:
     return _by_length(curve, "per_layer", title, "layer", layers, formats.percent)
 
 
-def head_shares_table(curve: Curve) -> Table:
-    """The share of prompts in which each head is a sink, at each length."""
-    title = f"{curve.source_name}, {curve.criterion}: share of prompts in which each head is a sink"
-    return _by_length(curve, "per_head", title, "head", _heads(curve), formats.percent)
-
-
-def head_scores_table(curve: Curve) -> Table:
-    """The mean score of each head at each length."""
-    title = f"{curve.source_name}: mean score of each head, {curve.definition}"
-    return _by_length(curve, "mean_score", title, "head", _heads(curve), formats.score)
-
-
-def output_norms_table(curve: Curve) -> Table:
-    """The output norm of each head, relative to its layer's mean, at each length."""
-    title = f"{curve.source_name}: output norm of each head relative to its layer"
-    return _by_length(curve, "output_norm", title, "head", _heads(curve), formats.ratio)
+def heads_table(curve: Curve, quantity: str) -> Table:
+    """One number of each head at each length: of `per_head`, `mean_score` or `output_norm`."""
+    title, show = {
+        "per_head": (
+            f", {curve.criterion}: share of prompts in which each head is a sink",
+            formats.percent,
+        ),
+        "mean_score": (f": mean score of each head, {curve.definition}", formats.score),
+        "output_norm": (": output norm of each head relative to its layer", formats.ratio),
+    }[quantity]
+    layers, heads = range(curve.model["num_layers"]), range(curve.model["num_heads"])
+    names = [formats.head(layer, number) for layer in layers for number in heads]
+    return _by_length(curve, quantity, f"{curve.source_name}{title}", "head", names, show)
 
 
 def source_layers_table(curve: Curve) -> Table:
@@ -81,11 +78,6 @@ def later_layers_table(curve: Curve) -> Table:
         ),
         labels=2,
     )
-
-
-def _heads(curve: Curve) -> list[str]:
-    layers, heads = range(curve.model["num_layers"]), range(curve.model["num_heads"])
-    return [formats.head(layer, number) for layer in layers for number in heads]
 
 
 def _by_length(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.distributed import to_host
-from sinkjax.errors import Problem, each
+from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.sinks import (
     DEFAULT_TAIL,
@@ -36,8 +36,8 @@ from sinkjax.models.sharding import row_shards
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import texts
-from sinkjax.studies.prompts import BOS_POLICIES, PromptSet
-from sinkjax.studies.series import Series, Source, plan_series
+from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.series import Series, Source, plan_series, read_sources
 from sinkjax.studies.settings import at_least, known, setting, twice, values
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
@@ -206,21 +206,16 @@ class Sweep(ScoreStudy):
     def _sources(self) -> list[Source]:
         lengths = tuple(sorted(self.lengths))
         if self.prompts or self.text:
-            named = [("prompts", path) for path in self.prompts]
-            named += [("text", path) for path in self.text]
-            sources = each(named, lambda file: Source(self._read(*file), file[0], lengths))
+            files = [("prompts", path) for path in self.prompts]
+            files += [("text", path) for path in self.text]
+            sources = read_sources(files, lengths, self.num_prompts, self.seed)
         else:
             short = tuple(length for length in lengths if length <= _SHORT_LENGTHS)
             sources = [Source(texts.default_prompts(), "prompts", short)] if short else []
-            text = texts.choose_text(None, self.num_prompts, self.seed)
+            text = texts.read_text(texts.CHOOSE, self.num_prompts, self.seed)
             sources.append(Source(text, "text", lengths))
         study = texts.study_prompts() if self.study else ()
         return [*(Source(prompts, "study") for prompts in study), *sources]
-
-    def _read(self, role: str, path: str) -> PromptSet:
-        if role == "prompts":
-            return texts.read_prompts(path)
-        return texts.read_text(path, self.num_prompts, self.seed)
 
     def specification(self) -> dict[str, Any]:
         sources: dict[tuple[str, str], dict[str, Any]] = {}

@@ -6,7 +6,6 @@ where the system has them: 55 GB/s where XLA's own reductions reached 50 and a l
 """
 
 import concurrent.futures
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,34 +20,26 @@ from sinkjax.studies.timing.pairs import Call
 _TIMES = 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Machine:
-    """Calls to be timed beside others, and what they do each time.
+def machine_calls(
+    dtype: Any = jnp.float32, *, by_jax: bool = False
+) -> tuple[dict[str, Call], dict[str, float]]:
+    """What measures JAX's first device; where that is a CPU, what this process may use of it.
 
-    Attributes:
-      calls: `read` and `multiply`, each several times, as `read 0`, `read 1`, ...
-      amounts: bytes of `read`, floating-point operations of `multiply`.
+    Args:
+      dtype: of the matrices.
+      by_jax: whether it is JAX that reads on a CPU, too.
+
+    Returns:
+      calls to be timed beside others, `read` and `multiply`, each several times, as `read 0`,
+      `read 1`, ...; and what they do each time: bytes of `read`, floating-point operations of
+      `multiply`.
     """
-
-    calls: dict[str, Call]
-    amounts: dict[str, float]
-
-    @classmethod
-    def here(cls, dtype: Any = jnp.float32, *, by_jax: bool = False) -> "Machine":
-        """Measures JAX's first device; where that is a CPU, what this process may use of it.
-
-        Args:
-          dtype: of the matrices.
-          by_jax: whether it is JAX that reads on a CPU, too.
-        """
-        on_cpu = jax.devices()[0].platform == "cpu"
-        read_bytes, size = (512 << 20, 2048) if on_cpu else (2 << 30, 8192)
-        read = _reading_cpu if on_cpu and not by_jax else _reading_device
-        own = {"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))}
-        return cls(
-            calls={f"{name} {i}": call for name, call in own.items() for i in range(_TIMES)},
-            amounts={"read": float(read_bytes), "multiply": 2.0 * size**3},
-        )
+    on_cpu = jax.devices()[0].platform == "cpu"
+    read_bytes, size = (512 << 20, 2048) if on_cpu else (2 << 30, 8192)
+    read = _reading_cpu if on_cpu and not by_jax else _reading_device
+    own = {"read": Call(read(read_bytes)), "multiply": Call(_multiplying(size, dtype))}
+    calls = {f"{name} {i}": call for name, call in own.items() for i in range(_TIMES)}
+    return calls, {"read": float(read_bytes), "multiply": 2.0 * size**3}
 
 
 def _reading_cpu(num_bytes: int) -> Callable[[], Any]:

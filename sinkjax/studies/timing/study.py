@@ -45,7 +45,7 @@ from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
 from sinkjax.studies.timing.measured import AGAIN, BASELINE
 from sinkjax.studies.timing.tables import timing_tables
-from sinkjax.studies.timing.timer import STAGES, Clock, How, Run, TimedSizes, Timer
+from sinkjax.studies.timing.timer import STAGES, Clock, How, Run, Timer
 
 _RECORD_BYTES, _ROUND_BYTES = 8192, 128  # upper bounds: of a program's, and of each round's
 
@@ -146,11 +146,10 @@ class Timing(Study):
         """Every stage at all sizes; prefill of a batch and a length once."""
         runs: dict[str, Run] = {}
         all_sizes = itertools.product(self.batch_sizes, self.lengths, self.generated)
-        for sizes in itertools.starmap(TimedSizes, all_sizes):
-            for stage in self.stages:
-                run = Run(stage, sizes, tuple(self.candidates))
-                if run.tokens_per_row:
-                    runs.setdefault(run.slug, run)
+        for sizes, stage in itertools.product(all_sizes, self.stages):
+            run = Run(stage, *sizes)
+            if run.tokens_per_row:
+                runs.setdefault(run.slug, run)
         return list(runs.values())
 
     @property
@@ -184,9 +183,7 @@ class Timing(Study):
     def specification(self) -> dict[str, Any]:
         return {
             "candidates": [candidate.specification() for candidate in self.candidates],
-            "workloads": [
-                dataclasses.asdict(sizes) for sizes in dict.fromkeys(run.sizes for run in self.runs)
-            ],
+            "workloads": list({str(run.sizes): run.sizes for run in self.runs}.values()),
             "stages": list(self.stages),
             **dataclasses.asdict(self.how),
             **self._over,
@@ -202,15 +199,12 @@ class Timing(Study):
         )
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        timer = Timer(bench.model, self.how, self.profile)
+        timer = Timer(bench.model, self.candidates, self.how, self.profile)
         for run in self.runs:
             fields = {
                 "kind": "timing",
-                "stage": run.stage,
-                **dataclasses.asdict(run.sizes),
-                "candidates": [
-                    candidate.describe(run.sizes.prompt_length) for candidate in run.candidates
-                ],
+                **dataclasses.asdict(run),
+                "candidates": [of.describe(run.prompt_length) for of in self.candidates],
                 **dataclasses.asdict(self.how),
                 **self._over,
             }

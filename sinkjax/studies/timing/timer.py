@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,7 +20,7 @@ from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.results import identity
 from sinkjax.studies.timing.device_time import device_seconds, trace
-from sinkjax.studies.timing.machine import Machine
+from sinkjax.studies.timing.machine import machine_calls
 from sinkjax.studies.timing.measured import AGAIN, BASELINE, Measured
 from sinkjax.studies.timing.memory import device_memory, resident_kept, resident_rise
 from sinkjax.studies.timing.pairs import Call, interleave
@@ -31,21 +31,6 @@ Clock = Literal["auto", "host", "device"]
 STAGES: tuple[str, ...] = get_args(Stage)
 
 _TRACED_ROUNDS = 2  # of a trace that is only to be looked at
-
-
-@dataclasses.dataclass(frozen=True)
-class TimedSizes:
-    """The sizes of what is timed.
-
-    Attributes:
-      batch_size: B.
-      prompt_length: T, of every row.
-      generated: tokens of each row that are decoded, one after the other; 0 for prefill alone.
-    """
-
-    batch_size: int
-    prompt_length: int
-    generated: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,64 +45,77 @@ class How:
     seed: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """What one record is of: a stage at some sizes, by the baseline and every candidate."""
+    """What one record is of: a stage at some sizes.
+
+    Attributes:
+      batch_size: B.
+      prompt_length: T, of every row.
+      generated: tokens of each row that are decoded, one after the other; 0 for prefill alone.
+    """
 
     stage: Stage
-    sizes: TimedSizes
-    candidates: tuple[Candidate, ...]
+    batch_size: int
+    prompt_length: int
+    generated: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """All but the stage."""
+        return {name: of for name, of in dataclasses.asdict(self).items() if name != "stage"}
 
     @property
     def tokens_per_row(self) -> int:
         """Tokens that one run takes in, or gives."""
-        sizes = self.sizes
-        return sizes.prompt_length if self.stage == "prefill" else sizes.generated
+        return self.prompt_length if self.stage == "prefill" else self.generated
 
     @property
     def slug(self) -> str:
         """`decode-b1-t512-n16`."""
-        sizes = self.sizes
-        name = f"{self.stage}-b{sizes.batch_size}-t{sizes.prompt_length}"
-        return name if self.stage == "prefill" else f"{name}-n{sizes.generated}"
+        name = f"{self.stage}-b{self.batch_size}-t{self.prompt_length}"
+        return name if self.stage == "prefill" else f"{name}-n{self.generated}"
 
 
 class Timer:
     """Times runs; what neighbouring ones share is made once."""
 
-    def __init__(self, model: Llama, how: How, profile: str | None):
+    def __init__(
+        self, model: Llama, candidates: Sequence[Candidate], how: How, profile: str | None
+    ):
         """Prepares to time programs of a model.
 
         Args:
           model: the baseline.
+          candidates: that are timed beside it.
           profile: folder for traces, one a run that is timed; None for none that stay.
         """
-        self._model, self._how = model, how
+        self._model, self._candidates, self._how = model, candidates, how
         self._profile = None if profile is None else pathlib.Path(profile)
         self._clock = how.clock
         if how.clock == "auto":
             self._clock = "host" if jax.devices()[0].platform == "cpu" else "device"
         dtype = model.embedding[...].dtype
         self._itemsize = dtype.itemsize
-        self._machine = Machine.here(dtype, by_jax=self._clock == "device")
+        self._machine, self._amounts = machine_calls(dtype, by_jax=self._clock == "device")
         self._models: dict[str, Llama] = {}
-        self._programs: tuple[TimedSizes, dict[str, Program]] | None = None
+        self._programs: tuple[dict[str, int], dict[str, Program]] | None = None
 
     def __call__(self, run: Run, on_round: Callable[[], None]) -> dict[str, Any]:
         """The "result" of a run's record."""
         how, programs = self._how, self._compiled(run)
         calls, kept = self._calls(run, programs)
-        timed = {**calls, AGAIN: calls[BASELINE], **self._machine.calls}
+        timed = {**calls, AGAIN: calls[BASELINE], **self._machine}
         load = [os.getloadavg()]
         samples = interleave(
             timed, rounds=how.rounds, warmup=how.warmup, seed=how.seed, on_round=on_round
         )
         load.append(os.getloadavg())
-        measured = Measured(samples, self._traced(run, timed), self._machine.amounts, how.seed)
-        length = run.sizes.prompt_length
-        masks = {candidate.name: candidate.masks[length] for candidate in run.candidates}
+        measured = Measured(samples, self._traced(run, timed), self._amounts, how.seed)
+        length = run.prompt_length
+        masks = {candidate.name: candidate.masks[length] for candidate in self._candidates}
         baseline = self._limit(run, SinkMask.full(self._model.config))
-        tokens = run.sizes.batch_size * run.tokens_per_row
+        tokens = run.batch_size * run.tokens_per_row
         results = {}
         for name, program in programs.items():
             limit = self._limit(run, masks[name]) if name in masks else baseline
@@ -145,25 +143,24 @@ class Timer:
 
     def _compiled(self, run: Run) -> dict[str, Program]:
         """The programs of a run's sizes, the baseline's first."""
-        sizes = run.sizes
-        if self._programs is None or self._programs[0] != sizes:
+        if self._programs is None or self._programs[0] != run.sizes:
             self._programs = None  # frees what was compiled for another
             models = {BASELINE: self._model} | {
-                candidate.name: self._specialized(candidate, sizes.prompt_length)
-                for candidate in run.candidates
+                candidate.name: self._specialized(candidate, run.prompt_length)
+                for candidate in self._candidates
             }
             programs = {
                 name: compile(
                     model,
-                    batch_size=sizes.batch_size,
-                    prefill_lengths=[sizes.prompt_length],
-                    max_length=sizes.prompt_length + sizes.generated,
+                    batch_size=run.batch_size,
+                    prefill_lengths=[run.prompt_length],
+                    max_length=run.prompt_length + run.generated,
                     steps_per_call=self._how.steps_per_call,
                     attention=self._how.attention,
                 )
                 for name, model in models.items()
             }
-            self._programs = sizes, programs
+            self._programs = run.sizes, programs
         return self._programs[1]
 
     def _specialized(self, candidate: Candidate, length: int) -> Llama:
@@ -180,15 +177,14 @@ class Timer:
 
         And of what decodes, the resident memory that holding a filled cache takes.
         """
-        sizes = run.sizes
-        shape = (sizes.batch_size, sizes.prompt_length)
+        shape = (run.batch_size, run.prompt_length)
         rng = np.random.default_rng(self._how.seed)
         tokens = rng.integers(self._model.config.vocab_size, size=shape).astype(np.int32)
         if run.stage == "prefill":
             return {name: prefill_call(program, tokens) for name, program in programs.items()}, {}
         calls, kept = {}, {}
         for name, program in programs.items():
-            decode = functools.partial(decode_call, program, tokens, sizes.generated)
+            decode = functools.partial(decode_call, program, tokens, run.generated)
             with naming(name):
                 calls[name], kept[name] = resident_kept(decode)
         return calls, kept
@@ -205,11 +201,8 @@ class Timer:
 
     def _limit(self, run: Run, mask: SinkMask) -> Limit:
         """The limit of one run: all steps of a decode, each as its middle one."""
-        sizes, config = run.sizes, self._model.config
+        config, rows, length = self._model.config, run.batch_size, run.prompt_length
         if run.stage == "prefill":
-            return prefill_limit(
-                config, mask, sizes.batch_size, sizes.prompt_length, self._itemsize
-            )
-        middle = sizes.prompt_length + (sizes.generated + 1) // 2
-        step = decode_limit(config, mask, sizes.batch_size, middle, self._itemsize)
-        return step * sizes.generated
+            return prefill_limit(config, mask, rows, length, self._itemsize)
+        middle = length + (run.generated + 1) // 2
+        return decode_limit(config, mask, rows, middle, self._itemsize) * run.generated

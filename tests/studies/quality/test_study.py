@@ -14,7 +14,7 @@ import sinkjax
 from sinkjax import InputError, SinkMask, load_mask, save_mask
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.candidates import Candidate
-from sinkjax.studies.quality.continuation import first_differences
+from sinkjax.studies.quality.measure import first_differences
 from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.results import read_records
 from sinkjax.studies.study import run_study
@@ -67,7 +67,9 @@ def measured(tiny, mask_file, tmp_path_factory):
 def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, small_tokenizer):
     model, saved = sinkjax.load(tiny), load_mask(mask_file)
     for length in (2, 90):
-        windows = inputs.judge_text(None, 2, 0).at_length(small_tokenizer, "tokenizer", length)
+        windows = inputs.read_text(inputs.JUDGE, 2, 0).at_length(
+            small_tokenizer, "tokenizer", length
+        )
         tokens = jnp.asarray(windows)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
@@ -147,8 +149,10 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
     full = under(SinkMask.from_text(FULL))
     below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
     for length, own in ((8, below), (14, beyond)):
-        windows = inputs.judge_text(None, 3, 0).at_length(small_tokenizer, "tokenizer", length)
-        longer = inputs.judge_text(None, 3, 0).at_length(small_tokenizer, "tokenizer", room)
+        windows = inputs.read_text(inputs.JUDGE, 3, 0).at_length(
+            small_tokenizer, "tokenizer", length
+        )
+        longer = inputs.read_text(inputs.JUDGE, 3, 0).at_length(small_tokenizer, "tokenizer", room)
         padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
         kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
         baseline = continued(padded, length, lambda size: full)
@@ -184,7 +188,7 @@ def test_the_acting_late_and_generated_parts_are_what_the_dense_oracle_says(
 ):
     """At 2 tokens; 90 with 64 more are beyond the model's context, of which the record says so."""
     model, saved = sinkjax.load(tiny), load_mask(mask_file)
-    rows = inputs.judge_text(None, 2, 0).at_length(small_tokenizer, "tokenizer", 90)
+    rows = inputs.read_text(inputs.JUDGE, 2, 0).at_length(small_tokenizer, "tokenizer", 90)
     tokens = jnp.asarray(rows)
     logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
     kl = kl_of(model(tokens), logits)
@@ -223,10 +227,9 @@ def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
         how = {"lengths": (4,), "num_excerpts": count, "generated": 30}
         mask = (Candidate("full", {4: SinkMask.from_text(FULL)}),)
         study = Quality(model=subject, mask=mask, continuation_tokens=0, **how, **source)
-        (measurement,) = study.measurements
-        assert len(measurement.excerpts) == count
-        assert measurement.fields["generated"] == measurement.following.shape[1]
-        return measurement.following.shape[1]
+        ((_, length, rows),) = study.excerpts
+        assert len(rows) == count
+        return rows.shape[1] - length
 
     assert generated(2, text=str(paths["text"])) == 30
     assert generated(25, text=str(paths["text"])) == 0
@@ -265,7 +268,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path, small_t
     def stopping(step):
         steps = itertools.count()
 
-        def stop(progress):
+        def stop(*progress):
             if next(steps) == step:
                 raise KeyboardInterrupt
 

@@ -321,4 +321,4 @@ def test_prose_is_the_text_that_is_given(roomy, small_tokenizer, other_text):
     questions = next(asked.questions for asked in study.asked if asked.task == "niah_prose")
     shown = small_tokenizer.decode(questions.tokens[0])
     assert "steps from home." in shown
-    assert "steps from home." not in texts.judge_text(None, 1, 0).text
+    assert "steps from home." not in texts.read_text(texts.JUDGE, 1, 0).text

@@ -53,7 +53,7 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     saved = load_mask(searched / "mask.json")
     model = sinkjax.load(tiny)
     assert saved.provenance.model_digest == sinkjax.model_digest(model)
-    windows = inputs.choose_text(None, 9, 0).at_length(small_tokenizer, "tokenizer", 32)[5:]
+    windows = inputs.read_text(inputs.CHOOSE, 9, 0).at_length(small_tokenizer, "tokenizer", 32)[5:]
     fast = specialize(model, saved.mask, fills=saved.fills)
     kl = kl_of(model(windows), fast(windows))
     own, other = saved.quality["quality"]

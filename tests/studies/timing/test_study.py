@@ -140,8 +140,8 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
     study = study_of(model, rounds=2, clock="device", lengths=(8,), generated=(4,))
     out = str(tmp_path / "out")
 
-    def kill(progress):
-        if progress.steps and progress.text.startswith("decode"):
+    def kill(text, steps, records):
+        if steps and text.startswith("decode"):
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
     _, before = read_records(out)
     assert [record["stage"] for record in before] == ["prefill"]
     done = []
-    run_study(study, out, lambda progress: progress.steps and done.append(progress.steps))
+    run_study(study, out, lambda text, steps, records: steps and done.append(steps))
     assert done == [2, 1, 1]
     _, records = read_records(out)
     assert [record["stage"] for record in records] == ["prefill", "decode"]
