@@ -41,7 +41,7 @@ from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled
 from sinkjax.models.rope import rotary_tables
-from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache
+from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache, rows_of
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -442,13 +442,13 @@ class Llama(nnx.Module):
                 "one token is needed"
             )
         table = self.embedding[...]
-        x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
+        x = rows_of(table, lay_batch(tokens, "batch", table))
         return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
         if lengths is None:
-            return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+            return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
         return jnp.asarray(lengths, jnp.int32)
 
     def output_weight(self) -> Float[Array, "V D"]:

@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
-from sinkjax.distributed import NEURONS
+from sinkjax.distributed import NEURONS, outside_meshes
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.rules import cache_batch, heads_axis, partition
 from sinkjax.models.sampling import Sampler, draw, whole
-from sinkjax.models.sharding import fitting_rows, row_shards
+from sinkjax.models.sharding import fitting_rows, on_devices, row_shards
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
@@ -33,6 +33,7 @@ Layers = Literal["unrolled", "scanned"]
 LAYERS: tuple[str, ...] = get_args(Layers)
 
 
+@outside_meshes()
 def compile(
     model: Llama,
     *,
@@ -78,7 +79,7 @@ def compile(
     structure = scanned(model) if layers == "scanned" else model
     graph, state = nnx.split(structure)
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
-    parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
+    parameters = {name: on_devices(v.get_value()) for name, (_, v) in variables.items()}
     placement = _Placement(parameters, device)
     platform = placement.platform, placement.devices
     choice = choose(*platform)

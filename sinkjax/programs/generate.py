@@ -331,19 +331,16 @@ class _Batch:
         self._sampler = make_sampler(seeds, **request.sampling)
 
     def run(self) -> None:
-        program = self._program
+        program, stop_tokens = self._program, self._request.stop_tokens
         token, cache = self._prefill()
         self._deliver(to_host(token)[:, None], [1] * len(self._rows))
         remaining = np.asarray([*map(self._remaining, self._rows)] + [0] * self._idle, np.int32)
-        unread = None
-        for _ in range(-(-int(remaining.max()) // program.steps_per_call)):
+        calls, unread = -(-int(remaining.max()) // program.steps_per_call), None
+        arguments = token, cache, remaining, self._sampler, stop_tokens
+        *_, remaining, sampler, stop_tokens = program.decode.placed(*arguments)
+        for _ in range(calls):
             steps = program.decode.compiled(
-                program.parameters,
-                token,
-                cache,
-                remaining,
-                self._sampler,
-                self._request.stop_tokens,
+                program.parameters, token, cache, remaining, sampler, stop_tokens
             )
             token, cache, remaining = steps.token, steps.cache, steps.remaining
             if unread is not None and self._read(unread):
@@ -366,18 +363,13 @@ class _Batch:
             tokens[index, : row.length] = [*row.prompt, *row.new]
         at = (longest - 1) % longest_bucket + 1 if longest > longest_bucket else longest
         bucket = min(b for b in program.prefill if b >= at)
-        token, cache = program.prefill[bucket].compiled(
-            program.parameters,
-            tokens[:, :bucket],
-            np.minimum(lengths, at),
-            lengths,
-            self._sampler,
-        )
+        prefill = program.prefill[bucket]
+        prompt = tokens[:, :bucket], np.minimum(lengths, at), lengths, self._sampler
+        token, cache = prefill.compiled(program.parameters, *prefill.placed(*prompt))
         for start in range(at, longest, longest_bucket):
             piece = tokens[:, start : start + longest_bucket]
-            token, cache = program.extend.compiled(
-                program.parameters, piece, cache, lengths, token, self._sampler
-            )
+            further = program.extend.placed(piece, cache, lengths, token, self._sampler)
+            token, cache = program.extend.compiled(program.parameters, *further)
         return token, cache
 
     def _remaining(self, row: Row) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sinkjax.distributed import outside_meshes
 from sinkjax.errors import InputError
 from sinkjax.masks.file import SavedMask
 from sinkjax.masks.mask import SinkMask
@@ -18,7 +19,7 @@ from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.digest import model_digest
 from sinkjax.models.parts import RMSNorm
 from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
-from sinkjax.models.sharding import mesh_of, shard
+from sinkjax.models.sharding import is_explicit, mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 
@@ -44,6 +45,7 @@ class SpecializedLlama(Llama):
         self.head = _shared(model.head)
 
 
+@outside_meshes()
 def specialize(
     model: Llama, mask: SinkMask | SavedMask, *, fills: jax.Array | None = None
 ) -> SpecializedLlama:
@@ -82,8 +84,9 @@ def specialize(
     over = {} if mesh is None else mesh.shape
     chips, sub = over.get("model", 1), over.get("sub", 1)
     build = functools.partial(_build, mask=mask, fills=fills, chips=chips, sub=sub)
-    fast = nnx.eval_shape(build, model) if abstract else build(model)
-    return fast if mesh is None else shard(fast, mesh)
+    fast = jax.eval_shape(build, model) if abstract else build(model)
+    # Over explicit axes, which code outside of the library has chosen, new arrays lie as old ones.
+    return fast if mesh is None or is_explicit(mesh) else shard(fast, mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
