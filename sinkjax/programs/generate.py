@@ -92,7 +92,7 @@ class Generator(abc.ABC):
             if not of_prompt and len(tokens) + max(new, 0) > max_length:
                 of_prompt.append(_no_room(len(tokens), new, max_length))
             problems += [f"{which} {problem}" for problem in of_prompt]
-        stops = list(stop_tokens) if isinstance(stop_tokens, Iterable) else [stop_tokens]
+        stops = _items(stop_tokens)
         stops = [stop for i, stop in enumerate(stops) if stop not in stops[:i]]
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
@@ -101,12 +101,11 @@ class Generator(abc.ABC):
                 text = f"the vocabulary has ids 0 to {vocab_size - 1}"
                 problems.append(Problem("stop_tokens", stop, text))
         count, first_seed = len(arrays), whole(seed)
-        if first_seed is not None:
-            seeds = [first_seed + i for i in range(count)]
-        else:
-            seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+        seeds = _items(seed) if first_seed is None else [first_seed + i for i in range(count)]
         if len(seeds) != count:
             problems.append(Problem("seed", seeds, f"give one for each of the {count} prompts"))
+        if not (on_tokens is None or callable(on_tokens)):
+            problems.append(Problem("on_tokens", on_tokens, "a function is needed, or none"))
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         try:
             make_sampler(seeds, **sampling)
@@ -424,7 +423,18 @@ def _is_single(prompts: Prompts) -> bool:
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         kind = type(prompts).__name__
         raise InputError(Problem("prompts", None, f"token ids are needed, not {kind}"))
-    return not prompts or not isinstance(prompts[0], Sequence | np.ndarray | jax.Array)
+    first = prompts[0] if prompts else 0
+    if isinstance(first, np.ndarray | jax.Array):
+        return first.ndim == 0
+    return not isinstance(first, Sequence)
+
+
+def _items(values: Any) -> list[Any]:
+    """What there is to go over, or a single value."""
+    try:
+        return list(values)
+    except TypeError:
+        return [values]
 
 
 def _as_array(tokens: Any) -> np.ndarray:
