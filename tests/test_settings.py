@@ -53,7 +53,6 @@ def setting(name: str, value: object):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("jax_default_prng_impl", "rbg"),
         ("jax_enable_x64", True),
         ("jax_transfer_guard", "disallow"),
     ],
@@ -143,3 +142,15 @@ def test_any_number_of_rows_in_one_exported_file(fast):
         tokens = tiny.tokens_of(fast, (count, 5))
         wanted = tiny.call(fast, tokens)[:, -1]
         np.testing.assert_allclose(exported.call(weights, tokens), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_row_draws_by_its_own_seed_whatever_kind_of_keys_is_the_default():
+    """Under `rbg` all rows drew by the first one's."""
+    logits = jax.random.normal(jax.random.key(0), (3, 43))  # of a size that nothing has traced
+    positions = jnp.arange(3, dtype=jnp.int32)
+    with setting("jax_default_prng_impl", "rbg"):
+        one, other = (
+            draw(logits, make_sampler([first, 2, 3], temperature=3.0), positions).tolist()
+            for first in (1, 9)
+        )
+    assert one[1:] == other[1:]
