@@ -5,12 +5,13 @@ writing results, it does in `first`, and all learn what came of it; what befalls
 such as a damaged file, befalls all in `together`.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -216,6 +217,18 @@ def parse_mesh(text: str) -> dict[str, int] | None:
             raise InputError(Problem("mesh", text, advice))
         sizes[axis] = int(size)
     return sizes
+
+
+@contextlib.contextmanager
+def outside_meshes() -> Iterator[None]:
+    """Takes away the mesh that `jax.set_mesh` has set: a model's arrays say over which they lie.
+
+    Inside `jax.jit`, where nothing can take it away, it stays.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # inside `jit`
+            stack.enter_context(jax.set_mesh(None))
+        yield
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,6 +80,13 @@ def clipped(line: str) -> str:
     """A line of a length that can be read: of a very long one its begin and its end."""
     half = _LONGEST // 2
     return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def check_kind(field: str, value: object, kind: Any, needed: str) -> None:
+    """Raises InputError where an argument is of another kind than it has to be."""
+    if not isinstance(value, kind):
+        text = f"{needed} is needed, not {type(value).__name__}"
+        raise InputError(Problem(field, None, text))
 
 
 @contextlib.contextmanager

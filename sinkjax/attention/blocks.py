@@ -116,7 +116,8 @@ def map_blocks(function: Callable[[Position], Blocks], start: int, stop: int, bl
         blocks = jnp.moveaxis(blocks, 0, 3)
         return blocks.reshape(*blocks.shape[:3], stop - start, blocks.shape[-1])
 
-    return jax.tree.map(side_by_side, jax.lax.map(function, jnp.arange(start, stop, block)))
+    begins = jnp.arange(start, stop, block, dtype=jnp.int32)
+    return jax.tree.map(side_by_side, jax.lax.map(function, begins))
 
 
 def _rows(x: Float[Array, "B K G T M"]) -> Float[Array, "B K GT M"]:

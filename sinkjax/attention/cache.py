@@ -165,7 +165,7 @@ def new_store(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Store:
     filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)
     padding = [(0, 0), (0, 0), (0, layout.size - filled.shape[2]), (0, 0)]
     padded = jnp.pad(filled, padding)
-    lead = tuple(size for size in padded.shape[:2] if size > 1)
+    lead = tuple(size for size in padded.shape[:2] if size != 1)  # B may be a symbol (`jax.export`)
     return padded.reshape(*lead, *padded.shape[2:])
 
 

@@ -212,7 +212,8 @@ def _attend_block(
     `products` counts them.
     """
     q = jax.lax.dynamic_slice_in_dim(q, begin, block, axis=3)
-    visible = sees(begin + jnp.arange(block)[:, None], jnp.arange(k.shape[2])[None, :], span)
+    t = begin + jnp.arange(block, dtype=jnp.int32)[:, None]
+    visible = sees(t, jnp.arange(k.shape[2], dtype=jnp.int32)[None, :], span)
     return products.sum_counted(products.unnormalized(scores(q, k, cap), visible), values)
 
 
@@ -226,7 +227,7 @@ def _log_odds(
     of all keys beyond the first M - 1 together.
     """
     tiny = jnp.finfo(jnp.float32).tiny
-    position = jnp.arange(weights.shape[3])
+    position = jnp.arange(weights.shape[3], dtype=jnp.int32)
     columns = [jnp.zeros((*weights.shape[:-1], 0), jnp.float32)]
     for c in observed:
         others = jnp.delete(weights, c, axis=-1).sum(axis=-1)

@@ -28,5 +28,5 @@ def add_biases(
     out: Float[Array, "B T D"], at_first: Float[Array, "B D"], later: Float[Array, "B D"]
 ) -> Float[Array, "B T D"]:
     """Adds one bias at the first position, the other at all later ones."""
-    is_first = (jnp.arange(out.shape[1]) == 0)[None, :, None]
+    is_first = (jnp.arange(out.shape[1], dtype=jnp.int32) == 0)[None, :, None]
     return out + jnp.where(is_first, at_first[:, None], later[:, None])

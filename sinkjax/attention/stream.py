@@ -110,7 +110,8 @@ def _own_keys(
     strips = []
     for start in range(0, block, STRIP):
         stop = min(start + STRIP, block)
-        visible = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        t, s = (jnp.arange(first, stop, dtype=jnp.int32) for first in (start, 0))
+        visible = t[:, None] >= s[None, :]
         seen = scores(q[:, :, :, start:stop], keys[:, :, :stop], cap)
         seen = products.settle(jnp.where(visible, seen, -jnp.inf))
         top = products.settle(products.largest(seen))

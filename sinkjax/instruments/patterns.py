@@ -82,7 +82,7 @@ def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window, cap: float | 
     `span` and `cap` are of `sinkjax.models.decoder.Attention`: what `full` is in their layer.
     """
     length = q.shape[1]
-    positions = jnp.arange(length)
+    positions = jnp.arange(length, dtype=jnp.int32)
     visible = sees(positions[:, None], positions[None, :], span)
     logits = scores(group_queries(q, k.shape[2]), group_keys(k), cap)
     weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)

@@ -26,7 +26,7 @@ from flax import struct
 
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
-from sinkjax.distributed import to_host
+from sinkjax.distributed import outside_meshes, to_host
 from sinkjax.instruments.batches import check_tokens
 from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.finite import check_finite
@@ -80,6 +80,7 @@ class HeadStats:
         return self.scores[DEFINITIONS.index(definition), self.key_positions.index(position)]
 
 
+@outside_meshes()
 def measure_sinks(
     model: Llama,
     tokens: jax.Array,
@@ -192,7 +193,8 @@ def _attend(
     lengths = context.lengths
     scores = _reduce(log_odds, lengths, key_positions, tail)
     norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)  # [P, T, N]
-    inside = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None]
+    inside = positions < lengths[:, None, None]
     norms = jnp.sum(norms, axis=1, where=inside) / lengths[:, None].astype(jnp.float32)
     return after, scores, norms / norms.mean(axis=-1, keepdims=True)
 

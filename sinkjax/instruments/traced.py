@@ -207,7 +207,7 @@ def _sink_outputs(v: jax.Array, first: jax.Array, offset: jax.Array) -> jax.Arra
     """The fills of `sink` heads: v [B, T, K, H] to [B, T, N, H], as `TracedPaths` defines them."""
     v0 = jnp.repeat(v[:, :1], first.shape[0] // v.shape[2], axis=2)
     later = first[None, None, :, None].astype(v.dtype) * v0 + offset[None, None].astype(v.dtype)
-    is_first = (jnp.arange(v.shape[1]) == 0)[None, :, None, None]
+    is_first = (jnp.arange(v.shape[1], dtype=jnp.int32) == 0)[None, :, None, None]
     return jnp.where(is_first, v0, later)
 
 

@@ -21,7 +21,7 @@ import safetensors.numpy
 from jaxtyping import Bool, Float32
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, explaining, naming
+from sinkjax.errors import InputError, Problem, check_kind, explaining, naming
 from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
@@ -152,6 +152,8 @@ def save_mask(
       ValueError: for fills that are missing, of another shape or dtype, or not finite; for NaN.
       TypeError: for what JSON cannot hold.
     """
+    check_kind("path", path, str | os.PathLike, "a file's name")
+    check_kind("mask", mask, SinkMask, "a SinkMask")
     path = pathlib.Path(path)
     if path.suffix != ".json":
         raise InputError(f"{path} is no name for a mask's file: let it end in .json")
@@ -193,6 +195,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
         that cannot be; fills that are missing, swapped or of another shape; a repository that
         cannot be had.
     """
+    check_kind("path", path, str | os.PathLike, "a mask's file or name")
     if str(path).startswith(_HUB):
         with naming(path):
             return _load(_fetch(str(path).removeprefix(_HUB)))

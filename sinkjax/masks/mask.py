@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, check_kind
 from sinkjax.masks.chips import widened
 from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
@@ -177,6 +177,7 @@ class SinkMask:
         Raises:
           InputError: listing all that cannot be read, or is not a possible mask.
         """
+        check_kind("text", text, str, 'a mask\'s text, such as "L0: 9f",')
         return cls(read_heads(text, length))
 
     @property

@@ -21,7 +21,8 @@ def abstract_model(config: LlamaConfig, dtype: DTypeLike) -> Llama:
     # Tracing the counter of nnx.Rngs from parameter to parameter takes time quadratic in their
     # number: for 30 layers, longer than it takes to read the weights.
     one_key: Any = types.SimpleNamespace(params=lambda: key)
-    return nnx.eval_shape(lambda: Llama(config, rngs=one_key, dtype=dtype))
+    # Not nnx's, which takes logical axes for those of a mesh that `jax.set_mesh` has set.
+    return jax.eval_shape(lambda: Llama(config, rngs=one_key, dtype=dtype))
 
 
 def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:

@@ -36,12 +36,12 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, LlamaConfig
-from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled
+from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled, unnormed
 from sinkjax.models.rope import rotary_tables
-from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache
+from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache, rows_of
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -209,7 +209,7 @@ class Layer(nnx.Module):
 
     def __init__(self, config: LlamaConfig, index: int, make: Maker):
         def norm() -> Callable[[Residual], Residual]:
-            return make.norm(config) if config.inner_norms else nnx.static(nnx.identity)
+            return make.norm(config) if config.inner_norms else nnx.static(unnormed)
 
         self.attention_norm = norm()
         self.attention = Attention(config, index, make)
@@ -335,6 +335,7 @@ class Llama(nnx.Module):
         Raises:
           InputError: if T is beyond max_length, or for what the kernel cannot compute.
         """
+        _check_tokens(tokens)
         check_capacity(tokens.shape[1], max_length)
         lengths = self._row_lengths(tokens, lengths)
         x, context = self.enter(tokens, lengths, max_length, products, kernel, final_lengths)
@@ -351,7 +352,8 @@ class Llama(nnx.Module):
         A piece begins, in every row, where the longest row of the cache ends; shorter rows have
         ended before, and stay as they are. Logits, and what the cache then holds, are those of the
         whole prompt at once. Memory grows with the piece and the cache, and with their product for
-        heads alone that later layers copy.
+        heads alone that later layers copy. Its derivatives are of forward mode alone, since a run
+        says over how many earlier tokens it loops.
 
         Args:
           tokens: the piece, right-padded with any id; with what the cache holds of the longest row
@@ -368,7 +370,8 @@ class Llama(nnx.Module):
           InputError: if the piece does not fit the cache; in `jax.jit`, where what the cache holds
             is not known, if it would not fit an empty one.
         """
-        lengths, length = jnp.asarray(lengths, jnp.int32), tokens.shape[1]
+        _check_tokens(tokens)
+        lengths, length = self._row_lengths(tokens, lengths), tokens.shape[1]
         start = cache.lengths.max()
         held = 0 if isinstance(start, jax.core.Tracer) else int(start)
         check_capacity(held + length, cache.max_length)
@@ -434,22 +437,21 @@ class Llama(nnx.Module):
 
     def embed(self, tokens: Tokens) -> Residual:
         """Returns the residual before the first layer; InputError for what is no [B, T] of ids."""
-        shape = getattr(tokens, "shape", ())
-        if len(shape) != 2 or 0 in shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            kind = getattr(tokens, "dtype", type(tokens).__name__)
-            raise InputError(
-                f"tokens are {kind} {shape}; an array [B, T] of whole numbers, at least one row of "
-                "one token is needed"
-            )
+        _check_tokens(tokens)
         table = self.embedding[...]
-        x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
+        x = rows_of(table, lay_batch(tokens, "batch", table))
         return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
 
     @staticmethod
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
         if lengths is None:
-            return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-        return jnp.asarray(lengths, jnp.int32)
+            return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
+        lengths = jnp.asarray(lengths)
+        if lengths.shape != tokens.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+            given = f"{lengths.dtype} {lengths.shape}"
+            text = f"they are {given}; a whole number for each row of tokens is needed"
+            raise InputError(Problem("lengths", None, text))
+        return lengths.astype(jnp.int32)
 
     def output_weight(self) -> Float[Array, "V D"]:
         """Returns the head, or the embedding where it is tied."""
@@ -462,6 +464,16 @@ class Llama(nnx.Module):
             x = lay_batch(self.norm(x), "batch", weight)
             (logits,) = products.project(x, weight, dtype=jnp.float32)
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
+
+
+def _check_tokens(tokens: Any) -> None:
+    shape = getattr(tokens, "shape", ())
+    if len(shape) != 2 or 0 in shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        kind = getattr(tokens, "dtype", type(tokens).__name__)
+        raise InputError(
+            f"tokens are {kind} {shape}; an array [B, T] of whole numbers, at least one row of one "
+            "token is needed"
+        )
 
 
 def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:

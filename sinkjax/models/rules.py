@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sinkjax.distributed import NEURONS
 
@@ -83,6 +84,15 @@ def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     not, and back: left to itself, XLA may gather the weights in place of the rows.
     """
     return lay(x, name, weight) if NEURONS in jax.typeof(weight).sharding.mesh.shape else x
+
+
+def rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Returns the rows of a table [V, D] at tokens [B, T], which lie as the tokens do."""
+    sharding = jax.typeof(tokens).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.take(table, tokens, axis=0)
+    along = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
+    return table.at[tokens].get(mode="fill", out_sharding=along)
 
 
 def lay(x: jax.Array, name: str, weight: jax.Array, heads: str | None = None) -> jax.Array:

@@ -183,7 +183,7 @@ def _first(
         """The least number below 2^bits from which on something holds, as it does of the last."""
 
         def halve(step: Int32[Array, ""], low: UInt32[Array, " B"]) -> UInt32[Array, " B"]:
-            size = jnp.uint32(1) << (bits - 1 - step).astype(jnp.uint32)
+            size = jnp.uint32(1) << jnp.uint32(bits - 1 - step)
             return jnp.where(holds(low + size - 1), low, low + size)
 
         return jax.lax.fori_loop(0, bits, halve, jnp.zeros_like(limit, jnp.uint32))
@@ -210,7 +210,8 @@ def _noise(logits: Logits, sampler: Sampler, positions: Rows) -> Logits:
     """Returns Gumbel noise."""
 
     def row(seed: Array | np.ndarray, position: Array) -> Float32[Array, " V"]:
-        key = jax.random.fold_in(jax.random.key(seed), position)
+        # Of a kind that is a row's own under vmap, whatever JAX's default is: of `rbg` it is not.
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
         return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
 
     return jax.vmap(row)(sampler.seed, positions)

@@ -30,11 +30,16 @@ _SHARE = 0.5  # of a device's memory that the parameters may take under `auto`
 _WHOLE = 0.25  # of the parameters that may be whole on every device
 
 
+def is_explicit(mesh: Mesh) -> bool:
+    """Returns whether a mesh has axes along which XLA may not lay what it likes: JAX's default."""
+    return set(mesh.axis_types) != {AxisType.Auto}
+
+
 def _auto(mesh: Mesh) -> Mesh:
-    """Returns the same devices with axes along which XLA may lay what it likes: JAX's default, and
-    unlike explicit axes what the model's code is written for.
+    """Returns the same devices with axes along which XLA may lay what it likes: what the model's
+    code is written for, but for rows over explicit axes.
     """
-    if set(mesh.axis_types) == {AxisType.Auto}:
+    if not is_explicit(mesh):
         return mesh
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
@@ -68,6 +73,18 @@ def shard(model: nnx.Module, mesh: Mesh) -> nnx.Module:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
+def on_devices(value: Any) -> Any:
+    """Returns a parameter, concrete or abstract, as programs take it: no NumPy array, and not over
+    explicit axes.
+    """
+    if isinstance(value, np.ndarray):
+        return jax.device_put(value)
+    sharding = getattr(value, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return value
+    return _laid(value, NamedSharding(_auto(sharding.mesh), sharding.spec))
+
+
 def _laid(value: Any, sharding: NamedSharding) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
@@ -76,7 +93,6 @@ def _laid(value: Any, sharding: NamedSharding) -> Any:
 
 def place(values: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     """Returns values that every process has as an array; None is for the default device."""
-    # Not `device_put`, which has several processes compare all values first.
     return place_parts(values.__getitem__, values.shape, sharding)
 
 
@@ -92,8 +108,9 @@ def place_parts(
       shape: of the array.
       sharding: where it lies; None is for the default device.
     """
-    if sharding is None:
-        return jax.device_put(read(tuple(slice(0, size) for size in shape)))
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(read(tuple(slice(0, size) for size in shape)), sharding)
+    # Of several processes `device_put` would compare all values first.
 
     def ends(part: tuple[slice, ...] | None) -> list[tuple[int, int]]:
         return [of.indices(size)[:2] for of, size in zip(part or (), shape, strict=True)]

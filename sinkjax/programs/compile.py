@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
-from sinkjax.distributed import NEURONS
-from sinkjax.errors import InputError, Problem
+from sinkjax.distributed import NEURONS, outside_meshes
+from sinkjax.errors import InputError, Problem, check_kind
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.rules import cache_batch, heads_axis, partition
 from sinkjax.models.sampling import Sampler, draw, whole
-from sinkjax.models.sharding import fitting_rows, row_shards
+from sinkjax.models.sharding import fitting_rows, on_devices, row_shards
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
@@ -33,6 +33,7 @@ Layers = Literal["unrolled", "scanned"]
 LAYERS: tuple[str, ...] = get_args(Layers)
 
 
+@outside_meshes()
 def compile(
     model: Llama,
     *,
@@ -73,12 +74,13 @@ def compile(
         the model's own, rows that attention over a mesh's axis `neurons` cannot divide, an unknown
         form of layers, or attention that cannot be computed so.
     """
+    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
     buckets, max_length = choose_sizes(model, prefill_lengths, max_length)
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
     structure = scanned(model) if layers == "scanned" else model
     graph, state = nnx.split(structure)
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
-    parameters = {name: variable.get_value() for name, (_, variable) in variables.items()}
+    parameters = {name: on_devices(v.get_value()) for name, (_, v) in variables.items()}
     placement = _Placement(parameters, device)
     platform = placement.platform, placement.devices
     choice = choose(*platform)
@@ -173,16 +175,35 @@ def compile(
 def choose_sizes(
     model: Llama, prefill_lengths: Iterable[int] | None, max_length: int | None
 ) -> tuple[list[int], int]:
-    """The buckets in order, and the room, where either may be left to be chosen."""
+    """The buckets in order, and the room, where either may be left to be chosen.
+
+    What is no whole number is left for `size_problems`.
+    """
     if max_length is None:
         own = longest_context(model.config)
         max_length = 1024 if own is None else min(1024, own)
+    max_length = number if (number := whole(max_length)) is not None else max_length
     if prefill_lengths is None:
-        prefill_lengths = (min(bucket, max_length) for bucket in (64, 512))
-    if not isinstance(prefill_lengths, Iterable):
+        most = whole(max_length) or MOST_SIZE
+        prefill_lengths = (min(bucket, most) for bucket in (64, 512))
+    try:
+        buckets = list(prefill_lengths)
+    except TypeError:
         text = "a sequence of buckets is needed, such as (64, 512)"
-        raise InputError(Problem("prefill_lengths", prefill_lengths, text))
-    return sorted(set(prefill_lengths)), max_length
+        raise InputError(Problem("prefill_lengths", prefill_lengths, text)) from None
+    numbers = [whole(bucket) for bucket in buckets]
+    return buckets if None in numbers else sorted(set(numbers)), max_length
+
+
+def size_problems(**sizes: Iterable[Any]) -> list[Problem]:
+    """The problems of those of each argument's sizes that none can be."""
+    text = f"whole numbers from 1 to {MOST_SIZE:,} are allowed"
+    return [
+        Problem(name, value, text)
+        for name, values in sizes.items()
+        for value in values
+        if not 1 <= (whole(value) or 0) <= MOST_SIZE
+    ]
 
 
 def longest_context(config: LlamaConfig) -> int | None:
@@ -279,19 +300,15 @@ def _check(
     steps_per_call: int,
     layers: str,
 ) -> None:
-    problems = []
-    sizes = {"batch_size": batch_size, "max_length": max_length, "steps_per_call": steps_per_call}
-    for name, value in [*sizes.items(), *(("prefill_lengths", bucket) for bucket in buckets)]:
-        if not 1 <= (whole(value) or 0) <= MOST_SIZE:
-            text = f"whole numbers from 1 to {MOST_SIZE:,} are allowed"
-            problems.append(Problem(name, value, text))
+    no_lengths = size_problems(max_length=[max_length], prefill_lengths=buckets)
+    problems = no_lengths + size_problems(batch_size=[batch_size], steps_per_call=[steps_per_call])
     if not buckets:
         problems.append(Problem("prefill_lengths", None, "give at least one bucket"))
-    elif buckets[-1] > max_length:
+    elif not no_lengths and buckets[-1] > max_length:
         text = f"more than max_length, {max_length}: a prompt that long would leave no room"
         problems.append(Problem("prefill_lengths", buckets[-1], text))
     own = longest_context(model.config)
-    if own is not None and max_length > own:
+    if own is not None and not no_lengths and max_length > own:
         text = f"the model is made for {own} tokens"
         problems.append(Problem("max_length", max_length, text))
     rows = whole(batch_size) or 0

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from sinkjax.errors import InputError
+from sinkjax.errors import InputError, check_kind
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.models.decoder import Llama
-from sinkjax.programs.compile import choose_sizes, compile
+from sinkjax.programs.compile import choose_sizes, compile, size_problems
 from sinkjax.programs.generate import Generator, OnTokens, Program, Request, Row, run
 from sinkjax.specialize.build import specialize
 
@@ -194,7 +194,11 @@ def compile_plan(
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no prompt reaches.
     """
+    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
+    check_kind("plan", plan, Plan, "a Plan, such as Plan.hybrid makes of a mask,")
     lengths, max_length = choose_sizes(model, prefill_lengths, max_length)
+    if problems := size_problems(max_length=[max_length], prefill_lengths=lengths):
+        raise InputError(*problems)
     buckets = tuple(lengths)
     models: dict[SinkMask, Any] = {}
     programs = []
@@ -238,6 +242,14 @@ def _stage_needs(
 
 
 def _plan_problems(plan: Plan) -> Iterable[str]:
+    if not all(isinstance(stage, Stage) for stage in plan.stages):
+        yield "a plan is made of stages, such as Stage(mask, up_to=10)"
+        return
+    for index, stage in enumerate(plan.stages):
+        if not isinstance(stage.mask, SinkMask):
+            kind = type(stage.mask).__name__
+            yield f"stage {index}: mask: a SinkMask is needed, not {kind}"
+            return
     if plan.crossing not in CROSSINGS:
         yield f"crossing is {plan.crossing!r}; allowed are {', '.join(CROSSINGS)}"
     if not plan.stages or plan.stages[-1].up_to is not None:

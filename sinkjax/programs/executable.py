@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
+from sinkjax.distributed import outside_meshes
 from sinkjax.errors import InputError, first_line
+from sinkjax.models.sharding import place
 from sinkjax.programs.hlo import Module
 from sinkjax.programs.targets import lowering_for
 
@@ -45,6 +47,7 @@ class Executable:
     Attributes:
       name: `prefill 64`, by its bucket, or `decode`.
       compiled: to call, and to read.
+      arguments: the `jax.ShapeDtypeStruct`s that it was compiled for.
       lowering_seconds: tracing in JAX, to StableHLO.
       compile_seconds: XLA's part.
       from_cold: whether the compile time is XLA's own: JAX's persistent cache was off.
@@ -55,6 +58,7 @@ class Executable:
 
     name: str
     compiled: jax.stages.Compiled
+    arguments: tuple[Any, ...]
     lowering_seconds: float
     compile_seconds: float
     from_cold: bool
@@ -67,6 +71,17 @@ class Executable:
         """Its optimized HLO, read and counted."""
         return Module(self.compiled.as_text())
 
+    def placed(self, *arguments: Any) -> tuple[Any, ...]:
+        """Returns all arguments after the parameters, with NumPy's arrays put where it reads them.
+
+        Given as they are, they would be moved without being asked for: a transfer guard forbids it.
+        """
+
+        def put(values: Any, read: jax.ShapeDtypeStruct) -> jax.Array:
+            return values if isinstance(values, jax.Array) else place(values, read.sharding)
+
+        return jax.tree.map(put, arguments, self.arguments[1:])
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether an error is Python's or XLA's for memory that does not suffice."""
@@ -75,6 +90,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
+@outside_meshes()
 def build(
     name: str,
     function: Callable[..., Any],
@@ -110,6 +126,7 @@ def build(
     return Executable(
         name=name,
         compiled=compiled,
+        arguments=arguments,
         lowering_seconds=lowered_at - start,
         compile_seconds=compiled_at - lowered_at,
         from_cold=not (

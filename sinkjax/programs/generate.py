@@ -92,7 +92,7 @@ class Generator(abc.ABC):
             if not of_prompt and len(tokens) + max(new, 0) > max_length:
                 of_prompt.append(_no_room(len(tokens), new, max_length))
             problems += [f"{which} {problem}" for problem in of_prompt]
-        stops = list(stop_tokens) if isinstance(stop_tokens, Iterable) else [stop_tokens]
+        stops = _items(stop_tokens)
         stops = [stop for i, stop in enumerate(stops) if stop not in stops[:i]]
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
@@ -101,12 +101,11 @@ class Generator(abc.ABC):
                 text = f"the vocabulary has ids 0 to {vocab_size - 1}"
                 problems.append(Problem("stop_tokens", stop, text))
         count, first_seed = len(arrays), whole(seed)
-        if first_seed is not None:
-            seeds = [first_seed + i for i in range(count)]
-        else:
-            seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+        seeds = _items(seed) if first_seed is None else [first_seed + i for i in range(count)]
         if len(seeds) != count:
             problems.append(Problem("seed", seeds, f"give one for each of the {count} prompts"))
+        if not (on_tokens is None or callable(on_tokens)):
+            problems.append(Problem("on_tokens", on_tokens, "a function is needed, or none"))
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         try:
             make_sampler(seeds, **sampling)
@@ -331,19 +330,16 @@ class _Batch:
         self._sampler = make_sampler(seeds, **request.sampling)
 
     def run(self) -> None:
-        program = self._program
+        program, stop_tokens = self._program, self._request.stop_tokens
         token, cache = self._prefill()
         self._deliver(to_host(token)[:, None], [1] * len(self._rows))
         remaining = np.asarray([*map(self._remaining, self._rows)] + [0] * self._idle, np.int32)
-        unread = None
-        for _ in range(-(-int(remaining.max()) // program.steps_per_call)):
+        calls, unread = -(-int(remaining.max()) // program.steps_per_call), None
+        arguments = token, cache, remaining, self._sampler, stop_tokens
+        *_, remaining, sampler, stop_tokens = program.decode.placed(*arguments)
+        for _ in range(calls):
             steps = program.decode.compiled(
-                program.parameters,
-                token,
-                cache,
-                remaining,
-                self._sampler,
-                self._request.stop_tokens,
+                program.parameters, token, cache, remaining, sampler, stop_tokens
             )
             token, cache, remaining = steps.token, steps.cache, steps.remaining
             if unread is not None and self._read(unread):
@@ -366,18 +362,13 @@ class _Batch:
             tokens[index, : row.length] = [*row.prompt, *row.new]
         at = (longest - 1) % longest_bucket + 1 if longest > longest_bucket else longest
         bucket = min(b for b in program.prefill if b >= at)
-        token, cache = program.prefill[bucket].compiled(
-            program.parameters,
-            tokens[:, :bucket],
-            np.minimum(lengths, at),
-            lengths,
-            self._sampler,
-        )
+        prefill = program.prefill[bucket]
+        prompt = tokens[:, :bucket], np.minimum(lengths, at), lengths, self._sampler
+        token, cache = prefill.compiled(program.parameters, *prefill.placed(*prompt))
         for start in range(at, longest, longest_bucket):
             piece = tokens[:, start : start + longest_bucket]
-            token, cache = program.extend.compiled(
-                program.parameters, piece, cache, lengths, token, self._sampler
-            )
+            further = program.extend.placed(piece, cache, lengths, token, self._sampler)
+            token, cache = program.extend.compiled(program.parameters, *further)
         return token, cache
 
     def _remaining(self, row: Row) -> int:
@@ -432,7 +423,18 @@ def _is_single(prompts: Prompts) -> bool:
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         kind = type(prompts).__name__
         raise InputError(Problem("prompts", None, f"token ids are needed, not {kind}"))
-    return not prompts or not isinstance(prompts[0], Sequence | np.ndarray | jax.Array)
+    first = prompts[0] if prompts else 0
+    if isinstance(first, np.ndarray | jax.Array):
+        return first.ndim == 0
+    return not isinstance(first, Sequence)
+
+
+def _items(values: Any) -> list[Any]:
+    """What there is to go over, or a single value."""
+    try:
+        return list(values)
+    except TypeError:
+        return [values]
 
 
 def _as_array(tokens: Any) -> np.ndarray:

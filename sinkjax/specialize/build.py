@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sinkjax.errors import InputError
+from sinkjax.distributed import outside_meshes
+from sinkjax.errors import InputError, check_kind
 from sinkjax.masks.file import SavedMask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama
 from sinkjax.models.digest import model_digest
-from sinkjax.models.parts import RMSNorm
+from sinkjax.models.parts import RMSNorm, unnormed
 from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
-from sinkjax.models.sharding import mesh_of, shard
+from sinkjax.models.sharding import is_explicit, mesh_of, shard
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 
@@ -44,6 +45,7 @@ class SpecializedLlama(Llama):
         self.head = _shared(model.head)
 
 
+@outside_meshes()
 def specialize(
     model: Llama, mask: SinkMask | SavedMask, *, fills: jax.Array | None = None
 ) -> SpecializedLlama:
@@ -70,6 +72,9 @@ def specialize(
     """
     if isinstance(model, SpecializedLlama):
         raise TypeError("the model is specialized already: specialize the baseline")
+    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
+    needed = "a SinkMask, such as SinkMask.from_text reads, or what load_mask gives,"
+    check_kind("mask", mask, SinkMask | SavedMask, needed)
     leaves = jax.tree.leaves(nnx.state(model))
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     mask.check(model.config)
@@ -82,8 +87,9 @@ def specialize(
     over = {} if mesh is None else mesh.shape
     chips, sub = over.get("model", 1), over.get("sub", 1)
     build = functools.partial(_build, mask=mask, fills=fills, chips=chips, sub=sub)
-    fast = nnx.eval_shape(build, model) if abstract else build(model)
-    return fast if mesh is None else shard(fast, mesh)
+    fast = jax.eval_shape(build, model) if abstract else build(model)
+    # Over explicit axes, which code outside of the library has chosen, new arrays lie as old ones.
+    return fast if mesh is None or is_explicit(mesh) else shard(fast, mesh)
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
@@ -99,8 +105,8 @@ def _check_made_for(model: Llama, saved: SavedMask) -> None:
 def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
     config = model.config
     shape = (config.num_layers, config.num_heads, config.head_dim)
-    if fills is not None and fills.shape != shape:
-        raise ValueError(f"fills have shape {fills.shape}; [L, N, H] is {shape}")
+    if fills is not None and np.shape(fills) != shape:
+        raise ValueError(f"fills have shape {np.shape(fills)}; [L, N, H] is {shape}")
     if fills is None and any(path == Sink("mean") for paths in mask.heads for path in paths):
         raise InputError(
             "the mask has sink(mean) heads, which need calibrated means: pass fills, float32 "
@@ -131,7 +137,7 @@ def _build(
             means = None if fills is None else jnp.asarray(fills[index], jnp.float32)
             norm = None
             if not planned[0].blocks:  # what is left reads the first token alone
-                norm, layer.attention_norm = layer.attention_norm, nnx.static(nnx.identity)
+                norm, layer.attention_norm = layer.attention_norm, nnx.static(unnormed)
             layer.attention = _specialized(layer.attention, norm, *planned, means)
         layers.append(layer)
     return SpecializedLlama(model, mask, layers)

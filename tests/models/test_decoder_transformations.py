@@ -1,6 +1,8 @@
 """Specialized models, every path mixed, inside JAX code that is not ours."""
 
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -139,5 +141,16 @@ def test_pytree_and_split_round_trips(fast, tokens, plain):
     leaves, structure = jax.tree.flatten(fast)
     assert_close(jax.tree.unflatten(structure, leaves)(tokens), plain)
     assert_close(nnx.merge(*nnx.split(fast))(tokens), plain)
+    assert_close(pickle.loads(pickle.dumps(fast))(tokens), plain)
+    assert jax.tree.structure(copy.deepcopy(fast)) == structure
     zeroed = jax.tree.map(jnp.zeros_like, fast)
     assert not np.any(zeroed(tokens))
+
+
+def test_a_layer_without_a_norm_can_be_pickled():
+    """As it is sent to another process: one whose heads are all `sink`, one of another family."""
+    outer = tiny.make(num_layers=1, inner_norms=False, outer_norms=True)
+    sinks = specialize(tiny.make(num_layers=1), SinkMask.from_text("L0: 6s(first)"))
+    for model in (outer, sinks):
+        again = pickle.loads(pickle.dumps(model))
+        assert jax.tree.structure(again) == jax.tree.structure(model)

@@ -188,6 +188,8 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
         ([1], {"stop_tokens": [[1]]}, "stop_tokens=1: the vocabulary has ids 0 to"),
         ([1, [2]], {}, "the prompt is object"),
         ([1], {"seed": 1.5}, "seed=1.5: a whole number"),
+        ([1], {"seed": jax.random.key(0)}, "a whole number is needed"),
+        ([1], {"on_tokens": 3}, "on_tokens=3: a function"),
         ([1], {"seed": True}, "seed=True: a whole number"),
         ([1], {"temperature": True}, "temperature=True: "),
         ([1], {"temperature": "1"}, "temperature=1: "),
@@ -207,8 +209,9 @@ def test_numbers_may_be_of_any_type_and_size(program):
     typed = {"max_new_tokens": np.int64(4), "temperature": np.float32(0.7), "seed": np.uint8(5)}
     for more in ({}, {"top_k": 2**31}, {"top_k": 2**70}, {"top_k": np.int16(101), "top_p": 1}):
         np.testing.assert_array_equal(program.generate([1, 2], **typed, **more), plain)
-    stop = np.array(plain[1:2])
-    assert program.generate([1, 2], **settings, stop_tokens=stop).tolist() == plain[:2].tolist()
+    for stop in (plain[1:2], jnp.asarray(plain[1:2]), jnp.int32(plain[1])):
+        found = program.generate([jnp.int32(1), jnp.int32(2)], **settings, stop_tokens=stop)
+        assert found.tolist() == plain[:2].tolist()
 
 
 def _damaged(program: Program, name: str, value: jax.Array) -> Program:
@@ -290,6 +293,14 @@ def test_everything_that_cannot_be_compiled_is_named(tiny):
         compile(tiny[0], prefill_lengths=(), max_length=64)
     with pytest.raises(sinkjax.InputError, match="prefill_lengths=8: a sequence of buckets is nee"):
         compile(tiny[0], prefill_lengths=8, max_length=64)
+    for other, named in (
+        ({}, "max_length=64: whole"),
+        ({"prefill_lengths": [8, "a"]}, "hs=a: whole"),
+    ):
+        with pytest.raises(sinkjax.InputError, match=named):
+            compile(tiny[0], max_length="64", **other)
+    numbers = jnp.asarray([8, 4, 8])
+    assert choose_sizes(tiny[0], numbers, jnp.int32(48)) == ([4, 8], 48)
 
 
 def test_the_device_stops_by_itself_when_every_row_is_done():
