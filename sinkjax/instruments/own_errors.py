@@ -2,21 +2,23 @@
 
 The error of a head under a path is the root of the mean over scored positions t of
 
-  ‖W_o (õ_t - o_t)‖² / ‖x_t‖²
+  ‖ã_t - a_t‖² / ‖x_t‖²
 
-with o its output as a `full` head, õ that under the path, W_o its slice of the output projection
-and x the residual stream that they are added to. Both are of the same inputs: those that the layer
-has under the current mask.
+with a what attention adds to the residual stream x when all heads are `full`, and ã what it adds
+when this head alone is on the path. Both are of the same inputs: those that the layer has under the
+current mask. Where the model does not norm what attention adds, ã - a = W_o (õ - o), with o the
+head's output as a `full` head, õ that under the path, and W_o its slice of the output projection.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.attention.context import Context
+from sinkjax.attention.products import add_bias
 from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batches
 from sinkjax.instruments.judge import SCORE_FROM
@@ -25,7 +27,6 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
-from sinkjax.models.parts import scaled
 
 
 def own_errors(
@@ -65,6 +66,57 @@ def own_errors(
             squares[:, index] += to_host(errors).astype(np.float64)[:, :count].sum(axis=1)
     check_finite("heads' outputs", squares, lambda _, *at: " in layer {}, head {}".format(*at))
     return np.sqrt(squares / scored.sum())
+
+
+def squared_errors(
+    layer: Layer, x: jax.Array, outputs: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns what gives ‖ã - a‖² / ‖x‖² of every head, float32 [B, T, N], by its output's change.
+
+    It takes changes [B, T, N, H]. Of a position it is H² numbers a head, in place of D.
+
+    Args:
+      layer: of N heads.
+      x: [B, T, D], the residual that attention is added to.
+      outputs: [B, T, N, H], of the heads as they are.
+    """
+    o = layer.attention.o[...].astype(jnp.float32)
+    norm, scale = layer.attention_outer_norm, layer.residual_scale or 1.0
+    of_residual = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[..., None] / scale**2
+
+    def gram(o: jax.Array) -> jax.Array:
+        return jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
+
+    def square(change: jax.Array, gram: jax.Array) -> jax.Array:
+        """‖W d‖² = dᵀ (Wᵀ W) d."""
+        return jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
+
+    if norm is None:
+        of_head = gram(o)
+        return lambda change: (
+            jnp.maximum(square(change.astype(jnp.float32), of_head), 0) / of_residual
+        )
+    # a = g ∘ y / r(y), with y = W o of all heads and r² its mean square; ã has y + W d and r̃.
+    gain = norm.scale[...].astype(jnp.float32) + norm.offset
+    weighed = o * gain[:, None, None]
+    y = jnp.einsum("btnh,dnh->btd", outputs.astype(jnp.float32), o)
+    y = add_bias(y, layer.attention.o_bias)
+    gained = y * gain[None, None]
+    grams, mean_square = (gram(o), gram(weighed)), jnp.mean(jnp.square(y), axis=-1)[..., None]
+    along = jnp.einsum("btd,dnh->btnh", y, o), jnp.einsum("btd,dnh->btnh", gained, weighed)
+    whole = jnp.sum(jnp.square(gained), axis=-1)[..., None]
+
+    def of_normed(change: jax.Array) -> jax.Array:
+        change = change.astype(jnp.float32)
+        plain, with_gain = (jnp.sum(change * of, axis=-1) for of in along)
+        grown = mean_square + (2 * plain + square(change, grams[0])) / y.shape[-1]
+        after = jax.lax.rsqrt(jnp.maximum(grown, 0) + norm.eps)
+        step = after - jax.lax.rsqrt(mean_square + norm.eps)
+        squares = step**2 * whole + 2 * step * after * with_gain
+        squares = squares + after**2 * square(change, grams[1])
+        return jnp.maximum(squares, 0) / of_residual
+
+    return of_normed
 
 
 def scored_positions(excerpts: np.ndarray, scored: np.ndarray | None) -> np.ndarray:
@@ -112,21 +164,16 @@ def _errors(
 
     They are over positions that are `scored`, int [B, T], none of them before the `first`.
     """
-    o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
-    # ‖W d‖² = dᵀ (W Wᵀ) d: H numbers a position in place of D.
-    gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
-    norms = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)[:, first:, None]
     cap = layer.attention.score_cap
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         full = full_attention(q, k, v, layer.attention.span, cap)
+        errors = squared_errors(layer, x[:, first:], full[:, first:])
 
         def squares(candidate: TracedPaths) -> jax.Array:
             change = traced_attention(q, k, v, candidate, cap) - full
-            change = change[:, first:].astype(jnp.float32)
-            lengths = jnp.einsum("btnh,nhg,btng->btn", change, gram, change)
-            relative = jnp.maximum(lengths, 0) / norms
-            return jnp.sum(relative, axis=1, where=scored[:, first:, None] > 0)
+            of_heads = errors(change[:, first:])
+            return jnp.sum(of_heads, axis=1, where=scored[:, first:, None] > 0)
 
         return traced_attention(q, k, v, current, cap), jax.lax.map(squares, candidates)
 

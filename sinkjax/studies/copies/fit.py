@@ -4,12 +4,10 @@ For head n of layer l with pattern A and values v, and an earlier head's pattern
 t >= 1:
 
   pattern  the root of the mean of ‖A'_t - A_t‖²
-  output   the root of the mean of ‖W_o (A'_t v - A_t v)‖² / ‖x_t‖², the head's own error under
-           `copy`, with W_o its slice of the output projection, times what the model multiplies
-           it by, and x the residual stream
+  output   the head's own error under `copy`, as `sinkjax.instruments.own_errors` has it: of
+           A'_t v in place of A_t v
 
-The inputs of every layer are the baseline's. W_o comes in as a square root of W_o W_oᵀ applied to
-the values, so that a pair costs T²·H and not T²·D.
+The inputs of every layer are the baseline's.
 """
 
 import functools
@@ -24,10 +22,10 @@ from flax import struct
 from sinkjax.attention.context import Context
 from sinkjax.distributed import to_host
 from sinkjax.instruments.batches import batch_rows, batches
+from sinkjax.instruments.own_errors import squared_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
-from sinkjax.models.parts import scaled
 from sinkjax.models.sharding import row_shards
 
 CRITERIA = ("pattern", "output")
@@ -41,8 +39,8 @@ class SourceFit:
 
     Attributes:
       pattern, output: as above.
-      nothing: [L, N], the root of the mean of ‖W_o A_t v‖² / ‖x_t‖²: the head's own error were it
-        taken out. A copy above this is worse than nothing in place of the head.
+      nothing: [L, N], the head's own error were it taken out. A copy above this is worse than
+        nothing in place of the head.
     """
 
     pattern: np.ndarray
@@ -100,16 +98,15 @@ def _fit(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
         pattern = dense_pattern(q, k, layer.attention.span, layer.attention.score_cap)
-        return apply_dense(pattern, v), (pattern, v)
+        outputs = apply_dense(pattern, v.astype(jnp.float32))
+        return outputs.astype(v.dtype), (pattern, outputs, v)
 
-    after, (own, v) = layer.attend(x, context, attend)  # own: [N, B, T, T]
-    values = _weighed(layer, v)
-    norms = jnp.square(x.astype(jnp.float32)).sum(axis=-1)[:, 1:]  # [B, T - 1]
+    after, (own, outputs, v) = layer.attend(x, context, attend)  # own: [N, B, T, T]
+    values = jnp.repeat(v.astype(jnp.float32), own.shape[0] // v.shape[2], axis=2)
+    errors = squared_errors(layer, x[:, 1:], outputs[:, 1:])
 
-    def over_positions(squares: jax.Array) -> jax.Array:
-        return jnp.sum(squares / norms[None], axis=(1, 2))
-
-    outputs = jnp.einsum("nbts,bsnh->nbth", own[:, :, 1:], values)
+    def over_positions(change: jax.Array) -> jax.Array:
+        return jnp.sum(errors(change), axis=(0, 1))
 
     def compare(earlier: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
         theirs = patterns[earlier][:, :, 1:]
@@ -117,8 +114,8 @@ def _fit(
         def distances(pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
             """One earlier head's pattern [B, T - 1, T] with all heads of this layer."""
             change = jnp.square(pattern[None] - own[:, :, 1:]).sum(axis=(1, 2, 3))
-            copied = jnp.einsum("bts,bsnh->nbth", pattern, values)
-            return change, over_positions(jnp.square(copied - outputs).sum(axis=-1))
+            copied = jnp.einsum("bts,bsnh->btnh", pattern, values)
+            return change, over_positions(copied - outputs[:, 1:])
 
         rows = jax.lax.map(distances, theirs)
         return tuple(of.at[earlier].set(row) for of, row in zip(sums, rows, strict=True))
@@ -126,19 +123,6 @@ def _fit(
     layers, heads = patterns.shape[:2]
     start = (jnp.zeros((layers, heads, heads), jnp.float32),) * 2
     of_pairs = jax.lax.fori_loop(0, index, compare, start)
-    taken_out = over_positions(jnp.square(outputs).sum(axis=-1))
+    taken_out = over_positions(-outputs[:, 1:])
     patterns = jax.lax.dynamic_update_index_in_dim(patterns, own, index, 0)
     return layer.feed_forward(after), patterns, of_pairs, taken_out
-
-
-def _weighed(layer: Layer, v: jax.Array) -> jax.Array:
-    """v_n C_n with C_n C_nᵀ = W_n W_nᵀ, for each query head: [B, T, K, H] -> float32 [B, T, N, H].
-
-    So ‖d C_n‖ = ‖d W_n‖ for every difference d of such values' sums.
-    """
-    o = scaled(layer.attention.o[...].astype(jnp.float32), layer.residual_scale)
-    gram = jnp.einsum("dnh,dng->nhg", o, o, precision="highest")
-    sizes, directions = jnp.linalg.eigh(gram)
-    root = directions * jnp.sqrt(jnp.maximum(sizes, 0))[:, None, :]
-    repeated = jnp.repeat(v.astype(jnp.float32), o.shape[1] // v.shape[2], axis=2)
-    return jnp.einsum("btnh,nhg->btng", repeated, root)

@@ -53,11 +53,13 @@ def dense_sources(model, tokens):
     return np.stack(patterns), np.stack(values), np.stack(residuals).astype(np.float64)
 
 
-@pytest.mark.parametrize("scale", [None, 0.22])
-def test_leaving_a_head_out_is_its_own_error_under_zeros(windows, scale):
-    model = tiny.make(residual_scale=scale)
+@pytest.mark.parametrize("shape", [{}, {"residual_scale": 0.22}, {"outer_norms": True}])
+def test_leaving_a_head_out_is_its_own_error_under_zeros(windows, shape):
+    model = tiny.make(**shape)
     errors = own_errors(model, windows, [Sink("zero")])[0]
-    np.testing.assert_allclose(fit_sources(model, windows).nothing, errors, rtol=1e-3)
+    fit = fit_sources(model, windows)
+    np.testing.assert_allclose(fit.nothing, errors, rtol=1e-3)
+    assert (np.isfinite(fit.output[2, :, :2]) & (fit.output[2, :, :2] > 0)).all()
 
 
 def test_fits_are_what_the_dense_oracle_says(model, windows):

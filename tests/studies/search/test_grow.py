@@ -65,6 +65,11 @@ def dense_layer(layer, x, context, path):
     return layer.feed_forward(x), outputs
 
 
+def residual(layer, x, context, outputs):
+    """The residual after attention of these outputs, float64 [B, T, D]."""
+    return np.asarray(layer.attend(x, context, lambda *qkv: (outputs, None))[0], np.float64)
+
+
 def ragged(starts, stop=16):
     """Positions that count of six excerpts of 16 tokens: of each from a start on."""
     at = np.arange(16)
@@ -72,11 +77,17 @@ def ragged(starts, stop=16):
 
 
 @pytest.mark.parametrize(
-    ("scored", "cap"),
-    [(ragged([1]), None), (ragged([12]), None), (ragged([9, 4, 12], stop=14), 0.5)],
+    ("scored", "shape"),
+    [
+        (ragged([1]), {}),
+        (ragged([12]), {"outer_norms": True, "norm_offset": 1.0}),
+        (ragged([9, 4, 12], stop=14), {"score_cap": 0.5, "residual_scale": 0.2}),
+        (ragged([1]), {"outer_norms": True, "output_bias": True, "inner_norms": False}),
+    ],
 )
-def test_errors_and_means_are_those_of_dense_attention(windows, scored, cap):
-    model = tiny.make(seed=3, score_cap=cap)
+def test_errors_and_means_are_those_of_dense_attention(windows, scored, shape):
+    """An error is of what attention adds, normed or not, with one head alone on the path."""
+    model = tiny.make(seed=3, **shape)
     fills = mean_outputs(model, windows)
     errors = own_errors(model, windows, PATHS, fills=fills, scored=scored)
     x, context = model.enter(jnp.asarray(windows))
@@ -88,7 +99,9 @@ def test_errors_and_means_are_those_of_dense_attention(windows, scored, cap):
             _, changed = dense_layer(layer, x, context, path)
             if path == Sink("mean"):
                 changed = changed.at[:, 1:].set(fills[index])
-            added = np.einsum("btnh,dnh->btnd", changed - full, layer.attention.o[...])
+            ones = (full.at[:, :, n].set(changed[:, :, n]) for n in range(full.shape[2]))
+            added = [residual(layer, x, context, of) for of in ones]
+            added = np.stack(added, axis=2) - residual(layer, x, context, full)[:, :, None]
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
             wanted = np.sqrt(np.square(relative[scored]).mean(axis=0))
             np.testing.assert_allclose(found, wanted, rtol=1e-3)
