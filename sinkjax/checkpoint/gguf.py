@@ -258,7 +258,7 @@ def _config(file: GGUFFile, family: Family, gguf: Gguf) -> dict[str, Any]:
         "max_position_embeddings": context_length,
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope_parameters(file, metadata, rotary_size, context_length),
-        "partial_rotary_factor": _share(rotary_size, head_dim),
+        **({} if rotary_size == head_dim else _of_a_part(rotary_size, head_dim)),
         "attention_bias": has_bias or has_output_bias,
         "mlp_bias": _has_bias(file, _MLP),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -278,10 +278,11 @@ def _has_bias(file: GGUFFile, projections: Mapping[str, str]) -> bool:
     return any(name.endswith(biases) for name in file.tensors)
 
 
-def _share(part: int, whole: int) -> float:
-    """The quotient, such that its product with the whole is not below the part."""
-    share = part / whole
-    return share if share * whole >= part else math.nextafter(share, 1)
+def _of_a_part(turned: int, head_dim: int) -> dict[str, float]:
+    """The attribute of heads of which a part turns: its product with their size is not below it."""
+    share = turned / head_dim
+    share = share if share * head_dim >= turned else math.nextafter(share, 1)
+    return {"partial_rotary_factor": share}
 
 
 def _rope_parameters(

@@ -10,7 +10,7 @@ from families import KINDS
 from gguf_files import add_family, finish, weights_of
 
 import sinkjax
-from sinkjax.checkpoint.gguf import _share
+from sinkjax.checkpoint.gguf import _of_a_part
 from sinkjax.models.config import RopeConfig
 from sinkjax.models.families import FAMILIES
 
@@ -151,6 +151,6 @@ def test_the_share_of_a_head_that_turns_gives_its_size_again():
     """Also where the quotient is rounded down: 30 of 44 would turn 29."""
     for size in range(2, 321, 2):
         for turned in range(2, size + 1, 2):
-            share = _share(turned, size)
+            (share,) = _of_a_part(turned, size).values()
             assert share <= 1
             assert RopeConfig(part=share).turned(size) == turned

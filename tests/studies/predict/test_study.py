@@ -83,9 +83,10 @@ def test_calibration_by_hand():
 
 def test_the_better_of_two_predictors_has_the_lower_brier_score():
     outcomes = np.random.default_rng(0).random((9, 50)) < 0.5
-    good, bad = np.where(outcomes, 0.9, 0.1), np.full(outcomes.shape, 0.5)
+    off = np.linspace(0.05, 0.15, 9)[:, None]
+    good, bad = np.abs(outcomes - off), np.full(outcomes.shape, 0.5)
     found = compare_brier(good, bad, outcomes, seed=0)
-    np.testing.assert_allclose(found["value"], 0.01 - 0.25)
+    np.testing.assert_allclose(found["value"], np.square(off).mean() - 0.25)
     assert found["high"] < 0
 
 
