@@ -170,7 +170,8 @@ def path_savings(
             row = (path,) * size + (Full(),) * (config.num_heads - size)
             return workload.price(layer, SinkMask((row,)))
 
-        return np.array([price(Full()) - price(path) for path in paths])
+        base = price(Full())
+        return np.array([base - price(path) for path in paths])
 
     saved = np.stack([of_group(config.window(layer)) for layer in range(config.num_layers)], axis=1)
     return saved / whole if num_kv_heads is not None else saved / whole / size

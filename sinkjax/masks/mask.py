@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,6 +17,9 @@ from sinkjax.masks.chips import widened
 from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
 from sinkjax.masks.text import MOST_HEADS, TOO_MANY, read_heads, write_heads
+
+Of = TypeVar("Of")
+"""What a layer has."""
 
 
 @runtime_checkable
@@ -210,6 +213,20 @@ class SinkMask:
     def __repr__(self) -> str:
         return f"SinkMask.from_text({str(self)!r})"
 
+    def replaced(self, path: Callable[[Path, Of], Path], of_layers: Sequence[Of]) -> "SinkMask":
+        """Returns the mask of the paths that a function gives for every head.
+
+        Args:
+          path: called with the path that a head has, and with what its layer has.
+          of_layers: L of these.
+        """
+        return SinkMask(
+            tuple(
+                tuple(path(p, of_layer) for p in paths)
+                for paths, of_layer in zip(self.heads, of_layers, strict=True)
+            )
+        )
+
     def within(self, windows: Sequence[int | None]) -> "SinkMask":
         """Returns what heads see in layers that have windows of the model's own.
 
@@ -218,12 +235,11 @@ class SinkMask:
         """
         if not any(windows):
             return self
-        return SinkMask(
-            tuple(
-                tuple(native(p, window) if isinstance(p, Full | Window) else p for p in paths)
-                for paths, window in zip(self.heads, windows, strict=True)
-            )
-        )
+
+        def path(p: Path, window: int | None) -> Path:
+            return native(p, window) if isinstance(p, Full | Window) else p
+
+        return self.replaced(path, windows)
 
     def hiding(self, windows: Sequence[int | None]) -> "SinkMask":
         """Returns the mask without windows that hide nothing: those of the model are no wider.
@@ -233,15 +249,11 @@ class SinkMask:
         """
         if not any(windows):
             return self
-        return SinkMask(
-            tuple(
-                tuple(
-                    Full() if isinstance(p, Window) and window and p.recent >= window else p
-                    for p in paths
-                )
-                for paths, window in zip(self.heads, windows, strict=True)
-            )
-        )
+
+        def path(p: Path, window: int | None) -> Path:
+            return Full() if isinstance(p, Window) and window and p.recent >= window else p
+
+        return self.replaced(path, windows)
 
     def check(self, config: Shape) -> None:
         """Raises InputError where the mask is for a model of another shape."""

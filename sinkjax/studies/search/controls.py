@@ -4,7 +4,7 @@ import numpy as np
 
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Full
+from sinkjax.masks.paths import Full, Path
 from sinkjax.studies.search.grow import SearchOutcome, SearchSettings
 from sinkjax.studies.settings import seed_of_draw
 
@@ -37,24 +37,18 @@ def control_masks(
     # Of all paths a head's least costly one: what no path suits is last.
     least = -np.where(saves[..., None], outcome.errors, np.finfo(float).max).min(axis=0)
 
-    def on_widest(chosen: np.ndarray) -> SinkMask:
-        return SinkMask(
-            tuple(
-                tuple(path if head else Full() for head in layer)
-                for path, layer in zip(widest, chosen, strict=True)
-            )
-        )
+    def on_widest(mask: SinkMask) -> SinkMask:
+        return mask.replaced(lambda path, wide: path if path == Full() else wide, widest)
 
     def by_score(scores: np.ndarray) -> SinkMask:
-        mask = by_ranking(scores, taken, num_kv_heads=kv_heads)
-        return SinkMask(
-            tuple(
-                tuple(p if p == Full() or at[settings.paths.index(p)] else wide for p in layer)
-                for layer, at, wide in zip(mask.heads, saves.T, widest, strict=True)
-            )
-        )
+        def suited(path: Path, layer: int) -> Path:
+            suits = path == Full() or saves[settings.paths.index(path), layer]
+            return path if suits else widest[layer]
 
-    drawn_from = outcome.mask, on_widest(outcome.mask.masked)
+        mask = by_ranking(scores, taken, num_kv_heads=kv_heads)
+        return mask.replaced(suited, range(mask.num_layers))
+
+    drawn_from = outcome.mask, on_widest(outcome.mask)
     masks = {
         numbered(name, draw): random_control(
             mask, seed=seed_of_draw(settings.seed, draw), num_kv_heads=kv_heads
@@ -63,7 +57,7 @@ def control_masks(
         for draw in range(draws)
     }
     ranked = by_score(scores)
-    others = ranked, on_widest(ranked.masked), by_score(least)
+    others = ranked, on_widest(ranked), by_score(least)
     return masks | dict(zip(CONTROLS[len(RANDOM) :], others, strict=True))
 
 

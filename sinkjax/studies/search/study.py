@@ -50,8 +50,6 @@ import numpy as np
 from sinkjax.accounts.savings import Workload
 from sinkjax.distributed import first
 from sinkjax.errors import InputError, Problem
-from sinkjax.instruments.compare import QualityStats
-from sinkjax.instruments.judge import SCORE_FROM, Judge
 from sinkjax.masks.file import save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Path, Sink, Window, parse_paths
@@ -62,7 +60,6 @@ from sinkjax.studies.candidates import MASK, Candidate, read_mask
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.promise import budget_line
-from sinkjax.studies.quality.summary import summarize_quality
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
@@ -72,6 +69,7 @@ from sinkjax.studies.search.grow import (
     search_mask,
     sink_scores,
 )
+from sinkjax.studies.search.judged import judged_cells
 from sinkjax.studies.search.learned import LearnedGates, read_gates
 from sinkjax.studies.search.saved import answer_lines, budget_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import search_tables
@@ -467,7 +465,8 @@ class Search(ChipsStudy, AnswersStudy):
         for number, (series, excerpts) in enumerate(self.judge_texts):
             held = self.control_texts is None or number < self.control_texts
             judged = masks if held else {CHOSEN: outcome.mask}
-            yield from self._judged(bench, judged, series, excerpts, outcome.fills)
+            how = {"fills": outcome.fills, "seed": self.seed}
+            yield from judged_cells(bench, judged, series, excerpts, self.length, **how)
         control = numbered(RANDOM[0], 0)
         # What a control loses shows at the length itself: it promises nothing at shorter ones.
         answering = {
@@ -481,37 +480,6 @@ class Search(ChipsStudy, AnswersStudy):
         file = self.mask_file or bench.results.folder / "mask.json"
         how = {"provenance": provenance, "quality": quality, "fills": outcome.fills}
         first(lambda: save_mask(file, outcome.mask, **how))
-
-    def _judged(
-        self,
-        bench: Bench,
-        masks: Mapping[str, SinkMask],
-        series: Series,
-        excerpts: np.ndarray,
-        fills: np.ndarray | None,
-    ) -> Iterator[Cell]:
-        """Cells of kind "quality", one for each mask by its name, all judged by one program."""
-        judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
-        generated = excerpts.shape[1] - self.length
-
-        def measure(mask: SinkMask) -> dict[str, Any]:
-            arrays = lambda: judge().stats(mask, generated).arrays()  # noqa: E731
-            how = {"mask": mask, "fills": fills, "generated": generated}
-            stats = QualityStats(**bench.keep("quality", excerpts, arrays, **how))
-            mask = mask.hiding(bench.model.config.layer_windows)
-            return summarize_quality(stats, mask, seed=self.seed)
-
-        for name, mask in masks.items():
-            candidate = Candidate.of_mask(name, mask, self.lengths, fills)
-            fields = {
-                "kind": "quality",
-                "candidate": candidate.describe(self.length),
-                **series.excerpts(self.length, excerpts[:, : self.length]),
-                "score_from": SCORE_FROM,
-                "generated": generated,
-                "seed": self.seed,
-            }
-            yield Cell(fields, functools.partial(measure, mask), name, steps=excerpts.size)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [

@@ -1,16 +1,14 @@
 """What a search's mask is held against: as many heads, each on a path that hides something."""
 
-import types
-
 import numpy as np
 import pytest
 import tiny
+from searches import search
 
 from sinkjax.accounts.savings import Workload
 from sinkjax.masks.paths import Full, Window
 from sinkjax.studies.search.controls import CONTROLS, RANDOM, control_masks
-from sinkjax.studies.search.grow import SearchSettings, search_mask
-from sinkjax.studies.store import Store
+from sinkjax.studies.search.grow import SearchSettings
 
 pytestmark = pytest.mark.quick
 
@@ -19,15 +17,11 @@ pytestmark = pytest.mark.quick
 def test_in_a_layer_with_a_window_of_its_own_wider_windows_mask_no_head(by):
     model = tiny.make(seed=3, layer_windows=(8, None, 8))
     excerpts = np.asarray(tiny.tokens_of(model, (4, 16)))
-    results = types.SimpleNamespace(
-        arrays=lambda name: None, put_arrays=lambda name, **arrays: None
-    )
     narrow, wide = Window(1, 4), Window(1, 12)
     settings = SearchSettings(
         (narrow, wide), 0.1, Workload(16), by=by, ranking="error", objective="heads", rounds=1
     )
-    store = Store(results, "", lambda what, tokens: None)
-    found = search_mask(model, excerpts, excerpts, settings, store)
+    found = search(model, excerpts, excerpts, settings)
     np.testing.assert_array_equal(found.savings[1] > 0, [False, True, False])
     scores = np.random.default_rng(0).random((3, 6))
     controls = control_masks(found, settings, model.config, scores, draws=2)

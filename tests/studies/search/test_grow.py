@@ -1,7 +1,6 @@
 """What a search rests on, against oracles: errors, predictions, savings, growth to a budget."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searches import search
 
 from sinkjax import SinkMask, specialize
 from sinkjax.accounts.formulas import predict, total
@@ -23,8 +23,7 @@ from sinkjax.masks.choose import by_ranking
 from sinkjax.masks.paths import Full, Sink, Window
 from sinkjax.studies.costs import part_means, parts_up_to
 from sinkjax.studies.search.budget import make_moves, rank_moves, shrinkage, spend
-from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask
-from sinkjax.studies.store import Store
+from sinkjax.studies.search.grow import Answers, SearchSettings
 from sinkjax.testing.oracle import apply_pattern, attention_scores, head_pattern
 
 pytestmark = pytest.mark.quick
@@ -258,16 +257,6 @@ def test_few_draws_are_trusted_little():
     assert shrinkage(independent) > 0.8
     assert shrinkage(together) < 0.05
     assert shrinkage(independent[:1]) == 1
-
-
-def search(model, ranking, held, settings, **how):
-    """`search_mask`, which measures nothing twice."""
-    kept = {}
-    results = types.SimpleNamespace(
-        arrays=kept.get, put_arrays=lambda name, **arrays: kept.update({name: arrays})
-    )
-    store = Store(results, "", lambda what, tokens: None)
-    return search_mask(model, ranking, held, settings, store, **how)
 
 
 def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, windows):
