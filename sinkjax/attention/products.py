@@ -128,11 +128,11 @@ class CpuProducts(Products):
     def _left(self, x: Float[Array, "R D"], weight: Float[Array, "M D"]) -> Float32[Array, "R M"]:
         """Puts the weight on the left, where the library reads it as it lies.
 
-        Rows of zeros are added where the library takes no longer for more: to an odd number of rows
-        one, and up to the next multiple of eight where most of eight are there.
+        Rows of zeros are added where the library is faster with more: to an odd number of rows one,
+        and up to the next multiple of sixteen, or else eight, where most of as many are there.
         """
         rows = x.shape[0]
-        more = -rows % 8 if rows % 8 > 4 else rows % 2
+        more = -rows % 8 if rows % 16 > 8 or rows % 8 > 4 else rows % 2
         x = jnp.pad(x, ((0, more), (0, 0)))
         product = jnp.einsum("md,rd->mr", weight, x, preferred_element_type=_WIDE)
         return self.settle(product)[:, :rows].T
