@@ -26,7 +26,7 @@ from sinkjax.instruments.own_errors import squared_errors
 from sinkjax.instruments.patterns import PATTERN_TOKENS, apply_dense, dense_pattern, no_patterns
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.finite import check_finite
-from sinkjax.models.sharding import row_shards
+from sinkjax.models.sharding import lay_rows, row_shards
 
 CRITERIA = ("pattern", "output")
 
@@ -66,15 +66,17 @@ def fit_sources(
     nothing = np.zeros((layers, heads))
     rows = batch_rows(excerpts, PATTERN_TOKENS, row_shards(model))
     for tokens, count in batches(model, excerpts, rows):
-        tokens = tokens[:count]  # sums go over all rows
+        new = lay_rows(model, np.arange(rows) < count)  # over which sums go
         x, context = model.enter(tokens)
         patterns = no_patterns(model, tokens)
         for index, layer in enumerate(model.layers):
-            x, patterns, of_pairs, of_heads = _fit(layer, x, context, patterns, jnp.int32(index))
+            x, patterns, of_pairs, of_heads = _fit(
+                layer, x, context, patterns, new, jnp.int32(index)
+            )
             for name, array in zip(CRITERIA, of_pairs, strict=True):
                 squares[name][index] += np.moveaxis(to_host(array).astype(np.float64), -1, 0)
             nothing[index] += to_host(of_heads).astype(np.float64)
-        on_progress(tokens.size)
+        on_progress(count * excerpts.shape[1])
     for sums in (*squares.values(), nothing):
         check_finite("heads' patterns or outputs", sums)
     positions = len(excerpts) * (excerpts.shape[1] - 1)
@@ -88,9 +90,14 @@ def fit_sources(
 
 @functools.partial(jax.jit, donate_argnames="patterns")
 def _fit(
-    layer: Layer, x: jax.Array, context: Context, patterns: jax.Array, index: jax.Array
+    layer: Layer,
+    x: jax.Array,
+    context: Context,
+    patterns: jax.Array,
+    new: jax.Array,
+    index: jax.Array,
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
-    """The residual after a layer, the patterns with its own, and sums over rows and positions.
+    """The residual after a layer, the patterns with its own, and sums over new rows and positions.
 
     The sums are those of squares by each criterion, float32 [L, N, N], earlier heads first and 0
     from this layer on, and of what the heads give, [N].
@@ -106,14 +113,15 @@ def _fit(
     errors = squared_errors(layer, x[:, 1:], outputs[:, 1:])
 
     def over_positions(change: jax.Array) -> jax.Array:
-        return jnp.sum(errors(change), axis=(0, 1))
+        return jnp.sum(errors(change), axis=(0, 1), where=new[:, None, None])
 
     def compare(earlier: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
         theirs = patterns[earlier][:, :, 1:]
 
         def distances(pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
             """One earlier head's pattern [B, T - 1, T] with all heads of this layer."""
-            change = jnp.square(pattern[None] - own[:, :, 1:]).sum(axis=(1, 2, 3))
+            change = jnp.square(pattern[None] - own[:, :, 1:])
+            change = jnp.sum(change, axis=(1, 2, 3), where=new[None, :, None, None])
             copied = jnp.einsum("bts,bsnh->btnh", pattern, values)
             return change, over_positions(copied - outputs[:, 1:])
 

@@ -104,6 +104,28 @@ def test_every_device_of_a_mesh_has_room_for_the_patterns_of_its_own_rows(model)
     assert few.sharding.shard_shape(few.shape) == (3, 6, 3, 9, 9)
 
 
+def test_the_last_batch_over_a_mesh_lies_as_the_others_and_fits_as_one(model, monkeypatch):
+    """What was new of it was cut out, and every device had all of that."""
+    from sinkjax.studies.copies import fit
+
+    lie = set()
+
+    def noted(of, tokens):
+        lie.add((tokens.shape[0], tokens.sharding.shard_shape(tokens.shape)[0]))
+        return no_patterns(of, tokens)
+
+    monkeypatch.setattr(fit, "no_patterns", noted)
+    monkeypatch.setattr(fit, "PATTERN_TOKENS", 9)
+    tokens = np.asarray(tiny.tokens_of(model, (6, 9)))
+    alone = fit_sources(model, tokens)
+    lie.clear()
+    measured = []
+    over = fit_sources(shard(model, make_mesh({"data": 4, "model": 2})), tokens, measured.append)
+    assert (lie, measured) == ({(4, 1)}, [36, 18])
+    for name in ("pattern", "output", "nothing"):
+        np.testing.assert_allclose(getattr(over, name), getattr(alone, name), rtol=1e-5)
+
+
 def test_copies_as_data_are_the_mask_that_the_oracle_defines(model, windows):
     mask = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
     tokens = jnp.asarray(windows)
