@@ -25,7 +25,7 @@ from sinkjax.files import read_file, replace_file
 from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
-from sinkjax.models.sharding import lay_rows, mesh_of, place
+from sinkjax.models.sharding import even_rows, lay_rows, mesh_of, place, row_shards
 from sinkjax.studies.results import arrays_digest
 from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 
@@ -113,7 +113,11 @@ def distil(
     update = jax.jit(functools.partial(_update, optimizer))
     value_and_grad = jax.jit(jax.value_and_grad(price))
     count, length = excerpts.shape
-    size = min(settings.rows, count) * length
+    rows = min(settings.rows, count)
+    size = rows * length
+    # Filled up to as many on each device with what counts nothing; a single one lies on all.
+    filled = even_rows(rows, rows, row_shards(baseline)) if rows > 1 else 1
+    counts = np.where(np.arange(filled) < rows, np.float32(filled / rows), np.float32(0))
     if weights is None:
         weights = np.full((count, length - 1), 1 / (length - 1), np.float32)
     check_files(folder, "delete its checkpoint, and the same command goes on without it")
@@ -136,8 +140,9 @@ def distil(
             state["history"] = np.array(state["history"])
             on_step(done * size)
         for step in range(done, settings.steps):
-            rows = _rows_of_step(step, len(excerpts), settings)
-            tokens, counted = lay_rows(baseline, excerpts[rows]), lay_rows(baseline, weights[rows])
+            chosen = np.resize(_rows_of_step(step, count, settings), filled)
+            tokens = lay_rows(baseline, excerpts[chosen])
+            counted = lay_rows(baseline, counts[:, None] * weights[chosen])
             target = residuals(baseline, tokens)[:, 1:]
             changed, back = jax.vjp(lambda p, t=tokens: forward(p, t)[:, 1:], state["parameters"])
             kl, gradient = mean_divergence(head, target, changed, counted)
@@ -154,7 +159,7 @@ def distil(
             state["parameters"], state["optimizer"] = update(
                 jax.tree.map(jnp.add, gradient, of_price), state["optimizer"], state["parameters"]
             )
-            on_step(tokens.size)
+            on_step(size)
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
                 digest, content = folder / str(step + 1) / _DIGEST, _digest_of(state)

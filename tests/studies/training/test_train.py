@@ -184,6 +184,33 @@ def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
     assert mesh_of(laid).shape == again.parameters.sharding.mesh.shape
 
 
+def test_rows_that_a_mesh_does_not_divide_lie_over_it_and_train_as_on_one_device(
+    model, windows, tmp_path, monkeypatch
+):
+    """Every device had all of them."""
+    from sinkjax.studies.training import train as training
+
+    lie, counted = set(), []
+
+    def noted(of, array):
+        laid = lay_rows(of, array)
+        lie.add((laid.shape[0], laid.sharding.shard_shape(laid.shape)[0]))
+        return laid
+
+    monkeypatch.setattr(training, "lay_rows", noted)
+    how = dataclasses.replace(TRAIN, steps=2, rows=3)
+    laid = shard(model, make_mesh({"data": 2, "model": 2, "sub": 2}))
+    found = []
+    for name, of in (("alone", model), ("over", laid)):
+        gated = GatedModel(of, PATH)
+        found.append(train(of, gated, windows, tmp_path / name, how, on_step=counted.append))
+    assert lie == {(3, 3), (4, 2)}
+    assert counted == [36] * 4
+    alone, over = found
+    np.testing.assert_allclose(over.history["loss"], alone.history["loss"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(over.parameters, alone.parameters, rtol=0, atol=1e-6)
+
+
 def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model):
     """Every device made those of all rows."""
     excerpts, weights = np.asarray(tiny.tokens_of(model, (8, 33))), np.ones((8, 32), np.float32)
@@ -285,6 +312,7 @@ def test_a_repair_is_the_same_over_a_mesh_whose_chips_have_heads_in_another_orde
         for name, value in alone.start.items():
             np.testing.assert_array_equal(repair.start[name], value)
         found = repair.residuals(kept, lay_rows(of, tokens))
+        # Of values up to 13 that is float32's own: the baseline's differ by as much.
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
