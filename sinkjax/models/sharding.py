@@ -259,9 +259,11 @@ def _problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem
     kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
     counts = {"model": (kv_heads, "key/value heads"), "sub": (group, "query heads of each")}
     fits = {axis: math.gcd(sizes.get(axis, 1), count) for axis, (count, _) in counts.items()}
+    if any(_whole_problems(fits, config)):
+        fits = dict.fromkeys(fits, 1)
     rows = math.prod(sizes.values()) // math.prod(fits.values())
     for axis, (count, what) in counts.items():
-        if fits[axis] != sizes.get(axis, 1):
+        if count % sizes.get(axis, 1):
             yield Problem(
                 "mesh",
                 shown,
@@ -275,7 +277,9 @@ def _problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem
 def _whole_problems(sizes: Mapping[str, int], config: LlamaConfig) -> Iterator[Problem]:
     """Neurons and words that a mesh does not divide, where they are a great part of a model."""
     D, H, L = config.embed_dim, config.head_dim, config.num_layers
-    over = {axis: sizes[axis] for axis in ("model", NEURONS) if axis in sizes}
+    over = {axis: sizes[axis] for axis in ("model", NEURONS, "sub") if sizes.get(axis, 1) > 1}
+    if len(over) > 1:  # what the others divide is whole nowhere
+        over.pop("sub", None)
     chips = math.prod(over.values())
     tables = 1 if config.tie_embeddings else 2
     divided = {

@@ -203,7 +203,12 @@ def test_a_mesh_that_leaves_a_great_part_whole_on_every_device_is_refused():
         sinkjax.InputError, match="neurons:8 does not divide 51 neurons and 61 words"
     ):
         fit_mesh("neurons:8", config, "float32")
-    assert fitting_sizes(config, 2, 8) == {"data": 4, "model": 1, "sub": 2}
+    for mesh in ("sub:2,data:4", "model:1,sub:2,data:4"):
+        with pytest.raises(sinkjax.InputError, match="sub:2 does not divide 51 neurons and 61 wor"):
+            fit_mesh(mesh, config, "float32")
+    with pytest.raises(sinkjax.InputError, match="data:8,model:1,sub:1 fits as many devices"):
+        fit_mesh("model:8", config, "float32")  # nor does model:4, by which heads are divided
+    assert fitting_sizes(config, 2, 8) == {"data": 8, "model": 1}
     fit_mesh("model:2,data:4", tiny.make(num_heads=8, num_kv_heads=4).config, "float32")
 
 
