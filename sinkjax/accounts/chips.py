@@ -27,20 +27,27 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
       `memory` in bytes as XLA has it, with the `cache`; its FLOPs (`operations`); `collectives`
       by place ("layer_0", "sampling" or "rest") and kind, their `count` and the `bytes` of their
       results, a loop's and a branch's once; `nominal`, what all chips together would need by
-      formula if nothing were whole on several; and for all executables `parameters`, those that are
-      `whole` on every chip, by kind, in bytes; of the `cache`, the bytes that chips along an axis
+      formula if nothing were whole on several; and for all executables `parameters`, in bytes,
+      those that are `whole` on every chip, by kind, and those that others divide, but chips along
+      an axis hold `alike`, by axis and kind; of the `cache`, the bytes that chips along an axis
       hold alike (`cache_whole`); and the layers whose heads do not come out alike, so that the
       chips of `model` divide rows (`by_rows`), or those along `sub` alone (`by_sub`).
     """
     mesh = mesh_of(program.model)
     assert mesh is not None
     held, whole = 0, collections.Counter()
+    of_heads = [axis for axis, size in mesh.shape.items() if size > 1 and axis != "data"]
+    alike = {axis: collections.Counter() for axis in of_heads}
     for path, parameter in nnx.to_flat_state(nnx.state(program.structure, nnx.Param)):
         array = parameter.get_value()
+        name = ".".join(part for part in map(str, path) if not part.isdecimal())
         size = _chip_bytes(array)
         held += size
         if size == array.size * array.dtype.itemsize:
-            whole[".".join(part for part in map(str, path) if not part.isdecimal())] += size
+            whole[name] += size
+            continue
+        for axis in alike.keys() - {*_axes(array)}:
+            alike[axis][name] += size
     cache = _cache(program)
     batches = [layer.attention.batch for layer in program.model.layers]
     common = {
@@ -51,6 +58,7 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
         "dtype": program.model.embedding.dtype.name,
         "parameters": held,
         "whole": dict(whole.most_common()),
+        "alike": {axis: dict(kinds.most_common()) for axis, kinds in alike.items()},
         "by_rows": [n for n, batch in enumerate(batches) if batch == BY_CHIP],
         "by_sub": [n for n, batch in enumerate(batches) if batch == BY_SUB],
         "cache": sum(map(_chip_bytes, cache)),

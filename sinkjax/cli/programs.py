@@ -168,6 +168,12 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
             if record["whole"]
         ),
         *(
+            f"Alike on the {record['mesh'][axis]} chips along {axis}, {name}: {_largest(kinds)}."
+            for name, record in zip(who, (baseline[0], first), strict=True)
+            for axis, kinds in record["alike"].items()
+            if kinds
+        ),
+        *(
             f"Alike on the {record['mesh'][axis]} chips along {axis}, {name}: "
             f"{formats.size(size)} of the cache."
             for name, record in zip(who, (baseline[0], first), strict=True)
@@ -250,10 +256,10 @@ def _alike(collectives: Mapping[str, Mapping]) -> dict[str, Mapping]:
     return places
 
 
-def _largest(whole: Mapping[str, int], most: int = 4) -> str:
-    """The largest kinds of parameters that are whole on every chip, and the others together."""
-    named = [f"{name} {formats.size(size)}" for name, size in list(whole.items())[:most]]
-    rest = sum(list(whole.values())[most:])
+def _largest(kinds: Mapping[str, int], most: int = 4) -> str:
+    """The largest of these kinds of parameters, and the others together."""
+    named = [f"{name} {formats.size(size)}" for name, size in list(kinds.items())[:most]]
+    rest = sum(list(kinds.values())[most:])
     return ", ".join([*named, *([f"others {formats.size(rest)}"] if rest else [])])
 
 

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 import sinkjax
 from sinkjax.accounts.chips import inspect_chips
 from sinkjax.accounts.inspect import compile_shapes
+from sinkjax.distributed import make_mesh
 from sinkjax.models.shapes import SHAPES
 
 LAYERS = 4
@@ -28,12 +30,13 @@ def records():
         "uneven": uneven,
         "balanced": uneven.balanced(3, config.num_kv_heads),
     }
+    return {name: over_three(config, mask, 2, 1024) for name, mask in masks.items()}
+
+
+def over_three(config, mask, rows, room):
     mesh = jax.make_mesh((3,), ("model",))
-    options = {"batch_size": 2, "prefill_lengths": (16,), "max_length": 1024}
-    return {
-        name: inspect_chips(compile_shapes(config, mask, jnp.bfloat16, mesh, **options))
-        for name, mask in masks.items()
-    }
+    options = {"batch_size": rows, "prefill_lengths": (16,), "max_length": room}
+    return inspect_chips(compile_shapes(config, mask, jnp.bfloat16, mesh, **options))
 
 
 def test_a_balanced_mask_takes_fewer_bytes_and_no_more_exchange_on_each_of_three_chips(records):
@@ -78,3 +81,35 @@ def test_parameters_and_cache_of_a_chip_are_a_third_and_what_is_whole_is_named(r
     a_layer = config.embed_dim * (kv + q + 3 * config.mlp_dim)
     divided = LAYERS * a_layer + config.vocab_size * config.embed_dim
     assert record["parameters"] == whole + divided * 2 // 3
+
+
+def test_an_uneven_mask_takes_fewer_bytes_and_no_more_exchange_where_chips_have_rows():
+    """Of a long cache a chip saves more than attention's weights, whole on each, take."""
+    config = dataclasses.replace(SHAPES["smollm2-135m"], num_layers=LAYERS)
+    shipped = sinkjax.load_mask("smollm2-135m-8000").mask
+    masks = sinkjax.SinkMask.full(config), sinkjax.SinkMask(shipped.heads[:LAYERS])
+    baseline, uneven = (over_three(config, mask, 3, 8064)[1] for mask in masks)
+    assert uneven["by_rows"] == list(range(LAYERS))
+    assert uneven["parameters"] > baseline["parameters"]
+    held = [record["parameters"] + record["cache"] for record in (uneven, baseline)]
+    assert held[0] < 0.9 * held[1]
+    assert uneven["collectives"].keys() == baseline["collectives"].keys()
+    for layer in range(LAYERS):
+        exchanged = [r["collectives"][f"layer_{layer}"].values() for r in (uneven, baseline)]
+        for of in ("count", "bytes"):
+            ours, theirs = (sum(kind[of] for kind in kinds) for kinds in exchanged)
+            assert ours <= theirs
+
+
+def test_parameters_that_chips_along_an_axis_hold_alike_are_named():
+    """Attention's over `neurons`, those of keys and values along `sub`: no chip has them whole."""
+    config = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64, num_layers=2).config
+    mesh = make_mesh({"neurons": 2, "model": 2, "sub": 2})
+    options = {"batch_size": 2, "prefill_lengths": (4,), "max_length": 8}
+    full = sinkjax.SinkMask.full(config)
+    record = inspect_chips(compile_shapes(config, full, jnp.float32, mesh, **options))[1]
+    head = config.num_layers * config.head_dim * config.embed_dim * 4
+    of_keys = {"layers.attention.k": head, "layers.attention.v": head}
+    of_queries = {"layers.attention.q": 2 * head, "layers.attention.o": 2 * head}
+    assert record["alike"] == {"neurons": of_queries | of_keys, "model": {}, "sub": of_keys}
+    assert all("norm" in name for name in record["whole"])

@@ -186,7 +186,7 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     assert err.count("\n") == 1
 
 
-def test_what_of_a_cache_chips_hold_alike_is_said(tmp_path, capsys):
+def test_what_chips_along_an_axis_hold_alike_is_said(tmp_path, capsys):
     """Along `sub`, with rows that it does not divide."""
     sizes = {"num_heads": 8, "num_kv_heads": 2, "vocab_size": 64}
     config = to_hf_config(dataclasses.replace(CONFIG, **sizes))
@@ -203,6 +203,8 @@ def test_what_of_a_cache_chips_hold_alike_is_said(tmp_path, capsys):
     assert (baseline["by_sub"], masked["by_sub"]) == ([], [0])  # by heads of two paths in a group
     out = capsys.readouterr().out
     assert "In 1 layers of the mask chips along sub divide rows in the place of query" in out
+    of_heads = "layers.attention.k 2.560 kB, layers.attention.v 2.560 kB"
+    assert f"Alike on the 2 chips along sub, baseline: {of_heads}." in out
     assert "Alike on the 2 chips along sub, baseline: 3.076 kB of the cache." in out
     assert "Alike on the 2 chips along sub, mask: " in out
     assert "along data" not in out
