@@ -94,14 +94,18 @@ def test_a_study_over_a_mesh_finds_what_it_finds_on_one_device(name, model, alon
     assert_same_results(found, wanted)
 
 
-@pytest.mark.parametrize("name", [*STUDIES, "timing"])
-def test_a_bad_mesh_is_refused_by_every_study(name, model, tmp_path):
+TOOLS = {"generate": f"--prompt={PROMPT}", "convert": "--output=/dev/null/none", "inspect": MASK}
+
+
+@pytest.mark.parametrize("name", [*STUDIES, "timing", *TOOLS])
+def test_a_bad_mesh_is_refused_by_every_command(name, model, tmp_path):
     for mesh, text in {
         "model:4": "--mesh=model:4: model:4 does not divide 2 key/value heads; data:2",
         "model:2": "--mesh=model:2: it is of 2 devices and there are 8; data:8",
         "rows:8": "--mesh=rows:8: give auto, or sizes such as",
     }.items():
-        flags = [f"--model={model}", f"--mesh={mesh}", f"--output_dir={tmp_path / 'none'}"]
+        where = TOOLS.get(name, f"--output_dir={tmp_path / 'none'}")
+        flags = [f"--model={model}", f"--mesh={mesh}", where]
         with pytest.raises(InputError) as error:
             run_main(f"experiments.{name}", *STUDIES.get(name, ()), *flags)
         assert text in str(error.value)
@@ -196,7 +200,9 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
     loaded = sinkjax.load(model)
     damaged = save_damaged(loaded, tmp_path / "damaged")
     said_first = [["refused", str(damaged)], ["in_python", str(model), "0.2"]]
-    out, second = run_both([*said_first, *runs], tmp_path)
+    stored = ["experiments.convert", f"--model={model}", "--mesh=model:2", "--format=safetensors"]
+    stored += [f"--output={both / 'safetensors'}"]
+    out, second = run_both([*said_first, *runs, stored], tmp_path)
     for said, where in ((out, "in process 1 of 2: "), (second, "")):
         bytes_differ, wrong = json.loads(said.pop(0))
         assert bytes_differ.startswith(f"{where}{damaged}: embedding cannot be read (its bytes")
@@ -210,8 +216,8 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         assert found["mask"] == str(wanted)
         assert wanted.counts()["sink"]
     assert second[1:] == []
-    digests = [sinkjax.model_digest(sinkjax.load(folder)) for folder in (model, both / "orbax")]
-    assert digests[0] == digests[1]
+    folders = model, both / "orbax", both / "safetensors"
+    assert len({sinkjax.model_digest(sinkjax.load(folder)) for folder in folders}) == 1
     for name in STUDIES:
         assert f"report: {both / name}/report.html" in "".join(out)
         found, wanted = (read_records(folder)[1] for folder in (both / name, alone(name)))
