@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import re
 
 import pytest
 from scripts import ROOT
@@ -26,6 +27,8 @@ FLOORS = """
     cli
 """
 """From below: a folder imports from lower floors alone. `sinkjax` has the public names."""
+
+LINES = [line.split() for line in FLOORS.strip().splitlines()]
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -75,9 +78,7 @@ def test_no_imports_go_in_a_circle(graph):
 
 
 def test_nothing_imports_upwards():
-    floors = {
-        name: n for n, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()
-    }
+    floors = {name: n for n, names in enumerate(LINES) for name in names}
     assert {top(module) for module in FILES} == floors.keys()  # a new one is given its floor
     wrong = [
         f"{module} imports {name}"
@@ -87,6 +88,14 @@ def test_nothing_imports_upwards():
     ]
     # The version, which stands where builds look for it.
     assert wrong == ["sinkjax.environment imports sinkjax"]
+
+
+def test_the_map_of_folders_goes_down_the_floors():
+    text = (ROOT / "docs/architecture.md").read_text().replace("__init__", "sinkjax")
+    shown = re.findall(r"^\| `sinkjax/(\w+)", text, re.M)
+    floors = [next(n for n, line in enumerate(LINES) if name in line) for name in shown]
+    assert floors == sorted(floors, reverse=True)
+    assert {top(module) for module in FILES if module.count(".") > 1} < {*shown}
 
 
 def test_no_two_classes_have_a_name():
