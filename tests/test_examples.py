@@ -1,5 +1,7 @@
 """Every example, run as it is."""
 
+import re
+
 import jax
 import numpy as np
 import optax
@@ -76,3 +78,14 @@ def test_a_mesh_of_the_callers_own_changes_nothing():
     assert set(found) == {"one device", "heads", "rows"}
     for logits in found.values():
         np.testing.assert_allclose(logits, found["one device"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md"])
+def test_python_that_a_page_prints_runs_with_the_real_model(
+    page, smollm2_gguf, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    made = {}
+    exec(block, made)
+    assert made["mask"].masked.any()
