@@ -128,6 +128,7 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    # From here on what only relatives of Llama have: see `to_dict`.
     family: str = "llama"
     output_bias: bool | None = None
     qk_norm: bool = False
@@ -186,7 +187,9 @@ class LlamaConfig:
         for rope in filter(None, (fields["rope"], fields["local_rope"])):
             if rope["part"] == RopeConfig.part:
                 del rope["part"]
-        plain = {name: getattr(LlamaConfig, name) for name in _OF_RELATIVES}
+        names = list(fields)
+        of_relatives = names[names.index("family") :]
+        plain = {name: getattr(LlamaConfig, name) for name in of_relatives}
         plain["output_bias"] = self.attention_bias
         return {k: v for k, v in fields.items() if k not in plain or v != plain[k]}
 
@@ -203,22 +206,3 @@ class LlamaConfig:
         for name in ("eos_token_ids", "unrotated_layers", "layer_windows"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
-
-
-_OF_RELATIVES = (
-    "family",
-    "qk_norm",
-    "joint_qk_norm",
-    "layer_windows",
-    "unrotated_layers",
-    "local_rope",
-    "inner_norms",
-    "outer_norms",
-    "norm_offset",
-    "query_scale",
-    "embedding_scale",
-    "residual_scale",
-    "logit_scale",
-    "score_cap",
-    "logit_cap",
-)

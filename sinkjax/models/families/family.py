@@ -117,16 +117,13 @@ def is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
-def window_problems(attributes: Attributes) -> list[str]:
-    """Returns what is wrong with `layer_types` and the `sliding_window` of layers that have one."""
+def window_problems(attributes: Attributes, kinds: Any) -> list[str]:
+    """Returns what is wrong with the kinds of layers and the window of those that have one."""
     used = attributes.get("use_sliding_window", True)
     if not isinstance(used, bool):
         return [f"use_sliding_window is {shown(used)}; true or false is needed"]
-    kinds, layers = attributes["layer_types"], attributes["num_hidden_layers"]
-    if kinds is None:
-        return []
     allowed = isinstance(kinds, list) and all(kind in (FULL, WINDOWED) for kind in kinds)
-    if not allowed or len(kinds) != layers:
+    if not allowed or len(kinds) != attributes["num_hidden_layers"]:
         return [f"layer_types is {shown(kinds)}; {FULL} or {WINDOWED} is needed for each layer"]
     window = attributes["sliding_window"]
     if WINDOWED in kinds and not is_whole(window):

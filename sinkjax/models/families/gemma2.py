@@ -40,8 +40,8 @@ NAMES = {**OUTER_NORMS, "ffn_norm.weight": "pre_feedforward_layernorm.weight"}
 """`Gguf.names` of both."""
 
 
-def problems(attributes: Attributes) -> list[str]:
-    """Returns what is wrong with what a Gemma has of its own, its `layer_types` listed."""
+def problems(attributes: Attributes, kinds: Any) -> list[str]:
+    """Returns what is wrong with what a Gemma has of its own, and its kinds of layers."""
     problems = [
         f"{name} is {shown(attributes[name])}; a positive number is needed, or null"
         for name in _CAPS
@@ -55,10 +55,10 @@ def problems(attributes: Attributes) -> list[str]:
     scalar = attributes["query_pre_attn_scalar"]
     if not is_whole(scalar):
         problems.append(f"query_pre_attn_scalar is {shown(scalar)}; {WHOLE}")
-    return problems + window_problems(attributes)
+    return problems + window_problems(attributes, kinds)
 
 
-def kinds(attributes: Attributes, every: int = 2) -> Any:
+def kinds_of(attributes: Attributes, every: int = 2) -> Any:
     """Returns the kinds of layers: as listed, or all with windows but for one in `every`."""
     if attributes["layer_types"] is not None:
         return attributes["layer_types"]
@@ -66,8 +66,8 @@ def kinds(attributes: Attributes, every: int = 2) -> Any:
     return [WINDOWED if (layer + 1) % every else FULL for layer in layers]
 
 
-def read(attributes: Attributes) -> dict[str, Any]:
-    """Returns the fields of a Gemma whose `layer_types` are listed."""
+def read(attributes: Attributes, kinds: Any) -> dict[str, Any]:
+    """Returns the fields of a Gemma with these kinds of layers."""
     head_dim, scalar = attributes["head_dim"], attributes["query_pre_attn_scalar"]
     score_cap, logit_cap = (attributes[name] for name in _CAPS)
     return {
@@ -78,7 +78,7 @@ def read(attributes: Attributes) -> dict[str, Any]:
         "query_scale": math.sqrt(head_dim / scalar) if head_dim != scalar else None,
         "score_cap": None if score_cap is None else float(score_cap),
         "logit_cap": None if logit_cap is None else float(logit_cap),
-        **windows_of(attributes["layer_types"], attributes["sliding_window"]),
+        **windows_of(kinds, attributes["sliding_window"]),
     }
 
 
@@ -100,15 +100,11 @@ def read_scalar(attributes: Attributes, layers_of_27b: int) -> dict[str, int]:
     return {"query_pre_attn_scalar": width // heads if is_27b else attributes["head_dim"]}
 
 
-def _listed(attributes: Attributes) -> Attributes:
-    return {**attributes, "layer_types": kinds(attributes)}
-
-
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
     every = metadata.count("attention.sliding_window_pattern", 2)
     return {
         "sliding_window": metadata.count("attention.sliding_window", 4096),
-        "layer_types": kinds({**attributes, "layer_types": None}, every),
+        "layer_types": kinds_of({**attributes, "layer_types": None}, every),
         "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
         **read_scalar(attributes, layers_of_27b=46),
@@ -130,8 +126,8 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     own={**OWN, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    problems=lambda attributes: problems(_listed(attributes)),
-    read=lambda attributes: read(_listed(attributes)),
+    problems=lambda attributes: problems(attributes, kinds_of(attributes)),
+    read=lambda attributes: read(attributes, kinds_of(attributes)),
     write=written,
     gguf=Gguf("gemma2", norm_offset=1.0, names=NAMES, read=_read_gguf),
     needed=("num_key_value_heads", "head_dim"),

@@ -36,16 +36,16 @@ def _problems(attributes: Attributes) -> list[str]:
         problems.append(f"{_LOCAL_BASE} is {shown(base)}; a positive number is needed, or null")
     if cap is not None:  # transformers has the attribute, and does not compute it either
         problems.append(f"attn_logit_softcapping is {shown(cap)}; null is needed")
-    return problems + gemma2.problems(_listed(attributes))
+    return problems + gemma2.problems(attributes, _kinds(attributes))
 
 
-def _listed(attributes: Attributes) -> Attributes:
+def _kinds(attributes: Attributes) -> Any:
     every = next((attributes[name] for name in _PATTERNS if is_whole(attributes[name])), 6)
-    return {**attributes, "layer_types": gemma2.kinds(attributes, every)}
+    return gemma2.kinds_of(attributes, every)
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    return {"qk_norm": True, **gemma2.read(_listed(attributes))}
+    return {"qk_norm": True, **gemma2.read(attributes, _kinds(attributes))}
 
 
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
@@ -70,16 +70,10 @@ FAMILY = Family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     defaults={
+        **gemma2.FAMILY.defaults,
         "vocab_size": 262_208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
         "max_position_embeddings": 131_072,
         "rope_theta": 1_000_000.0,
-        "tie_word_embeddings": True,
     },
     own={**gemma2.OWN, **dict.fromkeys(_PATTERNS), _LOCAL_BASE: None},
     problems=_problems,
@@ -87,5 +81,5 @@ FAMILY = Family(
     write=gemma2.written,
     gguf=Gguf("gemma3", norm_offset=1.0, names={**QK_NORMS, **gemma2.NAMES}, read=_read_gguf),
     local_theta=10_000.0,
-    needed=("num_key_value_heads", "head_dim"),
+    needed=gemma2.FAMILY.needed,
 )

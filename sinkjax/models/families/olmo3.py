@@ -12,13 +12,13 @@ from sinkjax.models.families.family import (
 )
 
 
-def _listed(attributes: Attributes) -> Attributes:
-    return {**attributes, "layer_types": gemma2.kinds(attributes, every=4)}
+def _kinds(attributes: Attributes) -> Any:
+    return gemma2.kinds_of(attributes, every=4)
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    kinds = _listed(attributes)["layer_types"]
-    return {**olmo2.FAMILY.read(attributes), **windows_of(kinds, attributes["sliding_window"])}
+    windows = windows_of(_kinds(attributes), attributes["sliding_window"])
+    return {**olmo2.FAMILY.read(attributes), **windows}
 
 
 FAMILY = Family(
@@ -26,7 +26,7 @@ FAMILY = Family(
     "Olmo3ForCausalLM",
     defaults={**olmo2.FAMILY.defaults, "rope_theta": 500_000.0},
     own={"layer_types": None, "sliding_window": 4096},
-    problems=lambda attributes: window_problems(_listed(attributes)),
+    problems=lambda attributes: window_problems(attributes, _kinds(attributes)),
     read=_read,
     write=written_windows,
     local_theta=500_000.0,

@@ -41,7 +41,7 @@ def problems(attributes: Attributes) -> list[str]:
         return [f"layer_types has {WINDOWED}, though use_sliding_window is false; set it to true"]
     if used and kinds is None and not (type(first) is int and first >= 0):
         return [f"max_window_layers is {shown(first)}; a whole number is needed"]
-    return window_problems({**attributes, "layer_types": _kinds(attributes)})
+    return window_problems(attributes, _kinds(attributes))
 
 
 def windows(attributes: Attributes) -> dict[str, Any]:

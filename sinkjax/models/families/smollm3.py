@@ -28,13 +28,13 @@ def _problems(attributes: Attributes) -> list[str]:
     interval = attributes["no_rope_layer_interval"]
     if turned is None and not is_whole(interval):
         return [f"no_rope_layer_interval is {shown(interval)}; {WHOLE}"]
-    return window_problems({**attributes, "layer_types": _kinds(attributes)})
+    return window_problems(attributes, _kinds(attributes))
 
 
 def _turned(attributes: Attributes) -> list[int]:
-    if attributes["no_rope_layers"] is not None:
-        return attributes["no_rope_layers"]
     layers, interval = attributes["num_hidden_layers"], attributes["no_rope_layer_interval"]
+    if attributes["no_rope_layers"] is not None:
+        return attributes["no_rope_layers"][:layers]
     return [int((layer + 1) % interval != 0) for layer in range(layers)]
 
 
@@ -42,14 +42,12 @@ def _kinds(attributes: Attributes) -> Any:
     if attributes["layer_types"] is not None:
         return attributes["layer_types"]
     has_windows = attributes["use_sliding_window"] and attributes["sliding_window"] is not None
-    turned = _turned(attributes)[: attributes["num_hidden_layers"]]
-    return [WINDOWED if has_windows and not turns else FULL for turns in turned]
+    return [WINDOWED if has_windows and not turns else FULL for turns in _turned(attributes)]
 
 
 def _read(attributes: Attributes) -> dict[str, Any]:
-    turned = _turned(attributes)[: attributes["num_hidden_layers"]]
     return {
-        "unrotated_layers": tuple(layer for layer, turns in enumerate(turned) if not turns),
+        "unrotated_layers": tuple(n for n, turns in enumerate(_turned(attributes)) if not turns),
         **windows_of(_kinds(attributes), attributes["sliding_window"]),
     }
 
