@@ -5,7 +5,7 @@ key/value head and not one a query head.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -51,6 +51,11 @@ def ungroup(outputs: Float[Array, "B K G T H"]) -> PerHead:
     """Returns outputs by query head, as the output projection takes them."""
     batch, kv_heads, group, length, head_dim = outputs.shape
     return outputs.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
+
+
+def pick_heads(x: Float[Array, "B N ..."], heads: Sequence[int]) -> Float[Array, "B _ ..."]:
+    """Returns some heads of an array; the array itself for all heads in order."""
+    return x if list(heads) == list(range(x.shape[1])) else x[:, jnp.array(heads)]
 
 
 def scores(

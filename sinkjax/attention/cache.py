@@ -146,9 +146,9 @@ def layout_of(span: Full | Window, max_length: int) -> Whole | Ring:
     return Whole(max_length)
 
 
-def window_layout(window: Window, store: Whole | Ring, max_length: int) -> Layout:
-    """Returns the layout in which what a window sees costs least to take out of a store."""
-    alone = layout_of(window, max_length)
+def view_layout(path: Full | Window, store: Whole | Ring, max_length: int) -> Layout:
+    """Returns the layout in which what a path sees costs least to take out of a store."""
+    alone = layout_of(path, max_length)
     if isinstance(alone, Whole) or isinstance(store, Ring):
         return alone
     return Band(alone.sinks, alone.size, alone.within)
@@ -162,7 +162,11 @@ def store_axes(ndim: int, batch: int, rows: str, heads: str) -> tuple[str, ...]:
 
 def new_store(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Store:
     """Returns keys or values of a prompt, with tokens in each row, as a store."""
-    filled = _laid_out(x, layout, lengths).transpose(0, 2, 1, 3)
+    length = x.shape[1]
+    if length > layout.size:
+        positions = jnp.minimum(layout.positions(lengths - 1), length - 1)
+        x = jnp.take_along_axis(x, positions[:, :, None, None], axis=1, mode="clip")
+    filled = x.transpose(0, 2, 1, 3)
     padding = [(0, 0), (0, 0), (0, layout.size - filled.shape[2]), (0, 0)]
     padded = jnp.pad(filled, padding)
     lead = tuple(size for size in padded.shape[:2] if size != 1)  # B may be a symbol (`jax.export`)
@@ -252,12 +256,3 @@ def check_capacity(length: int, max_length: int) -> None:
             f"max_length is {max_length}, but the prompt has {length} tokens with its padding; "
             f"give at least {length}, and room for the tokens to be generated"
         )
-
-
-def _laid_out(x: PerKvHead, layout: Whole | Ring, lengths: Rows) -> Float[Array, "B S K H"]:
-    """Returns a prompt's entries in the order of slots, as many of them as T has filled."""
-    length = x.shape[1]
-    if length <= layout.size:
-        return x
-    positions = jnp.minimum(layout.positions(lengths - 1), length - 1)
-    return jnp.take_along_axis(x, positions[:, :, None, None], axis=1, mode="clip")

@@ -5,14 +5,13 @@ T·(c + w)), from their layer to the last that copies them. In decoding it is on
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, DTypeLike, Float, Float32
 
-from sinkjax.attention.blocks import PerHead, PerKvHead, group_keys
+from sinkjax.attention.blocks import PerHead, PerKvHead, group_keys, pick_heads
 from sinkjax.attention.cache import Layout, Rows, view_weights
 from sinkjax.attention.context import PartName
 from sinkjax.attention.full import Pattern, apply_stored_pattern, causal_pattern
@@ -51,34 +50,24 @@ def apply_pattern(pattern: Pattern, v: PerKvHead, path: Full | Window) -> PerHea
 
 def copied_pattern(patterns: dict[PartName, Pattern], sources: Sequence[CopiedHead]) -> Pattern:
     """Returns the patterns of source heads, in this order, as one pattern."""
-    runs = zip(*(_heads(patterns[name], heads) for name, heads in _by_part(sources)), strict=True)
-    return tuple(_join(run) for run in runs)
+    parts = (
+        [pick_heads(run, heads) for run in patterns[name]] for name, heads in _by_part(sources)
+    )
+    return tuple(jnp.concatenate(run, axis=1) for run in zip(*parts, strict=True))
 
 
 def copied_weights(
     patterns: dict[PartName, SlotWeights], sources: Sequence[CopiedHead], view: Layout, t: Rows
 ) -> Float[Array, "B N S"]:
     """Returns the decoding weights of source heads, in this order, on the slots of a view."""
-    return _join(
-        view_weights(_heads((kept.weights,), heads)[0], kept.layout, view, t)
-        for kept, heads in ((patterns[name], heads) for name, heads in _by_part(sources))
-    )
+    weights = [
+        view_weights(pick_heads(patterns[name].weights, heads), patterns[name].layout, view, t)
+        for name, heads in _by_part(sources)
+    ]
+    return jnp.concatenate(weights, axis=1)
 
 
 def _by_part(sources: Sequence[CopiedHead]) -> list[tuple[PartName, list[int]]]:
     """Returns runs of sources of one part."""
     parts = itertools.groupby(sources, key=lambda source: source[0])
     return [(name, [head for _, head in run]) for name, run in parts]
-
-
-def _heads(arrays: tuple[Array, ...], heads: list[int]) -> tuple[Array, ...]:
-    """Returns some heads of arrays [B, N, ...]; the arrays themselves for all heads in order."""
-    if heads == list(range(arrays[0].shape[1])):
-        return arrays
-    return tuple(array[:, jnp.array(heads)] for array in arrays)
-
-
-def _join(arrays: Iterable[jax.Array]) -> jax.Array:
-    """Heads of several arrays [B, N, ...], one after the other."""
-    arrays = list(arrays)
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=1)

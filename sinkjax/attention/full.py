@@ -62,10 +62,11 @@ def stored_pattern(
     start: Position,
     dtype: DTypeLike,
     cap: float | None,
+    span: Full | Window = Full(),  # noqa: B008
 ) -> Pattern:
-    """Returns the weights of `stored_attention`, in `dtype`, in memory that grows with T·S."""
+    """Returns how queries from `start` on weigh a store's keys, in `dtype`, in memory of T·S."""
     t = start + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None]
-    visible = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :] <= t
+    visible = sees(t, jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :], span)
     seen = scores(group_queries(q, keys.shape[1]), keys, cap)
     weights = jax.nn.softmax(jnp.where(visible, seen, -jnp.inf), axis=-1).astype(dtype)
     return (weights.reshape(*q.shape[:1], q.shape[2], q.shape[1], keys.shape[2]),)
@@ -153,7 +154,7 @@ def _attend(
     early = max(observed, default=-1) + 1
     queries = products.settle(group_queries(q, k.shape[2]))
     keys = products.settle(group_keys(k))
-    values = with_counters(group_keys(v), early) if early else products.counted(group_keys(v))
+    values = _with_counters(group_keys(v), early) if early else products.counted(group_keys(v))
     values = products.settle(values)
     runs = []
     for start, stop, block in query_spans(q.shape[1]):
@@ -167,20 +168,18 @@ def _attend(
     return outputs, log_odds.reshape(q.shape[0], q.shape[2], q.shape[1], len(observed))
 
 
-def with_counters(v: Float[Array, "B K S H"], early: int) -> Float[Array, "B K S H+{early}+1"]:
+def _with_counters(v: Float[Array, "B K S H"], early: int) -> Float[Array, "B K S H+{early}+1"]:
     """Returns values with columns that make the matrix product sum weights as it sums values.
 
     One column for each of the first `early` keys, which picks that key's weight, and one for the
-    sum of all others, as `Products.counted` has it alone. Float32 where keys are observed, so that
-    their weights are.
+    sum of all others, as `Products.counted` has it alone. Float32, so that weights are.
     """
     length = v.shape[2]
     picks = jnp.eye(length, early, dtype=jnp.float32)
     others = 1 - picks.sum(axis=1, keepdims=True)
     counters = jnp.concatenate([picks, others], axis=1)
     counters = jnp.broadcast_to(counters, (*v.shape[:3], early + 1))
-    dtype = jnp.float32 if early else v.dtype
-    return jnp.concatenate([v.astype(dtype), counters.astype(dtype)], axis=-1)
+    return jnp.concatenate([v.astype(jnp.float32), counters], axis=-1)
 
 
 def query_spans(length: int) -> list[tuple[int, int, int]]:

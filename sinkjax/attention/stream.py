@@ -68,15 +68,13 @@ def streamed_attention(
     keys, values = products.settle(group_keys(k)), products.settle(group_keys(v))
     outputs = []
     for start, stop, block in block_runs(q.shape[1], STREAMED):
+        run = _Run(queries, keys, values, products, cap, start, stop, block)
 
-        def attend(begin: Position, block: int = block) -> _Running:
-            running = _own_keys(queries, keys, values, products, cap, block, begin)
-            if earlier is None:
-                return running
-            return _earlier_keys(running, _cut(queries, begin, block), earlier, products, cap)
+        def attend(begin: Position, run: _Run = run) -> _Running:
+            running = _own_keys(run, begin)
+            return running if earlier is None else _earlier_keys(running, run, earlier, begin)
 
         running = map_blocks(attend, start, stop, block)
-        run = _Run(queries, keys, values, products, cap, start, stop, block)
         running = _whole_blocks(running, run, path)
         if isinstance(path, Window):
             running = _edges(running, run, path)
@@ -92,27 +90,21 @@ class _Running(NamedTuple):
     top: Float32[Array, "B K G T 1"]
 
 
-def _own_keys(
-    q: Float[Array, "B K G T H"],
-    keys: Float[Array, "B K T H"],
-    values: Float[Array, "B K T H"],
-    products: Products,
-    cap: float | None,
-    block: int,
-    begin: Position,
-) -> _Running:
+def _own_keys(run: "_Run", begin: Position) -> _Running:
     """Returns the softmax of a block of queries, from `begin` on, over the block's own keys.
 
     In strips of queries, so that few scores are computed of keys behind their query.
     """
-    q = _cut(q, begin, block)
-    keys, values = (jax.lax.dynamic_slice_in_dim(x, begin, block, axis=2) for x in (keys, values))
+    q, products = _cut(run.queries, begin, run.block), run.products
+    keys, values = (
+        jax.lax.dynamic_slice_in_dim(x, begin, run.block, axis=2) for x in (run.keys, run.values)
+    )
     strips = []
-    for start in range(0, block, STRIP):
-        stop = min(start + STRIP, block)
+    for start in range(0, run.block, STRIP):
+        stop = min(start + STRIP, run.block)
         t, s = (jnp.arange(first, stop, dtype=jnp.int32) for first in (start, 0))
         visible = t[:, None] >= s[None, :]
-        seen = scores(q[:, :, :, start:stop], keys[:, :, :stop], cap)
+        seen = scores(q[:, :, :, start:stop], keys[:, :, :stop], run.cap)
         seen = products.settle(jnp.where(visible, seen, -jnp.inf))
         top = products.settle(products.largest(seen))
         strips.append(_Running(*_sums(seen, top, values[:, :, :stop], products), top))
@@ -142,7 +134,7 @@ class _Run(NamedTuple):
         """Adds keys to the block of queries from `begin` on."""
         part = _Running(*(_cut(x, begin - self.start, self.block) for x in running))
         q = _cut(self.queries, begin, self.block)
-        part = _add(part, q, keys, values, self.products, self.cap, visible)
+        part = _add(part, self, q, keys, values, visible)
         return _Running(
             *(
                 jax.lax.dynamic_update_slice_in_dim(x, new, begin - self.start, axis=3)
@@ -217,14 +209,9 @@ def _edges(running: _Running, run: _Run, window: Window) -> _Running:
     return jax.lax.fori_loop(0, len(ends), add, running)
 
 
-def _earlier_keys(
-    running: _Running,
-    q: Float[Array, "B K G T H"],
-    earlier: Earlier,
-    products: Products,
-    cap: float | None,
-) -> _Running:
-    """Adds the earlier keys, all of which these queries see."""
+def _earlier_keys(running: _Running, run: _Run, earlier: Earlier, begin: Position) -> _Running:
+    """Adds the earlier keys, all of which the block of queries from `begin` on sees."""
+    q = _cut(run.queries, begin, run.block)
     slots = earlier.keys.shape[-2]
     size = min(STREAMED, slots)
 
@@ -240,7 +227,7 @@ def _earlier_keys(
         if masked:
             s = at + jnp.arange(size, dtype=jnp.int32)
             visible = (s >= index * size) & (s < earlier.stop)
-        return _add(running, q, keys, values, products, cap, visible)
+        return _add(running, run, q, keys, values, visible)
 
     whole, stop = earlier.stop // size, -(-earlier.stop // size)
     running = jax.lax.fori_loop(0, whole, functools.partial(add, False), running)
@@ -249,15 +236,14 @@ def _earlier_keys(
 
 def _add(
     running: _Running,
+    run: _Run,
     q: Float[Array, "B K G T H"],
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
-    products: Products,
-    cap: float | None,
     visible: Bool[Array, "*T S"] | None = None,
 ) -> _Running:
     """Adds keys that every query sees, or those of them that are visible."""
-    seen = scores(q, keys, cap)
+    products, seen = run.products, scores(q, keys, run.cap)
     if visible is not None:
         seen = jnp.where(visible, seen, -jnp.inf)
     seen = products.settle(seen)

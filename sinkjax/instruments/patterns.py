@@ -11,15 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sinkjax.attention.blocks import (
-    group_keys,
-    group_queries,
-    scores,
-    sees,
-    ungroup,
-    weighted_sums,
-)
+from sinkjax.attention.blocks import group_keys
 from sinkjax.attention.context import Context
+from sinkjax.attention.full import apply_stored_pattern, stored_pattern
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Window
@@ -81,19 +75,13 @@ def dense_pattern(q: jax.Array, k: jax.Array, span: Full | Window, cap: float | 
 
     `span` and `cap` are of `sinkjax.models.decoder.Attention`: what `full` is in their layer.
     """
-    length = q.shape[1]
-    positions = jnp.arange(length, dtype=jnp.int32)
-    visible = sees(positions[:, None], positions[None, :], span)
-    logits = scores(group_queries(q, k.shape[2]), group_keys(k), cap)
-    weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
-    return jnp.moveaxis(weights.reshape(q.shape[0], q.shape[2], length, length), 0, 1)
+    (weights,) = stored_pattern(q, group_keys(k), 0, jnp.float32, cap, span)
+    return jnp.moveaxis(weights, 0, 1)
 
 
 def apply_dense(pattern: jax.Array, v: jax.Array) -> jax.Array:
     """Patterns [N, B, T, T] on values [B, T, K, H] -> [B, T, N, H] in v's dtype."""
-    grouped = jnp.moveaxis(pattern, 0, 1)
-    grouped = grouped.reshape(v.shape[0], v.shape[2], -1, *pattern.shape[2:])
-    return ungroup(weighted_sums(grouped, group_keys(v))).astype(v.dtype)
+    return apply_stored_pattern((jnp.moveaxis(pattern, 0, 1),), group_keys(v))
 
 
 @functools.partial(jax.jit, donate_argnames="patterns")

@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sinkjax.attention.blocks import scale_queries
+from sinkjax.attention.blocks import pick_heads, scale_queries
 from sinkjax.attention.cache import (
     LayerCache,
     Layout,
-    Whole,
     layout_of,
     new_store,
+    view_layout,
     view_store,
     view_weights,
-    window_layout,
     write_store,
 )
 from sinkjax.attention.context import Context
@@ -277,10 +276,10 @@ class SpecializedAttention(nnx.Module):
         at_first = later = None
         if self.first_o is not None:
             at_first = later = first_token_term(
-                _pick(v0, self.plan.first), self.first_o[...], products
+                pick_heads(v0, self.plan.first), self.first_o[...], products
             )
         if self.other_o is not None:
-            term = first_token_term(_pick(v0, self.plan.other), self.other_o[...], products)
+            term = first_token_term(pick_heads(v0, self.plan.other), self.other_o[...], products)
             at_first = term if at_first is None else at_first + term
         if self.mean_bias is not None:
             mean = jnp.broadcast_to(self.mean_bias[...], x[:, 0].shape)
@@ -342,7 +341,7 @@ def _slot_weights(
         for part, q in zip(block.computed, of_parts, strict=True):
             with jax.named_scope(part.path.kind):
                 layout = layout_of(block.keys, max_length)
-                view = _view_layout(part.path, layout, max_length)
+                view = view_layout(part.path, layout, max_length)
                 slots = view_store(store, layout, view, t)
                 of_view = by_view.setdefault(view, [])
                 places[-1].append((view, len(of_view)))
@@ -375,7 +374,7 @@ def _sum_stores(
     layout = layout_of(block.values, context.max_length)
 
     def output(path: Full | Window, weights: jax.Array, seen: Layout) -> jax.Array:
-        view = _view_layout(path, layout, context.max_length)
+        view = view_layout(path, layout, context.max_length)
         weights = view_weights(weights, seen, view, t)
         grouped = weights.reshape(weights.shape[0], block.groups, -1, weights.shape[-1])
         sums = products.sum_slots(grouped, view_store(values, layout, view, t))
@@ -388,17 +387,10 @@ def _sum_stores(
             outputs.append(output(part.path, kept.weights, kept.layout))
     for part in block.copied:
         with jax.named_scope("copy"):
-            view = _view_layout(part.path, layout, context.max_length)
+            view = view_layout(part.path, layout, context.max_length)
             weights = copied_weights(patterns, part.sources, view, t)
             outputs.append(output(part.path, weights, view))
     return outputs
-
-
-def _view_layout(path: Full | Window, store: Layout, max_length: int) -> Layout:
-    """The layout in which a head on this path reads a store of at least its span."""
-    if isinstance(path, Window):
-        return window_layout(path, store, max_length)
-    return Whole(max_length)
 
 
 def _store(x: jax.Array, span: Full | Window, context: Context) -> jax.Array:
@@ -417,16 +409,9 @@ def _slice(x: jax.Array, start: int, size: int, axis: int, chips: int) -> jax.Ar
     return own.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :])
 
 
-def _pick(v0: jax.Array, groups: tuple[int, ...]) -> jax.Array:
-    """Groups of [B, K, H], by their places."""
-    return v0 if groups == tuple(range(v0.shape[1])) else v0[:, jnp.array(groups)]
-
-
 def _join(arrays: list[jax.Array], axis: int, chips: int = 1) -> jax.Array:
     """Heads of several arrays in one axis, those of each chip together."""
-    if len(arrays) == 1:
-        return arrays[0]
-    if chips == 1:
+    if chips == 1 or len(arrays) == 1:
         return jnp.concatenate(arrays, axis=axis)
     joined = jnp.concatenate([_by_chip(x, axis, chips) for x in arrays], axis=axis + 1)
     shape = arrays[0].shape

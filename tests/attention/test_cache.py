@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stores import copies_of_stores
 
 from sinkjax.attention import cache as caches
-from sinkjax.attention.cache import Band, Ring, Whole, layout_of, window_layout
+from sinkjax.attention.cache import Band, Ring, Whole, layout_of, view_layout
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Window
 from sinkjax.specialize.build import specialize
@@ -51,7 +51,7 @@ def test_every_view_of_every_store_has_just_what_its_window_sees(data):
     everything = np.broadcast_to(numbers[:, :, None, None], (*numbers.shape, K, H))
     prompt = jnp.asarray(everything[:, :8], jnp.float32)
     layout = layout_of(span, max_length)
-    view = window_layout(head, layout, max_length)
+    view = view_layout(head, layout, max_length)
     store = caches.new_store(prompt, layout, jnp.asarray(lengths))
     for step in range(steps):
         t = lengths + step
@@ -84,9 +84,9 @@ def test_weights_move_with_their_positions_from_layout_to_layout(one, other, t):
 
 
 def test_a_window_as_long_as_the_cache_is_the_whole_of_it():
-    assert layout_of(Window(4, 12), 16) == Whole(16) == window_layout(Window(4, 12), Whole(16), 16)
+    assert layout_of(Window(4, 12), 16) == Whole(16) == view_layout(Window(4, 12), Whole(16), 16)
     assert layout_of(Window(4, 11), 16) == Ring(4, 15)
-    assert window_layout(Window(4, 11), Whole(16), 16) == Band(4, 15)
+    assert view_layout(Window(4, 11), Whole(16), 16) == Band(4, 15)
 
 
 def store_shapes(text: str, batch: int = 2, max_length: int = 32):
