@@ -48,7 +48,7 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
             continue
         for axis in alike.keys() - {*_axes(array)}:
             alike[axis][name] += size
-    cache = _cache(program)
+    cache = jax.tree.leaves(program.decode.arguments[2])
     batches = [layer.attention.batch for layer in program.model.layers]
     common = {
         "kind": "chip",
@@ -68,14 +68,13 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
             if size > 1
         },
     }
-    lengths = [*program.prefill, None]
     return [
         {
             **common,
             **_read(executable),
-            "nominal": dataclasses.asdict(total(by_formula(program, length))),
+            "nominal": dataclasses.asdict(total(by_formula(program, executable))),
         }
-        for executable, length in zip(program.executables, lengths, strict=True)
+        for executable in program.executables
     ]
 
 
@@ -104,17 +103,6 @@ def _place(scope: str) -> str:
     if (layer := re.search(r"layer_\d+", scope)) is not None:
         return layer[0]
     return "sampling" if re.search(r"/sampling|/cond", scope) else "rest"
-
-
-def _cache(program: Program) -> list[jax.ShapeDtypeStruct]:
-    """The arrays of the cache, the third argument of decode, each where it lies."""
-    compiled = program.decode.compiled
-    shardings = jax.tree.leaves(compiled.input_shardings[0][2])
-    shapes = jax.tree.leaves(program.prefill[min(program.prefill)].compiled.out_info[1])
-    return [
-        jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-        for shape, sharding in zip(shapes, shardings, strict=True)
-    ]
 
 
 def _axes(array: jax.ShapeDtypeStruct) -> list[str]:

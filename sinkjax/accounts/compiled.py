@@ -20,7 +20,7 @@ from fractions import Fraction
 from flax import nnx
 
 from sinkjax.accounts.formulas import ROWS, Cost, needed_pairs
-from sinkjax.attention.kernels import XLA, Blocked
+from sinkjax.attention.kernels import Blocked
 from sinkjax.masks.paths import Full, Window
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
@@ -73,8 +73,7 @@ def account(program: Program, executable: Executable) -> CompiledCosts:
     for work in module.work:
         if work.is_matmul:
             operations[_place(work.scopes)] += work.operations
-    length = program.length_of(executable)
-    kernel = XLA if length is None else program.attention[length]
+    length, kernel = program.length_of(executable), program.kernel_of(executable)
     kernel_operations = needed_operations = 0
     uncounted = set()
     for call in module.calls:

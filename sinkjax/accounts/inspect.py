@@ -10,7 +10,6 @@ import numpy as np
 
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import ROWS, Cost, Sizes, predict, total
-from sinkjax.attention.kernels import XLA
 from sinkjax.environment import environment
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.abstract import abstract_model
@@ -60,10 +59,9 @@ def inspect_program(program: Program) -> list[dict[str, Any]]:
         "steps_per_call": program.steps_per_call,
         "environment": environment(),
     }
-    lengths = [*program.prefill, None]
     return [
-        {**common, "name": executable.name, "length": length, **_read(program, executable, length)}
-        for executable, length in zip(program.executables, lengths, strict=True)
+        {**common, "name": executable.name, **_read(program, executable)}
+        for executable in program.executables
     ]
 
 
@@ -72,29 +70,29 @@ def _mask(program: Program) -> SinkMask:
     return getattr(program.model, "mask", None) or SinkMask.full(program.model.config)
 
 
-def by_formula(program: Program, length: int | None) -> dict[str, Cost]:
-    """What `predict` says of an executable of a program; length: its bucket, None of decode."""
+def by_formula(program: Program, executable: Executable) -> dict[str, Cost]:
+    """What `predict` says of an executable of a program."""
     itemsize = program.model.embedding.dtype.itemsize
-    kernel = XLA if length is None else program.attention[length]
+    length, kernel = program.length_of(executable), program.kernel_of(executable)
     sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
     return predict(program.model.config, _mask(program), sizes)
 
 
-def _read(program: Program, executable: Executable, length: int | None) -> dict[str, Any]:
+def _read(program: Program, executable: Executable) -> dict[str, Any]:
     costs = account(program, executable)
-    kernel = XLA if length is None else program.attention[length]
     return {
+        "length": program.length_of(executable),
         "lowering_seconds": executable.lowering_seconds,
         "compile_seconds": executable.compile_seconds,
         "from_cold": executable.from_cold,
         "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
         "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
-        "attention": kernel.name,
+        "attention": program.kernel_of(executable).name,
         "kernel": {"operations": costs.kernel_operations, "needed": costs.needed_operations},
         "all_operations": costs.all_operations,
         "uncounted": list(costs.uncounted),
         "compiled": _rows(costs.rows),
-        "by_hand": _rows(by_formula(program, length)),
+        "by_hand": _rows(by_formula(program, executable)),
     }
 
 

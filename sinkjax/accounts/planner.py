@@ -23,8 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
-from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.accounts.inspect import compile_shapes
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
@@ -156,13 +157,12 @@ def plan_memory(
     many = least.largest_batches(memory)["prefill"] // 2
     other = compiled(many) if many > 1 else None
     stages = {}
-    records = inspect_program(one)
-    for index, (name, record) in enumerate(zip(least.stages, records, strict=True)):
-        cost = Cost(**record["compiled"]["total"])
-        peak = one.executables[index].memory.peak
+    accounts = [account(one, executable) for executable in one.executables]
+    for index, (name, costs) in enumerate(zip(least.stages, accounts, strict=True)):
+        cost, peak = total(costs.rows), one.executables[index].memory.peak
         row = peak - cost.parameters
         if other is not None:
             row = -(-(other.executables[index].memory.peak - peak) // (many - 1))
         stages[name] = StageMemory(cost, peak - row, row)
-    uncounted = {target for record in records for target in record["uncounted"]}
+    uncounted = {target for costs in accounts for target in costs.uncounted}
     return MemoryPlan(stages, None, kernel.name, tuple(sorted(uncounted)))

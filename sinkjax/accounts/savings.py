@@ -19,8 +19,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
-from sinkjax.accounts.inspect import compile_shapes, inspect_program
+from sinkjax.accounts.inspect import compile_shapes
 from sinkjax.errors import InputError, Problem
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
@@ -93,11 +94,11 @@ def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: j
         prefill_lengths=[workload.length],
         max_length=workload.length + workload.generated,
     )
-    records = inspect_program(program)
-    if unknown := sorted({target for record in records for target in record["uncounted"]}):
+    accounts = [account(program, executable) for executable in program.executables]
+    if unknown := sorted({target for costs in accounts for target in costs.uncounted}):
         text = f"the programs call {', '.join(unknown)}, whose FLOPs cannot be read; give formula"
         raise InputError(Problem("saved", "compiled", text))
-    return Needs(*(Cost(**record["compiled"]["total"]) for record in records))
+    return Needs(*(total(costs.rows) for costs in accounts))
 
 
 def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sinkjax.attention.kernels import Kernel
+from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.distributed import to_host
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.finite import not_finite
@@ -273,6 +273,11 @@ class Program(Generator):
     def length_of(self, executable: Executable) -> int | None:
         """The bucket of one of the executables; None for decode."""
         return next((length for length, e in self.prefill.items() if e is executable), None)
+
+    def kernel_of(self, executable: Executable) -> Kernel:
+        """The kernel of one of the executables; decode steps have `xla` alone."""
+        length = self.length_of(executable)
+        return XLA if length is None else self.attention[length]
 
     @property
     def compile_seconds(self) -> float:
