@@ -22,7 +22,7 @@ from sinkjax.attention.blocks import (
     weighted_sums,
 )
 from sinkjax.attention.context import Context
-from sinkjax.attention.full import query_spans, with_counters
+from sinkjax.attention.full import query_spans
 from sinkjax.attention.products import PLAIN
 from sinkjax.errors import InputError
 from sinkjax.masks.mask import SinkMask
@@ -79,13 +79,13 @@ def traced_paths(
     paths = [path for layer in mask.heads for path in layer]
     if any(isinstance(path, Copy) for path in paths):
         raise InputError("the mask has copy heads, which traced paths cannot say: specialize it")
-    is_mean = np.array([path == Sink("mean") for path in paths])
+    is_mean = mask.on(Sink("mean"))
     if fills is None and is_mean.any():
         raise InputError("the mask has sink(mean) heads: pass their means as fills")
     shape = config.num_layers, config.num_heads
     offset = np.zeros((*shape, config.head_dim), np.float32)
     if fills is not None:
-        offset = np.where(is_mean.reshape(shape)[..., None], fills, 0).astype(np.float32)
+        offset = np.where(is_mean[..., None], fills, 0).astype(np.float32)
     sinks, recent, within, attends, first = zip(*map(_numbers, paths), strict=True)
     return TracedPaths(
         sinks=jnp.asarray(np.reshape(sinks, shape), jnp.int32),
@@ -169,7 +169,7 @@ def _windowed(
 ) -> jax.Array:
     """Attention of each head as `TracedPaths` defines it; int32 [N] the last three."""
     queries, keys = group_queries(q, k.shape[2]), group_keys(k)
-    values = with_counters(group_keys(v), 0)
+    values = PLAIN.counted(group_keys(v))
     grouped = (1, k.shape[2], q.shape[2] // k.shape[2], 1, 1)
     limits = tuple(numbers.reshape(grouped) for numbers in (sinks, recent, within))
     sums = []

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 
 from sinkjax import shipped
 from sinkjax.errors import InputError, Problem, check_kind, explaining, naming
@@ -308,7 +308,7 @@ def _read_fills(
     path: pathlib.Path, mask: SinkMask, sha256: str | None, problems: list[Problem | str]
 ) -> Float32[np.ndarray, "L N H"] | None:
     """Reads the fills from their file; None where the mask has none or they are refused."""
-    needed = _mean_heads(mask)
+    needed = mask.on(Sink("mean"))
     if (sha256 is not None) != bool(needed.any()):
         has = (
             f"{int(needed.sum())} heads are sink(mean)" if needed.any() else "no head is sink(mean)"
@@ -350,7 +350,7 @@ def _packed(
     mask: SinkMask, fills: Float32[np.ndarray, "L N H"] | None
 ) -> Float32[np.ndarray, "heads H"] | None:
     """Returns the means of `sink(mean)` heads; None where there are none."""
-    needed = _mean_heads(mask)
+    needed = mask.on(Sink("mean"))
     if fills is not None:
         fills = np.asarray(fills)
         if fills.dtype != np.float32 or fills.ndim != 3 or fills.shape[:2] != needed.shape:
@@ -365,10 +365,6 @@ def _packed(
     if not np.isfinite(fills[needed]).all():
         raise ValueError("fills are not all finite")
     return fills[needed]
-
-
-def _mean_heads(mask: SinkMask) -> Bool[np.ndarray, "L N"]:
-    return np.array([[path == Sink("mean") for path in layer] for layer in mask.heads])
 
 
 def _fills_path(path: pathlib.Path) -> pathlib.Path:

@@ -6,6 +6,7 @@ A mask is never an array that a program reads: it decides which program there is
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -196,7 +197,11 @@ class SinkMask:
     @property
     def masked(self) -> Bool[np.ndarray, "L N"]:
         """The masked heads, those on any path but `full`."""
-        return np.array([[path != Full() for path in layer] for layer in self.heads])
+        return ~self.on(Full())
+
+    def on(self, path: Path) -> Bool[np.ndarray, "L N"]:
+        """Returns the heads on a path."""
+        return np.array([[own == path for own in layer] for layer in self.heads])
 
     @functools.cached_property
     def digest(self) -> str:
@@ -272,6 +277,12 @@ class SinkMask:
         """Returns the `counts` of each layer."""
         return [_count(path.kind for path in layer) for layer in self.heads]
 
+    def groups(self, num_kv_heads: int) -> list[list[tuple[Path, ...]]]:
+        """Returns the paths of each layer's K groups; ValueError where K does not divide N."""
+        size = group_size(self.num_heads, num_kv_heads)
+        starts = range(0, self.num_heads, size)
+        return [[layer[start : start + size] for start in starts] for layer in self.heads]
+
     def group_counts(self, num_kv_heads: int) -> dict[str, int]:
         """Returns how many of the L·K groups take each kind with all their heads, or are "mixed".
 
@@ -280,7 +291,8 @@ class SinkMask:
         Raises:
           ValueError: where K does not divide N.
         """
-        kinds = [{path.kind for path in paths} for paths in self._groups(num_kv_heads)]
+        groups = itertools.chain(*self.groups(num_kv_heads))
+        kinds = [{path.kind for path in paths} for paths in groups]
         alone = [of.pop() if len(of) == 1 else "mixed" for of in kinds]
         return _count(alone, (*KINDS, "mixed"))
 
@@ -290,7 +302,8 @@ class SinkMask:
         Raises:
           ValueError: where K does not divide N.
         """
-        return all(len(set(paths)) == 1 for paths in self._groups(num_kv_heads))
+        groups = itertools.chain(*self.groups(num_kv_heads))
+        return all(len(set(paths)) == 1 for paths in groups)
 
     def union(self, other: "SinkMask") -> "SinkMask":
         """Returns the masked heads of either mask, on their paths there; also `a | b`.
@@ -384,12 +397,6 @@ class SinkMask:
         costs = np.zeros((self.num_layers, self.num_heads)) if costs is None else costs
         layers = zip(self.heads, costs.tolist(), strict=True)
         return SinkMask(tuple(widened(paths, size, chips, of) for paths, of in layers))
-
-    def _groups(self, num_kv_heads: int) -> list[tuple[Path, ...]]:
-        """The paths of each of the L·K groups."""
-        size = group_size(self.num_heads, num_kv_heads)
-        starts = range(0, self.num_heads, size)
-        return [layer[start : start + size] for layer in self.heads for start in starts]
 
     def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
         pairs = zip(self.heads, other.heads, strict=True)

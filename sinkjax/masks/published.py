@@ -27,7 +27,6 @@ from sinkjax.errors import InputError, Problem, explaining
 from sinkjax.files import check_path, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Full, Path, Window
-from sinkjax.masks.scores import group_size
 
 _SCORES, _SPANS, _CONFIG = "full_attention_heads.tsv", "moa_alpha_beta.json", "config.json"
 _FILES = (_SCORES, "adapter_weights.tsv", _SPANS)
@@ -210,11 +209,7 @@ def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads
       ValueError: for K that does not divide N.
     """
     folder = pathlib.Path(folder)
-    size = group_size(mask.num_heads, num_kv_heads)
-    groups = [
-        [layer[start : start + size] for start in range(0, len(layer), size)]
-        for layer in mask.heads
-    ]
+    groups = mask.groups(num_kv_heads)
     windows = Counter(
         path for layer in mask.heads for path in layer if isinstance(path, Window)
     ).most_common(1)

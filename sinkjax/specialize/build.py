@@ -107,7 +107,7 @@ def _check_fills(model: Llama, mask: SinkMask, fills: jax.Array | None) -> None:
     shape = (config.num_layers, config.num_heads, config.head_dim)
     if fills is not None and np.shape(fills) != shape:
         raise ValueError(f"fills have shape {np.shape(fills)}; [L, N, H] is {shape}")
-    if fills is None and any(path == Sink("mean") for paths in mask.heads for path in paths):
+    if fills is None and mask.on(Sink("mean")).any():
         raise InputError(
             "the mask has sink(mean) heads, which need calibrated means: pass fills, float32 "
             f"[L, N, H] = {shape}, or choose the fill `first` or `zero`"
