@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -177,28 +177,19 @@ def unwritable(folder: pathlib.Path, error: Exception) -> InputError:
 
 
 def _write_shards(model: Llama, folder: pathlib.Path, itemsize: int) -> None:
-    shards = list(_shards(name_table(model.config), itemsize))
+    from huggingface_hub import split_state_dict_into_shards_factory  # slow to import
+
+    shards = split_state_dict_into_shards_factory(
+        {entry.name: entry.stored_shape for entry in name_table(model.config)},
+        get_storage_size=lambda shape: math.prod(shape) * itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=_SHARD_BYTES,
+    )
     tensors = stored_tensors(model)
-    index = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = file if len(shards) > 1 else WEIGHTS
+    for file, names in shards.filename_to_tensors.items():
         values = {name: tensors[name]() for name in names}  # of all processes, written by one
         first(lambda: save_file(values, folder / file, {"format": "pt"}))  # noqa: B023
-        index.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        text = json.dumps(index, indent=2)
         first(lambda: (folder / INDEX).write_text(text))
-
-
-def _shards(table: list[Entry], itemsize: int) -> Iterator[list[str]]:
-    """Runs of names whose tensors together stay below the size of a shard."""
-    names, size = [], 0
-    for name, shape in {entry.name: entry.stored_shape for entry in table}.items():
-        extra = math.prod(shape) * itemsize
-        if names and size + extra > _SHARD_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += extra
-    yield names
