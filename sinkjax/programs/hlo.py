@@ -35,6 +35,7 @@ _COLLECTIVES = frozenset(
     }
 )
 _GEMMS = ("__cublas$gemm", "__cublas$lt$matmul")
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')
 _VIEWS = frozenset(
     {
         *("bitcast", "convert", "copy", "get-tuple-element", "pad", "reshape", "slice"),
@@ -97,12 +98,10 @@ class Argument:
 
     Attributes:
       name: the path within the arguments of the jitted function, as `state['norm']['scale'].value`.
-      shape: its axes.
       size: bytes of its elements, without a platform's padding.
     """
 
     name: str
-    shape: tuple[int, ...]
     size: int
 
 
@@ -196,7 +195,7 @@ class Module:
         parameters = (i for i in self._computations[self._entry] if i.opcode == "parameter")
         for parameter in sorted(parameters, key=lambda i: int(i.operands[0])):
             (array,) = parameter.types
-            yield Argument(parameter.scope, array.shape, array.elements * _bytes(array.dtype))
+            yield Argument(parameter.scope, array.elements * _bytes(array.dtype))
 
     def _work(
         self,
@@ -295,15 +294,15 @@ class Module:
         along its inner axis is no product again.
         """
         result = instruction.types[0]
-        if instruction.opcode == "dot":
-            contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
+        if instruction.opcode == "dot" or _is_gemm(instruction):
             shape = types[instruction.operands[0]][0].shape
-            return 2 * result.elements * math.prod(shape[axis] for axis in contracted), True
+            contracted = re.findall(r"\d+", _CONTRACTED.search(instruction.attributes)[1])
+            return 2 * result.elements * math.prod(shape[int(axis)] for axis in contracted), True
         if instruction.opcode == "convolution":
             shapes = [types[operand][0].shape for operand in instruction.operands[:2]]
             return _convolution(instruction, *shapes), True
         if instruction.opcode == "custom-call":
-            return self._count_gemm(instruction, types) if _is_gemm(instruction) else 0, True
+            return 0, True
         if result.dtype not in _FLOATS:
             return 0, False
         is_matmul = bool(scopes) and all(map(_MATMUL_SOURCE.search, scopes))
@@ -317,13 +316,6 @@ class Module:
         ):
             return 0, False
         return result.elements, False
-
-    @staticmethod
-    def _count_gemm(instruction: _Instruction, types: Mapping[str, tuple[_Type, ...]]) -> int:
-        listed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
-        shape = types[instruction.operands[0]][0].shape
-        contracted = [int(axis) for axis in re.findall(r"\d+", listed[1])]
-        return 2 * instruction.types[0].elements * math.prod(shape[axis] for axis in contracted)
 
 
 def _whole_lines(text: str) -> Iterator[str]:
@@ -421,11 +413,6 @@ def _called(instruction: _Instruction) -> list[str]:
     for name, branches in _CALLED.findall(instruction.attributes):
         names += [name] if name else [branch.strip().lstrip("%") for branch in branches.split(",")]
     return names
-
-
-def _numbers(attributes: str, key: str) -> list[int]:
-    numbers = re.search(rf"{key}={{([\d,]*)}}", attributes)
-    return [int(number) for number in numbers[1].split(",") if number] if numbers else []
 
 
 def _bytes(dtype: str) -> int:
