@@ -15,7 +15,7 @@ How products are written is passed in, by whoever knows what the model is compil
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -335,14 +335,11 @@ class Llama(nnx.Module):
         Raises:
           InputError: if T is beyond max_length, or for what the kernel cannot compute.
         """
-        _check_tokens(tokens)
-        check_capacity(tokens.shape[1], max_length)
-        lengths = self._row_lengths(tokens, lengths)
         x, context = self.enter(tokens, lengths, max_length, products, kernel, final_lengths)
+        check_capacity(tokens.shape[1], max_length)
         x, layers = self._run_layers(x, context)
-        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        caches = cast(tuple[LayerCache, ...], layers)
-        return self.logits(last, products)[:, 0], Cache(lengths, caches, max_length)
+        last = jnp.take_along_axis(x, (context.lengths - 1)[:, None, None], axis=1)
+        return self.logits(last, products)[:, 0], Cache(context.lengths, layers, max_length)
 
     def extend(
         self, tokens: Tokens, cache: Cache, *, lengths: Lengths, products: Products = PLAIN

@@ -75,7 +75,8 @@ class LayerRun(nnx.Module):
 
         # All that a loop goes over is an argument of the program, read or not; and some weights are
         # for prompts alone: those of `sink` heads, which leave their sum in the cache.
-        read = _read_by(lambda own, cache: step(x, (own, cache)), *_one_layer((arrays, cache)))
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (arrays, cache))
+        read = _read_by(lambda own, cache: step(x, (own, cache)), *one)
         own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
         x, caches = jax.lax.scan(step, x, (own, cache))
         return x, context, caches
@@ -110,11 +111,6 @@ def _stack(*arrays: Any) -> Any:
         shape = len(arrays), *array.shape
         return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
     return jnp.stack(arrays)
-
-
-def _one_layer(stacked: Any) -> Any:
-    """The shapes of one layer's part of arrays with an axis of layers."""
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), stacked)
 
 
 def _read_by(function: Callable[..., Any], *arguments: Any) -> Any:

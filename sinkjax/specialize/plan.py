@@ -87,7 +87,6 @@ class LayerPlan:
       blocks: all groups with other than `sink` heads.
       first, other: groups with heads that are `sink(first)`, and `sink` with another fill: places
         in the order of blocks, those with only `sink` heads last.
-      mean: whether a head is `sink(mean)`.
       idle: heads, and groups, whose queries and keys a norm over all heads alone reads.
       chips: over which heads lie.
       batch: the logical axis of rows (`sinkjax.models.rules`).
@@ -96,7 +95,6 @@ class LayerPlan:
     blocks: tuple[Block, ...]
     first: tuple[int, ...]
     other: tuple[int, ...]
-    mean: bool
     idle: tuple[int, int] = (0, 0)
     chips: int = 1
     batch: str = AS_DIVIDED
@@ -273,14 +271,7 @@ def _plan_layer(
     idle_q = idle_k = ()
     if joint_qk_norm and q:
         idle_q, idle_k = sorted({*range(len(paths))} - {*q}), sorted({*groups} - {*k_order})
-    plan = LayerPlan(
-        tuple(blocks),
-        tuple(first),
-        tuple(other),
-        bool(mean),
-        (len(idle_q), len(idle_k)),
-        chips,
-    )
+    plan = LayerPlan(tuple(blocks), tuple(first), tuple(other), (len(idle_q), len(idle_k)), chips)
     return plan, HeadOrder(
         q=(*q, *idle_q),
         k=(*k_order, *idle_k),
