@@ -28,5 +28,5 @@ def abstract_model(config: LlamaConfig, dtype: DTypeLike) -> Llama:
 def fill_model(model: Llama, parameter: Callable[[Path], jax.Array]) -> Llama:
     """Returns an abstract model with every parameter replaced by `parameter(path)`."""
     graph, state = nnx.split(model)
-    flat = [(path, leaf.replace(parameter(path))) for path, leaf in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    filled = nnx.map_state(lambda path, leaf: leaf.replace(parameter(path)), state)
+    return nnx.merge(graph, filled)

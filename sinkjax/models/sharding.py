@@ -66,11 +66,11 @@ def shard(model: nnx.Module, mesh: Mesh) -> nnx.Module:
     """Returns the same model with its parameters, concrete or abstract, laid over a mesh."""
     graph, state = nnx.split(model)
     shardings = parameter_shardings(model, mesh)
-    flat = [
-        (path, parameter.replace(_laid(parameter.get_value(), shardings[path])))
-        for path, parameter in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def laid(path: tuple[Any, ...], parameter: nnx.Variable) -> nnx.Variable:
+        return parameter.replace(_laid(parameter.get_value(), shardings[path]))
+
+    return nnx.merge(graph, nnx.map_state(laid, state))
 
 
 def on_devices(value: Any) -> Any:

@@ -79,8 +79,8 @@ def compile(
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
     structure = scanned(model) if layers == "scanned" else model
     graph, state = nnx.split(structure)
-    variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
-    parameters = {name: on_devices(v.get_value()) for name, (_, v) in variables.items()}
+    names = {path: ".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
+    parameters = {names[path]: on_devices(v.get_value()) for path, v in nnx.to_flat_state(state)}
     placement = _Placement(parameters, device)
     platform = placement.platform, placement.devices
     choice = choose(*platform)
@@ -88,8 +88,8 @@ def compile(
     kernels = choose_attention(attention, *platform, buckets, model.config, dtype)
 
     def merged(arrays: Mapping[str, jax.Array]) -> nnx.Module:
-        flat = [(path, v.replace(arrays[name])) for name, (path, v) in variables.items()]
-        return nnx.merge(graph, nnx.from_flat_state(flat))
+        own = nnx.map_state(lambda path, v: v.replace(arrays[names[path]]), state)
+        return nnx.merge(graph, own)
 
     def prefill(kernel, parameters, tokens, lengths, final_lengths, sampler):
         logits, cache = merged(parameters).prefill(

@@ -163,15 +163,9 @@ class Module:
         self.work = tuple(self._work(self._entry, 1, [], (), [], calls))
         self.calls = tuple(calls)
 
-    def operations(self, scope: str = "", *, matmul_only: bool = False) -> int:
-        """FLOPs of all instructions that came from a scope: a regular expression, anywhere."""
-        pattern = re.compile(scope)
-        return sum(
-            item.operations
-            for item in self.work
-            if any(map(pattern.search, item.scopes or ("",)))
-            and (item.is_matmul or not matmul_only)
-        )
+    def operations(self) -> int:
+        """FLOPs of all instructions."""
+        return sum(item.operations for item in self.work)
 
     def collectives(self) -> tuple[Collective, ...]:
         """All collectives, a loop's and a branch's once."""
