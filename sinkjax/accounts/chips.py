@@ -14,7 +14,6 @@ from sinkjax.accounts.formulas import total
 from sinkjax.accounts.inspect import by_formula
 from sinkjax.models.rules import BY_CHIP, BY_SUB
 from sinkjax.models.sharding import mesh_of
-from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
 from sinkjax.programs.hlo import Collective
 
@@ -71,21 +70,14 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
     return [
         {
             **common,
-            **_read(executable),
+            "name": executable.name,
+            "memory": {"temporary": executable.memory.temporary, "peak": executable.memory.peak},
+            "operations": executable.module.operations(),
+            "collectives": _by_place(executable.module.collectives()),
             "nominal": dataclasses.asdict(total(by_formula(program, executable))),
         }
         for executable in program.executables
     ]
-
-
-def _read(executable: Executable) -> dict[str, Any]:
-    memory = executable.memory
-    return {
-        "name": executable.name,
-        "memory": {"temporary": memory.temporary, "peak": memory.peak},
-        "operations": executable.module.operations(),
-        "collectives": _by_place(executable.module.collectives()),
-    }
 
 
 def _by_place(exchanged: Iterable[Collective]) -> dict[str, dict[str, dict[str, int]]]:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sinkjax.attention.cache import LayerCache
 from sinkjax.attention.context import Context
 from sinkjax.models.decoder import Layer, Llama
 from sinkjax.models.rope import rotary_tables
@@ -107,20 +106,7 @@ def decoded_residuals(model: Llama, tokens: jax.Array, prompt: int) -> tuple[jax
     return x, y
 
 
-@jax.jit
-def _pass(
-    layer: Layer, x: jax.Array, context: Context
-) -> tuple[jax.Array, Context, LayerCache | None]:
-    """The stream after a layer, the context for the next one, and the cache if one is asked for."""
-    return layer(x, context)
-
-
-@jax.jit
-def _extend(
-    layer: Layer, x: jax.Array, context: Context, cache: LayerCache
-) -> tuple[jax.Array, Context, LayerCache]:
-    """The same of the tokens after a prompt, whose cache is given."""
-    return layer.extend(x, context, cache)
+_pass, _extend = jax.jit(Layer.__call__), jax.jit(Layer.extend)
 
 
 @jax.jit
