@@ -353,12 +353,8 @@ class SinkMask:
                 f"layers {', '.join(map(str, unknown))}: the mask has layers 0 to "
                 f"{self.num_layers - 1}"
             )
-        return SinkMask(
-            tuple(
-                heads if layer in kept else (Full(),) * self.num_heads
-                for layer, heads in enumerate(self.heads)
-            )
-        )
+        stays = [layer in kept for layer in range(self.num_layers)]
+        return self.replaced(lambda path, stay: path if stay else Full(), stays)
 
     def balanced(
         self,

@@ -36,7 +36,7 @@ class MeasureAnswers:
         """Compiles and measures nothing yet.
 
         Args:
-          excerpts: int32 [W, T], on which means of heads are taken, for masks that `need_means`.
+          excerpts: int32 [W, T], on which means of heads are taken, where `needs_means` says so.
           lengths: T of the questions whose answers are written out.
           rows: of them, at one length.
         """
