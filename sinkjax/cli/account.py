@@ -37,7 +37,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.targets import TARGETS
 from sinkjax.studies.candidates import read_masks
-from sinkjax.studies.settings import MOST, each_at_least, known, setting, twice
+from sinkjax.studies.settings import MOST, each_at_least, known, setting, some, twice
 from sinkjax.studies.timing.measured import BASELINE
 from sinkjax.studies.timing.study import Timing
 
@@ -86,9 +86,7 @@ class Account(ProgramSettings, Tool):
             write_records(output, records)
 
     def _problems(self) -> Iterator[Problem]:
-        for name in ("mask", "targets", "lengths"):
-            if not getattr(self, name):
-                yield Problem(name, None, "give at least one")
+        yield from some(self, mask="smollm2-135m-512", targets="tpu:v5e", lengths=8192)
         yield from twice(self, "targets", "lengths")
         yield from known("targets", self.targets, TARGETS)
         yield from each_at_least(self, lengths=1)

@@ -18,7 +18,7 @@ from sinkjax.studies.costs import GENERATED, summarize_parts
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.settings import at_least, problems_of, setting, some
 from sinkjax.studies.study import Study
 from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, read_text
 
@@ -42,8 +42,10 @@ class HeldOutStudy(Study):
     lengths: tuple[int, ...] = setting((256,), "Tokens of an excerpt, BOS included.")
     choose_excerpts: int = setting(32, "Number of excerpts to choose on, at most.")
     judge_excerpts: int = setting(32, "Number of excerpts to judge on, at most.")
-    max_tokens: int = setting(
-        sys.maxsize, "Tokens at one length on either text; fewer excerpts where they are long."
+    max_tokens: int | None = setting(
+        None,
+        "Tokens at one length on either text; fewer excerpts where they are long. Default: no "
+        "limit.",
     )
     bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
 
@@ -51,8 +53,7 @@ class HeldOutStudy(Study):
         yield from super().problems()
         yield from at_least(self, choose_excerpts=1, judge_excerpts=1)
         yield from at_least(self, most=sys.maxsize, max_tokens=1)
-        if not self.lengths:
-            yield Problem("lengths", None, "give at least one, such as 256")
+        yield from some(self, lengths=256)
 
     def plan_problems(self) -> Iterator[Problem]:
         yield from super().plan_problems()
@@ -107,7 +108,8 @@ class HeldOutStudy(Study):
         return to_choose, *(self._part(series[sha], self.judge_excerpts) for sha in to_judge)
 
     def _part(self, series: Series, count: int, after: int = 0) -> Series:
-        counts = {n: min(count, max(1, self.max_tokens // n)) for n in series.tokens}
+        most = self.max_tokens or sys.maxsize
+        counts = {n: min(count, max(1, most // n)) for n in series.tokens}
         tokens = {n: rows[after : after + counts[n]] for n, rows in series.tokens.items()}
         if empty := [length for length, rows in tokens.items() if not len(rows)]:
             advice = "give a longer text, or ask for fewer excerpts"
@@ -119,19 +121,18 @@ class HeldOutStudy(Study):
 def mask_result(
     mask: SinkMask, kl: np.ndarray, length: int, seed: int, windows: Sequence[int | None]
 ) -> dict[str, Any]:
-    """The "result" of a record of a mask's KL.
+    """The "result" of a record of a mask's KL, which counts as masked what hides anything.
 
     Args:
       kl: float [W, P], of every scored position of excerpts and of tokens after them, nats.
       length: T, of the excerpts.
-      seed: of the resamples.
-      windows: of the model's own, of each layer, as of `SinkMask.within`.
+      windows: of the model's own, as of `SinkMask.hiding`.
     """
-    weights = resample_counts(len(kl), seed)
+    weights, hiding = resample_counts(len(kl), seed), mask.hiding(windows)
     return {
-        "heads": mask.counts(),
+        "heads": hiding.counts(),
         "kl": estimate_mean(kl[:, : length - SCORE_FROM], weights),
-        **summarize_parts(kl, mask.hiding(windows), length, weights),
+        **summarize_parts(kl, hiding, length, weights),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

@@ -57,7 +57,7 @@ def values(settings: Any, *names: str) -> dict[str, Any]:
 
 
 def at_least(settings: Any, *, most: int = MOST, **least: int) -> Iterator[Problem]:
-    """The settings that are below a number, by name.
+    """The settings that are below a number, by name; None is none.
 
     Args:
       most: the largest number that any of them may be.
@@ -67,10 +67,19 @@ def at_least(settings: Any, *, most: int = MOST, **least: int) -> Iterator[Probl
     """
     for name, minimum in least.items():
         value = getattr(settings, name)
+        if value is None:
+            continue
         if value > most:
             raise InputError(Problem(name, value, f"give at most {most:,}"))
         if value < minimum:
             yield Problem(name, value, f"give {minimum} or more")
+
+
+def some(settings: Any, **example: object) -> Iterator[Problem]:
+    """The settings that hold nothing, by name; each with what to give."""
+    for name, value in example.items():
+        if not getattr(settings, name):
+            yield Problem(name, None, f"give at least one, such as {value}")
 
 
 def each_at_least(settings: Any, **least: int) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import sys
 import typing
 
 import pytest
@@ -52,6 +53,7 @@ def test_every_setting_is_a_flag_with_its_default_and_a_sentence_of_help(name):
     default = read_settings(study, values)
     for field in fields.values():
         assert getattr(default, field.name) == field.default
+        assert field.default != sys.maxsize  # no limit is None
 
 
 @pytest.mark.parametrize("name", COMMANDS)

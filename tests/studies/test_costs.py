@@ -8,6 +8,7 @@ from sinkjax.instruments.judge import Judge
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
 from sinkjax.studies.costs import LAST, PARTS, over_draws, part_means, summarize_parts
+from sinkjax.studies.frontier.page import masked_share
 from sinkjax.studies.held_out import mask_result
 from sinkjax.studies.resampling import resample_counts
 from sinkjax.testing.oracle import reference_logits
@@ -99,5 +100,8 @@ def test_in_a_layer_with_a_window_of_its_own_a_wider_one_does_not_act():
     assert result["kl_acting"]["first"] == first == 10
     assert [of["path"] for of in result["kl_acting"]["by_path"]] == ["window(2,8)"]
     assert result["mask"] == str(mask)
+    assert result["heads"] == {"full": 5, "copy": 0, "window": 1, "sink": 0}
     idle = SinkMask.from_text("L0: w(1,5) f | L1: 2f | L2: w(0,7) w(3,6)")
-    assert mask_result(idle, kl, 16, 0, model.config.layer_windows)["kl_acting"]["value"] is None
+    nothing = mask_result(idle, kl, 16, 0, model.config.layer_windows)
+    assert nothing["kl_acting"]["value"] is None
+    assert masked_share({"result": nothing}) == 0

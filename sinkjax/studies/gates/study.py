@@ -50,7 +50,7 @@ from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.series import Series, describe_texts
-from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, some, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
@@ -100,8 +100,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
         yield from at_least(self, most=MOST_DRAWN, train_questions=1)
         if not 0 <= self.price < math.inf:
             yield self.wrong("price", "give nats, 0 or more and finite")
-        if not self.judge_text:
-            yield Problem("judge_text", None, "give at least one, such as moby-dick")
+        yield from some(self, judge_text="moby-dick")
         if self.train_on == "tasks" and not self.tasks:
             yield Problem("tasks", None, "train_on=tasks needs some, such as niah_single_1")
         if len(self.paths) != 1:

@@ -36,7 +36,7 @@ from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import page
 from sinkjax.studies.quality.tables import quality_tables
 from sinkjax.studies.series import Series, plan_series, read_sources
-from sinkjax.studies.settings import at_least, problems_of, setting, values
+from sinkjax.studies.settings import at_least, problems_of, setting, some, values
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _RECORD_BYTES, _POSITION_BYTES = 16_384, 24  # upper bounds: of a record, and of a scored position
@@ -78,8 +78,7 @@ class Quality(Study):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from at_least(self, num_excerpts=1, continuation_tokens=0, generated=0)
-        if not self.lengths:
-            yield Problem("lengths", None, "give at least one, such as 512")
+        yield from some(self, lengths=512)
         if not self.mask and not self.plan:
             yield Problem("mask", None, "name a mask's file, or a plan's as plan")
 

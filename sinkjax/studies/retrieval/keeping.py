@@ -21,6 +21,7 @@ from sinkjax.studies.settings import (
     known,
     problems_of,
     setting,
+    some,
 )
 from sinkjax.studies.study import Bench, Cell, Study
 
@@ -57,8 +58,8 @@ class AnswersStudy(Study):
         yield from at_least(self, most=MOST_DRAWN, judge_questions=1)
         yield from known("tasks", self.tasks, tuple(task for task in TASKS if task not in LISTS))
         yield from depth_problems(self.depths)
-        if self.tasks and not self.depths:
-            yield Problem("depths", None, "give at least one, such as 0.5")
+        if self.tasks:
+            yield from some(self, depths=0.5)
         yield from above_zero(self, nll_budget="nats")
 
     def plan_problems(self) -> Iterator[Problem]:

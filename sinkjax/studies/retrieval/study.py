@@ -58,6 +58,7 @@ from sinkjax.studies.settings import (
     problems_of,
     seed_of_draw,
     setting,
+    some,
     values,
 )
 from sinkjax.studies.study import Bench, Cell, Size, Study
@@ -99,12 +100,9 @@ class Retrieval(Study):
         yield from at_least(self, most=MOST_DRAWN, num_excerpts=1, control_draws=0)
         yield from known("tasks", self.tasks, tuple(TASKS))
         yield from depth_problems(self.depths)
-        if not self.depths and not set(self.tasks) <= set(LISTS):
-            yield Problem("depths", None, "give at least one, such as 0.5")
-        if not self.lengths:
-            yield Problem("lengths", None, "give at least one, such as 512")
-        if not self.tasks:
-            yield Problem("tasks", None, f"give at least one of {', '.join(TASKS)}")
+        if not set(self.tasks) <= set(LISTS):
+            yield from some(self, depths=0.5)
+        yield from some(self, lengths=512, tasks="niah_single_1")
         if not self.mask:
             yield Problem("mask", None, "name a mask's file, or a shipped mask")
 

@@ -55,7 +55,8 @@ class Answers:
 
     Attributes:
       ranked: on which costs are predicted.
-      held: on which masks are measured, others than those: sets of one task and depth.
+      held: on which masks are measured, others than those: sets of one task and depth, of two
+        questions at least.
       nll_budget: the most nats that an answer's NLL may rise by, in the mean of any set with its
         standard error.
       floor: the least share of a set that the baseline itself has to answer; others say nothing,
@@ -408,7 +409,7 @@ class _KeptAnswers:
         # Of several sets the one that rises most is in part the one that was drawn worst for the
         # baseline, and a mask that just keeps it may break it on others: hence the standard error.
         return all(
-            of.mean() + of.std() / max(len(of) - 1, 1) ** 0.5 <= self._answers.nll_budget
+            of.mean() + of.std() / (len(of) - 1) ** 0.5 <= self._answers.nll_budget
             for of in rises
             if of is not None
         )

@@ -79,6 +79,7 @@ from sinkjax.studies.settings import (
     above_zero,
     at_least,
     setting,
+    some,
     values,
 )
 from sinkjax.studies.study import Bench, Cell, Size
@@ -188,8 +189,7 @@ class Search(ChipsStudy, AnswersStudy):
         yield from above_zero(self, kl_budget="nats a token", flops_per_byte="a number")
         if not 0 <= self.margin < 1:
             yield self.wrong("margin", "give a part of the budget, from 0 to below 1")
-        if not self.paths:
-            yield Problem("paths", None, "give at least one, such as window(4,128)")
+        yield from some(self, paths="window(4,128)")
         for path in dict.fromkeys(self.paths):
             if isinstance(path, Full | Copy):
                 yield Problem("paths", path, "it is none to search for: give windows and sinks")
@@ -203,10 +203,9 @@ class Search(ChipsStudy, AnswersStudy):
             )
         yield from at_least(self, batch_sizes=1, generated=1, rounds=1, tries=1, samples=1)
         yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
-        if self.control_texts is not None:
-            yield from at_least(self, control_texts=1)
+        yield from at_least(self, control_texts=1)
         yield from at_least(
-            self, most=MOST_DRAWN, control_draws=1, rank_questions=1, hold_questions=1
+            self, most=MOST_DRAWN, control_draws=1, rank_questions=1, hold_questions=2
         )
         if self.mask_file and pathlib.Path(self.mask_file).suffix != ".json":
             yield self.wrong("mask_file", "let its name end in .json")

@@ -38,7 +38,7 @@ from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.prompts import BOS_POLICIES
 from sinkjax.studies.series import Series, Source, plan_series, read_sources
-from sinkjax.studies.settings import at_least, known, setting, twice, values
+from sinkjax.studies.settings import at_least, known, setting, some, twice, values
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.sweep.cell import summarize_cell
@@ -80,10 +80,8 @@ class ScoreStudy(Study):
                 key = f"a query comes after the key at position {self.key_position}"
                 text = f"at least {shortest} tokens are needed, so that {key}"
                 yield Problem("lengths", length, text)
-        for name in ("lengths", "definitions", "thresholds"):
-            if not getattr(self, name):
-                yield Problem(name, None, "give at least one")
-            yield from twice(self, name)
+        yield from some(self, lengths=24, definitions="mean", thresholds=0.9)
+        yield from twice(self, "lengths", "definitions", "thresholds")
         yield from known("definitions", self.definitions, DEFINITIONS)
         for threshold in self.thresholds:
             if not 0 < threshold < 1:
@@ -172,10 +170,7 @@ class Sweep(ScoreStudy):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        if not self.model:
-            yield Problem("model", None, "name at least one model")
-        if not self.bos:
-            yield Problem("bos", None, "give at least one")
+        yield from some(self, model="smollm2-135m", bos="never")
         yield from known("bos", self.bos, BOS_POLICIES)
         yield from twice(self, "model", "bos")
         yield from at_least(self, most=sys.maxsize, max_tokens=1)

@@ -39,7 +39,7 @@ from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.quality.tables import candidates_table
-from sinkjax.studies.settings import at_least, each_at_least, known, part, setting
+from sinkjax.studies.settings import at_least, each_at_least, known, part, setting, some
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.timing.google_benchmark import google_benchmark
@@ -99,14 +99,10 @@ class Timing(Study):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from at_least(self, rounds=2, warmup=1, steps_per_call=1)
-        for name in ("batch_sizes", "lengths", "generated"):
-            if not getattr(self, name):
-                yield Problem(name, None, "give at least one number")
+        yield from some(self, batch_sizes=1, lengths=512, generated=16, stages="prefill")
         yield from each_at_least(self, batch_sizes=1, lengths=1, generated=0)
         yield from known("stages", self.stages, STAGES)
-        if not self.stages:
-            yield Problem("stages", None, f"give one or more of {', '.join(STAGES)}")
-        elif set(self.stages) == {"decode"} and not any(self.generated):
+        if set(self.stages) == {"decode"} and not any(self.generated):
             yield self.wrong("generated", "nothing is decoded: give tokens, or the stage prefill")
         if is_first():
             yield from self._output_problems("google_benchmark", "a file", os.path.isfile)

@@ -249,6 +249,7 @@ BAD = {
     "text": ({"lengths": 120, "judge_excerpts": 100}, ["other.txt has", "100 are wanted"]),
     "pruned": ({"prune": "L0-1: 6w(1,4)", "chips": 2}, ["give no paths", "for one chip"]),
     "no gates": ({"ranking": "gates"}, ["--gates: ranking=gates needs"]),
+    "error": ({"hold_questions": 1}, ["--hold_questions=1: give 2 or more"]),
 }
 
 
