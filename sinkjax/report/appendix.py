@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
-from sinkjax.report.page import Block, Prose, Section, explanations
+from sinkjax.report.page import Prose, Section, explanations
 from sinkjax.report.records import Record, environments, told_apart
 from sinkjax.report.table import Table
 
@@ -15,15 +15,12 @@ _ROLES = {
 }
 
 
-def what_was_run(
-    specification: Mapping[str, Any], records: Sequence[Record], first: Sequence[Block] = ()
-) -> Section:
+def what_was_run(specification: Mapping[str, Any], records: Sequence[Record]) -> Section:
     """The last section of a page: models, texts, settings, versions and device.
 
     Args:
       specification, records: of the run. A part of the specification with a `model_digest` is a
         model, one with a `sha256` a text; all else are settings.
-      first: blocks that come before those.
     """
     models = list(_parts(specification, "model_digest"))
     texts = list(_parts(specification, "sha256"))
@@ -34,7 +31,7 @@ def what_was_run(
         _environments_table(environments(records)),
     ]
     conventions = Prose(explanations(__package__).conventions())
-    return Section("What was run", [conventions, *first, *tables])
+    return Section("What was run", [conventions, *tables])
 
 
 def _parts(specification: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:

@@ -1,7 +1,8 @@
 """What every page and table takes from records."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,16 @@ def numbers(estimates: Iterable[Mapping[str, Any]], side: str = "value") -> np.n
     """The `value`, `low` or `high` of estimates as records hold them, NaN where there is none."""
     sides = (estimate.get(side) for estimate in estimates)
     return np.array([math.nan if value is None else value for value in sides])
+
+
+def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    """Records by what a function says of them, in the order of the first of each."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def by_length(records: Iterable[Record]) -> dict[int, list[Record]]:
+    """Records by their length, the shortest first."""
+    return dict(sorted(grouped(records, operator.itemgetter("length")).items()))

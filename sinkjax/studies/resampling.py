@@ -27,6 +27,9 @@ RESAMPLES = 2000
 FEWEST = 8
 """Excerpts from which on there is an interval: of fewer none covers what it says."""
 
+INTERVALS = {"level": f"{LEVEL:.0%}", "resamples": f"{RESAMPLES:,}"}
+"""What pages explain intervals with."""
+
 _INTERVAL = f"In brackets: the {LEVEL:.0%} interval from resampling excerpts; in parentheses"
 EXCERPTS_NOTE = f"{_INTERVAL}, of fewer than {FEWEST} excerpts: the least and the most."
 DRAWS_NOTE = f"{_INTERVAL}: the least and the most of several draws, or of few excerpts."

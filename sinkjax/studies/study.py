@@ -11,7 +11,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -20,8 +20,9 @@ from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
 from sinkjax.errors import InputError, Problem
 from sinkjax.models.decoder import Llama
+from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
-from sinkjax.report.page import Page, Section
+from sinkjax.report.page import Block, Card, Page, Section
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.report.write import check_folder, write_page
@@ -138,7 +139,7 @@ class Study(abc.ABC):
       shapes: whether it takes models without a tokenizer and trained weights.
       whole: why its cells cannot be divided into parts; None where they can.
       tables_of: makes the tables of its records.
-      title, lede: of its page, where that has tables alone; {} is the model's name.
+      title, lede: of its page; {} is the model's name.
     """
 
     name: ClassVar[str]
@@ -194,19 +195,30 @@ class Study(abc.ABC):
         return cls.tables_of(records)
 
     @classmethod
-    def page_tables(
-        cls, specification: Mapping[str, Any], records: Sequence[Record]
-    ) -> list[Table]:
-        """The tables of a page that has tables alone."""
+    def blocks(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Sequence[Block]:
+        """What a page of one section shows: the tables, where there are no figures."""
         return cls.tables(specification, records)
 
     @classmethod
+    def sections(
+        cls, specification: Mapping[str, Any], records: Sequence[Record]
+    ) -> Iterable[Section]:
+        """The page but for its last section, what was run."""
+        return [Section("What was found", cls.blocks(specification, records))]
+
+    @staticmethod
+    def openings(records: Sequence[Record]) -> Sequence[Card]:
+        """What the page says first."""
+        return ()
+
+    @classmethod
     def page(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-        """The same as a page; that of a study with figures is its own."""
+        """What its records say, as a page."""
         title = cls.title.format(specification["model"]["name"])
-        found = Section("What was found", cls.page_tables(specification, records))
-        sections = (found, what_was_run(specification, records))
-        return Page(cls.name, title, cls.lede, openings=(), sections=sections)
+        lede = f"{cls.lede} From {formats.count(len(records))} records."
+        sections = cls.sections(specification, records)
+        run = what_was_run(specification, records)
+        return Page(cls.name, title, lede, cls.openings(records), [*sections, run])
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         """The last lines: what else there is to know, and where files for other programs lie."""

@@ -1,7 +1,7 @@
 """The frontier as figures, tables and a page: KL against how much of a model masks take away."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Sheet
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.page import Page, Picture, Prose, Section, explanations
-from sinkjax.report.records import Record, numbers, title
+from sinkjax.report.page import Picture, Prose, Section, explanations
+from sinkjax.report.records import Record, by_length, grouped, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
-from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL, RESAMPLES
+from sinkjax.studies.resampling import DRAWS_NOTE, INTERVALS, LEVEL
 
 RANDOM = "random"
 METHODS = ("sink score", "own error", "sensitivity", RANDOM)
@@ -70,39 +69,21 @@ _AXES: tuple[tuple[str, Callable[[Record], float]], ...] = (
 )
 
 
-def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a frontier."""
-    model, sections = specification["model"], []
-    for length in sorted({record["length"] for record in records}):
-        of_length = [record for record in records if record["length"] == length]
+def sections(specification: Mapping[str, Any], records: Sequence[Record]) -> Iterator[Section]:
+    """The page of a frontier: all at once, and length by length."""
+    yield Section("All at once", [overview_figure(records)])
+    for length, of_length in by_length(records).items():
         figures = [frontier_figure(path, some) for path, some in _by_path(of_length).items()]
         heading = f"{formats.count(length)} tokens"
-        sections.append(Section(heading, [*figures, frontier_table(of_length)]))
-    methods = explanations(__package__).methods(
-        level=formats.percent(LEVEL, 0),
-        resamples=formats.count(RESAMPLES),
-        saved_as=_saved_as(specification),
-    )
-    return Page(
-        study="frontier",
-        title=f"What masks of {model['name']} cost, by how they were chosen",
-        lede="How far predictions move from the baseline's as more heads are masked, for several "
-        f"ways to choose the heads. From {formats.count(len(records))} records.",
-        openings=(),
-        sections=[
-            Section("All at once", [overview_figure(records)]),
-            *sections,
-            Section("How heads are chosen", [Prose(methods)]),
-            what_was_run(specification, records),
-        ],
-    )
+        yield Section(heading, [*figures, frontier_table(of_length)])
+    methods = explanations(__package__).methods(**INTERVALS, saved_as=_saved_as(specification))
+    yield Section("How heads are chosen", [Prose(methods)])
 
 
 def overview_figure(records: Sequence[Record]) -> Picture:
     """KL against masked heads, all lengths and paths in one picture: a panel each."""
     first, panels, most = records[0], {}, []
-    for length in sorted({record["length"] for record in records}):
-        of_length = [record for record in records if record["length"] == length]
+    for length, of_length in by_length(records).items():
         most.append(f"{formats.percent(_most(of_length), 0)} at {formats.count(length)} tokens")
         for path, some in _by_path(of_length).items():
             panels[f"{formats.count(length)} tokens, {path}"] = _lines(some)
@@ -209,12 +190,12 @@ def masked_share(record: Record) -> float:
 
 def _merged(records: Sequence[Record]) -> list[Record]:
     """The same with the draws of a random control as one record, the mean of the draws."""
-    merged: dict[tuple, list[Record]] = {}
-    for record in records:
+
+    def of_mask(record: Record) -> Hashable:
         drawn = record["method"] == RANDOM
-        size = (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
-        merged.setdefault((record["method"], size), []).append(record)
-    return list(map(mean_of_draws, merged.values()))
+        return (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
+
+    return list(map(mean_of_draws, grouped(records, of_mask).values()))
 
 
 def _by_path(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -41,7 +41,7 @@ from sinkjax.errors import InputError, Problem
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, by_length
 from sinkjax.report.table import Table
 from sinkjax.studies import settings
 from sinkjax.studies.costs import LAST, PARTS
@@ -53,7 +53,7 @@ from sinkjax.studies.frontier.page import (
     RANDOM,
     SEARCHED,
     frontier_table,
-    page,
+    sections,
 )
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_records
@@ -105,7 +105,12 @@ class Frontier(ChipsStudy, HeldOutStudy):
     """What masks of growing size cost and save, by how their heads were chosen."""
 
     name = "frontier"
-    page = staticmethod(page)
+    sections = staticmethod(sections)
+    title = "What masks of {} cost, by how they were chosen"
+    lede = (
+        "How far predictions move from the baseline's as more heads are masked, for several ways "
+        "to choose the heads."
+    )
 
     lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
     choose_excerpts: int = setting(64, "Number of excerpts to rank on, at most.")
@@ -331,8 +336,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
 
     @classmethod
     def tables(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
-        lengths = sorted({record["length"] for record in records})
-        return [frontier_table([r for r in records if r["length"] == n]) for n in lengths]
+        return list(map(frontier_table, by_length(records).values()))
 
 
 def _ended(field: str, folders: Sequence[str], kind: str) -> list[Fields]:

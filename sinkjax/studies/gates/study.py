@@ -70,6 +70,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
     """Which heads can be masked, as learned gates say."""
 
     name = "gates"
+    title = "What gates learned on {} cost"
     renamed: ClassVar[Mapping[str, str]] = {**HeldOutStudy.renamed, "path": "paths"}
 
     judge_text: tuple[str, ...] = setting(

@@ -4,47 +4,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
-from sinkjax.report.appendix import what_was_run
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.page import Card, Page, Prose, Section, explanations
+from sinkjax.report.page import Card, Prose, Section, explanations
 from sinkjax.report.records import Record, title
 from sinkjax.studies.quality import figures, tables
-from sinkjax.studies.resampling import FEWEST, LEVEL, RESAMPLES
+from sinkjax.studies.resampling import FEWEST, INTERVALS
 
 _OPENED = 5  # masks of which the page's first sentences speak
 
 
-def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a quality run."""
-    texts = tables.by_text(records)
-    return Page(
-        study="quality",
-        title=f"What masks cost {specification['model']['name']}",
-        lede="How far the predictions under each mask are from the baseline's on the same tokens. "
-        f"From {formats.count(len(records))} records.",
-        openings=[
-            Card(_name(of_text), _opening(of_text["quality"]))
-            for of_text in texts
-            if "quality" in of_text
-        ],
-        sections=[
-            *map(_chapter, texts),
-            Section("What is measured", [Prose(explanations(__package__).measured())]),
-            what_was_run(
-                specification, records, [tables.candidates_table(specification["candidates"])]
-            ),
-        ],
-    )
+def openings(records: Sequence[Record]) -> list[Card]:
+    """What masks cost on each text."""
+    texts = (of_text for of_text in tables.by_text(records) if "quality" in of_text)
+    return [Card(_name(of_text), _opening(of_text["quality"])) for of_text in texts]
+
+
+def sections(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Section]:
+    """The page of a quality run, text by text."""
+    measured = Prose(explanations(__package__).measured())
+    masks = tables.candidates_table(specification["candidates"])
+    chapters = map(_chapter, tables.by_text(records))
+    return [*chapters, Section("What is measured", [measured, masks])]
 
 
 def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     """One text under one BOS policy."""
     explain = explanations(__package__)
-    cost = explain.cost(
-        level=formats.percent(LEVEL, 0), resamples=formats.count(RESAMPLES), fewest=FEWEST
-    )
     parts: list[tuple[str, str, Callable | None]] = [
-        ("What each mask costs", cost, figures.cost_figure),
+        ("What each mask costs", explain.cost(**INTERVALS, fewest=FEWEST), figures.cost_figure),
         ("Where in the text it costs", explain.positions(), figures.position_figure),
         (
             "How long greedy continuations stay the same",

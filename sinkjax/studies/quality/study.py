@@ -33,7 +33,7 @@ from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, chec
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure
-from sinkjax.studies.quality.page import page
+from sinkjax.studies.quality.page import openings, sections
 from sinkjax.studies.quality.tables import quality_tables
 from sinkjax.studies.series import Series, plan_series, read_sources
 from sinkjax.studies.settings import at_least, problems_of, setting, some, values
@@ -50,7 +50,10 @@ class Quality(Study):
 
     name = "quality"
     tables_of = staticmethod(quality_tables)
-    page = staticmethod(page)
+    openings = staticmethod(openings)
+    sections = staticmethod(sections)
+    title = "What masks cost {}"
+    lede = "How far the predictions under each mask are from the baseline's on the same tokens."
     renamed: ClassVar[Mapping[str, str]] = {
         "num_windows": "num_excerpts",
         "passkey": _RETRIEVAL,

@@ -42,6 +42,7 @@ class RepairStudy(TrainingStudy):
     """How much of a mask's cost a short training of what is left makes up for."""
 
     name = "repair"
+    title = "What the repair of a mask of {} cost"
 
     mask: str | None = setting(None, f"{MASK}.")
     steps: int = setting(60, "Steps of the optimizer.")
@@ -75,24 +76,21 @@ class RepairStudy(TrainingStudy):
         return Size(self.training_tokens + 2 * judged.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        mask, fills = self._mask
-        repair = Repair(specialize(bench.model, mask, fills=fills.get(mask)))
+        (mask, fills), model = self._mask, bench.model
+        repair = Repair(specialize(model, mask, fills=fills.get(mask)))
         fields = self.specification()
         trained = self.distilled(bench, repair.residuals, dict(repair.start))
         file = bench.results.folder / f"{self.mask_name}.json"
         of = {"mask_digest": mask.digest, "model_digest": bench.described["model_digest"]}
         save_repair(file, trained.parameters, **of)
         yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
-        rows = self.judged_rows(self.lengths[0])
+        (length,) = self.lengths
+        rows, how = self.judged_rows(length), (length, self.seed, model.config.layer_windows)
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask,
-                    _divergences(bench.model, repair, changes, rows),
-                    self.lengths[0],
-                    self.seed,
-                    bench.model.config.layer_windows,
+                    mask, _divergences(model, repair, changes, rows), *how
                 ),
                 "judged",
                 steps=rows.size,

@@ -10,11 +10,10 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Scale, Sheet
-from sinkjax.report.page import Card, Page, Picture, Prose, Section, explanations
+from sinkjax.report.page import Card, Picture, Prose, Section, explanations
 from sinkjax.report.records import Record
-from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.resampling import INTERVALS
 from sinkjax.studies.retrieval.measure import FLOOR
 from sinkjax.studies.retrieval.tables import SAYS_NOTHING, by_mask, retrieval_tables
 
@@ -27,26 +26,20 @@ _LEFT, _GAP, _ROW, _TASK_GAP = 2.3, 0.2, 0.3, 0.14  # inches: room for names, pa
 _WIDEST, _NARROWEST = 0.9, 1.2  # inches: of a length, of a panel
 
 
-def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of a retrieval run."""
-    masks = by_mask(records)
+def openings(records: Sequence[Record]) -> list[Card]:
+    """Where each mask loses most."""
+    return [Card(name, _sentences(panels)) for name, panels in by_mask(records).items()]
+
+
+def sections(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Section]:
+    """The page of a retrieval run: figures, then tables."""
     explain = explanations(__package__)
     maps = Prose(explain.maps(floor=formats.percent(FLOOR, 0)))
-    level, resamples = formats.percent(LEVEL, 0), formats.count(RESAMPLES)
-    asked = Prose(explain.asked(level=level, resamples=resamples))
-    return Page(
-        study="retrieval",
-        title=f"What masks of {specification['model']['name']} still find in a text",
-        lede="Questions whose answers stand in a long text, asked of the baseline and each mask. "
-        f"From {formats.count(len(records))} records.",
-        openings=[Card(name, _sentences(panels)) for name, panels in masks.items()],
-        sections=[
-            Section("Length by depth", [maps, *map(heat_maps, masks.values())]),
-            Section("Every number", retrieval_tables(records)),
-            Section("What is asked", [asked]),
-            what_was_run(specification, records),
-        ],
-    )
+    return [
+        Section("Length by depth", [maps, *map(heat_maps, by_mask(records).values())]),
+        Section("Every number", retrieval_tables(records)),
+        Section("What is asked", [Prose(explain.asked(**INTERVALS))]),
+    ]
 
 
 def heat_maps(panels: Mapping[str, Sequence[Record]]) -> Picture:

@@ -48,7 +48,7 @@ from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candi
 from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import MeasureAnswers, needs_means
-from sinkjax.studies.retrieval.page import page
+from sinkjax.studies.retrieval.page import openings, sections
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.series import Source
 from sinkjax.studies.settings import (
@@ -73,7 +73,10 @@ class Retrieval(Study):
 
     name = "retrieval"
     tables_of = staticmethod(retrieval_tables)
-    page = staticmethod(page)
+    openings = staticmethod(openings)
+    sections = staticmethod(sections)
+    title = "What masks of {} still find in a text"
+    lede = "Questions whose answers stand in a long text, asked of the baseline and each mask."
 
     mask: tuple[str | Candidate, ...] = setting((), MASKS, repeated=True)
     control_draws: int = setting(

@@ -212,9 +212,7 @@ class Timing(Study):
             first(lambda: self._write_google(records))
 
     @classmethod
-    def page_tables(
-        cls, specification: Mapping[str, Any], records: Sequence[Record]
-    ) -> list[Table]:
+    def blocks(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
         sizes, stages = specification["workloads"], specification["stages"]
 
         def order(record: Record) -> tuple[int, int]:

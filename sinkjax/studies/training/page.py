@@ -1,19 +1,17 @@
-"""The page, loss curves and tables of gates and repairs."""
+"""The loss curves and tables of gates and repairs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.appendix import what_was_run
 from sinkjax.report.canvas import Sheet
-from sinkjax.report.page import Page, Picture, Section
-from sinkjax.report.records import Record, title
+from sinkjax.report.page import Picture
+from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 
 _METHODS = {
@@ -25,34 +23,11 @@ _OF_QUESTIONS = " In a question the KL is half that of the whole answer."
 _SMOOTHED = 10  # steps that a curve is averaged over
 
 
-def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
-    """The page of gates or of a repair."""
-    losses = [loss_figure(record) for record in records if record["kind"] == "training"]
-    gates = specification["experiment"] == "gates"
-    subject = "gates learned on" if gates else "the repair of a mask of"
-    return Page(
-        study=specification["experiment"],
-        title=f"What {subject} {specification['model']['name']} cost",
-        lede="Trained to say what the baseline says on one set of excerpts, and judged on another. "
-        f"From {formats.count(len(records))} records. Intervals cover {formats.percent(LEVEL, 0)}, "
-        "from drawing whole excerpts again with replacement, "
-        f"{formats.count(RESAMPLES)} times.",
-        openings=(),
-        sections=[
-            Section("What came of it", [*losses, *training_tables(records)]),
-            what_was_run(specification, records),
-        ],
-    )
-
-
 def training_tables(records: Sequence[Record]) -> list[Table]:
     """The KL of masks by gates beside other choices, or of a mask before and after its repair."""
     makers = {"gates": _gates_table, "repair": _repair_table}
-    of_text: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record["kind"] in makers:
-            key = record["kind"], record["source"]["sha256"]
-            of_text.setdefault(key, []).append(record)
+    judged = (record for record in records if record["kind"] in makers)
+    of_text = grouped(judged, lambda record: (record["kind"], record["source"]["sha256"]))
     made = [makers[kind](of) for (kind, _), of in of_text.items()]
     return made + retrieval_tables([r for r in records if r["kind"] == "retrieval"])
 

@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from sinkjax.errors import Problem
+from sinkjax.report.page import Block
+from sinkjax.report.records import Record
 from sinkjax.studies.held_out import HeldOutStudy
+from sinkjax.studies.resampling import LEVEL, RESAMPLES
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import part, setting
 from sinkjax.studies.study import Bench
-from sinkjax.studies.training.page import page, training_tables
+from sinkjax.studies.training.page import loss_figure, training_tables
 from sinkjax.studies.training.train import Parameters, Trained, TrainSettings, distil
 
 RECORD_BYTES = 65_536  # an upper bound
@@ -30,7 +33,11 @@ class TrainingStudy(HeldOutStudy):
 
     whole = "all its records follow from one training"
     tables_of = staticmethod(training_tables)
-    page = staticmethod(page)
+    lede = (
+        "Trained to say what the baseline says on one set of excerpts, and judged on another. "
+        f"Intervals cover {LEVEL:.0%}, from drawing whole excerpts again with replacement, "
+        f"{RESAMPLES:,} times."
+    )
 
     choose_excerpts: int = setting(128, "Number of excerpts to train on, at most.")
     judge_excerpts: int = setting(8, "Number of excerpts to judge on, at most.")
@@ -84,6 +91,11 @@ class TrainingStudy(HeldOutStudy):
             **describe_texts(self.chosen_on, self.judged_on, length),
             "train": dataclasses.asdict(self.train),
         }
+
+    @classmethod
+    def blocks(cls, specification: Mapping[str, Any], records: Sequence[Record]) -> list[Block]:
+        losses = [loss_figure(record) for record in records if record["kind"] == "training"]
+        return [*losses, *training_tables(records)]
 
 
 def history(trained: Trained) -> dict[str, Any]:
