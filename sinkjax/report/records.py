@@ -3,13 +3,14 @@
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sinkjax.report import formats
 
 Record = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
 def environments(records: Sequence[Record]) -> tuple[Mapping[str, Any], ...]:
@@ -43,11 +44,11 @@ def numbers(estimates: Iterable[Mapping[str, Any]], side: str = "value") -> np.n
     return np.array([math.nan if value is None else value for value in sides])
 
 
-def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """Records by what a function says of them, in the order of the first of each."""
-    groups: dict[Any, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by what a function says of them, in the order of the first of each group."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 

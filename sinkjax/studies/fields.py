@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from sinkjax.errors import InputError, first_line
+from sinkjax.report.records import grouped
 
 UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What is raised over JSON that says other things than what it is read for."""
@@ -76,9 +77,7 @@ def understood(records: Sequence[Fields]) -> Iterator[None]:
     except InputError:
         raise
     except UNLIKE as error:
-        by_kind: dict[str, list[Fields]] = {}
-        for record in records:
-            by_kind.setdefault(str(record.get("kind")), []).append(record)
+        by_kind = grouped(records, lambda record: str(record.get("kind")))
         odd = list(itertools.chain.from_iterable(map(_odd, by_kind.values())))
         rarest = min((usual for usual, _ in odd), default=1)
         places = [text for _, text in odd if text.startswith(Fields.last)] or [

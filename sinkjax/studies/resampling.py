@@ -29,6 +29,8 @@ FEWEST = 8
 
 INTERVALS = {"level": f"{LEVEL:.0%}", "resamples": f"{RESAMPLES:,}"}
 """What pages explain intervals with."""
+FEW_PROMPTS = f"of fewer than {FEWEST} prompts intervals are too narrow"
+"""What tables say of plain percentiles of few prompts."""
 
 _INTERVAL = f"In brackets: the {LEVEL:.0%} interval from resampling excerpts; in parentheses"
 EXCERPTS_NOTE = f"{_INTERVAL}, of fewer than {FEWEST} excerpts: the least and the most."

@@ -1,17 +1,14 @@
 """The tables of what copying costs, from the records of `sinkjax.studies.copies.study`."""
 
-import itertools
-import operator
 from collections.abc import Sequence
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record, title
+from sinkjax.report.records import Record, by_length, grouped, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, over_draws
 from sinkjax.studies.resampling import DRAWS_NOTE
 
-_LENGTH = operator.itemgetter("length")
 _NAMES = {
     "layer_0": "copy of layer 0, same index",
     "adjacent": "copy of the layer before, best head",
@@ -35,8 +32,8 @@ _SOURCES = {
 
 def copying_tables(records: Sequence[Record]) -> list[Table]:
     """Tables of what there is to copy, and of the KL of copying by every variant."""
-    sources = sorted((r for r in records if r["kind"] == "sources"), key=_LENGTH)
-    copies = sorted((r for r in records if r["kind"] == "copies"), key=_LENGTH)
+    sources = sorted((r for r in records if r["kind"] == "sources"), key=lambda r: r["length"])
+    copies = [record for record in records if record["kind"] == "copies"]
     tables = [_sources_table(sources)] if sources else []
     measured = [("kl", copies), (LAST, [record for record in copies if LAST in record["result"]])]
     return tables + [_copies_table(kl, records) for kl, records in measured if records]
@@ -70,10 +67,8 @@ def _copies_table(kl: str, records: Sequence[Record]) -> Table:
     notes = Footnotes()
     shares = sorted({record["share"] for record in records})
     rows = []
-    for length, group in itertools.groupby(records, key=_LENGTH):
-        by_cell: dict[tuple[str, float], list[Record]] = {}
-        for record in group:
-            by_cell.setdefault((record["variant"], record["share"]), []).append(record)
+    for length, of_length in by_length(records).items():
+        by_cell = grouped(of_length, lambda record: (record["variant"], record["share"]))
 
         def text(draws: Sequence[Record]) -> str:
             estimate = over_draws([draw["result"][kl] for draw in draws])

@@ -192,8 +192,9 @@ def _merged(records: Sequence[Record]) -> list[Record]:
     """The same with the draws of a random control as one record, the mean of the draws."""
 
     def of_mask(record: Record) -> Hashable:
-        drawn = record["method"] == RANDOM
-        return (record["length"], record["path"], masked_share(record)) if drawn else record["id"]
+        if record["method"] == RANDOM:
+            return record["length"], record["path"], masked_share(record)
+        return record["method"], record["id"]
 
     return list(map(mean_of_draws, grouped(records, of_mask).values()))
 

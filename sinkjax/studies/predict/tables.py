@@ -7,7 +7,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.resampling import FEW_PROMPTS, FEWEST, LEVEL
 
 MOST_WRONG = 0.05
 """The largest share of heads that are no sinks, of those that a prediction masks, to act on it."""
@@ -28,7 +28,6 @@ _SPLITS = {
     "prompts_held_out": "held-out prompts, fitted lengths",
     "lengths_held_out": "held-out prompts, held-out lengths",
 }
-_RESAMPLED = f"In brackets: the {formats.percent(LEVEL, 0)} interval from resampling prompts."
 
 
 def prediction_tables(records: Sequence[Record]) -> list[Table]:
@@ -101,7 +100,7 @@ def _predictors_table(record: Record, split: str) -> Table:
             f"there, {formats.percent(of_split['share'])} of the heads after layer 0 are sinks. "
             "AUC within a head: over prompts at one length alone, one half for what says the same "
             "of every prompt. Less that of the rate: below 0 is better than each head's share of "
-            f"sinks at the length. {_RESAMPLED}",
+            f"sinks at the length. {_resampled(record)}",
         ),
     )
 
@@ -133,7 +132,7 @@ def _reliability_table(record: Record) -> Table:
         title=f"{_title(record)}: calibration of {_NAMES['all']}",
         columns=("probability", *columns),
         rows=rows,
-        notes=(f"Held-out prompts. {_RESAMPLED}", *notes.lines()),
+        notes=(f"Held-out prompts. {_resampled(record)}", *notes.lines()),
     )
 
 
@@ -149,7 +148,7 @@ def _lengths_table(record: Record) -> Table:
             column("Brier,\nrate", "rate_brier", formats.brier),
             column("change", "over_rate", formats.signed_nats, formats.estimate),
         ),
-        notes=(f"Rate: the head's share of sinks at the length. {_RESAMPLED}",),
+        notes=(f"Rate: the head's share of sinks at the length. {_resampled(record)}",),
         labels=2,
     )
 
@@ -174,11 +173,18 @@ def _acting_table(record: Record) -> Table:
         notes=(
             "Heads whose probability is at least that. Wrong: of those masked, the heads that "
             "are no sinks; of a static mask, as many heads of the highest rates at the length. "
-            f"Different masks: as a share of the prompts. {_RESAMPLED}",
+            f"Different masks: as a share of the prompts. {_resampled(record)}",
             verdict(record["result"]),
         ),
         labels=2,
     )
+
+
+def _resampled(record: Record) -> str:
+    """What stands beside estimates over the held-out prompts."""
+    note = f"In brackets: the {LEVEL:.0%} interval from resampling prompts"
+    few = record["result"]["prompts"]["held_out"] < FEWEST
+    return f"{note}; {FEW_PROMPTS}; in parentheses: the least and the most." if few else f"{note}."
 
 
 def _order(record: Record) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Sheet
 from sinkjax.report.page import Picture
-from sinkjax.report.records import Record, numbers, title
+from sinkjax.report.records import Record, by_length, numbers, title
 from sinkjax.studies.quality.tables import excerpts, label
 from sinkjax.studies.resampling import LEVEL
 
@@ -152,7 +152,7 @@ def _panels(
     records: Sequence[Record], headline: str, subtitle: str, styles: Mapping[str, tuple[str, str]]
 ) -> tuple[Sheet, list[tuple[Axes, float, list[Record]]]]:
     """A sheet with a panel a length, each with its width and the length's records."""
-    lengths = sorted({record["length"] for record in records})
+    lengths = by_length(records)
     columns = min(_COLUMNS, len(lengths))
     rows = -(-len(lengths) // columns)
     gap = canvas.LEFT - 0.05
@@ -169,13 +169,13 @@ def _panels(
         columns=min(_KEYS, len(styles)),
     )
     panels = []
-    for index, length in enumerate(lengths):
+    for index, (length, of_length) in enumerate(lengths.items()):
         row, column = divmod(index, columns)
         left = canvas.LEFT + column * (width + gap)
         top = sheet.top + 0.3 + row * (_PANEL_HEIGHT + _PANEL_GAP)
         axes = sheet.axes(left, top, width, _PANEL_HEIGHT)
         canvas.panel_title(axes, f"{formats.count(length)} tokens", width)
-        panels.append((axes, width, [r for r in records if r["length"] == length]))
+        panels.append((axes, width, of_length))
     return sheet, panels
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record, title
+from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, Text, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
 from sinkjax.studies.resampling import EXCERPTS_NOTE
@@ -35,15 +35,16 @@ def quality_tables(records: Sequence[Record]) -> list[Table]:
 
 def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
     """The records of each text and BOS policy by their kinds, by candidate, length and depth."""
-    groups: dict[tuple[str, ...], dict[str, list[Record]]] = {}
     ordered = sorted(
         records, key=lambda r: (r["candidate"]["name"], r["length"], r.get("depth", 0))
     )
-    for record in ordered:
+
+    def text(record: Record) -> tuple[str, ...]:
         source = record["source"]
-        text = source["role"], source["name"], source["sha256"], record["bos"]
-        groups.setdefault(text, {}).setdefault(record["kind"], []).append(record)
-    return [groups[text] for text in sorted(groups)]
+        return source["role"], source["name"], source["sha256"], record["bos"]
+
+    texts = sorted(grouped(ordered, text).items())
+    return [grouped(of_text, lambda record: record["kind"]) for _, of_text in texts]
 
 
 def _table(name: str, note: str, *columns: tuple[str, Text]) -> Callable[..., Table]:

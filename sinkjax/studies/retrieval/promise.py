@@ -7,7 +7,7 @@ from typing import Any
 from scipy import stats
 
 from sinkjax.report import formats
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, by_length
 
 NLL_BUDGET = 0.1
 """The most nats that an answer's NLL may rise by at any depth, unless something else is said."""
@@ -23,12 +23,11 @@ def promises(records: Iterable[Record], nll_budget: float = NLL_BUDGET) -> list[
 
     A run that has the mask under two names has two records of the same questions, which count once.
     """
-    by_length: dict[int, dict[tuple[str, float | None], Record]] = {}
-    for record in records:
-        asked = record["task"], record.get("depth")
-        by_length.setdefault(record["length"], {})[asked] = record
-    lengths = sorted(by_length, reverse=True)
-    return [promise(list(by_length[length].values()), nll_budget) for length in lengths]
+    once = [
+        {(record["task"], record.get("depth")): record for record in of_length}
+        for of_length in by_length(records).values()
+    ]
+    return [promise(list(asked.values()), nll_budget) for asked in reversed(once)]
 
 
 def promises_of(

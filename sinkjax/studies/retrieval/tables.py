@@ -6,7 +6,7 @@ from typing import Any
 from sinkjax.instruments.tasks import TASKS
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, grouped
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import EXCERPTS_NOTE
 from sinkjax.studies.retrieval.measure import FLOOR
@@ -19,19 +19,14 @@ _NAME = 28  # characters of a mask's name
 
 def retrieval_tables(records: Sequence[Record]) -> list[Table]:
     """A table of each task: of each mask, and then of its controls, lengths and depths."""
-    by_task: dict[str, list[Record]] = {}
-    for record in sorted(records, key=_place):
-        by_task.setdefault(record["task"], []).append(record)
+    by_task = grouped(sorted(records, key=_place), lambda record: record["task"])
     return [_task_table(by_task[task]) for task in TASKS if task in by_task]
 
 
 def by_mask(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     """The records of each mask and of its controls, by the mask's name and by `panel`."""
-    groups: dict[str, dict[str, list[Record]]] = {}
-    for record in sorted(records, key=_place):
-        of_mask = groups.setdefault(_mask(record), {})
-        of_mask.setdefault(panel(record), []).append(record)
-    return groups
+    masks = grouped(sorted(records, key=_place), _mask)
+    return {mask: grouped(of_mask, panel) for mask, of_mask in masks.items()}
 
 
 def panel(record: Record) -> str:

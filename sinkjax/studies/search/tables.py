@@ -7,7 +7,7 @@ from typing import Any
 
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
-from sinkjax.report.records import Record, title
+from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, mean_of_draws, over_texts, part_columns
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
@@ -57,9 +57,7 @@ def control_of(record: Record) -> str:
 
 def costs_of(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
     """The KL of one mask of a search on each text, for the chosen mask's file."""
-    by_text: dict[str, list[Record]] = {}
-    for record in quality_of(records, name):
-        by_text.setdefault(record["tokens_sha256"], []).append(record)
+    by_text = grouped(quality_of(records, name), lambda record: record["tokens_sha256"])
     return [
         {"text": of_text[0]["source"]["name"], **_costs(over_draws(of_text))}
         for of_text in by_text.values()

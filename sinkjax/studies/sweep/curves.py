@@ -11,7 +11,7 @@ from sinkjax.instruments.sinks import DEFINITIONS
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Sheet, key
 from sinkjax.report.page import Picture
-from sinkjax.report.records import numbers
+from sinkjax.report.records import grouped, numbers
 from sinkjax.studies.sweep import findings
 from sinkjax.studies.sweep.records import Curve, Group, probabilities
 from sinkjax.studies.sweep.tables import layer_0
@@ -130,9 +130,7 @@ def definition_figure(curves: Sequence[Curve], key_position: int, tail: int) -> 
       key_position, tail: of the sweep's scores.
     """
     first = curves[0]
-    by_definition: dict[str, list[Curve]] = {}
-    for curve in curves:
-        by_definition.setdefault(curve.definition, []).append(curve)
+    by_definition = grouped(curves, lambda curve: curve.definition)
     panels = [(d, of[0], [c.threshold for c in of]) for d, of in by_definition.items()]
     source = next((d for d in ("mean_excl_first", "mean") if d in by_definition), None)
     derivable = source and (source != "mean" or key_position == 0)

@@ -9,7 +9,7 @@ from typing import Any
 from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.page import Block, Card, Folded, Page, Prose, Section, explanations
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, grouped
 from sinkjax.studies.resampling import RESAMPLES
 from sinkjax.studies.sweep import curves, heads, layers, per_head, tables, uniform
 from sinkjax.studies.sweep.conditional import SHUFFLES
@@ -126,8 +126,7 @@ def _by_criterion(group: Group, blocks: Callable[[list[Curve]], Iterable[Block]]
 def _definitions(sweep: SweepRecords, group: Group) -> list[Block]:
     key_position, tail = sweep.specification["key_position"], sweep.specification["tail"]
     blocks: list[Block] = []
-    for name in dict.fromkeys(curve.source_name for curve in group.curves):
-        of_source = [curve for curve in group.curves if curve.source_name == name]
+    for name, of_source in grouped(group.curves, lambda curve: curve.source_name).items():
         picture = curves.definition_figure(of_source, key_position, tail)
         blocks.append(Folded(name, [picture]) if blocks else picture)
     if key_position == 0:
@@ -150,12 +149,10 @@ def _sources(group: Group, of_criterion: list[Curve]) -> list[Block]:
 
 def _scores(group: Group) -> list[Block]:
     """Scores once a definition and output norms once a source: neither knows of thresholds."""
-    by_definition = itertools.groupby(
-        _distinct(group, "definition", "source_name"), lambda curve: curve.definition
-    )
+    scored = grouped(_distinct(group, "definition", "source_name"), lambda curve: curve.definition)
     scores = [
         Folded(f"scores by {definition}", list(map(heads.score_figure, of_definition)))
-        for definition, of_definition in by_definition
+        for definition, of_definition in scored.items()
     ]
     norms = [heads.norm_figure(curve) for curve in _distinct(group, "source_name")]
     return [*scores, Folded("output norms", norms)]

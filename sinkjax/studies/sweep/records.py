@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.report import canvas, formats
-from sinkjax.report.records import Record, numbers, told_apart
+from sinkjax.report.records import Record, grouped, numbers, told_apart
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,14 @@ def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> Swee
     records = sorted(records, key=functools.partial(_order, specification))
     study = [record for record in records if record["source"]["role"] == "study"]
     over_lengths = {_curve_key(record): record for record in records if record["kind"] == "lengths"}
-    cells: dict[tuple, list[Record]] = {}
-    levels = set()
-    for record in records:
-        if record["kind"] == "cell" and record["source"]["role"] != "study":
-            cells.setdefault(_curve_key(record), []).append(record)
-            levels.add(record["result"]["sinks"]["share"].get("level"))
+    cells = [r for r in records if r["kind"] == "cell" and r["source"]["role"] != "study"]
+    levels = {cell["result"]["sinks"]["share"].get("level") for cell in cells}
     level = "/".join(f"{100 * level:g}%" for level in sorted(levels - {None})) or "interval"
-    groups: dict[tuple, list[Curve]] = {}
-    for key, of_curve in cells.items():
-        curve = _curve(specification, of_curve, over_lengths.get(key), level)
-        groups.setdefault((*_model_key(curve.model), curve.bos), []).append(curve)
+    curves = (
+        _curve(specification, of_curve, over_lengths.get(key), level)
+        for key, of_curve in grouped(cells, _curve_key).items()
+    )
+    groups = grouped(curves, lambda curve: (*_model_key(curve.model), curve.bos))
     return SweepRecords(specification, [Group(curves) for curves in groups.values()], study)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
-from sinkjax.report.records import Record
+from sinkjax.report.records import Record, grouped
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.resampling import FEWEST
+from sinkjax.studies.resampling import FEW_PROMPTS, FEWEST
 from sinkjax.studies.sweep.records import Curve, SweepRecords, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
@@ -17,7 +17,7 @@ _STUDY = {
     "complex sentence": ("24", "117/512 (22.85%)", "26.67%"),
 }
 _SHOWN_HEADS = 12  # of a list of heads in a table
-_FEW = f"of fewer than {FEWEST} prompts intervals are too narrow, in the tables below, too"
+_FEW = f"{FEW_PROMPTS}, in the tables below, too"
 
 
 def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
@@ -36,9 +36,7 @@ def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) 
 
 def study_tables(sweep: SweepRecords) -> list[Table]:
     """The founding study's own table, one for each of its prompts, this sweep's numbers in it."""
-    prompts: dict[str, list[Record]] = {}
-    for cell in sweep.study:
-        prompts.setdefault(cell["source"]["name"].removeprefix("study: "), []).append(cell)
+    prompts = grouped(sweep.study, lambda cell: cell["source"]["name"].removeprefix("study: "))
     return [_study_table(sweep, prompt, of_prompt) for prompt, of_prompt in prompts.items()]
 
 

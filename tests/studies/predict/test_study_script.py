@@ -52,6 +52,8 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     for title in ("held-out lengths", "calibration of", "by length", "acting on"):
         assert title in out
         assert title in html
+    # Of five prompts percentiles are too narrow, and other estimates have none.
+    assert out.count("of fewer than 8 prompts intervals are too narrow; in parentheses: ") == 5
     for table in prediction_tables([record]):
         assert all(f">{escape(cell)}<" in html for row in table.rows for cell in row)
     # The same command again finds the record, and another folder's scores are not measured again.
