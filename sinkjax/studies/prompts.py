@@ -44,6 +44,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: str) -> list[int]
     return _in_front(_prefix(tokenizer, bos), _bare(tokenizer, text), bos)
 
 
+def adds_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> bool:
+    """Whether a BOS policy puts a BOS in front of a text."""
+    return len(encode(tokenizer, "a", bos)) > len(encode(tokenizer, "a", "never"))
+
+
 @dataclass(frozen=True)
 class PromptList:
     """Texts that are prompts as they stand, or cut from their beginnings.

@@ -13,13 +13,7 @@ import numpy as np
 
 from sinkjax.errors import InputError, Problem, each
 from sinkjax.models.digest import tokens_digest
-from sinkjax.studies.prompts import (
-    BOS_POLICIES,
-    PromptList,
-    PromptSet,
-    TextExcerpts,
-    encode,
-)
+from sinkjax.studies.prompts import BOS_POLICIES, PromptList, PromptSet, TextExcerpts, adds_bos
 from sinkjax.studies.settings import known
 from sinkjax.studies.subject import Subject
 from sinkjax.studies.texts import read_prompts, read_text
@@ -200,8 +194,7 @@ def _series(
     }
     for rows in tokens.values():
         check_ids(subject, prompts.name, rows)
-    added = len(encode(tokenizer, "a", bos)) > len(encode(tokenizer, "a", "never"))
-    return Series(subject, source, bos, added, tokens)
+    return Series(subject, source, bos, adds_bos(tokenizer, bos), tokens)
 
 
 def check_ids(subject: Subject, name: str, tokens: np.ndarray) -> None:

@@ -148,7 +148,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
 
     def size(self) -> Size:
         masks, rows = len(self.shares) * len(METHODS), self._judged_rows
-        asked = 2 * masks * sum(of.questions.tokens.size for of in self.judged_answers)
+        asked = masks * sum(of.steps for of in self.judged_answers)
         records = 1 + masks * (len(rows) + len(self.judged_answers))
         tokens = self.training_tokens + masks * sum(of.size for of in rows) + asked
         return Size(tokens, records, RECORD_BYTES * records)
@@ -189,7 +189,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
             (self._texts(series), rows.size, Judge(model, rows, fills=fills))
             for series, rows in zip(self.judged_texts, self._judged_rows, strict=True)
         ]
-        answering, chosen = {}, {}
+        answering, chosen = [], {}
         for share in sorted(self.shares):
             for method, mask in self._masks(share, logits, errors).items():
                 of_mask = {"kind": "gates", **fields, "method": method, "share": share}
@@ -203,11 +203,11 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
                         steps=size,
                     )
                 name = _name(method, share)
-                answering[name] = Candidate.of_mask(name, mask, self.judged_lengths, fills)
+                answering.append((Candidate.of_mask(name, mask, self.judged_lengths, fills), None))
                 if method == "gates":
                     ids = [bench.record_id({**of_mask, **texts}) for texts, *_ in judged]
                     chosen[share] = mask, ids
-        yield from self.answer_cells(bench, answering, {})
+        yield from self.answer_cells(bench, answering)
         for share, (mask, ids) in chosen.items():
             self._save(bench.results, share, mask, ids, fills)
 

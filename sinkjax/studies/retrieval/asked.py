@@ -15,7 +15,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import tokens_digest
 from sinkjax.models.sharding import row_shards
-from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
+from sinkjax.studies.prompts import BosPolicy, TextExcerpts, adds_bos, encode
 from sinkjax.studies.series import Source, check_ids
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject
@@ -31,6 +31,7 @@ class Asked:
       task, length, depth: of all of them; no depth of `LISTS`.
       questions: W of them.
       filler: that `niah_prose` hides numbers in.
+      bos, bos_added: the policy, and whether it puts a BOS in front.
     """
 
     task: str
@@ -38,14 +39,21 @@ class Asked:
     depth: float | None
     questions: Questions
     filler: TextExcerpts
+    bos: BosPolicy
+    bos_added: bool
 
     @property
     def written(self) -> bool:
         """Whether the answers are written out, and searched for the words asked for."""
         return self.task in LISTS
 
-    def fields(self, candidate: Mapping[str, Any], **common: Any) -> dict[str, Any]:
-        """A record but for its result, of a described candidate, with what all records say."""
+    @property
+    def steps(self) -> int:
+        """Tokens of the two models; those of lists go through them twice."""
+        return self.questions.tokens.size * (4 if self.written else 2)
+
+    def fields(self, candidate: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """A record but for its result, of a described candidate and a seed of the resamples."""
         described: dict[str, Any] = {"task": self.task, "length": self.length}
         if self.depth is not None:
             described["depth"] = self.depth
@@ -55,7 +63,9 @@ class Asked:
             "kind": "retrieval",
             "candidate": candidate,
             **described,
-            **common,
+            "bos": self.bos,
+            "bos_added": self.bos_added,
+            "seed": seed,
             "num_windows": len(self.questions.tokens),
             "tokens_sha256": tokens_digest(self.questions.tokens),
         }
@@ -90,6 +100,7 @@ def ask_all(
         not know.
     """
     encoder = functools.partial(encode, subject.tokenizer, bos=bos)
+    of_all = filler, bos, adds_bos(subject.tokenizer, bos)
     lengths, asked, problems = sorted(set(lengths)), [], []
     for task in dict.fromkeys(tasks):
         without = []
@@ -97,18 +108,13 @@ def ask_all(
             places = (None,) if task in LISTS else sorted(set(depths))
             how = {"count": count, "seed": _USES * seed + use, "text": filler.text}
             try:
-                asked += [
-                    Asked(
-                        task,
-                        length,
-                        depth,
-                        ask(encoder, task, length, depth=depth or 0.0, **how),
-                        filler,
-                    )
-                    for depth in places
-                ]
+                questions = {
+                    depth: ask(encoder, task, length, depth=depth or 0.0, **how) for depth in places
+                }
             except InputError as error:
                 without.append(error.problems)
+                continue
+            asked += [Asked(task, length, depth, of, *of_all) for depth, of in questions.items()]
         if len(without) == len(lengths):
             problems += without[-1]
     if problems:

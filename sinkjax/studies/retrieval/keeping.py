@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sinkjax.errors import Problem
 from sinkjax.instruments.tasks import LISTS, TASKS
@@ -97,40 +97,19 @@ class AnswersStudy(Study):
         return self._ask(self.answers_on[0], lengths, between, count, use)
 
     def _ask(
-        self,
-        series: Series,
-        lengths: Sequence[int],
-        depths: Sequence[float],
-        count: int,
-        use: int,
+        self, series: Series, lengths: Sequence[int], depths: Sequence[float], count: int, use: int
     ) -> list[Asked]:
         how = {"count": count, "seed": self.seed, "filler": series.source.prompts, "use": use}
         return ask_all(self.subject, self.bos, self.tasks, lengths, depths, **how)
 
     def answer_cells(
-        self, bench: Bench, candidates: Mapping[str, Candidate], control_of: Mapping[str, str]
+        self, bench: Bench, candidates: Iterable[tuple[Candidate, str | None]]
     ) -> Iterator[Cell]:
         """Cells of what masks still answer.
 
         Args:
-          candidates: by name; each answers what is asked at its lengths.
-          control_of: of random controls, whose they are.
+          candidates: each answers what is asked at its lengths; with whose control it is, if any.
         """
         measure = MeasureAnswers(bench, None, self.judged_lengths, self.judge_questions)
-        common: dict[str, Any] = {
-            "bos": self.bos,
-            "bos_added": self.answers_on[1].bos_added,
-            "seed": self.seed,
-        }
-        for name, candidate in candidates.items():
-            of_mask = {"control_of": control_of[name]} if name in control_of else {}
-            for asked in self.judged_answers:
-                if asked.length not in candidate.masks:
-                    continue
-                described = {**candidate.describe(asked.length), **of_mask}
-                yield Cell(
-                    asked.fields(described, **common),
-                    functools.partial(measure, asked, candidate, self.seed),
-                    f"{asked.task} under {name}",
-                    steps=2 * asked.questions.tokens.size,
-                )
+        for candidate, control_of in candidates:
+            yield from measure.cells(candidate, control_of, self.judged_answers, self.seed)

@@ -1,6 +1,7 @@
 """Measures how well masks answer questions, keeping what each step gave."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.resampling import estimate_change, resample_counts
 from sinkjax.studies.retrieval.asked import Asked, kept_answers
-from sinkjax.studies.study import Bench
+from sinkjax.studies.study import Bench, Cell
 
 FLOOR = 0.8
 """The least accuracy of a baseline at which a mask's says something."""
@@ -43,6 +44,21 @@ class MeasureAnswers:
         self._model, self._keep, self._tokenizer = bench.model, bench.keep, bench.subject.tokenizer
         self._excerpts, self._lengths, self._rows = excerpts, sorted(lengths), rows
         self._programs: dict[str | None, Program] = {}  # of the baseline, and of the last candidate
+
+    def cells(
+        self, candidate: Candidate, control_of: str | None, asked: Iterable[Asked], seed: int
+    ) -> Iterator[Cell]:
+        """What a candidate, or a control of that name's, answers of all that its lengths ask."""
+        of_mask = {} if control_of is None else {"control_of": control_of}
+        for questions in asked:
+            if questions.length in candidate.masks:
+                described = {**candidate.describe(questions.length), **of_mask}
+                yield Cell(
+                    questions.fields(described, seed),
+                    functools.partial(self, questions, candidate, seed),
+                    f"{questions.task} under {candidate.name}",
+                    steps=questions.steps,
+                )
 
     def __call__(self, asked: Asked, candidate: Candidate, seed: int) -> dict[str, Any]:
         """The "result" of a record; the seed is that of the resamples."""

@@ -45,7 +45,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
-from sinkjax.studies.prompts import BosPolicy, TextExcerpts, encode
+from sinkjax.studies.prompts import BosPolicy, TextExcerpts
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import MeasureAnswers, needs_means
 from sinkjax.studies.retrieval.page import openings, sections
@@ -179,26 +179,16 @@ class Retrieval(Study):
         }
 
     def size(self) -> Size:
-        cells = [(self._steps(asked), len(asked.questions.tokens)) for asked in self.asked]
-        masks = len(self.candidates)
-        kept = sum(_RECORD_BYTES + _EXCERPT_BYTES * count for _, count in cells)
-        return Size(masks * sum(steps for steps, _ in cells), masks * len(cells), 2 * masks * kept)
+        masks, steps = len(self.candidates), sum(asked.steps for asked in self.asked)
+        counts = [len(asked.questions.tokens) for asked in self.asked]
+        kept = sum(_RECORD_BYTES + _EXCERPT_BYTES * count for count in counts)
+        return Size(masks * steps, masks * len(counts), 2 * masks * kept)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
         written = {asked.length for asked in self.asked if asked.written}
         measure = MeasureAnswers(bench, self.calibrated_on, sorted(written), self.num_excerpts)
-        own, bare = (len(encode(bench.subject.tokenizer, "a", bos)) for bos in (self.bos, "never"))
         for candidate, control_of in self._controlled:
-            of_mask = {} if control_of is None else {"control_of": control_of}
-            for asked in self.asked:
-                described = {**candidate.describe(asked.length), **of_mask}
-                fields = asked.fields(described, bos=self.bos, bos_added=own > bare, seed=self.seed)
-                yield Cell(
-                    fields,
-                    functools.partial(measure, asked, candidate, self.seed),
-                    f"{asked.task} under {candidate.name}",
-                    steps=self._steps(asked),
-                )
+            yield from measure.cells(candidate, control_of, self.asked, self.seed)
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         asked = {(of.task, of.length) for of in self.asked}
@@ -209,11 +199,6 @@ class Retrieval(Study):
                     f"{task} is not asked in {', '.join(map(str, short))} tokens: no room."
                 )
         return lines
-
-    @staticmethod
-    def _steps(asked: Asked) -> int:
-        """Tokens of the two models; those of lists go through them twice."""
-        return asked.questions.tokens.size * (4 if asked.written else 2)
 
 
 def _control(mask: SinkMask, seed: int, num_kv_heads: int) -> SinkMask:

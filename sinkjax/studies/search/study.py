@@ -433,7 +433,7 @@ class Search(ChipsStudy, AnswersStudy):
             asked = sum(of.tokens.size for of in answers.held)
             ranked += answers.ranked.tokens.size * self.rounds * passes
             measured += asked * self.rounds * self.tries
-        asked = 4 * sum(of.questions.tokens.size for of in self.judged_answers)
+        asked = 2 * sum(of.steps for of in self.judged_answers)
         texts = [excerpts.size for _, excerpts in self.judge_texts]
         controls = len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)
         held = texts[: self.control_texts]
@@ -468,11 +468,9 @@ class Search(ChipsStudy, AnswersStudy):
             yield from judged_cells(bench, judged, series, excerpts, self.length, **how)
         control = numbered(RANDOM[0], 0)
         # What a control loses shows at the length itself: it promises nothing at shorter ones.
-        answering = {
-            name: Candidate.of_mask(name, masks[name], lengths, outcome.fills)
-            for name, lengths in ((CHOSEN, self.judged_lengths), (control, self.lengths))
-        }
-        yield from self.answer_cells(bench, answering, {control: CHOSEN})
+        chosen = Candidate.of_mask(CHOSEN, outcome.mask, self.judged_lengths, outcome.fills)
+        drawn = Candidate.of_mask(control, masks[control], self.lengths, outcome.fills)
+        yield from self.answer_cells(bench, [(chosen, None), (drawn, CHOSEN)])
         records = list(bench.results)
         provenance, quality = saved_search(records)
         quality |= budget_of(records, self.kl_budget, self.budget_on)
