@@ -32,7 +32,6 @@ def conditionals(
     Args:
       sinks: bool [P, L, N].
       weights: of the prompts in each resample.
-      seed: of the shuffles.
 
     Returns:
       `conditional` and `best_source` of a cell's result. The interval of the best source's lift is
@@ -102,9 +101,8 @@ def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, 
     no_source = _no_sinks(0, num_prompts) if not totals.source.any() else ""
     layers = []
     for index, count in enumerate(totals.later):
-        undefined = {"given_sink": no_source, "base_rate": ""}
         no_later = "" if count else _no_sinks(index + 1, num_prompts)
-        undefined["lift"] = no_source or no_later
+        undefined = {"given_sink": no_source, "base_rate": "", "lift": no_source or no_later}
         estimates = {
             name: estimate(observed[name][index], resampled[name][:, index], num_prompts, reason)
             for name, reason in undefined.items()

@@ -140,7 +140,6 @@ def _sources(group: Group, of_criterion: list[Curve]) -> list[Block]:
     if of_criterion[0].model["num_layers"] == 1:
         return []
     blocks: list[Block] = [layers.source_layer_figure(batch) for batch in _batches(of_criterion)]
-    blocks += map(tables.best_source_table, of_criterion)
     if of_criterion[0].criterion == group.curves[0].criterion:  # of the others numbers are enough
         lines = [layers.source_lines_figure(curve) for curve in of_criterion]
         blocks.append(Folded("every source layer, length by length", lines))
@@ -169,10 +168,10 @@ def _data(group: Group) -> list[Block]:
         Folded(
             f"{curve.source_name}, {curve.criterion}",
             [
-                per_head.layers_table(curve),
+                per_head.numbers_table(curve, "per_layer"),
                 per_head.source_layers_table(curve),
                 per_head.later_layers_table(curve),
-                per_head.heads_table(curve, "per_head"),
+                per_head.numbers_table(curve, "per_head"),
             ],
         )
         for curve in group.curves
@@ -181,8 +180,8 @@ def _data(group: Group) -> list[Block]:
     norms = _distinct(group, "source_name")
     return [
         *blocks,
-        Folded("scores", [per_head.heads_table(curve, "mean_score") for curve in scores]),
-        Folded("output norms", [per_head.heads_table(curve, "output_norm") for curve in norms]),
+        Folded("scores", [per_head.numbers_table(curve, "mean_score") for curve in scores]),
+        Folded("output norms", [per_head.numbers_table(curve, "output_norm") for curve in norms]),
     ]
 
 

@@ -1,7 +1,5 @@
 """The data of every layer and head, as tables."""
 
-from collections.abc import Callable, Iterable
-
 import numpy as np
 
 from sinkjax.report import formats
@@ -9,26 +7,33 @@ from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.sweep.records import Curve
 
 
-def layers_table(curve: Curve) -> Table:
-    """The share of sinks in each layer at each length."""
-    title = f"{curve.source_name}, {curve.criterion}: share of sinks in each layer"
-    layers = map(str, range(curve.model["num_layers"]))
-    return _by_length(curve, "per_layer", title, "layer", layers, formats.percent)
-
-
-def heads_table(curve: Curve, quantity: str) -> Table:
-    """One number of each head at each length: of `per_head`, `mean_score` or `output_norm`."""
+def numbers_table(curve: Curve, quantity: str) -> Table:
+    """One number of each layer or head at each length: [L] or [L][N] in a cell's result."""
+    of_sinks = f"{curve.source_name}, {curve.criterion}"
     title, show = {
+        "per_layer": (f"{of_sinks}: share of sinks in each layer", formats.percent),
         "per_head": (
-            f", {curve.criterion}: share of prompts in which each head is a sink",
+            f"{of_sinks}: share of prompts in which each head is a sink",
             formats.percent,
         ),
-        "mean_score": (f": mean score of each head, {curve.definition}", formats.score),
-        "output_norm": (": output norm of each head relative to its layer", formats.ratio),
+        "mean_score": (
+            f"{curve.source_name}: mean score of each head, {curve.definition}",
+            formats.score,
+        ),
+        "output_norm": (
+            f"{curve.source_name}: output norm of each head relative to its layer",
+            formats.ratio,
+        ),
     }[quantity]
     layers, heads = range(curve.model["num_layers"]), range(curve.model["num_heads"])
-    names = [formats.head(layer, number) for layer in layers for number in heads]
-    return _by_length(curve, quantity, f"{curve.source_name}{title}", "head", names, show)
+    of_heads = [formats.head(layer, number) for layer in layers for number in heads]
+    of, names = ("layer", map(str, layers)) if quantity == "per_layer" else ("head", of_heads)
+    values = [np.ravel(result[quantity]) for result in curve.results]
+    return Table(
+        title=title,
+        columns=(of, *(f"{formats.count(length)} tokens" for length in curve.lengths)),
+        rows=[(name, *map(show, row)) for name, *row in zip(names, *values, strict=True)],
+    )
 
 
 def source_layers_table(curve: Curve) -> Table:
@@ -77,21 +82,4 @@ def later_layers_table(curve: Curve) -> Table:
             column(f"shuffled lift [{level}]", "shuffled.lift", formats.ratio, formats.estimate),
         ),
         labels=2,
-    )
-
-
-def _by_length(
-    curve: Curve,
-    quantity: str,
-    title: str,
-    heading: str,
-    names: Iterable[str],
-    show: Callable[[float], str],
-) -> Table:
-    """One number of each layer or head, [L] or [L][N] in a cell's result, at each length."""
-    values = [np.ravel(result[quantity]) for result in curve.results]
-    return Table(
-        title=title,
-        columns=(heading, *(f"{formats.count(length)} tokens" for length in curve.lengths)),
-        rows=[(name, *map(show, row)) for name, *row in zip(names, *values, strict=True)],
     )

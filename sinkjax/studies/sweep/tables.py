@@ -201,25 +201,6 @@ def later_layers_tables(curve: Curve) -> list[Table]:
     return [table]
 
 
-def best_source_table(curve: Curve) -> Table:
-    """The source layer of the greatest lift, by length, beside what chance picks."""
-    lifts = formats.ratio, formats.estimate
-    return tabulate(
-        f"{curve.group_name}; {curve.source_name}: best source layer, {curve.criterion}",
-        [{"length": cell["length"], **cell["result"]["best_source"]} for cell in curve.cells],
-        (
-            column("tokens", "length", formats.count),
-            column("source layer", "layer", lambda n: "none" if n is None else str(n)),
-            column(f"its lift [{curve.level}]", "lift", *lifts),
-            column(f"best lift of\nshuffled layers [{curve.level}]", "shuffled_best_lift", *lifts),
-        ),
-        notes=(
-            "The best of many lifts is large by chance too: hold it against the best of as many "
-            "layers with their heads renumbered.",
-        ),
-    )
-
-
 def over_lengths_tables(curves: Sequence[Curve]) -> list[Table]:
     """What holds at every length, and where things change most; none without such records."""
     curves = [curve for curve in curves if curve.over_lengths]
