@@ -1,9 +1,6 @@
 """Answers a study in a terminal: bars while it runs, then its tables and where its files lie."""
 
 import contextlib
-import importlib
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,15 +8,11 @@ from absl import flags
 from tqdm import tqdm
 
 from sinkjax.cli import terminal
-from sinkjax.cli.commands import STUDIES
 from sinkjax.cli.settings import define_settings, read_settings
 from sinkjax.distributed import is_first
-from sinkjax.errors import InputError
 from sinkjax.report.formats import shortened
-from sinkjax.report.write import write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part
-from sinkjax.studies.results import read_records
 from sinkjax.studies.study import OnProgress, Size, Study, run_study
 
 
@@ -87,35 +80,6 @@ def _estimate(flops: float) -> str:
         f"the {rate / 1e9:.0f} GFLOP/s that this machine's matrix product makes now: about "
         f"{terminal.duration(flops / (rate / 2))}, downloads and compilation apart."
     )
-
-
-def write_report(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """Makes the report anew out of a run's records, as its study does at its end.
-
-    The same records give the same bytes, in whatever order they were made.
-
-    Args:
-      folder: the output folder of a study, of this version or an earlier one.
-
-    Returns:
-      the path of report.html, which needs no other file.
-
-    Raises:
-      InputError: where the folder holds no records, or those of an unknown study, or the report
-        cannot be written to it.
-    """
-    specification, records = read_records(folder)
-    name = str(specification.get("experiment", "sweep"))  # as version 0.1.0 left it out
-    if name not in STUDIES:
-        raise InputError(
-            f"{folder} holds the records of sinkjax {name}; reports are made of those of "
-            f"{', '.join(STUDIES)}"
-        )
-    if not records:
-        raise InputError(f"{folder} holds no records yet: run sinkjax {name} first")
-    study = getattr(importlib.import_module(f"sinkjax.studies.{name}.study"), STUDIES[name])
-    with understood(records):
-        return write_page(folder, study.page(specification, records))
 
 
 @contextlib.contextmanager

@@ -361,11 +361,13 @@ def run_study(
     if part is not None:
         first(lambda: part.finish(whole))
         return first(lambda: read_records(place))
-    return first(lambda: _with_page(study, place))
+    return first(lambda: write_report(study, place))
 
 
-def _with_page(study: Study, folder: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What the folder holds, after writing the page of it."""
+def write_report(
+    study: Study | type[Study], folder: Path
+) -> tuple[dict[str, Any], list[Record]]:
+    """Writes the page of what a folder holds, and gives that: its specification and records."""
     specification, records = read_records(folder)
     with understood(records):
         write_page(folder, study.page(specification, records))

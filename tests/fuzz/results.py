@@ -111,9 +111,11 @@ def resumed(folder: pathlib.Path) -> Format:
 
 def report(folder: pathlib.Path) -> Format:
     """Of records without digests, as earlier versions wrote: read or refused, of whatever shape."""
-    from sinkjax.cli.study import write_report
+    from runs import report_of
+
     from sinkjax.report.canvas import Sheet
     from sinkjax.report.page import Picture
+    from sinkjax.studies.sweep.study import Sweep
 
     _write_results(folder)
     (folder / "records.sha256").unlink(missing_ok=True)
@@ -123,6 +125,6 @@ def report(folder: pathlib.Path) -> Format:
 
     def read(folder: pathlib.Path) -> bool:
         with mock.patch.object(Sheet, "picture", drawn):
-            return write_report(folder).stat().st_size > 10_000
+            return report_of(Sweep, folder).stat().st_size > 10_000
 
     return Format(("records.jsonl",) * 5 + ("run.json",), read)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import runs
 
-from sinkjax.cli.study import write_report
 from sinkjax.instruments.compare import QualityStats
 from sinkjax.masks.mask import SinkMask
+from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.quality.summary import (
     summarize_continuation,
     summarize_quality,
@@ -20,6 +20,7 @@ from sinkjax.studies.quality.summary import (
 from sinkjax.studies.results import identity
 from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.lengths import summarize_lengths
+from sinkjax.studies.sweep.study import Sweep
 
 ENVIRONMENT = {
     "sinkjax": "0.1.0",
@@ -292,7 +293,7 @@ def sweep(make_sweep):
 @pytest.fixture(scope="session")
 def report(sweep, save_sweep, tmp_path_factory):
     """The path of the report of `sweep`, written once."""
-    return write_report(save_sweep(tmp_path_factory.mktemp("sweep"), *sweep))
+    return runs.report_of(Sweep, save_sweep(tmp_path_factory.mktemp("sweep"), *sweep))
 
 
 @pytest.fixture(scope="session")
@@ -309,7 +310,7 @@ def quality_run(make_quality_run):
 @pytest.fixture(scope="session")
 def quality_report(quality_run, save_sweep, tmp_path_factory):
     """The path of the report of `quality_run`, written once."""
-    return write_report(save_sweep(tmp_path_factory.mktemp("quality"), *quality_run))
+    return runs.report_of(Quality, save_sweep(tmp_path_factory.mktemp("quality"), *quality_run))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import pickle
 import re
 
 import pytest
+from runs import report_of
 
-from sinkjax.cli.study import write_report
 from sinkjax.errors import InputError
 from sinkjax.studies.fields import placed, understood
 from sinkjax.studies.quality.study import Quality
@@ -84,15 +84,12 @@ def test_so_is_it_by_the_report_and_so_are_settings_that_are_missing(runs, save_
     specification, records = runs[Sweep]
     save_sweep(tmp_path, specification, changed(records, 3, "result.per_head", None))
     with pytest.raises(InputError, match=r"records\.jsonl, line 3: result\.per_head: null"):
-        write_report(tmp_path)
-    save_sweep(tmp_path, {**specification, "experiment": ["sweep"]}, records)
-    with pytest.raises(InputError, match="reports are made of those of"):
-        write_report(tmp_path)
+        report_of(Sweep, tmp_path)
     save_sweep(
         tmp_path, {name: v for name, v in specification.items() if name != "definitions"}, records
     )
     with pytest.raises(InputError, match=r"run\.json: the field definitions is missing"):
-        write_report(tmp_path)
+        report_of(Sweep, tmp_path)
 
 
 def test_records_are_otherwise_what_json_gives():

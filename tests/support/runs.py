@@ -1,9 +1,10 @@
-"""A run's folder with three records, and what is read from one."""
+"""A run's folder with three records, and what is read and made from one."""
 
 import pathlib
 from typing import Any
 
 from sinkjax.studies.results import Results, read_records
+from sinkjax.studies.study import Study, write_report
 
 SPECIFICATION = {"models": ["tiny"], "lengths": [2, 4], "thresholds": [0.9]}
 
@@ -28,3 +29,9 @@ def without_digests(folder: pathlib.Path) -> pathlib.Path:
 
 def numbers(folder: pathlib.Path) -> list[int]:
     return [found["number"] for found in read_records(folder)[1]]
+
+
+def report_of(study: type[Study], folder: pathlib.Path) -> pathlib.Path:
+    """The report of a run of the study, made anew out of its records."""
+    write_report(study, folder)
+    return folder / "report.html"

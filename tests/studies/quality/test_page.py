@@ -2,10 +2,9 @@
 
 import random
 
-import pytest
+from runs import report_of
 
-from sinkjax import InputError
-from sinkjax.cli.study import write_report
+from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.quality.tables import quality_tables
 
 
@@ -30,7 +29,7 @@ def test_the_page_has_every_table_a_figure_for_each_question_and_says_what_it_co
 def test_the_order_of_records_changes_nothing(quality_run, quality_report, save_sweep, tmp_path):
     specification, records = quality_run
     shuffled = random.Random(0).sample(records, len(records))
-    again = write_report(save_sweep(tmp_path, specification, shuffled))
+    again = report_of(Quality, save_sweep(tmp_path, specification, shuffled))
     assert again.read_bytes() == quality_report.read_bytes()
 
 
@@ -39,16 +38,7 @@ def test_many_masks_are_shown_some_a_figure_and_one_window_has_no_interval(
 ):
     costs = {f"mask-{n}.json": 0.01 * n for n in range(7)}
     specification, records = make_quality_run(costs, windows=1)
-    report = write_report(save_sweep(tmp_path, specification, records))
+    report = report_of(Quality, save_sweep(tmp_path, specification, records))
     names = [path.name for path in (tmp_path / "figures").iterdir()]
     assert len([name for name in names if name.startswith("cost")]) == 2
     assert "a sample of one: no interval" in report.read_text()
-
-
-def test_records_without_a_report_are_refused(quality_run, save_sweep, tmp_path):
-    specification, records = quality_run
-    with pytest.raises(InputError, match=r"holds no records yet: run sinkjax quality"):
-        write_report(save_sweep(tmp_path / "none", specification, []))
-    other = {**specification, "experiment": "other"}
-    with pytest.raises(InputError, match=r"records of sinkjax other; reports are"):
-        write_report(save_sweep(tmp_path / "other", other, records))

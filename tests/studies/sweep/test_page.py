@@ -11,9 +11,10 @@ import warnings
 
 import pytest
 from PIL import Image
+from runs import report_of
 
-from sinkjax.cli.study import write_report
 from sinkjax.errors import InputError
+from sinkjax.studies.sweep.study import Sweep
 from sinkjax.studies.sweep.tables import summary_tables
 
 EMBEDDED = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"')
@@ -81,7 +82,7 @@ def test_the_same_records_in_another_order_give_the_same_bytes(report, sweep, sa
     specification, records = sweep
     shuffled = records.copy()
     random.Random(1).shuffle(shuffled)
-    write_report(save_sweep(tmp_path, specification, shuffled))
+    report_of(Sweep, save_sweep(tmp_path, specification, shuffled))
     assert files_of(tmp_path) == files_of(report.parent)
 
 
@@ -93,11 +94,11 @@ def test_an_earlier_report_of_fewer_records_leaves_no_trace(
     specification, records = whole
     partly = [r for r in records if r["source"]["name"] == "short" and r["kind"] == "cell"]
     interrupted = save_sweep(tmp_path / "interrupted", specification, partly)
-    text = write_report(interrupted).read_text()
+    text = report_of(Sweep, interrupted).read_text()
     assert "Not measured yet" not in text
     save_sweep(interrupted, specification, records)
-    write_report(interrupted)
-    write_report(save_sweep(tmp_path / "straight", *whole))
+    report_of(Sweep, interrupted)
+    report_of(Sweep, save_sweep(tmp_path / "straight", *whole))
     assert files_of(interrupted) == files_of(tmp_path / "straight")
 
 
@@ -114,7 +115,7 @@ def test_hostile_names_are_text_and_nothing_else(make_sweep, save_sweep, describ
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of glyphs that the font does not have
-        path = write_report(save_sweep(tmp_path / "out", *sweep))
+        path = report_of(Sweep, save_sweep(tmp_path / "out", *sweep))
     text = path.read_text()
     assert "<script" not in text
     assert "<img src=x" not in text
@@ -154,17 +155,15 @@ def test_odd_sweeps_have_a_report(case, make_sweep, save_sweep, describe, tmp_pa
     specification, records = make_sweep(**{**small, **changes[case]})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = write_report(save_sweep(tmp_path, specification, records))
+        path = report_of(Sweep, save_sweep(tmp_path, specification, records))
     text = path.read_text()
     assert len(set(EMBEDDED.findall(text))) == len(list((tmp_path / "figures").iterdir()))
     assert not re.search(r">\s*(nan|None)\s*<", text)
 
 
-def test_a_folder_without_records_is_refused(sweep, save_sweep, tmp_path):
+def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
-        write_report(tmp_path)
-    with pytest.raises(InputError, match="holds no records yet"):
-        write_report(save_sweep(tmp_path, sweep[0], []))
+        report_of(Sweep, tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -178,22 +177,23 @@ def test_a_folder_that_cannot_be_written_is_refused(small_sweep, save_sweep, tmp
     save_sweep(tmp_path, *small_sweep)
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
-        write_report(tmp_path)
+        report_of(Sweep, tmp_path)
     assert (tmp_path / "figures").read_text() == "in the way"
 
 
 def test_a_full_disk_leaves_the_report_that_was_there(small_sweep, save_sweep, tmp_path):
     """A limit on a file's size stands in for the disk: figures fit under it, the HTML does not."""
-    write_report(save_sweep(tmp_path, *small_sweep))
+    report_of(Sweep, save_sweep(tmp_path, *small_sweep))
     before = files_of(tmp_path)
     limit = max(len(content) for name, content in before.items() if name != "report.html") + 1
     assert limit < len(before["report.html"])
     code = (
-        "import resource, sys\n"
+        "import pathlib, resource, sys\n"
         "from sinkjax.errors import InputError\n"
-        "from sinkjax.cli.study import write_report\n"
+        "from sinkjax.studies.study import write_report\n"
+        "from sinkjax.studies.sweep.study import Sweep\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
-        "try: write_report(sys.argv[1])\n"
+        "try: write_report(Sweep, pathlib.Path(sys.argv[1]))\n"
         "except InputError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(limit)]
