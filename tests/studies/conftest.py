@@ -260,11 +260,6 @@ def build_quality_run(costs, windows=WINDOWS):
             crosses = {"crossing": CROSSING} if (name, length) == (list(costs)[-1], 24) else {}
             result = summarize_continuation(agreeing, NEW, seed=0)
             add("continuation", name, length, result, num_tokens=NEW, **crosses)
-        # As earlier versions measured it.
-        share = lambda value: {"value": value, "low": None, "high": None}  # noqa: E731
-        changes = {"baseline": share(0.75), "candidate": share(0.5), "change": share(-0.25)}
-        passkeys = {"answer_tokens": 5.0, "retrieved": changes, "nll": changes}
-        add("passkey", name, 512, passkeys, depth=0.5, score_from=500)
     return specification, records
 
 

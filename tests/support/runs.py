@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 
 from sinkjax.studies.results import Results, read_records
-from sinkjax.studies.study import Study, write_report
 
 SPECIFICATION = {"models": ["tiny"], "lengths": [2, 4], "thresholds": [0.9]}
 
@@ -31,7 +30,9 @@ def numbers(folder: pathlib.Path) -> list[int]:
     return [found["number"] for found in read_records(folder)[1]]
 
 
-def report_of(study: type[Study], folder: pathlib.Path) -> pathlib.Path:
+def report_of(study: type, folder: pathlib.Path) -> pathlib.Path:
     """The report of a run of the study, made anew out of its records."""
+    from sinkjax.studies.study import write_report  # slow to import
+
     write_report(study, folder)
     return folder / "report.html"

@@ -30,7 +30,7 @@ def sections(specification: Mapping[str, Any], records: Sequence[Record]) -> lis
 def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     """One text under one BOS policy."""
     explain = explanations(__package__)
-    parts: list[tuple[str, str, Callable | None]] = [
+    parts: list[tuple[str, str, Callable]] = [
         ("What each mask costs", explain.cost(**INTERVALS, fewest=FEWEST), figures.cost_figure),
         ("Where in the text it costs", explain.positions(), figures.position_figure),
         (
@@ -38,12 +38,11 @@ def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
             explain.continuations(),
             figures.continuation_figure,
         ),
-        ("A hidden number given back", explain.passkeys(), None),
     ]
     sections = []
     for (name, text, draw), (kind, makers) in zip(parts, tables.PARTS, strict=True):
         if records := of_text.get(kind):
-            pictures = [draw(batch) for batch in _batches(records)] if draw else []
+            pictures = map(draw, _batches(records))
             blocks = [Prose(text), *pictures, *(make(records) for make in makers)]
             sections.append(Section(name, blocks))
     return Section(_name(of_text), sections=sections)

@@ -27,8 +27,6 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
 
     Args:
       stats: W excerpts of P scored positions, the last one that of the prompt's last token.
-      mask: of the candidate.
-      seed: of the resamples.
 
     Returns:
       the "result" of a record of kind "quality", of plain Python values; KL and NLL in nats a
@@ -73,8 +71,6 @@ def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) 
 
     Args:
       agreeing: int [W], tokens before the first difference; `num_tokens` where there is none.
-      num_tokens: of each continuation.
-      seed: of the resamples.
 
     Returns:
       the "result" of a record of kind "continuation": estimates of `agreeing`, the mean over
@@ -89,48 +85,24 @@ def summarize_continuation(agreeing: np.ndarray, num_tokens: int, *, seed: int) 
     }
 
 
-def measured_quality(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What records say of one candidate, short enough for its mask's file.
-
-    Args:
-      records: of `sinkjax.studies.quality`, all of one candidate.
+def measured_quality(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What records of kind "quality" say of one mask, for the "quality" of its file.
 
     Returns:
-      by the records' kinds, a list of measurements, each with the text, the BOS policy and the
-      length that it was made on and its record's id: for `sinkjax.save_mask(quality=...)`.
-
-    Raises:
-      ValueError: for records of several candidates.
+      each result with the text, the BOS policy and the length that it is of, and its record's id.
     """
-    records = list(records)
-    candidates = {record["candidate"]["name"] for record in records}
-    if len(candidates) > 1:
-        raise ValueError(f"the records are of several candidates: {', '.join(sorted(candidates))}")
-    measured: dict[str, Any] = {}
-    for record in records:
-        result = dict(record["result"])
-        result.pop("per_window", None)
-        kept = (
-            "length",
-            "num_windows",
-            "bos",
-            "score_from",
-            "generated",
-            "depth",
-            "num_tokens",
-            "seed",
-        )
-        measured.setdefault(record["kind"], []).append(
-            {
-                "text": record["source"]["name"],
-                "text_sha256": record["source"]["sha256"],
-                **{name: record[name] for name in kept if name in record},
-                **result,
-                "model_digest": record["model"]["model_digest"],
-                "record": record["id"],
-            }
-        )
-    return measured
+    kept = ("length", "num_windows", "bos", "score_from", "generated", "seed")
+    return [
+        {
+            "text": record["source"]["name"],
+            "text_sha256": record["source"]["sha256"],
+            **{name: record[name] for name in kept if name in record},
+            **record["result"],
+            "model_digest": record["model"]["model_digest"],
+            "record": record["id"],
+        }
+        for record in records
+    ]
 
 
 def _likelihoods(stats: QualityStats, weights: np.ndarray) -> dict[str, Any]:

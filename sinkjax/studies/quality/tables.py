@@ -20,7 +20,7 @@ _LABELS = (
 
 
 def quality_tables(records: Sequence[Record]) -> list[Table]:
-    """Tables of KL, agreement, likelihood, KL by position, continuations and hidden numbers.
+    """Tables of KL, agreement, likelihood, KL by position, and continuations.
 
     Those of each text and BOS policy are together; what there are no records for has none.
     """
@@ -34,10 +34,8 @@ def quality_tables(records: Sequence[Record]) -> list[Table]:
 
 
 def by_text(records: Sequence[Record]) -> list[dict[str, list[Record]]]:
-    """The records of each text and BOS policy by their kinds, by candidate, length and depth."""
-    ordered = sorted(
-        records, key=lambda r: (r["candidate"]["name"], r["length"], r.get("depth", 0))
-    )
+    """The records of each text and BOS policy by their kinds, by candidate and length."""
+    ordered = sorted(records, key=lambda r: (r["candidate"]["name"], r["length"]))
 
     def text(record: Record) -> tuple[str, ...]:
         source = record["source"]
@@ -171,21 +169,9 @@ _CONTINUATIONS = _table(
     column("until they differ", "result.agreeing", formats.mean_count, formats.estimate),
     column("never differ", "result.identical", formats.percent, formats.estimate),
 )
-_PASSKEYS = _table(  # of earlier versions
-    "a hidden number given back",
-    "The share of {} whose number of five digits greedy decoding gives back whole. Depth: how much "
-    f"of the text comes before it. NLL: of the whole number, in nats. {EXCERPTS_NOTE}",
-    column("depth", "depth", lambda depth: formats.percent(depth, 0)),
-    column("by the\nbaseline", "result.retrieved.baseline", formats.percent, formats.estimate),
-    column("by the\nmask", "result.retrieved.candidate", formats.percent, formats.estimate),
-    column("NLL,\nbaseline", "result.nll.baseline", formats.nats, formats.point),
-    column("change", "result.nll.change", formats.signed_nats, formats.estimate),
-)
-
 PARTS: Sequence[tuple[str, Sequence[Callable[[Sequence[Record]], Table]]]] = (
     ("quality", (_DIVERGENCE, _AGREEMENT, _LIKELIHOOD)),
     ("quality", (position_table,)),
     ("continuation", (_CONTINUATIONS,)),
-    ("passkey", (_PASSKEYS,)),
 )
 """The parts of one text: the kind of its records, and what makes its tables of them."""

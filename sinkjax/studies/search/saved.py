@@ -61,9 +61,9 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
     measured = measured_quality(quality_of(records, CHOSEN))
-    texts = over_texts(measured["quality"], outcome["settings"]["seed"])
+    texts = over_texts(measured, outcome["settings"]["seed"])
     over_chips = outcome["result"].get("over_chips", [])
-    quality = {**measured, "texts": texts, "controls": controls}
+    quality = {"quality": measured, "texts": texts, "controls": controls}
     quality |= {"over_chips": over_chips} if over_chips else {}
     return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
 
@@ -92,5 +92,4 @@ def budget_of(
     records: Sequence[Mapping[str, Any]], kl_budget: float, budget_on: str
 ) -> dict[str, Any]:
     """`over_budget` of the chosen mask, the margin of its budget included."""
-    measured = measured_quality(quality_of(records, CHOSEN))
-    return over_budget(measured.get("quality", ()), kl_budget, budget_on)
+    return over_budget(measured_quality(quality_of(records, CHOSEN)), kl_budget, budget_on)

@@ -158,7 +158,7 @@ def test_the_page_of_a_quality_run_is_as_sound(browser, resize, quality_report):
         """return [...document.querySelectorAll("nav a")].map(
           a => document.querySelector(a.getAttribute("href")) !== null)"""
     )
-    assert lead == [True] * 7
+    assert lead == [True] * 6
 
 
 def assert_fits(browser, width):
