@@ -118,7 +118,8 @@ def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:
         return {
             "quality": [
                 {**row, **_dtype(record)}
-                for row, record in zip(measured_quality(own["quality"]), own["quality"], strict=True)
+                for record in own["quality"]
+                for row in measured_quality([record])
             ],
             "retrieval": [
                 {**promised, **_dtype(own["retrieval"][0])}

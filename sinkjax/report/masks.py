@@ -27,7 +27,6 @@ def mask_table(mask: SinkMask, control: SinkMask, num_kv_heads: int) -> Table:
     """Which heads of each layer are masked, and how many groups that frees.
 
     Args:
-      mask: to show.
       control: as many heads a layer, drawn at random.
       num_kv_heads: K, which divides N.
     """
@@ -69,13 +68,12 @@ def _whole_groups(mask: SinkMask, num_kv_heads: int) -> list[int]:
     return grouped.all(axis=-1).sum(axis=-1).tolist()
 
 
-def mask_map(mask: SinkMask, name: str = "", num_kv_heads: int | None = None) -> Figure:
+def mask_map(mask: SinkMask, name: str, num_kv_heads: int) -> Figure:
     """Draws a mask, layers up the side with layer 0 at the bottom, heads along.
 
     Args:
-      mask: to draw.
       name: of the mask or its model, under the headline.
-      num_kv_heads: K, to part the groups by lines; None for no lines.
+      num_kv_heads: K, to part the groups by lines.
 
     Returns:
       a figure of matplotlib's objects alone, with an Agg canvas.
@@ -84,13 +82,13 @@ def mask_map(mask: SinkMask, name: str = "", num_kv_heads: int | None = None) ->
       ValueError: where K does not divide N.
     """
     layers, heads = mask.num_layers, mask.num_heads
-    size = heads if num_kv_heads is None else group_size(heads, num_kv_heads)
+    size = group_size(heads, num_kv_heads)
     width = heads * min(0.4, (canvas.WIDTH - canvas.LEFT - canvas.RIGHT) / heads)
     height = layers * min(0.25, max(0.1, 5.4 / layers))  # so that 30 layers fit a screen
     off = int(mask.masked.sum())
     sheet = Sheet(
         f"Masked heads: {off:,} of {layers * heads:,} ({off / (layers * heads):.1%})",
-        f"{name}; mask {mask.digest[:16]}" if name else f"mask {mask.digest[:16]}",
+        f"{name}; mask {mask.digest[:16]}",
         body=height + 0.6,
         key=0.3,
     )

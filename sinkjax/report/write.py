@@ -1,6 +1,5 @@
 """Writes a page and its figures into a folder, and takes away nothing that is not its own."""
 
-import os
 import re
 from collections.abc import Set
 from pathlib import Path
@@ -35,7 +34,7 @@ def check_folder(folder: Path, figures: Set[str] = frozenset()) -> None:
         raise InputError(*(_problem(folder, f"{path} {_NOT_OURS}") for path in foreign))
 
 
-def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
+def write_page(folder: Path, page: Page) -> None:
     """Writes report.html and figures/*.png in place of those that an earlier report left.
 
     The same page gives the same bytes. Figures of the earlier report that this one does not have
@@ -43,18 +42,11 @@ def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
 
     Args:
       folder: which is there.
-      page: to write.
-
-    Returns:
-      the path of report.html, which needs no other file.
 
     Raises:
       InputError: where the folder holds something that no report wrote under a name that this one
         needs, or cannot be written.
     """
-    if not os.fspath(folder):
-        raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
-    folder = Path(folder)
     html, pictures = render_page(page)
     figures = {f"{picture.name}.png": picture.png for picture in pictures}
     try:
@@ -72,7 +64,6 @@ def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(_problem(folder, f"{reason}. {_NOT_WRITABLE}")) from error
-    return folder / "report.html"
 
 
 def _problem(folder: Path, reason: str) -> Problem:

@@ -63,7 +63,7 @@ def test_nothing_written_overlaps_or_leaves_the_figure(num_layers, num_heads, nu
 
 def test_the_legend_names_the_paths_that_occur_and_counts_their_heads():
     mask = SinkMask.from_text("L0: 3f w(0,4) | L1: f w(0,4) w(0,8) s(zero)")
-    (legend,) = mask_map(mask).legends
+    (legend,) = mask_map(mask, "tiny", 1).legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["full: 4", "window (2 kinds): 3", "sink(zero): 1"]
     colours = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
@@ -72,7 +72,7 @@ def test_the_legend_names_the_paths_that_occur_and_counts_their_heads():
 
 def test_the_headline_counts_and_the_digest_names_the_mask():
     mask = some_mask(6, 4)
-    texts = " ".join(text.get_text() for text in mask_map(mask, "tiny $x_1$").texts)
+    texts = " ".join(text.get_text() for text in mask_map(mask, "tiny $x_1$", 2).texts)
     assert f"{mask.masked.sum()} of 24" in texts
     assert "tiny $x_1$" in texts
     assert mask.digest[:16] in texts
@@ -80,4 +80,4 @@ def test_the_headline_counts_and_the_digest_names_the_mask():
 
 def test_groups_that_do_not_divide_the_heads_are_refused():
     with pytest.raises(ValueError, match="do not divide"):
-        mask_map(some_mask(2, 4), num_kv_heads=3)
+        mask_map(some_mask(2, 4), "tiny", 3)
