@@ -63,7 +63,6 @@ class Card:
     """What to read first of a part of the page.
 
     Attributes:
-      title: of the part.
       sentences: what was found.
       note: what the sentences rest on; may be empty.
     """
@@ -78,7 +77,6 @@ class Section:
     """A part of the page, which the table of contents names.
 
     Attributes:
-      title: its heading.
       blocks: in the order in which to read them.
       sections: parts of it, after the blocks.
     """

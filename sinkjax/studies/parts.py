@@ -103,9 +103,7 @@ def check_parts(folder: Path, parts: list[Part], specification: Mapping[str, Any
     """Refuses to go on beside parts of another run.
 
     Args:
-      folder: of the study.
       parts: of which some may have no folder.
-      specification: of this run.
 
     Raises:
       InputError: with what differs, by part; and as `read_records`.

@@ -4,6 +4,7 @@ Prompts are what was drawn, so prompts are what is resampled: every interval is 
 bootstrap over whole prompts (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
 13). All quantities are ratios of counts that add up over prompts, so a resample is a row of whole
 weights and all resamples of a quantity are one matrix product, exact in float64.
+The `seed` of what summarizes is that of its resamples.
 
 Excerpts, on which masks are judged, are few: the percentiles of eight cover 87 to 89% where they
 say 95%. So theirs are expanded (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,

@@ -76,9 +76,6 @@ def output_folder(folder: str | os.PathLike[str]) -> Path:
 def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
     """Reads a run's folder and changes nothing in it, also while the run writes to it.
 
-    Args:
-      folder: the run's output folder.
-
     Returns:
       the run's specification, and its records in the order in which they were made. A last line
       that is torn, or still being written, is no record.

@@ -309,8 +309,6 @@ def run_study(
     """Measures what a folder does not hold yet, and writes the page of all that it holds.
 
     Args:
-      study: to be answered.
-      folder: of its results.
       on_progress: called after every step.
       part: whose share of the cells is measured, into a folder of its own and without a page. The
         study without a part takes over what all its parts made.

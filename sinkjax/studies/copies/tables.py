@@ -35,8 +35,7 @@ def copying_tables(records: Sequence[Record]) -> list[Table]:
     sources = sorted((r for r in records if r["kind"] == "sources"), key=lambda r: r["length"])
     copies = [record for record in records if record["kind"] == "copies"]
     tables = [_sources_table(sources)] if sources else []
-    measured = [("kl", copies), (LAST, [record for record in copies if LAST in record["result"]])]
-    return tables + [_copies_table(kl, records) for kl, records in measured if records]
+    return tables + [_copies_table(kl, copies) for kl in _WHERE if copies]
 
 
 def _sources_table(records: Sequence[Record]) -> Table:

@@ -48,11 +48,9 @@ _HEIGHT, _GAP = 2.9, 0.7  # inches
 _COLUMNS, _KEYS = 3, 6  # panels, and keys, of a row
 _PANEL = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (_COLUMNS - 1) * _GAP) / _COLUMNS  # inches
 
-_FORMULA = "by formulas of a mask's heads"
 _SAVED_AS = {
     "compiled": "as read from the programs that each mask compiles into",
-    "formula": _FORMULA,
-    "by_hand": _FORMULA,  # the name in records of version 0.1.0
+    "formula": "by formulas of a mask's heads",
 }
 
 

@@ -110,7 +110,6 @@ def fit(
     """The most probable weights under their prior.
 
     Args:
-      examples: of any number of prompts.
       features: of `_EQUATIONS`.
       penalty: above 0.
       counted: bool [R], the examples to fit to: of the others nothing is used; None for all.

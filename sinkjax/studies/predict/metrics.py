@@ -25,7 +25,6 @@ def score_predictions(
     Args:
       probabilities: float [P, M] within [0, 1].
       outcomes: bool [P, M].
-      seed: of the resamples.
 
     Returns:
       of plain Python values, each an estimate with its interval unless said otherwise:
@@ -56,7 +55,6 @@ def compare_brier(
     Args:
       probabilities, others: float [P, M] within [0, 1], of the same heads of the same prompts.
       outcomes: bool [P, M].
-      seed: of the resamples.
     """
     change = np.square(probabilities - outcomes) - np.square(others - outcomes)
     return estimate_mean(change, resample_counts(len(change), seed))
@@ -78,7 +76,6 @@ def operate(
         cell. It takes out as many as the predictor does in that cell on average.
       outcomes: bool [P, C, M].
       limit: within [0, 1].
-      seed: of the resamples.
 
     Returns:
       `limit`, a number; estimates of `share`, of all heads that are taken out, `found`, of the

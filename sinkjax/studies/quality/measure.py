@@ -53,7 +53,6 @@ class Measure:
           rows: int32 [W, T + M], excerpts, and the text after each, which is read through decoding
             under the masks that serve it.
           length: T.
-          seed: of the resamples.
         """
         at_once = batch_rows(rows[:, :length], shards=row_shards(self._model))
         stats: list[QualityStats] = []
@@ -75,13 +74,7 @@ class Measure:
         crossing: Mapping[str, Any] | None,
         seed: int,
     ) -> dict[str, Any]:
-        """The "result" of a record of kind "continuation".
-
-        Args:
-          excerpts: int32 [W, T].
-          crossing: the candidate's.
-          seed: of the resamples.
-        """
+        """The "result" of a record of kind "continuation", of excerpts int32 [W, T]."""
         mask = candidate.masks[excerpts.shape[1]]
         # Under `stay` the excerpt's own mask gives every token: they are the same without a plan.
         prefilled = crossing if crossing and crossing["rule"] == "prefill" else None
@@ -157,10 +150,7 @@ def compile_continuations(
 
     Args:
       model: the baseline.
-      candidate: whose masks serve.
-      lengths: T of all excerpts.
       num_excerpts: of one length, at most.
-      num_tokens: of each continuation.
 
     Raises:
       InputError: for masks without the fills that they need, or a model without room.

@@ -66,18 +66,16 @@ def _opening(records: Sequence[Record]) -> list[str]:
 def _sentence(record: Record) -> str:
     result, notes = record["result"], Footnotes()
     masked, total = formats.masked(record["candidate"]["heads"]).split("/")
-    late, perplexity = "", ""
-    if "kl_late" in result:
-        value = formats.estimate(result["kl_late"], formats.nats, notes)
-        late = f", and {value} over the last quarter"
+    means = result["kl"]["mean"], result["kl_late"]
+    kl, late = (formats.estimate(mean, formats.nats, notes) for mean in means)
+    perplexity = ""
     if result["perplexity"]["change"]["value"] is not None:
         change = formats.point(result["perplexity"]["change"], formats.relative, notes)
         perplexity = f" The perplexity changes by {change}."
     return (
         f"{record['candidate']['name']} masks {masked} of {total} heads. At "
-        f"{formats.count(record['length'])} tokens that costs a KL of "
-        f"{formats.estimate(result['kl']['mean'], formats.nats, notes)} nats a token{late}; the "
-        "likeliest token stays the same at "
+        f"{formats.count(record['length'])} tokens that costs a KL of {kl} nats a token, and "
+        f"{late} over the last quarter; the likeliest token stays the same at "
         f"{formats.point(result['agreement']['top1'], formats.percent, notes)} of the positions."
         f"{perplexity}"
     )

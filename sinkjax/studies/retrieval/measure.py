@@ -61,7 +61,7 @@ class MeasureAnswers:
                 )
 
     def __call__(self, asked: Asked, candidate: Candidate, seed: int) -> dict[str, Any]:
-        """The "result" of a record; the seed is that of the resamples."""
+        """The "result" of a record."""
         baseline, masked = (self._answers(asked, of) for of in (None, candidate))
         return summarize_answers(baseline, masked, asked.questions.answer_tokens, seed=seed)
 
@@ -143,7 +143,6 @@ def summarize_answers(
     Args:
       baseline, candidate: `accuracy` and `nll` of the same W questions, float64 [W] each.
       answer_tokens: int [W].
-      seed: of the resamples.
 
     Returns:
       the "result" of a record: of `accuracy`, in shares, and `nll`, of a whole answer in nats,

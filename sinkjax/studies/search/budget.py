@@ -1,8 +1,8 @@
 """Growing a mask to a budget of KL: which moves to make, and how far to go. Pure numpy.
 
-A unit is a head, or a whole key/value group. A move takes a unit to a path that saves more. Moves
-are made greedily by predicted cost a saving, each predicted beside those already made; how many of
-them fit the budget is measured, not predicted.
+A unit is a head, or a whole key/value group: `size` heads. A move takes a unit to a path that saves
+more, of P paths that are not `full`. Moves are made greedily by predicted cost a saving, each
+predicted beside those already made; how many of them fit the budget is measured, not predicted.
 """
 
 import dataclasses
@@ -67,11 +67,9 @@ def rank_moves(
     Args:
       start: that moves are made from; also another mask than the predictions are of. The heads of
         a unit are on one path.
-      paths: P of them, without `full`.
       predicted: costs of single heads.
       savings: float [P, L], of a unit on each path in each layer, or [P, 1] where layers are alike;
         a path of none is not taken there.
-      size: heads of a unit.
       within: whose path alone each unit may take, in the order of `start`; None for any path.
 
     Returns:
@@ -130,10 +128,7 @@ def rank_returns(
     """Moves of masked units back, each alone: that which lowers the cost most is first.
 
     Args:
-      mask: that is masked.
-      paths: P of them, without `full`.
       predicted: costs under the mask.
-      size: heads of a unit.
       whole: `full`, and paths that are as good where costs are predicted; units go back to the
         first of them, and those that are on any stay.
     """
@@ -210,7 +205,6 @@ def spend(
       measure: the KL of a mask.
       kl: of `start`, at most the target.
       scale: measured KL a predicted one, from earlier; None for none.
-      size: heads of a unit.
       tries: measurements, at most.
       close: the share of the target that is near enough.
       whole: whether all moves are measured first, since they are expected to fit.

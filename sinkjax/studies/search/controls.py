@@ -19,8 +19,6 @@ def control_masks(
     """What the chosen mask has to beat: others with as many masked heads, by their names.
 
     Args:
-      outcome, settings: of the search.
-      config: of the model.
       scores: float [L, N], sink scores.
       draws: of each random control, whose names end in their numbers.
     """

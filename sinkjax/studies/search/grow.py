@@ -159,8 +159,6 @@ def search_mask(
       ranking_excerpts: int32 [W, T], on which costs are predicted and means taken.
       held_excerpts: int32 [W, T + M], on which masks are measured; others than those. The last M
         are tokens after the prompt.
-      settings: what is searched for.
-      store: of what is measured.
       answers: that the mask has to keep, the longest first; those count of which the baseline
         itself answers most sets, of several the first.
     """

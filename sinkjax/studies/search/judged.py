@@ -29,11 +29,9 @@ def judged_cells(
 
     Args:
       masks: by what their candidates are called.
-      series: that the excerpts are of.
       excerpts: int32 [W, T + M], with the M tokens after each.
       length: T.
       fills: float32 [L, N, H], for masks with `sink(mean)` heads.
-      seed: of the resamples.
     """
     judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
     generated = excerpts.shape[1] - length

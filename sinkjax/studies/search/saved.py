@@ -61,10 +61,12 @@ def saved_search(records: Sequence[Mapping[str, Any]]) -> tuple[Provenance, dict
     )
     controls = {name: costs_of(records, name) for name in CONTROLS}
     measured = measured_quality(quality_of(records, CHOSEN))
-    texts = over_texts(measured, outcome["settings"]["seed"])
-    over_chips = outcome["result"].get("over_chips", [])
-    quality = {"quality": measured, "texts": texts, "controls": controls}
-    quality |= {"over_chips": over_chips} if over_chips else {}
+    quality = {
+        "quality": measured,
+        "texts": over_texts(measured, outcome["settings"]["seed"]),
+        "controls": controls,
+        "over_chips": outcome["result"]["over_chips"],
+    }
     return provenance, {**quality, **({"retrieval": answers_of(records)} if asked else {})}
 
 

@@ -34,7 +34,7 @@ def search_tables(records: Sequence[Record]) -> list[Table]:
     if len(by_text) > 1:
         costs.append(_texts_table(search, quality_of(records, CHOSEN)))
     answers = retrieval_tables([record for record in records if record["kind"] == "retrieval"])
-    over_chips = chips_tables(search["result"].get("over_chips", []))
+    over_chips = chips_tables(search["result"]["over_chips"])
     return [_rounds_table(search), _mask_table(search), *over_chips, *costs, *answers]
 
 
@@ -75,7 +75,7 @@ def over_draws(records: Sequence[Record]) -> Record:
 
 def _costs(record: Record) -> dict[str, Any]:
     result = record["result"]
-    parts = {name: {**result[name]} for name in PARTS if name in result}
+    parts = {name: {**result[name]} for name in PARTS}
     for part in parts.values():
         part.pop("by_path", None)
     return {"kl": result["kl"]["mean"], **parts}
@@ -84,17 +84,17 @@ def _costs(record: Record) -> dict[str, Any]:
 def _rounds_table(search: Record) -> Table:
     settings = search["settings"]
     tried = lambda masks: ", ".join(f"{n}: {formats.nats(kl)}" for n, kl in masks)  # noqa: E731
-    units = settings["by"]
-    units += f" on each of {settings['chips']} chips" if "chips" in settings else ""
+    over = f" on each of {settings['chips']} chips" if "chips" in settings else ""
+    budget_on = "the largest KL" if settings["budget_on"] == "largest" else "KL"
     return tabulate(
-        f"{title(search)}: the search, by {units}, for {_kl(settings)} up to "
+        f"{title(search)}: the search, by {settings['by']}{over}, for {budget_on} up to "
         f"{settings['kl_budget']:.4f}, the budget less its margin",
         [{"round": n, **step} for n, step in enumerate(search["result"]["rounds"], start=1)],
         (
             column("round", "round", formats.count),
             column("moves: KL, in the order of measuring", "tried", lambda m: tried(m) or "-"),
             column("moves kept", "moves", formats.count),
-            ("given back", lambda step, _: formats.count(step.get("returned", 0))),
+            column("given back", "returned", formats.count),
             column("KL", "kl", formats.nats),
         ),
         notes=(
@@ -105,10 +105,6 @@ def _rounds_table(search: Record) -> Table:
         ),
         labels=2,
     )
-
-
-def _kl(settings: Mapping[str, Any]) -> str:
-    return "the largest KL" if settings.get("budget_on") == "largest" else "KL"
 
 
 def _mask_table(search: Record) -> Table:

@@ -19,9 +19,7 @@ def summarize_cell(
     Args:
       scores: float32 [P, L, N].
       output_norm: float32 [P, L, N], the heads' output norms relative to their layer.
-      definition: of the scores.
       threshold: an attention share, within (0, 1).
-      seed: of the resamples and the shuffles.
 
     Returns:
       the "result" of a record of kind "cell", of plain Python values: `sinks` (count a prompt and

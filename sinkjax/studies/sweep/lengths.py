@@ -33,9 +33,7 @@ def summarize_lengths(
       scores_by_length: float32 [P, L, N] each; P may differ.
       prompt_keys: equal keys are lengths of the same prompts in the same order, which are resampled
         together; lengths with different keys are resampled independently.
-      definition: of the scores.
       threshold: an attention share, within (0, 1).
-      seed: of the resamples.
       min_share: a head holds at a length where it is a sink in at least this share of the prompts.
 
     Returns:

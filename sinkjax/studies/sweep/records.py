@@ -110,12 +110,7 @@ class SweepRecords:
 
 
 def arrange(specification: Mapping[str, Any], records: Sequence[Record]) -> SweepRecords:
-    """Sorts records into groups and curves.
-
-    Args:
-      specification: of the sweep.
-      records: in any order.
-    """
+    """Sorts records, in whatever order they are, into groups and curves."""
     records = sorted(records, key=functools.partial(_order, specification))
     study = [record for record in records if record["source"]["role"] == "study"]
     over_lengths = {_curve_key(record): record for record in records if record["kind"] == "lengths"}

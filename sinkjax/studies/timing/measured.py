@@ -21,7 +21,6 @@ class Measured:
       samples: of all programs, the baseline twice, and of the machine.
       device: seconds by the device's clock, which then are what counts; None for the host's.
       amounts: bytes of each `read` and operations of each `multiply`.
-      seed: of the resamples.
     """
 
     samples: Mapping[str, Samples]
@@ -33,7 +32,6 @@ class Measured:
         """One program's part of a record.
 
         Args:
-          name: of the program.
           limit: of one of its runs.
           baseline: of one of the baseline's.
           tokens: that one run takes in, or gives.

@@ -63,13 +63,10 @@ def interleave(
     """Times calls by turns.
 
     Args:
-      calls: by name.
       rounds: in each, every call is timed once.
       warmup: runs of each call before the first round, kept apart.
       seed: of the order.
       settle: seconds to wait before each run, for threads of another one that wait by spinning.
-      clock: in seconds.
-      on_round: called after each round.
 
     Returns:
       of each call, by name.
@@ -100,7 +97,6 @@ def ratio(seconds: Sequence[float], by: Sequence[float], seed: int = 0) -> dict[
 
     Args:
       seconds, by: [rounds], of the same rounds.
-      seed: of the resamples.
 
     Returns:
       `value`, the median of the rounds' ratios; `low`, `high` and `level` of its interval.

@@ -86,8 +86,6 @@ class Timer:
         """Prepares to time programs of a model.
 
         Args:
-          model: the baseline.
-          candidates: that are timed beside it.
           profile: folder for traces, one a run that is timed; None for none that stay.
         """
         self._model, self._candidates, self._how = model, candidates, how

@@ -94,7 +94,6 @@ def distil(
         [B, T, D].
       start: parameters, float32.
       excerpts: int32 [W, T], T at least 2. All of them are used before any is used again.
-      settings: how.
       folder: for checkpoints, by Orbax; of this training alone. All processes have to see it.
       weights: float32 [W, T - 1], how much the KL of each position from the second on counts in
         its excerpt's loss; None for their mean.
