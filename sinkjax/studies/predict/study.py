@@ -138,7 +138,7 @@ class Predict(ScoreStudy):
         if self.results is not None:
             take_arrays(bench.results, self.results)
         for series in self.series:
-            scores = self.scores(bench, series)
+            scores = functools.cache(lambda n, of=series: self.measured(bench, of.tokens[n]))
             first_tokens = {n: rows[:, 0] for n, rows in series.tokens.items()}
 
             def predict(definition: str, threshold: float, scores=scores, tokens=first_tokens):

@@ -18,20 +18,14 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from sinkjax.distributed import to_host
 from sinkjax.errors import Problem
-from sinkjax.instruments.batches import batches
-from sinkjax.instruments.token_losses import OutputHead, residuals, token_divergences
+from sinkjax.instruments.compare import compare
 from sinkjax.masks.mask import SinkMask
-from sinkjax.models.decoder import Llama
-from sinkjax.models.finite import check_finite
 from sinkjax.report.records import Record
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import MASK, Fills, is_text, read_mask
 from sinkjax.studies.held_out import mask_result
-from sinkjax.studies.repair.repair import Changes, Repair, save_repair
+from sinkjax.studies.repair.repair import Repair, save_repair
 from sinkjax.studies.settings import setting
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
@@ -90,7 +84,7 @@ class RepairStudy(TrainingStudy):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},
                 lambda changes=changes: mask_result(
-                    mask, _divergences(model, repair, changes, rows), *how
+                    mask, compare(model, repair.model(changes), rows).kl, *how
                 ),
                 "judged",
                 steps=rows.size,
@@ -98,16 +92,3 @@ class RepairStudy(TrainingStudy):
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         return [f"repair: {folder}/{self.mask_name}.repair.safetensors"]
-
-
-def _divergences(
-    model: Llama, repair: Repair, changes: Changes, excerpts: np.ndarray
-) -> np.ndarray:
-    """KL(baseline ‖ model with these changes), float32 [W, P], from position 1 on."""
-    changed = repair.model(changes)
-    parts = []
-    for tokens, count in batches(model, excerpts):
-        streams = (residuals(either, tokens)[:, 1:] for either in (model, changed))
-        parts.append(to_host(token_divergences(OutputHead(model), *streams))[:count])
-        check_finite("logits", parts[-1])
-    return np.concatenate(parts)

@@ -34,14 +34,7 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.costs import late_from, parts_up_to
 from sinkjax.studies.retrieval.asked import kept_answers
 from sinkjax.studies.retrieval.measure import FLOOR
-from sinkjax.studies.search.budget import (
-    Move,
-    Step,
-    make_moves,
-    rank_moves,
-    rank_returns,
-    spend,
-)
+from sinkjax.studies.search.budget import Move, Step, make_moves, rank_moves, rank_returns, spend
 from sinkjax.studies.search.learned import LearnedGates
 from sinkjax.studies.store import Store
 from sinkjax.studies.units import Units, units_of

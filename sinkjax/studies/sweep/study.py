@@ -17,20 +17,17 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sinkjax.accounts.limits import prefill_limit
 from sinkjax.distributed import to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batch_rows
-from sinkjax.instruments.sinks import (
-    DEFAULT_TAIL,
-    DEFINITIONS,
-    MAX_KEY_POSITIONS,
-    measure_sinks,
-)
+from sinkjax.instruments.sinks import DEFAULT_TAIL, DEFINITIONS, MAX_KEY_POSITIONS, measure_sinks
+from sinkjax.masks.mask import SinkMask
 from sinkjax.models.digest import tokens_digest
 from sinkjax.models.sharding import row_shards
 from sinkjax.report.records import Record
@@ -95,12 +92,6 @@ class ScoreStudy(Study):
     def rules(self) -> list[tuple[str, float]]:
         """Every definition with every threshold."""
         return list(itertools.product(self.definitions, self.thresholds))
-
-    def scores(
-        self, bench: Bench, series: Series
-    ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-        """Gives what `measured` does of a series's prompts of one length, once it is asked."""
-        return functools.cache(lambda length: self.measured(bench, series.tokens[length]))
 
     def measured(self, bench: Bench, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [definition, P, L, N] and output norms float32 [P, L, N].
@@ -245,7 +236,7 @@ class Sweep(ScoreStudy):
     def _cells(self, bench: Bench, series: Series) -> Iterator[Cell]:
         common = {**series.origin(), **values(self, "key_position", "tail", "seed")}
         lengths = sorted(series.tokens)
-        measured = self.scores(bench, series)
+        measured = functools.cache(lambda length: self.measured(bench, series.tokens[length]))
         hashes = {length: tokens_digest(series.tokens[length]) for length in lengths}
         counts = {length: len(series.tokens[length]) for length in lengths}
 
@@ -334,13 +325,9 @@ class Sweep(ScoreStudy):
 
 
 def count_flops(series: Series) -> float:
-    """Returns the FLOPs of measuring a series: products of the layers, causal scores."""
+    """Returns the FLOPs of measuring a series, by formula: those of its prompts' prefill."""
     config = series.subject.config
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    projections = (
-        config.embed_dim * (2 * heads + 2 * kv_heads) + 3 * config.embed_dim * config.mlp_dim
-    )
     return sum(
-        rows.size * config.num_layers * (2 * projections + 2 * heads * length)
+        prefill_limit(config, SinkMask.full(config), len(rows), length, itemsize=4).operations
         for length, rows in series.tokens.items()
     )

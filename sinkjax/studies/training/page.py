@@ -11,7 +11,7 @@ from sinkjax.report.page import Picture
 from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.resampling import LEVEL
+from sinkjax.studies.resampling import EXCERPTS_NOTE
 from sinkjax.studies.retrieval.tables import retrieval_tables
 
 _METHODS = {
@@ -106,8 +106,7 @@ def _how_judged(record: Record) -> str:
     return (
         f"Trained on {trained_on}, {formats.count(record['length'])} tokens each, and judged "
         f"on {record['source']['num_windows']} others. KL in nats a token. "
-        f"{PARTS_NOTE} In brackets: the {formats.percent(LEVEL, 0)} interval from resampling "
-        "excerpts."
+        f"{PARTS_NOTE} {EXCERPTS_NOTE}"
     )
 
 
