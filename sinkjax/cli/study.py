@@ -23,7 +23,8 @@ def define_study(study: type[Study]) -> Callable[[], None]:
     flags.DEFINE_string(
         "output_dir",
         f"results/{study.name}",
-        "Folder for records and the report; the same command goes on from what is there.",
+        "Folder for records.jsonl, a record a line, measured/ with what they are made from, and "
+        "report.html with its figures/; the same command goes on from what is there.",
         **shared,
     )
     flags.DEFINE_string(

@@ -9,11 +9,8 @@ copy them, and the KL to the baseline is measured on --judge_text, beside copyin
 the same index (the idea of the study that this project set out from), with the heads that bear it
 best and with those of the highest sink scores, the layer before, heads and sources drawn at random
 (--control_draws of each), and `sink` heads that have no pattern at all. Sources are any earlier
-heads, whatever chip of a mesh they would be on.
-
-Everything goes to --output_dir: records.jsonl, with each mask, measured/ with the error of every
-pair of heads, and report.html. Memory holds the patterns of all heads on one excerpt: lengths up to
-about 512.
+heads, whatever chip of a mesh they would be on. Memory holds the patterns of all heads on one
+excerpt: lengths up to about 512.
 """
 
 import dataclasses

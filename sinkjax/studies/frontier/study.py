@@ -24,8 +24,6 @@ save there what is left of them once they are balanced. Copies are on one chip a
 What a mask saves is read from its own compiled programs, prefill and a decode step: ten seconds a
 mask of smollm2-135m. --saved=formula takes the formulas instead, to which tests hold programs;
 on a CPU, beyond 1,024 tokens, programs work on up to a tenth less of a `full` head than they say.
-
-Everything goes to --output_dir: records.jsonl, figures/*.png and report.html.
 """
 
 import dataclasses

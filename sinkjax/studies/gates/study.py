@@ -18,8 +18,8 @@ leaves the text out, as DuoAttention does, and --train_on=text the questions; bo
 With --chips=4 masks are for a mesh of which `model` is 4: heads, or groups, of like gates are
 masked on each chip at once, since every chip waits for the fullest.
 
-Everything goes to --output_dir: records.jsonl, masks/, report.html with the loss, figures/ and
-checkpoints/, from the last of which a run that was stopped goes on.
+In --output_dir lie, too, masks/ and checkpoints/, from the last of which a run that was stopped
+goes on.
 """
 
 import dataclasses

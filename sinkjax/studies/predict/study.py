@@ -10,8 +10,7 @@ with another prompt's features, and chance: AUC, Brier score, calibration, and w
 would beat a static mask, which needs no prediction.
 
 Prompts and texts are as in sweep; without --text and --prompts, excerpts of the text that is
-shipped for choosing. Everything goes to --output_dir: records.jsonl, measured/ with the scores of
-every prompt, and report.html.
+shipped for choosing.
 """
 
 import dataclasses

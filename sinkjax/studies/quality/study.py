@@ -13,9 +13,6 @@ of an excerpt and over the text's next --generated tokens, read as decoding read
 perplexity; the agreement of the likeliest tokens; and how long greedy continuations stay the same
 (--continuation_tokens). Each has an interval from resampling excerpts, where there are eight or
 more. Whether a mask still finds what stands far back in a text, `sinkjax retrieval` says.
-
-Everything goes to --output_dir: records.jsonl, measured/ (what each excerpt gave), report.html and
-figures/.
 """
 
 import dataclasses

@@ -7,8 +7,7 @@ The mask's model is trained to say what the baseline says on --choose_text: of e
 mask changes, the output slices of its heads and the bias alone. The KL to the baseline is measured
 on --judge_text, as it was and repaired.
 
-Everything goes to --output_dir: records.jsonl, report.html with the loss, figures/,
-checkpoints/, and the repair, MASK.repair.safetensors, for `load_repair` of
+In --output_dir lie, too, checkpoints/ and the repair, MASK.repair.safetensors, for `load_repair` of
 sinkjax.studies.repair.repair: keep it beside the mask.
 """
 

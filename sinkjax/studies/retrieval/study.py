@@ -26,9 +26,6 @@ negative log-likelihood (NLL) tells masks apart where all or none of the answers
 Where the baseline itself reaches less than 80%, a mask's score says nothing, and is marked so:
 small models fail most of these tasks. --mask='L0-29: 9f' --control_draws=0, of full heads alone,
 asks the baseline and no more. A promise needs 30 excerpts at each depth (--num_excerpts).
-
-Everything goes to --output_dir: records.jsonl, measured/ (each answer's likelihood), report.html
-with heat maps of length by depth, and figures/.
 """
 
 import dataclasses

@@ -8,9 +8,6 @@ Without --prompts and --text, two sources need no file and no network: about a h
 prompts written for the project, at lengths up to 64, and excerpts of the text that is shipped for
 choosing at every length. The founding study's two prompts are measured whole beside them
 (--nostudy leaves them out).
-
-Everything goes to --output_dir: records.jsonl (one record a cell), measured/ (the scores of every
-prompt), report.html and figures/.
 """
 
 import dataclasses

@@ -11,9 +11,6 @@ All programs of a cell, the baseline twice, and two measurements of what the mac
 multiply are timed by turns in this one process. The time of a prefill is the time to the first
 token. Compiling is never in a time. The baseline against itself says what the others' ratios are
 worth: where its interval does not hold 1, the machine was too restless, or the rounds too few.
-
-Everything goes to --output_dir: records.jsonl, a line a cell with every raw sample, and
-report.html.
 """
 
 import dataclasses
