@@ -41,8 +41,6 @@ from sinkjax.studies.settings import MOST, each_at_least, known, setting, some, 
 from sinkjax.studies.timing.measured import BASELINE
 from sinkjax.studies.timing.study import Timing
 
-_GIGABYTE = 1e9
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Account(ProgramSettings, Tool):
@@ -100,7 +98,7 @@ class Account(ProgramSettings, Tool):
         self, config: LlamaConfig, mask: SinkMask, name: str, target: str, length: int
     ) -> dict[str, Any]:
         """A record of one mask, chip and length."""
-        memory = CHIPS[target].memory if self.memory is None else self.memory * _GIGABYTE
+        memory = CHIPS[target].memory if self.memory is None else self.memory * 1e9
         plan = plan_memory(
             config,
             mask,

@@ -55,16 +55,11 @@ def shuffled_copies(mask: SinkMask, *, seed: int) -> SinkMask:
     """The same heads copying other ones: each draws among all earlier heads that do not copy."""
     rng = np.random.default_rng((_SHUFFLING, seed))
     full = ~mask.masked
-    layers: list[tuple[Path, ...]] = []
-    for layer, paths in enumerate(mask.heads):
-        sources = np.argwhere(full[:layer])
-        layers.append(
-            tuple(
-                Copy(*sources[rng.integers(len(sources))]) if isinstance(path, Copy) else path
-                for path in paths
-            )
-        )
-    return SinkMask(tuple(layers))
+
+    def drawn(path: Path, sources: np.ndarray) -> Path:
+        return Copy(*sources[rng.integers(len(sources))]) if isinstance(path, Copy) else path
+
+    return mask.replaced(drawn, [np.argwhere(full[:layer]) for layer in range(len(full))])
 
 
 def allowed_sources(variant: str, layers: int, heads: int) -> np.ndarray:

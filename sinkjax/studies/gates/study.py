@@ -25,7 +25,7 @@ goes on.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -234,13 +234,10 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         lines = [f"masks: {folder}/masks"]
         for share in sorted(self.shares):
-            promised = self._promised(records, share)
-            lines += [f"{_name('gates', share)}: {promise_line(of)}" for of in promised]
+            name = _name("gates", share)
+            promised = promises_of(name, records, self.nll_budget)
+            lines += [f"{name}: {promise_line(of)}" for of in promised]
         return lines
-
-    def _promised(self, records: Iterable[Record], share: float) -> list[dict[str, Any]]:
-        """What is promised of the answers of the gates' mask, the longest length first."""
-        return promises_of(_name("gates", share), records, self.nll_budget)
 
     def _save(
         self,
@@ -261,7 +258,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
         }
         if self.tasks:
             how["asked"] = {**records[0]["asked"], "nll_budget": self.nll_budget}
-            quality["retrieval"] = self._promised(results, share)
+            quality["retrieval"] = promises_of(_name("gates", share), results, self.nll_budget)
         save = functools.partial(
             save_mask,
             results.folder / "masks" / f"gates-{share:g}.json",

@@ -77,8 +77,17 @@ def predict_sinks(
     Raises:
       ValueError: for scores that are not finite.
     """
-    examples = _examples(scores_by_length, first_tokens_by_length, definition, threshold)
-    unseen_prompt = held_out_prompts(examples.prompts.max() + 1, held_out)[examples.prompts]
+    at = sorted(scores_by_length)
+    arrays = [checked(scores_by_length[length], "scores") for length in at]
+    count, scores = len(arrays[0]), np.concatenate(arrays)
+    examples = Examples(  # by length, then prompt
+        scores=scores,
+        sinks=is_sink(scores, definition, threshold),
+        lengths=np.repeat(at, count),
+        first_tokens=np.concatenate([first_tokens_by_length[length] for length in at]),
+        prompts=np.tile(np.arange(count), len(at)),
+    )
+    unseen_prompt = held_out_prompts(count, held_out)[examples.prompts]
     unseen_length = np.isin(examples.lengths, held_out.lengths)
     fitted_to = examples.where(~unseen_prompt & ~unseen_length)
     fits = {
@@ -172,26 +181,6 @@ def _by_prompt(unseen: Examples, predicted: Mapping[str, np.ndarray]) -> dict[st
         name: array.reshape(cells, len(unseen) // cells, -1).swapaxes(0, 1)
         for name, array in arrays.items()
     }
-
-
-def _examples(
-    scores_by_length: Mapping[int, np.ndarray],
-    first_tokens_by_length: Mapping[int, np.ndarray],
-    definition: str,
-    threshold: float,
-) -> Examples:
-    """By length, then prompt."""
-    lengths = sorted(scores_by_length)
-    arrays = [checked(scores_by_length[length], "scores") for length in lengths]
-    count = len(arrays[0])
-    scores = np.concatenate(arrays)
-    return Examples(
-        scores=scores,
-        sinks=is_sink(scores, definition, threshold),
-        lengths=np.repeat(lengths, count),
-        first_tokens=np.concatenate([first_tokens_by_length[length] for length in lengths]),
-        prompts=np.tile(np.arange(count), len(lengths)),
-    )
 
 
 def held_out_prompts(prompts: int, held_out: HeldOut) -> np.ndarray:

@@ -137,35 +137,31 @@ class Predict(ScoreStudy):
         if self.results is not None:
             take_arrays(bench.results, self.results)
         for series in self.series:
+            lengths = sorted(series.tokens)
             scores = functools.cache(lambda n, of=series: self.measured(bench, of.tokens[n]))
             first_tokens = {n: rows[:, 0] for n, rows in series.tokens.items()}
+            fields = {
+                "kind": "prediction",
+                **series.origin(),
+                **values(self, "key_position", "tail"),
+                "lengths": lengths,
+                "held_out_lengths": sorted(self.held_out_lengths),
+                "held_out_share": self.held_out_share,
+                "num_prompts": len(series.tokens[lengths[0]]),
+                "tokens_sha256": [tokens_digest(series.tokens[length]) for length in lengths],
+                "seed": self.seed,
+            }
 
-            def predict(definition: str, threshold: float, scores=scores, tokens=first_tokens):
-                index = DEFINITIONS.index(definition)
+            def predict(rule: dict[str, Any], scores=scores, tokens=first_tokens) -> dict[str, Any]:
+                index = DEFINITIONS.index(rule["definition"])
                 by_length = {length: scores(length)[0][index] for length in tokens}
-                rule = {"definition": definition, "threshold": threshold}
                 return predict_sinks(by_length, tokens, self._held_out, **rule)
 
             for number, (definition, threshold) in enumerate(self.rules):
                 rule = {"definition": definition, "threshold": threshold}
                 yield Cell(
-                    {**self._fields(series), **rule},
-                    functools.partial(predict, definition, threshold),
+                    {**fields, **rule},
+                    functools.partial(predict, rule),
                     f"{definition} > {threshold:g} of {series.name}",
                     steps=0 if number else series.size,
                 )
-
-    def _fields(self, series: Series) -> dict[str, Any]:
-        """What a record says but for definition, threshold and result."""
-        lengths = sorted(series.tokens)
-        return {
-            "kind": "prediction",
-            **series.origin(),
-            **values(self, "key_position", "tail"),
-            "lengths": lengths,
-            "held_out_lengths": sorted(self.held_out_lengths),
-            "held_out_share": self.held_out_share,
-            "num_prompts": len(series.tokens[lengths[0]]),
-            "tokens_sha256": [tokens_digest(series.tokens[length]) for length in lengths],
-            "seed": self.seed,
-        }

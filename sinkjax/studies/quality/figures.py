@@ -24,6 +24,7 @@ _FLOOR = 1e-6  # nats; less is drawn as this
 _LEFT, _GAP, _ROW = 3.2, 0.35, 0.23  # inches: room for names, between panels, of a row
 _COLUMNS, _PANEL_HEIGHT, _PANEL_GAP = 3, 2.4, 0.85
 _KEYS = 3  # in a row of the legend
+_NAME = 30  # characters of a mask's name
 _INTERVALS = f"{formats.percent(LEVEL, 0)} intervals from resampling excerpts"
 
 
@@ -163,7 +164,7 @@ def _panels(
     )
     sheet.legend(
         [
-            canvas.key(_shortened(name), color=colour, marker=marker, ms=4.5)
+            canvas.key(formats.shortened(name, _NAME), color=colour, marker=marker, ms=4.5)
             for name, (colour, marker) in styles.items()
         ],
         columns=min(_KEYS, len(styles)),
@@ -231,12 +232,8 @@ def _styles(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
     return dict(zip(names, zip(canvas.COLOURS, canvas.MARKERS, strict=True), strict=False))
 
 
-def _shortened(name: str) -> str:
-    return formats.shortened(name, 30)
-
-
 def _name(record: Record) -> str:
-    return _shortened(record["candidate"]["name"])
+    return formats.shortened(record["candidate"]["name"], _NAME)
 
 
 def _file(kind: str, record: Record) -> str:
