@@ -27,7 +27,6 @@ def mask_card(repo_id: str, saved: SavedMask) -> str:
 
     Args:
       repo_id: `owner/name`, that the mask is loaded from.
-      saved: what its file holds.
     """
     made_from, name = saved.provenance, repo_id.rpartition("/")[2]
     model = _public(made_from.model) if made_from.model else "MODEL"

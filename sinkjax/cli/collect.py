@@ -33,7 +33,6 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
     """What a mask's file says that it costs, with what runs say beside it.
 
     Args:
-      saved: the mask.
       folders: of runs of quality, retrieval and timing. An entry takes the place of an earlier one
         of the same text and length, questions' length, tasks and depths, or stage and sizes.
 

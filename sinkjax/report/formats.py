@@ -69,7 +69,7 @@ def relative(value: float) -> str:
     return f"{round(100 * value, 2) + 0.0:+.2f}%"
 
 
-def positions(first: int, last: int) -> str:
+def span(first: int, last: int) -> str:
     """`128 to 255`."""
     return count(first) if first == last else f"{count(first)} to {count(last)}"
 

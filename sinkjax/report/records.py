@@ -55,3 +55,12 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list
 def by_length(records: Iterable[Record]) -> dict[int, list[Record]]:
     """Records by their length, the shortest first."""
     return dict(sorted(grouped(records, operator.itemgetter("length")).items()))
+
+
+def portions(items: Sequence[Item], key: Callable[[Item], Any], most: int) -> list[list[Item]]:
+    """Items in order, in portions of at most so many groups."""
+    groups = list(grouped(items, key))
+    return [
+        [item for item in items if key(item) in groups[start : start + most]]
+        for start in range(0, len(groups), most)
+    ]

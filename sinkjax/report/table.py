@@ -15,9 +15,7 @@ class Table:
     """A table of text.
 
     Attributes:
-      title: what it is of.
       columns: their headings, with line breaks where they may be broken.
-      rows: as many texts each.
       notes: what the numbers mean, and the reasons of what is undefined.
       labels: how many columns, from the left, say what a row is of; the others hold values.
     """
@@ -39,7 +37,6 @@ def tabulate(
     """A table with a row an item.
 
     Args:
-      items: what the rows are of.
       columns: headings, each with what makes the column's texts; see `column`.
       title, notes, labels: as for `Table`; footnotes come after the notes.
     """

@@ -34,8 +34,6 @@ def setting(
     """Returns a dataclass field for one setting, of which a script makes a flag.
 
     Args:
-      default: its value.
-      help: a sentence about it.
       parse: reads its value from a flag's text, where its type alone does not say how; raises
         ValueError or InputError.
       repeated: whether the flag is given once for each value of a tuple of texts, which may then

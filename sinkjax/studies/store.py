@@ -43,7 +43,6 @@ class Store:
         """The arrays that `measure` gives for all that is named here.
 
         Args:
-          what: is measured.
           excerpts: int32 [W, T], on which; None for what needs no text.
           mask, fills: under which.
           passes: how often the tokens go through the model, for progress.

@@ -362,9 +362,7 @@ def run_study(
     return first(lambda: write_report(study, place))
 
 
-def write_report(
-    study: Study | type[Study], folder: Path
-) -> tuple[dict[str, Any], list[Record]]:
+def write_report(study: Study | type[Study], folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """Writes the page of what a folder holds, and gives that: its specification and records."""
     specification, records = read_records(folder)
     with understood(records):

@@ -34,9 +34,7 @@ class Subject:
 
     Attributes:
       name: as the user gave it.
-      config: its shape.
       tokenizer: its own; None for a shape.
-      load: reads the weights.
     """
 
     name: str

@@ -24,8 +24,6 @@ def copy_mask(fit: np.ndarray, variant: str, count: int) -> SinkMask:
 
     Args:
       fit: float [L, N, L, N], of `SourceFit`, by the criterion of the variant; lower is better.
-      variant: one of `VARIANTS`.
-      count: heads that copy.
 
     Raises:
       InputError: where fewer heads can.

@@ -78,15 +78,14 @@ def _copies_table(kl: str, records: Sequence[Record]) -> Table:
             if any(of_shares):
                 values = (text(draws) if draws else "-" for draws in of_shares)
                 rows.append((formats.count(length), name, *values))
-    counts = sorted({record["source"]["num_windows"] for record in records})
-    excerpts = " to ".join(map(formats.count, dict.fromkeys((counts[0], counts[-1]))))
+    counts = [record["source"]["num_windows"] for record in records]
     return Table(
         title=f"{title(records[0], 'source')}: KL to the baseline of copying{_WHERE[kl][0]}",
         columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
         rows=rows,
         notes=(
             f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over "
-            f"{_WHERE[kl][1]} of {excerpts} excerpts. {DRAWS_NOTE}",
+            f"{_WHERE[kl][1]} of {formats.span(min(counts), max(counts))} excerpts. {DRAWS_NOTE}",
             *notes.lines(),
         ),
         labels=2,

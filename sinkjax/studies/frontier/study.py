@@ -71,7 +71,6 @@ class Point:
 
     Attributes:
       method, path: how it was chosen; the path of its heads, or "any".
-      mask: to be judged.
       draw: its number, from 1, of a random control.
     """
 

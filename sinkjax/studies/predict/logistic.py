@@ -141,7 +141,6 @@ def fit_penalty(
     Args:
       examples: of four prompts or more. Each quarter of the prompts is predicted from the others.
       features: of `_EQUATIONS`.
-      seed: of the quarters.
       penalties: to choose from, by the likelihood; of equals the first.
     """
     order = np.random.default_rng((_FOLDING, seed)).permutation(np.unique(examples.prompts))

@@ -90,7 +90,7 @@ def position_figure(records: Sequence[Record]) -> Picture:
     first = records[-1]
     spans = first["result"]["kl_by_position"]
     ends = (
-        f"{formats.nats(span['kl']['value'])} at {formats.positions(span['first'], span['last'])}"
+        f"{formats.nats(span['kl']['value'])} at {formats.span(span['first'], span['last'])}"
         for span in (spans[0], spans[-1])
     )
     headline = f"KL of {_name(first)} by position: {', and '.join(dict.fromkeys(ends))}"

@@ -1,12 +1,12 @@
 """The page of a quality run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Card, Prose, Section, explanations
-from sinkjax.report.records import Record, title
+from sinkjax.report.records import Record, portions, title
 from sinkjax.studies.quality import figures, tables
 from sinkjax.studies.resampling import FEWEST, INTERVALS
 
@@ -42,7 +42,8 @@ def _chapter(of_text: Mapping[str, list[Record]]) -> Section:
     sections = []
     for (name, text, draw), (kind, makers) in zip(parts, tables.PARTS, strict=True):
         if records := of_text.get(kind):
-            pictures = map(draw, _batches(records))
+            most = figures.MOST_CANDIDATES
+            pictures = map(draw, portions(records, lambda r: r["candidate"]["name"], most))
             blocks = [Prose(text), *pictures, *(make(records) for make in makers)]
             sections.append(Section(name, blocks))
     return Section(_name(of_text), sections=sections)
@@ -79,11 +80,3 @@ def _sentence(record: Record) -> str:
         f"{formats.point(result['agreement']['top1'], formats.percent, notes)} of the positions."
         f"{perplexity}"
     )
-
-
-def _batches(records: list[Record]) -> Iterator[list[Record]]:
-    """The records of so many candidates as one figure tells apart, then those of the next."""
-    names = list(dict.fromkeys(record["candidate"]["name"] for record in records))
-    most = figures.MOST_CANDIDATES
-    for start in range(0, len(names), most):
-        yield [r for r in records if r["candidate"]["name"] in names[start : start + most]]

@@ -72,7 +72,7 @@ def position_table(records: Sequence[Record]) -> Table:
             values = [
                 formats.point(span["kl"], formats.nats, notes) if span else "-" for span in spans
             ]
-            rows.append((formats.shortened(name, _NAME), formats.positions(first, last), *values))
+            rows.append((formats.shortened(name, _NAME), formats.span(first, last), *values))
     return Table(
         title=f"{title(records[0])}: KL by position",
         columns=("mask", "positions", *(f"{formats.count(n)} tokens" for n in lengths)),
@@ -131,8 +131,7 @@ def _continued_by(record: Record, notes: Footnotes) -> str:
 def excerpts(records: Sequence[Record]) -> str:
     """`16 excerpts`, or `4 to 16 excerpts` where not all lengths have as many."""
     counts = [record["num_windows"] for record in records]
-    most = f"{formats.count(max(counts))} excerpts"
-    return most if min(counts) == max(counts) else f"{formats.count(min(counts))} to {most}"
+    return f"{formats.span(min(counts), max(counts))} excerpts"
 
 
 _DIVERGENCE = _table(

@@ -122,8 +122,6 @@ def save_repair(
 
     Args:
       path: of the mask's file, NAME.json; the repair is NAME.repair.safetensors.
-      changes: what was trained.
-      mask_digest, model_digest: of the mask and of the baseline.
 
     Raises:
       InputError: where it cannot be written.

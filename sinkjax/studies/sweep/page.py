@@ -9,7 +9,7 @@ from typing import Any
 from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.page import Block, Card, Folded, Page, Prose, Section, explanations
-from sinkjax.report.records import Record, grouped
+from sinkjax.report.records import Record, grouped, portions
 from sinkjax.studies.resampling import RESAMPLES
 from sinkjax.studies.sweep import curves, heads, layers, per_head, tables, uniform
 from sinkjax.studies.sweep.conditional import SHUFFLES
@@ -187,17 +187,9 @@ def _data(group: Group) -> list[Block]:
 
 def _distinct(group: Group, *names: str) -> list[Curve]:
     """The first curve of each value of these attributes."""
-    value_of = operator.attrgetter(*names)
-    first_of: dict[Any, Curve] = {}
-    for curve in group.curves:
-        first_of.setdefault(value_of(curve), curve)
-    return list(first_of.values())
+    return [of[0] for of in grouped(group.curves, operator.attrgetter(*names)).values()]
 
 
 def _batches(to_draw: Sequence[Curve], most: int = _SIDE_BY_SIDE) -> list[list[Curve]]:
     """Curves in order, at most so many sources together."""
-    names = list(dict.fromkeys(curve.source_name for curve in to_draw))
-    return [
-        [curve for curve in to_draw if curve.source_name in names[start : start + most]]
-        for start in range(0, len(names), most)
-    ]
+    return portions(to_draw, lambda curve: curve.source_name, most)

@@ -31,8 +31,6 @@ def trace(calls: Mapping[str, Call], rounds: int, folder: str | pathlib.Path | N
     """Runs every call once a round under the profiler.
 
     Args:
-      calls: by name.
-      rounds: of the trace.
       folder: for the trace, as XProf and TensorBoard read it; None for none that stays.
 
     Returns:

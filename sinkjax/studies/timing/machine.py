@@ -26,7 +26,6 @@ def machine_calls(
     """What measures JAX's first device; where that is a CPU, what this process may use of it.
 
     Args:
-      dtype: of the matrices.
       by_jax: whether it is JAX that reads on a CPU, too.
 
     Returns:

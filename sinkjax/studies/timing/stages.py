@@ -35,7 +35,6 @@ def decode_call(program: Program, tokens: np.ndarray, steps: int) -> Call:
     Args:
       program: with a bucket for T, and room for the steps.
       tokens: int32 [B, T].
-      steps: of a run.
     """
     batch_size, length = tokens.shape
     token, cache = _prefilled(program, tokens)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from sinkjax.distributed import first, is_first
 from sinkjax.environment import environment
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import Problem, about, explaining
 from sinkjax.files import replace_file
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest
@@ -223,10 +223,6 @@ class Timing(Study):
     def _write_google(self, records: Sequence[Record]) -> None:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         content = google_benchmark(records, date=now, executable="sinkjax timing")
-        try:
-            path = pathlib.Path(self.google_benchmark)
+        path, advice = pathlib.Path(self.google_benchmark), "free space, or give another"
+        with about("google_benchmark", path), explaining("it cannot be written", advice):
             replace_file(path, json.dumps(content, indent=2).encode())
-        except OSError as error:
-            raise InputError(
-                self.wrong("google_benchmark", f"not writable: {error.strerror}")
-            ) from error
