@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -129,7 +130,8 @@ def restore_orbax(
         of another shape, or damaged.
     """
     config, hashes = _read_manifest(folder)
-    stored = _open(folder, config)
+    shapes = {_key(entry.path): entry.shape for entry in name_table(config)}
+    stored = open_arrays(folder / _WEIGHTS, shapes, _ADVICE)
     model = abstract_model(config, dtype)
     shardings = parameter_shardings(model, mesh)
     arrays, problems = {}, []
@@ -208,26 +210,33 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
         ) from error
 
 
-def _open(folder: pathlib.Path, config: LlamaConfig) -> dict[str, "ts.TensorStore"]:
-    """Opens the parameters of a checkpoint, by name; InputError if they are not its config's."""
+def open_arrays(
+    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], advice: str
+) -> dict[str, "ts.TensorStore"]:
+    """Opens the arrays that Orbax wrote to a folder, by name.
+
+    Args:
+      shapes: of all that it has.
+      advice: what to do, for messages.
+
+    Raises:
+      InputError: listing all that are missing, unknown, of another shape, or cannot be opened.
+    """
     import tensorstore as ts  # slow to import, as Orbax is
 
-    if not (folder / _WEIGHTS).is_dir():
-        raise InputError(f"{folder / _WEIGHTS} is missing; {_ADVICE}")
-    check_files(folder / _WEIGHTS, _ADVICE)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing; {advice}")
+    check_files(folder, advice)
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
     place = {
         "driver": "ocdbt",
-        "base": {"driver": "file", "path": str((folder / _WEIGHTS).absolute())},
+        "base": {"driver": "file", "path": str(folder.absolute())},
     }
     try:
         keys = ts.KvStore.open(place, context=context).result().list().result()
     except ValueError as error:
-        raise InputError(
-            f"{folder / _WEIGHTS} cannot be read ({first_line(error)}); {_ADVICE}"
-        ) from error
+        raise InputError(f"{folder} cannot be read ({first_line(error)}); {advice}") from error
     names = {key.split(b"/")[0].decode(errors="backslashreplace") for key in keys}
-    shapes = {_key(entry.path): entry.shape for entry in name_table(config)}
     problems = [f"{name} is missing" for name in shapes if name not in names]
     problems += [f"{name!r} is no part of its config" for name in sorted(names - shapes.keys())]
     opening = {
@@ -277,12 +286,12 @@ def _part(
       index: of the part.
     """
     if hashes is None:
-        return _read(stored, index)
+        return read_part(stored, index)
     axis, count = _pieces(stored.shape, axis)
     size = stored.shape[axis] // count
     start, stop, _ = index[axis].indices(stored.shape[axis])
     first, last = start // size, -(-stop // size)
-    whole = _read(stored, (*index[:axis], slice(first * size, last * size), *index[axis + 1 :]))
+    whole = read_part(stored, (*index[:axis], slice(first * size, last * size), *index[axis + 1 :]))
     if _hashes(whole, axis, last - first, pool) != hashes[first:last]:
         raise ValueError("its bytes are not those that were written")
     own = slice(start - first * size, stop - first * size)
@@ -307,7 +316,7 @@ def _hashes(
     return list(pool.map(sha256, np.split(value, count, axis)))
 
 
-def _read(stored: "ts.TensorStore", index: tuple[slice, ...]) -> np.ndarray:
+def read_part(stored: "ts.TensorStore", index: tuple[slice, ...]) -> np.ndarray:
     import tensorstore as ts
 
     source = stored[index]

@@ -129,8 +129,6 @@ def main() -> None:
     os.dup2(nowhere, 1)
     warnings.simplefilter("ignore")
     logging.disable()
-    # Coroutines that Orbax leaves would say so while a later input is read.
-    sys.unraisablehook = lambda raised: None
     root, kept = map(pathlib.Path, sys.argv[1:3])
     seed, names = sys.argv[3], tuple(sys.argv[4:])
     folder = pathlib.Path(tempfile.mkdtemp(dir=root))

@@ -18,14 +18,14 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sinkjax.checkpoint.orbax import check_files
+from sinkjax.checkpoint.orbax import check_files, open_arrays, read_part
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, Problem, first_line
 from sinkjax.files import read_file, replace_file
 from sinkjax.instruments.token_losses import OutputHead, by_blocks, residuals
 from sinkjax.models.decoder import Llama
 from sinkjax.models.finite import check_finite, not_finite
-from sinkjax.models.sharding import even_rows, lay_rows, mesh_of, place, row_shards
+from sinkjax.models.sharding import even_rows, lay_rows, mesh_of, place, place_parts, row_shards
 from sinkjax.studies.results import arrays_digest
 from sinkjax.studies.settings import MOST_SEED, above_zero, at_least
 
@@ -33,6 +33,7 @@ Parameters = Any
 """A pytree of arrays."""
 
 _DIGEST = "state.sha256"  # of a checkpoint, in its folder; those of earlier versions have none
+_ADVICE = "delete its checkpoint, and the same command goes on without it"
 _ORDER = 8  # tells these draws from others of the same seed
 
 
@@ -119,7 +120,7 @@ def distil(
     counts = np.where(np.arange(filled) < rows, np.float32(filled / rows), np.float32(0))
     if weights is None:
         weights = np.full((count, length - 1), 1 / (length - 1), np.float32)
-    check_files(folder, "delete its checkpoint, and the same command goes on without it")
+    check_files(folder, _ADVICE)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     try:
         manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -128,13 +129,14 @@ def distil(
         raise _damaged(folder, error) from error
     with manager as checkpoints:
         if done:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
             digest = folder / str(done) / _DIGEST
             try:
-                state = checkpoints.restore(done, args=ocp.args.StandardRestore(abstract))
+                state = _restored(folder / str(done) / "default", state)
                 if digest.is_file() and read_file(digest) != _digest_of(state):
                     raise ValueError("its numbers are not those that were written")
-            except Exception as error:  # Orbax and what it reads with each raise their own
+            except InputError:
+                raise
+            except (OSError, ValueError) as error:
                 raise _damaged(folder / str(done), error) from error
             state["history"] = np.array(state["history"])
             on_step(done * size)
@@ -165,6 +167,29 @@ def distil(
                 first(functools.partial(replace_file, digest, content))
         kl, paid = state["history"].T
     return Trained(state["parameters"], {"kl": kl, "price": paid, "loss": kl + paid})
+
+
+def _restored(folder: pathlib.Path, state: Any) -> Any:
+    """The state that Orbax wrote to a folder, laid as this one is.
+
+    Not read by Orbax: where it refuses a folder it leaves tasks unfinished, and asyncio says so.
+
+    Raises:
+      InputError: listing arrays that are missing, unknown, of another shape, or cannot be opened.
+      ValueError: for one that is of another dtype, or cannot be read.
+    """
+    leaves, structure = jax.tree.flatten_with_path(state)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): of for path, of in leaves}
+    stored = open_arrays(folder, {name: of.shape for name, of in named.items()}, _ADVICE)
+
+    def restored(name: str) -> jax.Array:
+        its, of = stored[name], named[name]
+        if its.dtype.numpy_dtype != of.dtype:
+            raise ValueError(f"{name} is {its.dtype.name}, not {of.dtype.name}")
+        sharding = getattr(of, "sharding", None)
+        return place_parts(functools.partial(read_part, its), of.shape, sharding)
+
+    return jax.tree.unflatten(structure, map(restored, named))
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> InputError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 
@@ -113,7 +114,7 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
     for file in [file for file in (tmp_path / "3").rglob("*") if file.is_file()]:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"3 is damaged .*; delete it, and the same command goes"):
+    with pytest.raises(InputError, match=r"3/default.*; delete its checkpoint, and the same com"):
         train(model, gated, windows, tmp_path)
     shutil.rmtree(tmp_path / "3")
     kept.rename(tmp_path / "3")
@@ -143,8 +144,9 @@ def test_a_training_does_not_go_on_from_other_numbers(trained, model, gated, win
 
 
 def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
-    trained, model, gated, windows, tmp_path
+    trained, model, gated, windows, tmp_path, caplog
 ):
+    """And nothing is left unfinished, of which asyncio would speak."""
     train(model, gated, windows, tmp_path)
     draw = np.random.default_rng(0)
     for file in (tmp_path / "8").glob("**/d/*"):
@@ -156,6 +158,8 @@ def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
                 np.testing.assert_array_equal(again.parameters, trained.parameters)
                 np.testing.assert_array_equal(again.history["kl"], trained.history["kl"])
         file.write_bytes(content)
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_pipe_or_nested_json_in_a_checkpoint_is_refused(model, gated, windows, tmp_path):
