@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MOST_FOUND = 1_000
+"""How many problems are enough to look for no more."""
+
 _MOST_SHOWN = 20
 _LONGEST = 2_000  # letters of a line
 # Of names of files and tensors: what a terminal obeys, what no encoding has, what ends a line, and
@@ -122,7 +125,7 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
     """`function` of every item.
 
     Raises:
-      InputError: with the problems of all the items together.
+      InputError: with the problems of all the items together; of very many, the first.
     """
     results: list[Result] = []
     problems: list[Problem] = []
@@ -131,6 +134,8 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
             results.append(function(item))
         except InputError as error:
             problems += error.problems
+            if len(problems) > MOST_FOUND:
+                break
     if problems:
         raise InputError(*problems)
     return results

@@ -11,6 +11,9 @@ from typing import Any
 PARTIAL = ".sinkjax-partial"
 """Suffix of a file on its way, which nothing trusts and a later run may delete."""
 
+MOST_BYTES = 1 << 30
+"""The most bytes of a file that is read whole."""
+
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Writes a file such that its name holds the old content or the new, never a part.
@@ -58,14 +61,22 @@ def user_path(name: str | os.PathLike[str]) -> Path:
         return Path(name)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file.
 
+    Args:
+      most: bytes that it may have.
+
     Raises:
-      OSError: where it cannot be read, and as `check_path`.
+      OSError: where it cannot be read or has more bytes, and as `check_path`.
     """
     check_path(path)
-    return path.read_bytes()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            text = f"it has {size:,} bytes, and at most {most:,} are read"
+            raise OSError(errno.EINVAL, text, str(path))
+        return file.read()
 
 
 def parse_json(content: str | bytes, *, strict: bool = False) -> Any:

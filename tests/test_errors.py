@@ -1,11 +1,14 @@
 """What a user is told: the library names arguments, a script names flags."""
 
+import itertools
+import time
+
 import pytest
 
 import sinkjax
 from sinkjax.cli import flags
 from sinkjax.cli.flags import as_flag
-from sinkjax.errors import InputError, Problem, about, naming
+from sinkjax.errors import InputError, Problem, about, each, naming
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,22 @@ def test_what_is_found_about_a_field_says_so():
     with pytest.raises(InputError) as caught, about("mask", "a.json"):
         raise InputError("it is no mask", Problem("heads", 3, "give 4"))
     assert str(caught.value) == "mask=a.json: it is no mask\nmask=a.json: heads=3: give 4"
+
+
+def test_of_what_is_wrong_all_along_only_the_beginning_is_looked_at():
+    def refused(number: int) -> None:
+        raise InputError(f"line {number} is wrong")
+
+    with pytest.raises(InputError, match=r"^line 0 is wrong\nline 1 is wrong"):
+        each(itertools.count(), refused)
+
+
+@pytest.mark.parametrize("text", ["x | " * 10**6, "L0: " + "x " * 10**6 + "x"])
+def test_a_text_that_is_no_mask_is_refused_at_once(text):
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"and \d+ more$"):
+        sinkjax.SinkMask.from_text(text)
+    assert time.process_time() - start < 1
 
 
 def test_python_is_told_of_arguments():

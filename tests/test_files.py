@@ -58,6 +58,17 @@ def test_files_links_and_names_that_are_no_text_are_read(tmp_path):
         read_file(tmp_path / "missing")
 
 
+def test_a_file_of_very_many_bytes_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 10**11)  # of zeros, of which the disk keeps none
+    with pytest.raises(OSError, match=r"it has 100,000,000,000 bytes, and at most 1,073,741,824"):
+        read_file(tmp_path / "large")
+    (tmp_path / "small").write_bytes(b"content")
+    assert read_file(tmp_path / "small", 7) == b"content"
+    with pytest.raises(OSError, match="at most 6 are read"):
+        read_file(tmp_path / "small", 6)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "{", "", b"\xff"])
 def test_what_is_no_sensible_json_is_a_value_error(text, strict):

@@ -32,6 +32,10 @@ SCHEMA = 1
 ON_HUB = "mask.json"
 """Name of a mask's file in a repository of the Hub."""
 
+MOST_BYTES = 1 << 24
+"""The most bytes of a file that says which heads are masked, of ours and of other projects."""
+
+_MOST_FILLS = 1 << 28  # numbers, of all heads
 _SHIPPED = "masks", ".json"
 _HUB = "hf://"
 _KEYS = ("schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality")
@@ -245,7 +249,7 @@ def _load(path: pathlib.Path) -> SavedMask:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads the JSON object of this version's schema from a file."""
     try:
-        content = read_file(path)
+        content = read_file(path, MOST_BYTES)
     except OSError as error:
         raise InputError(
             f"{path}: the mask cannot be read ({error.strerror}); give a file that "
@@ -334,6 +338,8 @@ def _read_fills(
         means = safetensors.numpy.load(content)[_TENSOR]
         if means.dtype != np.float32 or means.ndim != 2 or len(means) != needed.sum():
             raise ValueError(f"means are {means.dtype} {means.shape}")
+        if needed.size * means.shape[1] > _MOST_FILLS:
+            raise ValueError(f"of all {needed.size:,} heads they would be {means.shape[1]:,} each")
         if not np.isfinite(means).all():
             raise ValueError("not all are finite")
     except (safetensors.SafetensorError, KeyError, ValueError) as error:

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 
 from sinkjax.errors import InputError, Problem, explaining
 from sinkjax.files import check_path, parse_json, read_file, replace_file
+from sinkjax.masks.file import MOST_BYTES
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Full, Path, Window
 
@@ -246,15 +247,16 @@ def _misfits(groups: list[list[tuple[Path, ...]]], window: Window) -> Iterator[s
 
 def _read(file: pathlib.Path) -> bytes:
     with explaining(f"{file} cannot be read", "give a folder whose files can be"):
-        return read_file(file)
+        return read_file(file, MOST_BYTES)
 
 
 def _scores(content: bytes) -> Float[np.ndarray, "L K"]:
     """Reads a table of scores; those of training are a little outside [0, 1] and clipped."""
-    text = content.decode()
+    text = content.decode("utf-8-sig")
     if not text.strip():
         raise ValueError("it is empty")
-    scores = np.loadtxt(io.StringIO(text), delimiter="\t", comments=None, ndmin=2)
+    lines = io.StringIO(text, newline=None)  # of any ends
+    scores = np.loadtxt(lines, delimiter="\t", comments=None, ndmin=2)
     if not np.isfinite(scores).all():
         raise ValueError("not all scores are finite")
     return np.clip(scores, 0, 1)

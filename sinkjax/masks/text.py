@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from sinkjax.errors import InputError
+from sinkjax.errors import MOST_FOUND, InputError
 from sinkjax.masks.paths import Path, parse_path, quoted, short
 
 MOST_HEADS = 1_000_000
@@ -38,6 +38,8 @@ def read_heads(text: str, length: int | None) -> tuple[tuple[Path, ...], ...]:
     problems: list[str] = []
     num_heads = 0
     for part in text.split(" | "):
+        if len(problems) > MOST_FOUND:
+            break
         match = _PART.fullmatch(part)
         if match is None:
             problems.append(
@@ -53,6 +55,8 @@ def read_heads(text: str, length: int | None) -> tuple[tuple[Path, ...], ...]:
                 heads += _read_run(run, length)
             except InputError as error:
                 problems.append(f"{quoted(part)}: {error}")
+                if len(problems) > MOST_FOUND:
+                    break
             if num_heads + len(heads) > MOST_HEADS:
                 raise InputError(TOO_MANY)
         num_heads += len(heads)

@@ -295,6 +295,23 @@ def test_fills_of_another_shape_are_refused_where_their_sha256_fits(tmp_path, te
     assert "does not hold float32 means of 3 heads" in refusal(tmp_path)
 
 
+def test_few_means_do_not_become_fills_that_no_memory_holds(tmp_path):
+    """Of 100,000 heads one has a mean, of 10,000 numbers: in all that would be 4 GB of zeros."""
+    mask = SinkMask.from_text("L0: s(mean) 9998f | L1-9: 9999f")
+    fills = np.broadcast_to(np.float32(0), (10, 9_999, 10_000))
+    save_mask(tmp_path / "mask.json", mask, fills=fills)
+    assert "of all 99,990 heads they would be 10,000 each" in refusal(tmp_path)
+
+
+def test_a_file_of_more_bytes_than_any_mask_has_is_refused(tmp_path):
+    saved(tmp_path)
+    os.truncate(tmp_path / "mask.json", 2**24 + 1)
+    assert "the mask cannot be read (it has 16,777,217 bytes, and at most" in refusal(tmp_path)
+    saved(tmp_path)
+    os.truncate(tmp_path / "mask.fills.safetensors", 10**11)
+    assert "its fills cannot be read" in refusal(tmp_path)
+
+
 def test_a_saved_mask_of_another_models_shape_is_refused(tmp_path):
     saved(tmp_path)
     loaded = sinkjax.load_mask(tmp_path / "mask.json")

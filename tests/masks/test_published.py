@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masks import problems_of, windows, write_scores
+from masks import EARLIER, problems_of, windows, write_scores
 from scripts import ROOT
 
-from sinkjax import Full, SinkMask, Window
+from sinkjax import Full, SinkMask, Window, load_mask, shipped
 from sinkjax.masks.published import read_published, write_published
+from sinkjax.programs.dispatch import Plan
 
 pytestmark = pytest.mark.quick
 
@@ -108,6 +109,32 @@ def test_spans_are_windows_for_one_length(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "0.5\t-0.001\r\n1.0\t1\r\n.25\t1.002\r\n",
+        "\ufeff0.5\t-1e-3\n1\t1\n0.25\t1.002",
+        "5E-1\t-1.0000e-03\r1e0\t1.\r2.5e-01\t+1.002\r",
+        "\n 0.50 \t -0.001\n\n1.000000000000000000e+00\t1\n25e-2\t10\n\n",
+    ],
+)
+def test_tables_are_read_as_programs_of_tables_write_them(content, tmp_path):
+    write_scores(tmp_path, SCORES, WINDOW)
+    (tmp_path / "full_attention_heads.tsv").write_bytes(content.encode())
+    assert groups(read_published(tmp_path).mask(SHAPE, threshold=0.5)) == [[0, 1], [0, 0], [1, 0]]
+
+
+def test_spans_make_plans_and_their_texts(tmp_path):
+    spans = {"alphas": [[0, -1024, 2048, 100.5]] * 2, "betas": [[0.125, 0.75, 0, 0.25]] * 2}
+    (tmp_path / "moa_alpha_beta.json").write_text(json.dumps(spans))
+    shape = types.SimpleNamespace(num_layers=2, num_heads=4, head_dim=8)
+    masks = {n: read_published(tmp_path).mask(shape, n) for n in (64, 1024, 4096, 10**9)}
+    plan = Plan.by_length(masks)
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert {n: again.mask(n) for n in masks} == masks
+
+
+@pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, "has none of full_attention_heads.tsv, adapter_weights.tsv, moa_alpha_beta.json"),
@@ -119,6 +146,11 @@ def test_spans_are_windows_for_one_length(tmp_path):
         ({"adapter_weights.tsv": "1\t0\n1\n"}, "number of columns"),
         ({"adapter_weights.tsv": "1\tfull\n"}, "could not convert string 'full'"),
         ({"adapter_weights.tsv": "1\tnan\n"}, "not all scores are finite"),
+        ({"adapter_weights.tsv": "1\t-inf\n"}, "not all scores are finite"),
+        ({"adapter_weights.tsv": "1,0\n"}, "could not convert string '1,0'"),
+        ({"adapter_weights.tsv": "0,5\t1\n"}, "could not convert string '0,5'"),
+        ({"adapter_weights.tsv": "1\t0\t\n"}, "could not convert string ''"),
+        ({"adapter_weights.tsv": "0\n" * (2**23 + 1)}, "it has 16,777,218 bytes, and at most"),
         ({"adapter_weights.tsv": b"\xff\xfe1"}, "can't decode byte"),
         ({"adapter_weights.tsv": "1\n", "config.json": "{"}, "config.json has no whole sink_size"),
         ({"adapter_weights.tsv": "1\n", "config.json": "[4]"}, "config.json has no whole sink_"),
@@ -160,6 +192,33 @@ def test_what_is_written_reads_back_as_the_same_mask(tmp_path_factory, masked, w
     assert not any(masked) or config == {"sink_size": window.sinks, "recent_size": window.recent}
     table = np.loadtxt(folder / "full_attention_heads.tsv", delimiter="\t", ndmin=2)
     np.testing.assert_array_equal(table, 1 - np.reshape(masked, (L, K)))
+
+
+_GROUPS = {"smollm2-135m": 3, "qwen2.5-coder-0.5b": 2}
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*(shipped.FOLDER / "masks").glob("*.json"), *EARLIER.glob("*.json")])
+)
+def test_masks_that_ship_are_written_and_read_back_or_say_what_does_not_fit(file, tmp_path):
+    saved = load_mask(file)
+    num_kv_heads = _GROUPS[saved.provenance.model]
+    mask = saved.mask
+    shape = types.SimpleNamespace(
+        num_layers=mask.num_layers, num_heads=mask.num_heads, num_kv_heads=num_kv_heads, head_dim=8
+    )
+    masked = {path for layer in mask.heads for path in layer} - {Full()}
+    if mask.in_groups(num_kv_heads) and len(masked) == 1 and isinstance(*masked, Window):
+        write_published(tmp_path, mask, num_kv_heads)
+        assert read_published(tmp_path).mask(shape, threshold=0.5) == mask
+    else:
+        assert "the format has" in problems_of(write_published, tmp_path, mask, num_kv_heads)[0]
+    # And whatever the paths of its heads are, those of its groups that are masked whole.
+    whole = mask.masked.reshape(mask.num_layers, num_kv_heads, -1).all(axis=2)
+    mask = SinkMask.where(np.repeat(whole, mask.num_heads // num_kv_heads, axis=1), WINDOW)
+    write_published(tmp_path / "whole", mask, num_kv_heads)
+    assert read_published(tmp_path / "whole").mask(shape, threshold=0.5) == mask
+    assert read_published(tmp_path / "whole").mask(shape, share=whole.mean()) == mask
 
 
 def test_every_group_that_does_not_fit_the_format_is_listed(tmp_path):
