@@ -190,7 +190,7 @@ def _lines(
             raise InputError(f"it cannot be read ({reason}); give a file of flags") from error
         if file.resolve() in within:
             raise InputError("it includes itself; take that line out")
-    lines = (line.strip() for line in content.splitlines())
+    lines = (line.strip() for line in re.split("\r\n?|\n", content))
     return [line for line in lines if line and not line.startswith(("#", "//"))], (
         *within,
         file.resolve(),

@@ -179,6 +179,14 @@ def test_flag_files_may_include_each_other_and_hold_comments(tmp_path):
     assert any(line.startswith("--") for line in rest[4:])  # of the file that ships
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_a_flag_file_ends_where_an_editor_ends_it(end, tmp_path):
+    """Not at characters of a text that only Python's own `splitlines` takes for ends."""
+    lines = ["--prompt=one\u2028two\x0cthree\x85four\x1cfive", "--seed=1"]
+    (tmp_path / "own.flags").write_bytes(end.join([*lines, ""]).encode())
+    assert list(flags._expanded([f"--flagfile={tmp_path}/own.flags"])) == lines
+
+
 def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch, tmp_path):
     """No shell makes it so behind a =, and it would be made as a folder of that name."""
     monkeypatch.setenv("HOME", "/home/me")
