@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sinkjax.errors import printable
 from sinkjax.masks.file import Provenance, SavedMask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report import formats
@@ -30,21 +31,21 @@ def mask_card(repo_id: str, saved: SavedMask) -> str:
     """
     made_from, name = saved.provenance, repo_id.rpartition("/")[2]
     model = _public(made_from.model) if made_from.model else "MODEL"
-    return "\n".join(
-        [
-            *("---", "library_name: sinkjax", "tags:", "- attention-sinks", "- sparse-attention"),
-            *("---", "", f"# {name}", ""),
-            f"A mask of attention heads for {_code(model)}, by sinkjax: {_paths(saved.mask)}.",
-            *("", "```python", "import sinkjax", ""),
-            f"model = sinkjax.load({json.dumps(model)})",
-            f'fast = sinkjax.specialize(model, sinkjax.load_mask("hf://{repo_id}"))',
-            *("```", "", "## What it costs", ""),
-            *_promise(saved.quality, f"hf://{repo_id}", model),
-            *("## How it was made", ""),
-            *_origin(made_from),
-            *("", *_commands(made_from, saved.quality), ""),
-        ]
-    )
+    lines = [
+        *("---", "library_name: sinkjax", "tags:", "- attention-sinks", "- sparse-attention"),
+        *("---", "", f"# {name}", ""),
+        f"A mask of attention heads for {_code(model)}, by sinkjax: {_paths(saved.mask)}.",
+        *("", "```python", "import sinkjax", ""),
+        f"model = sinkjax.load({json.dumps(model, ensure_ascii=False)})",
+        f'fast = sinkjax.specialize(model, sinkjax.load_mask("hf://{repo_id}"))',
+        *("```", "", "## What it costs", ""),
+        *_promise(saved.quality, f"hf://{repo_id}", model),
+        *("## How it was made", ""),
+        *_origin(made_from),
+        *("", *_commands(made_from, saved.quality), ""),
+    ]
+    # Others may have written what the file says: it stays in its line.
+    return "\n".join(map(printable, lines))
 
 
 def _paths(mask: SinkMask) -> str:
@@ -83,7 +84,7 @@ def _promise(quality: Mapping[str, Any], name: str, model: str) -> Iterator[str]
     yield from lines
     rest = {key: value for key, value in quality.items() if key not in shown}
     if rest:
-        yield from ("The file says, too:", "", "```json", json.dumps(rest, indent=2), "```", "")
+        yield from ("The file says, too:", "", *_json(rest), "")
 
 
 def _measured(quality: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -189,9 +190,9 @@ def _commands(made_from: Provenance, quality: Mapping[str, Any]) -> Iterator[str
         commands = []
     if not commands:
         yield "The file names no command. It says of how the heads were chosen:"
-        yield from ("", "```json", json.dumps(dict(made_from.selection), indent=2), "```")
+        yield from ("", *_json(dict(made_from.selection)))
         return
-    yield from ("```sh", *(_shell(name, flags) for name, flags in commands), "```")
+    yield from ("```sh", *(line for command in commands for line in _shell(*command)), "```")
     unknown = [flag for _, flags in commands for flag, value in flags.items() if value is None]
     if unknown:
         yield ""
@@ -288,7 +289,11 @@ def _remake(
             yield "mask", {"from_folder": how["folder"], **model, **rules, **window, **lengths}
 
 
-def _shell(command: str, flags: Mapping[str, Any]) -> str:
+def _json(fields: Mapping[str, Any]) -> list[str]:
+    return ["```json", *json.dumps(fields, indent=2).split("\n"), "```"]
+
+
+def _shell(command: str, flags: Mapping[str, Any]) -> list[str]:
     texts = [f"sinkjax {command}"]
     for flag, value in flags.items():
         if flag == "judge_text":  # given once for each
@@ -297,7 +302,8 @@ def _shell(command: str, flags: Mapping[str, Any]) -> str:
             several = isinstance(value, list | tuple)
             text = ",".join(map(str, value)) if several else str(value)
             texts.append(f"--{flag}={text}")
-    return " \\\n  ".join([texts[0], *map(shlex.quote, texts[1:])])
+    lines = [texts[0], *(f"  {shlex.quote(text)}" for text in texts[1:])]
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def _public(name: str) -> str:

@@ -1,5 +1,6 @@
 """Cards of masks: all that their files say, and commands that make them again."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -169,3 +170,20 @@ def test_a_file_that_says_other_things_is_quoted(tmp_path):
     assert json.loads(re.findall(r"```json\n(.*?)\n```", card, re.DOTALL)[0]) == no_time
     sinkjax.save_mask(tmp_path / "m.json", mask, fills=fills)
     assert "says of nothing that was measured" in mask_card("ada/m", load_mask(tmp_path / "m.json"))
+
+
+def test_what_a_file_quotes_stays_in_its_line():
+    """Others may have written it: a line end would end a list, a table, a block of code."""
+    line = "\ud800😀\n```\n# Title\n| a | \x1b[31m\u202e"
+    published = {"method": "published", "folder": line, "share": 0.5}
+    quality = {"quality": [{"text": line, "length": 8}], line: line}
+    for selection in ({line: [line]}, published):
+        made_from = Provenance(model=line, text=line, bos=line, selection=selection)
+        saved = load_mask(EARLIER / "512-gates.json")
+        card = mask_card("ada/m", dataclasses.replace(saved, provenance=made_from, quality=quality))
+        lines = card.encode().decode().split("\n")
+        assert all(line.isprintable() for line in lines)
+        assert [line for line in lines if line.startswith("# ")] == ["# m"]
+        assert lines.count("```") * 2 == sum(line.startswith("```") for line in lines)
+        (call,) = re.findall(r"^model = sinkjax.load\((.*)\)$", card, re.MULTILINE)
+        assert ast.literal_eval(call) == line
