@@ -10,10 +10,14 @@ from sinkjax.errors import InputError, first_line
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _REFUSED = {
-    401: f"the Hub does not take the token that is set: {_LOG_IN} to one that is valid",
-    403: f"the token that is set may not do this there: {_LOG_IN} to one that may, or name a "
-    "repository of its account",
+    401: f"the Hub does not take the token that is set, or asks for one: {_LOG_IN} to one that is "
+    "valid",
+    403: f"the Hub forbids this to the token that is set, or without one: {_LOG_IN} to one that "
+    "may, or name a repository of its account",
+    429: f"the Hub takes no more calls from here for now: wait some minutes, or {_LOG_IN}, for it "
+    "takes more from accounts",
 }
+_OFFLINE = "HF_HUB_OFFLINE is set; unset it"
 
 
 @contextlib.contextmanager
@@ -34,10 +38,9 @@ def hub_problems(
     """
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    # HTTPError: the HTTP library's own
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # of any class: its own, its libraries', what an odd answer leads to
         if _tells_token(error):
             raise InputError(
                 "the token that is set holds what no token does, such as quotes or letters with "
@@ -67,27 +70,32 @@ def _text(
                 f"the repository has no revision {revision}; give one of its branches, tags or "
                 "commits, or leave revision out for the main branch"
             )
+        case errors.OfflineModeIsEnabled():
+            return f"{failed}: {_OFFLINE}"
         case errors.LocalEntryNotFoundError():
             said = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
-            reason = (
-                "HF_HUB_OFFLINE is set; unset it"
-                if huggingface_hub.constants.HF_HUB_OFFLINE
-                else f"the Hub cannot be reached{said}; check the network"
-            )
+            reason = _refused(error.__cause__)
+            if huggingface_hub.constants.HF_HUB_OFFLINE:
+                reason = _OFFLINE
             named = f"revision {revision}" if revision else "its main branch"
             return (
                 f"{named} is not, or not wholly, in the cache "
-                f"{huggingface_hub.constants.HF_HUB_CACHE}, and {reason}{instead}"
+                f"{huggingface_hub.constants.HF_HUB_CACHE}, and "
+                f"{reason or f'the Hub cannot be reached{said}; check the network'}{instead}"
             )
         case errors.EntryNotFoundError():
             return missing
         case errors.HFValidationError():
             return "it is no name of a repository: write USER/NAME"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return _REFUSED.get(status) or (
+    return _refused(error) or (
         f"{failed} ({type(error).__name__}: {first_line(error)}); run the command again, which "
         "goes on from what is there"
     )
+
+
+def _refused(error: BaseException | None) -> str | None:
+    """What to do about the status of the Hub's answer; None where that alone says nothing."""
+    return _REFUSED.get(getattr(getattr(error, "response", None), "status_code", 0))
 
 
 def _tells_token(error: BaseException | None) -> bool:

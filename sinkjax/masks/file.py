@@ -213,15 +213,16 @@ def _fetch(repo_id: str) -> pathlib.Path:
     from sinkjax.hub import hub_problems
 
     names = [ON_HUB, _fills_path(pathlib.Path(ON_HUB)).name]
-    with hub_problems(repo_id, "its main branch cannot be downloaded"):
+    with hub_problems(
+        repo_id,
+        "its main branch cannot be downloaded",
+        missing=f"the repository has no {ON_HUB}: give one that `sinkjax mask` pushed a mask to",
+    ):
         # A snapshot, so that the two files are of one commit.
-        snapshot = huggingface_hub.snapshot_download(repo_id, allow_patterns=names)
-    file = pathlib.Path(snapshot, ON_HUB)
-    if not file.is_file():
-        raise InputError(
-            f"the repository has no {ON_HUB}: give one that `sinkjax mask` pushed a mask to"
-        )
-    return file
+        snapshot = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=names))
+        # Where the Hub cannot be asked, others of its files may be all that is there.
+        file = huggingface_hub.hf_hub_download(repo_id, ON_HUB, revision=snapshot.name)
+    return pathlib.Path(file)
 
 
 def _load(path: pathlib.Path) -> SavedMask:

@@ -22,6 +22,11 @@ class Hub:
     Attributes:
       heads: the commit of the main branch, of repositories where it is not `COMMIT`.
       tokens: the namespaces that each may write to.
+      moved: the names that repositories have now, by those that they had.
+      instead: what is said in place of an answer, by the repository and what is asked of it:
+        `revision`, `tree` or `resolve` of who reads, `create`, `preupload`, `lfs` or `commit` of
+        who writes.
+      elsewhere: names of files that `resolve` sends who asks for to another host.
     """
 
     def __init__(self):
@@ -29,8 +34,13 @@ class Hub:
         self.heads: dict[str, str] = {}
         self.tokens: dict[str, set[str]] = {}
         self.objects: dict[str, bytes] = {}  # of git LFS, by sha256
-        self.gated = {"acme/gated"}
-        self.broken = {"acme/broken"}
+        self.moved: dict[str, str] = {}
+        self.instead: dict[tuple[str, str], Answer] = {
+            ("acme/broken", "revision"): (500, {}, b""),
+            ("acme/gated", "resolve"): self.error(403, "GatedRepo"),
+        }
+        self.elsewhere: set[str] = set()
+        self.storage = ""
         self.requests: list[tuple[str, str]] = []
 
     def downloaded(self, repo: str) -> set[str]:
@@ -93,8 +103,10 @@ class Hub:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        port = server.server_address[1]
+        self.storage = f"http://localhost:{port}"
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.shutdown()
             thread.join()
@@ -104,14 +116,18 @@ class Hub:
         """What is said to who reads."""
         if path == "/api/whoami-v2":
             return 401, {}, b""
+        if path.startswith("/lfs/"):
+            return 200, {}, self.objects[path.rpartition("/")[2]]
         if path.startswith("/api/models/"):
             whole = path if path.count("/") > 4 else f"{path}/revision/main"
             owner, name, what, *rest = whole.removeprefix("/api/models/").split("/")
         else:
             owner, name, what, *rest = path.removeprefix("/").split("/")
         repo, revision = f"{owner}/{name}", rest[0]
-        if repo in self.broken:
-            return 500, {}, b""
+        if repo in self.moved:
+            return 307, {"Location": path.replace(repo, self.moved[repo], 1)}, b""
+        if (repo, what) in self.instead:
+            return self.instead[repo, what]
         if repo not in self.files:
             return self.error(401, "RepoNotFound")
         branches = {"main": self.heads.get(repo, COMMIT), "v2": BRANCH_COMMIT}
@@ -130,18 +146,24 @@ class Hub:
                 ]
             )
         assert what == "resolve"
-        if repo in self.gated:
-            return self.error(403, "GatedRepo")
         file = "/".join(rest[1:])
         if file not in files:
             return self.error(404, "EntryNotFound", commit)
-        headers = {"ETag": f'"{self.oid(files[file])}"', "X-Repo-Commit": commit}
-        return 200, headers, files[file]
+        content = files[file]
+        headers = {"ETag": f'"{self.oid(content)}"', "X-Repo-Commit": commit}
+        if file in self.elsewhere:
+            oid = hashlib.sha256(content).hexdigest()
+            self.objects[oid] = content
+            size = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+            return 302, {**headers, **size, "Location": f"{self.storage}/lfs/{oid}"}, b""
+        return 200, headers, content
 
     def take(self, path: str, content: bytes, token: str, base: str) -> Answer:
         """What is said to who writes."""
         if path.startswith("/lfs/"):  # a storage's own address, which asks for no token
-            oid = path.removeprefix("/lfs/")
+            _, _, owner, name, oid = path.split("/")
+            if (f"{owner}/{name}", "lfs") in self.instead:
+                return self.instead[f"{owner}/{name}", "lfs"]
             assert hashlib.sha256(content).hexdigest() == oid
             self.objects[oid] = content
             return 200, {}, b""
@@ -154,6 +176,8 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(content)
             repo = f"{asked['organization']}/{asked['name']}"
+            if (repo, "create") in self.instead:
+                return self.instead[repo, "create"]
             if asked["organization"] not in self.tokens[token]:
                 return 403, {"X-Error-Message": "You have no rights there"}, b""
             if repo in self.files:
@@ -164,10 +188,13 @@ class Hub:
         if match := re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             asked = json.loads(content)["objects"]
             for item in asked:
-                item["actions"] = {"upload": {"href": f"{base}/lfs/{item['oid']}"}}
+                href = f"{base}/lfs/{match['repo']}/{item['oid']}"
+                item["actions"] = {"upload": {"href": href}}
             return self.json({"transfer": "basic", "objects": asked})
         match = re.fullmatch(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>\w+)/main", path)
         repo, what = match["repo"], match["what"]
+        if (repo, what) in self.instead:
+            return self.instead[repo, what]
         if repo not in self.files:
             return self.error(404, "RepoNotFound")
         if what == "preupload":
