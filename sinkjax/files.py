@@ -68,15 +68,24 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
       most: bytes that it may have.
 
     Raises:
+      OSError: as `check_file`.
+    """
+    check_file(path, most)
+    return path.read_bytes()
+
+
+def check_file(path: Path, most: int = MOST_BYTES) -> None:
+    """Refuses a file that cannot be read whole.
+
+    Raises:
       OSError: where it cannot be read or has more bytes, and as `check_path`.
     """
     check_path(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
-            text = f"it has {size:,} bytes, and at most {most:,} are read"
-            raise OSError(errno.EINVAL, text, str(path))
-        return file.read()
+    if size > most:
+        text = f"it has {size:,} bytes, and at most {most:,} are read"
+        raise OSError(errno.EINVAL, text, str(path))
 
 
 def parse_json(content: str | bytes, *, strict: bool = False) -> Any:

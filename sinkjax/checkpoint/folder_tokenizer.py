@@ -28,7 +28,7 @@ from sinkjax.checkpoint.sentencepiece_tokenizer import (
     sentencepiece_tokenizer,
 )
 from sinkjax.errors import InputError, explaining, first_line
-from sinkjax.files import check_path, read_file
+from sinkjax.files import check_file, check_path, read_file
 from sinkjax.models.hf_config import listed
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
         with explaining(f"{path} cannot be read", _ADVICE):
             check_path(path)
             if os.path.lexists(path):  # a folder or a link to nothing is no absent file
-                path.open("rb").close()
+                check_file(path)
     config = _optional(folder / _TOKENIZER_CONFIG)
     adds = {
         end: config[f"add_{end}_token"]

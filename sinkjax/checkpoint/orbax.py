@@ -33,6 +33,7 @@ from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, explaining, first_line
 from sinkjax.files import (
     PARTIAL,
+    check_file,
     check_path,
     json_digest,
     parse_json,
@@ -180,6 +181,8 @@ def check_files(folder: pathlib.Path, advice: str) -> None:
     for path in folder.rglob("*"):
         with explaining(f"{path} cannot be read", advice):
             check_path(path)
+            if path.name.startswith("_") and path.is_file():  # Orbax's JSON, which it reads whole
+                check_file(path)
 
 
 def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[str]] | None]:

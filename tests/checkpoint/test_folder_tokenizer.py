@@ -384,6 +384,14 @@ def test_pipes_in_place_of_files_are_no_files(tmp_path):
         sinkjax.load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "chat_template.jinja"])
+def test_files_that_would_fill_the_memory_are_not_read(name, tmp_path):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 3 << 29)  # of zeros, of which the disk keeps none
+    with pytest.raises(InputError, match=f"{name} cannot be read .it has 1,610,612,736 bytes"):
+        sinkjax.load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"],

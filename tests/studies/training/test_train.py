@@ -171,6 +171,11 @@ def test_a_pipe_or_nested_json_in_a_checkpoint_is_refused(model, gated, windows,
     with pytest.raises(InputError, match=r"_METADATA cannot be read \(it is a pipe .*; delete"):
         train(model, gated, windows, tmp_path, settings)
     file.unlink()
+    file.touch()
+    os.truncate(file, 3 << 29)
+    with pytest.raises(InputError, match=r"_METADATA cannot be read \(it has 1,610,612,736 bytes"):
+        train(model, gated, windows, tmp_path, settings)
+    file.unlink()
     (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"is damaged .*; delete it"):
         train(model, gated, windows, tmp_path, settings)
