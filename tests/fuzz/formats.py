@@ -25,7 +25,7 @@ FORMATS: dict[str, Callable[[pathlib.Path], Format]] = {
     "mask and fills": results.mask,
     "plan": masks.plan,
     "published masks": masks.published,
-    "card of a mask": masks.card,
+    "mask and card on the Hub": masks.hub,
     "repair": masks.repair,
     "checkpoint of training": masks.training,
     "records": results.records,

@@ -1,31 +1,35 @@
-"""What masks are made of, and are made into: plans, other projects' folders, cards, repairs."""
+"""What masks are made of, and are made into: plans, other projects' folders, the Hub's, repairs."""
 
+import contextlib
+import hashlib
 import json
 import pathlib
 import re
-import shutil
 from typing import Any
+from unittest import mock
 
+import huggingface_hub
 import jax
 import numpy as np
 import tiny
-from masks import write_scores
+from masks import EARLIER, write_scores
 
 import sinkjax
-from sinkjax import shipped
 from sinkjax.cli.card import mask_card
 from sinkjax.errors import naming
 from sinkjax.files import json_digest
-from sinkjax.masks.file import load_mask, save_mask
+from sinkjax.masks.file import Provenance, load_mask, save_mask
 from sinkjax.masks.paths import short
 from sinkjax.masks.published import read_published
 from sinkjax.specialize.build import specialize
 from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.fields import UNLIKE
 from sinkjax.studies.gates.gates import GatedModel, start_gates
 from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
 from sinkjax.studies.store import fills_digest
 from sinkjax.studies.training.train import TrainSettings, distil
 from tests.fuzz.format import Format
+from tests.fuzz.weights import stored_arrays
 
 _MEANS = "L0: 2f 4s(mean) | L1: 6w(1,4)"
 
@@ -101,8 +105,9 @@ def published(folder: pathlib.Path) -> Format:
             return [_paths(groups), _paths(read_published(folder / "moa").mask(config, 1000))]
 
     def expected(folder: pathlib.Path, original: Any) -> list[list[list[str]]]:
-        lines = (folder / "full_attention_heads.tsv").read_bytes().decode().split("\n")
-        rows = [[float(cell) for cell in line.split("\t")] for line in lines if line.strip()]
+        table = (folder / "full_attention_heads.tsv").read_bytes().decode("utf-8-sig")
+        lines = [line for line in re.split("\r\n?|\n", table) if line.strip()]
+        rows = [[float(cell) for cell in line.split("\t")] for line in lines]
         sizes = json.loads((folder / "config.json").read_bytes())
         window = f"w({sizes['sink_size']:d},{sizes['recent_size']:d})"
         groups = [[p for s in row for p in ["f" if s >= 0.5 else window] * 3] for row in rows]
@@ -119,21 +124,80 @@ def published(folder: pathlib.Path) -> Format:
     return Format(sum(names, ()), read, expected)
 
 
-def card(folder: pathlib.Path) -> Format:
-    """Of a mask that says of itself whatever it may: there is a card."""
-    shutil.copy(shipped.FOLDER / "masks" / "smollm2-135m-512.json", folder / "mask.json")
+def hub(folder: pathlib.Path) -> Format:
+    """A mask in the Hub's cache, whose writer says of it and of its fills whatever he may."""
+    snapshot = pathlib.Path("models--acme--mask", "snapshots", "c" * 40)
+    with_means, measured = load_mask(EARLIER / "512-savings.json"), load_mask("smollm2-135m-512")
+    save_mask(
+        folder / snapshot / "mask.json",
+        with_means.mask,
+        fills=with_means.fills,
+        provenance=measured.provenance,
+        quality=measured.quality,
+    )
+    (folder / "models--acme--mask" / "refs").mkdir()
+    (folder / "models--acme--mask" / "refs" / "main").write_text("c" * 40)
 
-    def read(folder: pathlib.Path) -> bool:
-        file = folder / "mask.json"
-        try:
-            fields = json.loads(file.read_bytes() if file.is_file() else b"")
-            content = {key: value for key, value in fields.items() if key != "digest"}
-            file.write_text(json.dumps({**content, "digest": json_digest(content)}))
-        except (AttributeError, RecursionError, TypeError, ValueError):
-            pass  # what is no object has no digest
-        return mask_card("acme/mask", load_mask(file)).startswith("---\n")
+    def read(folder: pathlib.Path) -> dict[str, Any]:
+        with contextlib.suppress(*UNLIKE, OSError, RecursionError):
+            _sign(folder / snapshot)
+        with mock.patch.object(huggingface_hub.constants, "HF_HUB_CACHE", str(folder)):
+            saved = load_mask("hf://acme/mask")
+        lines = mask_card("acme/mask", saved).encode().decode().split("\n")
+        assert all(line.isprintable() for line in lines)
+        assert lines.count("```") * 2 == sum(line.startswith("```") for line in lines)
+        assert [line for line in lines if re.match("#+ ", line)] == _HEADINGS
+        return {
+            "heads": _paths(saved.mask),
+            "fills": None if saved.fills is None else saved.fills.tobytes(),
+            "provenance": json.dumps(vars(saved.provenance)),
+            "quality": json.dumps(saved.quality),
+        }
 
-    return Format(("mask.json",), read)
+    def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
+        said = json.loads((folder / snapshot / "mask.json").read_bytes())
+        json.dumps(said, allow_nan=False)
+        assert said.keys() == _KEYS
+        assert said["schema"] == 1
+        heads, known = _paths_of_text(" | ".join(said["heads"])), vars(Provenance())
+        assert said["provenance"].keys() <= known.keys()
+        assert isinstance(said["quality"], dict)
+        filled, fills = np.array([[path == "s(mean)" for path in of] for of in heads]), None
+        if filled.any():
+            file = (folder / snapshot / "mask.json").with_suffix(".fills.safetensors")
+            means = stored_arrays(file.read_bytes())["means"]
+            assert means.dtype == np.float32
+            assert np.isfinite(means).all()
+            fills = np.zeros((*filled.shape, means.shape[1]), np.float32)
+            fills[filled] = means
+        return {
+            "heads": heads,
+            "fills": None if fills is None else fills.tobytes(),
+            "provenance": json.dumps({**known, **said["provenance"]}),
+            "quality": json.dumps(said["quality"]),
+        }
+
+    names = ("mask.json",) * 2 + ("mask.fills.safetensors",)
+    return Format(tuple(str(snapshot / name) for name in names), read, expected)
+
+
+_HEADINGS = ["# mask", "## What it costs", "## How it was made"]
+_KEYS = {"schema", "digest", "mask_digest", "heads", "provenance", "fills_sha256", "quality"}
+
+
+def _sign(folder: pathlib.Path) -> None:
+    """Makes the digests of a mask those of what its files hold."""
+    file, fills = folder / "mask.json", folder / "mask.fills.safetensors"
+    said = json.loads(file.read_bytes() if _is_small(file) else b"")
+    if _is_small(fills) and said["fills_sha256"] is not None:
+        said["fills_sha256"] = hashlib.sha256(fills.read_bytes()).hexdigest()
+    said["mask_digest"] = hashlib.sha256(" | ".join(said["heads"]).encode()).hexdigest()
+    said.pop("digest", None)
+    file.write_text(json.dumps({**said, "digest": json_digest(said)}))
+
+
+def _is_small(file: pathlib.Path) -> bool:
+    return file.is_file() and file.stat().st_size < 10**6
 
 
 def repair(folder: pathlib.Path) -> Format:

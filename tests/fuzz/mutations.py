@@ -78,7 +78,7 @@ def move_piece(chance: random.Random, path: pathlib.Path) -> None:
 
 
 def replace_file(chance: random.Random, path: pathlib.Path) -> None:
-    """Takes the file away; in its place: nothing, a folder, a pipe, a device, a link, no bytes."""
+    """Takes it away; in its place: nothing, a folder, a pipe, a device, a link, or other bytes."""
     path.unlink()
     chance.choice(
         (
@@ -90,8 +90,34 @@ def replace_file(chance: random.Random, path: pathlib.Path) -> None:
             lambda: path.write_bytes(b""),
             lambda: path.write_bytes(b"\xff\xfe\x00" * 50),
             lambda: path.write_bytes(_RAW["@deep"]),
+            lambda: _write_zeros(path, 3 << 29),
         )
     )()
+
+
+def _write_zeros(path: pathlib.Path, size: int) -> None:
+    """A file of zeros, of which a disk keeps none."""
+    path.touch()
+    os.truncate(path, size)
+
+
+def write_otherwise(chance: random.Random, path: pathlib.Path) -> None:
+    """The same text in another encoding, or with other ends of its lines or of their cells."""
+    text = path.read_text()
+    path.write_bytes(
+        chance.choice(
+            (
+                text.encode("utf-8-sig"),
+                text.encode("utf-16"),
+                text.encode("latin-1", "replace"),
+                text.replace("\n", "\r\n").encode(),
+                text.replace("\n", "\r").encode(),
+                text.replace("\n", "\u2028").encode(),
+                text.replace("\n", "\t\n").encode(),
+                text.replace("\t", ",").encode(),
+            )
+        )
+    )
 
 
 def change_json(chance: random.Random, path: pathlib.Path) -> None:
@@ -285,14 +311,14 @@ def _containers(value: Any):
 
 _OF_ANY = (flip_bit, flip_bit, move_piece, replace_file)
 _BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
-    ".json": (change_json,) * 6 + (flip_bit, move_piece),
-    ".jsonl": (change_json_line,) * 3 + (move_line,) * 3,
-    ".txt": (move_line,) * 3,
-    ".flags": (move_line,) * 3,
-    ".jinja": (insert_statement,) * 3 + (move_line,) * 2,
+    ".json": (change_json,) * 6 + (flip_bit, move_piece, write_otherwise),
+    ".jsonl": (change_json_line,) * 3 + (move_line,) * 3 + (write_otherwise,),
+    ".txt": (move_line,) * 3 + (write_otherwise,) * 2,
+    ".flags": (move_line,) * 3 + (write_otherwise,) * 2,
+    ".jinja": (insert_statement,) * 3 + (move_line,) * 2 + (write_otherwise,),
     ".gguf": (change_gguf_field, rewrite_gguf) * 3 + (flip_bit_in_front, overwrite_number),
     ".safetensors": (flip_bit_in_front, change_safetensors_header) * 2 + (overwrite_number,),
-    ".tsv": (change_cell,) * 3 + (move_line,) * 2,
+    ".tsv": (change_cell,) * 3 + (move_line,) * 2 + (write_otherwise,) * 2,
 }
 
 

@@ -100,9 +100,9 @@ def flag_file(folder: pathlib.Path) -> Format:
         return {name: getattr(settings[0], name) for name in (*_FLAGS, "study")}
 
     def expected(folder: pathlib.Path, original: Any) -> dict[str, Any]:
-        content = (folder / "fuzz.flags").read_bytes().decode()
+        content = (folder / "fuzz.flags").read_bytes().decode("utf-8-sig")
         given = dict(_defaults)
-        for line in map(str.strip, content.split("\n")):
+        for line in map(str.strip, re.split("\r\n|\r|\n", content)):
             if line == "--":  # the end of flags
                 break
             if line and not line.startswith(("#", "//")):
