@@ -2,9 +2,14 @@
 
 import contextlib
 import dataclasses
+import operator
+import os
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
+
+import numpy as np
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -92,6 +97,64 @@ def check_kind(field: str, value: object, kind: Any, needed: str) -> None:
         raise InputError(Problem(field, None, text))
 
 
+def check_path_name(field: str, value: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """Returns the path of a name; InputError for what is no name, or an empty one."""
+    check_kind(field, value, str | os.PathLike, f"{what}'s name")
+    if value == "":  # which would be the folder at hand
+        raise InputError(Problem(field, "", f"{what}'s name is needed"))
+    return pathlib.Path(value)
+
+
+def check_whole(field: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns a whole number of any type as Python's; InputError for what is none in the range."""
+    found = whole(value)
+    if found is None or found < least or (most is not None and found > most):
+        text = f"whole numbers from {least} {'on' if most is None else f'to {most:,}'} are allowed"
+        raise InputError(Problem(field, value, text))
+    return found
+
+
+def check_items(field: str, values: Any, text: str, least: int = 0) -> tuple[Any, ...]:
+    """Returns a tuple of what there is to go over; InputError for what is none, or too few."""
+    try:
+        items = tuple(values)
+    except TypeError:
+        raise InputError(Problem(field, values, text)) from None
+    if len(items) < least:
+        raise InputError(Problem(field, values, text))
+    return items
+
+
+def check_array(field: str, value: Any, kept: type | tuple[()] = ()) -> Any:
+    """Returns the array that a value makes, or one of a kind to be kept; InputError for none."""
+    try:
+        return value if isinstance(value, kept) else np.asarray(value)
+    except (TypeError, ValueError) as error:  # traced; rows of different lengths
+        text = f"it makes no array: {first_line(error)}"
+        raise InputError(Problem(field, None, text)) from error
+
+
+def is_one_of(value: Any, allowed: Collection[str]) -> bool:
+    """Returns whether a value is one of these texts; arrays, whose == has no truth, are not."""
+    return isinstance(value, str) and value in allowed
+
+
+def whole(value: Any) -> int | None:
+    """Returns a whole number of any type; None for what is none, as True and 2.0 are."""
+    try:
+        return None if _is_truth(value) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def number(value: Any) -> float:
+    """Returns a number of any type; NaN for what is none, as True and "1" are."""
+    try:
+        return np.nan if _is_truth(value) or isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
 @contextlib.contextmanager
 def about(field: str, value: object = None) -> Iterator[None]:
     """Says of every problem raised inside that it is one with this field."""
@@ -149,6 +212,11 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what another package's error says; empty if it says nothing."""
     return (str(error).splitlines() or [""])[0]
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a value is true or false, also as an array."""
+    return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
 
 
 def _shown(value: object) -> str:

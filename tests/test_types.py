@@ -39,7 +39,7 @@ sinkjax.SinkMask.from_scores(scores, threshold=0.3, path=sinkjax.Sink("first"))
 
 for wrong in (
     lambda: model(tokens[0]),
-    lambda: model.decode(token[:1], cache),
+    lambda: model.logits(logits),
     lambda: sinkjax.SinkMask.from_scores(scores[0, 0], threshold=0.3, path=sinkjax.Sink("first")),
 ):
     try:

@@ -22,7 +22,7 @@ import numpy as np
 from sinkjax.accounts.compiled import account
 from sinkjax.accounts.formulas import Cost, Sizes, predict, total
 from sinkjax.accounts.inspect import compile_shapes
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, check_kind
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
 from sinkjax.masks.scores import group_size
@@ -132,6 +132,10 @@ def saved_over_chips(
       heads are `masked` once the mask is balanced over them, and the shares `saved` by
       `saved_shares`. Of a mask with `copy` heads, for one chip alone.
     """
+    check_kind("config", config, LlamaConfig, "a model's config, such as model.config,")
+    check_kind("mask", mask, SinkMask, "a SinkMask")
+    check_kind("workload", workload, Workload, "a Workload")
+    mask.check(config)
     kv_heads, full = config.num_kv_heads, workload.needs(config, SinkMask.full(config))
     most = 1 if mask.counts()["copy"] else kv_heads
     rows = []

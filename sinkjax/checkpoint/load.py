@@ -54,7 +54,7 @@ def load(
       InputError: if it cannot be found, is of no family, is corrupt, or has anything that is not
         understood, with all of it listed; and for a mesh that does not divide its heads.
     """
-    if dtype not in DTYPES:
+    if str(dtype) not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
     if mesh is not None:  # refused before weights are fetched
         check_mesh(mesh, load_config(model, revision=revision))

@@ -19,11 +19,11 @@ from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.distributed import first, to_host
-from sinkjax.errors import InputError, first_line
+from sinkjax.errors import InputError, check_path_name, first_line
 from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
-from sinkjax.models.decoder import Llama
+from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.hf_config import from_hf_config, to_hf_config
 from sinkjax.models.sharding import parameter_shardings, place_parts
 
@@ -148,7 +148,8 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
       InputError: if the model's rotary frequencies have no form in a Hugging Face config, or the
         folder cannot be written.
     """
-    folder = pathlib.Path(folder)
+    check_model(model)
+    folder = check_path_name("folder", folder, "a folder")
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.distributed import to_host
+from sinkjax.errors import check_array, check_whole
 from sinkjax.instruments.batches import batches, check_tokens
 from sinkjax.instruments.token_losses import (
     TOP,
@@ -17,7 +18,8 @@ from sinkjax.instruments.token_losses import (
     decoded_residuals,
     residuals,
 )
-from sinkjax.models.decoder import Llama
+from sinkjax.models.config import MOST_SIZE
+from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.finite import check_finite
 
 
@@ -101,8 +103,13 @@ def compare(
       ValueError: for excerpts that are not [W, T + M] or not in the vocabulary, a `score_from`
         outside of their first T, models of different vocabularies.
     """
-    excerpts = np.asarray(excerpts)
-    _check(baseline, candidate, excerpts, score_from, generated, batch_size)
+    check_model(baseline, "baseline")
+    check_model(candidate, "candidate")
+    excerpts = check_array("excerpts", excerpts)
+    score_from = check_whole("score_from", score_from, 0)
+    generated = check_whole("generated", generated, 0)
+    batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1, MOST_SIZE)
+    _check(baseline, candidate, excerpts, score_from, generated)
     heads = OutputHead(baseline), OutputHead(candidate)
     parts = []
     for tokens, count in batches(baseline, excerpts, batch_size):
@@ -158,7 +165,6 @@ def _check(
     excerpts: np.ndarray,
     score_from: int,
     generated: int,
-    batch_size: int | None,
 ) -> None:
     vocab_size, candidate_size = baseline.config.vocab_size, candidate.config.vocab_size
     if vocab_size != candidate_size or vocab_size < TOP:
@@ -168,11 +174,9 @@ def _check(
         )
     check_tokens(excerpts, vocab_size, "excerpts", "excerpts")
     length = excerpts.shape[1]
-    if not 0 <= generated < length:
+    if generated >= length:
         raise ValueError(f"generated is {generated}; the excerpts have {length} tokens in all")
-    if not 0 <= score_from < length - generated:
+    if score_from >= length - generated:
         raise ValueError(
             f"score_from is {score_from}; the excerpts have positions 0 to {length - generated - 1}"
         )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")

@@ -37,12 +37,11 @@ from tqdm import tqdm
 from sinkjax.checkpoint.chat import ChatTemplate
 from sinkjax.checkpoint.load import load, load_tokenizer
 from sinkjax.distributed import to_host
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, whole
 from sinkjax.instruments.token_losses import OutputHead, residuals, score_tokens
 from sinkjax.masks.file import load_mask
-from sinkjax.models.decoder import Llama
+from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.finite import check_finite
-from sinkjax.models.sampling import whole
 from sinkjax.models.sharding import fitting_rows, lay_rows
 from sinkjax.programs.compile import compile, longest_context
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, prompt_problems
@@ -90,6 +89,7 @@ class HarnessLM(TemplateLM):
         seed: int = 0,
     ):
         super().__init__()
+        check_model(model)
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.seed = batch_size, seed
         self.max_length = model.config.context if max_length is None else max_length

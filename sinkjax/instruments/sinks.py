@@ -27,12 +27,13 @@ from flax import struct
 from sinkjax.attention.context import Context
 from sinkjax.attention.full import observed_causal_attention
 from sinkjax.distributed import outside_meshes, to_host
+from sinkjax.errors import check_array, check_items, check_whole, whole
 from sinkjax.instruments.batches import check_tokens
-from sinkjax.models.decoder import Attention, Layer, Llama
+from sinkjax.masks.scores import DEFINITIONS, check_definition
+from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.finite import check_finite
 from sinkjax.models.sharding import gathered, lay_rows
 
-DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
 MAX_KEY_POSITIONS = 8
 DEFAULT_TAIL = 16
 
@@ -67,14 +68,11 @@ class HeadStats:
         Raises:
           ValueError: for a definition that does not exist or a position that was not measured.
         """
-        if definition not in DEFINITIONS:
-            raise ValueError(
-                f"definition {definition!r} is unknown; known are {', '.join(DEFINITIONS)}"
-            )
-        position = self.key_positions[0] if key_position is None else key_position
+        check_definition(definition)
+        position = self.key_positions[0] if key_position is None else whole(key_position)
         if position not in self.key_positions:
             raise ValueError(
-                f"key position {position} was not measured; measured are {self.key_positions}. "
+                f"key position {key_position} was not measured; measured are {self.key_positions}. "
                 "Pass it to measure_sinks in key_positions."
             )
         return self.scores[DEFINITIONS.index(definition), self.key_positions.index(position)]
@@ -110,10 +108,16 @@ def measure_sinks(
         without any query after a measured key, for which all definitions but `mean` and `last`
         would be empty means.
     """
-    key_positions = tuple(int(c) for c in key_positions)
+    check_model(model)
+    most = MAX_KEY_POSITIONS - 1
+    given = check_items("key_positions", key_positions, f"give one or more of 0 to {most}", 1)
+    key_positions = tuple(check_whole("key_positions", c, 0, most) for c in given)
+    tail = check_whole("tail", tail, 1)
+    tokens = check_array("tokens", tokens, jax.Array)
+    lengths = None if lengths is None else check_array("lengths", lengths, jax.Array)
+    _check(model, tokens, lengths, key_positions)
     tokens = lay_rows(model, tokens)
     lengths = None if lengths is None else lay_rows(model, lengths)
-    _check(model, tokens, lengths, key_positions, tail)
     x, context = model.enter(tokens, lengths)
     scores, norms = [], []
     for index, layer in enumerate(model.layers):
@@ -140,7 +144,6 @@ def _check(
     tokens: jax.Array,
     lengths: jax.Array | None,
     key_positions: tuple[int, ...],
-    tail: int,
 ) -> None:
     """Raises for what cannot be measured; traced tokens and lengths are taken on trust."""
     full = [isinstance(layer.attention, Attention) for layer in model.layers]
@@ -151,16 +154,11 @@ def _check(
             "was specialized"
         )
     check_tokens(tokens, model.config.vocab_size, "tokens", "prompts")
-    if not key_positions or not all(0 <= c < MAX_KEY_POSITIONS for c in key_positions):
-        raise ValueError(
-            f"key_positions are {key_positions}; one or more of 0 to {MAX_KEY_POSITIONS - 1}"
-        )
-    if tail < 1:
-        raise ValueError(f"tail is {tail}; at least 1 query is needed")
     shortest = tokens.shape[1]
     if lengths is not None and not isinstance(lengths, jax.core.Tracer):
         given = to_host(lengths)
-        if given.shape != tokens.shape[:1] or given.min() < 1 or given.max() > tokens.shape[1]:
+        fits = given.shape == tokens.shape[:1] and jnp.issubdtype(given.dtype, jnp.integer)
+        if not fits or given.min() < 1 or given.max() > tokens.shape[1]:
             raise ValueError(
                 f"lengths are {given}; one for each of {tokens.shape[0]} prompts is needed, "
                 f"between 1 and {tokens.shape[1]}"

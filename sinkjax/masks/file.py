@@ -21,7 +21,17 @@ import safetensors.numpy
 from jaxtyping import Float32
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, check_kind, explaining, naming
+from sinkjax.errors import (
+    InputError,
+    Problem,
+    check_array,
+    check_items,
+    check_kind,
+    check_path_name,
+    explaining,
+    first_line,
+    naming,
+)
 from sinkjax.files import check_path, json_digest, parse_json, read_file, replace_file
 from sinkjax.masks.mask import Shape, SinkMask
 from sinkjax.masks.paths import Sink
@@ -87,7 +97,9 @@ class Provenance:
           text: the field that describes the text that the heads were chosen on.
           selection: how its heads were chosen; the records' ids are added to it.
         """
-        first = records[0]
+        needed = "a list of records is needed, such as read_records gives"
+        first, *_ = records = check_items("records", records, needed, 1)
+        check_kind("records", first, Mapping, "each a record, such as read_records gives,")
         model, source = first["model"], first[text]
         lengths = {n for r in records for n in r.get("lengths", [r.get("length")])}
         return cls(
@@ -153,12 +165,13 @@ def save_mask(
 
     Raises:
       InputError: for a path that does not end in ".json" or cannot be written.
-      ValueError: for fills that are missing, of another shape or dtype, or not finite; for NaN.
-      TypeError: for what JSON cannot hold.
+      ValueError: for fills that are missing, of another shape or dtype, or not finite; for NaN,
+        what JSON cannot hold, and a provenance that `load_mask` would not read.
     """
-    check_kind("path", path, str | os.PathLike, "a file's name")
+    path = check_path_name("path", path, "a file")
     check_kind("mask", mask, SinkMask, "a SinkMask")
-    path = pathlib.Path(path)
+    check_kind("provenance", provenance, Provenance, "a Provenance")
+    check_kind("quality", quality, Mapping | None, "an object of JSON values, or none,")
     if path.suffix != ".json":
         raise InputError(f"{path} is no name for a mask's file: let it end in .json")
     means = _packed(mask, fills)
@@ -167,10 +180,14 @@ def save_mask(
         "schema": SCHEMA,
         "mask_digest": mask.digest,
         "heads": str(mask).split(" | "),
-        "provenance": vars(provenance),
+        "provenance": _as_json("provenance", vars(provenance)),
         "fills_sha256": None if packed is None else hashlib.sha256(packed).hexdigest(),
-        "quality": dict(quality or {}),
+        "quality": _as_json("quality", dict(quality or {})),
     }
+    problems: list[Problem | str] = []
+    _read_provenance(fields, problems)
+    if problems:
+        raise InputError(*problems)
     digest = json_digest(fields)
     text = json.dumps({"schema": SCHEMA, "digest": digest, **fields}, indent=2, allow_nan=False)
     fills_path = _fills_path(path)
@@ -184,6 +201,14 @@ def save_mask(
         if packed is None:
             fills_path.unlink(missing_ok=True)
     return digest
+
+
+def _as_json(field: str, value: dict[str, Any]) -> dict[str, Any]:
+    """An object as it is read back."""
+    try:
+        return parse_json(json.dumps(value, allow_nan=False), strict=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(Problem(field, None, f"it is not JSON: {first_line(error)}")) from error
 
 
 def load_mask(path: str | pathlib.Path) -> SavedMask:
@@ -359,7 +384,7 @@ def _packed(
     """Returns the means of `sink(mean)` heads; None where there are none."""
     needed = mask.on(Sink("mean"))
     if fills is not None:
-        fills = np.asarray(fills)
+        fills = check_array("fills", fills)
         if fills.dtype != np.float32 or fills.ndim != 3 or fills.shape[:2] != needed.shape:
             layers, heads = needed.shape
             raise ValueError(

@@ -13,7 +13,16 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sinkjax.errors import InputError, Problem, check_kind
+from sinkjax.errors import (
+    InputError,
+    Problem,
+    check_array,
+    check_items,
+    check_kind,
+    check_whole,
+    number,
+    whole,
+)
 from sinkjax.masks.chips import widened
 from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
@@ -51,7 +60,10 @@ class SinkMask:
     heads: tuple[tuple[Path, ...], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", tuple(tuple(layer) for layer in self.heads))
+        text = "layers of paths are needed, such as [[Full(), Sink()]]"
+        layers = check_items("heads", self.heads, text)
+        heads = tuple(check_items("heads", layer, text) for layer in layers)
+        object.__setattr__(self, "heads", heads)
         problems = list(_shape_problems(self.heads)) or list(_copy_problems(self.heads))
         if problems:
             raise InputError(*problems)
@@ -59,6 +71,7 @@ class SinkMask:
     @classmethod
     def full(cls, config: Shape) -> "SinkMask":
         """Returns the baseline's mask."""
+        _check_shape(config)
         return cls(((Full(),) * config.num_heads,) * config.num_layers)
 
     @classmethod
@@ -69,6 +82,7 @@ class SinkMask:
           InputError: for a copy that is impossible for a chosen head.
           ValueError: for anything but bool [L, N].
         """
+        check_kind("path", path, Path, "a path, such as Sink(),")
         return cls(
             tuple(tuple(path if head else Full() for head in layer) for layer in _chosen(chosen))
         )
@@ -137,7 +151,7 @@ class SinkMask:
         Raises:
           ValueError: for a quantile outside [0, 1], and as `from_scores`.
         """
-        if not 0 <= quantile <= 1:
+        if not 0 <= number(quantile) <= 1:
             raise ValueError(f"quantile is {quantile}; it has to lie between 0 and 1")
         places = ranks(scores, num_kv_heads)
         return cls.where(places < round((1 - quantile) * (places.max() + 1)), path)
@@ -161,14 +175,20 @@ class SinkMask:
         Raises:
           InputError: for a record of another kind. Also as `from_scores`.
         """
+        check_kind("record", record, Mapping, "a record, such as read_records gives,")
         if record.get("kind") != "lengths":
             raise InputError(
                 f"record {record.get('id')} is of kind {record.get('kind')!r}: consistent heads "
                 "are in those of kind 'lengths', which a sweep over lengths makes"
             )
-        result = record["result"]["consistent"]
-        share = result["min_share"] if min_share is None else min_share
-        return cls.where(consistent(result["min_share_per_head"], share, num_kv_heads), path)
+        try:
+            result = record["result"]["consistent"]
+            shares, own = result["min_share_per_head"], result["min_share"]
+        except (LookupError, TypeError) as error:
+            text = "it has no consistent heads; give one that read_records gives"
+            raise InputError(Problem("record", None, text)) from error
+        share = own if min_share is None else min_share
+        return cls.where(consistent(shares, share, num_kv_heads), path)
 
     @classmethod
     def from_text(cls, text: str, length: int | None = None) -> "SinkMask":
@@ -225,10 +245,12 @@ class SinkMask:
           path: called with the path that a head has, and with what its layer has.
           of_layers: L of these.
         """
+        check_kind("path", path, Callable, "a function")
+        own = self._of_layers("of_layers", of_layers)
         return SinkMask(
             tuple(
                 tuple(path(p, of_layer) for p in paths)
-                for paths, of_layer in zip(self.heads, of_layers, strict=True)
+                for paths, of_layer in zip(self.heads, own, strict=True)
             )
         )
 
@@ -238,13 +260,11 @@ class SinkMask:
         Args:
           windows: of each layer, in tokens; None for a layer without. Empty for a model without.
         """
-        if not any(windows):
-            return self
 
         def path(p: Path, window: int | None) -> Path:
             return native(p, window) if isinstance(p, Full | Window) else p
 
-        return self.replaced(path, windows)
+        return self._beside(windows, path)
 
     def hiding(self, windows: Sequence[int | None]) -> "SinkMask":
         """Returns the mask without windows that hide nothing: those of the model are no wider.
@@ -252,16 +272,15 @@ class SinkMask:
         Args:
           windows: as of `within`.
         """
-        if not any(windows):
-            return self
 
         def path(p: Path, window: int | None) -> Path:
             return Full() if isinstance(p, Window) and window and p.recent >= window else p
 
-        return self.replaced(path, windows)
+        return self._beside(windows, path)
 
     def check(self, config: Shape) -> None:
         """Raises InputError where the mask is for a model of another shape."""
+        _check_shape(config)
         ours, models = (self.num_layers, self.num_heads), (config.num_layers, config.num_heads)
         if ours != models:
             raise InputError(
@@ -347,12 +366,11 @@ class SinkMask:
         Raises:
           InputError: naming the layers that do not exist.
         """
-        kept = set(layers)
-        if unknown := sorted(kept.difference(range(self.num_layers))):
-            raise InputError(
-                f"layers {', '.join(map(str, unknown))}: the mask has layers 0 to "
-                f"{self.num_layers - 1}"
-            )
+        given = check_items("layers", layers, "numbers of layers are needed")
+        kept = set(map(whole, given))
+        if unknown := kept.difference(range(self.num_layers)):
+            named = ", ".join(sorted({str(layer) for layer in given if whole(layer) in unknown}))
+            raise InputError(f"layers {named}: the mask has layers 0 to {self.num_layers - 1}")
         stays = [layer in kept for layer in range(self.num_layers)]
         return self.replaced(lambda path, stay: path if stay else Full(), stays)
 
@@ -379,7 +397,8 @@ class SinkMask:
           ValueError: where K does not divide N.
         """
         size = group_size(self.num_heads, num_kv_heads)
-        if chips < 1 or num_kv_heads % chips:
+        count = whole(chips) or 0
+        if count < 1 or num_kv_heads % count:
             text = (
                 f"{num_kv_heads} key/value heads are not divided by it; give a number that divides "
                 "them, and lay rows over the other chips"
@@ -390,15 +409,38 @@ class SinkMask:
                 "the mask has copy heads, whose patterns may come from heads of other chips: "
                 "balance it without them, or lay it over neurons, where any mask is even"
             )
-        costs = np.zeros((self.num_layers, self.num_heads)) if costs is None else costs
+        shape = self.num_layers, self.num_heads
+        costs = np.zeros(shape) if costs is None else check_array("costs", costs)
+        if costs.shape != shape or costs.dtype.kind not in "iuf":
+            text = f"they are {costs.dtype} {costs.shape}; numbers {list(shape)} are needed"
+            raise InputError(Problem("costs", None, text))
         layers = zip(self.heads, costs.tolist(), strict=True)
-        return SinkMask(tuple(widened(paths, size, chips, of) for paths, of in layers))
+        return SinkMask(tuple(widened(paths, size, count, of) for paths, of in layers))
+
+    def _of_layers(self, field: str, values: Sequence[Of]) -> tuple[Of, ...]:
+        """What each layer has."""
+        own = check_items(field, values, "what each layer has is needed")
+        if len(own) != self.num_layers:
+            text = f"they are {len(own)}; one for each of {self.num_layers} layers is needed"
+            raise InputError(Problem(field, None, text))
+        return own
+
+    def _beside(
+        self, windows: Sequence[int | None], path: Callable[[Path, int | None], Path]
+    ) -> "SinkMask":
+        """The mask of the paths that a function gives beside windows, of a model that has some."""
+        given = [
+            None if window is None else check_whole("windows", window, 1)
+            for window in check_items("windows", windows, "each layer's window is needed")
+        ]
+        return self.replaced(path, self._of_layers("windows", given)) if any(given) else self
 
     def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
         pairs = zip(self.heads, other.heads, strict=True)
         return SinkMask(tuple(tuple(map(join, mine, its)) for mine, its in pairs))
 
     def _check_same_shape(self, other: "SinkMask") -> None:
+        check_kind("other", other, SinkMask, "a SinkMask")
         shapes = [f"{mask.num_layers} layers of {mask.num_heads} heads" for mask in (self, other)]
         if shapes[0] != shapes[1]:
             raise InputError(f"one mask has {shapes[0]}, the other {shapes[1]}")
@@ -417,10 +459,14 @@ class SinkMask:
 
 
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:
-    chosen = np.asarray(chosen)
+    chosen = check_array("chosen", chosen)
     if chosen.ndim != 2 or chosen.dtype != np.bool_:
         raise ValueError(f"chosen heads are {chosen.dtype} {chosen.shape}; bool [L, N] is needed")
     return chosen.tolist()
+
+
+def _check_shape(config: Shape) -> None:
+    check_kind("config", config, Shape, "a model's config, such as model.config,")
 
 
 def _count(kinds: Iterable[str], names: tuple[str, ...] = KINDS) -> dict[str, int]:

@@ -13,13 +13,12 @@ None where none does. Position 0 attends to itself alone, whatever the path.
 """
 
 import dataclasses
-import operator
 import re
 import reprlib
 from collections.abc import Collection
 from typing import ClassVar, Literal
 
-from sinkjax.errors import InputError, each
+from sinkjax.errors import InputError, check_whole, each, is_one_of, whole
 
 FILLS = ("first", "zero", "mean")
 KINDS = ("full", "copy", "window", "sink")
@@ -84,6 +83,8 @@ class Window:
 
     def __post_init__(self) -> None:
         _whole(self, sinks=0, recent=1)
+        if self.within is not None:
+            _whole(self, within=1)
 
     @property
     def acts_from(self) -> int | None:
@@ -110,7 +111,7 @@ class Sink:
     acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        if self.fill not in FILLS:
+        if not is_one_of(self.fill, FILLS):
             raise ValueError(f"fill is {self.fill!r}; it has to be one of {', '.join(FILLS)}")
 
     def __str__(self) -> str:
@@ -186,7 +187,7 @@ def parse_path(text: str, kinds: Collection[str] = KINDS, length: int | None = N
                         "it grows with a length, and there is none here: give a number of tokens, "
                         "or put the mask into a plan, whose stages have lengths"
                     )
-                grown = length // int(growing["each"])
+                grown = check_whole("length", length, 1) // int(growing["each"])
                 path = Window(int(sinks), int(growing["least"] or 0) + grown)
             case ["sink" | "s", fill]:
                 path = Sink(fill)
@@ -226,7 +227,9 @@ def short(path: Path) -> str:
 def _whole(path: Copy | Window, **least: int) -> None:
     """Makes fields Python ints, so that equal paths hash and print alike, and checks them."""
     for name, minimum in least.items():
-        value = operator.index(getattr(path, name))
+        value = whole(given := getattr(path, name))
+        if value is None:
+            raise TypeError(f"{name} of {path.kind} is {given!r}; a whole number is needed")
         if not minimum <= value <= _MOST:
             raise ValueError(
                 f"{name} of {path.kind} is {value}; it has to be at least {minimum} and at most "

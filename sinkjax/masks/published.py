@@ -18,12 +18,20 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sinkjax.errors import InputError, Problem, explaining
+from sinkjax.errors import (
+    InputError,
+    Problem,
+    check_kind,
+    check_path_name,
+    explaining,
+    number,
+    whole,
+)
 from sinkjax.files import check_path, parse_json, read_file, replace_file
 from sinkjax.masks.file import MOST_BYTES
 from sinkjax.masks.mask import Shape, SinkMask
@@ -37,6 +45,7 @@ _MOA_SINKS, _MOA_LEAST, _MOA_BLOCK = 64, 128, 64
 _LONGEST = 10**9
 
 
+@runtime_checkable
 class GroupedShape(Shape, Protocol):
     """A `Shape` that knows its key/value heads: a config is one."""
 
@@ -83,6 +92,9 @@ class GroupScores:
           InputError: for a model of another shape, for no rule or several, for one outside [0, 1],
             and where there is no window.
         """
+        needed = "a model's config, such as model.config,"
+        check_kind("config", config, GroupedShape, needed)
+        check_kind("window", window, Window | None, "a Window, or none,")
         layers, kv_heads = self.scores.shape
         if (layers, kv_heads) != (config.num_layers, config.num_kv_heads):
             raise InputError(
@@ -106,7 +118,7 @@ class GroupScores:
                 "full attention"
             )
         ((rule, value),) = given.items()
-        if not 0 <= value <= 1:
+        if not 0 <= number(value) <= 1:
             raise InputError(Problem(rule, value, "give one from 0 to 1, such as 0.5"))
         if rule == "share":
             order = np.argsort(self.scores, axis=None, kind="stable")
@@ -140,13 +152,14 @@ class Spans:
         Raises:
           InputError: for a model of another shape, and a length that no input has.
         """
+        check_kind("config", config, Shape, "a model's config, such as model.config,")
         ours, models = self.alphas.shape, (config.num_layers, config.num_heads)
         if ours != models:
             raise InputError(
                 f"the spans are of {ours[0]} layers of {ours[1]} heads, the model has {models[0]} "
                 f"layers of {models[1]}: give the model that they were published for"
             )
-        if not 1 <= length <= _LONGEST:
+        if not 1 <= (whole(length) or 0) <= _LONGEST:
             text = f"give the tokens of an input, from 1 to {_LONGEST:,}"
             raise InputError(Problem("length", length, text))
         with np.errstate(over="ignore"):
@@ -168,7 +181,7 @@ def read_published(folder: str | os.PathLike[str]) -> GroupScores | Spans:
     Raises:
       InputError: where there is none of them, or several, or one is not of its form.
     """
-    folder = pathlib.Path(folder)
+    folder = check_path_name("folder", folder, "a folder")
     found = [name for name in _FILES if os.path.isfile(folder / name)]
     if len(found) != 1:
         raise InputError(
@@ -209,7 +222,8 @@ def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads
         config.json, such as a model's, or what another project published, or cannot be written.
       ValueError: for K that does not divide N.
     """
-    folder = pathlib.Path(folder)
+    folder = check_path_name("folder", folder, "a folder")
+    check_kind("mask", mask, SinkMask, "a SinkMask")
     groups = mask.groups(num_kv_heads)
     windows = Counter(
         path for layer in mask.heads for path in layer if isinstance(path, Window)
@@ -236,8 +250,8 @@ def write_published(folder: str | os.PathLike[str], mask: SinkMask, num_kv_heads
 def _misfits(groups: list[list[tuple[Path, ...]]], window: Window) -> Iterator[str]:
     """What keeps a mask out of DuoAttention's format, whose one window this would be."""
     for layer, of_layer in enumerate(groups):
-        for number, group in enumerate(of_layer):
-            where = f"layer {layer}, key/value head {number}"
+        for kv_head, group in enumerate(of_layer):
+            where = f"layer {layer}, key/value head {kv_head}"
             if len(set(group)) > 1:
                 paths = ", ".join(f"{n} {path}" for path, n in Counter(group).items())
                 yield f"{where} has heads on several paths ({paths}); the format has one for all"

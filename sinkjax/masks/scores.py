@@ -13,6 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sinkjax.errors import InputError, Problem, check_array, is_one_of, number, whole
+
+DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
+"""The sink scores that `sinkjax.instruments.sinks` measures."""
+
 Scores = Float[np.ndarray, "*P L N"]
 
 
@@ -25,9 +30,10 @@ def is_sink(
     log-odds, ln(τ / (1 - τ)).
 
     Raises:
-      ValueError: for a threshold outside (0, 1).
+      ValueError: for a threshold outside (0, 1), or an unknown definition.
     """
-    if not 0 < threshold < 1:
+    check_definition(definition)
+    if not 0 < number(threshold) < 1:
         raise ValueError(f"threshold is {threshold}; it has to lie between 0 and 1, both excluded")
     scores = np.asarray(scores)
     limit = math.log(threshold / (1 - threshold)) if definition == "log_odds" else threshold
@@ -60,9 +66,9 @@ def consistent(
     Raises:
       ValueError: for a min_share outside (0, 1].
     """
-    if not 0 < min_share <= 1:
+    if not 0 < number(min_share) <= 1:
         raise ValueError(f"min_share is {min_share}; it has to be above 0 and at most 1")
-    chosen = np.asarray(shares) >= min_share
+    chosen = checked(check_array("shares", shares)[None], "shares")[0] >= min_share
     if num_kv_heads is None:
         return chosen
     size = group_size(chosen.shape[1], num_kv_heads)
@@ -89,6 +95,8 @@ def checked(values: np.ndarray, name: str) -> Float[np.ndarray, "P L N"]:
     values = np.asarray(values)
     if values.ndim != 3 or not values.size:
         raise ValueError(f"{name} have shape {values.shape}; [prompts, layers, heads] is needed")
+    if values.dtype.kind in "bcmMOSU":
+        raise ValueError(f"{name} are {values.dtype}; real numbers are needed")
     if not np.isfinite(values).all():
         where = np.argwhere(~np.isfinite(values))[0].tolist()
         raise ValueError(
@@ -98,12 +106,22 @@ def checked(values: np.ndarray, name: str) -> Float[np.ndarray, "P L N"]:
 
 
 def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """Returns G, or raises ValueError where K does not divide N."""
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"{num_kv_heads} key/value heads do not divide {num_heads} query heads")
-    return num_heads // num_kv_heads
+    """Returns G, or raises InputError where K does not divide N."""
+    kv_heads = whole(num_kv_heads) or 0
+    if kv_heads < 1 or num_heads % kv_heads:
+        text = f"so many key/value heads do not divide {num_heads} query heads"
+        raise InputError(Problem("num_kv_heads", num_kv_heads, text))
+    return num_heads // kv_heads
+
+
+def check_definition(definition: str) -> None:
+    """Raises ValueError for a definition that there is not."""
+    if not is_one_of(definition, DEFINITIONS):
+        raise ValueError(
+            f"definition {definition!r} is unknown; known are {', '.join(DEFINITIONS)}"
+        )
 
 
 def _with_prompts(scores: Scores) -> Float[np.ndarray, "P L N"]:
-    scores = np.asarray(scores)
+    scores = check_array("scores", scores)
     return checked(scores[None] if scores.ndim == 2 else scores, "scores")

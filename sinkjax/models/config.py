@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from sinkjax.errors import check_kind
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -196,6 +198,7 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
         """Returns the config of a JSON-able form, unchecked but for the names of its fields."""
+        check_kind("fields", fields, Mapping, "what to_dict gives,")
         fields = dict(fields)
         for name in ("rope", "local_rope"):
             if (rope := fields.get(name)) is not None:

@@ -14,7 +14,7 @@ How products are written is passed in, by whoever knows what the model is compil
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -36,9 +36,18 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import (
+    InputError,
+    Problem,
+    check_array,
+    check_kind,
+    check_whole,
+    each,
+    is_one_of,
+)
 from sinkjax.masks.paths import Full, native
-from sinkjax.models.config import ACTIVATIONS, LlamaConfig
+from sinkjax.masks.scores import group_size
+from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, ROPE_TYPES, LlamaConfig, RopeConfig
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled, unnormed
 from sinkjax.models.rope import rotary_tables
 from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache, rows_of
@@ -283,6 +292,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Draws random weights in `dtype`; `sinkjax.load` fills in trained ones."""
+        _check_config(config)
         make = Maker(config, rngs, dtype)
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
@@ -335,6 +345,7 @@ class Llama(nnx.Module):
         Raises:
           InputError: if T is beyond max_length, or for what the kernel cannot compute.
         """
+        max_length = check_whole("max_length", max_length, 1, MOST_SIZE)
         x, context = self.enter(tokens, lengths, max_length, products, kernel, final_lengths)
         check_capacity(tokens.shape[1], max_length)
         x, layers = self._run_layers(x, context)
@@ -368,6 +379,7 @@ class Llama(nnx.Module):
             is not known, if it would not fit an empty one.
         """
         _check_tokens(tokens)
+        _check_cache(cache)
         lengths, length = self._row_lengths(tokens, lengths), tokens.shape[1]
         start = cache.lengths.max()
         held = 0 if isinstance(start, jax.core.Tracer) else int(start)
@@ -392,7 +404,8 @@ class Llama(nnx.Module):
         The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
         logits mean nothing. Donate it, and it is updated in place.
         """
-        positions = cache.lengths
+        _check_cache(cache)
+        token, positions = _of_rows("token", token, cache.lengths), cache.lengths
         tables = rotary_tables(self.config, positions[:, None], positions + 1)
         context = Context(_settled(tables, products), positions, cache.max_length, products)
         x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
@@ -428,7 +441,9 @@ class Llama(nnx.Module):
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
         x, lengths = self.embed(tokens), self._row_lengths(tokens, lengths)
-        final = lengths if final_lengths is None else jnp.asarray(final_lengths, jnp.int32)
+        final = lengths
+        if final_lengths is not None:
+            final = _of_rows("final_lengths", final_lengths, lengths)
         tables = _settled(_prompt_tables(self.config, tokens.shape[1], final), products)
         return x, Context(tables, lengths, max_length, products, kernel)
 
@@ -443,12 +458,7 @@ class Llama(nnx.Module):
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
         if lengths is None:
             return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
-        lengths = jnp.asarray(lengths)
-        if lengths.shape != tokens.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
-            given = f"{lengths.dtype} {lengths.shape}"
-            text = f"they are {given}; a whole number for each row of tokens is needed"
-            raise InputError(Problem("lengths", None, text))
-        return lengths.astype(jnp.int32)
+        return _of_rows("lengths", lengths, tokens)
 
     def output_weight(self) -> Float[Array, "V D"]:
         """Returns the head, or the embedding where it is tied."""
@@ -461,6 +471,46 @@ class Llama(nnx.Module):
             x = lay_batch(self.norm(x), "batch", weight)
             (logits,) = products.project(x, weight, dtype=jnp.float32)
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
+
+
+_SIZES = (
+    *("vocab_size", "num_layers", "num_heads", "num_kv_heads"),
+    *("head_dim", "embed_dim", "mlp_dim", "max_length"),
+)
+
+
+def _check_config(config: Any) -> None:
+    """Refuses what would otherwise fail inside JAX, or be another model without a word."""
+    check_kind("config", config, LlamaConfig, "a LlamaConfig, such as load_config gives,")
+    each(_SIZES, lambda name: check_whole(name, getattr(config, name), 1, MOST_SIZE))
+    group_size(config.num_heads, config.num_kv_heads)
+    names: list[tuple[str, Any, Collection[str]]]
+    names = [("activation", config.activation, ACTIVATIONS)]
+    for rope in config.ropes:
+        check_kind("rope", rope, RopeConfig, "a RopeConfig")
+        names.append(("rope type", rope.type, ROPE_TYPES))
+    for field, value, allowed in names:
+        if not is_one_of(value, allowed):
+            raise InputError(Problem(field, value, f"allowed are {', '.join(allowed)}"))
+
+
+def check_model(model: Any, field: str = "model") -> None:
+    """Raises InputError for what is no model."""
+    check_kind(field, model, Llama, "a model, such as sinkjax.load gives,")
+
+
+def _check_cache(cache: Any) -> None:
+    check_kind("cache", cache, Cache, "a cache, such as prefill gives,")
+
+
+def _of_rows(field: str, numbers: Any, rows: jax.Array) -> Int32[Array, " B"]:
+    """Returns a whole number for each of the rows [B, ...] of another array."""
+    array = check_array(field, numbers, jax.Array)
+    if array.shape != rows.shape[:1] or not jnp.issubdtype(array.dtype, jnp.integer):
+        given = f"{array.dtype} {array.shape}"
+        text = f"they are {given}; a whole number for each row of tokens is needed"
+        raise InputError(Problem(field, None, text))
+    return jnp.asarray(array).astype(jnp.int32)
 
 
 def _check_tokens(tokens: Any) -> None:

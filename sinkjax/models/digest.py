@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Int
 
 from sinkjax.distributed import to_host
+from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json
-from sinkjax.models.decoder import Llama
+from sinkjax.models.decoder import Llama, check_model
 
 _NOT_COMPUTED_WITH = (
     "family",
@@ -26,6 +27,7 @@ def model_digest(model: Llama) -> str:
     Equal for equal models, whatever file they came from. Costs one pass over the parameters, about
     a second a gigabyte.
     """
+    check_model(model)
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_COMPUTED_WITH}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -41,6 +43,9 @@ def tokenizer_digest(tokenizer) -> str:
     Args:
       tokenizer: a `transformers.PreTrainedTokenizerFast`.
     """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        text = "a fast tokenizer is needed, such as sinkjax.load_tokenizer gives"
+        raise InputError(Problem("tokenizer", type(tokenizer).__name__, text))
     backend = parse_json(tokenizer.backend_tokenizer.to_str())
     definition = {
         # These two are what the last call asked for, not what the tokenizer is.

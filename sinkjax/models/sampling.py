@@ -8,16 +8,14 @@ the row's place in a batch, not what the other rows hold, not how many steps one
 """
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, number, whole
 
 Logits = Float32[Array, "B V"]
 Rows = Int32[Array, " B"]
@@ -93,26 +91,6 @@ def make_sampler(
         top_k=np.int32(most if top_k is None else min(int(top_k), most)),
         top_p=np.float32(1.0 if top_p is None else share),
     )
-
-
-def whole(value: Any) -> int | None:
-    """Returns a whole number of any type; None for what is none, as True and 2.0 are."""
-    if isinstance(value, bool | np.bool_):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def number(value: Any) -> float:
-    """Returns a number of any type; NaN for what is none, as True and "1" are."""
-    if isinstance(value, bool | np.bool_ | str | bytes):
-        return np.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return np.nan
 
 
 def draw(logits: Logits, sampler: Sampler, positions: Rows) -> Rows:

@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.distributed import NEURONS, outside_meshes
-from sinkjax.errors import InputError, Problem, check_kind
+from sinkjax.errors import InputError, Problem, check_items, check_kind, is_one_of, whole
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
-from sinkjax.models.decoder import Llama
+from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.rules import cache_batch, heads_axis, partition
-from sinkjax.models.sampling import Sampler, draw, whole
+from sinkjax.models.sampling import Sampler, draw
 from sinkjax.models.sharding import fitting_rows, on_devices, row_shards
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
@@ -74,7 +74,8 @@ def compile(
         the model's own, rows that attention over a mesh's axis `neurons` cannot divide, an unknown
         form of layers, or attention that cannot be computed so.
     """
-    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
+    check_model(model)
+    check_kind("device", device, jax.Device | None, "a jax.Device, as of jax.devices(), or none,")
     buckets, max_length = choose_sizes(model, prefill_lengths, max_length)
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)
     structure = scanned(model) if layers == "scanned" else model
@@ -186,11 +187,8 @@ def choose_sizes(
     if prefill_lengths is None:
         most = whole(max_length) or MOST_SIZE
         prefill_lengths = (min(bucket, most) for bucket in (64, 512))
-    try:
-        buckets = list(prefill_lengths)
-    except TypeError:
-        text = "a sequence of buckets is needed, such as (64, 512)"
-        raise InputError(Problem("prefill_lengths", prefill_lengths, text)) from None
+    text = "a sequence of buckets is needed, such as (64, 512)"
+    buckets = list(check_items("prefill_lengths", prefill_lengths, text))
     numbers = [whole(bucket) for bucket in buckets]
     return buckets if None in numbers else sorted(set(numbers)), max_length
 
@@ -319,7 +317,7 @@ def _check(
             f"mesh that has model in the place of {NEURONS}"
         )
         problems.append(Problem("batch_size", batch_size, text))
-    if layers not in LAYERS:
+    if not is_one_of(layers, LAYERS):
         problems.append(Problem("layers", layers, f"allowed are {', '.join(LAYERS)}"))
     if problems:
         raise InputError(*problems)

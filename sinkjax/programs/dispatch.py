@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from sinkjax.errors import InputError, check_kind
+from sinkjax.errors import InputError, check_items, check_kind, check_whole, is_one_of
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full
-from sinkjax.models.decoder import Llama
+from sinkjax.models.decoder import Llama, check_model
 from sinkjax.programs.compile import choose_sizes, compile, size_problems
 from sinkjax.programs.generate import Generator, OnTokens, Program, Request, Row, run
 from sinkjax.specialize.build import specialize
@@ -57,18 +57,21 @@ class Plan:
     crossing: Crossing = "stay"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
+        text = "a sequence of stages is needed, such as [Stage(mask)]"
+        object.__setattr__(self, "stages", check_items("stages", self.stages, text))
         if problems := list(_plan_problems(self)):
             raise InputError(*problems)
 
     @classmethod
     def hybrid(cls, mask: SinkMask, *, up_to: int, crossing: Crossing = "stay") -> Plan:
         """The founding study's plan: a mask up to a length, every head `full` beyond."""
+        check_kind("mask", mask, SinkMask, "a SinkMask")
         baseline = SinkMask(((Full(),) * mask.num_heads,) * mask.num_layers)
         return cls((Stage(mask, up_to), Stage(baseline)), crossing)
 
     def stage(self, length: int) -> int:
         """The index of the stage that serves a length."""
+        length = check_whole("length", length, 0)
         return next(
             i for i, stage in enumerate(self.stages) if stage.up_to is None or length <= stage.up_to
         )
@@ -82,6 +85,8 @@ class Plan:
 
         Stages that none of them comes to are left out: nothing would be compiled for them.
         """
+        lengths = check_items("lengths", lengths, "one length or more is needed, in a list", 1)
+        num_tokens = check_whole("num_tokens", num_tokens, 0)
         grown = num_tokens if self.crossing == "prefill" else 1
         reached = {
             index
@@ -101,8 +106,12 @@ class Plan:
     @classmethod
     def by_length(cls, masks: Mapping[int, SinkMask]) -> Plan:
         """Returns the plan of masks for single lengths, the longest's serving what is longer."""
-        *shorter, last = sorted(masks)
-        return cls((*(Stage(masks[length], length) for length in shorter), Stage(masks[last])))
+        text = "a mask for each length is needed, such as {64: mask}"
+        check_items("masks", masks if isinstance(masks, Mapping) else (), text, 1)
+        by_length = {check_whole("masks", length, 1): mask for length, mask in masks.items()}
+        *shorter, last = sorted(by_length)
+        stages = [Stage(by_length[length], length) for length in shorter]
+        return cls((*stages, Stage(by_length[last])))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
@@ -115,6 +124,7 @@ class Plan:
           InputError: naming what is missing, unknown, or no possible plan.
         """
         problems = []
+        fields = fields if isinstance(fields, Mapping) else {}
         stages = fields.get("stages")
         if set(fields) != {"crossing", "stages"} or not isinstance(stages, list):
             raise InputError(
@@ -127,7 +137,7 @@ class Plan:
                 problems.append(f'stage {index} is {stage!r}; it has "up_to" and "mask"')
                 continue
             up_to, text = stage["up_to"], stage["mask"]
-            if up_to == []:
+            if isinstance(up_to, list) and not up_to:
                 advice = "give a length, several in a list, or null in the last stage"
                 problems.append(f"stage {index}: up_to is []; {advice}")
             if not isinstance(text, str):
@@ -194,8 +204,9 @@ def compile_plan(
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no prompt reaches.
     """
-    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
+    check_model(model)
     check_kind("plan", plan, Plan, "a Plan, such as Plan.hybrid makes of a mask,")
+    check_kind("fills", fills, Mapping | None, "an array for each mask, or none,")
     lengths, max_length = choose_sizes(model, prefill_lengths, max_length)
     if problems := size_problems(max_length=[max_length], prefill_lengths=lengths):
         raise InputError(*problems)
@@ -250,7 +261,7 @@ def _plan_problems(plan: Plan) -> Iterable[str]:
             kind = type(stage.mask).__name__
             yield f"stage {index}: mask: a SinkMask is needed, not {kind}"
             return
-    if plan.crossing not in CROSSINGS:
+    if not is_one_of(plan.crossing, CROSSINGS):
         yield f"crossing is {plan.crossing!r}; allowed are {', '.join(CROSSINGS)}"
     if not plan.stages or plan.stages[-1].up_to is not None:
         yield "the last stage has to serve all longer lengths: its up_to has to be None"

@@ -20,9 +20,9 @@ from flax import nnx
 
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.distributed import to_host
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, whole
 from sinkjax.models.finite import not_finite
-from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler, whole
+from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler
 from sinkjax.programs.executable import Executable
 
 MAX_STOP_TOKENS = 32
@@ -92,11 +92,11 @@ class Generator(abc.ABC):
             if not of_prompt and len(tokens) + max(new, 0) > max_length:
                 of_prompt.append(_no_room(len(tokens), new, max_length))
             problems += [f"{which} {problem}" for problem in of_prompt]
-        stops = _items(stop_tokens)
-        stops = [stop for i, stop in enumerate(stops) if stop not in stops[:i]]
+        given = _items(stop_tokens)
+        stops = list(dict.fromkeys(map(whole, given)))
         if len(stops) > MAX_STOP_TOKENS:
             problems.append(Problem("stop_tokens", stops, f"at most {MAX_STOP_TOKENS} are allowed"))
-        for stop in stops:
+        for stop in given:
             if not 0 <= (-1 if (token := whole(stop)) is None else token) < vocab_size:
                 text = f"the vocabulary has ids 0 to {vocab_size - 1}"
                 problems.append(Problem("stop_tokens", stop, text))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sinkjax.attention.kernels import XLA, Kernel, Xla
 from sinkjax.attention.products import PLAIN, CpuProducts, Products
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, is_one_of
 from sinkjax.models.config import LlamaConfig
 
 CPU_OPTIONS: Mapping[str, Any] = {
@@ -105,7 +105,7 @@ def choose_attention(
       InputError: for another name, and for a kernel on another platform than its own, over several
         devices, or of what it cannot compute.
     """
-    if name not in ATTENTION:
+    if not is_one_of(name, ATTENTION):
         raise InputError(Problem("attention", name, f"allowed are {', '.join(ATTENTION)}"))
 
     def problems(kernel: Kernel, length: int) -> list[str]:

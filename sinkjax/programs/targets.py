@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from sinkjax.errors import InputError, Problem, first_line
+from sinkjax.errors import InputError, Problem, check_kind, first_line
 
 # The smallest topology of each chip that is a whole host; programs here use one device of it.
 _TPU_TOPOLOGIES = {
@@ -115,6 +115,7 @@ def target_devices(target: str) -> list[jax.Device]:
       InputError: for a name that is not one of them, a topology that the chip does not have, or
         where the wheels for it are missing.
     """
+    check_kind("target", target, str, "a target's name")
     platform, chip, shape = (*target.split(":", 2), "", "")[:3]
     known = target.removesuffix(f":{shape}") if platform == "tpu" and shape else target
     if known not in TARGETS:

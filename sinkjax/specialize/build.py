@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.distributed import outside_meshes
-from sinkjax.errors import InputError, check_kind
+from sinkjax.errors import InputError, check_array, check_kind
 from sinkjax.masks.file import SavedMask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
-from sinkjax.models.decoder import Attention, Layer, Llama
+from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.digest import model_digest
 from sinkjax.models.parts import RMSNorm, unnormed
 from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
@@ -72,7 +72,7 @@ def specialize(
     """
     if isinstance(model, SpecializedLlama):
         raise TypeError("the model is specialized already: specialize the baseline")
-    check_kind("model", model, Llama, "a model, such as sinkjax.load gives,")
+    check_model(model)
     needed = "a SinkMask, such as SinkMask.from_text reads, or what load_mask gives,"
     check_kind("mask", mask, SinkMask | SavedMask, needed)
     leaves = jax.tree.leaves(nnx.state(model))
@@ -82,6 +82,7 @@ def specialize(
         if not abstract:
             _check_made_for(model, mask)
         mask, fills = mask.mask, mask.fills if fills is None else fills
+    fills = None if fills is None else check_array("fills", fills, jax.Array)
     _check_fills(model, mask, fills)
     mesh = mesh_of(model)
     over = {} if mesh is None else mesh.shape

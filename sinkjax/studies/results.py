@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, check_kind
 from sinkjax.files import PARTIAL, parse_json, read_file, replace_file, sync_folder
 from sinkjax.studies import chain
 from sinkjax.studies.fields import Fields, placed
@@ -84,6 +84,7 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
       InputError: where the folder holds no run's results or cannot be read, or what it holds is
         not what was written.
     """
+    check_kind("folder", folder, str | os.PathLike, "a folder's name")
     folder = Path(folder)
     file = folder / "records.jsonl"
     try:

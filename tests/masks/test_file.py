@@ -132,7 +132,7 @@ def test_a_save_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="JSON compliant"):
         saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": float("nan")})
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match=r"^quality: it is not JSON: .*object is not"):
         saved(tmp_path, SinkMask.full(CONFIG), quality={"kl": object()})
 
     def full_disk(descriptor):

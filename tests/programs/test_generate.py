@@ -184,6 +184,7 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
         ([1], {"stop_tokens": [2**40]}, "stop_tokens=1099511627776: the vocabulary has ids 0 to"),
         ([1], {"stop_tokens": [3, -1]}, "stop_tokens=-1: "),
         ([1], {"stop_tokens": [2.0]}, "stop_tokens=2: "),
+        ([1], {"stop_tokens": np.ones((2, 2), int)}, "stop_tokens=[1 1]: "),
         ([1], {"stop_tokens": None}, "stop_tokens: the vocabulary has ids 0 to"),
         ([1], {"stop_tokens": [[1]]}, "stop_tokens=1: the vocabulary has ids 0 to"),
         ([1, [2]], {}, "the prompt is object"),

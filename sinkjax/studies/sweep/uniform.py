@@ -13,7 +13,7 @@ def uniform_score(definition: str, length: int, key_position: int = 0, tail: int
     """The score of a head in which query i gives each of its i + 1 keys the same attention.
 
     Args:
-      definition: one of `sinkjax.instruments.sinks.DEFINITIONS`.
+      definition: one of `sinkjax.masks.scores.DEFINITIONS`.
       length: T, at least `key_position` + 2.
       key_position: the key that the score is about.
       tail: queries that the definition `tail` averages over.
