@@ -30,7 +30,7 @@ def of_the_default_model(path) -> bool:
 
 
 # Those of other models are held to them in tests/checkpoint/test_registry_large.py.
-@pytest.mark.parametrize("path", filter(of_the_default_model, MASKS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*filter(of_the_default_model, MASKS)], ids=lambda path: path.stem)
 def test_a_shipped_mask_is_for_the_real_model(path, smollm2, digests):
     saved = load_mask(path)
     saved.check(smollm2.config)
