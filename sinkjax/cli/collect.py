@@ -117,8 +117,9 @@ def _of_run(saved: SavedMask, folder: str) -> dict[str, list[dict[str, Any]]]:
         return {
             "quality": [
                 {**row, **_dtype(record)}
-                for record in own["quality"]
-                for row in measured_quality([record])
+                for record, row in zip(
+                    own["quality"], measured_quality(own["quality"]), strict=True
+                )
             ],
             "retrieval": [
                 {**promised, **_dtype(own["retrieval"][0])}

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from sinkjax.distributed import is_first
 from sinkjax.errors import Problem
-from sinkjax.instruments.sinks import DEFINITIONS
+from sinkjax.masks.scores import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies import texts
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from sinkjax.instruments.sinks import DEFINITIONS
+from sinkjax.masks.scores import DEFINITIONS
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Sheet, key
 from sinkjax.report.page import Picture
