@@ -50,7 +50,7 @@ from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.series import Series, describe_texts
-from sinkjax.studies.settings import MOST_DRAWN, at_least, setting, some, values
+from sinkjax.studies.settings import MOST_DRAWN, at_least, seed_of_draw, setting, some, values
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.texts import JUDGE, TEXT
 from sinkjax.studies.training.study import RECORD_BYTES, TrainingStudy, history
@@ -94,11 +94,12 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
         "both", "What gates are trained on where there are tasks: text, their questions, or both."
     )
     shares: tuple[float, ...] = setting((0.3, 0.5, 0.7), "Shares of the units that are masked.")
+    control_draws: int = setting(5, "Draws of the random control of each share.")
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from settings.shares("shares", self.shares, of="the units")
-        yield from at_least(self, most=MOST_DRAWN, train_questions=1)
+        yield from at_least(self, most=MOST_DRAWN, train_questions=1, control_draws=1)
         if not 0 <= self.price < math.inf:
             yield self.wrong("price", "give nats, 0 or more and finite")
         yield from some(self, judge_text="moby-dick")
@@ -142,15 +143,17 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
             **super().specification(),
             **more,
             "path": str(self.path),
-            **values(self, "units", "price", "shares"),
+            **values(self, "units", "price", "shares", "control_draws"),
             **self.over_chips(),
         }
 
     def size(self) -> Size:
-        masks, rows = len(self.shares) * len(METHODS), self._judged_rows
-        asked = masks * sum(of.steps for of in self.judged_answers)
-        records = 1 + masks * (len(rows) + len(self.judged_answers))
-        tokens = self.training_tokens + masks * sum(of.size for of in rows) + asked
+        rows, answers = self._judged_rows, self.judged_answers
+        masks = len(self.shares) * (len(METHODS) - 1 + self.control_draws)
+        answering = len(self.shares) * len(METHODS)
+        records = 1 + masks * len(rows) + answering * len(answers)
+        judged = masks * sum(of.size for of in rows) + answering * sum(of.steps for of in answers)
+        tokens = self.training_tokens + judged
         return Size(tokens, records, RECORD_BYTES * records)
 
     @property
@@ -165,7 +168,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
     def cells(self, bench: Bench) -> Iterator[Cell]:
         model, config = bench.model, bench.model.config
         fields = self.specification()
-        del fields["shares"]
+        del fields["shares"], fields["control_draws"]
         training = {name: of for name, of in fields.items() if name != "chips"}
         training = {"kind": "training", **training}
         fields.pop("judged", None)
@@ -191,8 +194,10 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
         ]
         answering, chosen = [], {}
         for share in sorted(self.shares):
-            for method, mask in self._masks(share, logits, errors).items():
+            for method, draw, mask in self._masks(share, logits, errors):
                 of_mask = {"kind": "gates", **fields, "method": method, "share": share}
+                if draw is not None:
+                    of_mask["draw"] = draw
                 for texts, size, judge in judged:
                     yield Cell(
                         {**of_mask, **texts},
@@ -202,8 +207,11 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
                         f"{method} {share:g}",
                         steps=size,
                     )
-                name = _name(method, share)
-                answering.append((Candidate.of_mask(name, mask, self.judged_lengths, fills), None))
+                if draw in (None, 1):  # of draws the first alone is asked
+                    candidate = Candidate.of_mask(
+                        _name(method, share), mask, self.judged_lengths, fills
+                    )
+                    answering.append((candidate, None))
                 if method == "gates":
                     ids = [bench.record_id({**of_mask, **texts}) for texts, *_ in judged]
                     chosen[share] = mask, ids
@@ -211,8 +219,10 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
         for share, (mask, ids) in chosen.items():
             self._save(bench.results, share, mask, ids, fills)
 
-    def _masks(self, share: float, logits: np.ndarray, errors: np.ndarray) -> dict[str, SinkMask]:
-        """Masks of a share of the heads, or groups, by method.
+    def _masks(
+        self, share: float, logits: np.ndarray, errors: np.ndarray
+    ) -> Iterator[tuple[str, int | None, SinkMask]]:
+        """Masks of a share of the heads, or groups: method, the draw's number from 1, mask.
 
         Args:
           logits, errors: float [L, N] or [L, K]; of equal ones the first by (layer, unit) goes
@@ -228,8 +238,11 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
 
         units, by_gates = lowest(logits)
         _, by_error = lowest(errors)
-        masks = by_gates, by_error, units.random_control(by_gates, self.seed)
-        return dict(zip(METHODS, masks, strict=True))
+        gates, own_error, random = METHODS
+        yield gates, None, by_gates
+        yield own_error, None, by_error
+        for draw in range(self.control_draws):
+            yield random, draw + 1, units.random_control(by_gates, seed_of_draw(self.seed, draw))
 
     def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
         lines = [f"masks: {folder}/masks"]

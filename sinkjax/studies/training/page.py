@@ -10,8 +10,8 @@ from sinkjax.report.canvas import Sheet
 from sinkjax.report.page import Picture
 from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import PARTS_NOTE, part_columns
-from sinkjax.studies.resampling import EXCERPTS_NOTE
+from sinkjax.studies.costs import PARTS_NOTE, mean_of_draws, part_columns
+from sinkjax.studies.resampling import DRAWS_NOTE, EXCERPTS_NOTE
 from sinkjax.studies.retrieval.tables import retrieval_tables
 
 _METHODS = {
@@ -70,17 +70,18 @@ def loss_figure(record: Record) -> Picture:
 def _gates_table(records: Sequence[Record]) -> Table:
     methods = list(_METHODS)
     first = records[0]
+    of_choice = grouped(records, lambda record: (record["share"], methods.index(record["method"])))
     over = f", as many on each of {first['chips']} chips" if "chips" in first else ""
     return tabulate(
         f"{title(first)}: KL to the baseline, {first['path']} chosen by gates{over}",
-        sorted(records, key=lambda r: (r["share"], methods.index(r["method"]))),
+        [mean_of_draws(of_choice[choice]) for choice in sorted(of_choice)],
         (
             column("masked heads", "result.heads", formats.masked),
             column("chosen by", "method", _METHODS.__getitem__),
             column("mean", "result.kl", formats.nats, formats.estimate),
             *part_columns(),
         ),
-        notes=(_how_judged(first),),
+        notes=(_how_judged(first, DRAWS_NOTE),),
         labels=2,
     )
 
@@ -95,18 +96,18 @@ def _repair_table(records: Sequence[Record]) -> Table:
             column("mean KL", "result.kl", formats.nats, formats.estimate),
             *part_columns(),
         ),
-        notes=(_how_judged(records[0]),),
+        notes=(_how_judged(records[0], EXCERPTS_NOTE),),
     )
 
 
-def _how_judged(record: Record) -> str:
+def _how_judged(record: Record, intervals: str) -> str:
     text = f"{record['chosen_on']['num_windows']} excerpts of {record['chosen_on']['name']}"
     train_on = record["asked"].get("train_on", "both") if "asked" in record else "text"
     trained_on = {"text": text, "tasks": "questions", "both": f"questions and {text}"}[train_on]
     return (
         f"Trained on {trained_on}, {formats.count(record['length'])} tokens each, and judged "
         f"on {record['source']['num_windows']} others. KL in nats a token. "
-        f"{PARTS_NOTE} {EXCERPTS_NOTE}"
+        f"{PARTS_NOTE} {intervals}"
     )
 
 

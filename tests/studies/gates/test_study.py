@@ -40,6 +40,7 @@ def arguments(model, folder, text, **more):
         "rows": 2,
         "shares": 0.5,
         "chips": 2,
+        "control_draws": 2,
         "output_dir": folder,
         **more,
     }
@@ -66,8 +67,9 @@ def test_masks_are_judged_on_every_text_and_by_other_questions(asking):
     judged = [record for record in records if record["kind"] == "gates"]
     names = ["other.txt", "code (Python's standard library)"]
     methods = ["gates", "own_error", "random"]
-    assert [(r["method"], r["source"]["name"]) for r in judged] == [
-        *itertools.product(methods, names)
+    choices = [("gates", None), ("own_error", None), ("random", 1), ("random", 2)]
+    assert [((r["method"], r.get("draw")), r["source"]["name"]) for r in judged] == [
+        *itertools.product(choices, names)
     ]
     assert [of["name"] for of in specification["judged"]] == names[1:]
     for record in judged:
@@ -82,7 +84,9 @@ def test_masks_are_judged_on_every_text_and_by_other_questions(asking):
     html, _ = render_page(Gates.page(specification, records))
     assert "Trained on questions and 2 excerpts" in html
     assert "chosen by gates, as many on each of 2 chips" in html
-    assert all(f"{record['result']['kl']['value']:.4f}" in html for record in judged)
+    kl = [record["result"]["kl"]["value"] for record in judged]
+    shown = *kl[:4], np.mean(kl[4::2]), np.mean(kl[5::2])  # of draws their mean, on either text
+    assert all(f"{value:.4f}" in html for value in shown)
 
 
 def test_a_mask_says_what_is_promised_of_its_answers(asking, roomy, other_text, capsys):

@@ -344,7 +344,9 @@ def arguments(model, folder, /, **more):
 
 
 def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
-    flags = arguments(small, tmp_path, paths="sink(mean)", units="group", shares="0.5")
+    flags = arguments(
+        small, tmp_path, paths="sink(mean)", units="group", shares="0.5", control_draws=1
+    )
     run_main("experiments.gates", *flags)
     out = capsys.readouterr().out
     _, records = read_records(tmp_path)
