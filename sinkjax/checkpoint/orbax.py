@@ -133,6 +133,7 @@ def restore_orbax(
     """
     config, hashes = _read_manifest(folder)
     shapes = {_key(entry.path): entry.shape for entry in name_table(config)}
+    check_files(folder / _WEIGHTS, _ADVICE)
     stored = open_arrays(folder / _WEIGHTS, shapes, _ADVICE)
     model = abstract_model(config, dtype)
     shardings = parameter_shardings(model, mesh)
@@ -217,7 +218,7 @@ def _read_manifest(folder: pathlib.Path) -> tuple[LlamaConfig, dict[str, list[st
 def open_arrays(
     folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], advice: str
 ) -> dict[str, "ts.TensorStore"]:
-    """Opens the arrays that Orbax wrote to a folder, by name.
+    """Opens the arrays that Orbax wrote to a folder, by name, after `check_files` of it.
 
     Args:
       shapes: of all that it has.
@@ -230,7 +231,6 @@ def open_arrays(
 
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; {advice}")
-    check_files(folder, advice)
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
     place = {
         "driver": "ocdbt",

@@ -228,12 +228,12 @@ def _remake(
                         "bos": made_from.bos,
                         "paths": gates["path"],
                         **{name: gates[name] for name in ("units", "price")},
-                        **gates["train"],
+                        **_training(gates["train"]),
                         **gates.get("asked", {}),
                         "output_dir": "GATES",
                     },
                 )
-            same = ("objective", "ranking", "rounds", "tries", "samples", "seed")
+            same = ("objective", "ranking", "tries", "samples", "seed")
             choice = "prune" if "prune" in how else "paths"
             others = [text for text in texts if text != made_from.text]
             ranked, held = how.get("num_windows", (None, None))
@@ -254,6 +254,7 @@ def _remake(
                     "budget_on": how.get("budget_on", "mean"),
                     "units": how["by"],
                     **{name: how[name] for name in (choice, *same)},
+                    "growth_rounds": how["rounds"],
                     **({"chips": how["chips"]} if "chips" in how else {}),
                     **answers,
                     "batch_sizes": workload["batch_size"],
@@ -265,7 +266,7 @@ def _remake(
         case "learned gates":
             same = {"paths": how["path"], "shares": how["share"]}
             same |= {name: how[name] for name in ("units", "chips", "price") if name in how}
-            same |= {**how["train"], **how.get("asked", {})}
+            same |= {**_training(how["train"]), **how.get("asked", {})}
             yield "gates", {**model, **judged, "choose_excerpts": None, **same}
         case "consistent" | "quantile" as rule:
             rule = {"consistent": "min_share"}.get(rule, rule)
@@ -287,6 +288,11 @@ def _remake(
             window = {"paths": how["path"]} if "path" in how else {}
             lengths = {"lengths": made_from.lengths}
             yield "mask", {"from_folder": how["folder"], **model, **rules, **window, **lengths}
+
+
+def _training(train: Mapping[str, Any]) -> dict[str, Any]:
+    """How gates were trained, by the names of today's flags."""
+    return {("warmup_share" if name == "warmup" else name): train[name] for name in train}
 
 
 def _json(fields: Mapping[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ STUDIES = {
     "search": [
         *("--lengths=24", "--kl_budget=2", "--paths=window(1,4)", "--rank_excerpts=2"),
         *("--hold_excerpts=3", "--judge_excerpts=3", "--generated=4", "--control_draws=1"),
-        *("--rounds=2", "--tries=2"),
+        *("--growth_rounds=2", "--tries=2"),
     ],
 }
 MESH, MESHES = "model:2,data:4", {"quality": "neurons:2,model:2,data:2", "sweep": "data:8"}

@@ -30,7 +30,7 @@ SETTINGS = {
         "--rank_excerpts=2",
         "--hold_excerpts=3",
         "--judge_excerpts=4",
-        "--rounds=3",
+        "--growth_rounds=3",
         "--tries=3",
     ],
     "quality": [

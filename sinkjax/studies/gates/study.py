@@ -44,7 +44,7 @@ from sinkjax.studies import settings
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.costs import GENERATED, PARTS
 from sinkjax.studies.gates.gates import GatedModel, gates_of, start_gates
-from sinkjax.studies.held_out import HeldOutStudy, mask_result
+from sinkjax.studies.held_out import mask_result
 from sinkjax.studies.results import Results
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
@@ -71,7 +71,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
 
     name = "gates"
     title = "What gates learned on {} cost"
-    renamed: ClassVar[Mapping[str, str]] = {**HeldOutStudy.renamed, "path": "paths"}
+    renamed: ClassVar[Mapping[str, str]] = {**TrainingStudy.renamed, "path": "paths"}
 
     judge_text: tuple[str, ...] = setting(
         (JUDGE,),

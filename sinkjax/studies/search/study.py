@@ -97,6 +97,7 @@ class Search(ChipsStudy, AnswersStudy):
         "judge_windows": "judge_excerpts",
         "operations_per_byte": "flops_per_byte",
         "batch_size": "batch_sizes",
+        "rounds": "growth_rounds",
     }
 
     choose_text: str | None = setting(
@@ -147,7 +148,7 @@ class Search(ChipsStudy, AnswersStudy):
     flops_per_byte: float = setting(
         10.0, "FLOPs that the machine makes while it reads a byte, by which savings weigh the two."
     )
-    rounds: int = setting(
+    growth_rounds: int = setting(
         4, "Number of growth rounds; each adds heads until the budget is reached."
     )
     tries: int = setting(5, "Masks measured in a round, at most.")
@@ -189,7 +190,7 @@ class Search(ChipsStudy, AnswersStudy):
             yield self.wrong(
                 "prune", "it is for one chip, and not for ranking=gates; leave them out"
             )
-        yield from at_least(self, batch_sizes=1, generated=1, rounds=1, tries=1, samples=1)
+        yield from at_least(self, batch_sizes=1, generated=1, growth_rounds=1, tries=1, samples=1)
         yield from at_least(self, rank_excerpts=1, hold_excerpts=1, judge_excerpts=1)
         yield from at_least(self, control_texts=1)
         yield from at_least(
@@ -260,8 +261,7 @@ class Search(ChipsStudy, AnswersStudy):
     @property
     def settings(self) -> SearchSettings:
         """What is searched for: the budget is what the margin leaves of it."""
-        same = ("budget_on", "objective", "ranking", "chips")
-        same += ("rounds", "tries", "samples", "seed")
+        same = ("budget_on", "objective", "ranking", "chips", "tries", "samples", "seed")
         return SearchSettings(
             kl_budget=self.kl_budget * (1 - self.margin),
             workload=Workload(
@@ -269,6 +269,7 @@ class Search(ChipsStudy, AnswersStudy):
             ),
             by=self.units,
             paths=self._paths,
+            rounds=self.growth_rounds,
             gates=self._learned,
             prune=self._pruned,
             **{name: getattr(self, name) for name in same},
@@ -415,12 +416,12 @@ class Search(ChipsStudy, AnswersStudy):
 
     def size(self) -> Size:
         passes = 2 + 2 * self.samples if self.ranking == "sensitivity" else 1
-        ranked = self.ranked.size * (self.rounds * (1 + passes) + 3)
-        measured = self.held.size * self.rounds * self.tries
+        ranked = self.ranked.size * (self.growth_rounds * (1 + passes) + 3)
+        measured = self.held.size * self.growth_rounds * self.tries
         for answers in self.answers[:1]:  # at shorter lengths it is less
             asked = sum(of.tokens.size for of in answers.held)
-            ranked += answers.ranked.tokens.size * self.rounds * passes
-            measured += asked * self.rounds * self.tries
+            ranked += answers.ranked.tokens.size * self.growth_rounds * passes
+            measured += asked * self.growth_rounds * self.tries
         asked = 2 * sum(of.steps for of in self.judged_answers)
         texts = [excerpts.size for _, excerpts in self.judge_texts]
         controls = len(CONTROLS) + len(RANDOM) * (self.control_draws - 1)

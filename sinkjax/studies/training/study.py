@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ class TrainingStudy(HeldOutStudy):
     """
 
     whole = "all its records follow from one training"
+    renamed: ClassVar[Mapping[str, str]] = {**HeldOutStudy.renamed, "warmup": "warmup_share"}
     tables_of = staticmethod(training_tables)
     lede = (
         "Trained to say what the baseline says on one set of excerpts, and judged on another. "
@@ -43,7 +44,7 @@ class TrainingStudy(HeldOutStudy):
     judge_excerpts: int = setting(8, "Number of excerpts to judge on, at most.")
     steps: int = setting(100, "Steps of the optimizer.")
     learning_rate: float = setting(0.2, "Learning rate of Adam, at its highest.")
-    warmup: float = setting(0.1, "Share of the steps over which the learning rate rises.")
+    warmup_share: float = setting(0.1, "Share of the steps over which the learning rate rises.")
     rows: int = setting(1, "Excerpts in a step.")
     save_every: int = setting(10, "Steps between checkpoints.")
 
@@ -89,7 +90,7 @@ class TrainingStudy(HeldOutStudy):
         (length,) = self.lengths
         return {
             **describe_texts(self.chosen_on, self.judged_on, length),
-            "train": dataclasses.asdict(self.train),
+            "train": self.train.describe(),
         }
 
     @classmethod

@@ -41,14 +41,14 @@ _ORDER = 8  # tells these draws from others of the same seed
 class TrainSettings:
     """How to train: settings of `TrainingStudy`.
 
-    The learning rate rises linearly over the share `warmup` of the steps, and then falls with a
-    cosine to nothing. The seed decides the order of excerpts.
+    The learning rate rises linearly over `warmup_share` of the steps, and then falls with a cosine
+    to nothing. The seed decides the order of excerpts.
     """
 
     steps: int
     learning_rate: float
     rows: int = 1
-    warmup: float = 0.1
+    warmup_share: float = 0.1
     save_every: int = 10
     seed: int = 0
 
@@ -57,8 +57,14 @@ class TrainSettings:
         yield from at_least(self, steps=1, rows=1, save_every=1)
         yield from at_least(self, most=MOST_SEED, seed=0)
         yield from above_zero(self, learning_rate="a rate")
-        if not 0 <= self.warmup <= 1:
-            yield Problem("warmup", self.warmup, "give a share of the steps, from 0 to 1")
+        if not 0 <= self.warmup_share <= 1:
+            text = "give a share of the steps, from 0 to 1"
+            yield Problem("warmup_share", self.warmup_share, text)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values, by the names that they have in records."""
+        fields = dataclasses.asdict(self)
+        return {("warmup" if name == "warmup_share" else name): fields[name] for name in fields}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -252,7 +258,7 @@ def mean_divergence(
 
 
 def _optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    warmup = round(settings.warmup * settings.steps)
+    warmup = round(settings.warmup_share * settings.steps)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else settings.learning_rate,
         peak_value=settings.learning_rate,

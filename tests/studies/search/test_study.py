@@ -33,7 +33,7 @@ def arguments(model, folder, text, **more):
         "judge_excerpts": 4,
         "generated": 8,
         "control_draws": 2,
-        "rounds": 2,
+        "growth_rounds": 2,
         "tries": 3,
         "judge_text": text,
         "output_dir": folder,
@@ -73,9 +73,9 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
 @pytest.fixture(scope="module")
 def asking(roomy, other_text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "asking"
-    more = {"lengths": 420, "tasks": "niah_prose,niah_single_1", "depths": "0.2,0.8", "rounds": 1}
+    more = {"lengths": 420, "tasks": "niah_prose,niah_single_1", "depths": "0.2,0.8"}
     counts = {"rank_questions": 1, "hold_questions": 2, "judge_questions": 3, "judge_excerpts": 1}
-    ranked = {"rank_excerpts": 1, "hold_excerpts": 1, "paths": "window(1,16)"}
+    ranked = {"growth_rounds": 1, "rank_excerpts": 1, "hold_excerpts": 1, "paths": "window(1,16)"}
     run_main(SEARCH, *arguments(roomy, folder, other_text, **more, **counts, **ranked))
     return folder
 
@@ -161,7 +161,8 @@ def test_groups_move_as_a_whole(tiny, other_text, tmp_path, capsys):
 
 def test_a_pruned_masks_heads_keep_their_paths_or_are_full(tiny, other_text, tmp_path):
     given = SinkMask.from_text("L0: 6w(1,4) | L1: 3w(1,12) 3s(first)")
-    more = {"prune": given, "units": "group", "kl_budget": 1.5, "judge_excerpts": 1, "rounds": 1}
+    more = {"prune": given, "units": "group", "kl_budget": 1.5}
+    more |= {"judge_excerpts": 1, "growth_rounds": 1}
     more |= {"control_draws": 1, "control_texts": 1}
     flags = arguments(tiny, tmp_path, other_text, **more)
     run_main(SEARCH, *(flag for flag in flags if not flag.startswith("--paths")))
@@ -249,6 +250,7 @@ BAD = {
     "text": ({"lengths": 120, "judge_excerpts": 100}, ["other.txt has", "100 are wanted"]),
     "pruned": ({"prune": "L0-1: 6w(1,4)", "chips": 2}, ["give no paths", "for one chip"]),
     "no gates": ({"ranking": "gates"}, ["--gates: ranking=gates needs"]),
+    "no folder": ({"ranking": "gates", "gates": ""}, ["--gates: folder=: a folder's name is"]),
     "error": ({"hold_questions": 1}, ["--hold_questions=1: give 2 or more"]),
 }
 

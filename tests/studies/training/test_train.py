@@ -14,7 +14,9 @@ import tiny
 from scripts import as_flags, run_main
 
 from sinkjax import InputError, SinkMask, Window, load_mask, specialize
+from sinkjax.checkpoint import orbax
 from sinkjax.distributed import make_mesh
+from sinkjax.files import check_path
 from sinkjax.instruments.token_losses import OutputHead, residuals
 from sinkjax.models.sharding import lay_rows, mesh_of, shard
 from sinkjax.programs.hlo import Module
@@ -98,7 +100,7 @@ def test_a_price_draws_gates_down_and_needed_ones_least(trained):
 
 
 def test_training_that_was_stopped_ends_as_if_it_had_not_been(
-    trained, model, gated, windows, tmp_path
+    trained, model, gated, windows, tmp_path, monkeypatch
 ):
     steps = []
 
@@ -118,8 +120,11 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
         train(model, gated, windows, tmp_path)
     shutil.rmtree(tmp_path / "3")
     kept.rename(tmp_path / "3")
-    counted = []
+    counted, looked_at = [], []
+    check = lambda path: looked_at.append(path) or check_path(path)  # noqa: E731
+    monkeypatch.setattr(orbax, "check_path", check)
     again = train(model, gated, windows, tmp_path, on_step=counted.append)
+    assert len(looked_at) == len(set(looked_at)) > 5  # each file once
     assert counted == [3 * 24, 24, 24, 24, 24, 24]  # from the checkpoint after three steps
     np.testing.assert_array_equal(again.parameters, trained.parameters)
     for name, array in again.history.items():
@@ -240,7 +245,7 @@ def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model)
     [
         ({"steps": 0, "rows": 0}, ["steps=0", "rows=0"]),
         ({"learning_rate": 0.0}, ["learning_rate=0"]),
-        ({"warmup": 2.0}, ["warmup=2"]),
+        ({"warmup_share": 2.0}, ["warmup_share=2"]),
         ({"seed": -1}, ["seed=-1"]),
     ],
 )
