@@ -14,9 +14,10 @@ import sinkjax
 from sinkjax import Copy, HeadStats, InputError, Plan, Provenance, Sink, SinkMask, Stage, Window
 from sinkjax.accounts.savings import Workload, saved_over_chips
 from sinkjax.instruments.compare import compare
-from sinkjax.masks.published import GroupScores, read_published
+from sinkjax.masks.published import GroupScores, read_published, write_published
 from sinkjax.programs.targets import target_device
-from sinkjax.studies.results import read_records
+from sinkjax.studies.repair.repair import repair_path
+from sinkjax.studies.results import Results, output_folder, read_records
 
 pytestmark = pytest.mark.quick
 
@@ -51,12 +52,30 @@ def test_what_is_no_mask_no_plan_and_no_model_is_named(given, model, tmp_path):
 @pytest.mark.parametrize("given", [None, 3, MASK])
 def test_what_is_no_text_and_no_file_is_named(given, tmp_path):
     kind = type(given).__name__
-    with pytest.raises(InputError, match=f"^path: a mask's file or name is needed, not {kind}$"):
+    with pytest.raises(InputError, match=f"^path: a mask's name is needed, not {kind}$"):
         sinkjax.load_mask(given)
     with pytest.raises(InputError, match=f"^path: a file's name is needed, not {kind}$"):
         sinkjax.save_mask(given, MASK)
     with pytest.raises(InputError, match=f"^text: a mask's text, .* is needed, not {kind}$"):
         SinkMask.from_text(given)
+
+
+def test_an_empty_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
+    """Which holds what is asked for."""
+    monkeypatch.chdir(tmp_path)
+    Results(tmp_path, {"a": 1}).close()
+    write_published(tmp_path, SinkMask.from_text("L0: 4f 2w(1,4)"), 3)
+    for call in (
+        read_records,
+        output_folder,
+        read_published,
+        sinkjax.load_mask,
+        repair_path,
+        lambda name: write_published(name, MASK, 3),
+        lambda name: sinkjax.save_mask(name, MASK),
+    ):
+        with pytest.raises(InputError, match=r"^\w+=: a (folder|file|mask)'s name is needed$"):
+            call("")
 
 
 def test_fills_may_be_lists(model):
@@ -145,12 +164,6 @@ def ranked(scores=SCORES, **given):
     return SinkMask.from_quantile(scores, **{"quantile": 0.5, "path": Sink(), **given})
 
 
-def steady(record=None, result=None, **given):
-    result = {"min_share": 0.5, "min_share_per_head": SCORES} if result is None else result
-    record = {"kind": "lengths", "result": {"consistent": result}} if record is None else record
-    return SinkMask.from_consistent(record, path=Sink(), **given)
-
-
 def measured(model, tokens=TOKENS, **given):
     return sinkjax.measure_sinks(model, tokens, **given)
 
@@ -180,9 +193,6 @@ CALLS = {
     "ranked scores": lambda model, v: ranked(v),
     "quantile": lambda model, v: ranked(quantile=v),
     "ranked num_kv_heads": lambda model, v: ranked(num_kv_heads=v),
-    "record": lambda model, v: steady(record={} if v is None else v),
-    "result of a record": lambda model, v: steady(result=[] if v is None else v),
-    "min_share of a record": lambda model, v: steady(min_share=v),
     "length of a text": lambda model, v: SinkMask.from_text("L0: w(4,2+L/2)", v),
     "path of replaced": lambda model, v: MASK.replaced(v, [0]),
     "of_layers": lambda model, v: MASK.replaced(lambda path, of: path, v),
@@ -190,9 +200,6 @@ CALLS = {
     "a window": lambda model, v: MASK.hiding([v]),
     "config": lambda model, v: MASK.check(v),
     "counted num_kv_heads": lambda model, v: MASK.group_counts(v),
-    "other": lambda model, v: MASK | v,
-    "layers": lambda model, v: MASK.restrict(v),
-    "a layer": lambda model, v: MASK.restrict([v]),
     "chips": lambda model, v: MASK.balanced(v, 2),
     "balanced num_kv_heads": lambda model, v: MASK.balanced(1, v),
     "costs": lambda model, v: MASK.balanced(2, 2, costs=v),
@@ -296,7 +303,7 @@ def test_what_is_odd_is_refused_here_or_can_be_used(argument, model, tmp_path, m
 
 WHOLE = (
     "num_kv_heads", "ranked num_kv_heads", "length of a text", "a window", "counted num_kv_heads",
-    "a layer", "chips", "balanced num_kv_heads", "layer of a copy", "sinks", "recent", "within",
+    "chips", "balanced num_kv_heads", "layer of a copy", "sinks", "recent", "within",
     "num_heads", "embed_dim", "up_to", "length", "num_tokens", "max_length of prefill",
     "a key position", "key_position",
     "tail", "score_from", "generated", "batch_size",
@@ -319,7 +326,6 @@ def test_what_is_no_whole_number_is_not_taken_for_one(argument, value, model):
         ("definition", "log-odds", "definition 'log-odds' is unknown; known are mean, "),
         ("num_kv_heads", 2.0, "num_kv_heads=2: so many key/value heads do not divide 6"),
         ("scores", [[True] * 6], "scores are bool; real numbers are needed"),
-        ("layers", ["x", 7], "layers 7, x: the mask has layers 0 to 0"),
         ("a window", 2.5, "windows=2.5: whole numbers from 1 on are allowed"),
         ("windows", [4, 4], "windows: they are 2; one for each of 1 layers is needed"),
         ("costs", [[1.0]], r"costs: they are float64 \(1, 1\); numbers \[1, 6\] are needed"),

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -157,40 +157,6 @@ class SinkMask:
         return cls.where(places < round((1 - quantile) * (places.max() + 1)), path)
 
     @classmethod
-    def from_consistent(
-        cls,
-        record: Mapping[str, Any],
-        *,
-        path: Path,
-        min_share: float | None = None,
-        num_kv_heads: int | None = None,
-    ) -> "SinkMask":
-        """Returns the mask of the heads that are sinks in most prompts at every length of a sweep.
-
-        Args:
-          record: of kind "lengths", as `sinkjax.studies.results.read_records` returns it.
-          path, num_kv_heads: as of `from_scores`.
-          min_share: of the prompts, within (0, 1]; None for the sweep's own.
-
-        Raises:
-          InputError: for a record of another kind. Also as `from_scores`.
-        """
-        check_kind("record", record, Mapping, "a record, such as read_records gives,")
-        if record.get("kind") != "lengths":
-            raise InputError(
-                f"record {record.get('id')} is of kind {record.get('kind')!r}: consistent heads "
-                "are in those of kind 'lengths', which a sweep over lengths makes"
-            )
-        try:
-            result = record["result"]["consistent"]
-            shares, own = result["min_share_per_head"], result["min_share"]
-        except (LookupError, TypeError) as error:
-            text = "it has no consistent heads; give one that read_records gives"
-            raise InputError(Problem("record", None, text)) from error
-        share = own if min_share is None else min_share
-        return cls.where(consistent(shares, share, num_kv_heads), path)
-
-    @classmethod
     def from_text(cls, text: str, length: int | None = None) -> "SinkMask":
         """Reads the text form (`sinkjax.masks.text`), of which `str` is the inverse.
 
@@ -292,10 +258,6 @@ class SinkMask:
         """Returns how many heads take each path, by its kind, in the order of `KINDS`."""
         return _count(path.kind for layer in self.heads for path in layer)
 
-    def counts_per_layer(self) -> list[dict[str, int]]:
-        """Returns the `counts` of each layer."""
-        return [_count(path.kind for path in layer) for layer in self.heads]
-
     def groups(self, num_kv_heads: int) -> list[list[tuple[Path, ...]]]:
         """Returns the paths of each layer's K groups; ValueError where K does not divide N."""
         size = group_size(self.num_heads, num_kv_heads)
@@ -323,56 +285,6 @@ class SinkMask:
         """
         groups = itertools.chain(*self.groups(num_kv_heads))
         return all(len(set(paths)) == 1 for paths in groups)
-
-    def union(self, other: "SinkMask") -> "SinkMask":
-        """Returns the masked heads of either mask, on their paths there; also `a | b`.
-
-        Raises:
-          InputError: for masks of different shapes, for heads that the two mask differently,
-            listing them, or where one masks what the other copies.
-        """
-        self._check_agreement(other)
-        return self._joined(other, lambda mine, its: its if mine == Full() else mine)
-
-    def intersection(self, other: "SinkMask") -> "SinkMask":
-        """Returns the heads that are on the same path in both masks; also `a & b`.
-
-        A copied head that leaves `window` so is copied as `full`.
-
-        Raises:
-          InputError: for masks of different shapes, or for heads that the two mask differently,
-            listing them.
-        """
-        self._check_agreement(other)
-        return self._joined(other, lambda mine, its: mine if mine == its else Full())
-
-    def difference(self, other: "SinkMask") -> "SinkMask":
-        """Returns the masked heads that are `full` in the other mask; also `a - b`.
-
-        What the other's paths are does not matter: `(a - b) | b` is b, and a wherever b is `full`.
-        A copied head that leaves `window` so is copied as `full`.
-
-        Raises:
-          InputError: for masks of different shapes.
-        """
-        self._check_same_shape(other)
-        return self._joined(other, lambda mine, its: mine if its == Full() else Full())
-
-    __or__, __and__, __sub__ = union, intersection, difference
-
-    def restrict(self, layers: Iterable[int]) -> "SinkMask":
-        """Returns the same paths in these layers, `full` in all others.
-
-        Raises:
-          InputError: naming the layers that do not exist.
-        """
-        given = check_items("layers", layers, "numbers of layers are needed")
-        kept = set(map(whole, given))
-        if unknown := kept.difference(range(self.num_layers)):
-            named = ", ".join(sorted({str(layer) for layer in given if whole(layer) in unknown}))
-            raise InputError(f"layers {named}: the mask has layers 0 to {self.num_layers - 1}")
-        stays = [layer in kept for layer in range(self.num_layers)]
-        return self.replaced(lambda path, stay: path if stay else Full(), stays)
 
     def balanced(
         self,
@@ -434,28 +346,6 @@ class SinkMask:
             for window in check_items("windows", windows, "each layer's window is needed")
         ]
         return self.replaced(path, self._of_layers("windows", given)) if any(given) else self
-
-    def _joined(self, other: "SinkMask", join: Callable[[Path, Path], Path]) -> "SinkMask":
-        pairs = zip(self.heads, other.heads, strict=True)
-        return SinkMask(tuple(tuple(map(join, mine, its)) for mine, its in pairs))
-
-    def _check_same_shape(self, other: "SinkMask") -> None:
-        check_kind("other", other, SinkMask, "a SinkMask")
-        shapes = [f"{mask.num_layers} layers of {mask.num_heads} heads" for mask in (self, other)]
-        if shapes[0] != shapes[1]:
-            raise InputError(f"one mask has {shapes[0]}, the other {shapes[1]}")
-
-    def _check_agreement(self, other: "SinkMask") -> None:
-        self._check_same_shape(other)
-        conflicts = [
-            f"{_name(layer, head)} is {mine} in one mask and {its} in the other: take the head out "
-            "of one, as with difference"
-            for layer, (my_layer, its_layer) in enumerate(zip(self.heads, other.heads, strict=True))
-            for head, (mine, its) in enumerate(zip(my_layer, its_layer, strict=True))
-            if mine != its and Full() not in (mine, its)
-        ]
-        if conflicts:
-            raise InputError(*conflicts)
 
 
 def _chosen(chosen: np.ndarray) -> list[list[bool]]:

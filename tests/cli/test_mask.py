@@ -3,6 +3,7 @@
 import hf
 import numpy as np
 import pytest
+from masks import counts_per_layer
 from scripts import as_flags, run_main
 
 import sinkjax
@@ -148,7 +149,7 @@ def test_the_control_has_as_many_heads_a_layer_and_a_seed(sweep, tmp_path):
     assert masks[0] == masks[1]
     assert controls[0].mask != controls[1].mask
     for seed, control in enumerate(controls):
-        assert control.mask.counts_per_layer() == masks[0].counts_per_layer()
+        assert counts_per_layer(control.mask) == counts_per_layer(masks[0])
         assert control.provenance.selection["seed"] == seed
         assert control.provenance.selection["control_of"] == masks[0].digest
 
@@ -158,7 +159,7 @@ def test_the_founding_studys_copies_come_from_the_first_layer(sweep, tmp_path):
     chosen = make(sweep, tmp_path / "s.json", quantile=0.3).mask.masked
     assert saved.mask == SinkMask.copy_first_layer(chosen)
     control = load_mask(tmp_path / "m.control.json").mask
-    assert control.counts_per_layer() == saved.mask.counts_per_layer()
+    assert counts_per_layer(control) == counts_per_layer(saved.mask)
     assert control == SinkMask.copy_first_layer(control.masked)
 
 

@@ -6,7 +6,7 @@ import hf
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from masks import write_scores
+from masks import counts_per_layer, write_scores
 from scripts import as_flags, run_main
 
 import sinkjax
@@ -80,7 +80,7 @@ def test_the_mask_says_where_it_is_from_and_has_a_control_of_groups(model, score
         "files": dict(published.files),
         "share": 0.5,
     }
-    assert control.mask.counts_per_layer() == saved.mask.counts_per_layer()
+    assert counts_per_layer(control.mask) == counts_per_layer(saved.mask)
     assert control.mask.group_counts(K)["mixed"] == 0
     assert control.provenance.selection["control_of"] == saved.mask.digest
     run(from_folder=scores, model=model, quantile=0.4, paths="w(1,4)")

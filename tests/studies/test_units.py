@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from masks import counts_per_layer
 
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
@@ -65,7 +66,7 @@ def test_masks_of_a_ranking_and_their_controls_are_even(seed, by, chips):
     for made in (mask, control):
         assert made.balanced(chips, KV_HEADS) == made
         assert made.masked.sum() == 2 * units.size
-    assert control.counts_per_layer() == mask.counts_per_layer()
+    assert counts_per_layer(control) == counts_per_layer(mask)
     # A unit is as costly as the costliest of its heads, of which no left one is as cheap.
     own = np.take_along_axis(costs, units.order, axis=1).reshape(-1, units.size).max(axis=1)
     masked = units.arranged(mask).masked.reshape(-1, units.size)[:, 0]

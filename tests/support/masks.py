@@ -5,6 +5,7 @@ A drawn mask shrinks towards the baseline.
 
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,11 @@ def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
     with pytest.raises(InputError) as caught:
         function(*args, **kwargs)
     return tuple(map(str, caught.value.problems))
+
+
+def counts_per_layer(mask: SinkMask) -> list[Counter[str]]:
+    """How many heads of each layer are on each kind of path."""
+    return [Counter(path.kind for path in paths) for paths in mask.heads]
 
 
 def write_scores(folder: pathlib.Path, scores: Sequence[Sequence[float]], window: Window) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from losses import kl_of
+from masks import counts_per_layer
 from scripts import as_flags, run_main
 
 import sinkjax
@@ -92,7 +93,7 @@ def test_every_method_is_judged_at_every_size(ran):
         for method, draw in (("own error", None), ("random", 1), ("random", 2))
     )
     for control in draws:
-        assert [m.counts_per_layer() for m in control] == [m.counts_per_layer() for m in own]
+        assert list(map(counts_per_layer, control)) == list(map(counts_per_layer, own))
     assert own != draws[0] != draws[1] != own
 
 
@@ -201,6 +202,8 @@ def test_masks_of_what_is_not_measured_are_refused(tiny, other_text, searched, t
     more = {"chips": 2, "copies": "results/copies"}
     with pytest.raises(InputError, match=r"--copies=results/copies: .* not balanced over chips"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, **more))
+    with pytest.raises(InputError, match=r"--copies: folder=: a folder's name is needed"):
+        run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, copies=""))
     with pytest.raises(InputError, match=r"--chips=4: 2 key/value heads"):
         run_main(FRONTIER, *arguments(tiny, tmp_path / "out", other_text, chips=4))
     with pytest.raises(InputError, match="512:window"):
