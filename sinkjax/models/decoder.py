@@ -14,7 +14,7 @@ How products are written is passed in, by whoever knows what the model is compil
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -36,18 +36,10 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.errors import (
-    InputError,
-    Problem,
-    check_array,
-    check_kind,
-    check_whole,
-    each,
-    is_one_of,
-)
+from sinkjax.errors import check_kind, check_whole
 from sinkjax.masks.paths import Full, native
-from sinkjax.masks.scores import group_size
-from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, ROPE_TYPES, LlamaConfig, RopeConfig
+from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, LlamaConfig
+from sinkjax.models.inputs import check_cache, check_model_config, check_of_rows, check_tokens
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled, unnormed
 from sinkjax.models.rope import rotary_tables
 from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache, rows_of
@@ -292,7 +284,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Draws random weights in `dtype`; `sinkjax.load` fills in trained ones."""
-        _check_config(config)
+        check_model_config(config)
         make = Maker(config, rngs, dtype)
         vocab, embed = ("vocab", config.vocab_size), ("embed", config.embed_dim)
         self.config = config
@@ -378,8 +370,8 @@ class Llama(nnx.Module):
           InputError: if the piece does not fit the cache; in `jax.jit`, where what the cache holds
             is not known, if it would not fit an empty one.
         """
-        _check_tokens(tokens)
-        _check_cache(cache)
+        check_tokens(tokens)
+        check_cache(cache)
         lengths, length = self._row_lengths(tokens, lengths), tokens.shape[1]
         start = cache.lengths.max()
         held = 0 if isinstance(start, jax.core.Tracer) else int(start)
@@ -404,8 +396,8 @@ class Llama(nnx.Module):
         The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
         logits mean nothing. Donate it, and it is updated in place.
         """
-        _check_cache(cache)
-        token, positions = _of_rows("token", token, cache.lengths), cache.lengths
+        check_cache(cache)
+        token, positions = check_of_rows("token", token, cache.lengths), cache.lengths
         tables = rotary_tables(self.config, positions[:, None], positions + 1)
         context = Context(_settled(tables, products), positions, cache.max_length, products)
         x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
@@ -443,13 +435,13 @@ class Llama(nnx.Module):
         x, lengths = self.embed(tokens), self._row_lengths(tokens, lengths)
         final = lengths
         if final_lengths is not None:
-            final = _of_rows("final_lengths", final_lengths, lengths)
+            final = check_of_rows("final_lengths", final_lengths, lengths)
         tables = _settled(_prompt_tables(self.config, tokens.shape[1], final), products)
         return x, Context(tables, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
         """Returns the residual before the first layer; InputError for what is no [B, T] of ids."""
-        _check_tokens(tokens)
+        check_tokens(tokens)
         table = self.embedding[...]
         x = rows_of(table, lay_batch(tokens, "batch", table))
         return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
@@ -458,7 +450,7 @@ class Llama(nnx.Module):
     def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
         if lengths is None:
             return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
-        return _of_rows("lengths", lengths, tokens)
+        return check_of_rows("lengths", lengths, tokens)
 
     def output_weight(self) -> Float[Array, "V D"]:
         """Returns the head, or the embedding where it is tied."""
@@ -473,54 +465,9 @@ class Llama(nnx.Module):
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
-_SIZES = (
-    *("vocab_size", "num_layers", "num_heads", "num_kv_heads"),
-    *("head_dim", "embed_dim", "mlp_dim", "max_length"),
-)
-
-
-def _check_config(config: Any) -> None:
-    """Refuses what would otherwise fail inside JAX, or be another model without a word."""
-    check_kind("config", config, LlamaConfig, "a LlamaConfig, such as load_config gives,")
-    each(_SIZES, lambda name: check_whole(name, getattr(config, name), 1, MOST_SIZE))
-    group_size(config.num_heads, config.num_kv_heads)
-    names: list[tuple[str, Any, Collection[str]]]
-    names = [("activation", config.activation, ACTIVATIONS)]
-    for rope in config.ropes:
-        check_kind("rope", rope, RopeConfig, "a RopeConfig")
-        names.append(("rope type", rope.type, ROPE_TYPES))
-    for field, value, allowed in names:
-        if not is_one_of(value, allowed):
-            raise InputError(Problem(field, value, f"allowed are {', '.join(allowed)}"))
-
-
 def check_model(model: Any, field: str = "model") -> None:
     """Raises InputError for what is no model."""
     check_kind(field, model, Llama, "a model, such as sinkjax.load gives,")
-
-
-def _check_cache(cache: Any) -> None:
-    check_kind("cache", cache, Cache, "a cache, such as prefill gives,")
-
-
-def _of_rows(field: str, numbers: Any, rows: jax.Array) -> Int32[Array, " B"]:
-    """Returns a whole number for each of the rows [B, ...] of another array."""
-    array = check_array(field, numbers, jax.Array)
-    if array.shape != rows.shape[:1] or not jnp.issubdtype(array.dtype, jnp.integer):
-        given = f"{array.dtype} {array.shape}"
-        text = f"they are {given}; a whole number for each row of tokens is needed"
-        raise InputError(Problem(field, None, text))
-    return jnp.asarray(array).astype(jnp.int32)
-
-
-def _check_tokens(tokens: Any) -> None:
-    shape = getattr(tokens, "shape", ())
-    if len(shape) != 2 or 0 in shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        kind = getattr(tokens, "dtype", type(tokens).__name__)
-        raise InputError(
-            f"tokens are {kind} {shape}; an array [B, T] of whole numbers, at least one row of one "
-            "token is needed"
-        )
 
 
 def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:
