@@ -107,11 +107,11 @@ def check_path_name(field: str, value: str | os.PathLike[str], what: str) -> pat
 
 def check_whole(field: str, value: Any, least: int, most: int | None = None) -> int:
     """Returns a whole number of any type as Python's; InputError for what is none in the range."""
-    found = whole(value)
-    if found is None or found < least or (most is not None and found > most):
+    count = whole(value)
+    if count is None or count < least or (most is not None and count > most):
         text = f"whole numbers from {least} {'on' if most is None else f'to {most:,}'} are allowed"
         raise InputError(Problem(field, value, text))
-    return found
+    return count
 
 
 def check_items(field: str, values: Any, text: str, least: int = 0) -> tuple[Any, ...]:
@@ -202,6 +202,15 @@ def each(items: Iterable[Item], function: Callable[[Item], Result]) -> list[Resu
     if problems:
         raise InputError(*problems)
     return results
+
+
+def problems_of(check: Callable[[], object]) -> tuple[Problem, ...]:
+    """The problems that a call raises; none where it passes."""
+    try:
+        check()
+    except InputError as error:
+        return error.problems
+    return ()
 
 
 def printable(text: str) -> str:

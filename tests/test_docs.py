@@ -12,9 +12,9 @@ from sinkjax import InputError, shipped
 from sinkjax.cli.commands import STUDIES, TOOLS
 from sinkjax.cli.flags import _expanded
 from sinkjax.cli.settings import read_settings
+from sinkjax.errors import problems_of
 from sinkjax.models.shapes import SHAPES
 from sinkjax.studies.candidates import read_masks, read_plan
-from sinkjax.studies.settings import problems_of
 
 pytestmark = pytest.mark.quick
 
@@ -134,3 +134,11 @@ def test_the_pages_are_those_that_link_to_each_other():
     linked = sum(len(re.findall(r"\]\([^)]*#", prose(page))) for page in PAGES)
     assert linked > 50
     assert sum(1 for page in PAGES for _ in commands(page)) > 100
+
+
+def test_the_recipes_name_code_that_is_there():
+    named = set(re.findall(r"`(\w*[A-Z_]\w*)`", prose(ROOT / "CONTRIBUTING.md"))) - {"NAME"}
+    files = (ROOT / "sinkjax").rglob("*.py")
+    code = {word for file in files for word in re.findall(r"\w+", file.read_text())}
+    assert len(named) > 20
+    assert sorted(named - code) == []

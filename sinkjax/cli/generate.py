@@ -34,7 +34,7 @@ import sinkjax
 from sinkjax.checkpoint.chat import ChatTemplate
 from sinkjax.cli import terminal
 from sinkjax.cli.tool import ModelSettings, ProgramSettings, Tool, as_in
-from sinkjax.errors import InputError, Problem, about, explaining
+from sinkjax.errors import InputError, Problem, about, explaining, problems_of
 from sinkjax.masks.mask import SinkMask
 from sinkjax.models.sampling import make_sampler
 from sinkjax.models.sharding import fitting_rows
@@ -44,7 +44,7 @@ from sinkjax.programs.generate import prompt_problems
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASK, Fills, read_mask, read_plan
 from sinkjax.studies.prompts import BosPolicy, encode
-from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.timing.study import Timing
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens

@@ -15,7 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.distributed import NEURONS, outside_meshes
-from sinkjax.errors import InputError, Problem, check_items, check_kind, is_one_of, whole
+from sinkjax.errors import (
+    InputError,
+    Problem,
+    check_items,
+    check_kind,
+    check_whole,
+    is_one_of,
+    problems_of,
+    whole,
+)
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.rules import cache_batch, heads_axis, partition
@@ -195,12 +204,11 @@ def choose_sizes(
 
 def size_problems(**sizes: Iterable[Any]) -> list[Problem]:
     """The problems of those of each argument's sizes that none can be."""
-    text = f"whole numbers from 1 to {MOST_SIZE:,} are allowed"
     return [
-        Problem(name, value, text)
+        problem
         for name, values in sizes.items()
         for value in values
-        if not 1 <= (whole(value) or 0) <= MOST_SIZE
+        for problem in problems_of(functools.partial(check_whole, name, value, 1, MOST_SIZE))
     ]
 
 

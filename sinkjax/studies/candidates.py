@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from sinkjax import shipped
-from sinkjax.errors import InputError, Problem, about, each
+from sinkjax.errors import InputError, Problem, about, each, problems_of
 from sinkjax.files import parse_json, read_file
 from sinkjax.masks.file import SavedMask, load_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.dispatch import Plan, Stage
-from sinkjax.studies.settings import problems_of
 from sinkjax.studies.store import fills_digest
 
 MASK = "File of a mask, name of a shipped one, hf://USER/NAME, or a mask's text form"

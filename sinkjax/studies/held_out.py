@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem, each
+from sinkjax.errors import InputError, Problem, each, problems_of
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.costs import GENERATED, summarize_parts
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
-from sinkjax.studies.settings import at_least, problems_of, setting, some
+from sinkjax.studies.settings import at_least, setting, some
 from sinkjax.studies.study import Study
 from sinkjax.studies.texts import CHOOSE, JUDGE, TEXT, read_text
 

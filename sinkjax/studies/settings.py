@@ -126,12 +126,3 @@ def known(field: str, values: Sequence[str], allowed: Sequence[str]) -> Iterator
     for value in values:
         if value not in allowed:
             yield Problem(field, value, f"use one of {', '.join(allowed)}")
-
-
-def problems_of(check: Callable[[], object]) -> tuple[Problem, ...]:
-    """The problems that a call raises; none where it passes."""
-    try:
-        check()
-    except InputError as error:
-        return error.problems
-    return ()

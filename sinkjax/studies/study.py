@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from sinkjax.checkpoint.load import Dtype
 from sinkjax.distributed import first, parse_mesh, together
 from sinkjax.environment import environment
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, problems_of
 from sinkjax.models.decoder import Llama
 from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
@@ -29,7 +29,7 @@ from sinkjax.report.write import check_folder, write_page
 from sinkjax.studies.fields import understood
 from sinkjax.studies.parts import Part, beside, check_parts, finished_parts, records_of
 from sinkjax.studies.results import Results, identity, output_folder, read_records
-from sinkjax.studies.settings import MOST_SEED, at_least, problems_of, setting, values
+from sinkjax.studies.settings import MOST_SEED, at_least, setting, values
 from sinkjax.studies.shared import open_results, take_arrays
 from sinkjax.studies.store import Store
 from sinkjax.studies.subject import Subject

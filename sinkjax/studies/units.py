@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sinkjax.errors import Problem
+from sinkjax.errors import Problem, problems_of
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.choose import by_ranking, random_control
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path
 from sinkjax.masks.scores import group_size
-from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.study import Study
 
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about, problems_of
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
@@ -159,7 +159,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
             yield self.wrong("lengths", text)
         for points in self.added.values():
             for point in points:
-                yield from settings.problems_of(functools.partial(point.mask.check, config))
+                yield from problems_of(functools.partial(point.mask.check, config))
 
     @property
     def paths_at(self) -> dict[int, tuple[Path, ...]]:
@@ -189,7 +189,10 @@ class Frontier(ChipsStudy, HeldOutStudy):
     @functools.cached_property
     def _copied(self) -> list[Record]:
         """All records of copies."""
-        return [] if self.copies is None else list(read_records(self.copies)[1])
+        if self.copies is None:
+            return []
+        with about("copies"):
+            return list(read_records(self.copies)[1])
 
     def _copied_at(self, length: int) -> list[Record]:
         """Records of copies at one length that have a place on the frontier."""
@@ -340,7 +343,8 @@ def _ended(field: str, folders: Sequence[str], kind: str) -> list[Fields]:
     """The records of a kind in folders of runs that have come so far."""
     ended = []
     for folder in folders:
-        records = [record for record in read_records(folder)[1] if record["kind"] == kind]
+        with about(field):
+            records = [record for record in read_records(folder)[1] if record["kind"] == kind]
         if not records:
             raise InputError(Problem(field, folder, "it has not ended; let it, first"))
         ended += records

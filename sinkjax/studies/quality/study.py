@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sinkjax.errors import Problem
+from sinkjax.errors import Problem, problems_of
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
@@ -33,7 +33,7 @@ from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import openings, sections
 from sinkjax.studies.quality.tables import quality_tables
 from sinkjax.studies.series import Series, plan_series, read_sources
-from sinkjax.studies.settings import at_least, problems_of, setting, some, values
+from sinkjax.studies.settings import at_least, setting, some, values
 from sinkjax.studies.study import Bench, Cell, Size, Study
 
 _RECORD_BYTES, _POSITION_BYTES = 16_384, 24  # upper bounds: of a record, and of a scored position

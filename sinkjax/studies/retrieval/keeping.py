@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sinkjax.errors import Problem
+from sinkjax.errors import Problem, problems_of
 from sinkjax.instruments.tasks import LISTS, TASKS
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.prompts import BosPolicy
@@ -14,15 +14,7 @@ from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import MeasureAnswers
 from sinkjax.studies.retrieval.promise import NLL_BUDGET
 from sinkjax.studies.series import Series
-from sinkjax.studies.settings import (
-    MOST_DRAWN,
-    above_zero,
-    at_least,
-    known,
-    problems_of,
-    setting,
-    some,
-)
+from sinkjax.studies.settings import MOST_DRAWN, above_zero, at_least, known, setting, some
 from sinkjax.studies.study import Bench, Cell, Study
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import Problem
+from sinkjax.errors import Problem, problems_of
 from sinkjax.instruments.tasks import LISTS, TASKS
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.mask import SinkMask
@@ -52,7 +52,6 @@ from sinkjax.studies.settings import (
     MOST_DRAWN,
     at_least,
     known,
-    problems_of,
     seed_of_draw,
     setting,
     some,
