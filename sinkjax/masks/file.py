@@ -224,7 +224,7 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
         that cannot be; fills that are missing, swapped or of another shape; a repository that
         cannot be had.
     """
-    check_kind("path", path, str | os.PathLike, "a mask's file or name")
+    check_path_name("path", path, "a mask")
     if str(path).startswith(_HUB):
         with naming(path):
             return _load(_fetch(str(path).removeprefix(_HUB)))

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem, check_kind
+from sinkjax.errors import InputError, Problem, check_path_name
 from sinkjax.files import PARTIAL, parse_json, read_file, replace_file, sync_folder
 from sinkjax.studies import chain
 from sinkjax.studies.fields import Fields, placed
@@ -66,11 +66,10 @@ def output_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
       InputError: where it has no name, or one that no folder has.
     """
-    if not os.fspath(folder):
-        raise InputError(Problem("output_dir", "", "the folder has no name; give it one"))
-    if "\0" in os.fspath(folder):
-        raise InputError(Problem("output_dir", folder, "no path holds a NUL character"))
-    return Path(folder)
+    path = check_path_name("output_dir", folder, "a folder")
+    if "\0" in str(path):
+        raise InputError(Problem("output_dir", path, "no path holds a NUL character"))
+    return path
 
 
 def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
@@ -84,8 +83,7 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
       InputError: where the folder holds no run's results or cannot be read, or what it holds is
         not what was written.
     """
-    check_kind("folder", folder, str | os.PathLike, "a folder's name")
-    folder = Path(folder)
+    folder = check_path_name("folder", folder, "a folder")
     file = folder / "records.jsonl"
     try:
         digests = _kept(folder / DIGESTS)  # before the records, of which more may come

@@ -104,7 +104,8 @@ def shape_config(name: str, revision: str | None = None) -> LlamaConfig:
     if shape in SHAPES:
         return SHAPES[shape]
     path = user_path(shape)
-    path = path / "config.json" if os.path.isdir(path) else path  # of no name is too long
+    if shape and os.path.isdir(path):  # of no name is too long
+        path = path / "config.json"
     try:
         attributes = parse_json(read_file(path))
         if not isinstance(attributes, dict):

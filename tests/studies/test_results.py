@@ -428,6 +428,6 @@ def test_killed_at_any_moment_nothing_is_lost_torn_or_repeated(tmp_path):
 
 def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="output_dir=: the folder has no name"):
+    with pytest.raises(InputError, match="output_dir=: a folder's name is needed"):
         Results("", {"a": 1})
     assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ def test_a_file_that_is_no_config_is_refused(content, tmp_path):
 @pytest.mark.parametrize("name", ["none", "a" * 300, "a\0b", ""])
 def test_a_name_of_no_file_is_refused_with_the_shapes_there_are(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # which none of them names
     with pytest.raises(InputError, match=r"no known shape.*; known are llama-2-7b, "):
         shape_config(f"{SHAPE}{name}")
 

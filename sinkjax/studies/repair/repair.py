@@ -22,7 +22,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sinkjax.distributed import first, to_host
-from sinkjax.errors import InputError, explaining
+from sinkjax.errors import InputError, check_path_name, explaining
 from sinkjax.files import check_path, replace_file
 from sinkjax.instruments.token_losses import residuals
 from sinkjax.models.sharding import mesh_of, parameter_shardings
@@ -57,7 +57,7 @@ class Repair:
             if isinstance(layer.attention, SpecializedAttention)
         ]
         if not changed:
-            raise InputError("the mask has no head off `full`: there is nothing to repair")
+            raise InputError("the mask masks no head: there is nothing to repair")
         for index in changed:
             attention = model.layers[index].attention
             if attention.mean_bias is None:
@@ -174,7 +174,7 @@ def load_repair(
 
 def repair_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Path of the repair beside a mask's file."""
-    return pathlib.Path(path).with_suffix(".repair.safetensors")
+    return check_path_name("path", path, "a mask").with_suffix(".repair.safetensors")
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem
+from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.paths import Path, parse_path
 from sinkjax.studies.fields import understood
 from sinkjax.studies.results import read_records
@@ -37,7 +37,8 @@ def read_gates(folder: str) -> LearnedGates:
     Raises:
       InputError: the folder holds no records of one that has ended.
     """
-    _, records = read_records(folder)
+    with about("gates"):
+        _, records = read_records(folder)
     with understood(records):
         for record in records:
             if record["kind"] == "training" and "gates" in record["result"]:
