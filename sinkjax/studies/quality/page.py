@@ -66,7 +66,7 @@ def _opening(records: Sequence[Record]) -> list[str]:
 
 def _sentence(record: Record) -> str:
     result, notes = record["result"], Footnotes()
-    masked, total = formats.masked(record["candidate"]["heads"]).split("/")
+    masked, total = tables.masked_heads(record).split("/")
     means = result["kl"]["mean"], result["kl_late"]
     kl, late = (formats.estimate(mean, formats.nats, notes) for mean in means)
     perplexity = ""

@@ -27,17 +27,18 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
 
     Args:
       stats: W excerpts of P scored positions, the last one that of the prompt's last token.
+      mask: what they were read under, without windows that hide nothing (`SinkMask.hiding`).
 
     Returns:
       the "result" of a record of kind "quality", of plain Python values; KL and NLL in nats a
       token, each an estimate with its interval unless said otherwise:
-      `tokens` (W·P, a number), `kl` (`mean`, `p95`, `p99`, and `max`, a number), those of
-      `sinkjax.studies.costs`, `shorter` (by the text of each length of `lengths_up_to` but the
-      excerpts' own, what the same mask costs on their first tokens: means, numbers),
-      `kl_by_position` (for spans of positions that double in size, `first`, `last` and the mean
-      `kl`), `nll` (`baseline`, `candidate` and `change`, their
-      difference), `perplexity` (`baseline`, `candidate` and `change`, relative: 0.01 is one percent
-      more) and `agreement` (`top1`, `top5`).
+      `tokens` (W·P, a number), `heads` (`SinkMask.counts`), `kl` (`mean`, `p95`, `p99`, and `max`,
+      a number), those of `sinkjax.studies.costs`, `shorter` (by the text of each length of
+      `lengths_up_to` but the excerpts' own, what the same mask costs on their first tokens: means,
+      numbers), `kl_by_position` (for spans of positions that double in size, `first`, `last` and
+      the mean `kl`), `nll` (`baseline`, `candidate` and `change`, their difference), `perplexity`
+      (`baseline`, `candidate` and `change`, relative: 0.01 is one percent more) and `agreement`
+      (`top1`, `top5`).
     """
     weights = resample_counts(len(stats.kl), seed)
     first, prompt = int(stats.positions[0]), int(stats.positions[-1]) + 1
@@ -46,6 +47,7 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
     mean = lambda values: estimate_mean(values, weights)  # noqa: E731
     return {
         "tokens": stats.kl.size,
+        "heads": mask.counts(),
         "kl": {
             "mean": mean(stats.kl),
             **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in (95, 99)},
@@ -129,10 +131,10 @@ def _estimate_percentile(values: np.ndarray, percent: int, weights: np.ndarray) 
     """The least value that `percent` of the tokens of all excerpts [W, P] do not exceed."""
     count, size = values.shape
     order = np.argsort(values, axis=None, kind="stable")
-    ascending, window = values.ravel()[order], order // size
+    ascending, excerpt = values.ravel()[order], order // size
     rank = math.ceil(values.size * percent / 100)
     # Every resample has W excerpts, so the rank is the same; how often each token counts is not.
-    resampled = [ascending[np.searchsorted(np.cumsum(counts[window]), rank)] for counts in weights]
+    resampled = [ascending[np.searchsorted(np.cumsum(counts[excerpt]), rank)] for counts in weights]
     return estimate_excerpts(float(ascending[rank - 1]), np.asarray(resampled, np.float64), count)
 
 

@@ -115,6 +115,18 @@ def label(record: Record) -> tuple[str, str]:
     return formats.shortened(record["candidate"]["name"], _NAME), formats.count(record["length"])
 
 
+def masked_heads(record: Record) -> str:
+    """`117/270`: the heads from which a mask hides something.
+
+    Of a record of an earlier version, all that are not `full`.
+    """
+    return formats.masked(record["result"].get("heads", record["candidate"]["heads"]))
+
+
+MASKED: tuple[str, Text] = "masked\nheads", lambda record, _: masked_heads(record)
+"""The column of these."""
+
+
 def _continued_by(record: Record, notes: Footnotes) -> str:
     """`32`, marked where the text outgrows the lengths that its plan's mask serves."""
     text, crossing = formats.count(record["num_tokens"]), record.get("crossing")
@@ -137,7 +149,7 @@ def excerpts(records: Sequence[Record]) -> str:
 _DIVERGENCE = _table(
     "KL to the baseline",
     f"KL in nats a token, of {{}}. {PARTS_NOTE} {EXCERPTS_NOTE}",
-    column("masked\nheads", "candidate.heads", formats.masked),
+    MASKED,
     column("mean", "result.kl.mean", formats.nats, formats.estimate),
     *part_columns(by_path=True),
 )

@@ -10,6 +10,7 @@ from sinkjax.report import formats
 from sinkjax.report.records import Record, grouped, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import PARTS, PARTS_NOTE, mean_of_draws, over_texts, part_columns
+from sinkjax.studies.quality.tables import MASKED
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS
@@ -168,7 +169,7 @@ def _quality_table(search: Record, records: Sequence[Record]) -> Table:
         records,
         (
             column("mask", "candidate.name", str),
-            column("masked\nheads", "candidate.heads", formats.masked),
+            MASKED,
             column("mean KL", "result.kl.mean", formats.nats, formats.estimate),
             *part_columns(),
             column("perplexity", "result.perplexity.change", formats.relative, formats.estimate),
