@@ -82,13 +82,13 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
 
 def _by_place(exchanged: Iterable[Collective]) -> dict[str, dict[str, dict[str, int]]]:
     """The number and bytes of collectives, by the place that they come from and their kind."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    by_place: dict[str, dict[str, dict[str, int]]] = {}
     for item in exchanged:
-        kinds = found.setdefault(_place(item.scope), {})
+        kinds = by_place.setdefault(_place(item.scope), {})
         of_kind = kinds.setdefault(item.kind, {"count": 0, "bytes": 0})
         of_kind["count"] += 1
         of_kind["bytes"] += item.size
-    return found
+    return by_place
 
 
 def _place(scope: str) -> str:

@@ -151,15 +151,15 @@ def plan_memory(
                 raise
             return None
 
-    one = compiled(1)
-    if one is None:
+    single = compiled(1)
+    if single is None:
         return least
     many = least.largest_batches(memory)["prefill"] // 2
     other = compiled(many) if many > 1 else None
     stages = {}
-    accounts = [account(one, executable) for executable in one.executables]
+    accounts = [account(single, executable) for executable in single.executables]
     for index, (name, costs) in enumerate(zip(least.stages, accounts, strict=True)):
-        cost, peak = total(costs.rows), one.executables[index].memory.peak
+        cost, peak = total(costs.rows), single.executables[index].memory.peak
         row = peak - cost.parameters
         if other is not None:
             row = -(-(other.executables[index].memory.peak - peak) // (many - 1))

@@ -170,8 +170,8 @@ def _bpe_problems(spec: SentencePiece) -> list[str]:
         problems.append(f"orders {first} and {second}, of equal scores, by their places in a text")
     if own and not problems:  # where user-defined ones are, whatever is between them is taken whole
         tokenizer = Tokenizer(_bpe(spec))
-        found = zip(normal, tokenizer.encode_batch(list(normal)), strict=True)
-        if odd := [token for token, encoding in found if encoding.tokens != [token]]:
+        encoded = zip(normal, tokenizer.encode_batch(list(normal)), strict=True)
+        if odd := [token for token, encoding in encoded if encoding.tokens != [token]]:
             problems.append(f"has pieces that it never makes, {_few(odd)}")
     return problems
 

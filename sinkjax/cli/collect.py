@@ -64,19 +64,19 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
 
 def _collected(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
     """As `collect`, of a file that has what is read from it."""
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
+    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
     for folder in folders:
         with about("measured", folder):
             for kind, entries in _of_run(saved, folder).items():
-                found[kind] += entries
+                by_kind[kind] += entries
     collected = dict(saved.quality)
-    for kind, entries in found.items():
+    for kind, entries in by_kind.items():
         if entries:
             by_place = {
                 _place(kind, entry): entry for entry in [*saved.quality.get(kind, ()), *entries]
             }
             collected[kind] = list(by_place.values())
-    if found["quality"] and "budget_on" in collected:
+    if by_kind["quality"] and "budget_on" in collected:
         longest = max(saved.provenance.lengths, default=0)
         promised = [
             entry

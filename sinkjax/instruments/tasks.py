@@ -220,7 +220,7 @@ def ask(
     )
 
 
-def found(text: str, answers: Sequence[str]) -> float:
+def share_of_words(text: str, answers: Sequence[str]) -> float:
     """The share of the words that stand in a text, whatever their case: RULER's measure."""
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 

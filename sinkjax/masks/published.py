@@ -182,27 +182,27 @@ def read_published(folder: str | os.PathLike[str]) -> GroupScores | Spans:
       InputError: where there is none of them, or several, or one is not of its form.
     """
     folder = check_path_name("folder", folder, "a folder")
-    found = [name for name in _FILES if os.path.isfile(folder / name)]
-    if len(found) != 1:
+    present = [name for name in _FILES if os.path.isfile(folder / name)]
+    if len(present) != 1:
         raise InputError(
-            f"{folder} has {' and '.join(found) or 'none'} of {', '.join(_FILES)}: give a folder "
+            f"{folder} has {' and '.join(present) or 'none'} of {', '.join(_FILES)}: give a folder "
             "with one of them, of DuoAttention, RLKV or MoA"
         )
-    contents = {found[0]: _read(folder / found[0])}
-    if found[0] != _SPANS and os.path.isfile(folder / _CONFIG):
+    contents = {present[0]: _read(folder / present[0])}
+    if present[0] != _SPANS and os.path.isfile(folder / _CONFIG):
         contents[_CONFIG] = _read(folder / _CONFIG)
     files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     try:
-        if found[0] == _SPANS:
+        if present[0] == _SPANS:
             fields = parse_json(contents[_SPANS], strict=True)
             alphas, betas = (_numbers(fields, name) for name in ("alphas", "betas"))
             if alphas.shape != betas.shape:
                 raise ValueError(f"alphas are {alphas.shape}, betas {betas.shape}")
             return Spans(alphas, betas, files)
-        scores = _scores(contents[found[0]])
+        scores = _scores(contents[present[0]])
     except ValueError as error:
         raise InputError(
-            f"{folder / found[0]} cannot be read ({error}); give the file as it was published"
+            f"{folder / present[0]} cannot be read ({error}); give the file as it was published"
         ) from error
     return GroupScores(scores, _window(folder / _CONFIG, contents.get(_CONFIG)), files)
 

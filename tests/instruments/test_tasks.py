@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sinkjax import InputError
-from sinkjax.instruments.tasks import LISTS, TASKS, ask, found
+from sinkjax.instruments.tasks import LISTS, TASKS, ask, share_of_words
 from sinkjax.studies.prompts import encode
 
 pytestmark = pytest.mark.quick
@@ -172,7 +172,7 @@ def test_excerpts_fill_their_length_with_every_tokenizer(tokenizer, bos, request
             whole, question = tokenizer.decode(row[:length]), tokenizer.decode(prompt)
             assert whole.startswith(question)
             assert question.rstrip().endswith((" is", " are", " are:"))
-            assert found(whole[len(question) :], words) == 1
+            assert share_of_words(whole[len(question) :], words) == 1
             assert len(prompt) + questions.new_tokens <= 1500
 
 
@@ -188,8 +188,8 @@ def test_the_least_length_is_said_where_there_is_no_room(task):
 
 
 def test_words_are_found_wherever_they_stand():
-    assert found(" ABC, the xyz.", ("abc", "xyz", "nope")) == 2 / 3
-    assert found("", ("abc",)) == 0
+    assert share_of_words(" ABC, the xyz.", ("abc", "xyz", "nope")) == 2 / 3
+    assert share_of_words("", ("abc",)) == 0
 
 
 def test_the_same_seed_asks_the_same_questions_in_every_version():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.instruments.own_errors import mean_outputs
-from sinkjax.instruments.tasks import Questions, found
+from sinkjax.instruments.tasks import Questions, share_of_words
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Sink
 from sinkjax.models.sharding import even_rows, row_shards
@@ -97,7 +97,8 @@ class MeasureAnswers:
         )["tokens"]
         ended = np.isin(tokens, self._model.config.eos_token_ids).cumsum(axis=1) > 0
         texts = [self._tokenizer.decode(row[~end]) for row, end in zip(tokens, ended, strict=True)]
-        return np.array([found(*pair) for pair in zip(texts, questions.answers, strict=True)])
+        pairs = zip(texts, questions.answers, strict=True)
+        return np.array([share_of_words(*pair) for pair in pairs])
 
     def _program(self, candidate: Candidate | None, how: dict[str, Any]) -> Program:
         name = None if candidate is None else candidate.name

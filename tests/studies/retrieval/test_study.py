@@ -11,7 +11,7 @@ from scripts import as_flags, run_main
 import sinkjax
 from sinkjax import InputError, SinkMask, compile, save_mask, specialize
 from sinkjax.instruments.answers import score_answers
-from sinkjax.instruments.tasks import ask, found
+from sinkjax.instruments.tasks import ask, share_of_words
 from sinkjax.report.page import render_page
 from sinkjax.studies import texts
 from sinkjax.studies.prompts import encode
@@ -109,7 +109,7 @@ def test_lists_are_searched_in_what_the_model_writes(listed, roomy, small_tokeni
         program = compile(of, batch_size=COUNT, prefill_lengths=[LENGTH], max_length=LENGTH)
         written = program.generate(questions.prompts(), max_new_tokens=questions.new_tokens)
         shares = [
-            found(small_tokenizer.decode(tokens), words)
+            share_of_words(small_tokenizer.decode(tokens), words)
             for tokens, words in zip(written, questions.answers, strict=True)
         ]
         assert record["result"]["per_excerpt"][name]["accuracy"] == shares
