@@ -190,7 +190,6 @@ def write_sweep(folder, specification, records):
 
 
 QUALITY_LENGTHS, WINDOWS, NEW = (2, 24, 512), 6, 16
-HEADS = {"full": 20, "copy": 0, "window": 24, "sink": 4}
 MASK = SinkMask.from_text("L0-5: 4f 4w(4,60)")
 CROSSING = {"rule": "prefill", "boundaries": [24], "masks": []}
 
@@ -218,7 +217,8 @@ def build_quality_run(costs, windows=WINDOWS):
     """(specification, records): candidates by name with what each costs; the last is a plan's."""
     model, source = describe_model(), describe_source("book.txt", QUALITY_LENGTHS, role="text")
     plan = {"crossing": "prefill", "stages": []}
-    described = {name: {"name": name, "mask_digest": name, "heads": HEADS} for name in costs}
+    heads = MASK.counts()
+    described = {name: {"name": name, "mask_digest": name, "heads": heads} for name in costs}
     specification = {
         "experiment": "quality",
         "model": model,

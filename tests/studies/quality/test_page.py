@@ -19,7 +19,7 @@ def test_the_page_has_every_table_a_figure_for_each_question_and_says_what_it_co
         for row in table.rows:
             for cell in row:
                 assert cell.replace("<", "&lt;").replace(">", "&gt;") in page, cell
-    assert "none &lt;b&gt;.json masks 28 of 48 heads. At" in page
+    assert "none &lt;b&gt;.json masks 24 of 48 heads. At" in page
     assert page.index("some.json masks") < page.index("plan.json masks")  # the cheapest first
     assert "beyond 24 tokens all tokens are prefilled again with the next mask" in page
     assert "no scored position has a next token" in page  # of two tokens
