@@ -62,7 +62,7 @@ def best_source_headline(curves: Sequence[Curve]) -> str:
     defined = [verdict for verdict in verdicts if verdict is not None]
     points = "lengths" if len(curves) == 1 else "texts and lengths"
     if not defined:
-        return f"No source layer has a lift at any of the {points}"
+        return f"No source layer's lift is defined at any of the {points}"
     return (
         f"The best source layer predicts later sinks better than chance at {sum(defined)} of "
         f"{len(defined)} {points}"
