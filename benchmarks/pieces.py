@@ -30,7 +30,7 @@ from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.programs.options import Choice, choose
 from sinkjax.report.formats import size
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import read_mask
+from sinkjax.studies.candidates import fills_of, read_mask
 from sinkjax.studies.timing.memory import resident_rise
 from sinkjax.studies.timing.pairs import Call
 
@@ -52,8 +52,8 @@ def main() -> None:
         longer = _with_context(model, length)
         models = {"baseline": longer}
         for text in _MASKS.value:
-            mask, fills = read_mask(text, longer.config)
-            models[text] = sinkjax.specialize(longer, mask, fills=fills.get(mask))
+            mask, files = read_mask(text, longer.config)
+            models[text] = sinkjax.specialize(longer, mask, fills=fills_of(files).get(mask))
         rng = np.random.default_rng(_SEED.value)
         tokens = rng.integers(model.config.vocab_size, size=(1, length)).astype(np.int32)
         rows += [_row(name, model, tokens) for name, model in models.items()]

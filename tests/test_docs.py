@@ -21,7 +21,7 @@ pytestmark = pytest.mark.quick
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "configs/texts/README.md"]
 NAMED = r"`((?:benchmarks|configs|docs|examples|experiments|sinkjax|tests)/[\w./-]+\.\w+)`"
 COMMAND = r"(?:python -m (?:experiments|benchmarks)\.|sinkjax )[a-z]+ --"
-USERS = r"[A-Z]+\b|hf://|results/"  # masks that are none of this checkout's
+USERS = r"[A-Z]+\b|hf://|results/"  # masks and texts that are none of this checkout's
 ABSENT = ("wikitext-2-valid.txt", "tinyshakespeare.txt")  # texts that findings are of
 
 SHELL = r"""
@@ -91,7 +91,8 @@ def problems(name, arguments):
     wrong = list(settings.problems()) if command in STUDIES else []
     wrong = [problem for problem in wrong if problem.field != "results"]  # of a sweep that was run
     for text in several(settings, "text", "choose_text", "judge_text"):
-        if text not in ABSENT and not shipped.find(text, "texts", ".txt").is_file():
+        known = text in ABSENT or re.match(USERS, text)
+        if not known and not shipped.find(text, "texts", ".txt").is_file():
             wrong.append(f"no text is called {text}")
     model = next(several(settings, "model"), "").removeprefix("shape:")
     if model in SHAPES:

@@ -42,7 +42,7 @@ from sinkjax.programs.compile import longest_context
 from sinkjax.programs.dispatch import Crossing
 from sinkjax.programs.generate import prompt_problems
 from sinkjax.report.table import Table
-from sinkjax.studies.candidates import MASK, Fills, read_mask, read_plan
+from sinkjax.studies.candidates import MASK, Fills, fills_of, read_mask, read_plan
 from sinkjax.studies.prompts import BosPolicy, encode
 from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.timing.study import Timing
@@ -135,13 +135,14 @@ class Generate(ModelSettings, ProgramSettings, Tool):
         if self.compare or not (self.mask or self.plan):
             plans["baseline"] = sinkjax.Plan((sinkjax.Stage(SinkMask.full(config)),)), {}
         if self.plan:
-            plans[f"plan {self.plan}"] = read_plan(self.plan, config)
+            plan, files = read_plan(self.plan, config)
+            plans[f"plan {self.plan}"] = plan, fills_of(files)
         elif self.mask:
-            mask, fills = read_mask(self.mask, config)
+            mask, files = read_mask(self.mask, config)
             plan = sinkjax.Plan((sinkjax.Stage(mask),))
             if self.up_to is not None:
                 plan = sinkjax.Plan.hybrid(mask, up_to=self.up_to, crossing=self.crossing)
-            plans[f"mask {self.mask}"] = plan, fills
+            plans[f"mask {self.mask}"] = plan, fills_of(files)
         return plans
 
     def _sampling(self) -> dict[str, Any]:

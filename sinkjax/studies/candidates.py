@@ -35,6 +35,9 @@ _SHIPPED = "plans", ".json"
 Fills = Mapping[SinkMask, np.ndarray]
 """float32 [L, N, H] of each mask that has `sink(mean)` heads."""
 
+Files = Mapping[SinkMask, SavedMask]
+"""What the file of each mask says; masks from their text form have none."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
@@ -45,12 +48,14 @@ class Candidate:
       masks: by length T, the one that serves prompts of T tokens.
       fills: of the masks.
       plan: that the masks are of; None where one mask serves all lengths.
+      files: that masks were read from.
     """
 
     name: str
     masks: Mapping[int, SinkMask]
     fills: Fills = dataclasses.field(default_factory=dict)
     plan: Plan | None = None
+    files: Files = dataclasses.field(default_factory=dict)
 
     def describe(self, length: int) -> dict[str, Any]:
         """The "candidate" of a record."""
@@ -66,11 +71,11 @@ class Candidate:
 
     @classmethod
     def of_masks(
-        cls, name: str, masks: Mapping[int, SinkMask], fills: Fills | None = None
+        cls, name: str, masks: Mapping[int, SinkMask], files: Files | None = None
     ) -> "Candidate":
         """What has a mask for each length, which may all be one."""
-        several = len(set(masks.values())) > 1
-        return cls(name, masks, fills or {}, Plan.by_length(masks) if several else None)
+        plan = Plan.by_length(masks) if len(set(masks.values())) > 1 else None
+        return cls(name, masks, fills_of(files or {}), plan, files or {})
 
     def specification(self) -> dict[str, Any]:
         """Its entry in the specification of a run."""
@@ -148,15 +153,15 @@ def candidates(
     named = [mask for mask in masks if isinstance(mask, Candidate)]
     texts = [mask for mask in masks if not isinstance(mask, Candidate)]
     longest = max(lengths, default=None)
-    for name, (mask, fills) in read_masks(texts, config, length=longest).items():
+    for name, (mask, files) in read_masks(texts, config, length=longest).items():
         of_length = dict.fromkeys(lengths, mask)
         if is_text(name):  # whose windows may grow
             of_length = {length: SinkMask.from_text(name, length) for length in lengths}
-        named.append(Candidate.of_masks(name, of_length, fills))
+        named.append(Candidate.of_masks(name, of_length, files))
     for name in plans:
-        plan, fills = read_plan(name, config)
+        plan, files = read_plan(name, config)
         of_length = {length: plan.mask(length) for length in lengths}
-        named.append(Candidate(name, of_length, fills, plan))
+        named.append(Candidate(name, of_length, fills_of(files), plan, files))
     return named
 
 
@@ -177,8 +182,8 @@ def check_candidates(
 
 def read_masks(
     values: Sequence[str], config: LlamaConfig, length: int | None = None
-) -> dict[str, tuple[SinkMask, Fills]]:
-    """The masks that users name, each with its fills.
+) -> dict[str, tuple[SinkMask, Files]]:
+    """The masks that users name, each with what its file says.
 
     Args:
       values: each is files, or names of shipped masks, with commas between them, or one mask's text
@@ -198,13 +203,18 @@ def read_masks(
     return dict(zip(names, masks, strict=True))
 
 
+def fills_of(files: Files) -> Fills:
+    """The fills that files of masks hold."""
+    return {mask: saved.fills for mask, saved in files.items() if saved.fills is not None}
+
+
 def is_text(name: str) -> bool:
     """Whether a user wrote a mask itself, and no name of one."""
     return re.match(r"L0(-\d+)?: ", name) is not None
 
 
-def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Fills]:
-    """A plan's file, for a model of this config, and the fills of the mask files that it names.
+def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Files]:
+    """A plan's file, for a model of this config, and the mask files that it names.
 
     Args:
       name: of a JSON file as `Plan.to_dict` makes them, in which each mask is its text form or the
@@ -215,7 +225,7 @@ def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Fills]:
       InputError: for a file that cannot be read, is no possible plan, or is for another model.
     """
     path = shipped.find(name, *_SHIPPED)
-    fills: dict[SinkMask, np.ndarray] = {}
+    files: dict[SinkMask, SavedMask] = {}
     with about("plan", name):
         try:
             fields = parse_json(read_file(path))
@@ -230,16 +240,16 @@ def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Fills]:
                 saved = load_mask(path.parent / stage["mask"])
                 saved.check(config)
                 stage["mask"] = str(saved.mask)
-                fills |= _fills_of(saved)
+                files[saved.mask] = saved
         plan = Plan.from_dict(fields)
         for stage in plan.stages:
-            _check(stage.mask, config, fills)
-        return plan, fills
+            _check(stage.mask, config, fills_of(files))
+        return plan, files
 
 
 def read_mask(
     name: str, config: LlamaConfig, length: int | None = None, field: str = "mask"
-) -> tuple[SinkMask, Fills]:
+) -> tuple[SinkMask, Files]:
     """A mask from its text form or its file, for a model of this config.
 
     Args:
@@ -252,7 +262,7 @@ def read_mask(
         if not is_text(name):
             saved = load_mask(name)
             saved.check(config)
-            return saved.mask, _fills_of(saved)
+            return saved.mask, {saved.mask: saved}
         mask = SinkMask.from_text(name, length)
         _check(mask, config, {})
         return mask, {}
@@ -263,7 +273,3 @@ def _check(mask: SinkMask, config: LlamaConfig, fills: Fills) -> None:
     if mask not in fills and any(path == Sink("mean") for layer in mask.heads for path in layer):
         text = "s(mean) needs calibrated means, which only a mask's file has: give one"
         raise InputError(text)
-
-
-def _fills_of(saved: SavedMask) -> Fills:
-    return {} if saved.fills is None else {saved.mask: saved.fills}

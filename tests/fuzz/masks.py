@@ -22,7 +22,7 @@ from sinkjax.masks.file import Provenance, load_mask, save_mask
 from sinkjax.masks.paths import short
 from sinkjax.masks.published import read_published
 from sinkjax.specialize.build import specialize
-from sinkjax.studies.candidates import read_plan
+from sinkjax.studies.candidates import fills_of, read_plan
 from sinkjax.studies.fields import UNLIKE
 from sinkjax.studies.gates.gates import GatedModel, start_gates
 from sinkjax.studies.repair.repair import Repair, load_repair, save_repair
@@ -65,11 +65,11 @@ def plan(folder: pathlib.Path) -> Format:
     (folder / "plan.json").write_text(json.dumps({"crossing": "prefill", "stages": stages}))
 
     def read(folder: pathlib.Path) -> dict[str, Any]:
-        plan, fills = read_plan(str(folder / "plan.json"), model.config)
+        plan, files = read_plan(str(folder / "plan.json"), model.config)
         return {
             "crossing": plan.crossing,
             "stages": [[stage.up_to, _paths(stage.mask)] for stage in plan.stages],
-            "fills": [fills_digest(of) for of in fills.values()],
+            "fills": [fills_digest(of) for of in fills_of(files).values()],
         }
 
     def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:

@@ -12,25 +12,28 @@ Measured are the KL of each token, over all positions and where the mask acts, o
 of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
 perplexity; the agreement of the likeliest tokens; and how long greedy continuations stay the same
 (--continuation_tokens). Each has an interval from resampling excerpts, where there are eight or
-more. Whether a mask still finds what stands far back in a text, `sinkjax retrieval` says.
+more. The last lines say whether a mask keeps the budget that its file promises; whether it still
+finds what stands far back in a text, `sinkjax retrieval` says.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sinkjax.errors import Problem, problems_of
 from sinkjax.instruments.judge import SCORE_FROM
+from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.prompts import BosPolicy
 from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import openings, sections
+from sinkjax.studies.quality.promise import promise_lines
 from sinkjax.studies.quality.tables import quality_tables
 from sinkjax.studies.series import Series, plan_series, read_sources
 from sinkjax.studies.settings import at_least, setting, some, values
@@ -153,3 +156,7 @@ class Quality(Study):
                 }
                 result = functools.partial(*take, self.seed)
                 yield Cell(fields, result, f"{kind} of {candidate.name}", steps=steps)
+
+    def closing(self, folder: str, records: Sequence[Record]) -> list[str]:
+        measured = [record for record in records if record["kind"] == "quality"]
+        return [line for of in self.candidates for line in promise_lines(of, measured)]

@@ -22,7 +22,7 @@ from sinkjax.instruments.compare import compare
 from sinkjax.masks.mask import SinkMask
 from sinkjax.report.records import Record
 from sinkjax.specialize.build import specialize
-from sinkjax.studies.candidates import MASK, Fills, is_text, read_mask
+from sinkjax.studies.candidates import MASK, Files, fills_of, is_text, read_mask
 from sinkjax.studies.held_out import mask_result
 from sinkjax.studies.repair.repair import Repair, save_repair
 from sinkjax.studies.settings import setting
@@ -52,7 +52,7 @@ class RepairStudy(TrainingStudy):
             yield self.wrong("mask", "it masks no head, and so there is nothing to repair")
 
     @functools.cached_property
-    def _mask(self) -> tuple[SinkMask, Fills]:
+    def _mask(self) -> tuple[SinkMask, Files]:
         return read_mask(self.mask, self.subject.config)
 
     @property
@@ -69,8 +69,8 @@ class RepairStudy(TrainingStudy):
         return Size(self.training_tokens + 2 * judged.size, 3, 3 * RECORD_BYTES)
 
     def cells(self, bench: Bench) -> Iterator[Cell]:
-        (mask, fills), model = self._mask, bench.model
-        repair = Repair(specialize(model, mask, fills=fills.get(mask)))
+        (mask, files), model = self._mask, bench.model
+        repair = Repair(specialize(model, mask, fills=fills_of(files).get(mask)))
         fields = self.specification()
         trained = self.distilled(bench, repair.residuals, dict(repair.start))
         file = bench.results.folder / f"{self.mask_name}.json"

@@ -84,7 +84,7 @@ def promise(records: Sequence[Record], nll_budget: float = NLL_BUDGET) -> dict[s
 
 
 def promise_line(promised: Mapping[str, Any]) -> str:
-    """What a study that chose the mask says of `promise`."""
+    """What studies say of `promise`."""
     says = [of for of in promised["asked"] if of["says_something"]]
     at = f"At {formats.count(promised['length'])} tokens"
     if promised["kept"] is None:
@@ -94,7 +94,7 @@ def promise_line(promised: Mapping[str, Any]) -> str:
             f"questions, and three depths of one task, of {_QUESTIONS} questions each, are needed."
         )
     rise = formats.nats(max(of["nll_rise"]["value"] for of in says))
-    lost = f"{promised['lost']} of {promised['num_questions']} answers lost"
+    lost = f"{promised['lost']} of {promised['num_questions']} answers lost, all depths together"
     bound = f"{formats.percent(promised['lost_at_most'])} at most"
     kept = "keeps" if promised["kept"] else "DOES NOT KEEP"
     return (

@@ -25,7 +25,8 @@ negative log-likelihood (NLL) tells masks apart where all or none of the answers
 
 Where the baseline itself reaches less than 80%, a mask's score says nothing, and is marked so:
 small models fail most of these tasks. --mask='L0-29: 9f' --control_draws=0, of full heads alone,
-asks the baseline and no more. A promise needs 30 excerpts at each depth (--num_excerpts).
+asks the baseline and no more. The last lines say whether a mask keeps the baseline's answers, for
+which three depths of 30 excerpts each are needed (--depths, --num_excerpts).
 """
 
 import dataclasses
@@ -46,6 +47,7 @@ from sinkjax.studies.prompts import BosPolicy, TextExcerpts
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import MeasureAnswers, needs_means
 from sinkjax.studies.retrieval.page import openings, sections
+from sinkjax.studies.retrieval.promise import promise_line, promises_of
 from sinkjax.studies.retrieval.tables import retrieval_tables
 from sinkjax.studies.series import Source
 from sinkjax.studies.settings import (
@@ -194,6 +196,10 @@ class Retrieval(Study):
                 lines.append(
                     f"{task} is not asked in {', '.join(map(str, short))} tokens: no room."
                 )
+        for candidate, control_of in self._controlled:
+            if control_of is None:
+                promised = promises_of(candidate.name, records)
+                lines += [f"{candidate.name}: {promise_line(of)}" for of in promised]
         return lines
 
 

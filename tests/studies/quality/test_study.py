@@ -11,9 +11,10 @@ from scripts import as_flags, refused, run_main
 from tiny import quick_jit
 
 import sinkjax
-from sinkjax import InputError, SinkMask, load_mask, save_mask
+from sinkjax import InputError, Provenance, SinkMask, load_mask, save_mask
 from sinkjax.studies import texts as inputs
 from sinkjax.studies.candidates import Candidate
+from sinkjax.studies.costs import PARTS
 from sinkjax.studies.quality.measure import first_differences
 from sinkjax.studies.quality.study import Quality
 from sinkjax.studies.results import read_records
@@ -234,6 +235,53 @@ def test_tokens_after_an_excerpt_are_read_where_the_text_has_room_for_all(
     assert generated(2, text=str(paths["text"])) == 30
     assert generated(25, text=str(paths["text"])) == 0
     assert generated(2, prompts=str(paths["prompts"])) == 0
+
+
+def test_the_last_line_says_whether_a_mask_keeps_what_its_file_promises(tiny, tmp_path, capsys):
+    file, plan = tmp_path / "mask.json", tmp_path / "plan.json"
+    stages = [{"up_to": 20, "mask": "mask.json"}, {"up_to": None, "mask": FULL}]
+    plan.write_text(json.dumps({"crossing": "prefill", "stages": stages}))
+    digest = sinkjax.model_digest(sinkjax.load(tiny))
+
+    def last_line(kl_budget, named=f"--mask={file}", model_digest=digest, **more):
+        save_mask(
+            file,
+            SinkMask.from_text("L0: 6f | L1: 6s(first)"),
+            provenance=Provenance(model_digest=model_digest, lengths=(20,)),
+            quality={
+                "quality": [{"length": 20, "generated": 2, "num_windows": 200}],
+                "kl_budget": kl_budget,
+                "budget_on": "largest",
+            },
+        )
+        flags = {"lengths": "8,20,30", "generated": 2, **more}
+        folder = tmp_path / f"out-{'-'.join(map(str, more.values()))}-{named[2:6]}"
+        run_main(QUALITY, *arguments(tiny, folder, **flags), named)
+        return folder, capsys.readouterr().out.splitlines()[-1]
+
+    on = "where it acts, over the last quarter and over generated tokens"
+    wide = "up to 20 tokens and the next 2"
+    promises = (
+        f"keeps its budget, a KL of 100 nats a token {on}, on all judged text. Its file promises "
+        f"this for {wide}, from 200 excerpts of a text; here are 3 excerpts of 8 and 20 tokens."
+    )
+    folder, line = last_line(100)
+    assert line == f"{file} {promises}"
+    folder, line = last_line(1e-9)
+    assert line.startswith(f"{file} MISSES ITS BUDGET, a KL of 1e-09 nats")
+    for length, over in ((8, True), (20, True), (30, False)):  # 30 tokens are not promised
+        (record,) = records_of(folder, length=length)
+        most = max(record["result"][part]["value"] for part in PARTS)
+        assert (f"{most:.4f} (" in line) == over
+        assert (f"at {length} tokens" in line.partition(" Its file")[0]) == over
+    _, line = last_line(100, generated=3)
+    assert f"promises a KL of 100 nats a token for {wide}, of which nothing was measured" in line
+    assert line.endswith("give --lengths=20 --generated=2.")
+    # What serves the tokens after a prompt is the plan's own, however many they are.
+    _, line = last_line(100, f"--plan={plan}", generated=3)
+    assert line == f"{plan} {promises}"
+    folder, line = last_line(100, model_digest="0" * 64)
+    assert line == f"report: {folder}/report.html"
 
 
 @pytest.mark.parametrize(

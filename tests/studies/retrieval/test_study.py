@@ -18,6 +18,7 @@ from sinkjax.studies.prompts import encode
 from sinkjax.studies.results import read_records
 from sinkjax.studies.retrieval.measure import FLOOR, summarize_answers
 from sinkjax.studies.retrieval.page import heat_maps
+from sinkjax.studies.retrieval.promise import promise, promise_line
 from sinkjax.studies.retrieval.study import Retrieval
 from sinkjax.studies.retrieval.tables import by_mask, retrieval_tables
 from sinkjax.studies.search.study import Search
@@ -96,6 +97,35 @@ def listed(roomy, tmp_path_factory):
     flags = arguments(roomy, folder, tasks="fwe", control_draws=0)
     run_main(RETRIEVAL, *flags, f"--mask={ZERO}")
     return folder
+
+
+def test_the_last_lines_say_whether_each_mask_keeps_its_baselines_answers(
+    measured, roomy, mask_file, run
+):
+    study = Retrieval(
+        model=str(roomy), mask=(str(mask_file),), lengths=(LENGTH,), num_excerpts=COUNT
+    )
+    assert (
+        study.closing("", records_of(measured))
+        == [  # of the mask, and not of its control
+            f"{mask_file}: {promise_line(promise(records_of(measured)[:2]))}"
+        ]
+    )
+
+    def line(lost):
+        result = drawn(1 - lost / 30, count=30)
+        asked = [
+            {**run[1][0], "depth": depth, "num_windows": 30, "result": result}
+            for depth in (0.1, 0.5, 0.9)
+        ]
+        (line,) = study.closing("", asked)
+        return line
+
+    assert line(0).startswith(
+        f"{mask_file}: At {LENGTH} tokens the mask keeps the baseline's answers: 0 of 90 answers "
+        "lost, all depths together (4.0% at most)"
+    )
+    assert "DOES NOT KEEP the baseline's answers: 3 of 90" in line(1)
 
 
 def test_lists_are_searched_in_what_the_model_writes(listed, roomy, small_tokenizer):
