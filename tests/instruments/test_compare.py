@@ -373,7 +373,7 @@ def test_measured_quality_goes_into_a_masks_file(tmp_path):
         "result": summarize_quality(stats_of(np.ones((3, 23), np.float32)), MASK, seed=0),
     }
     quality = {"quality": measured_quality([record])}
-    sinkjax.save_mask(tmp_path / "mask.json", MASK - MASK, quality=quality)
+    sinkjax.save_mask(tmp_path / "mask.json", SinkMask.from_text("L0-2: 6f"), quality=quality)
     (measured,) = sinkjax.load_mask(tmp_path / "mask.json").quality["quality"]
     assert measured["kl"] == record["result"]["kl"]
     assert measured["length"] == 24

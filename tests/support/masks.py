@@ -3,6 +3,7 @@
 A drawn mask shrinks towards the baseline.
 """
 
+import itertools
 import json
 import pathlib
 from collections import Counter
@@ -50,6 +51,12 @@ def problems_of(function, *args, **kwargs) -> tuple[str, ...]:
 def counts_per_layer(mask: SinkMask) -> list[Counter[str]]:
     """How many heads of each layer are on each kind of path."""
     return [Counter(path.kind for path in paths) for paths in mask.heads]
+
+
+def is_part(part: SinkMask, whole: SinkMask) -> bool:
+    """Whether all heads that one mask masks are on the same path in another."""
+    pairs = zip(itertools.chain(*part.heads), itertools.chain(*whole.heads), strict=True)
+    return all(path in (Full(), other) for path, other in pairs)
 
 
 def write_scores(folder: pathlib.Path, scores: Sequence[Sequence[float]], window: Window) -> None:
