@@ -1,6 +1,7 @@
 """What the Hub's client raises, as problems that say what to do; none of them holds a token."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import huggingface_hub
@@ -18,6 +19,13 @@ _REFUSED = {
     "takes more from accounts",
 }
 _OFFLINE = "HF_HUB_OFFLINE is set; unset it"
+# It names a file in the cache too, and none that leads out of it.
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/@-]*")
+
+
+def what_of(revision: str | None) -> str:
+    """Returns what messages call a revision; None is the main branch."""
+    return f"revision {revision}" if revision else "its main branch"
 
 
 @contextlib.contextmanager
@@ -36,6 +44,8 @@ def hub_problems(
     Raises:
       InputError: one problem.
     """
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise InputError(f"{revision!r} is no name of a branch, tag or commit")
     try:
         yield
     except (InputError, MemoryError):
@@ -68,7 +78,7 @@ def _text(
         case errors.RevisionNotFoundError():
             return (
                 f"the repository has no revision {revision}; give one of its branches, tags or "
-                "commits, or leave revision out for the main branch"
+                "commits, or none for the main branch"
             )
         case errors.OfflineModeIsEnabled():
             return f"{failed}: {_OFFLINE}"
@@ -77,9 +87,8 @@ def _text(
             reason = _refused(error.__cause__)
             if huggingface_hub.constants.HF_HUB_OFFLINE:
                 reason = _OFFLINE
-            named = f"revision {revision}" if revision else "its main branch"
             return (
-                f"{named} is not, or not wholly, in the cache "
+                f"{what_of(revision)} is not, or not wholly, in the cache "
                 f"{huggingface_hub.constants.HF_HUB_CACHE}, and "
                 f"{reason or f'the Hub cannot be reached{said}; check the network'}{instead}"
             )

@@ -93,7 +93,8 @@ class MakeMask(Tool):
     )
     mask: str | None = setting(
         None,
-        "File of a mask, name of a shipped one or hf://USER/NAME, to take in place of making one.",
+        "File of a mask, name of a shipped one or hf://USER/NAME[@REVISION], to take in place of "
+        "making one.",
     )
     model: str | None = setting(
         None,

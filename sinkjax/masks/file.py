@@ -216,7 +216,8 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
 
     Args:
       path: of the file, or the name of a mask that ships: "smollm2-135m-512"; or
-        "hf://USER/NAME", of a repository of the Hub that `sinkjax mask` pushed a mask to.
+        "hf://USER/NAME", of a repository of the Hub that `sinkjax mask` pushed a mask to;
+        "hf://USER/NAME@REVISION" for a branch, tag or commit other than the main branch.
 
     Raises:
       InputError: listing what is wrong: a file that is missing, no mask, cut short, of another
@@ -231,20 +232,29 @@ def load_mask(path: str | pathlib.Path) -> SavedMask:
     return _load(shipped.find(path, *_SHIPPED))
 
 
-def _fetch(repo_id: str) -> pathlib.Path:
-    """The file of a repository's mask in the Hub's cache, its fills beside it."""
+def _fetch(name: str) -> pathlib.Path:
+    """The file of a repository's mask in the Hub's cache, its fills beside it.
+
+    Args:
+      name: USER/NAME or USER/NAME@REVISION.
+    """
     import huggingface_hub  # slow to import
 
-    from sinkjax.hub import hub_problems
+    from sinkjax.hub import hub_problems, what_of
 
+    repo_id, at, named = name.partition("@")
+    revision = named if at else None
     names = [ON_HUB, _fills_path(pathlib.Path(ON_HUB)).name]
     with hub_problems(
         repo_id,
-        "its main branch cannot be downloaded",
+        f"{what_of(revision)} cannot be downloaded",
+        revision=revision,
         missing=f"the repository has no {ON_HUB}: give one that `sinkjax mask` pushed a mask to",
     ):
         # A snapshot, so that the two files are of one commit.
-        snapshot = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=names))
+        snapshot = pathlib.Path(
+            huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=names)
+        )
         # Where the Hub cannot be asked, others of its files may be all that is there.
         file = huggingface_hub.hf_hub_download(repo_id, ON_HUB, revision=snapshot.name)
     return pathlib.Path(file)

@@ -18,12 +18,12 @@ from sinkjax.models.config import LlamaConfig
 from sinkjax.programs.dispatch import Plan, Stage
 from sinkjax.studies.store import fills_digest
 
-MASK = "File of a mask, name of a shipped one, hf://USER/NAME, or a mask's text form"
+MASK = "File of a mask, name of a shipped one, hf://USER/NAME[@REVISION], or a mask's text form"
 """What names a mask, for who sets it."""
 
 MASKS = (
-    "Mask files, names of shipped masks or hf://USER/NAME, with commas between them, or a mask's "
-    "text form, whose windows may grow with the length, as w(4,32+L/16)."
+    "Mask files, names of shipped masks or hf://USER/NAME[@REVISION], with commas between them, or "
+    "a mask's text form, whose windows may grow with the length, as w(4,32+L/16)."
 )
 """What `read_masks` reads, for who sets it."""
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import pytest
-from hub import Hub
+from hub import BRANCH_COMMIT, COMMIT, Hub
 from masks import MEANS
 
 import sinkjax
@@ -78,9 +78,11 @@ def masks(tmp_path_factory):
 MISSING = "the repository has no mask.json"
 HOSTILE_NAMES = (
     *("", "/", "..", "../..", "../../etc/passwd", "ada/../../etc", "/etc/passwd", "ada/", "/means"),
-    *("ada/me\0ans", "ada/me\nans", "ada/\x1b[1m", "ada/\ud800", "ada/means@v2", "ada/means?a"),
+    *("ada/me\0ans", "ada/me\nans", "ada/\x1b[1m", "ada/\ud800", "ada/@v2", "ada/means?a"),
     *("a" * 500, "ada/%2e%2e", "ada/-", "ada/.git", "ada/a..b", "ada//means", "~/means"),
 )
+HOSTILE_REVISIONS = "", "..", "../../etc/passwd", "/etc", "v2\n", "v2\0", "v2?a", "@", "\ud800"
+HOSTILES = *HOSTILE_NAMES, *(f"ada/tagged@{revision}" for revision in HOSTILE_REVISIONS)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,13 @@ def session(masks, tmp_path_factory):
     hub.files["ada/notes"] = {"c" * 40: notes}
     hub.files["ada/text"] = {"c" * 40: text}
     hub.files["ada/both"] = {"c" * 40: notes | text}
+    hub.files["ada/tagged"] = {
+        COMMIT: {"mask.json": (masks / "plain.json").read_bytes()},
+        BRANCH_COMMIT: {
+            "mask.json": (masks / "means.json").read_bytes(),
+            "mask.fills.safetensors": (masks / "means.fills.safetensors").read_bytes(),
+        },
+    }
     hub.elsewhere = {"mask.fills.safetensors"}
     hub.moved = {"ada/old": "ada/means", "ada/circle": "ada/circle"}
     for status in (401, 403, 404, 429, 500):
@@ -138,8 +147,13 @@ def session(masks, tmp_path_factory):
         "no name to load": (None, "load", "hf://ada/means/mask.json"),
         "not a mask": (None, "load", "hf://ada/notes"),
         "damaged": (None, "load", "hf://ada/text"),
+        "main": (None, "load", "hf://ada/tagged"),
+        "branch": (None, "load", "hf://ada/tagged@v2"),
+        "commit": (None, "load", f"hf://ada/tagged@{COMMIT}"),
+        "no branch": (None, "load", "hf://ada/tagged@v3"),
+        "push to a branch": ("ada", "push", {"mask": means, "push": "ada/means@v2"}),
     }
-    for name in HOSTILE_NAMES:
+    for name in HOSTILES:
         calls[name] = (None, "load", f"hf://{name}")
     for repo, stage in [*hub.instead, ("ada/circle", "revision")]:
         push = ("ada", "push", {"mask": means, "push": repo})
@@ -147,7 +161,8 @@ def session(masks, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     with hub.serve() as address:
         results, printed = call(calls, home, HF_ENDPOINT=address)
-    offline = {f"{name} offline": calls[name] for name in ("load", "damaged", "push")}
+    again = ("load", "damaged", "push", "branch", "no branch")
+    offline = {f"{name} offline": calls[name] for name in again}
     offline["readme offline"] = (None, "load", "hf://ada/both")
     more, more_printed = call(offline, home, HF_HUB_OFFLINE="1")
     return hub, results | more, printed + more_printed
@@ -177,6 +192,13 @@ def test_a_mask_is_replaced_and_copied(session, masks):
     assert content["mask.json"] == (masks / "plain.json").read_bytes()
 
 
+def test_a_revision_is_a_branch_or_a_commit(session, masks):
+    _, results, _ = session
+    plain, means = (sinkjax.load_mask(masks / f"{name}.json").digest for name in ("plain", "means"))
+    assert results["main"] == results["commit"] == plain
+    assert results["branch"] == results["branch offline"] == means
+
+
 def test_a_mask_that_says_whatever_it_may_is_pushed_with_a_card_that_says_it(session, masks):
     hub, results, _ = session
     assert results["hostile load"] == sinkjax.load_mask(masks / "hostile.json").digest
@@ -204,6 +226,9 @@ def test_a_mask_that_says_whatever_it_may_is_pushed_with_a_card_that_says_it(ses
         ("not a mask", [f"hf://ada/notes: {MISSING}", "give one"]),
         ("damaged", ["hf://ada/text: ", "mask.json is no JSON"]),
         ("damaged offline", ["hf://ada/text: ", "mask.json is no JSON"]),
+        ("no branch", ["hf://ada/tagged@v3: the repository has no revision v3; give one of its"]),
+        ("no branch offline", ["hf://ada/tagged@v3: revision v3 is not, or not wholly, in the"]),
+        ("push to a branch", ["push=ada/means@v2: it is no name of a repository: write USER/NAME"]),
         ("readme offline", ["hf://ada/both: ", "in the cache", "HF_HUB_OFFLINE is set; unset it"]),
         ("push offline", ["push=ada/means: the mask cannot be uploaded: HF_HUB_OFFLINE is set"]),
         ("ada/401", ["hf://ada/401: the Hub does not take the token that is set, or asks for one"]),
@@ -235,10 +260,12 @@ def test_whatever_the_hub_answers_is_said_in_one_line(session):
 
 def test_names_that_no_repository_has_reach_no_other_file(session):
     hub, results, _ = session
-    for name in HOSTILE_NAMES:
+    for name in HOSTILES:
         (problem,) = results[name]["problems"]
         assert problem.isprintable()
-        assert "it is no name of a repository: write USER/NAME" in problem
+        is_named = name.startswith("ada/tagged@")
+        what = "a branch, tag or commit" if is_named else "a repository: write USER/NAME"
+        assert f"is no name of {what}" in problem
     asked = {path for _, path in hub.requests}
     assert not any(".." in path or "etc" in path for path in asked)
 
