@@ -150,12 +150,15 @@ def _indexed(folder: pathlib.Path) -> dict[str, str]:
     if (folder / INDEX).exists():
         return index_files(folder)
     others = [
-        path.name for end in ("bin", "safetensors") for path in sorted(folder.glob(f"*.{end}"))
+        path.name
+        for end in ("bin", "safetensors", "gguf")
+        for path in sorted(folder.glob(f"*.{end}"))
     ]
     instead = f"; of weights, it holds only {', '.join(others)}" if others else ""
     raise InputError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}{instead}. Give a folder with safetensors; "
-        "PyTorch's .bin files can be converted with transformers: from_pretrained, save_pretrained"
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}{instead}. Give a folder with safetensors, "
+        "or a .gguf file by its name; PyTorch's .bin files can be converted with transformers: "
+        "from_pretrained, save_pretrained"
     )
 
 

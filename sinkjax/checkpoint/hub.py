@@ -5,7 +5,7 @@ import pathlib
 import huggingface_hub
 
 from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, index_files
-from sinkjax.hub import hub_problems
+from sinkjax.hub import hub_problems, what_of
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -29,24 +29,27 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
       weights: whether to download them, too.
 
     Raises:
-      InputError: if it does not exist, may not be read, cannot be reached, or has no safetensors.
+      InputError: if it does not exist, may not be read, cannot be reached, or has no config or no
+        safetensors.
     """
-    named = f"revision {revision}" if revision else "its main branch"
     with hub_problems(
         repo_id,
-        f"{named} cannot be downloaded",
+        f"{what_of(revision)} cannot be downloaded",
         revision=revision,
-        missing=f"the repository has neither {WEIGHTS} nor {INDEX}, or not all the files that the "
-        "index names; only safetensors are read. Choose a repository that has them",
+        missing=f"the repository has no {CONFIG}, or neither {WEIGHTS} nor {INDEX}, or not all "
+        "the files that the index names; only safetensors are read. Choose a repository that has "
+        f"them, or of one with GGUF files download one (hf download {repo_id} FILE) and give that",
         instead=", or give a folder or a .gguf file",
     ):
         files = [CONFIG, GENERATION_CONFIG, *_TOKENIZER, *([INDEX] if weights else [])]
         folder = pathlib.Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files)
         )
+        needed = [CONFIG]
         if weights:
             indexed = (folder / INDEX).exists()
-            for file in sorted(set(index_files(folder).values())) if indexed else [WEIGHTS]:
-                # By its commit, so that a branch that moves meanwhile mixes nothing.
-                huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name)
+            needed += sorted(set(index_files(folder).values())) if indexed else [WEIGHTS]
+        for file in needed:
+            # By its commit, so that a branch that moves meanwhile mixes nothing.
+            huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name)
     return folder

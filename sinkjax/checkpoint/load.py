@@ -114,6 +114,10 @@ def _locate(
                 return "orbax", path
             if not (path / hf_folder.CONFIG).exists():
                 orbax.check_ended(path)
+                if files := sorted(path.glob("*.gguf")):
+                    raise InputError(
+                        f"it holds GGUF files, of which one has to be named: give {files[0]}"
+                    )
             return "folder", path
         if on_disk and path.suffix == ".gguf":
             return "gguf", path

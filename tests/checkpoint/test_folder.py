@@ -332,6 +332,17 @@ def test_a_folder_with_pytorchs_files_alone_is_told_how_to_convert_them(single):
     assert "save_pretrained" in problem
 
 
+def test_a_folder_of_gguf_files_says_which_to_give(single, tmp_path):
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / name).touch()
+    for load in (sinkjax.load, sinkjax.load_config, sinkjax.load_tokenizer):
+        with pytest.raises(InputError, match=rf"has to be named: give {tmp_path / 'a.gguf'}$"):
+            load(tmp_path)
+    (single / WEIGHTS).rename(single / "model.gguf")
+    (problem,) = problems(single)
+    assert "only model.gguf. Give a folder with safetensors, or a .gguf file by its name" in problem
+
+
 def test_an_empty_folder_and_a_missing_path_are_refused(tmp_path):
     assert CONFIG in problems(tmp_path)[0]
     with pytest.raises(InputError, match=r"no file or folder here.*smollm2-135m"):

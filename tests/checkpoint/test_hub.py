@@ -107,7 +107,7 @@ def hub(models):
         "acme/pytorch": {COMMIT: described | {"pytorch_model.bin": b"weights"}},
         "acme/lost": {COMMIT: {file: data for file, data in sharded.items() if "-of-" not in file}},
         "acme/gated": {COMMIT: sharded},
-        "acme/empty": {COMMIT: {"README.md": b"# Nothing"}},
+        "acme/gguf": {COMMIT: {"README.md": b"# A model", "model-q4_k_m.gguf": b"GGUF"}},
     }
     return hub
 
@@ -128,8 +128,11 @@ def session(hub, tmp_path_factory):
         ("load", "acme/gated", None),
         ("load", "acme/missing", None),
         ("load", "acme/single", "v3"),
-        ("config", "acme/empty", None),
+        ("config", "acme/gguf", None),
+        ("tokenizer", "acme/gguf", None),
         ("load", "acme/broken", None),
+        ("config", "acme/single", "../../etc/passwd"),
+        ("config", "acme/single", ""),
     ]
     home = tmp_path_factory.mktemp("home")
     with hub.serve() as address:
@@ -184,14 +187,17 @@ def test_config_and_tokenizer_come_without_the_weights(session):
         ("load", "acme/gated", None, ["accept its licence on", "hf auth login", "HF_TOKEN"]),
         ("load", "acme/missing", None, ["no such repository, or it is private", "spelling"]),
         ("load", "acme/single", "v3", ["no revision v3", "branches, tags"]),
-        ("config", "acme/empty", None, [CONFIG]),
+        ("config", "acme/gguf", None, ["has no config.json, ", "(hf download acme/gguf FILE)"]),
+        ("tokenizer", "acme/gguf", None, ["has no config.json, ", "(hf download acme/gguf FILE)"]),
+        ("config", "acme/single", "../../etc/passwd", ["'../../etc/passwd' is no name of a bran"]),
+        ("config", "acme/single", "", ["'' is no name of a branch, tag or commit"]),
         ("load", "acme/broken", None, ["cannot be reached (", "500"]),
     ],
 )
 def test_what_cannot_be_had_is_explained(session, function, repo, revision, mentions):
     _, results = session
     message = problem(results[function, repo, revision])
-    assert f"model={repo}" in message or repo == "acme/empty"
+    assert f"model={repo}" in message
     for mention in mentions:
         assert mention in message
 
