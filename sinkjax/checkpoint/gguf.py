@@ -20,7 +20,7 @@ from sinkjax.checkpoint.gguf_tokenizer import end_tokens
 from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.errors import InputError, naming
 from sinkjax.models.families import FAMILIES
-from sinkjax.models.families.family import Family, Gguf
+from sinkjax.models.families.family import FULL, WINDOWED, Family, Gguf
 from sinkjax.models.hf_config import MOST_LAYERS_OR_HEADS, unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -57,8 +57,13 @@ _ROTARY_NAME = re.compile(r"blk\.[0-9]+\.(attn_q|attn_k)\.(weight|bias)")
 
 _NORM_NAME = re.compile(r".*_norm\.weight")
 
-# Keys under the architecture that say nothing of the computation.
-_DESCRIPTIVE = ("vocab_size", "pooling_type")
+# Keys under the architecture that say nothing of the computation, or only of what sizes tensors are
+# that are refused where they are there, as files of Granite 4 say of those that other layers have.
+_DESCRIPTIVE = (
+    *("vocab_size", "pooling_type", "expert_shared_feed_forward_length"),
+    *(f"ssm.{x}" for x in ("conv_kernel", "group_count", "inner_size", "state_size")),
+    "ssm.time_step_rank",
+)
 # Keys under the architecture that change the computation in ways that a family does not have, or
 # does not take, with the values at which llama.cpp computes it all the same.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -190,6 +195,16 @@ class _Metadata:
     def has(self, key: str, unsaid: int = 0) -> bool:
         """Whether it is not 0, which for llama.cpp is none; an absent key is worth `unsaid`."""
         return self._left.get(key, unsaid) != 0
+
+    def kinds(self, layers: int, every: int) -> list[str]:
+        """The kinds of layers: as listed, or all with windows but for one in so many as it says."""
+        key = "attention.sliding_window_pattern"
+        listed = self._left.get(key)
+        if isinstance(listed, list) and {type(has) for has in listed} == {bool}:
+            del self._left[key]
+            return [WINDOWED if has else FULL for has in listed]
+        every = self.count(key, every)
+        return [WINDOWED if (layer + 1) % every else FULL for layer in range(layers)]
 
     def check_nothing_left(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuses keys that are left over at other values than those that change nothing."""

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import llama_cpp
 import numpy as np
 import pytest
+import transformers
 from families import KINDS
-from gguf_files import add_family, finish, weights_of
+from gguf import GGMLQuantizationType as Type
+from gguf_files import ARCHITECTURES, add_family, finish, weights_of
 
 import sinkjax
 from sinkjax.checkpoint.gguf import _of_a_part
@@ -23,7 +25,6 @@ CHANGES = {
     "gemma2_uncapped": dict(layer_types=None, attn_logit_softcapping=40.0),
     "gemma3": dict(layer_types=None, query_pre_attn_scalar=16, num_hidden_layers=7),
     "gemma2_all_kv_heads": dict(query_pre_attn_scalar=8, tie_word_embeddings=True),
-    "gemma3_linear": dict(rope_parameters=None),
     "gemma3_all_kv_heads": dict(
         query_pre_attn_scalar=8, sliding_window_pattern=6, num_hidden_layers=6
     ),
@@ -32,22 +33,25 @@ CHANGES = {
     "phi3_part": dict(original_max_position_embeddings=60),
     "qwen3_bias": dict(attention_bias=False),
     "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
+    "olmo3": dict(layer_types=None, num_hidden_layers=5),
+    "olmo3_one_kv_head": dict(head_dim=8, tie_word_embeddings=False),
+    "granite4": dict(shared_intermediate_size=80),
+    "granite4_all_kv_heads": dict(shared_intermediate_size=80),
 }
 ALIKE = {"phi3_windows": 24}  # tokens before llama.cpp, which leaves out Phi-3's windows, differs
-WINDOWED = (  # what no file has
+UNSAID = (  # what no file has
     *("mistral_windows", "mistral_one_kv_head"),
     *("qwen2_windows", "qwen3_windows", "smollm3_windows"),
-    *("olmo3", "olmo3_one_kv_head", "olmo3_all_kv_heads"),
-    *("granite4", "granite4_unrotated", "granite4_all_kv_heads"),
+    "granite4_unrotated",
 )
 
 
-@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in WINDOWED])
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in UNSAID])
 def file_of_a_family(request, tmp_path_factory):
     """A file, its model, and how many of the first logits llama.cpp has alike."""
     oracle = hf.make_llama(**{**KINDS[request.param], **CHANGES.get(request.param, {})})
-    of_family = FAMILIES[KINDS[request.param]["family"]].gguf
-    architecture = "llama" if of_family is None else of_family.architecture
+    family = oracle.config.model_type
+    architecture = ARCHITECTURES.get(family) or FAMILIES[family].gguf.architecture
     writer = gguf.GGUFWriter(tmp_path_factory.mktemp("gguf") / "model.gguf", architecture)
     add_family(writer, architecture, oracle.config, weights_of(oracle))
     return finish(writer), oracle, ALIKE.get(request.param, 70)
@@ -111,6 +115,41 @@ def test_a_qwen_with_all_that_published_files_say_is_read(tmp_path):
     np.testing.assert_allclose(
         read(jnp.asarray(TOKENS)), hf.logits(oracle, TOKENS), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["olmo3", "gemma3"])
+def test_layers_have_the_windows_that_a_file_lists(kind, tmp_path):
+    """llama.cpp knows one in so many alone, and takes its own number where a file has a list."""
+    yarn = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=16)
+    yarn |= dict(attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0)
+    changes = dict(query_pre_attn_scalar=16) if kind == "gemma3" else dict(rope_scaling=yarn)
+    oracle = hf.make_llama(**{**KINDS[kind], **changes})
+    architecture = ARCHITECTURES.get(kind, kind)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    add_family(writer, architecture, oracle.config, weights_of(oracle))
+    writer.add_sliding_window_pattern([True, False, True])
+    read = sinkjax.load(finish(writer))
+    assert read.config.layer_windows == (24, None, 24)
+    found = read(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_qwen_of_many_quantizations_is_what_transformers_reads(tied, tmp_path):
+    """As it is published: each matrix of its own, and in some files a head beside the embedding."""
+    shape = dict(hidden_size=96, intermediate_size=64, num_attention_heads=12)
+    oracle = hf.make_llama(family="qwen2", tie_word_embeddings=tied, **shape)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    types = (Type.Q8_0, Type.Q5_0, Type.F16, Type.Q4_1, Type.Q5_1, Type.Q4_0)
+    add_family(writer, "qwen2", oracle.config, weights_of(oracle), types)
+    path = finish(writer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=hf.torch.float32, attn_implementation="eager"
+    )
+    assert theirs.config.tie_word_embeddings == tied
+    found = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(found, hf.logits(theirs.eval(), TOKENS), rtol=0, atol=1e-4)
+    assert np.abs(found - hf.logits(oracle, TOKENS)).max() > 0.01
 
 
 @pytest.mark.parametrize(("said", "window"), [(None, 2047), (0, None), (1024, 1024)])

@@ -1,8 +1,9 @@
 """GGUF files of Hugging Face Llamas, as llama.cpp's converter writes them."""
 
+import itertools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import gguf
 import numpy as np
@@ -87,6 +88,9 @@ def add_llama(
         writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
 
 
+ARCHITECTURES = {"mistral": "llama", "olmo3": "olmo2", "granitemoehybrid": "granite"}
+"""What llama.cpp's converter writes families as that it has no architecture of their own for."""
+
 PAIRED = "llama", "granite", "smollm3"
 """Architectures whose converters permute rows of q and k."""
 
@@ -98,6 +102,7 @@ GEMMA_NAMES = {
 FAMILY_NAMES = {
     "gemma2": GEMMA_NAMES,
     "gemma3": GEMMA_NAMES,
+    "granite": {"shared_mlp.output_linear": "ffn_down"},
     "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
     "olmo2": {
         "post_attention_layernorm": "post_attention_norm",
@@ -111,13 +116,27 @@ def add_family(
     architecture: str,
     config: transformers.PreTrainedConfig,
     weights: Mapping[str, np.ndarray],
+    types: Sequence[Type] = (Type.F32,),
 ) -> None:
-    """What the converter writes of a model of a family, in float32, without its tokens."""
+    """What the converter writes of a model of a family, without its tokens.
+
+    Args:
+      types: of one matrix after the other, and again from the first.
+    """
     _add_sizes(writer, config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     rope = config.rope_parameters
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
     if head_dim := getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -126,6 +145,11 @@ def add_family(
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "granitemoehybrid":
+        add_granite_4(writer, config)
+    if config.model_type == "olmo3":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([x == "sliding_attention" for x in config.layer_types])
     if architecture in ("gemma2", "gemma3") and config.final_logit_softcapping:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if architecture == "gemma2":
@@ -145,7 +169,8 @@ def add_family(
             writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     names = {**GGUF_NAMES, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
     names |= FAMILY_NAMES.get(architecture, {})
-    for name, value in weights.items():
+    type_ = itertools.cycle(types)
+    for name, value in split(weights).items():
         if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             value = permute(value, heads)
@@ -153,7 +178,34 @@ def add_family(
             value = value + 1
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
-        writer.add_tensor(name, value)
+        stored = next(type_) if value.ndim > 1 else Type.F32
+        writer.add_tensor(name, gguf.quantize(value, stored), raw_dtype=stored)
+
+
+def add_granite_4(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:
+    """What the converter says of layers of other kinds, also where a Granite 4 has none."""
+    writer.add_expert_count(config.num_local_experts)
+    writer.add_expert_used_count(0)
+    writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_inner_size(config.mamba_expand * config.hidden_size)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+    writer.add_head_count_kv([config.num_key_value_heads] * config.num_hidden_layers)
+    writer.add_rope_scaling_finetuned(True)
+
+
+def split(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights with Granite 4's gate and up projections as two tensors."""
+    joined, parts = "shared_mlp.input_linear", {}
+    for name, whole in weights.items():
+        gate, up = np.split(whole, 2) if joined in name else (whole, whole)
+        parts |= {
+            name.replace(joined, "mlp.gate_proj"): gate,
+            name.replace(joined, "mlp.up_proj"): up,
+        }
+    return parts
 
 
 def finish(writer: gguf.GGUFWriter) -> pathlib.Path:

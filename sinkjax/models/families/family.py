@@ -20,6 +20,8 @@ class Metadata(Protocol):
 
     def has(self, key: str, unsaid: int = 0) -> bool: ...
 
+    def kinds(self, layers: int, every: int) -> list[str]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:

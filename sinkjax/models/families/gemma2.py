@@ -101,10 +101,9 @@ def read_scalar(attributes: Attributes, layers_of_27b: int) -> dict[str, int]:
 
 
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
-    every = metadata.count("attention.sliding_window_pattern", 2)
     return {
         "sliding_window": metadata.count("attention.sliding_window", 4096),
-        "layer_types": kinds_of({**attributes, "layer_types": None}, every),
+        "layer_types": metadata.kinds(attributes["num_hidden_layers"], every=2),
         "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
         **read_scalar(attributes, layers_of_27b=46),

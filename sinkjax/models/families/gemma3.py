@@ -60,7 +60,7 @@ def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
     return {
         "rope_parameters": ropes,
         "sliding_window": metadata.count("attention.sliding_window"),
-        "sliding_window_pattern": metadata.count("attention.sliding_window_pattern", 6),
+        "layer_types": metadata.kinds(attributes["num_hidden_layers"], every=6),
         cap: metadata.number(cap) if metadata.has(cap) else None,
         **gemma2.read_scalar(attributes, layers_of_27b=62),
     }

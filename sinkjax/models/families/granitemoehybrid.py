@@ -1,6 +1,7 @@
 """Granite 4 of attention alone (Micro, and the small ones without an H): a Granite.
 
-Its gate and up projections lie in one tensor, and some have no rotary positions.
+Its gate and up projections lie in one tensor, and some have no rotary positions. In GGUF
+files it is a Granite.
 """
 
 from typing import Any

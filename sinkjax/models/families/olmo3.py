@@ -1,4 +1,7 @@
-"""OLMo 3: an OLMo 2 of which three layers in four have a window, and a rope without scaling."""
+"""OLMo 3: an OLMo 2 of which three layers in four have a window, and a rope without scaling.
+
+Its GGUF files are read as those of OLMo 2 that have a window.
+"""
 
 from typing import Any
 
