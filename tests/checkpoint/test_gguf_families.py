@@ -35,6 +35,7 @@ CHANGES = {
     "olmo2_tied": dict(head_dim=8, tie_word_embeddings=False),
     "olmo3": dict(layer_types=None, num_hidden_layers=5),
     "olmo3_one_kv_head": dict(head_dim=8, tie_word_embeddings=False),
+    "olmo3_all_kv_heads": dict(num_hidden_layers=4),  # one without a window, as llama.cpp needs
     "granite4": dict(shared_intermediate_size=80),
     "granite4_all_kv_heads": dict(shared_intermediate_size=80),
 }
