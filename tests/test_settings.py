@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 from jax import export
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import sinkjax
+from sinkjax.errors import InputError
+from sinkjax.instruments.compare import compare
 from sinkjax.models.sampling import draw, make_sampler
+from sinkjax.models.sharding import mesh_of, parameter_shardings, shard
 
 MASK = sinkjax.SinkMask.from_text(
     "L0: 3f w(2,6) 2w(0,5) | L1: c(0,0) c(0,3) w(2,6) 3s(first) | L2: f 2s(mean) 3s(zero)"
@@ -121,6 +125,96 @@ def test_rows_over_explicit_axes(explicit, fast, plain):
     for function, of in ((steps, laid), (steps, again), (jax.grad(loss), laid)):
         jax.tree.map(close, jax.jit(function)(of, rows), jax.jit(function)(fast, tokens))
     assert generated(laid) == plain
+
+
+@contextlib.contextmanager
+def divided(is_set: bool):
+    """Weights and rows over a mesh as JAX makes one, which is set or not."""
+    mesh = jax.make_mesh((4, 2), ("model", "data"))
+    assert mesh.axis_types == (jax.sharding.AxisType.Explicit,) * 2
+    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+        yield mesh
+
+
+# A layer that chips divide by heads, and one that they divide by rows.
+DIVIDED = sinkjax.SinkMask.from_text(
+    "L0: f w(2,6) f w(2,6) f w(2,6) f w(2,6) | L1: 3f w(2,6) f s(first) s(zero) s(mean)"
+)
+
+
+def steps(model: sinkjax.Llama, tokens: jax.Array):
+    """What a model's own methods give."""
+    _, cache = model.prefill(tokens[:, :4], max_length=8)
+    further, cache = model.extend(tokens[:, 4:6], cache, lengths=jnp.full_like(tokens[:, 0], 6))
+    logits, cache = model.decode(tokens[:, 6], cache)
+    return model(tokens), model.hidden(tokens), further, logits, cache.lengths
+
+
+def loss(model: sinkjax.Llama, tokens: jax.Array) -> jax.Array:
+    return jnp.square(model(tokens)).mean()
+
+
+def of_all(model: sinkjax.Llama, fast: sinkjax.Llama, tokens: np.ndarray):
+    """What is measured and compared, and what programs generate."""
+    scores = sinkjax.measure_sinks(model, tokens).score("mean")
+    return scores, compare(model, fast, np.tile(tokens, (1, 2))).kl, generated(fast)
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    """A model, fills, tokens, and what they give on one device."""
+    model = tiny.make(num_heads=8, num_kv_heads=4, num_layers=2, vocab_size=64)
+    fills = tiny.make_fills(model)
+    fast = sinkjax.specialize(model, DIVIDED, fills=fills)
+    tokens = np.random.default_rng(3).integers(0, 64, (2, 8)).astype(np.int32)
+    slope = jax.jit(jax.grad(loss))(fast, tokens).embedding[...]
+    return model, fills, tokens, (of_all(model, fast, tokens), jax.jit(steps)(fast, tokens), slope)
+
+
+@pytest.mark.parametrize(("is_set", "by"), [(True, "user"), (True, "library"), (False, "user")])
+def test_weights_over_explicit_axes(is_set, by, on_one):
+    model, fills, tokens, (wanted, of_steps, slope) = on_one
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    with divided(is_set) as mesh:
+        laid = shard(model, mesh) if by == "library" else put_over(model, mesh)
+        assert laid.layers[0].attention.k[...].addressable_shards[0].data.shape[0] == 1
+        masked = sinkjax.specialize(laid, DIVIDED, fills=fills)
+        assert mesh_of(masked) == mesh_of(laid)
+        jax.tree.map(close, of_all(laid, masked, tokens), wanted)
+        rows = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec("data")))
+        for function in (steps, jax.jit(steps)):
+            found = function(masked, rows)
+            jax.tree.map(close, found, of_steps)
+            assert found[0].sharding.spec == PartitionSpec("data", None, "model")
+        _, cache = jax.jit(lambda m, x: m.prefill(x, max_length=8))(masked, rows)
+        keys = cache.layers[0].keys[0]
+        assert AxisType.Explicit in jax.typeof(keys).sharding.mesh.axis_types
+        assert keys.sharding.spec[:2] == ("data", "model")
+        # Outside of `jit` it is JAX that takes no gradients where no mesh is set.
+        for function in (jax.jit(jax.grad(loss)), jax.grad(loss))[: 1 + is_set]:
+            close(function(masked, rows).embedding[...], slope)
+
+
+def put_over(model: sinkjax.Llama, mesh: jax.sharding.Mesh) -> sinkjax.Llama:
+    """Parameters by `jax.device_put`, as a user's own code lays them."""
+    shardings = parameter_shardings(model, mesh)
+
+    def put(path, parameter):
+        over = NamedSharding(mesh, shardings[path].spec)
+        return parameter.replace(jax.device_put(parameter[...], over))
+
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, nnx.map_state(put, state))
+
+
+def test_what_does_not_serve_explicit_axes_says_what_to_do(on_one):
+    model, fills, tokens, _ = on_one
+    with divided(is_set=False) as mesh:
+        laid = put_over(model, mesh)
+        with pytest.raises(InputError, match=r"explicit axes.*in.* of jax.jit: specialize"):
+            jax.jit(lambda m: sinkjax.specialize(m, DIVIDED, fills=fills))(laid)
+        with pytest.raises(InputError, match=r"explicit axes, model, data, .*shard\(model, mesh\)"):
+            laid.enter(tokens)
 
 
 def test_arrays_of_numpy_are_weights_too(fast, plain):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.distributed import to_host
+from sinkjax.distributed import outside_meshes, to_host
 from sinkjax.errors import check_array, check_whole
 from sinkjax.instruments.batches import batches, check_tokens
 from sinkjax.instruments.token_losses import (
@@ -21,6 +21,7 @@ from sinkjax.instruments.token_losses import (
 from sinkjax.models.config import MOST_SIZE
 from sinkjax.models.decoder import Llama, check_model
 from sinkjax.models.finite import check_finite
+from sinkjax.models.sharding import on_devices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class QualityStats:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+@outside_meshes()
 def compare(
     baseline: Llama,
     candidate: Llama,
@@ -110,6 +112,8 @@ def compare(
     generated = check_whole("generated", generated, 0)
     batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1, MOST_SIZE)
     _check(baseline, candidate, excerpts, score_from, generated)
+    # Over no explicit axes.
+    baseline, candidate = (jax.tree.map(on_devices, model) for model in (baseline, candidate))
     heads = OutputHead(baseline), OutputHead(candidate)
     parts = []
     for tokens, count in batches(baseline, excerpts, batch_size):

@@ -32,7 +32,7 @@ from sinkjax.instruments.batches import check_tokens
 from sinkjax.masks.scores import DEFINITIONS, check_definition
 from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.finite import check_finite
-from sinkjax.models.sharding import gathered, lay_rows
+from sinkjax.models.sharding import gathered, lay_rows, on_devices
 
 MAX_KEY_POSITIONS = 8
 DEFAULT_TAIL = 16
@@ -116,6 +116,7 @@ def measure_sinks(
     tokens = check_array("tokens", tokens, jax.Array)
     lengths = None if lengths is None else check_array("lengths", lengths, jax.Array)
     _check(model, tokens, lengths, key_positions)
+    model = jax.tree.map(on_devices, model)  # over no explicit axes
     tokens = lay_rows(model, tokens)
     lengths = None if lengths is None else lay_rows(model, lengths)
     x, context = model.enter(tokens, lengths)

@@ -39,10 +39,11 @@ from sinkjax.attention.products import PLAIN, Products, add_bias
 from sinkjax.errors import check_kind, check_whole
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, LlamaConfig
+from sinkjax.models.explicit import check_axes, over_any_axes
 from sinkjax.models.inputs import check_cache, check_model_config, check_of_rows, check_tokens
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled, unnormed
 from sinkjax.models.rope import rotary_tables
-from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache, rows_of
+from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache
 
 Observed = TypeVar("Observed")
 """What is wanted of attention beside the heads' outputs: a cache, scores, patterns, nothing."""
@@ -206,7 +207,10 @@ class Layer(nnx.Module):
         none.
       attention_outer_norm, mlp_outer_norm: of what either adds; None where the model has none.
       residual_scale: multiplies what either adds; None for 1.
+      stacked: axes of layers that arrays of its cache have in front.
     """
+
+    stacked = 0
 
     def __init__(self, config: LlamaConfig, index: int, make: Maker):
         def norm() -> Callable[[Residual], Residual]:
@@ -293,6 +297,7 @@ class Llama(nnx.Module):
         self.norm = make.norm(config)
         self.head = None if config.tie_embeddings else make.weight(vocab, embed)
 
+    @over_any_axes("vocab")
     def __call__(
         self, tokens: Tokens, *, lengths: Lengths | None = None
     ) -> Float32[Array, "B T V"]:
@@ -310,10 +315,12 @@ class Llama(nnx.Module):
         """
         return self.logits(self.hidden(tokens, lengths=lengths))
 
+    @over_any_axes("embed")
     def hidden(self, tokens: Tokens, *, lengths: Lengths | None = None) -> Residual:
         """Returns the residual stream after the last layer, before its norm."""
         return self._run_layers(*self.enter(tokens, lengths))[0]
 
+    @over_any_axes("vocab")
     def prefill(
         self,
         tokens: Tokens,
@@ -344,6 +351,7 @@ class Llama(nnx.Module):
         last = jnp.take_along_axis(x, (context.lengths - 1)[:, None, None], axis=1)
         return self.logits(last, products)[:, 0], Cache(context.lengths, layers, max_length)
 
+    @over_any_axes("vocab")
     def extend(
         self, tokens: Tokens, cache: Cache, *, lengths: Lengths, products: Products = PLAIN
     ) -> tuple[Float32[Array, "B V"], Cache]:
@@ -385,6 +393,7 @@ class Llama(nnx.Module):
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
         return self.logits(x, products)[:, 0], Cache(after, layers, cache.max_length)
 
+    @over_any_axes("vocab")
     def decode(
         self, token: Int[Array, " B"], cache: Cache, *, products: Products = PLAIN
     ) -> tuple[Float32[Array, "B V"], Cache]:
@@ -443,7 +452,8 @@ class Llama(nnx.Module):
         """Returns the residual before the first layer; InputError for what is no [B, T] of ids."""
         check_tokens(tokens)
         table = self.embedding[...]
-        x = rows_of(table, lay_batch(tokens, "batch", table))
+        check_axes(tokens, table)
+        x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
         return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
 
     @staticmethod

@@ -1,13 +1,13 @@
 """Which mesh axis each logical axis lies along: the rules, in one place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.distributed import NEURONS
 
 ROW_AXES = ("data", NEURONS)
@@ -77,6 +77,36 @@ def cache_batch(rows: int, kv_heads: int, batch: str, mesh: Mesh | AbstractMesh)
     return BY_SUB if "sub" in (rows_axes or ()) and "sub" not in (heads_axes or ()) else batch
 
 
+def cache_specs(layers: Iterable[Any], cache: Cache, mesh: Mesh | AbstractMesh) -> Cache:
+    """Returns where each array of a cache lies, in its place.
+
+    Args:
+      layers: of the model; those of a run count as one, whose arrays have an axis of layers.
+    """
+    rows = cache.lengths.shape[0]
+
+    def lies(array: Any, *names: str) -> Any:
+        stacked = array.ndim - len(names)
+        spec = partition(names, array.shape[stacked:], mesh)
+        return PartitionSpec(*[None] * stacked, *spec)
+
+    def of_layer(layer: Any, cache: LayerCache) -> LayerCache:
+        batch = layer.attention.batch
+
+        def store(array: Any) -> Any:
+            ndim = array.ndim - layer.stacked
+            kv_heads = 1 if ndim < 4 else array.shape[-3]
+            along = cache_batch(rows, kv_heads, batch, mesh)
+            return lies(array, *store_axes(ndim, rows, along, heads_axis("kv_heads", along)))
+
+        bias = None if cache.bias is None else lies(cache.bias, batch, "embed")
+        keys, values = jax.tree.map(store, (cache.keys, cache.values))
+        return LayerCache(keys, values, bias)
+
+    of_layers = tuple(map(of_layer, layers, cache.layers))
+    return Cache(lies(cache.lengths, "batch"), of_layers, cache.max_length)
+
+
 def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     """Returns x as `lay` does, where its mesh has an axis `neurons`, and x itself elsewhere.
 
@@ -84,15 +114,6 @@ def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
     not, and back: left to itself, XLA may gather the weights in place of the rows.
     """
     return lay(x, name, weight) if NEURONS in jax.typeof(weight).sharding.mesh.shape else x
-
-
-def rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns the rows of a table [V, D] at tokens [B, T], which lie as the tokens do."""
-    sharding = jax.typeof(tokens).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return jnp.take(table, tokens, axis=0)
-    along = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
-    return table.at[tokens].get(mode="fill", out_sharding=along)
 
 
 def lay(x: jax.Array, name: str, weight: jax.Array, heads: str | None = None) -> jax.Array:

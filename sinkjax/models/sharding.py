@@ -85,6 +85,11 @@ def on_devices(value: Any) -> Any:
     return _laid(value, NamedSharding(_auto(sharding.mesh), sharding.spec))
 
 
+def with_axes_of(model: nnx.Module, mesh: Mesh) -> nnx.Module:
+    """Returns a model as it lies, over the axes of a mesh of the same names and devices."""
+    return jax.tree.map(lambda v: _laid(v, NamedSharding(mesh, v.sharding.spec)), model)
+
+
 def _laid(value: Any, sharding: NamedSharding) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
@@ -175,8 +180,8 @@ def lay_rows(model: nnx.Module, array: np.ndarray | jax.Array) -> jax.Array:
 
 
 def gathered(array: jax.Array) -> jax.Array:
-    """Returns an array all of whose values this process has; the same one where that is so."""
-    if isinstance(array, jax.core.Tracer) or array.is_fully_addressable:
+    """Returns an array that lies over no mesh and whose values this process has, all of them."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array.sharding, NamedSharding):
         return array
     return jnp.asarray(to_host(array))
 

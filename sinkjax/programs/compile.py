@@ -11,9 +11,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from sinkjax.attention.cache import Cache, LayerCache, store_axes
 from sinkjax.distributed import NEURONS, outside_meshes
 from sinkjax.errors import (
     InputError,
@@ -27,13 +26,13 @@ from sinkjax.errors import (
 )
 from sinkjax.models.config import MOST_SIZE, LlamaConfig
 from sinkjax.models.decoder import Llama, check_model
-from sinkjax.models.rules import cache_batch, heads_axis, partition
+from sinkjax.models.rules import cache_specs, partition
 from sinkjax.models.sampling import Sampler, draw
 from sinkjax.models.sharding import fitting_rows, on_devices, row_shards
 from sinkjax.programs.executable import Executable, build
 from sinkjax.programs.generate import MAX_STOP_TOKENS, Program, Steps, decode_steps
 from sinkjax.programs.options import DEFAULT_ATTENTION, choose, choose_attention
-from sinkjax.programs.scan import LayerRun, scanned
+from sinkjax.programs.scan import scanned
 
 DEFAULT_STEPS_PER_CALL = 16
 """The fastest of 1, 4, 16 and 64 for SmolLM2-135M on two cores; 1 took 1.22 times as long."""
@@ -137,7 +136,7 @@ def compile(
         of_bucket = functools.partial(prefill, kernels[bucket])
         if cache is None and placement.mesh is not None:
             shapes = jax.eval_shape(of_bucket, *arguments)[1]
-            cache = _cache_over(placement.mesh, structure, shapes, batch_size)
+            cache = placement.laid(shapes, cache_specs(structure.layers, shapes, placement.mesh))
         executables[bucket] = build(
             f"prefill {bucket}",
             of_bucket,
@@ -263,35 +262,14 @@ class _Placement:
         """
         return jax.tree.map(lambda array: _described(array, self._small), arrays)
 
+    def laid(self, arrays: Any, specs: Any) -> Any:
+        """Arguments that lie over the mesh as the specs say."""
+        over = functools.partial(NamedSharding, self.mesh)
+        return jax.tree.map(lambda array, spec: _described(array, over(spec)), arrays, specs)
+
     def outputs(self, arrays: Any) -> Any:
         """For `jax.jit`, of outputs that have to lie as these arguments do; on one device, None."""
         return None if self.mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
-
-
-def _cache_over(mesh: Mesh, structure: Llama, cache: Cache, batch_size: int) -> Cache:
-    """The shapes of a cache with where each of its arrays lies, by the rules of the mesh."""
-
-    def over(array: Any, *names: str) -> jax.ShapeDtypeStruct:
-        layers = array.ndim - len(names)  # of a run of layers, an axis in front
-        spec = partition(names, array.shape[layers:], mesh)
-        return _described(array, NamedSharding(mesh, PartitionSpec(*[None] * layers, *spec)))
-
-    def of_layer(layer: nnx.Module, cache: LayerCache) -> LayerCache:
-        run = isinstance(layer, LayerRun)
-        rows = (layer.layer if run else layer).attention.batch
-
-        def store(array: Any) -> jax.ShapeDtypeStruct:
-            ndim = array.ndim - run
-            kv_heads = 1 if ndim < 4 else array.shape[-3]
-            along = cache_batch(batch_size, kv_heads, rows, mesh)
-            return over(array, *store_axes(ndim, batch_size, along, heads_axis("kv_heads", along)))
-
-        stores = jax.tree.map(store, cache.replace(bias=None))
-        bias = None if cache.bias is None else over(cache.bias, rows, "embed")
-        return stores.replace(bias=bias)
-
-    layers = map(of_layer, structure.layers, cache.layers)
-    return cache.replace(lengths=over(cache.lengths, "batch"), layers=tuple(layers))
 
 
 def _described(array: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:

@@ -25,10 +25,17 @@ class LayerRun(nnx.Module):
       layer: their common structure; each parameter has an axis of layers in front.
     """
 
+    stacked = 1
+
     def __init__(self, layers: list[nnx.Module]):
         graph, first = nnx.split(layers[0])
         states = [first, *(nnx.split(layer)[1] for layer in layers[1:])]
         self.layer = nnx.merge(graph, jax.tree.map(_stack, *states))
+
+    @property
+    def attention(self) -> nnx.Module:
+        """That of each of the layers."""
+        return self.layer.attention
 
     def __call__(
         self, x: jax.Array, context: Context

@@ -19,7 +19,7 @@ from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.digest import model_digest
 from sinkjax.models.parts import RMSNorm, unnormed
 from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
-from sinkjax.models.sharding import is_explicit, mesh_of, shard
+from sinkjax.models.sharding import is_explicit, mesh_of, on_devices, shard, with_axes_of
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
 
@@ -77,6 +77,11 @@ def specialize(
     check_kind("mask", mask, SinkMask | SavedMask, needed)
     leaves = jax.tree.leaves(nnx.state(model))
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    if any(any(jax.typeof(x).sharding.spec) for x in leaves if isinstance(x, jax.core.Tracer)):
+        raise InputError(
+            "its weights are divided over explicit axes, and this is inside of jax.jit: specialize "
+            "the model outside, and give the result to what is compiled"
+        )
     mask.check(model.config)
     if isinstance(mask, SavedMask):
         if not abstract:
@@ -85,12 +90,14 @@ def specialize(
     fills = None if fills is None else check_array("fills", fills, jax.Array)
     _check_fills(model, mask, fills)
     mesh = mesh_of(model)
+    explicit = mesh is not None and is_explicit(mesh)
+    model = jax.tree.map(on_devices, model) if explicit else model
     over = {} if mesh is None else mesh.shape
     chips, sub = over.get("model", 1), over.get("sub", 1)
     build = functools.partial(_build, mask=mask, fills=fills, chips=chips, sub=sub)
     fast = jax.eval_shape(build, model) if abstract else build(model)
-    # Over explicit axes, which code outside of the library has chosen, new arrays lie as old ones.
-    return fast if mesh is None or is_explicit(mesh) else shard(fast, mesh)
+    fast = fast if mesh is None else shard(fast, mesh)
+    return with_axes_of(fast, mesh) if explicit else fast
 
 
 def _check_made_for(model: Llama, saved: SavedMask) -> None:
