@@ -94,6 +94,7 @@ def test_a_study_over_a_mesh_finds_what_it_finds_on_one_device(name, model, alon
     assert_same_results(found, wanted)
 
 
+KILLED = "sweep", "quality"
 TOOLS = {"generate": f"--prompt={PROMPT}", "convert": "--output=/dev/null/none", "inspect": MASK}
 
 
@@ -175,7 +176,7 @@ def save_damaged(model, folder):
 
 
 def test_two_processes_write_what_one_does(model, alone, tmp_path):
-    """Killed together, they go on to the same records."""
+    """Killed together, they go on to the same records; what they do in parts, they join."""
     both = tmp_path / "both"
     commands = {
         "convert": [f"--output={both / 'orbax'}"],
@@ -183,7 +184,7 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         "timing": [*TIMED, f"--output_dir={both / 'timing'}"],
         "generate": [f"--prompt={PROMPT}", "--max_new_tokens=6"],
     }
-    models = {"convert": model, "sweep": model}
+    models = dict.fromkeys(("convert", "predict", *KILLED), model)
     meshes = dict.fromkeys(("convert", "repair", "generate"), "model:2")
     runs = [
         [
@@ -194,15 +195,17 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         ]
         for name, more in commands.items()
     ]
-    (sweep,) = (command for command in runs if command[0] == "experiments.sweep")
-    records = both / "sweep" / "records.jsonl"
-    assert kill_both(sweep, records, tmp_path) < len(read_records(alone("sweep"))[1])
+    by_name = {command[0].removeprefix("experiments."): command for command in runs}
+    parts = [[*by_name["predict"], f"--part={number}/2"] for number in (2, 1)]
+    for name in KILLED:
+        killed_at = kill_both(by_name[name], both / name / "records.jsonl", tmp_path)
+        assert killed_at < len(read_records(alone(name))[1])
     loaded = sinkjax.load(model)
     damaged = save_damaged(loaded, tmp_path / "damaged")
     said_first = [["refused", str(damaged)], ["in_python", str(model), "0.2"]]
     stored = ["experiments.convert", f"--model={model}", "--mesh=model:2", "--format=safetensors"]
     stored += [f"--output={both / 'safetensors'}"]
-    out, second = run_both([*said_first, *runs, stored], tmp_path)
+    out, second = run_both([*said_first, *parts, *runs, stored], tmp_path)
     for said, where in ((out, "in process 1 of 2: "), (second, "")):
         bytes_differ, wrong = json.loads(said.pop(0))
         assert bytes_differ.startswith(f"{where}{damaged}: embedding cannot be read (its bytes")
@@ -218,6 +221,8 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
     assert second[1:] == []
     folders = model, both / "orbax", both / "safetensors"
     assert len({sinkjax.model_digest(sinkjax.load(folder)) for folder in folders}) == 1
+    made = [len(read_records(both / "predict" / f"part-{n}-of-2")[1]) for n in (1, 2)]
+    assert min(made) > 0
     for name in STUDIES:
         assert f"report: {both / name}/report.html" in "".join(out)
         found, wanted = (read_records(folder)[1] for folder in (both / name, alone(name)))
