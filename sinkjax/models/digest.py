@@ -12,13 +12,7 @@ from sinkjax.errors import InputError, Problem
 from sinkjax.files import parse_json
 from sinkjax.models.decoder import Llama, check_model
 
-_NOT_COMPUTED_WITH = (
-    "family",
-    "initializer_range",
-    "bos_token_id",
-    "eos_token_ids",
-    "pad_token_id",
-)
+_INERT = ("family", "initializer_range", "bos_token_id", "eos_token_ids", "pad_token_id")
 
 
 def model_digest(model: Llama) -> str:
@@ -28,7 +22,7 @@ def model_digest(model: Llama) -> str:
     a second a gigabyte.
     """
     check_model(model)
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_COMPUTED_WITH}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _INERT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         value = to_host(parameter[...])

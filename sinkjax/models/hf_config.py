@@ -38,95 +38,35 @@ _SHAPE = (
 )
 _TOKEN_IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 
-# Attributes that do not change the logits of one forward pass, whatever their value: names and
-# versions, training (dropout, sharding of old checkpoints), what a forward pass returns, and the
-# generation defaults that older configs carry.
+# Attributes that do not change the logits of one forward pass, whatever their value.
 _INERT = frozenset(
     {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "bad_words_ids",
-        "base_model",
-        "begin_suppress_tokens",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "cls_token_id",
-        "datasets",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "gradient_checkpointing",
-        "id2label",
-        "is_decoder",
-        "is_llama_config",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "language",
-        "length_penalty",
-        "library_name",
-        "license",
-        "mask_token_id",
-        "max_length",
-        "max_new_tokens",
-        "max_seq_len",
-        "max_seq_length",
-        "max_sequence_length",
-        "min_length",
-        "model_max_length",
-        "model_name",
-        "model_type",
-        "n_ctx",
-        "n_positions",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "padding_side",
-        "pipeline_tag",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "seq_len",
-        "seq_length",
-        "suppress_tokens",
-        "tags",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
+        # Names, versions, and where the checkpoint comes from.
+        *("_commit_hash", "_name_or_path", "architectures", "auto_map", "base_model", "datasets"),
+        *("dtype", "finetuning_task", "is_llama_config", "language", "library_name", "license"),
+        *("model_name", "model_type", "pipeline_tag", "tags", "tokenizer_class", "torch_dtype"),
         "transformers.js_config",
-        "typical_p",
-        "unk_token_id",
-        "use_bfloat16",
-        "use_cache",
-        "use_memory_efficient_attention",
-        "use_sdpa",
-        "use_xformers",
+        # How the same is computed, trained or sharded.
+        *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
+        *("attn_implementation", "cache_implementation", "chunk_size_feed_forward", "torchscript"),
+        *("gradient_checkpointing", "pretraining_tp", "tf_legacy_loss", "use_bfloat16"),
+        *("use_cache", "use_memory_efficient_attention", "use_sdpa", "use_xformers"),
+        # What a forward pass returns, and what other heads are for.
+        *("id2label", "is_decoder", "keys_to_ignore_at_inference", "label2id", "problem_type"),
+        *("output_attentions", "output_hidden_states", "output_scores", "return_dict"),
+        *("return_dict_in_generate", "task_specific_params"),
+        # Lengths and sides of texts.
+        *("max_length", "max_seq_len", "max_seq_length", "max_sequence_length", "min_length"),
+        *("model_max_length", "n_ctx", "n_positions", "padding_side", "seq_len", "seq_length"),
+        # Tokens of other tasks.
+        *("cls_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+        *("mask_token_id", "prefix", "sep_token_id", "unk_token_id"),
+        # Generation, whose defaults older configs carry.
+        *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample"),
+        *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+        *("length_penalty", "max_new_tokens", "no_repeat_ngram_size", "num_beam_groups"),
+        *("num_beams", "num_return_sequences", "remove_invalid_values", "repetition_penalty"),
+        *("suppress_tokens", "temperature", "top_k", "top_p", "typical_p"),
     }
 )
 _INERT_KINDS = re.compile(r"_?(use_)?flash_att(entio)?n(_\w+)?|unsloth_\w+")
@@ -135,26 +75,20 @@ _DROPOUT = re.compile(r"(\w+_)?(dropout|dropout_prob|dropout_rate|pdrop|layerdro
 
 # Other libraries' names for what the model is built from, accepted where they say the same.
 _SYNONYMS = {
-    "activation": "hidden_act",
-    "activation_function": "hidden_act",
-    "bias": "attention_bias",
-    "dim": "hidden_size",
-    "d_model": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "head_size": "head_dim",
-    "hidden_activation": "hidden_act",
-    "kv_channels": "head_dim",
-    "layer_norm_eps": "rms_norm_eps",
-    "layer_norm_epsilon": "rms_norm_eps",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "n_layer": "num_hidden_layers",
-    "n_layers": "num_hidden_layers",
-    "norm_eps": "rms_norm_eps",
-    "num_layers": "num_hidden_layers",
-    "sliding_window_size": "sliding_window",  # a Gemma 2's has both
+    other: name
+    for name, others in {
+        "attention_bias": ("bias",),
+        "head_dim": ("head_size", "kv_channels"),
+        "hidden_act": ("activation", "activation_function", "hidden_activation"),
+        "hidden_size": ("dim", "d_model", "n_embd"),
+        "intermediate_size": ("ffn_hidden_size",),
+        "num_attention_heads": ("n_head", "n_heads"),
+        "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+        "num_key_value_heads": ("n_kv_heads",),
+        "rms_norm_eps": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps"),
+        "sliding_window": ("sliding_window_size",),  # a Gemma 2's has both
+    }.items()
+    for other in others
 }
 _OF_A_LLAMA = {
     "full_attn_mod": 1,  # as Phi-4-mini has it

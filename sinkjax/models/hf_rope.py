@@ -9,10 +9,7 @@ from sinkjax.models.families.family import FULL, WHOLE, WINDOWED, Family, is_pos
 
 ROPE_ATTRIBUTES = frozenset(
     {
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "partial_rotary_factor",
+        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
         "original_max_position_embeddings",
     }
 )
