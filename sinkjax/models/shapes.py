@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,10 @@ from sinkjax.models.sharding import parameter_shardings, place_parts
 _DRAWN = 1 << 22  # random numbers at a time
 
 
-def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
+def _llama3(
+    stretch: float, sizes: tuple[int, int, int, int, int, int], *, tie_embeddings: bool = False
+) -> LlamaConfig:
+    """Returns the shape of a Llama 3.x; its sizes are L, N, K, H, D and F."""
     rope = RopeConfig(
         type="llama3",
         theta=500_000.0,
@@ -28,23 +30,12 @@ def _llama3(stretch: float, **sizes: Any) -> LlamaConfig:
         low_freq_factor=1.0,
         high_freq_factor=4.0,
     )
-    return LlamaConfig(
-        vocab_size=128_256, max_length=131_072, norm_eps=1e-5, num_kv_heads=8, rope=rope, **sizes
-    )
+    return LlamaConfig(128_256, *sizes, 131_072, 1e-5, rope, tie_embeddings=tie_embeddings)
 
 
-_LLAMA_2 = LlamaConfig(
-    vocab_size=32_000,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    embed_dim=4096,
-    mlp_dim=11_008,
-    max_length=4096,
-    norm_eps=1e-5,
-)
-_LLAMA_31 = _llama3(8.0, num_layers=32, num_heads=32, head_dim=128, embed_dim=4096, mlp_dim=14_336)
+# The first numbers of each are V, L, N, K, H, D, F, tokens of context, and the norms' epsilon.
+_LLAMA_2 = LlamaConfig(32_000, 32, 32, 32, 128, 4096, 11_008, 4096, 1e-5)
+_LLAMA_31 = _llama3(8.0, (32, 32, 8, 128, 4096, 14_336))
 
 SHAPES: dict[str, LlamaConfig] = {
     "llama-2-7b": _LLAMA_2,
@@ -55,27 +46,9 @@ SHAPES: dict[str, LlamaConfig] = {
         _LLAMA_31, max_length=1_048_576, rope=RopeConfig(theta=3_580_165_449.0)
     ),
     "llama-3.1-8b": _LLAMA_31,
-    "llama-3.1-70b": _llama3(
-        8.0, num_layers=80, num_heads=64, head_dim=128, embed_dim=8192, mlp_dim=28_672
-    ),
-    "llama-3.2-1b": _llama3(
-        32.0,
-        num_layers=16,
-        num_heads=32,
-        head_dim=64,
-        embed_dim=2048,
-        mlp_dim=8192,
-        tie_embeddings=True,
-    ),
-    "llama-3.2-3b": _llama3(
-        32.0,
-        num_layers=28,
-        num_heads=24,
-        head_dim=128,
-        embed_dim=3072,
-        mlp_dim=8192,
-        tie_embeddings=True,
-    ),
+    "llama-3.1-70b": _llama3(8.0, (80, 64, 8, 128, 8192, 28_672)),
+    "llama-3.2-1b": _llama3(32.0, (16, 32, 8, 64, 2048, 8192), tie_embeddings=True),
+    "llama-3.2-3b": _llama3(32.0, (28, 24, 8, 128, 3072, 8192), tie_embeddings=True),
     "mistral-7b-v0.2": dataclasses.replace(  # without the window that v0.1 had
         _LLAMA_31,
         vocab_size=32_000,
@@ -84,30 +57,14 @@ SHAPES: dict[str, LlamaConfig] = {
         family="mistral",
     ),
     "qwen2.5-coder-0.5b": LlamaConfig(  # as its GGUF has it: the output's matrix is quantized apart
-        vocab_size=151_936,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        embed_dim=896,
-        mlp_dim=4864,
-        max_length=32_768,
-        norm_eps=1e-6,
+        *(151_936, 24, 14, 2, 64, 896, 4864, 32_768, 1e-6),
         rope=RopeConfig(theta=1_000_000.0),
         attention_bias=True,
         output_bias=False,
         family="qwen2",
     ),
     "smollm2-135m": LlamaConfig(
-        vocab_size=49_152,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        head_dim=64,
-        embed_dim=576,
-        mlp_dim=1536,
-        max_length=8192,
-        norm_eps=1e-5,
+        *(49_152, 30, 9, 3, 64, 576, 1536, 8192, 1e-5),
         rope=RopeConfig(theta=100_000.0),
         tie_embeddings=True,
     ),
