@@ -68,15 +68,13 @@ def index_files(folder: pathlib.Path) -> dict[str, str]:
     files = read_json(path, "download it again").get("weight_map")
     if not isinstance(files, Mapping) or not all(isinstance(file, str) for file in files.values()):
         raise InputError(f"{path} has no weight_map from tensors to files; download it again")
-    outside = [file for file in sorted(set(files.values())) if not _is_inside(file)]
-    if outside:
-        raise InputError(
-            *(
-                f"{path} names the file {file!r}, which is no name of one inside the folder; "
-                "download it again, from where you trust it"
-                for file in outside
-            )
-        )
+    if outside := [
+        f"{path} names the file {file!r}, which is no name of one inside the folder; download it "
+        "again, from where you trust it"
+        for file in sorted(set(files.values()))
+        if not _is_inside(file)
+    ]:
+        raise InputError(*outside)
     return dict(files)
 
 

@@ -24,26 +24,15 @@ from sinkjax.models.families.family import FULL, WINDOWED, Family, Gguf
 from sinkjax.models.hf_config import MOST_LAYERS_OR_HEADS, unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
-_LONG_ROPE = {
-    "short_factor": "rope_factors_short.weight",
-    "long_factor": "rope_factors_long.weight",
-}
+_LONG_ROPE = {f"{x}_factor": f"rope_factors_{x}.weight" for x in ("short", "long")}
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_INPUTS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-}
+_INPUTS = {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
 _OUTPUT = {"attn_output": "self_attn.o_proj"}
-_MLP = {
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_MLP = {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
 _LAYER_NAMES = {
     "attn_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",

@@ -243,19 +243,6 @@ def _damaged(what: str) -> InputError:
     return InputError(f"the header is damaged: {what}. Download the file again.")
 
 
-_SCALARS = {
-    gguf.GGUFValueType.UINT8: "B",
-    gguf.GGUFValueType.INT8: "b",
-    gguf.GGUFValueType.UINT16: "H",
-    gguf.GGUFValueType.INT16: "h",
-    gguf.GGUFValueType.UINT32: "I",
-    gguf.GGUFValueType.INT32: "i",
-    gguf.GGUFValueType.UINT64: "Q",
-    gguf.GGUFValueType.INT64: "q",
-    gguf.GGUFValueType.FLOAT32: "f",
-    gguf.GGUFValueType.FLOAT64: "d",
-    gguf.GGUFValueType.BOOL: "?",
-}
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_ITEMS = 1 << 22  # of a list, each of which takes tens of bytes here
@@ -296,20 +283,27 @@ class _Cursor:
             if item_type == gguf.GGUFValueType.STRING:
                 self._require(8 * count, what)  # each has at least its length: no need to try
                 return [self.text(what) for _ in range(count)]
-            format_ = self._scalar_format(item_type, what)
-            self._require(struct.calcsize(format_) * count, what)
-            return _shortest_floats(self.take(f"{count}{format_}", what), item_type)
-        format_ = self._scalar_format(type_, what)
-        return _shortest_floats(self.take(format_, what), type_)[0]
+            return self._numbers(item_type, count, what)
+        return self._numbers(type_, 1, what)[0]
 
-    def _scalar_format(self, type_: int, what: str) -> str:
-        format_ = _SCALARS.get(type_)
-        if format_ is None:
+    def _numbers(self, type_: int, count: int, what: str) -> list[Any]:
+        """So many numbers; float32 as the shortest decimals that give them back.
+
+        So that 1e-5 stored in float32 is 1e-5, as it was in the model's config.json, and not
+        9.999999747378752e-06.
+        """
+        if type_ not in gguf.GGUFReader.gguf_scalar_to_np:
             raise _damaged(
                 f"{what}, before byte {self.offset:,}, has the value type {type_}, which GGUF does"
                 " not define there"
             )
-        return format_
+        dtype = np.dtype(gguf.GGUFReader.gguf_scalar_to_np[type_]).newbyteorder("<")
+        size = dtype.itemsize * count
+        self._require(size, what)
+        values = np.frombuffer(self._data[self.offset : self.offset + size], dtype)
+        self.offset += size
+        is_single = type_ == gguf.GGUFValueType.FLOAT32
+        return [float(str(value)) for value in values] if is_single else values.tolist()
 
     def _require(self, size: int, what: str) -> None:
         if size > len(self._data) - self.offset:
@@ -318,17 +312,6 @@ class _Cursor:
                 f" {self.offset:,} on, the file ends at byte {len(self._data):,}."
                 " Download the file again."
             )
-
-
-def _shortest_floats(values: tuple[Any, ...], type_: int) -> list[Any]:
-    """Lists values; float32 as the shortest decimals that give them back.
-
-    So that 1e-5 stored in float32 is 1e-5, as it was in the model's config.json, and not
-    9.999999747378752e-06.
-    """
-    if type_ == gguf.GGUFValueType.FLOAT32:
-        return [float(str(np.float32(value))) for value in values]
-    return list(values)
 
 
 def _parse_header(mapped: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo], int]:

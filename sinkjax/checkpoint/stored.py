@@ -1,8 +1,8 @@
 """The result of every reader of weights: a config and tensors, both under Hugging Face names."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +10,8 @@ Part = tuple[slice, ...]
 """A part of an array: a slice of each of its axes."""
 
 
-class Read(Protocol):
-    """Reads a tensor by name into memory of its own."""
-
-    def __call__(self, name: str, part: Part = ()) -> np.ndarray:
-        """Returns what `part` says of the tensor, and all of it by default."""
+Read = Callable[..., np.ndarray]
+"""Reads a tensor by its name, or the `Part` of it that is named as well, into memory of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
