@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
 from sinkjax.checkpoint.folder import CONFIG, read_json
@@ -38,38 +38,49 @@ _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 _ADDED_TOKENS, _TEMPLATE = "added_tokens.json", "chat_template.jinja"
 _TEMPLATE_OF_WHOLE = "chat_template.json"  # of a model that sees images as well
+TOKENIZER_FILES = (
+    *(_JSON, _MODEL, _TOKENIZER_CONFIG, _SPECIAL_TOKENS),
+    *(_ADDED_TOKENS, _TEMPLATE, _TEMPLATE_OF_WHOLE),
+)
+"""All that is read of a folder, beside a model's config."""
+
 _ADVICE = "download the tokenizer files again"
 _UNIGRAM, _BPE = 1, 2  # SentencePiece's numbers of its kinds
 
-# What is read of SentencePiece's messages: (name, number, type, default). Its own package has them,
-# too, but in a form that asks for one release of protobuf.
-_SCHEMA = {
-    "SentencePiece": (
-        ("piece", 1, "string", ""),
-        ("score", 2, "float", "0"),
-        ("type", 3, "int32", "1"),
-    ),
-    "TrainerSpec": (
-        ("model_type", 3, "int32", "1"),
-        ("treat_whitespace_as_suffix", 24, "bool", "false"),
-        ("byte_fallback", 35, "bool", "false"),
-        ("unk_id", 40, "int32", "0"),
-        ("bos_id", 41, "int32", "1"),
-        ("eos_id", 42, "int32", "2"),
-        ("pad_id", 43, "int32", "-1"),
-    ),
-    "NormalizerSpec": (
-        ("precompiled_charsmap", 2, "bytes", ""),
-        ("add_dummy_prefix", 3, "bool", "true"),
-        ("remove_extra_whitespaces", 4, "bool", "true"),
-        ("escape_whitespaces", 5, "bool", "true"),
-    ),
-    "ModelProto": (
-        ("pieces", 1, "SentencePiece", None),
-        ("trainer_spec", 2, "TrainerSpec", None),
-        ("normalizer_spec", 3, "NormalizerSpec", None),
-    ),
+# What is read of SentencePiece's messages. Its own package has them, too, but in a form that asks
+# for one release of protobuf.
+_SCHEMA = """
+name: "sentencepiece" package: "sinkjax"
+message_type {
+  name: "SentencePiece"
+  field { name: "piece" number: 1 type: TYPE_STRING }
+  field { name: "score" number: 2 type: TYPE_FLOAT }
+  field { name: "type" number: 3 type: TYPE_INT32 default_value: "1" }
 }
+message_type {
+  name: "TrainerSpec"
+  field { name: "model_type" number: 3 type: TYPE_INT32 default_value: "1" }
+  field { name: "treat_whitespace_as_suffix" number: 24 type: TYPE_BOOL }
+  field { name: "byte_fallback" number: 35 type: TYPE_BOOL }
+  field { name: "unk_id" number: 40 type: TYPE_INT32 }
+  field { name: "bos_id" number: 41 type: TYPE_INT32 default_value: "1" }
+  field { name: "eos_id" number: 42 type: TYPE_INT32 default_value: "2" }
+  field { name: "pad_id" number: 43 type: TYPE_INT32 default_value: "-1" }
+}
+message_type {
+  name: "NormalizerSpec"
+  field { name: "precompiled_charsmap" number: 2 type: TYPE_BYTES }
+  field { name: "add_dummy_prefix" number: 3 type: TYPE_BOOL default_value: "true" }
+  field { name: "remove_extra_whitespaces" number: 4 type: TYPE_BOOL default_value: "true" }
+  field { name: "escape_whitespaces" number: 5 type: TYPE_BOOL default_value: "true" }
+}
+message_type {
+  name: "ModelProto"
+  field { name: "pieces" number: 1 type_name: "SentencePiece" label: LABEL_REPEATED }
+  field { name: "trainer_spec" number: 2 type_name: "TrainerSpec" }
+  field { name: "normalizer_spec" number: 3 type_name: "NormalizerSpec" }
+}
+"""
 
 
 def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
@@ -82,8 +93,7 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
     Raises:
       InputError: if there is none, or it cannot be read.
     """
-    beside = (_TOKENIZER_CONFIG, _SPECIAL_TOKENS, _ADDED_TOKENS, _TEMPLATE, _TEMPLATE_OF_WHOLE)
-    for path in (folder / name for name in (_JSON, _MODEL, CONFIG, *beside)):
+    for path in (folder / name for name in (*TOKENIZER_FILES, CONFIG)):
         with explaining(f"{path} cannot be read", _ADVICE):
             check_path(path)
             if os.path.lexists(path):  # a folder or a link to nothing is no absent file
@@ -266,23 +276,8 @@ def _unread(path: pathlib.Path, problems: list[str]) -> InputError:
 @functools.cache
 def _model_class() -> Any:
     """The class of SentencePiece's message of a model."""
-    field_type = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="sentencepiece", package="sinkjax")
-    for message, fields in _SCHEMA.items():
-        described = file.message_type.add(name=message)
-        for field, number, type_, default in fields:
-            described.field.add(
-                name=field,
-                number=number,
-                label=field_type.LABEL_REPEATED if field == "pieces" else field_type.LABEL_OPTIONAL,
-                type=field_type.TYPE_MESSAGE
-                if type_ in _SCHEMA
-                else getattr(field_type, f"TYPE_{type_.upper()}"),
-                type_name=f".sinkjax.{type_}" if type_ in _SCHEMA else None,
-                default_value=default,
-            )
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("sinkjax.ModelProto"))
 
 

@@ -5,17 +5,8 @@ import pathlib
 import huggingface_hub
 
 from sinkjax.checkpoint.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, index_files
+from sinkjax.checkpoint.folder_tokenizer import TOKENIZER_FILES
 from sinkjax.hub import hub_problems, what_of
-
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
@@ -41,7 +32,7 @@ def fetch(repo_id: str, revision: str | None, *, weights: bool) -> pathlib.Path:
         f"them, or of one with GGUF files download one (hf download {repo_id} FILE) and give that",
         instead=", or give a folder or a .gguf file",
     ):
-        files = [CONFIG, GENERATION_CONFIG, *_TOKENIZER, *([INDEX] if weights else [])]
+        files = [CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *([INDEX] if weights else [])]
         folder = pathlib.Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files)
         )
