@@ -108,30 +108,23 @@ _DEEPSEEK_LETTERS = (
     "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
     "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
 )
-_DIGITS_APART = _ByteLevel((r"\p{N}", _GPT2_SPLIT))
-_LLAMA3 = _ByteLevel((_LLAMA3_SPLIT,), whole_tokens=True, add_bos=True)
 # Where llama.cpp and the tokenizer.json of the model that the name is of split differently, as
 # they do the digits of deepseek-llm, the tokens are those of the model.
 _PRE_TOKENIZERS = {
     "default": _ByteLevel((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": _ByteLevel((_GPT2_SPLIT,)),
-    "trillion": _ByteLevel((_GPT2_SPLIT,)),
-    "olmo": _ByteLevel((_GPT2_SPLIT,)),
-    "smollm": _DIGITS_APART,
-    "starcoder": _DIGITS_APART,
-    "refact": _DIGITS_APART,
-    "minerva-7b": _DIGITS_APART,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "falcon3": _LLAMA3,
-    "midm-2.0": _LLAMA3,
+    **dict.fromkeys(("gpt-2", "trillion", "olmo"), _ByteLevel((_GPT2_SPLIT,))),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "minerva-7b"), _ByteLevel((r"\p{N}", _GPT2_SPLIT))
+    ),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0"),
+        _ByteLevel((_LLAMA3_SPLIT,), whole_tokens=True, add_bos=True),
+    ),
     "smaug-bpe": _ByteLevel((_LLAMA3_SPLIT,)),
     "dbrx": _ByteLevel((_LLAMA3_SPLIT,)),  # OLMo 2 and Phi-4 too
     "gpt-4o": _ByteLevel((_GPT4O_SPLIT,)),  # Phi-4-mini
     "tekken": _ByteLevel((_TEKKEN_SPLIT,), whole_tokens=True, add_bos=True),
-    "qwen2": _ByteLevel((_QWEN2_SPLIT,), composes=True),
-    "deepseek-r1-qwen": _ByteLevel((_QWEN2_SPLIT,), composes=True),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _ByteLevel((_QWEN2_SPLIT,), composes=True)),
     "megrez": _ByteLevel((_QWEN2_SPLIT,)),
     "seed-coder": _ByteLevel((_SEED_SPLIT,)),
     "viking": _ByteLevel((_VIKING_SPLIT, r"\p{N}")),
@@ -271,10 +264,8 @@ def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
         items = metadata[key] if is_list else [metadata[key]]  # all of one type, by the format
         allowed_types = (float, int) if type_ is float else (type_,)  # some write scores of 0
         if is_list != (key in _LISTS) or not all(type(item) in allowed_types for item in items[:1]):
-            allowed = (
-                f"a list of {type_.__name__}" if key in _LISTS else f"of type {type_.__name__}"
-            )
-            problems.append(f"{key} must be {allowed}.")
+            allowed = "a list of" if key in _LISTS else "of type"
+            problems.append(f"{key} must be {allowed} {type_.__name__}.")
     return problems
 
 
@@ -295,15 +286,16 @@ def _value_problems(metadata: Mapping[str, Any]) -> list[str]:
     for name, token_id in ids.items():
         if token_id is not None and not 0 <= token_id < len(tokens):
             problems.append(f"{name}_token_id is {token_id}; the ids are 0 to {len(tokens) - 1}.")
-    for name, added in (
-        ("bos", _adds_bos(metadata)),
-        ("eos", metadata.get("add_eos_token", False)),
-    ):
-        if added and ids[name] is None:
+    added = {"bos": _adds_bos(metadata), "eos": metadata.get("add_eos_token", False)}
+    for name in added:
+        if added[name] and ids[name] is None:
             problems.append(f"{name}_token_id is missing, and the tokenizer adds that token.")
     if _is_byte_level(metadata):
         return problems + _byte_level_problems(metadata)
-    problems += _sentencepiece_problems(metadata)
+    if "scores" not in metadata:
+        problems.append("scores is missing.")
+    if metadata.get("remove_extra_whitespaces", False):
+        problems.append("remove_extra_whitespaces is set, which no Llama has.")
     if not problems:
         problems = [f"tokens {text}." for text in sentencepiece_problems(_described(metadata))]
     return problems
@@ -322,15 +314,6 @@ def _byte_level_problems(metadata: Mapping[str, Any]) -> list[str]:
             f"merges has {len(broken)} merge(s) of or to something that is no token,"
             f" {_listed(broken[:8])} among them."
         )
-    return problems
-
-
-def _sentencepiece_problems(metadata: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if "scores" not in metadata:
-        problems.append("scores is missing.")
-    if metadata.get("remove_extra_whitespaces", False):
-        problems.append("remove_extra_whitespaces is set, which no Llama has.")
     return problems
 
 

@@ -44,36 +44,22 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A wheel that has the file of a model, or a part of it.
+    """A wheel that has the file of a model, or a part of it, as a member."""
 
-    Attributes:
-      requirement: the wheel, as pip names it.
-      member: of the wheel.
-      size: of the member, in bytes.
-      sha256: of the member.
-    """
-
-    requirement: str
+    requirement: str  # the wheel, as pip names it
     member: str
-    size: int
+    size: int  # of the member, in bytes
     sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A model's file: what it has to be, and where it comes from.
+    """A model's file: what it has to be, and the parts that make it."""
 
-    Attributes:
-      file: its name.
-      sha256: of the whole.
-      parts: in the order in which they make the file.
-      terms: what its user has to know of its licence; None for a free one.
-    """
-
-    file: str
-    sha256: str
+    file: str  # its name
+    sha256: str  # of the whole
     parts: tuple[_Part, ...]
-    terms: str | None = None
+    terms: str | None = None  # what its user has to know of its licence; None for a free one
 
     @property
     def size(self) -> int:
