@@ -112,36 +112,23 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class _Draft:
-    """A question that grows with the number of units of its filler.
+    """A question that grows with the number of units of its filler."""
 
-    Attributes:
-      prompt: of a number of units; the answer follows it.
-      answer: as text. answers: its words.
-      least, most: units.
-    """
-
-    prompt: Callable[[int], str]
+    prompt: Callable[[int], str]  # of a number of units; the answer follows it
     answer: str
-    answers: tuple[str, ...]
-    least: int
+    answers: tuple[str, ...]  # its words
+    least: int  # units
     most: int = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """What one question is drawn from.
+    """What one question is drawn from."""
 
-    Attributes:
-      seed: of its draws, which the length does not change.
-      length: T.
-      depth: how much of the filler comes before what is hidden, from 0 to 1.
-      filler: the words of a text, from where this question's begin.
-    """
-
-    seed: tuple[int, ...]
-    length: int
-    depth: float
-    filler: Sequence[str]
+    seed: tuple[int, ...]  # of its draws, which the length does not change
+    length: int  # T
+    depth: float  # how much of the filler comes before what is hidden, from 0 to 1
+    filler: Sequence[str]  # the words of a text, from where this question's begin
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -183,13 +170,8 @@ def ask(
     for row in range(count):
         at = (turn + row * len(words) // count) % max(1, len(words))
         start = starts[np.searchsorted(starts, at) % len(starts)]
-        draw = _Draw(
-            (*stream, list(TASKS).index(task), row),
-            length,
-            depth,
-            words[start:] + words[:start],
-        )
-        drafts.append(TASKS[task](draw))
+        seeds, filler = (*stream, list(TASKS).index(task), row), words[start:] + words[:start]
+        drafts.append(TASKS[task](_Draw(seeds, length, depth, filler)))
     answer_tokens = [len(_split(encode, draft, draft.least)[1]) for draft in drafts]
     new_tokens = max(answer_tokens) * (_ROOM if task in LISTS else 1)
     sizes = [
@@ -225,9 +207,13 @@ def share_of_words(text: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
+_Haystack = tuple[Callable[[int], list[str]], int, str]
+"""Units by their number; the least number; what stands between two."""
+
+
 def _niah(
     draw: _Draw,
-    haystack: Callable[..., tuple[Callable[[int], list[str]], str]],
+    haystack: Callable[[_Draw, Callable[[], str]], _Haystack],
     key: Callable[[np.random.Generator], str],
     value: Callable[[np.random.Generator], str],
     kind: str = "number",
@@ -257,19 +243,16 @@ def _niah(
     return _Draft(prompt, f" {secret}", (secret,), least)
 
 
-def _noise(draw: _Draw, another: Callable[[], str]) -> tuple[Callable[[int], list[str]], int, str]:
-    """Units of a haystack by their number; the least number; what stands between two."""
+def _noise(draw: _Draw, another: Callable[[], str]) -> _Haystack:
     return lambda count: list(itertools.islice(itertools.cycle(_NOISE), count)), len(_NOISE), " "
 
 
-def _prose(draw: _Draw, another: Callable[[], str]) -> tuple[Callable[[int], list[str]], int, str]:
+def _prose(draw: _Draw, another: Callable[[], str]) -> _Haystack:
     words = draw.filler
     return lambda count: list(itertools.islice(itertools.cycle(words), count)), 30, " "
 
 
-def _needles(
-    draw: _Draw, another: Callable[[], str]
-) -> tuple[Callable[[int], list[str]], int, str]:
+def _needles(draw: _Draw, another: Callable[[], str]) -> _Haystack:
     drawn: list[str] = []
 
     def units(count: int) -> list[str]:

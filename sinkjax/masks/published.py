@@ -95,20 +95,15 @@ class GroupScores:
         needed = "a model's config, such as model.config,"
         check_kind("config", config, GroupedShape, needed)
         check_kind("window", window, Window | None, "a Window, or none,")
-        layers, kv_heads = self.scores.shape
-        if (layers, kv_heads) != (config.num_layers, config.num_kv_heads):
-            raise InputError(
-                f"the scores are of {layers} layers of {kv_heads} key/value heads, the model has "
-                f"{config.num_layers} layers of {config.num_kv_heads}: give the model that they "
-                "were published for"
-            )
+        _check_shape("scores", self.scores, config, config.num_kv_heads, "key/value heads")
         if (window := window or self.window) is None:
             raise InputError(
                 f"there is no {_CONFIG} beside the scores, which would say what the other heads "
                 "see: give a window, such as window(16,64)"
             )
         masked = self._low(threshold=threshold, quantile=quantile, share=share)
-        return SinkMask.where(np.repeat(masked, config.num_heads // kv_heads, axis=1), window)
+        group = config.num_heads // config.num_kv_heads
+        return SinkMask.where(np.repeat(masked, group, axis=1), window)
 
     def _low(self, **rules: float | None) -> Bool[np.ndarray, "L K"]:
         given = {name: value for name, value in rules.items() if value is not None}
@@ -153,12 +148,7 @@ class Spans:
           InputError: for a model of another shape, and a length that no input has.
         """
         check_kind("config", config, Shape, "a model's config, such as model.config,")
-        ours, models = self.alphas.shape, (config.num_layers, config.num_heads)
-        if ours != models:
-            raise InputError(
-                f"the spans are of {ours[0]} layers of {ours[1]} heads, the model has {models[0]} "
-                f"layers of {models[1]}: give the model that they were published for"
-            )
+        _check_shape("spans", self.alphas, config, config.num_heads, "heads")
         if not 1 <= (whole(length) or 0) <= _LONGEST:
             text = f"give the tokens of an input, from 1 to {_LONGEST:,}"
             raise InputError(Problem("length", length, text))
@@ -170,6 +160,15 @@ class Spans:
             return Full() if span >= length else Window(_MOA_SINKS, int(span) - _MOA_SINKS)
 
         return SinkMask(tuple(tuple(map(path, layer)) for layer in spans.tolist()))
+
+
+def _check_shape(what: str, values: np.ndarray, config: Shape, heads: int, kind: str) -> None:
+    if values.shape != (config.num_layers, heads):
+        layers, own = values.shape
+        raise InputError(
+            f"the {what} are of {layers} layers of {own} {kind}, the model has {config.num_layers} "
+            f"layers of {heads}: give the model that they were published for"
+        )
 
 
 def read_published(folder: str | os.PathLike[str]) -> GroupScores | Spans:
