@@ -84,17 +84,13 @@ def _by_place(exchanged: Iterable[Collective]) -> dict[str, dict[str, dict[str, 
     """The number and bytes of collectives, by the place that they come from and their kind."""
     by_place: dict[str, dict[str, dict[str, int]]] = {}
     for item in exchanged:
-        kinds = by_place.setdefault(_place(item.scope), {})
+        layer = re.search(r"layer_\d+", item.scope)
+        other = "sampling" if re.search(r"/sampling|/cond", item.scope) else "rest"
+        kinds = by_place.setdefault(layer[0] if layer else other, {})
         of_kind = kinds.setdefault(item.kind, {"count": 0, "bytes": 0})
         of_kind["count"] += 1
         of_kind["bytes"] += item.size
     return by_place
-
-
-def _place(scope: str) -> str:
-    if (layer := re.search(r"layer_\d+", scope)) is not None:
-        return layer[0]
-    return "sampling" if re.search(r"/sampling|/cond", scope) else "rest"
 
 
 def _axes(array: jax.ShapeDtypeStruct) -> list[str]:

@@ -50,7 +50,7 @@ from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.paths import Path, Sink, Window, parse_path
+from sinkjax.masks.paths import Path, Sink, parse_path
 from sinkjax.masks.published import GroupScores, read_published, write_published
 from sinkjax.masks.scores import consistent
 from sinkjax.models.config import LlamaConfig
@@ -207,7 +207,10 @@ class MakeMask(Tool):
         how: dict[str, Any] = {}
         if isinstance(published, GroupScores):
             rules = {"threshold": self.thresholds, "quantile": self.quantile, "share": self.shares}
-            window = None if self.paths is None else _read_window(self.paths)
+            window = None
+            if self.paths is not None:
+                with about("paths", self.paths):
+                    window = parse_path(self.paths, ("window",))
             mask = published.mask(config, **rules, window=window)
             how = {name: rule for name, rule in rules.items() if rule is not None}
             how |= {} if window is None else {"path": str(window)}
@@ -409,14 +412,6 @@ def _read_path(text: str) -> Path | None:
                 "s(zero)"
             )
     return path
-
-
-def _read_window(text: str) -> Window:
-    """The window of a published mask's heads, in place of its own."""
-    with about("paths", text):
-        window = parse_path(text, ("window",))
-    assert isinstance(window, Window)
-    return window
 
 
 def _check_masked(mask: SinkMask, advice: str) -> None:

@@ -123,8 +123,5 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_output(path: Path, content: bytes) -> None:
     """Writes a file of `--output`, whole or not at all."""
-    with (
-        about("output", path),
-        explaining("it cannot be written", "free space, or give another"),
-    ):
+    with about("output", path), explaining("it cannot be written", "free space, or give another"):
         replace_file(path, content)

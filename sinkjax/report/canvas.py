@@ -52,6 +52,7 @@ DASHES = (0, (4, 2))
 _SIX_BITS = [round(round(value * 63 / 255) * 255 / 63) for value in range(256)]
 _STEPS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100)
 _FONT = "DejaVu Sans"  # comes with matplotlib
+_PLAIN = {"family": _FONT, "parse_math": False}
 _BOLD_CHARACTER = 0.093  # inches that one takes in a panel's title
 _TITLE_LINE, _TEXT_LINE = 0.24, 0.19  # inches
 
@@ -110,13 +111,7 @@ class Sheet:
 
     def write(self, left: float, top: float, text: str, **style) -> None:
         """Text whose top left corner is at a place in inches."""
-        style = {
-            "size": TEXT,
-            "color": INK,
-            "va": "top",
-            "family": _FONT,
-            "parse_math": False,
-        } | style
+        style = {**_PLAIN, "size": TEXT, "color": INK, "va": "top", **style}
         self.figure.text(left / WIDTH, 1 - top / self.height, drawable(text), **style)
 
     def legend(self, handles: Iterable[Line2D | Patch], columns: int | None = None) -> None:
@@ -161,13 +156,7 @@ def key(label: str, **style) -> Line2D:
 
 def panel_title(axes: Axes, text: str, inches: float, detail: str = "") -> None:
     """What a panel is of, above it and no wider; the detail in a lighter second line."""
-    style = {
-        "xycoords": "axes fraction",
-        "textcoords": "offset points",
-        "family": _FONT,
-        "parse_math": False,
-        "va": "bottom",
-    }
+    style = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", **_PLAIN}
     text = drawable(formats.shortened(text, max(8, int(inches / _BOLD_CHARACTER))))
     height = 17 if detail else 5
     axes.annotate(text, (0, 1), (0, height), size=TEXT, weight="bold", color=INK, **style)

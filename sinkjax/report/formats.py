@@ -5,6 +5,24 @@ from typing import Any
 
 UNDEFINED = "undefined"
 
+score = "{:.3f}".format
+"""A sink score, or a mean of such: `0.157`."""
+
+brier = "{:.4f}".format
+"""A Brier score: `0.0472`."""
+
+signed = "{:+.2f}".format
+"""A difference of two lifts: `+0.31`."""
+
+count = "{:,.0f}".format
+"""A number of things: `1,024`."""
+
+mean_count = "{:,.1f}".format
+"""A number of things, averaged over prompts: `128.3`."""
+
+seconds = "{:.1f} s".format
+"""A duration: `4.6 s`."""
+
 
 class Footnotes:
     """What the marks in a table's cells stand for: each text once, in the order of first use."""
@@ -39,16 +57,6 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.005 else "0.00"  # never -0.00
 
 
-def score(value: float) -> str:
-    """A sink score, or a mean of such: `0.157`."""
-    return f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """A difference of two lifts: `+0.31`."""
-    return f"{value:+.2f}"
-
-
 def nats(value: float) -> str:
     """A KL or an NLL: `0.0123`; what would be rounded to none, but is some, is `<0.0001`."""
     return "<0.0001" if 0 < value < 0.00005 else f"{value:.4f}"
@@ -57,11 +65,6 @@ def nats(value: float) -> str:
 def signed_nats(value: float) -> str:
     """A difference of two NLLs or Brier scores: `+0.0123`."""
     return f"{round(value, 4) + 0.0:+.4f}"  # never -0.0000
-
-
-def brier(value: float) -> str:
-    """A Brier score: `0.0472`."""
-    return f"{value:.4f}"
 
 
 def relative(value: float) -> str:
@@ -74,20 +77,10 @@ def span(first: int, last: int) -> str:
     return count(first) if first == last else f"{count(first)} to {count(last)}"
 
 
-def count(value: float) -> str:
-    """A number of things: `1,024`."""
-    return f"{value:,.0f}"
-
-
 def masked(heads: Mapping[str, int]) -> str:
     """`117/270`: the masked heads of all, from how many take each kind of path."""
     total = sum(heads.values())
     return f"{count(total - heads['full'])}/{count(total)}"
-
-
-def mean_count(value: float) -> str:
-    """A number of things, averaged over prompts: `128.3`."""
-    return f"{value:,.1f}"
 
 
 def scaled(value: float) -> str:
@@ -98,11 +91,6 @@ def scaled(value: float) -> str:
 def size(value: float) -> str:
     """A number of bytes, to four digits: `538.1 MB`."""
     return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
-
-
-def seconds(value: float) -> str:
-    """A duration: `4.6 s`."""
-    return f"{value:.1f} s"
 
 
 def head(layer: int, number: int) -> str:
