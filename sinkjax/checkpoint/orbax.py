@@ -232,10 +232,7 @@ def open_arrays(
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; {advice}")
     context = ts.Context({"file_io_mode": {"mode": "memmap"}})
-    place = {
-        "driver": "ocdbt",
-        "base": {"driver": "file", "path": str(folder.absolute())},
-    }
+    place = {"driver": "ocdbt", "base": {"driver": "file", "path": str(folder.absolute())}}
     try:
         keys = ts.KvStore.open(place, context=context).result().list().result()
     except ValueError as error:
@@ -282,12 +279,7 @@ def _part(
 ) -> np.ndarray:
     """Reads a part of a parameter; ValueError where one of the hashes is not that of its piece.
 
-    Args:
-      stored: the parameter.
-      axis: that a mesh may split; None where there is none.
-      hashes: of all its pieces; None to check nothing.
-      pool: for hashing.
-      index: of the part.
+    Pieces lie along the axis that a mesh may split. Without hashes nothing is checked.
     """
     if hashes is None:
         return read_part(stored, index)
@@ -324,17 +316,13 @@ def read_part(stored: "ts.TensorStore", index: tuple[slice, ...]) -> np.ndarray:
     import tensorstore as ts
 
     source = stored[index]
-    target = _aligned(source.shape, source.dtype.numpy_dtype)
-    ts.array(target).write(source[ts.d[:].translate_to[0]]).result()
-    return target
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialized array such that JAX on the CPU takes it over without copying it."""
-    size, alignment = math.prod(shape) * dtype.itemsize, 64
+    dtype, alignment = source.dtype.numpy_dtype, 64  # so that JAX on a CPU takes it over uncopied
+    size = source.size * dtype.itemsize
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
-    return memory[start : start + size].view(dtype).reshape(shape)
+    target = memory[start : start + size].view(dtype).reshape(source.shape)
+    ts.array(target).write(source[ts.d[:].translate_to[0]]).result()
+    return target
 
 
 def _key(path: tuple[str | int, ...]) -> str:

@@ -55,10 +55,8 @@ class QualityStats:
     @classmethod
     def join(cls, parts: Sequence["QualityStats"]) -> "QualityStats":
         """The excerpts of all parts, in order; they have the same positions."""
-        arrays = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(cls)
-        }
+        first = parts[0].arrays()
+        arrays = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in first}
         return cls(**{**arrays, "positions": parts[0].positions})
 
     def set_apart(self, generated: int) -> "QualityStats":
@@ -111,7 +109,20 @@ def compare(
     score_from = check_whole("score_from", score_from, 0)
     generated = check_whole("generated", generated, 0)
     batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1, MOST_SIZE)
-    _check(baseline, candidate, excerpts, score_from, generated)
+    vocab_size, candidate_size = baseline.config.vocab_size, candidate.config.vocab_size
+    if vocab_size != candidate_size or vocab_size < TOP:
+        raise ValueError(
+            f"the vocabularies have {vocab_size} and {candidate_size} tokens; as many are needed, "
+            f"and at least {TOP}"
+        )
+    check_tokens(excerpts, vocab_size, "excerpts", "excerpts")
+    length = excerpts.shape[1]
+    if generated >= length:
+        raise ValueError(f"generated is {generated}; the excerpts have {length} tokens in all")
+    if score_from >= length - generated:
+        raise ValueError(
+            f"score_from is {score_from}; the excerpts have positions 0 to {length - generated - 1}"
+        )
     # Over no explicit axes.
     baseline, candidate = (jax.tree.map(on_devices, model) for model in (baseline, candidate))
     heads = OutputHead(baseline), OutputHead(candidate)
@@ -161,26 +172,3 @@ def collect_stats(compared: Comparison, score_from: int, count: int) -> QualityS
     positions = np.arange(score_from, score_from + kl.shape[1], dtype=np.int32)
     none = np.zeros((count, 0), np.float32)
     return QualityStats(positions, kl, top1, top5, **scores, generated_kl=none)
-
-
-def _check(
-    baseline: Llama,
-    candidate: Llama,
-    excerpts: np.ndarray,
-    score_from: int,
-    generated: int,
-) -> None:
-    vocab_size, candidate_size = baseline.config.vocab_size, candidate.config.vocab_size
-    if vocab_size != candidate_size or vocab_size < TOP:
-        raise ValueError(
-            f"the vocabularies have {vocab_size} and {candidate_size} tokens; as many are needed, "
-            f"and at least {TOP}"
-        )
-    check_tokens(excerpts, vocab_size, "excerpts", "excerpts")
-    length = excerpts.shape[1]
-    if generated >= length:
-        raise ValueError(f"generated is {generated}; the excerpts have {length} tokens in all")
-    if score_from >= length - generated:
-        raise ValueError(
-            f"score_from is {score_from}; the excerpts have positions 0 to {length - generated - 1}"
-        )

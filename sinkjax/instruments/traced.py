@@ -7,6 +7,7 @@ choice that has been made is a static mask, and `sinkjax.specialize` takes its w
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ def traced_attention(
     Returns:
       [B, T, N, H] in v's dtype, before `o_proj`. Scores and softmax are float32.
     """
-    attended = _windowed(q, k, v, cap, paths.sinks, paths.recent, paths.within)
+    attended = _windowed(q, k, v, cap, (paths.sinks, paths.recent, paths.within))
     share = paths.attends[None, None, :, None].astype(v.dtype)
     return share * attended + (1 - share) * _sink_outputs(v, paths.first, paths.offset)
 
@@ -154,24 +155,18 @@ def full_attention(
 
     `span` and `cap` are of `sinkjax.models.decoder.Attention`: what `full` is in its layer.
     """
-    limits = (jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3])
-    return _windowed(q, k, v, cap, *limits)
+    limits = [jnp.full((q.shape[2],), number, jnp.int32) for number in _numbers(span)[:3]]
+    return _windowed(q, k, v, cap, limits)
 
 
 def _windowed(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    cap: float | None,
-    sinks: jax.Array,
-    recent: jax.Array,
-    within: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, cap: float | None, limits: Sequence[jax.Array]
 ) -> jax.Array:
-    """Attention of each head as `TracedPaths` defines it; int32 [N] the last three."""
+    """Attention of each head by its sinks, recent and within of `TracedPaths`, int32 [N] each."""
     queries, keys = group_queries(q, k.shape[2]), group_keys(k)
     values = PLAIN.counted(group_keys(v))
     grouped = (1, k.shape[2], q.shape[2] // k.shape[2], 1, 1)
-    limits = tuple(numbers.reshape(grouped) for numbers in (sinks, recent, within))
+    limits = tuple(numbers.reshape(grouped) for numbers in limits)
     sums = []
     for start, stop, block in query_spans(q.shape[1]):
         of_run = keys[:, :, :stop], values[:, :, :stop]

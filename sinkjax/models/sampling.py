@@ -67,18 +67,14 @@ def make_sampler(
         problems.append(Problem("top_k", top_k, text))
     if top_p is not None and not 0 < share <= 1:
         problems.append(Problem("top_p", top_p, "above 0 and at most 1 is allowed, or none"))
-    for seed in seeds:
-        if whole(seed) is None:
-            problems.append(Problem("seed", seed, "a whole number is needed"))
+    odd = [seed for seed in seeds if whole(seed) is None]
+    problems += [Problem("seed", seed, "a whole number is needed") for seed in odd]
     if heat == 0 and (top_k is not None or top_p is not None):
-        problems.append(
-            Problem(
-                "temperature",
-                temperature,
-                "it takes the likeliest token: top_k and top_p would change nothing. Set a "
-                "temperature, or leave them out",
-            )
+        text = (
+            "it takes the likeliest token: top_k and top_p would change nothing. Set a "
+            "temperature, or leave them out"
         )
+        problems.append(Problem("temperature", temperature, text))
     if problems:
         raise InputError(*problems)
     # A device takes numbers below the least normal one for 0, which is greedy.

@@ -4,6 +4,7 @@ A run takes the place of its layers in the model and is called as a layer is. It
 stacked, which is a copy of them, and its cache is the layers' caches stacked.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -51,21 +52,10 @@ class LayerRun(nnx.Module):
         x, caches = jax.lax.scan(step, x, state)
         return x, context, caches
 
-    def decode(
-        self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, Context, LayerCache]:
-        """Does what one layer does, with a cache of `__call__`."""
-        return self._with_cache("decode", x, context, cache)
-
-    def extend(
-        self, x: jax.Array, context: Context, cache: LayerCache
-    ) -> tuple[jax.Array, Context, LayerCache]:
-        """Does what one layer does, with a cache of `__call__`."""
-        return self._with_cache("extend", x, context, cache)
-
     def _with_cache(
         self, stage: str, x: jax.Array, context: Context, cache: LayerCache
     ) -> tuple[jax.Array, Context, LayerCache]:
+        """Does what one layer does, with a cache of `__call__`."""
         graph, state = nnx.split(self.layer)
         arrays, structure = jax.tree.flatten(state)
 
@@ -87,6 +77,9 @@ class LayerRun(nnx.Module):
         own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
         x, caches = jax.lax.scan(step, x, (own, cache))
         return x, context, caches
+
+    decode = functools.partialmethod(_with_cache, "decode")
+    extend = functools.partialmethod(_with_cache, "extend")
 
 
 def scanned(model: Llama) -> Llama:

@@ -96,14 +96,11 @@ OUTER_NORMS = {
 FULL, WINDOWED = "full_attention", "sliding_attention"
 """What `layer_types` calls the two kinds of layers."""
 
-
 shown = reprlib.repr
 """What is wrong as messages show it: never a page."""
 
-
 MOST = 1_000_000_000
 """The largest whole number that a family may name: as many tokens as a window may have."""
-
 
 WHOLE = f"a whole number from 1 to {MOST:,} is needed"
 """What messages say where `is_whole` fails."""

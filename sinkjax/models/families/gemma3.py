@@ -44,10 +44,6 @@ def _kinds(attributes: Attributes) -> Any:
     return gemma2.kinds_of(attributes, every)
 
 
-def _read(attributes: Attributes) -> dict[str, Any]:
-    return {"qk_norm": True, **gemma2.read(attributes, _kinds(attributes))}
-
-
 def _read_gguf(metadata: Metadata, attributes: Attributes) -> dict[str, Any]:
     ropes = {
         FULL: attributes["rope_parameters"],
@@ -77,7 +73,7 @@ FAMILY = Family(
     },
     own={**gemma2.OWN, **dict.fromkeys(_PATTERNS), _LOCAL_BASE: None},
     problems=_problems,
-    read=_read,
+    read=lambda attributes: {"qk_norm": True, **gemma2.read(attributes, _kinds(attributes))},
     write=gemma2.written,
     gguf=Gguf("gemma3", norm_offset=1.0, names={**QK_NORMS, **gemma2.NAMES}, read=_read_gguf),
     local_theta=10_000.0,

@@ -22,10 +22,8 @@ _OF_OTHER_LAYERS = (
 def _problems(attributes: Attributes) -> list[str]:
     problems = granite.FAMILY.problems({name: attributes[name] for name in granite.FAMILY.own})
     kinds, layers = attributes["layer_types"], attributes["num_hidden_layers"]
-    if not isinstance(kinds, list) or kinds not in (
-        ["attention"] * layers,
-        ["full_attention"] * layers,  # as newer versions of transformers write it
-    ):
+    # The second is as newer versions of transformers write it.
+    if kinds not in ([kind] * layers for kind in ("attention", "full_attention")):
         problems.append(
             f"layer_types is {shown(kinds)}; attention is needed in each layer: choose a Granite 4 "
             "without an H in its name"

@@ -12,10 +12,6 @@ from sinkjax.models.families.mistral import problems, read, written
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def _write(config: Any) -> dict[str, Any]:
-    return {**written(config), **_beside(config.rope.original_max_length)}
-
-
 def _beside(original: int | None) -> dict[str, int]:
     """Returns the original length beside the rope parameters, where a default wins over theirs."""
     return {} if original is None else {_ORIGINAL: original}
@@ -45,7 +41,7 @@ FAMILY = Family(
     own={"sliding_window": None},
     problems=problems,
     read=read,
-    write=_write,
+    write=lambda config: {**written(config), **_beside(config.rope.original_max_length)},
     ropes=("default", "longrope"),
     turns_parts=True,
     joined={

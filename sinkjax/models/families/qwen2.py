@@ -63,17 +63,13 @@ def _kinds(attributes: Attributes) -> Any:
     return [WINDOWED if layer >= first else FULL for layer in range(layers)]
 
 
-def _read(attributes: Attributes) -> dict[str, Any]:
-    return {"attention_bias": True, "output_bias": False, **windows(attributes)}
-
-
 FAMILY = Family(
     "qwen2",
     "Qwen2ForCausalLM",
     defaults=DEFAULTS,
     own=WINDOWS,
     problems=problems,
-    read=_read,
+    read=lambda attributes: {"attention_bias": True, "output_bias": False, **windows(attributes)},
     write=written,
     gguf=Gguf("qwen2"),
 )
