@@ -115,13 +115,10 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
-        now = renamed.get(error.flagname.split("=")[0])
         message = str(error)
-        if now:
-            gone = " " in now
-            message = f"--{error.flagname} is " + (
-                f"gone: {now}" if gone else f"called --{now} now"
-            )
+        if now := renamed.get(error.flagname.split("=")[0]):
+            said = f"gone: {now}" if " " in now else f"called --{now} now"
+            message = f"--{error.flagname} is {said}"
     except flags.Error as error:
         message = str(error)
     print(f"error: {clipped(printable(message))}; --help shows all flags", file=sys.stderr)
@@ -148,10 +145,8 @@ def _given_again(arguments: Iterable[str]) -> dict[str, str]:
 def _expanded(arguments: Iterable[str], within: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:
     """The arguments, with its lines in place of each --flagfile, which may name one that ships.
 
-    Where a path begins with ~, that is the home folder.
-
-    Args:
-      within: the flag files that the arguments are from, the innermost last.
+    Where a path begins with ~, that is the home folder. The arguments are from the flag files
+    `within`, the innermost last.
 
     Raises:
       InputError: for a flag file that cannot be read or includes itself, and an argument that is

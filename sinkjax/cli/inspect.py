@@ -24,12 +24,11 @@ machine does not have; the wheels that it takes are named where they are missing
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-import sinkjax
 from sinkjax.accounts.chips import inspect_chips
 from sinkjax.accounts.inspect import compile_shapes, inspect_program
 from sinkjax.cli import terminal
@@ -72,55 +71,40 @@ class Inspect(ShapeSettings, ProgramSettings, Tool):
         if not self.mask:
             raise InputError("--mask is missing: give a mask's file, or its text")
         programs = {"baseline": SinkMask.full(config), "mask": read_mask(self.mask, config)[0]}
-        devices = self._devices()
-        absent = None if self.targets == _HERE else devices
+        if self.targets == _HERE:
+            devices, absent = jax.devices(), None
+        else:
+            # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
+            jax.config.update("jax_platforms", "cpu")
+            devices = absent = target_devices(self.targets)
         mesh = fit_mesh(self.mesh, config, self.dtype, absent)
-        where = {"device": devices[0]} if mesh is None else {"mesh": mesh}
-        records = {
-            name: self._records(name, config, mask, devices[0].device_kind, where)
-            for name, mask in programs.items()
-        }
+        if mesh is None:
+            where, read, tables = {"device": devices[0]}, inspect_program, program_tables
+        else:
+            where, read, tables = {"mesh": mesh}, inspect_chips, chip_tables
+        records = {}
+        for name, mask in programs.items():
+            program = compile_shapes(
+                config,
+                mask,
+                jnp.dtype(self.dtype),
+                batch_size=self.batch_sizes,
+                prefill_lengths=self.lengths,
+                max_length=self.max_length,
+                layers=self.layers,
+                attention=self.attention,
+                **where,
+            )
+            named = {
+                "program": name,
+                "model": self.model,
+                "target": self.targets,
+                "device": devices[0].device_kind,
+                "layers": self.layers,
+            }
+            records[name] = [{**record, **named} for record in read(program)]
         console = terminal.console()
-        tables = program_tables if mesh is None else chip_tables
         for table in tables(records["baseline"], records["mask"]):
             terminal.print_table(console, table)
         if output is not None:
             write_records(output, itertools.chain(*records.values()))
-
-    def _devices(self) -> list[jax.Device]:
-        """The devices to compile for, or the first of them."""
-        if self.targets == _HERE:
-            return jax.devices()
-        # JAX gives the CUDA compiler up where it looks for a GPU and finds none.
-        jax.config.update("jax_platforms", "cpu")
-        return target_devices(self.targets)
-
-    def _records(
-        self,
-        name: str,
-        config: sinkjax.LlamaConfig,
-        mask: SinkMask,
-        device_kind: str,
-        where: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        """A record of each executable of one mask."""
-        program = compile_shapes(
-            config,
-            mask,
-            jnp.dtype(self.dtype),
-            batch_size=self.batch_sizes,
-            prefill_lengths=self.lengths,
-            max_length=self.max_length,
-            layers=self.layers,
-            attention=self.attention,
-            **where,
-        )
-        named = {
-            "program": name,
-            "model": self.model,
-            "target": self.targets,
-            "device": device_kind,
-            "layers": self.layers,
-        }
-        read = inspect_chips if "mesh" in where else inspect_program
-        return [{**record, **named} for record in read(program)]

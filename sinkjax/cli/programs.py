@@ -6,7 +6,7 @@ from sinkjax.accounts.limits import CHIPS, Limit
 from sinkjax.distributed import NEURONS
 from sinkjax.report import formats
 from sinkjax.report.records import Record
-from sinkjax.report.table import Table
+from sinkjax.report.table import Table, column, tabulate
 
 _LEAST = 0.01  # of a cache that chips hold alike, to be worth a note
 
@@ -107,29 +107,27 @@ def _uncounted(*records: Record) -> list[str]:
 
 def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
     """XLA's figures of each executable, and its compile time."""
-    rows = [
-        [
-            f"{record['name']}, {who}",
-            formats.seconds(record["lowering_seconds"]),
-            formats.seconds(record["compile_seconds"]),
-            *(
-                formats.size(record["memory"][name])
-                for name in ("arguments", "aliased", "temporary", "peak")
-            ),
-            _or_dash(record["xla"]["operations"], formats.scaled),
-            _or_dash(record["xla"]["bytes"], formats.size),
-        ]
+    items = [
+        {**record, "name": f"{record['name']}, {who}"}
         for pair in pairs
         for who, record in zip(("baseline", "mask"), pair, strict=True)
     ]
-    headings = ("lowered", "compiled", "arguments", "in place", "temporary", "peak")
-    together = sum(r["lowering_seconds"] + r["compile_seconds"] for pair in pairs for r in pair)
-    return Table(
-        title=f"{len(rows)} executables for {pairs[0][0]['device']}, "
-        f"made in {formats.seconds(together)}",
-        columns=("", *headings, "FLOPs,\nby XLA", "bytes read\nand written"),
-        rows=rows,
-        notes=(
+    together = sum(item["lowering_seconds"] + item["compile_seconds"] for item in items)
+    return tabulate(
+        f"{len(items)} executables for {items[0]['device']}, made in {formats.seconds(together)}",
+        items,
+        [
+            column("", "name", str),
+            column("lowered", "lowering_seconds", formats.seconds),
+            column("compiled", "compile_seconds", formats.seconds),
+            column("arguments", "memory.arguments", formats.size),
+            column("in place", "memory.aliased", formats.size),
+            column("temporary", "memory.temporary", formats.size),
+            column("peak", "memory.peak", formats.size),
+            column("FLOPs,\nby XLA", "xla.operations", _or_dash(formats.scaled)),
+            column("bytes read\nand written", "xla.bytes", _or_dash(formats.size)),
+        ],
+        (
             "Arguments and peak with the padding of the platform. XLA counts elementwise work, "
             "too, and a loop's body once; where there is a -, it does not count.",
         ),
@@ -160,42 +158,37 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     notes = [
         "Nominal: what the mask saves by formula where all heads are on one chip. A chip saves as "
         "much where every layer's heads come out alike on all chips; less, or takes more than "
-        "without a mask, where not.",
-        *_fitting([*baseline, *masked]),
-        *(
-            f"Whole on every chip, {name}: {_largest(record['whole'])}."
-            for name, record in zip(who, (baseline[0], first), strict=True)
-            if record["whole"]
-        ),
-        *(
-            f"Alike on the {record['mesh'][axis]} chips along {axis}, {name}: {_largest(kinds)}."
-            for name, record in zip(who, (baseline[0], first), strict=True)
-            for axis, kinds in record["alike"].items()
-            if kinds
-        ),
-        *(
-            f"Alike on the {record['mesh'][axis]} chips along {axis}, {name}: "
-            f"{formats.size(size)} of the cache."
-            for name, record in zip(who, (baseline[0], first), strict=True)
-            for axis, size in record["cache_whole"].items()
-            if size > _LEAST * record["cache"]
-        ),
+        "without a mask, where not."
     ]
-    if NEURONS in first["mesh"]:
-        notes.insert(1, f"Over {NEURONS} attention divides rows, not heads: any mask is even.")
-    if first["by_sub"]:
-        notes.insert(
-            1,
-            f"In {len(first['by_sub'])} layers of the mask chips along sub divide rows in the "
-            "place of query heads, and each holds all of these heads' weights.",
-        )
     if first["by_rows"]:
-        notes.insert(
-            1,
+        notes.append(
             f"In {len(first['by_rows'])} layers of the mask heads do not come out alike: its chips "
             "divide rows there, and each holds all of attention's weights. mask.balanced divides "
-            "heads.",
+            "heads."
         )
+    if first["by_sub"]:
+        notes.append(
+            f"In {len(first['by_sub'])} layers of the mask chips along sub divide rows in the "
+            "place of query heads, and each holds all of these heads' weights."
+        )
+    if NEURONS in first["mesh"]:
+        notes.append(f"Over {NEURONS} attention divides rows, not heads: any mask is even.")
+    notes += _fitting([*baseline, *masked])
+    programs = list(zip(who, (baseline[0], first), strict=True))
+    for name, record in programs:
+        if record["whole"]:
+            notes.append(f"Whole on every chip, {name}: {_largest(record['whole'])}.")
+    alike = [(name, axis, _largest(of)) for name, r in programs for axis, of in r["alike"].items()]
+    alike += [
+        (name, axis, f"{formats.size(size)} of the cache")
+        for name, record in programs
+        for axis, size in record["cache_whole"].items()
+        if size > _LEAST * record["cache"]
+    ]
+    for name, axis, what in alike:
+        if what:
+            chips = first["mesh"][axis]
+            notes.append(f"Alike on the {chips} chips along {axis}, {name}: {what}.")
     return [
         Table(
             title=f"a chip of {mesh} on {first['device']}, {first['batch_size']} x, "
@@ -263,9 +256,9 @@ def _largest(kinds: Mapping[str, int], most: int = 4) -> str:
     return ", ".join([*named, *([f"others {formats.size(rest)}"] if rest else [])])
 
 
-def _or_dash(value: float | None, write: Callable[[float], str]) -> str:
-    """A count of XLA's own, "-" on a platform where it has none."""
-    return "-" if value is None else write(value)
+def _or_dash(write: Callable[[float], str]) -> Callable[[float | None], str]:
+    """Writes a count of XLA's own, "-" on a platform where it has none."""
+    return lambda value: "-" if value is None else write(value)
 
 
 def account_tables(records: Sequence[Record]) -> list[Table]:

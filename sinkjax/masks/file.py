@@ -349,11 +349,10 @@ def _read_fills(
 ) -> Float32[np.ndarray, "L N H"] | None:
     """Reads the fills from their file; None where the mask has none or they are refused."""
     needed = mask.on(Sink("mean"))
-    if (sha256 is not None) != bool(needed.any()):
-        has = (
-            f"{int(needed.sum())} heads are sink(mean)" if needed.any() else "no head is sink(mean)"
-        )
-        problems.append(f"'fills_sha256' is {sha256!r}, though {has}")
+    count = int(needed.sum())
+    if (sha256 is not None) != (count > 0):
+        has = f"{count} heads are" if count else "no head is"
+        problems.append(f"'fills_sha256' is {sha256!r}, though {has} sink(mean)")
         return None
     if sha256 is None:
         return None
@@ -372,16 +371,14 @@ def _read_fills(
         return None
     try:
         means = safetensors.numpy.load(content)[_TENSOR]
-        if means.dtype != np.float32 or means.ndim != 2 or len(means) != needed.sum():
+        if means.dtype != np.float32 or means.ndim != 2 or len(means) != count:
             raise ValueError(f"means are {means.dtype} {means.shape}")
         if needed.size * means.shape[1] > _MOST_FILLS:
             raise ValueError(f"of all {needed.size:,} heads they would be {means.shape[1]:,} each")
         if not np.isfinite(means).all():
             raise ValueError("not all are finite")
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        problems.append(
-            f"{path} does not hold float32 means of {int(needed.sum())} heads ({error})"
-        )
+        problems.append(f"{path} does not hold float32 means of {count} heads ({error})")
         return None
     fills = np.zeros((*needed.shape, means.shape[1]), np.float32)
     fills[needed] = means
