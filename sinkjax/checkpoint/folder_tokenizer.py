@@ -126,11 +126,8 @@ def _read(
 ) -> "PreTrainedTokenizerFast":
     """What transformers makes of a folder's tokenizer.json and the files beside it.
 
-    Args:
-      folder: with the files.
-      special: the texts of special tokens by name, over those of tokenizer_config.json.
-      adds: whether BOS ("bos") and EOS ("eos") are added, where that is not left to the file.
-      name: what the user named, for messages.
+    Its `special` tokens go before those of tokenizer_config.json; `adds` says whether BOS ("bos")
+    and EOS ("eos") are added, where that is not left to the file; `name` is for messages.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import, and weights need none of it
 

@@ -31,21 +31,13 @@ if TYPE_CHECKING:
 
 
 class _ByteLevel(NamedTuple):
-    """The meaning of one `tokenizer.ggml.pre`.
+    """The meaning of one `tokenizer.ggml.pre`."""
 
-    Attributes:
-      splits: patterns applied one after the other, each to the pieces of the one before; matches
-        and the text between them become pieces.
-      whole_tokens: whether a piece that is a token is taken whole, whatever the merges make of it.
-      add_bos: whether a beginning-of-sequence token is added where the file does not say.
-      composes: whether text is brought to Unicode's form C first, as the model's tokenizer.json
-        has it and llama.cpp does not.
-    """
-
+    # Patterns, each applied to the pieces of the one before; matches and what is between are pieces
     splits: tuple[str, ...]
-    whole_tokens: bool = False
-    add_bos: bool = False
-    composes: bool = False
+    whole_tokens: bool = False  # a piece that is a token is one, whatever the merges make of it
+    add_bos: bool = False  # where the file does not say
+    composes: bool = False  # text to Unicode's form C first, as tokenizer.json, not llama.cpp, does
 
 
 # The type of each key's value, or of what it is a list of.

@@ -6,28 +6,17 @@ split, spaces are "▁", and characters outside the vocabulary become their UTF-
 
 import collections
 import dataclasses
-import enum
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
+from gguf import TokenType  # whose numbers are also those of SentencePiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's "▁"
 ADDED_SCORE = -1000.0
 """The score of tokens that are not SentencePiece's, but added to it; as llama.cpp's converter."""
-
-
-class TokenType(enum.IntEnum):
-    """The kinds of a token, by the numbers that SentencePiece and GGUF share."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +77,9 @@ def sentencepiece_tokenizer(spec: SentencePiece) -> Tokenizer:
         elif type_ == TokenType.USER_DEFINED and token not in own:
             added[token] = False
     _set_normalizer(tokenizer, spec, own)
-    tokenizer.decoder = _decoder(spec)
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps += [decoders.Strip(" ", left=1)] if spec.dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence(steps)
     add_tokens(tokenizer, added, spec.closed)
     return tokenizer
 
@@ -230,13 +221,6 @@ def _set_normalizer(tokenizer: Tokenizer, spec: SentencePiece, user_defined: lis
     tokenizer.normalizer = normalizers.Sequence(steps)
     if splits:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
-
-
-def _decoder(spec: SentencePiece) -> decoders.Decoder:
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if spec.dummy_prefix:
-        steps.append(decoders.Strip(" ", left=1))
-    return decoders.Sequence(steps)
 
 
 def _scored_merges(spec: SentencePiece) -> list[tuple[str, str]]:

@@ -63,10 +63,7 @@ def score_answers(
     asked = np.arange(width) >= width - questions.answer_tokens[:, None]
     of_answers = np.sum(np.concatenate(nll), axis=1, where=asked, dtype=np.float64)
     check_finite("logits", of_answers, " in question {}".format)
-    return {
-        "nll": of_answers,
-        "given_back": (np.concatenate(likeliest) | ~asked).all(axis=1),
-    }
+    return {"nll": of_answers, "given_back": (np.concatenate(likeliest) | ~asked).all(axis=1)}
 
 
 def _forward(
