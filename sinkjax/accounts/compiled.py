@@ -25,7 +25,7 @@ from sinkjax.masks.paths import Full, Window
 from sinkjax.programs.executable import Executable
 from sinkjax.programs.generate import Program
 from sinkjax.programs.hlo import Scopes
-from sinkjax.specialize.plan import Block, LayerPlan
+from sinkjax.specialize.plan import LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
 _SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|[qkvo]|full|window|copy|sink)/")
@@ -114,17 +114,11 @@ _REST: Shares = {"rest": Fraction(1)}
 
 @dataclasses.dataclass(frozen=True)
 class _LayerShares:
-    """The rows that the work of one layer counts to, and its part in each.
+    """The rows that the work of one layer counts to, and its part in each."""
 
-    Attributes:
-      products: by scope.
-      parameters: by name.
-      stores: of each block, its keys' and its values'.
-    """
-
-    products: Mapping[str, Shares]
-    parameters: Mapping[str, Shares]
-    stores: tuple[Shares, ...]
+    products: Mapping[str, Shares]  # by scope
+    parameters: Mapping[str, Shares]  # by name
+    stores: tuple[Shares, ...]  # of each block, its keys' and its values'
 
     @classmethod
     def of(cls, layer: nnx.Module) -> "_LayerShares":
@@ -147,10 +141,11 @@ class _LayerShares:
                 q[part.path.kind] += block.groups * part.heads
             for part in block.copied:
                 o["copy"] += block.groups * part.heads
-            row = _strongest(block)
-            v[row] += block.groups
+            row = "copy"  # to which keys and values count
             if block.computed:
+                row = "full" if any(p.path == Full() for p in block.computed) else "window"
                 k[row] += block.groups
+            v[row] += block.groups
             stores.append({row: Fraction(1)})
         o += q
         q += collections.Counter(rest=plan.idle[0])  # without a row where there are none
@@ -196,13 +191,6 @@ def _place(scopes: Scopes) -> tuple[int, str] | None:
     if not names & _PATHS and ("qkv" in names or len(names & {"q", "k", "v"}) > 1):
         return latest, "qkv"
     return latest, max(names & _PATHS or names)
-
-
-def _strongest(block: Block) -> str:
-    """The row to which a block's keys and values count."""
-    if not block.computed:
-        return "copy"
-    return "full" if any(part.path == Full() for part in block.computed) else "window"
 
 
 def _shares(counts: Mapping[str, int]) -> Shares:

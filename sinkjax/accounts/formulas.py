@@ -153,7 +153,9 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
             continue
         pairs = _pairs(head, sizes)
         is_sum = sizes.length is not None or pairs > 1  # of one slot no product is left
-        products = Cost(is_sum * 2 * B * pairs * _columns(head, H, sizes))
+        sums_weights = sizes.blocked and not head.is_kept and isinstance(sizes.kernel, Xla)
+        columns = H + (sizes.length is not None and sums_weights)
+        products = Cost(is_sum * 2 * B * pairs * columns)
         if head.has_queries:
             products += biased + Cost(2 * B * pairs * H)
         yield head.path.kind, projection + products
@@ -165,7 +167,8 @@ def _layer(config: LlamaConfig, heads: Sequence[_Head], sizes: Sizes) -> Iterato
         for reads in ([h for h in members if h.has_queries], [h for h in members if h.span]):
             if reads:
                 cached = Cost(cache=B * _slots((h.span for h in reads), sizes) * H * sizes.itemsize)
-                yield _strongest(reads), biased + cached
+                kinds = {head.path.kind for head in reads}
+                yield next(row for row in ROWS if row in kinds), biased + cached
         if sizes.length is not None:
             yield "sink", _sink_group(members, biased, config, sizes)
     yield "sink", _sink_bias([head.path for head in heads], config, sizes)
@@ -214,19 +217,6 @@ def _rest(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> Cost:
         parameters=numbers * sizes.itemsize,
         cache=4 * B,
     )
-
-
-def _strongest(heads: Sequence[_Head]) -> str:
-    kinds = {head.path.kind for head in heads}
-    return next(row for row in ROWS if row in kinds)
-
-
-def _columns(head: _Head, head_dim: int, sizes: Sizes) -> int:
-    """Columns of the product of attention weights and values."""
-    has_one_more = (
-        sizes.length and sizes.blocked and not head.is_kept and isinstance(sizes.kernel, Xla)
-    )
-    return head_dim + bool(has_one_more)
 
 
 def needed_pairs(span: Full | Window, length: int) -> int:

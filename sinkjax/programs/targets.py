@@ -80,11 +80,7 @@ def _target_config(name: str, figures: str) -> str:
     """
 
 
-TARGETS = (
-    "cpu",
-    *(f"tpu:{chip}" for chip in _TPU_TOPOLOGIES),
-    *(f"cuda:{chip}" for chip in _GPUS),
-)
+TARGETS = ("cpu", *(f"tpu:{chip}" for chip in _TPU_TOPOLOGIES), *(f"cuda:{chip}" for chip in _GPUS))
 """The names that `target_device` knows."""
 
 WITHOUT_TPU = {
@@ -131,7 +127,16 @@ def target_devices(target: str) -> list[jax.Device]:
         )
         raise InputError(Problem("target", target, text))
     if platform == "cuda":
-        return _cuda_topology(target, _target_config(*_GPUS[chip])).devices
+        how = {"topology": "1x1x1", "target_config": _target_config(*_GPUS[chip])}
+        try:
+            return topologies.get_topology_desc(platform="cuda", **how).devices
+        except NotImplementedError as error:
+            # JAX gives the plugin up where it finds no CUDA, unless told not to look for one.
+            text = (
+                "JAX did not start its CUDA compiler, which looks for a GPU first; on a machine "
+                "without one, set JAX_PLATFORMS=cpu"
+            )
+            raise InputError(Problem("target", target, text)) from error
     host = _TPU_TOPOLOGIES[chip]
     try:
         return topologies.get_topology_desc(
@@ -155,17 +160,3 @@ def platform_of(target: str) -> str:
     """The platform of one of `TARGETS`, as `jax.Device.platform` names it."""
     platform = target.partition(":")[0]
     return "gpu" if platform == "cuda" else platform
-
-
-def _cuda_topology(target: str, target_config: str) -> topologies.TopologyDescription:
-    try:
-        return topologies.get_topology_desc(
-            platform="cuda", topology="1x1x1", target_config=target_config
-        )
-    except NotImplementedError as error:
-        # JAX gives the plugin up where it finds no CUDA, unless it was told not to look for one.
-        text = (
-            "JAX did not start its CUDA compiler, which looks for a GPU first; on a machine "
-            "without one, set JAX_PLATFORMS=cpu"
-        )
-        raise InputError(Problem("target", target, text)) from error
