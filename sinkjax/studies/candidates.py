@@ -209,8 +209,8 @@ def fills_of(files: Files) -> Fills:
 
 
 def is_text(name: str) -> bool:
-    """Whether a user wrote a mask itself, and no name of one."""
-    return re.match(r"L0(-\d+)?: ", name) is not None
+    """Whether a user wrote a mask itself, or tried to, and no name of one."""
+    return re.match(r"L\d+(-\d+)? *:", name, re.IGNORECASE) is not None
 
 
 def read_plan(name: str, config: LlamaConfig) -> tuple[Plan, Files]:

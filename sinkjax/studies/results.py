@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem, check_path_name
+from sinkjax.errors import InputError, Problem, about, check_path_name
 from sinkjax.files import PARTIAL, parse_json, read_file, replace_file, sync_folder
 from sinkjax.studies import chain
 from sinkjax.studies.fields import Fields, placed
@@ -111,6 +111,21 @@ def read_records(folder: str | os.PathLike[str]) -> tuple[Fields, list[Fields]]:
         ]
     except ValueError as error:
         raise InputError(f"{file}: {error}; {_NO_RESULTS}") from error
+
+
+def read_study(field: str, folder: str | os.PathLike[str], *studies: str) -> list[Fields]:
+    """Reads the records of a folder that a setting names, as `read_records` does.
+
+    Raises:
+      InputError: also for a folder of another study than those of these names.
+    """
+    with about(field):
+        specification, records = read_records(folder)
+    ran = specification.get("experiment", "sweep")  # version 0.1.0 left it out of a sweep's
+    if ran not in studies:
+        text = f"it is of `sinkjax {ran}`: give the output folder of `sinkjax {studies[0]}`"
+        raise InputError(Problem(field, folder, text))
+    return records
 
 
 class Results:
@@ -326,6 +341,9 @@ class Results:
                 "results were made with, which writes it anew; or give another folder."
             )
         elif kept is not None and used:
+            ran, runs = (of.get("experiment", "sweep") for of in (kept, wanted))
+            if ran != runs:  # and with it all else
+                kept, wanted = {"experiment": ran}, {"experiment": runs}
             raise self._error(
                 f"it holds the results of another run. {advice}", *differences(kept, wanted)
             )
@@ -441,6 +459,14 @@ def differences(kept: Any, wanted: Any, field: str = "") -> Iterator[str]:
         for key in kept | wanted:
             name = f"{field}.{key}" if field else key
             yield from differences(kept.get(key, _MISSING), wanted.get(key, _MISSING), name)
+    elif (
+        isinstance(kept, list | tuple)
+        and isinstance(wanted, list | tuple)
+        and len(kept) == len(wanted)
+        and any(isinstance(item, dict) for item in kept)
+    ):
+        for index, of_both in enumerate(zip(kept, wanted, strict=True)):
+            yield from differences(*of_both, f"{field}[{index}]")
     elif kept != wanted:
         yield f"{field or 'the run'} is {_text(kept)} there and {_text(wanted)} here"
 

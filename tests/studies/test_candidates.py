@@ -71,3 +71,10 @@ def test_a_masks_text_may_have_windows_that_grow_with_the_length():
     (alone,) = candidates([text], [], CONFIG, [512])
     assert alone.plan is None
     assert Candidate.of_masks("one", {1: alone.masks[512], 2: alone.masks[512]}).plan is None
+
+
+@pytest.mark.parametrize("text", ["L0:6f", "L1: 6f", "l0-3: 6f", "L0 : 6f"])
+def test_what_was_to_be_a_masks_text_is_told_how_one_is_written(text):
+    """It was looked for as a file of that name."""
+    with pytest.raises(InputError, match=r"is no layer's heads: write it as|where L0 has to begin"):
+        candidates([text], [], CONFIG, [8])

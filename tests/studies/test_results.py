@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runs import SPECIFICATION, numbers, record
 
 from sinkjax.errors import InputError
-from sinkjax.studies.results import Results, identity, read_records
+from sinkjax.studies.results import Results, identity, read_records, read_study
 
 pytestmark = pytest.mark.quick
 
@@ -431,3 +431,34 @@ def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="output_dir=: a folder's name is needed"):
         Results("", {"a": 1})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_study_is_refused_as_that(tmp_path):
+    """It was read as one of a run that had not ended, or that had nothing to take over."""
+    for name, said in (("sweep", "sweep"), ("quality", "quality"), (None, "sweep")):
+        folder = tmp_path / str(name)
+        Results(folder, {**({"experiment": name} if name else {}), "lengths": [2]}).close()
+        with pytest.raises(InputError) as caught:
+            read_study("searches", folder, "search")
+        advice = "give the output folder of `sinkjax search`"
+        assert str(caught.value) == f"searches={folder}: it is of `sinkjax {said}`: {advice}"
+        assert read_study("results", folder, "predict", said) == []
+    with pytest.raises(InputError, match=r"^copies: .*nothing holds no results that can be read"):
+        read_study("copies", tmp_path / "nothing", "copies")
+
+
+def test_what_differs_is_shown_where_it_differs(tmp_path):
+    """Long lists of fields were cut before the one that differs; of another study all differed."""
+    model = {"name": "a" * 300, "dtype": "float32"}
+    specification = {"experiment": "sweep", "models": [model, model], "seed": 0}
+    with Results(tmp_path, specification) as results:
+        results.append(record(0))
+    for other, said in (
+        ({"models": [model, {**model, "dtype": "bfloat16"}]}, "models[1].dtype is"),
+        ({"models": [model]}, "models is [{"),
+        ({"experiment": "quality", "seed": 1}, 'experiment is "sweep" there and "quality" here'),
+    ):
+        with pytest.raises(InputError) as caught:
+            Results(tmp_path, {**specification, **other})
+        _, difference = map(str, caught.value.problems)
+        assert difference.startswith(said)

@@ -35,7 +35,7 @@ import numpy as np
 
 from sinkjax.accounts.formulas import Cost
 from sinkjax.accounts.savings import Needs, Workload, read_needs, saved_shares
-from sinkjax.errors import InputError, Problem, about, problems_of
+from sinkjax.errors import InputError, Problem, problems_of
 from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Path, Sink, Window, parse_paths
@@ -54,7 +54,7 @@ from sinkjax.studies.frontier.page import (
     sections,
 )
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
-from sinkjax.studies.results import read_records
+from sinkjax.studies.results import read_study
 from sinkjax.studies.search.budget import make_moves, rank_moves
 from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
 from sinkjax.studies.series import describe_texts
@@ -123,15 +123,24 @@ class Frontier(ChipsStudy, HeldOutStudy):
     shares: tuple[float, ...] = setting(
         (0.1, 0.3, 0.5, 0.7, 0.9), "Shares of all heads that are masked."
     )
-    samples: int = setting(2, "Draws of labels for each excerpt, for the ranking by sensitivity.")
+    samples: int = setting(
+        2,
+        "Draws of next tokens for each excerpt, for ranking by sensitivity; more are less noisy.",
+    )
     generated: int = setting(64, "Tokens after each prompt, for which the cache has room.")
     control_draws: int = setting(5, "Draws of the random control of each size.")
     saved: Literal["compiled", "formula"] = setting(
         "compiled", "How savings are known: read from each mask's compiled programs, or by formula."
     )
-    searches: tuple[str, ...] = setting((), "Output folders of `sinkjax search`, to add masks of.")
-    gates: tuple[str, ...] = setting((), "Output folders of `sinkjax gates`, to add masks of.")
-    copies: str | None = setting(None, "Output folder of `sinkjax copies`, to add records of.")
+    searches: tuple[str, ...] = setting(
+        (), "Output folders of `sinkjax search`, with commas between them, whose masks are added."
+    )
+    gates: tuple[str, ...] = setting(
+        (), "Output folders of `sinkjax gates`, with commas between them, whose masks are added."
+    )
+    copies: str | None = setting(
+        None, "Output folder of `sinkjax copies`, whose records are added."
+    )
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -189,10 +198,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
     @functools.cached_property
     def _copied(self) -> list[Record]:
         """All records of copies."""
-        if self.copies is None:
-            return []
-        with about("copies"):
-            return list(read_records(self.copies)[1])
+        return [] if self.copies is None else read_study("copies", self.copies, "copies")
 
     def _copied_at(self, length: int) -> list[Record]:
         """Records of copies at one length that have a place on the frontier."""
@@ -340,11 +346,10 @@ class Frontier(ChipsStudy, HeldOutStudy):
 
 
 def _ended(field: str, folders: Sequence[str], kind: str) -> list[Fields]:
-    """The records of a kind in folders of runs that have come so far."""
+    """The records of a study's kind in folders of its runs that have come so far."""
     ended = []
     for folder in folders:
-        with about(field):
-            records = [record for record in read_records(folder)[1] if record["kind"] == kind]
+        records = [record for record in read_study(field, folder, kind) if record["kind"] == kind]
         if not records:
             raise InputError(Problem(field, folder, "it has not ended; let it, first"))
         ended += records

@@ -15,7 +15,6 @@ shipped for choosing.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -26,9 +25,10 @@ from sinkjax.models.digest import tokens_digest
 from sinkjax.studies import texts
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks
 from sinkjax.studies.predict.tables import prediction_tables
-from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.prompts import BOS, BosPolicy
+from sinkjax.studies.results import read_study
 from sinkjax.studies.series import Series, plan_series, read_sources
-from sinkjax.studies.settings import setting, values
+from sinkjax.studies.settings import problems_of, setting, values
 from sinkjax.studies.shared import take_arrays
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.sweep.study import ScoreStudy, count_flops
@@ -53,7 +53,7 @@ class Predict(ScoreStudy):
 
     prompts: str | None = setting(None, "File of prompts: .txt, one a line, or .jsonl.")
     text: str | None = setting(None, f"{texts.TEXT}, cut into excerpts at seeded places.")
-    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each prompt.")
+    bos: BosPolicy = setting("tokenizer", f"{BOS.format('prompt')}.")
     held_out_lengths: tuple[int, ...] = setting(
         (16, 128), "Lengths that nothing is fitted to; they are among lengths."
     )
@@ -68,10 +68,8 @@ class Predict(ScoreStudy):
         yield from super().problems()
         if not 0 < self.held_out_share < 1:
             yield self.wrong("held_out_share", "give a share between 0 and 1, both excluded")
-        if self.results is not None and is_first() and not os.path.isdir(self.results):
-            yield self.wrong(
-                "results", "there is no such folder: give the sweep's, or leave it out"
-            )
+        if self.results is not None and is_first():
+            yield from problems_of(lambda: read_study("results", self.results, "sweep", "predict"))
         if not self.held_out_lengths:
             yield Problem("held_out_lengths", None, "it is empty: hold out at least one length")
 

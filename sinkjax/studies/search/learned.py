@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem
 from sinkjax.masks.paths import Path, parse_path
 from sinkjax.studies.fields import understood
-from sinkjax.studies.results import read_records
+from sinkjax.studies.results import read_study
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +37,7 @@ def read_gates(folder: str) -> LearnedGates:
     Raises:
       InputError: the folder holds no records of one that has ended.
     """
-    with about("gates"):
-        _, records = read_records(folder)
+    records = read_study("gates", folder, "gates")
     with understood(records):
         for record in records:
             if record["kind"] == "training" and "gates" in record["result"]:

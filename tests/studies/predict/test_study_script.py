@@ -72,7 +72,7 @@ BAD = {
     "share": ({"held_out_share": "1.5"}, ["--held_out_share=1.5"]),
     "few": ({"held_out_share": "0.1"}, ["12 prompts", "1 are held out"]),
     "seed": ({"seed": "-1"}, ["--seed=-1"]),
-    "results": ({"results": "/nowhere"}, ["--results=/nowhere: there is no such folder"]),
+    "results": ({"results": "/nowhere"}, ["--results: /nowhere holds no results that can be read"]),
     "threshold": ({"thresholds": "2"}, ["--thresholds=2"]),
 }
 
