@@ -43,8 +43,8 @@ from sinkjax.programs.dispatch import Crossing
 from sinkjax.programs.generate import prompt_problems
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASK, Fills, fills_of, read_mask, read_plan
-from sinkjax.studies.prompts import BosPolicy, encode
-from sinkjax.studies.settings import at_least, setting
+from sinkjax.studies.prompts import BOS, BosPolicy, encode
+from sinkjax.studies.settings import at_least, problems_of, setting
 from sinkjax.studies.timing.study import Timing
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens
@@ -62,7 +62,7 @@ class Generate(ModelSettings, ProgramSettings, Tool):
     prompt: tuple[str, ...] = setting((), "Text to continue.", repeated=True)
     chat: bool = setting(False, "Whether to put each prompt into the tokenizer's chat template.")
     bos: BosPolicy = setting(
-        "tokenizer", "Whether a BOS goes in front of each prompt; a chat template says so itself."
+        "tokenizer", f"{BOS.format('prompt')}. A chat template says so itself."
     )
     mask: str | None = setting(None, f"{MASK}. By default the baseline.")
     up_to: int | None = setting(None, "Most tokens of a prompt that the mask serves.")

@@ -61,7 +61,9 @@ class Inspect(ShapeSettings, ProgramSettings, Tool):
         "a TPU by their topology, as in tpu:v5e:2x4.",
     )
     batch_sizes: int = setting(1, "Rows of a batch.")
-    lengths: tuple[int, ...] = setting((64,), "Tokens of a prompt with its padding, each a bucket.")
+    lengths: tuple[int, ...] = setting(
+        (64,), "Padded lengths of a prompt, in tokens: each has an executable."
+    )
     max_length: int = setting(1024, "Tokens that the cache has room for.")
     output: str | None = setting(None, "File for the records, as JSON lines; by default none.")
 

@@ -15,7 +15,7 @@ from sinkjax.errors import InputError, Problem, each, problems_of
 from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.costs import GENERATED, summarize_parts
-from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.prompts import BOS, BosPolicy
 from sinkjax.studies.resampling import estimate_mean, resample_counts
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, setting, some
@@ -47,7 +47,7 @@ class HeldOutStudy(Study):
         "Tokens at one length on either text; fewer excerpts where they are long. Default: no "
         "limit.",
     )
-    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+    bos: BosPolicy = setting("tokenizer", f"{BOS.format('excerpt')}.")
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 BosPolicy = Literal["tokenizer", "always", "never"]
 BOS_POLICIES: tuple[str, ...] = get_args(BosPolicy)
 
+BOS = (
+    "Whether a BOS, the token for the beginning of a text, goes in front of each {}; tokenizer "
+    "leaves it to the model's tokenizer"
+)
+"""Help for a setting of such a policy."""
+
 _MOST = 10_000  # excerpts of which a text of any length may be asked, most of which do not fit
 
 

@@ -101,7 +101,7 @@ def twice(settings: Any, *names: str) -> Iterator[Problem]:
     for name in names:
         value = getattr(settings, name)
         if len(set(value)) < len(value):
-            yield Problem(name, value, "a value is there twice")
+            yield Problem(name, value, "a value is there twice; give each once")
 
 
 def shares(

@@ -67,7 +67,7 @@ def test_bad_flags_are_refused_together(shape):
     assert "cuda:a100 has" in problems[-1]
     twice = ("--targets=cpu,cpu", "--lengths=8,16,8")
     flags = (f"--model={shape}", f"--mask={MASK}", "--memory=1", *twice)
-    wanted = tuple(f"{flag}: a value is there twice" for flag in twice)
+    wanted = tuple(f"{flag}: a value is there twice; give each once" for flag in twice)
     assert problems_of(run_main, ACCOUNT, *flags) == wanted
     for memory in ("-1", "nan", "1e+308"):  # of which a billion is no number
         flags = f"--model={shape}", f"--mask={MASK}", f"--memory={memory}"

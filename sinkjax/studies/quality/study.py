@@ -30,7 +30,7 @@ from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, PLANS, Candidate, candidates, check_candidates
 from sinkjax.studies.costs import GENERATED
-from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.prompts import BOS, BosPolicy
 from sinkjax.studies.quality.measure import Measure
 from sinkjax.studies.quality.page import openings, sections
 from sinkjax.studies.quality.promise import promise_lines
@@ -70,7 +70,7 @@ class Quality(Study):
     )
     lengths: tuple[int, ...] = setting((24, 512), "Tokens of an excerpt, BOS included.")
     num_excerpts: int = setting(16, "Number of excerpts at one length, at most.")
-    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+    bos: BosPolicy = setting("tokenizer", f"{BOS.format('excerpt')}.")
     generated: int = setting(
         GENERATED, "Tokens of the text after each excerpt, read through decoding; 0 for none."
     )

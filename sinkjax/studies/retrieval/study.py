@@ -43,7 +43,7 @@ from sinkjax.masks.mask import SinkMask
 from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASKS, Candidate, candidates, check_candidates
-from sinkjax.studies.prompts import BosPolicy, TextExcerpts
+from sinkjax.studies.prompts import BOS, BosPolicy, TextExcerpts
 from sinkjax.studies.retrieval.asked import Asked, ask_all, depth_problems
 from sinkjax.studies.retrieval.measure import MeasureAnswers, needs_means
 from sinkjax.studies.retrieval.page import openings, sections
@@ -94,7 +94,7 @@ class Retrieval(Study):
         None,
         f"{texts.TEXT} that niah_prose hides numbers in. Default: the shipped text for judging.",
     )
-    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+    bos: BosPolicy = setting("tokenizer", f"{BOS.format('excerpt')}.")
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()

@@ -58,7 +58,7 @@ from sinkjax.report.records import Record
 from sinkjax.studies import texts
 from sinkjax.studies.candidates import MASK, Candidate, read_mask
 from sinkjax.studies.costs import GENERATED
-from sinkjax.studies.prompts import BosPolicy
+from sinkjax.studies.prompts import BOS, BosPolicy
 from sinkjax.studies.quality.promise import budget_line
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
@@ -136,14 +136,16 @@ class Search(ChipsStudy, AnswersStudy):
         "savings", "What a move is worth: what its path saves, or one masked head."
     )
     ranking: Literal["sensitivity", "error", "gates"] = setting(
-        "sensitivity", "How the cost of a move is predicted."
+        "sensitivity",
+        "How the cost of a move is predicted: sensitivity, by gradients of the KL; error, by how "
+        "far the head's own output moves; gates, by what `sinkjax gates` learned.",
     )
     gates: str | None = setting(None, "Output folder of `sinkjax gates`, to rank by.")
     batch_sizes: int = setting(1, "Rows of the batch that savings are counted for.")
     generated: int = setting(
         GENERATED,
-        "Tokens after each prompt in what savings are counted for, and tokens of the text after an "
-        "excerpt on which masks are measured.",
+        "Tokens after a prompt: savings count the decoding of as many, and the KL is measured on "
+        "as many of the text after each excerpt.",
     )
     flops_per_byte: float = setting(
         10.0, "FLOPs that the machine makes while it reads a byte, by which savings weigh the two."
@@ -152,7 +154,9 @@ class Search(ChipsStudy, AnswersStudy):
         4, "Number of growth rounds; each adds heads until the budget is reached."
     )
     tries: int = setting(5, "Masks measured in a round, at most.")
-    samples: int = setting(2, "Draws of labels for each excerpt that costs are predicted on.")
+    samples: int = setting(
+        2, "Draws of next tokens for each excerpt that sensitivity is from; more are less noisy."
+    )
     rank_excerpts: int = setting(8, "Excerpts on which costs are predicted.")
     hold_excerpts: int = setting(8, "Excerpts on which masks are measured.")
     judge_excerpts: int = setting(24, "Excerpts of each text to judge on.")
@@ -168,7 +172,7 @@ class Search(ChipsStudy, AnswersStudy):
         "Number of texts on which the controls are judged, too: first other excerpts of the text "
         "to choose on. Default: all.",
     )
-    bos: BosPolicy = setting("tokenizer", "Whether a BOS goes in front of each excerpt.")
+    bos: BosPolicy = setting("tokenizer", f"{BOS.format('excerpt')}.")
     mask_file: str | None = setting(None, "File for the mask. Default: OUTPUT_DIR/mask.json.")
 
     def problems(self) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ from sinkjax.models.sharding import row_shards
 from sinkjax.report.records import Record
 from sinkjax.report.table import Table
 from sinkjax.studies import texts
-from sinkjax.studies.prompts import BOS_POLICIES
+from sinkjax.studies.prompts import BOS, BOS_POLICIES
 from sinkjax.studies.series import Series, Source, plan_series, read_sources
 from sinkjax.studies.settings import at_least, known, setting, some, twice, values
 from sinkjax.studies.study import MODEL, Bench, Cell, Size, Study
@@ -150,7 +150,7 @@ class Sweep(ScoreStudy):
     study: bool = setting(True, "Whether the two prompts of the founding study are measured, too.")
     bos: tuple[str, ...] = setting(
         ("tokenizer",),
-        f"BOS policies, of {', '.join(BOS_POLICIES)}; tokenizer leaves it to the tokenizer.",
+        f"Of {', '.join(BOS_POLICIES)}: {BOS[0].lower()}{BOS[1:].format('prompt')}.",
     )
     max_tokens: int = setting(131_072, "Most tokens at one length, so that long prompts are fewer.")
     min_share: float = setting(
