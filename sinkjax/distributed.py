@@ -201,6 +201,11 @@ def _readable(array: Any) -> Any:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
+def is_traced(arrays: Any) -> bool:
+    """Whether an array of a pytree has no values yet, as under `jax.jit`, `vmap` or `grad`."""
+    return any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays))
+
+
 def parse_mesh(text: str) -> dict[str, int] | None:
     """The sizes of a mesh by axis, as in `model:4,data:2`; None for `auto`.
 

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import traceback
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -369,3 +370,65 @@ def test_whole_numbers_may_be_of_any_type():
         assert PLAN.stage(number) == 0
         assert Plan.by_length({2: MASK}).stages == (Stage(MASK),)
         assert STATS.score("mean", number - 1).shape == (1, 1, 6)
+
+
+def test_weights_and_tokens_without_values_are_refused(model, tmp_path, monkeypatch):
+    """Under `jax.jit`, `vmap` and `grad`, by what compiles, runs programs, or reads values."""
+    monkeypatch.chdir(tmp_path)
+    made_for = Provenance(model_digest=sinkjax.model_digest(model))
+    sinkjax.save_mask("mask.json", PLAIN, provenance=made_for)
+    own, program = sinkjax.load_mask("mask.json"), sinkjax.compile(model, prefill_lengths=(4,))
+    for call in (
+        sinkjax.compile,
+        sinkjax.model_digest,
+        lambda model: sinkjax.compile_plan(model, PLAN),
+        lambda model: sinkjax.specialize(model, own),
+        lambda model: sinkjax.save_orbax(model, "orbax"),
+        lambda model: sinkjax.save_safetensors(model, "folder"),
+    ):
+        with pytest.raises(InputError, match=r"^model: its weights are traced: .* outside of jax"):
+            jax.jit(call)(model)
+    for call in (
+        jax.jit(program.generate),
+        jax.vmap(program.generate),
+        jax.jit(lambda tokens: program.generate(list(tokens))),
+        jax.jit(lambda tokens: program.generate([tokens[0], [1]])),
+    ):
+        with pytest.raises(InputError, match=r"^prompts: they are traced: .* prefill and decode"):
+            call(TOKENS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
+
+
+@pytest.mark.parametrize("save", [sinkjax.save_orbax, sinkjax.save_safetensors])
+def test_a_specialized_model_is_not_saved_as_the_model_that_its_config_says(save, model, tmp_path):
+    """One could not be read again, the other deleted the model that the folder had."""
+    save(model, tmp_path / "whole")
+    fast = sinkjax.specialize(model, MASK, fills=tiny.make_fills(model))
+    for folder in (tmp_path / "whole", tmp_path / "new"):
+        with pytest.raises(InputError, match=r"^model: it is specialized: save the model that"):
+            save(fast, folder)
+    assert sinkjax.model_digest(sinkjax.load(tmp_path / "whole")) == sinkjax.model_digest(model)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_cache_of_another_model_mask_or_dtype_is_refused(model):
+    """Where shapes differ JAX said so of arrays that no caller knows; where not, nobody did."""
+    ring, other = (sinkjax.specialize(model, SinkMask.from_text(f"L0: 6w({n},4)")) for n in (2, 1))
+    wider = sinkjax.specialize(model, SinkMask.from_text("L0: 6w(1,5)"))  # as many slots as `ring`
+    full = sinkjax.specialize(model, PLAIN)
+    half, deeper = tiny.make(num_layers=1, dtype=jnp.bfloat16), tiny.make(num_layers=2)
+    models = [model, ring, other, wider, half, deeper]
+    prefill = lambda model: jax.eval_shape(lambda: model.prefill(TOKENS, max_length=16))[1]  # noqa: E731
+    caches = list(map(prefill, models))
+    token = np.ones(1, np.int32)
+    for at, reader in enumerate(models):
+        for of, cache in enumerate(caches):
+            calls = [
+                lambda reader=reader, cache=cache: reader.decode(token, cache),
+                lambda reader=reader, cache=cache: reader.extend(TOKENS, cache, lengths=[6]),
+            ]
+            for call in calls if at != of else ():
+                with pytest.raises(InputError, match=r"^cache: it is of another model, mask or "):
+                    call()
+    for reader, cache in ((model, prefill(full)), (full, caches[0])):  # one program
+        jax.eval_shape(lambda cache, reader=reader: reader.decode(token, cache), cache)

@@ -10,6 +10,7 @@ row's newest token.
 """
 
 import dataclasses
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +48,13 @@ class Cache:
       lengths: tokens of each row so far, which is the position of its next token.
       layers: the cache of each layer.
       max_length: tokens of a row that there is room for, static.
+      kind: of the model that it is of, `Llama.cache_kind`, static.
     """
 
     lengths: Rows
     layers: tuple[LayerCache, ...]
     max_length: int = struct.field(pytree_node=False)
+    kind: Hashable = struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)

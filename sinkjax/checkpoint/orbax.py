@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.checkpoint.names import name_table
-from sinkjax.checkpoint.weights import unwritable
+from sinkjax.checkpoint.weights import check_savable, unwritable
 from sinkjax.distributed import first, to_host
 from sinkjax.errors import InputError, check_path_name, explaining, first_line
 from sinkjax.files import (
@@ -42,7 +42,7 @@ from sinkjax.files import (
 )
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
-from sinkjax.models.decoder import Llama, check_model
+from sinkjax.models.decoder import Llama
 from sinkjax.models.hf_config import check_config
 from sinkjax.models.sharding import parameter_shardings, place_parts, split_axis
 
@@ -80,7 +80,7 @@ def save_orbax(model: Llama, folder: str | pathlib.Path) -> None:
     """
     import orbax.checkpoint as ocp  # slow to import, and loading needs none of it
 
-    check_model(model)
+    check_savable(model)
     folder = check_path_name("folder", folder, "a folder").absolute()
     first(lambda: _check_free(folder))
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))

@@ -19,7 +19,7 @@ from sinkjax.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from sinkjax.checkpoint.names import Entry, Path, name_table
 from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.distributed import first, to_host
-from sinkjax.errors import InputError, check_path_name, first_line
+from sinkjax.errors import InputError, Problem, check_path_name, first_line
 from sinkjax.files import check_path
 from sinkjax.models.abstract import abstract_model, fill_model
 from sinkjax.models.config import LlamaConfig
@@ -148,7 +148,7 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
       InputError: if the model's rotary frequencies have no form in a Hugging Face config, or the
         folder cannot be written.
     """
-    check_model(model)
+    check_savable(model)
     folder = check_path_name("folder", folder, "a folder")
     dtype = model.embedding[...].dtype
     config = to_hf_config(model.config, dtype.name)
@@ -166,6 +166,15 @@ def save_safetensors(model: Llama, folder: str | pathlib.Path) -> None:
         first(lambda: (folder / CONFIG).write_text(text))
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from error
+
+
+def check_savable(model: Llama) -> None:
+    """Raises InputError for a model without the parameters of its config, as a specialized one."""
+    check_model(model, values=True)
+    own = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    if own != {entry.path: entry.shape for entry in name_table(model.config)}:
+        text = "it is specialized: save the model that it was made of, and its mask by save_mask"
+        raise InputError(Problem("model", None, text))
 
 
 def unwritable(folder: pathlib.Path, error: Exception) -> InputError:

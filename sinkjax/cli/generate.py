@@ -44,7 +44,7 @@ from sinkjax.programs.generate import prompt_problems
 from sinkjax.report.table import Table
 from sinkjax.studies.candidates import MASK, Fills, fills_of, read_mask, read_plan
 from sinkjax.studies.prompts import BOS, BosPolicy, encode
-from sinkjax.studies.settings import at_least, problems_of, setting
+from sinkjax.studies.settings import at_least, setting
 from sinkjax.studies.timing.study import Timing
 
 _GRAIN = 64  # room for a text is a multiple of this many tokens

@@ -14,7 +14,7 @@ How products are written is passed in, by whoever knows what the model is compil
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -36,7 +36,8 @@ from sinkjax.attention.full import cached_scores, cached_weights
 from sinkjax.attention.kernels import XLA, Kernel
 from sinkjax.attention.piece import Extended, attend_piece
 from sinkjax.attention.products import PLAIN, Products, add_bias
-from sinkjax.errors import check_kind, check_whole
+from sinkjax.distributed import is_traced
+from sinkjax.errors import InputError, Problem, check_kind, check_whole
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, LlamaConfig
 from sinkjax.models.explicit import check_axes, over_any_axes
@@ -349,7 +350,7 @@ class Llama(nnx.Module):
         check_capacity(tokens.shape[1], max_length)
         x, layers = self._run_layers(x, context)
         last = jnp.take_along_axis(x, (context.lengths - 1)[:, None, None], axis=1)
-        return self.logits(last, products)[:, 0], Cache(context.lengths, layers, max_length)
+        return self.logits(last, products)[:, 0], self._cache(context.lengths, layers, max_length)
 
     @over_any_axes("vocab")
     def extend(
@@ -379,7 +380,7 @@ class Llama(nnx.Module):
             is not known, if it would not fit an empty one.
         """
         check_tokens(tokens)
-        check_cache(cache)
+        check_cache(cache, self.cache_kind)
         lengths, length = self._row_lengths(tokens, lengths), tokens.shape[1]
         start = cache.lengths.max()
         held = 0 if isinstance(start, jax.core.Tracer) else int(start)
@@ -391,7 +392,7 @@ class Llama(nnx.Module):
         x, layers = self._run_layers(self.embed(tokens), context, cache, "extend")
         last = jnp.clip(lengths - 1 - start, 0, length - 1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-        return self.logits(x, products)[:, 0], Cache(after, layers, cache.max_length)
+        return self.logits(x, products)[:, 0], self._cache(after, layers, cache.max_length)
 
     @over_any_axes("vocab")
     def decode(
@@ -405,12 +406,20 @@ class Llama(nnx.Module):
         The cache, from `prefill` or `decode`, needs room in every row: beyond `max_length` the
         logits mean nothing. Donate it, and it is updated in place.
         """
-        check_cache(cache)
+        check_cache(cache, self.cache_kind)
         token, positions = check_of_rows("token", token, cache.lengths), cache.lengths
         tables = rotary_tables(self.config, positions[:, None], positions + 1)
         context = Context(_settled(tables, products), positions, cache.max_length, products)
         x, layers = self._run_layers(self.embed(token[:, None]), context, cache, "decode")
-        return self.logits(x, products)[:, 0], Cache(positions + 1, layers, cache.max_length)
+        return self.logits(x, products)[:, 0], self._cache(positions + 1, layers, cache.max_length)
+
+    @property
+    def cache_kind(self) -> Hashable:
+        """What tells its caches from those of other models, masks and dtypes."""
+        return self.config, str(self.embedding.dtype), len(self.layers)
+
+    def _cache(self, lengths: Lengths, layers: tuple[Any, ...], max_length: int) -> Cache:
+        return Cache(lengths, layers, max_length, self.cache_kind)
 
     def _run_layers(
         self,
@@ -475,9 +484,12 @@ class Llama(nnx.Module):
             return capped(scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
 
-def check_model(model: Any, field: str = "model") -> None:
-    """Raises InputError for what is no model."""
+def check_model(model: Any, field: str = "model", *, values: bool = False) -> None:
+    """Raises InputError for what is no model; with `values`, for one whose weights are traced."""
     check_kind(field, model, Llama, "a model, such as sinkjax.load gives,")
+    if values and is_traced(model):
+        text = "its weights are traced: do this outside of jax.jit, and call the model inside"
+        raise InputError(Problem(field, None, text))
 
 
 def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:

@@ -21,7 +21,7 @@ def model_digest(model: Llama) -> str:
     Equal for equal models, whatever file they came from. Costs one pass over the parameters, about
     a second a gigabyte.
     """
-    check_model(model)
+    check_model(model, values=True)
     config = {k: v for k, v in model.config.to_dict().items() if k not in _INERT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):

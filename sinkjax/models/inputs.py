@@ -3,7 +3,7 @@
 Each would otherwise fail inside JAX, or be another model or another batch without a word.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from typing import Any
 
 import jax
@@ -65,6 +65,9 @@ def check_of_rows(field: str, numbers: Any, rows: jax.Array) -> Int32[Array, " B
     return jnp.asarray(array).astype(jnp.int32)
 
 
-def check_cache(cache: Any) -> None:
-    """Raises InputError for what is no cache."""
+def check_cache(cache: Any, kind: Hashable) -> None:
+    """Raises InputError for what is no cache, or one of another model, mask or dtype."""
     check_kind("cache", cache, Cache, "a cache, such as prefill gives,")
+    if cache.kind != kind:
+        text = "it is of another model, mask or dtype: give one that this model's prefill made"
+        raise InputError(Problem("cache", None, text))

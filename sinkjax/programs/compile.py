@@ -77,12 +77,16 @@ def compile(
       device: to compile for, such as `sinkjax.programs.targets.target_device` gives: the program is
         then for reading. None for where the parameters lie.
 
+    Returns:
+      the program: its `generate` continues prompts, its `executables` say what they cost.
+
     Raises:
       InputError: for sizes below 1, no buckets, buckets beyond `max_length`, a `max_length` beyond
         the model's own, rows that attention over a mesh's axis `neurons` cannot divide, an unknown
-        form of layers, or attention that cannot be computed so.
+        form of layers, attention that cannot be computed so, or a model that is traced, as under
+        `jax.jit`: a program runs outside of others.
     """
-    check_model(model)
+    check_model(model, values=True)
     check_kind("device", device, jax.Device | None, "a jax.Device, as of jax.devices(), or none,")
     buckets, max_length = choose_sizes(model, prefill_lengths, max_length)
     _check(model, batch_size, buckets, max_length, steps_per_call, layers)

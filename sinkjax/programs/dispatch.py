@@ -201,10 +201,13 @@ def compile_plan(
       prefill_lengths, max_length: as for `compile`.
       options: `batch_size`, `steps_per_call`, `layers` and `attention`, as for `compile`.
 
+    Returns:
+      the programs behind one `generate`, as a `Program` has it.
+
     Raises:
       InputError: as `specialize` and `compile` do, and for stages that no prompt reaches.
     """
-    check_model(model)
+    check_model(model, values=True)
     check_kind("plan", plan, Plan, "a Plan, such as Plan.hybrid makes of a mask,")
     check_kind("fills", fills, Mapping | None, "an array for each mask, or none,")
     lengths, max_length = choose_sizes(model, prefill_lengths, max_length)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from sinkjax.attention.kernels import XLA, Kernel
-from sinkjax.distributed import to_host
+from sinkjax.distributed import is_traced, to_host
 from sinkjax.errors import InputError, Problem, whole
 from sinkjax.models.finite import not_finite
 from sinkjax.models.sampling import NO_TOKEN, Sampler, draw, make_sampler
@@ -30,6 +30,8 @@ MAX_STOP_TOKENS = 32
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 OnTokens = Callable[[int, list[int]], None]
+
+_IDS = 'token ids, such as tokenizer(text)["input_ids"] gives'
 
 
 class Generator(abc.ABC):
@@ -79,6 +81,9 @@ class Generator(abc.ABC):
           ValueError: for a program that is only for reading.
         """
         single = _is_single(prompts)
+        if is_traced(prompts):
+            text = "they are traced: generate outside of jax.jit; inside, use prefill and decode"
+            raise InputError(Problem("prompts", None, text))
         arrays = [_as_array(prompts)] if single else list(map(_as_array, prompts))
         vocab_size, max_length = self._sizes()
         problems: list[Problem | str] = []
@@ -407,7 +412,8 @@ def prompt_problems(tokens: np.ndarray, vocab_size: int) -> Iterator[str]:
     if tokens.size == 0:
         yield "is empty; at least one token is needed"
     elif tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        yield f"is {tokens.dtype} {tokens.shape}; whole numbers [T] are needed"
+        kind = "text" if tokens.dtype.kind in "SU" else f"{tokens.dtype} {tokens.shape}"
+        yield f"is {kind}; {_IDS}, whole numbers [T], are needed"
     elif (outside := tokens[(tokens < 0) | (tokens >= vocab_size)]).size:
         yield f"holds token {outside[0]}; the vocabulary has ids 0 to {vocab_size - 1}"
 
@@ -427,7 +433,7 @@ def _is_single(prompts: Prompts) -> bool:
         return prompts.ndim < 2
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         kind = type(prompts).__name__
-        raise InputError(Problem("prompts", None, f"token ids are needed, not {kind}"))
+        raise InputError(Problem("prompts", None, f"{_IDS} are needed, not {kind}"))
     first = prompts[0] if prompts else 0
     if isinstance(first, np.ndarray | jax.Array):
         return first.ndim == 0

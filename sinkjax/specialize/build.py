@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 import jax
@@ -43,6 +43,12 @@ class SpecializedLlama(Llama):
         self.layers = nnx.List(layers)
         self.norm = _shared(model.norm)
         self.head = _shared(model.head)
+
+    @property
+    def cache_kind(self) -> Hashable:
+        """As `Llama.cache_kind`; of the mask in which every head is `full` it is the baseline's."""
+        kind = super().cache_kind
+        return (kind, self.mask.digest) if self.mask.masked.any() else kind
 
 
 @outside_meshes()
