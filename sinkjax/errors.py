@@ -129,8 +129,11 @@ def check_array(field: str, value: Any, kept: type | tuple[()] = ()) -> Any:
     """Returns the array that a value makes, or one of a kind to be kept; InputError for none."""
     try:
         return value if isinstance(value, kept) else np.asarray(value)
-    except (TypeError, ValueError) as error:  # traced; rows of different lengths
-        text = f"it makes no array: {first_line(error)}"
+    except (TypeError, ValueError) as error:
+        advice = "give rows of one length"
+        if isinstance(error, TypeError):  # traced
+            advice = "give its values, outside of jax.jit"
+        text = f"it makes no array: {first_line(error)}; {advice}"
         raise InputError(Problem(field, None, text)) from error
 
 

@@ -432,3 +432,27 @@ def test_a_cache_of_another_model_mask_or_dtype_is_refused(model):
                     call()
     for reader, cache in ((model, prefill(full)), (full, caches[0])):  # one program
         jax.eval_shape(lambda cache, reader=reader: reader.decode(token, cache), cache)
+
+
+def test_what_is_loaded_in_a_dtype_of_jax_is_in_it(model, tmp_path):
+    """As Llama takes them; it had to be its name."""
+    sinkjax.save_safetensors(model, tmp_path)
+    for dtype in ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")):
+        assert sinkjax.load(tmp_path, dtype=dtype).embedding.dtype == jnp.bfloat16
+    with pytest.raises(InputError, match=r"^dtype=.*float64.*: allowed are float32, bfloat16"):
+        sinkjax.load(tmp_path, dtype=np.float64)
+
+
+def test_an_error_does_not_show_a_whole_model(model):
+    for load in (sinkjax.load, sinkjax.load_config, sinkjax.load_tokenizer):
+        with pytest.raises(InputError, match=r"^model: a name or a path is needed, not Llama$"):
+            load(model)
+
+
+def test_what_makes_no_array_is_told_what_would(model):
+    with pytest.raises(
+        InputError, match=r"^tokens: it makes no array: .*; give rows of one length"
+    ):
+        sinkjax.measure_sinks(model, [[1, 2], [1, 2, 3]])
+    with pytest.raises(InputError, match=r"^scores: .*; give its values, outside of jax\.jit"):
+        jax.jit(scored)(SCORES)

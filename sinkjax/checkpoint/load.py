@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
 
 from sinkjax.checkpoint import folder as hf_folder
 from sinkjax.checkpoint import orbax, registry
 from sinkjax.checkpoint.stored import Stored
 from sinkjax.checkpoint.weights import convert
-from sinkjax.errors import InputError, Problem, about
+from sinkjax.errors import InputError, Problem, about, check_kind, is_one_of
 from sinkjax.files import user_path
 from sinkjax.models.config import LlamaConfig
 from sinkjax.models.decoder import Llama
@@ -31,7 +33,7 @@ def load(
     model: str | pathlib.Path,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     mesh: jax.sharding.Mesh | None = None,
     verify: bool = True,
 ) -> Llama:
@@ -42,7 +44,8 @@ def load(
         a `.gguf` file or the first part of one, an Orbax folder written by `sinkjax.save_orbax`,
         or a Hub id (`owner/name`). What exists on disk goes before a Hub id.
       revision: branch, tag or commit of a Hub id.
-      dtype: of the parameters, one of `DTYPES`, whatever the stored ones are.
+      dtype: of the parameters, whatever the stored ones are: one of `DTYPES`, or as NumPy and JAX
+        have it, such as `jnp.bfloat16`.
       mesh: to lay the parameters over, by the rules of `sinkjax.models.rules`; its axes are
         some of `data`, `neurons`, `model` and `sub`.
       verify: whether what is read of an Orbax folder is held against the hashes that it keeps.
@@ -54,18 +57,19 @@ def load(
       InputError: if it cannot be found, is of no family, is corrupt, or has anything that is not
         understood, with all of it listed; and for a mesh that does not divide its heads.
     """
-    if str(dtype) not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
+    name = jnp.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
+    if not is_one_of(name, DTYPES):
+        raise InputError(Problem("dtype", dtype, f"allowed are {', '.join(DTYPES)}"))
     if mesh is not None:  # refused before weights are fetched
         check_mesh(mesh, load_config(model, revision=revision))
     kind, path = _locate(model, revision, weights=True)
     if kind == "orbax":
-        return orbax.restore_orbax(path, jnp.dtype(dtype), mesh, verify=verify)
-    return convert(_open(kind, path), jnp.dtype(dtype), mesh)
+        return orbax.restore_orbax(path, jnp.dtype(name), mesh, verify=verify)
+    return convert(_open(kind, path), jnp.dtype(name), mesh)
 
 
 def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> LlamaConfig:
-    """The config alone; of a Hub id, no weights are downloaded. Arguments as for `load`."""
+    """The config, without downloading weights of a Hub id. Arguments and errors as for `load`."""
     kind, path = _locate(model, revision, weights=False)
     if kind == "orbax":
         return orbax.orbax_config(path)
@@ -77,9 +81,10 @@ def load_config(model: str | pathlib.Path, *, revision: str | None = None) -> Ll
 def load_tokenizer(
     model: str | pathlib.Path, *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; no network but for a Hub id. Arguments as for `load`.
+    """The tokenizer of a model; no network but for a Hub id. Arguments and errors as for `load`.
 
-    One model's tokens are the same from a folder, a GGUF file and an Orbax folder.
+    One model's tokens are the same from a folder, a GGUF file and an Orbax folder: of a text,
+    `tokenizer(text)["input_ids"]`, a list of T ids.
     """
     kind, path = _locate(model, revision, weights=False)
     if kind == "gguf":
@@ -95,8 +100,7 @@ def _locate(
     model: str | pathlib.Path, revision: str | None, *, weights: bool
 ) -> tuple[Literal["gguf", "folder", "orbax"], pathlib.Path]:
     """The kind and the place of what a name stands for, fetched if need be."""
-    if not isinstance(model, str | os.PathLike):
-        raise InputError(Problem("model", model, "it has to be a name or a path, as text"))
+    check_kind("model", model, str | os.PathLike, "a name or a path")
     if not isinstance(revision, str | None):
         raise InputError(Problem("revision", revision, "it has to be text; put it in quotes"))
     name, path = str(model), user_path(model)

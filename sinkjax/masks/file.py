@@ -290,7 +290,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: the mask cannot be read ({error.strerror}); give a file that "
             "sinkjax.save_mask wrote, or the name of a mask that ships: "
-            f"{', '.join(shipped.names(*_SHIPPED))}"
+            f"{', '.join(shipped.names(*_SHIPPED))}; SinkMask.from_text reads a mask's text"
         ) from error
     try:
         fields = parse_json(content, strict=True)

@@ -357,7 +357,7 @@ def test_an_empty_folder_and_a_missing_path_are_refused(tmp_path):
     for load in (sinkjax.load, sinkjax.load_tokenizer):
         with pytest.raises(InputError, match="revision=5: it has to be text"):
             load("owner/name", revision=5)
-        with pytest.raises(InputError, match="model=5: it has to be a name or a path"):
+        with pytest.raises(InputError, match="model: a name or a path is needed, not int"):
             load(5)
 
 

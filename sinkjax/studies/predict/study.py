@@ -28,7 +28,7 @@ from sinkjax.studies.predict.tables import prediction_tables
 from sinkjax.studies.prompts import BOS, BosPolicy
 from sinkjax.studies.results import read_study
 from sinkjax.studies.series import Series, plan_series, read_sources
-from sinkjax.studies.settings import problems_of, setting, values
+from sinkjax.studies.settings import setting, values
 from sinkjax.studies.shared import take_arrays
 from sinkjax.studies.study import Bench, Cell, Size
 from sinkjax.studies.sweep.study import ScoreStudy, count_flops
