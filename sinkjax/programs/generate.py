@@ -433,7 +433,7 @@ def _is_single(prompts: Prompts) -> bool:
         return prompts.ndim < 2
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         kind = type(prompts).__name__
-        raise InputError(Problem("prompts", None, f"{_IDS} are needed, not {kind}"))
+        raise InputError(Problem("prompts", None, f"{_IDS}, are needed, not {kind}"))
     first = prompts[0] if prompts else 0
     if isinstance(first, np.ndarray | jax.Array):
         return first.ndim == 0

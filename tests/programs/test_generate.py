@@ -169,11 +169,11 @@ def test_everything_that_is_wrong_with_a_request_is_named(program):
     ("prompts", "settings", "named"),
     [
         ([], {}, "the prompt is empty"),
-        ("text", {}, "gives are needed, not str"),
+        ("text", {}, "gives, are needed, not str"),
         (
             7,
             {},
-            'prompts: token ids, such as tokenizer(text)["input_ids"] gives are needed, not int',
+            'prompts: token ids, such as tokenizer(text)["input_ids"] gives, are needed, not int',
         ),
         (["one", "two"], {}, "prompt 1 is text; token ids, such as tokenizer(text)"),
         ([1.5, 2.0], {}, "the prompt is float64"),
