@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from sinkjax.distributed import is_first
-from sinkjax.errors import Problem
+from sinkjax.errors import Problem, problems_of
 from sinkjax.masks.scores import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies import texts
