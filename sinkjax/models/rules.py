@@ -1,5 +1,6 @@
 """Which mesh axis each logical axis lies along: the rules, in one place."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def cache_specs(layers: Iterable[Any], cache: Cache, mesh: Mesh | AbstractMesh) 
         return LayerCache(keys, values, bias)
 
     of_layers = tuple(map(of_layer, layers, cache.layers))
-    return Cache(lies(cache.lengths, "batch"), of_layers, cache.max_length)
+    return dataclasses.replace(cache, lengths=lies(cache.lengths, "batch"), layers=of_layers)
 
 
 def lay_batch(x: jax.Array, name: str, weight: jax.Array) -> jax.Array:
