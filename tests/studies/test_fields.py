@@ -49,7 +49,7 @@ CASES = [
     (Sweep, 3, "length", "8", "line 3: length: text"),
     (Sweep, 3, "source", "short", "line 3: source: text"),
     (Quality, 1, "candidate", None, "line 1: candidate: null"),
-    (Quality, 1, "candidate.heads.copy", [], "line 1: candidate.heads.copy: a list of 0"),
+    (Quality, 1, "result.heads.copy", [], "line 1: result.heads.copy: a list of 0"),
     (Quality, 1, "result.kl.mean", 0.5, "line 1: result.kl.mean: a number"),
     (Quality, 1, "result.kl.mean.value", {}, "line 1: result.kl.mean.value: an object"),
     (Quality, 1, "num_windows", "many", "line 1: num_windows: text"),
