@@ -20,7 +20,7 @@ from sinkjax.checkpoint.gguf_tokenizer import end_tokens
 from sinkjax.checkpoint.stored import Part, Stored
 from sinkjax.errors import InputError, naming
 from sinkjax.models.families import FAMILIES
-from sinkjax.models.families.family import FULL, WINDOWED, Family, Gguf
+from sinkjax.models.families.family import FULL, WINDOWED, Family, Gguf, windowed_but_one_in
 from sinkjax.models.hf_config import MOST_LAYERS_OR_HEADS, unlisted
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -192,8 +192,7 @@ class _Metadata:
         if isinstance(listed, list) and {type(has) for has in listed} == {bool}:
             del self._left[key]
             return [WINDOWED if has else FULL for has in listed]
-        every = self.count(key, every)
-        return [WINDOWED if (layer + 1) % every else FULL for layer in range(layers)]
+        return windowed_but_one_in(self.count(key, every), layers)
 
     def check_nothing_left(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuses keys that are left over at other values than those that change nothing."""

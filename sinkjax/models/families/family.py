@@ -116,6 +116,11 @@ def is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
+def windowed_but_one_in(every: int, layers: int) -> list[str]:
+    """Returns kinds of layers of which all have windows but for the last of each so many."""
+    return [WINDOWED if (layer + 1) % every else FULL for layer in range(layers)]
+
+
 def window_problems(attributes: Attributes, kinds: Any) -> list[str]:
     """Returns what is wrong with the kinds of layers and the window of those that have one."""
     used = attributes.get("use_sliding_window", True)

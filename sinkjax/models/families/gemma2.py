@@ -8,10 +8,8 @@ import math
 from typing import Any
 
 from sinkjax.models.families.family import (
-    FULL,
     OUTER_NORMS,
     WHOLE,
-    WINDOWED,
     Attributes,
     Family,
     Gguf,
@@ -20,6 +18,7 @@ from sinkjax.models.families.family import (
     is_whole,
     shown,
     window_problems,
+    windowed_but_one_in,
     windows_of,
     written_windows,
 )
@@ -62,8 +61,7 @@ def kinds_of(attributes: Attributes, every: int = 2) -> Any:
     """Returns the kinds of layers: as listed, or all with windows but for one in `every`."""
     if attributes["layer_types"] is not None:
         return attributes["layer_types"]
-    layers = range(attributes["num_hidden_layers"])
-    return [WINDOWED if (layer + 1) % every else FULL for layer in layers]
+    return windowed_but_one_in(every, attributes["num_hidden_layers"])
 
 
 def read(attributes: Attributes, kinds: Any) -> dict[str, Any]:

@@ -68,10 +68,17 @@ class Predict(ScoreStudy):
         yield from super().problems()
         if not 0 < self.held_out_share < 1:
             yield self.wrong("held_out_share", "give a share between 0 and 1, both excluded")
-        if self.results is not None and is_first():
-            yield from problems_of(lambda: read_study("results", self.results, "sweep", "predict"))
+        yield from self._results_problems
         if not self.held_out_lengths:
             yield Problem("held_out_lengths", None, "it is empty: hold out at least one length")
+
+    @functools.cached_property
+    def _results_problems(self) -> tuple[Problem, ...]:
+        """What is wrong with the folder of `results`, all of whose records are read to know."""
+        if self.results is None or not is_first():
+            return ()
+        folder = self.results
+        return problems_of(lambda: read_study("results", folder, "sweep", "predict"))
 
     def plan_problems(self) -> Iterator[Problem]:
         if self.subject.config.num_layers < 2:
