@@ -25,6 +25,7 @@ SECTIONS = {
 """The section of the findings that each mask has."""
 
 OVERVIEW = "Model by model: what held and what did not"
+CHOICES = "At 2,048 tokens: other choices, model by model"
 
 PARTS = {
     "mean": "kl",
@@ -69,6 +70,14 @@ def says(cell, *values):
     return numbers == [f"{value:.{n}f}" for n, value in zip(places, values, strict=True)]
 
 
+def judged(quality, words):
+    """The entries, one a text, of the mask or of the control that a table's words name."""
+    for control, ways in CONTROLS.items():
+        if control in words:
+            return quality["controls"][ways["all on" in words]]
+    return quality["quality"]
+
+
 def of_text(entries, name):
     """The entry of the text whose name begins as a table has it."""
     own = name.startswith(("there", "other excerpts of the text to choose on"))
@@ -88,14 +97,24 @@ def test_tables_of_kl(name):
     for header, rows in tables(FINDINGS, SECTIONS[name]):
         for text, *cells in rows if header[0] == "KL" else ():
             for column, cell in zip(header[1:], cells, strict=True):
-                words, entries = f"{text} {column}", quality["quality"]
-                for control, ways in CONTROLS.items():
-                    if control in words:
-                        entries = quality["controls"][ways["all on" in words]]
+                entries = judged(quality, f"{text} {column}")
                 part = PARTS.get(column.rpartition(": ")[2], "kl_generated")
                 assert says(cell, *estimate(of_text(entries, text), part)), (text, column)
                 checked += 1
-    assert checked > 30
+    assert checked > 10
+
+
+def test_the_table_of_other_choices():
+    ((header, rows),) = tables(FINDINGS, CHOICES)
+    assert len(rows) == 6
+    for model, name in (("SmolLM2", "smollm2-135m-2048"), ("Qwen", "qwen2.5-coder-0.5b-2048")):
+        heads, size = facts(name)["heads on windows"]
+        assert f"{heads} of {size}" in rows[0][0]
+        for part in ("mean", "late", "generated"):
+            column = header.index(f"{model}: {part}")
+            for row in rows:
+                entry = of_text(judged(MASKS[name].quality, row[0]), "there")
+                assert says(row[column], *estimate(entry, PARTS[part])), (row[0], header[column])
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -222,7 +241,10 @@ def test_the_table_of_masks_over_chips():
         assert wrong == [], name
 
 
-@pytest.mark.parametrize(("name", "cells"), [("smollm2-135m-512", 6), ("smollm2-135m-2048", 9)])
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [("smollm2-135m-512", 6), ("smollm2-135m-2048", 9), ("qwen2.5-coder-0.5b-2048", 9)],
+)
 def test_tables_of_answers(name, cells):
     sets = [of for answers in MASKS[name].quality["retrieval"] for of in answers["asked"]]
     asked = {(of["task"], of["length"], of["depth"]): of for of in sets}
