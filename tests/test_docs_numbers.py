@@ -197,6 +197,18 @@ def test_tables_of_all_masks(page, heading, count):
             assert faster in ("no faster", ", ".join(of_one)), name
 
 
+def test_the_table_over_texts():
+    (rows,) = (
+        of for header, of in tables(FINDINGS, "The masks in `configs/masks/`") if "texts" in header
+    )
+    assert len(rows) == len(MASKS)
+    for name, number, *cells in rows:
+        over = MASKS[name.strip("`")].quality["texts"]
+        assert says(number, over["num_texts"])
+        for part, cell in zip(("mean", "kl_late", "kl_generated"), cells, strict=True):
+            assert says(cell, *estimate(over, part)), (name, part)
+
+
 def test_the_overview_of_masks():
     qwen, small = "qwen2.5-coder-0.5b-2048", "smollm2-135m"
     known = {name.removeprefix(f"{small}-"): numbers(name) for name in MASKS}
