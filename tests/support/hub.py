@@ -27,6 +27,8 @@ class Hub:
         `revision`, `tree` or `resolve` of who reads, `create`, `preupload`, `lfs` or `commit` of
         who writes.
       elsewhere: names of files that `resolve` sends who asks for to another host.
+      breaks: the byte of its files before which connections break, by the repository.
+      rangeless: repositories of which all of a file is sent, whatever range is asked for.
     """
 
     def __init__(self):
@@ -40,6 +42,8 @@ class Hub:
             ("acme/gated", "resolve"): self.error(403, "GatedRepo"),
         }
         self.elsewhere: set[str] = set()
+        self.breaks: dict[str, int] = {}
+        self.rangeless: set[str] = set()
         self.storage = ""
         self.requests: list[tuple[str, str]] = []
 
@@ -92,13 +96,20 @@ class Hub:
                 path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
                 hub.requests.append((self.command, path))
                 status, headers, content = answer(path)
+                repo, first = "/".join(path.removeprefix("/lfs").split("/")[1:3]), 0
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if asked and status == 200 and repo not in hub.rangeless:
+                    first, last = map(int, asked.groups())
+                    status, content = 206, content[first : last + 1]
                 self.send_response(status)
                 for key, value in headers.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    sent = content[: max(0, hub.breaks.get(repo, len(content) + first) - first)]
+                    self.wfile.write(sent)
+                    self.close_connection |= len(sent) < len(content)
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever)
@@ -155,7 +166,7 @@ class Hub:
             oid = hashlib.sha256(content).hexdigest()
             self.objects[oid] = content
             size = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
-            return 302, {**headers, **size, "Location": f"{self.storage}/lfs/{oid}"}, b""
+            return 302, {**headers, **size, "Location": f"{self.storage}/lfs/{repo}/{oid}"}, b""
         return 200, headers, content
 
     def take(self, path: str, content: bytes, token: str, base: str) -> Answer:
