@@ -153,6 +153,7 @@ def test_a_part_that_is_another_is_not_taken(session, name, part, problem):
     (instead,) = (text for text in said[name] if text.startswith(INSTEAD))
     assert instead.startswith(INSTEAD + problem)
     assert said[name] == [*PARTS[:part], instead, *PARTS[part:]]
+    assert OID not in instead  # of more than the part, no more was taken than shows it
 
 
 def test_a_hub_that_cannot_be_reached_or_asked_is_not_waited_for(tmp_path):
