@@ -18,7 +18,7 @@ from sinkjax.masks.paths import Sink
 from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.digest import model_digest
 from sinkjax.models.parts import RMSNorm, unnormed
-from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, heads_axis
+from sinkjax.models.rules import AS_DIVIDED, BY_CHIP, BY_SUB, heads_axis
 from sinkjax.models.sharding import is_explicit, mesh_of, on_devices, shard, with_axes_of
 from sinkjax.specialize.attention import SpecializedAttention
 from sinkjax.specialize.plan import HeadOrder, LayerPlan, plan_layers
@@ -134,16 +134,21 @@ def _build(
     config = model.config
     group = config.num_heads // config.num_kv_heads
     plans = plan_layers(mask, group, config.layer_windows, config.joint_qk_norm, chips, sub)
-    uneven = [n for n, planned in enumerate(plans) if planned and planned[0].batch == BY_CHIP]
-    if uneven:
-        _logger.warning(
-            "the mask leaves the heads of %d of %d layers uneven over %d chips, each of which "
-            "holds all of what attention there multiplies by, and divides rows where their number "
-            "allows: balance it over the chips to divide heads",
-            len(uneven),
-            config.num_layers,
-            chips,
-        )
+    for axis, size, batch, advice in (
+        ("model", chips, BY_CHIP, ": balance it over the chips to divide heads"),
+        ("sub", sub, BY_SUB, ""),
+    ):
+        uneven = sum(planned is not None and planned[0].batch == batch for planned in plans)
+        if uneven:
+            _logger.warning(
+                "the mask leaves the heads of %d of %d layers uneven over %d chips along %s, which "
+                "hold attention's weights there alike and divide rows where their number allows%s",
+                uneven,
+                config.num_layers,
+                size,
+                axis,
+                advice,
+            )
     layers = []
     for index, (layer, planned) in enumerate(zip(model.layers, plans, strict=True)):
         layer = _shared(layer)

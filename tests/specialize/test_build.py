@@ -300,3 +300,13 @@ def test_what_is_specialized_lies_over_the_mesh_of_what_it_was_made_from(text, c
     np.testing.assert_allclose(
         jax.jit(Llama.__call__)(fast, tokens), jax.jit(Llama.__call__)(alone, tokens), atol=1e-5
     )
+
+
+def test_layers_that_chips_along_sub_cannot_divide_are_said(caplog):
+    """A window and full heads in a group; in the other layer two heads of each group are left."""
+    config = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64, num_layers=2).config
+    mesh = make_mesh({"model": 2, "sub": 2, "data": 2})
+    mask = SinkMask.from_text("L0: f w(2,3) 2f f w(2,3) 2f | L1: 2s(first) 2f 2s(first) 2f")
+    specialize(shard(abstract_model(config, jnp.float32), mesh), mask)
+    (record,) = caplog.records
+    assert "the heads of 1 of 2 layers uneven over 2 chips along sub, which" in record.getMessage()
