@@ -133,7 +133,7 @@ def together(function: Callable[[], Result]) -> Result:
     try:
         result = function()
     except (InputError, OSError) as error:
-        if not _is_known(error):
+        if not is_known(error):
             _meet(error=error)
         raise
     _meet()
@@ -168,7 +168,7 @@ def _meet(message: bytes = b"", error: Exception | None = None) -> bytes:
     raise error
 
 
-def _is_known(error: BaseException | None) -> bool:
+def is_known(error: BaseException | None) -> bool:
     """Whether all processes have heard of an error, or of one that it was raised from."""
     while error is not None and _KNOWN not in getattr(error, "__notes__", ()):
         error = error.__cause__ or error.__context__

@@ -61,7 +61,8 @@ def stoppable(more: str = "") -> Iterator[None]:
         if came and not (isinstance(error, SystemExit) and not error.code):
             _handle(signal.SIG_DFL)  # a second one ends what still has to be closed
             sys.stderr.write(f"stopped{more}\n")
-            sys.exit(128 + came[0])
+            _flush()
+            os._exit(128 + came[0])  # else JAX waits for other processes, which wait for this one
         _over()
         raise
     _over()
@@ -70,6 +71,10 @@ def stoppable(more: str = "") -> Iterator[None]:
 def _over() -> None:
     """Lets a signal end the process while Python closes what is open."""
     end_at_once()  # first: a pipe that nobody reads takes its time
+    _flush()
+
+
+def _flush() -> None:
     with contextlib.suppress(OSError):  # a reader that went, of which Python tells
         sys.stdout.flush()
 

@@ -74,6 +74,56 @@ def test_a_process_of_a_job_is_stopped(name):
     assert ran.stderr.splitlines()[-1] == "stopped"
 
 
+_ENDS_ALONE = """
+import signal
+import jax
+from sinkjax.cli import flags
+from sinkjax.cli.processes import Processes
+from sinkjax.distributed import first
+from sinkjax.interrupts import stoppable
+
+def main():
+    first(lambda: None)
+    if jax.process_index() == 1:
+        {ends}
+    first(lambda: None)
+
+joined = Processes(coordinator="localhost:{port}", num_processes=2, process_id={index})
+with stoppable():
+    flags.run(lambda: joined.run(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        ("signal.raise_signal(signal.SIGTERM)", 143, "stopped"),
+        ("raise ZeroDivisionError('one alone')", 1, "ZeroDivisionError: one alone"),
+        ("signal.raise_signal(signal.SIGKILL)", -9, ""),
+    ],
+)
+def test_no_process_of_a_job_waits_for_one_that_ended(ends, status, said):
+    """Where one ended alone, JAX had both wait at its exit: for five minutes, or 100 s."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    how = {"env": {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, "stderr": subprocess.PIPE}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], text=True, **how)
+        for script in (_ENDS_ALONE.format(ends=ends, port=port, index=n) for n in (0, 1))
+    ]
+    try:
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, status], errors
+    assert errors[1].strip().endswith(said)
+    (line,) = (line for line in errors[0].splitlines() if line.startswith("error: "))
+    assert line.startswith("error: another process has ended or cannot be reached (")
+    assert "Traceback" not in errors[0]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_study_says_so_in_its_last_line(number, tiny, tmp_path):
     process = start(

@@ -1,5 +1,6 @@
 """Joins the processes of a job, of which the first alone speaks."""
 
+import atexit
 import dataclasses
 import os
 import sys
@@ -7,7 +8,8 @@ from collections.abc import Callable
 
 import jax
 
-from sinkjax.distributed import is_first, start, together
+from sinkjax.distributed import is_first, is_known, process_count, start, together
+from sinkjax.errors import InputError, first_line
 from sinkjax.studies.settings import setting
 
 
@@ -31,4 +33,13 @@ class Processes:
         start(self.coordinator, self.num_processes, self.process_id)
         if not is_first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return together(main)
+        try:
+            return together(main)
+        except Exception as error:
+            if process_count() > 1 and not is_known(error):
+                atexit.register(os._exit, 1)  # before JAX waits for the others, and they for this
+                if "Gloo" in str(error):  # of XLA, which raises it in several classes
+                    text = f"another process has ended or cannot be reached ({first_line(error)})"
+                    advice = "see what it says, and start all of them again"
+                    raise InputError(f"{text}; {advice}") from error
+            raise
