@@ -78,7 +78,7 @@ def promise_lines(candidate: Candidate, records: Sequence[Record]) -> Iterator[s
 
 
 def _promised(saved: SavedMask) -> dict[str, Any] | None:
-    """Of the budget that a mask's file says it keeps: how much, on what, and from what; or None."""
+    """The budget that a mask's file says it keeps: how much, on what, and from what; or None."""
     quality, longest = saved.quality, max(saved.provenance.lengths, default=0)
     try:
         judged = [of for of in quality["quality"] if of["length"] == longest]
@@ -118,7 +118,7 @@ def _promise_line(
     if not fitting:
         return (
             f"{name}: its file promises a KL of {kl_budget:g} nats a token for {wide}, of which "
-            f"nothing was measured: give --lengths={longest} --generated={generated}."
+            f"nothing was measured: set lengths to {longest} and generated to {generated}."
         )
     kept = over_budget(measured_quality(fitting), kl_budget, budget_on)
     at = " and ".join(formats.count(n) for n in sorted({record["length"] for record in fitting}))

@@ -276,7 +276,7 @@ def test_the_last_line_says_whether_a_mask_keeps_what_its_file_promises(tiny, tm
         assert (f"at {length} tokens" in line.partition(" Its file")[0]) == over
     _, line = last_line(100, generated=3)
     assert f"promises a KL of 100 nats a token for {wide}, of which nothing was measured" in line
-    assert line.endswith("give --lengths=20 --generated=2.")
+    assert line.endswith("set lengths to 20 and generated to 2.")
     # What serves the tokens after a prompt is the plan's own, however many they are.
     _, line = last_line(100, f"--plan={plan}", generated=3)
     assert line == f"{plan} {promises}"
