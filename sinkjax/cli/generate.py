@@ -6,9 +6,9 @@
   sinkjax generate --prompt="Hello world" --mask=mask.json --up_to=10
 
 --mask names a file that `sinkjax mask` or sinkjax.save_mask wrote. With --up_to it serves
-prompts of up to so many tokens, and the baseline longer ones: the founding study's hybrid. What
-happens to a text that grows beyond is --crossing: with "stay" the mask serves to the end, with
-"prefill" all tokens so far are prefilled again without it.
+prompts of up to so many tokens, and the baseline longer ones. What happens to a text that grows
+beyond is --crossing: with "stay" the mask serves to the end, with "prefill" all tokens so far are
+prefilled again without it.
 
 --plan names a JSON file with masks for more lengths than two, each a mask's file or its text:
 

@@ -15,8 +15,8 @@ With --units=group a key/value group is chosen whole or not at all: only then do
 keys and values that its heads share.
 
 Chosen heads take --paths: s(first), s(zero) or w(sinks,recent), in words or first letters; or
-copy_first_layer, the founding study's idea, in which they use the attention of layer 0's head of
-their own index. All others stay full.
+copy_first_layer, by which they use the attention of layer 0's head of their own index. All others
+stay full.
 
 --from_folder reads what others have published for --model: DuoAttention's and RLKV's scores of
 key/value heads, of which those below --thresholds, below the --quantile (their sparsity) or the

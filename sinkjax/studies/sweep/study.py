@@ -6,8 +6,8 @@
 
 Without --prompts and --text, two sources need no file and no network: about a hundred short
 prompts written for the project, at lengths up to 64, and excerpts of the text that is shipped for
-choosing at every length. The founding study's two prompts are measured whole beside them
-(--nostudy leaves them out).
+choosing at every length. The two prompts of the founding study, an unpublished one of Llama-3.2-1B,
+are measured whole beside them (--nostudy leaves them out).
 """
 
 import dataclasses
