@@ -184,7 +184,7 @@ def _table(target: str, records: list[dict[str, Any]], mask: SinkMask) -> Table:
 
 
 def _place(record: Mapping[str, Any]) -> tuple:
-    """By length, prefill before decoding, a kernel before `xla`, the baseline before the mask."""
+    """Orders by length, then prefill first, a kernel before `xla`, the baseline before the mask."""
     _, length, attention, program = record["work"]
     return length, record["name"] == "decode", attention == "xla", program != "baseline"
 

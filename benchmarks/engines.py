@@ -33,11 +33,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def prefill(self, tokens: np.ndarray) -> Call:
-        """From int32 [B, T] on the host to the first new token of every row there."""
+        """The call from int32 [B, T] on the host to the first new token of every row there."""
 
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray, steps: int) -> Call:
-        """So many greedy steps of every row after its prompt; the prompt is not part of it."""
+        """The call of so many greedy steps of every row, after its prompt and without it."""
 
     @abc.abstractmethod
     def greedy(self, tokens: np.ndarray, count: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class Sinkjax(Engine):
         self._programs: dict[tuple[int, ...], sinkjax.Program] = {}
 
     def program(self, shape: tuple[int, int], new: int) -> sinkjax.Program:
-        """For prompts [B, T] and so many tokens after them; the last one stays."""
+        """Compiles for prompts [B, T] and so many tokens after them; the last one stays."""
         if (*shape, new) not in self._programs:
             self._programs = {
                 (*shape, new): sinkjax.compile(
@@ -74,7 +74,7 @@ class Sinkjax(Engine):
         return decode_call(self.program(tokens.shape, steps), tokens, steps)
 
     def margin(self, tokens: np.ndarray) -> float:
-        """By how much the likeliest next logit is above the second after int [T]."""
+        """Returns how much the likeliest next logit is above the second after int [T]."""
         run = jax.jit(lambda model, row: model.prefill(row, max_length=row.shape[1])[0])
         second, first = np.sort(np.asarray(run(self._model, jnp.asarray(tokens)[None]))[0])[-2:]
         return float(first - second)
@@ -206,7 +206,7 @@ class LlamaCpp(Engine):
 
     @staticmethod
     def _last(tokens: np.ndarray) -> list[int]:
-        """Where the logits of each row's last token are."""
+        """Returns where the logits of each row's last token are."""
         rows, length = tokens.shape
         return [length * (row + 1) - 1 for row in range(rows)]
 

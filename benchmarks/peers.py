@@ -91,7 +91,7 @@ class _Cell:
         return 1 if self.stage == "prefill" else _STEPS.value
 
     def limit(self, config: sinkjax.LlamaConfig) -> Limit:
-        """In float32."""
+        """The limit in float32."""
         mask, rows, length = SinkMask.full(config), self.batch_size, self.prompt_length
         if self.stage == "prefill":
             return prefill_limit(config, mask, rows, length, 4)

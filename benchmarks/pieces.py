@@ -100,7 +100,7 @@ def _at_once(model: sinkjax.Llama, tokens: np.ndarray) -> _Run:
 
 
 def _in_pieces(model: sinkjax.Llama, tokens: np.ndarray) -> _Run:
-    """As `sinkjax.programs.generate` runs them: the first piece is the short one."""
+    """Runs pieces as `sinkjax.programs.generate` does: the first is the short one."""
     length, piece = tokens.shape[1], min(_PIECE.value, tokens.shape[1])
     first, *others = np.split(tokens, range((length - 1) % piece + 1, length, piece), axis=1)
     prefill, lengths, cache = _prefill(model, tokens, first)
@@ -141,7 +141,7 @@ def _choice() -> Choice:
 
 
 def _compiled(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
-    """As `sinkjax.compile` compiles prompts."""
+    """Compiles as `sinkjax.compile` compiles prompts."""
     lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
     return lowered.compile(compiler_options=dict(_choice().prompt_options))
 

@@ -31,7 +31,7 @@ both divide them, else `sub` for the rows of their cache; `neurons` for neurons 
 attention, whose weights are whole over it, for rows."""
 
 AUTO = "auto"
-"""In the place of sizes: as few devices as a model fits on for `model`, the rest for `data`."""
+"""What stands for sizes: as few devices as a model fits on for `model`, the rest for `data`."""
 
 _PROCESSES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _HOSTS = "TPU_WORKER_HOSTNAMES"

@@ -67,7 +67,7 @@ CHIPS: Mapping[str, Chip] = {
     # without; 80 GB at 3.35 TB/s.
     "cuda:h100": Chip(multiply=989e12, read=3.35e12, memory=80e9),
 }
-"""By name, of `sinkjax.programs.targets.TARGETS`."""
+"""Chips of published figures, by their names in `sinkjax.programs.targets.TARGETS`."""
 
 
 def prefill_limit(

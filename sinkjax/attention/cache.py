@@ -86,14 +86,12 @@ class Ring:
     within: int | None = None
 
     def positions(self, t: Rows) -> Int32[Array, "B S"]:
-        """As of `Whole`."""
         slots, t = jnp.arange(self.size, dtype=jnp.int32)[None, :], t[:, None]
         newest = t - (t - slots) % (self.size - self.sinks)
         positions = jnp.where((slots < self.sinks) | (slots > t), slots, newest)
         return _without_old_sinks(positions, slots, self, t)
 
     def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
-        """As of `Whole`."""
         turns = (positions - self.sinks) % (self.size - self.sinks)
         return jnp.where(positions < self.sinks, positions, self.sinks + turns)
 
@@ -115,14 +113,12 @@ class Band:
         return jnp.maximum(t + 1 - (self.size - self.sinks), self.sinks)
 
     def positions(self, t: Rows) -> Int32[Array, "B S"]:
-        """As of `Whole`."""
         slots = jnp.arange(self.size, dtype=jnp.int32)[None, :]
         later = slots - self.sinks + self.start(t)[:, None]
         positions = jnp.where(slots < self.sinks, slots, later)
         return _without_old_sinks(positions, slots, self, t[:, None])
 
     def slots(self, positions: Int32[Array, "B P"], t: Rows) -> Int32[Array, "B P"]:
-        """As of `Whole`."""
         shifted = positions - self.start(t)[:, None] + self.sinks
         return jnp.where(positions < self.sinks, positions, shifted)
 

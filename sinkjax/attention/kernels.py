@@ -124,7 +124,7 @@ class Blocked(Kernel):
     def _attend(
         self, q: PerHead, k: PerKvHead, v: PerKvHead, path: Full | Window, cap: float | None
     ) -> PerHead:
-        """As `attend`, of scaled queries and shapes without problems."""
+        """Computes `attend` of scaled queries, and of shapes without problems."""
 
     def attend(
         self,

@@ -28,7 +28,7 @@ _HIDDEN = -1e30  # a score that weighs nothing; its difference to itself is a nu
 
 @dataclasses.dataclass(frozen=True)
 class Pallas(Blocked):
-    """As `Blocked`, on NVIDIA GPUs."""
+    """A kernel of our own, through Triton, for NVIDIA GPUs."""
 
     name: ClassVar[str] = "pallas"
     platform: ClassVar[str] = "gpu"

@@ -152,10 +152,7 @@ class CpuProducts(Products):
     def unnormalized(
         self, scores: Float32[Array, "*rows S"], visible: Bool[Array, "... S"]
     ) -> Float32[Array, "*rows S"]:
-        """As of `Products`.
-
-        Each fold of a row is masked by itself, so that masked scores are never written to memory.
-        """
+        """Masks each fold of a row by itself, so that masked scores are never written to memory."""
 
         def masked(start: int, stop: int) -> Array:
             return jnp.where(visible[..., start:stop], scores[..., start:stop], -jnp.inf)
@@ -181,13 +178,13 @@ class CpuProducts(Products):
         return self.settle(functools.reduce(jnp.maximum, tops))
 
     def counted(self, values: Float[Array, "B K S H"]) -> Float[Array, "B K S M"]:
-        """As of `Products`: as they are."""
+        """Returns the values as they are."""
         return values
 
     def sum_counted(
         self, weights: Float32[Array, "B K G T S"], values: Float[Array, "B K S M"]
     ) -> Float32[Array, "B K G T columns"]:
-        """As of `Products`: weights are in memory, and 65 columns take a third longer than 64."""
+        """Sums weights apart: they are in memory, and 65 columns take a third longer than 64."""
         with jax.named_scope("dot_general"):
             totals = weights.sum(axis=-1, keepdims=True)
         return jnp.concatenate([weighted_sums(weights, values), totals], axis=-1)
@@ -218,7 +215,7 @@ _PAIR_INPUTS = 1024
 """The most of a pair of rows: eight rows of so many inputs fit a core's first cache."""
 
 _LEFT_ROWS = 64
-"""Up to which the library's time goes into packing the weight, unless it is on the left."""
+"""Rows up to which the library's time goes into packing the weight, unless it is on the left."""
 
 
 def _dot(x: Array, weight: Array, dtype: DTypeLike | None) -> Array:

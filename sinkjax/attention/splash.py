@@ -23,13 +23,13 @@ MAX_BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class Splash(Blocked):
-    """As `Blocked`, on TPUs."""
+    """JAX's splash attention, for TPUs."""
 
     name: ClassVar[str] = "splash"
     platform: ClassVar[str] = "tpu"
 
     def blocks(self, path: Full | Window, length: int) -> tuple[int, int]:
-        """As of `Blocked`: no more than an eighth of T, no more keys than a window's recent ones.
+        """Returns no more than an eighth of T, and no more keys than a window's recent ones.
 
         What a block computes in vain grows with its size; so does what a grid's step is worth.
         """
@@ -55,7 +55,7 @@ class Splash(Blocked):
 
 @dataclasses.dataclass(frozen=True)
 class _Visible:
-    """As `blocks.sees`, of a path; hashable, as splash attention wants it."""
+    """What `blocks.sees` says of a path, hashable, as splash attention wants it."""
 
     path: Full | Window
 

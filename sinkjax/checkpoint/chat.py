@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 10.0
-"""That one text may take."""
+"""Time that one text may take."""
 
 _MOST_MEMORY = 1 << 30  # bytes that a template may add to what its process begins with
 _MOST_LETTERS = 10_000_000  # of a text, above those of its messages

@@ -287,7 +287,7 @@ class _Cursor:
         return self._numbers(type_, 1, what)[0]
 
     def _numbers(self, type_: int, count: int, what: str) -> list[Any]:
-        """So many numbers; float32 as the shortest decimals that give them back.
+        """Reads so many numbers; float32 as the shortest decimals that give them back.
 
         So that 1e-5 stored in float32 is 1e-5, as it was in the model's config.json, and not
         9.999999747378752e-06.

@@ -1,4 +1,4 @@
-"""From the name a user gives to a model, its config or its tokenizer."""
+"""Loads a model, its config or its tokenizer by the name that a user gives."""
 
 import os
 import pathlib

@@ -309,7 +309,7 @@ def _write(part: _Part, contents: Iterator[bytes], path: pathlib.Path, start: in
 
 
 def _contents(source: IO[bytes], most: int) -> Iterator[bytes]:
-    """Up to so many bytes, a piece after another."""
+    """Reads up to so many bytes, a piece after another."""
     while content := source.read(min(1 << 20, most)):
         most -= len(content)
         yield content

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
-"""By the `model_type` of the whole, that of its `text_config`, where that names none."""
+"""The `model_type` of a `text_config` that names none, by that of the whole."""
 
 # Of the text, too, where the whole says it.
 _OF_THE_WHOLE = "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"

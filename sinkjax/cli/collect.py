@@ -21,7 +21,7 @@ _SAME = {
     "retrieval": ("length", "dtype", "asked"),
     "timing": ("stage", "batch_size", "prompt_length", "generated", "dtype", "device", "jax"),
 }
-"""By what is measured, the fields of which a mask's file keeps one entry for each combination."""
+"""The fields of which a mask's file keeps one entry for each combination, by what is measured."""
 
 MEASURED = tuple(_SAME)
 """What is measured of a mask, as its file names it."""
@@ -63,7 +63,7 @@ def collect(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _collected(saved: SavedMask, folders: Sequence[str]) -> dict[str, Any]:
-    """As `collect`, of a file that has what is read from it."""
+    """Does what `collect` does, of a file that has what is read from it."""
     by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in MEASURED}
     for folder in folders:
         with about("measured", folder):

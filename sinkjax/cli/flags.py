@@ -126,7 +126,7 @@ def _parse(renamed: Mapping[str, str], arguments: list[str]) -> list[str]:
 
 
 def _given_again(arguments: Iterable[str]) -> dict[str, str]:
-    """By flag that is given several values and takes the last: that value.
+    """The last value, which is taken, of each flag that is given several, by its name.
 
     The command line's own alone: what takes the place of a flag file's is meant to.
     """

@@ -171,7 +171,7 @@ class HarnessLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> "HarnessLM":
-        """As `named`, of `pretrained=...,mask=...`."""
+        """Makes what `named` makes, of `pretrained=...,mask=...`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property

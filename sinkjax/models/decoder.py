@@ -92,7 +92,7 @@ class Attention(nnx.Module):
     def attend(
         self, x: Residual, context: Context, attend: Attend[Observed]
     ) -> tuple[Residual, Observed]:
-        """As `Layer.attend`, without norm and residual."""
+        """Does what `Layer.attend` does, without norm and residual."""
         products = context.products
         q, k, v = products.project(x, self.q[...], self.k[...], self.v[...])
         q, k = add_bias(q, self.q_bias), add_bias(k, self.k_bias)

@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p.
+"""Draws the next token from logits: greedy, temperature, top-k, top-p.
 
 The settings are arrays, so one executable serves them all; which of three ways it goes (greedy,
 plain, filtered) is decided at run time, so that greedy decoding never pays for the filters.

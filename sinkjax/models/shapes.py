@@ -69,7 +69,7 @@ SHAPES: dict[str, LlamaConfig] = {
         tie_embeddings=True,
     ),
 }
-"""By name, as each model's `config.json` has them, without the token ids that no program reads."""
+"""Configs by name, as `config.json` has them, without the token ids that no program reads."""
 
 
 def random_model(

@@ -272,7 +272,7 @@ class _Placement:
         return jax.tree.map(lambda array, spec: _described(array, over(spec)), arrays, specs)
 
     def outputs(self, arrays: Any) -> Any:
-        """For `jax.jit`, of outputs that have to lie as these arguments do; on one device, None."""
+        """Returns shardings, for `jax.jit`, of outputs like these arguments; None on one device."""
         return None if self.mesh is None else jax.tree.map(lambda a: a.sharding, arrays)
 
 

@@ -71,8 +71,8 @@ kernel where it can compute that length, and `xla` where not, or over several de
 """
 
 DEFAULT_ATTENTION = XLA.name
-"""On every platform. Neither kernel has been timed, or run on the chip that it is made for: until
-one was, beside `xla`, it is asked for by name.
+"""The kernel of every platform. No other has been timed, or run on the chip that it is made for:
+until one was, beside `xla`, it is asked for by name.
 """
 
 

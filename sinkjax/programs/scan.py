@@ -35,7 +35,7 @@ class LayerRun(nnx.Module):
 
     @property
     def attention(self) -> nnx.Module:
-        """That of each of the layers."""
+        """The attention of each of the layers."""
         return self.layer.attention
 
     def __call__(

@@ -68,7 +68,7 @@ def signed_nats(value: float) -> str:
 
 
 def relative(value: float) -> str:
-    """By how much of itself something changed: `+1.25%`."""
+    """A change, as a share of what changed: `+1.25%`."""
     return f"{round(100 * value, 2) + 0.0:+.2f}%"
 
 

@@ -1,1 +1,1 @@
-"""From a model and a static mask to a model without the work that the mask removes."""
+"""Makes of a model and a static mask a model without the work that the mask removes."""

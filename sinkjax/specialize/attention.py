@@ -79,7 +79,7 @@ class SpecializedAttention(nnx.Module):
 
     @property
     def batch(self) -> str:
-        """As `sinkjax.models.decoder.Attention` has it."""
+        """The logical axis of rows (`sinkjax.models.rules`)."""
         return self.plan.batch
 
     def __call__(

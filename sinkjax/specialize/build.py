@@ -46,7 +46,7 @@ class SpecializedLlama(Llama):
 
     @property
     def cache_kind(self) -> Hashable:
-        """As `Llama.cache_kind`; of the mask in which every head is `full` it is the baseline's."""
+        """What tells its caches from others; the baseline's of a mask without a masked head."""
         kind = super().cache_kind
         return (kind, self.mask.digest) if self.mask.masked.any() else kind
 

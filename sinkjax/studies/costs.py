@@ -26,7 +26,7 @@ from sinkjax.studies.resampling import estimate_mean, resample_counts
 
 PARTS = ("kl_acting", "kl_late", "kl_generated")
 LAST = "kl_last"
-"""Beside `PARTS`: of one position an excerpt, and so of many short ones. No budget is on it."""
+"""The KL of one position an excerpt, and so of many short ones. No budget is on it."""
 
 GENERATED = 64
 """Tokens after an excerpt over which the KL is counted."""

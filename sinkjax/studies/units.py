@@ -120,7 +120,7 @@ class ChipsStudy(Study):
             yield from problems_of(lambda: self.on_fullest(SinkMask.full(self.subject.config)))
 
     def together(self, costs: np.ndarray, by: Literal["head", "group"] = "head") -> Units:
-        """As `units_of`, for as many chips."""
+        """Returns what `units_of` does, for as many chips."""
         return units_of(costs, self.subject.config.num_kv_heads, by, self.chips)
 
     def on_fullest(self, mask: SinkMask) -> SinkMask:

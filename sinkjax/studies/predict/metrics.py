@@ -151,7 +151,7 @@ def _calibration(
 
 
 def _pooled_pairs(scores: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By prompts: how many pairs of a positive of one and a negative of the other there are.
+    """Counts by prompts the pairs of a positive of one and a negative of the other.
 
     Returns:
       of those the ones in which the positive scores higher, a tie counting half, and all: float64
@@ -171,7 +171,7 @@ def _pooled_pairs(scores: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray,
 
 
 def _pairs_within(scores: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `_pooled_pairs`, of pairs in one column alone."""
+    """Counts what `_pooled_pairs` does, of pairs in one column alone."""
     prompts = len(outcomes)
     wins, pairs = np.zeros((prompts, prompts)), np.zeros((prompts, prompts))
     for p in range(prompts):

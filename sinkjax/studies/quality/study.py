@@ -113,7 +113,7 @@ class Quality(Study):
 
     @functools.cached_property
     def excerpts(self) -> list[tuple[Series, int, np.ndarray]]:
-        """Of each series and length T the excerpts with the tokens after them, int32 [W, T + M]."""
+        """Excerpts of each series and length T, with the tokens after them, int32 [W, T + M]."""
         read = [(series, length) for series in self.series for length in series.tokens]
         return [(of, length, of.with_following(length, self.generated)) for of, length in read]
 

@@ -193,7 +193,7 @@ def spend(
     close: float = 0.95,
     whole: bool = False,
 ) -> Step:
-    """As many of the moves, from the first on, as the measured KL allows.
+    """Makes as many of the moves, from the first on, as the measured KL allows.
 
     Their number is bisected; the next one to measure is where the KL would reach the target if it
     grew with the predicted cost as it did so far, where that lies well inside the bracket.

@@ -95,7 +95,7 @@ class SearchSettings:
     chips: int = 1
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values; without what earlier versions had no word for, where it is not used."""
+        """Its JSON values, without what earlier versions had no word for, where it is not used."""
         fields = dataclasses.asdict(dataclasses.replace(self, gates=None, prune=None))
         if self.chips == 1:
             del fields["chips"]
@@ -381,7 +381,7 @@ class _KeptAnswers:
         return dataclasses.replace(step, mask=mask, number=fits)
 
     def _most_answered(self, answers: Sequence[Answers]) -> Answers:
-        """Those of which the baseline answers most sets, of several the first."""
+        """Returns those of which the baseline answers most sets, of several the first."""
         best, most = answers[0], -1
         for each in answers:
             if len(each.held) <= most:  # it cannot be more; a baseline's answers take long

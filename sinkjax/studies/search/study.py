@@ -292,7 +292,7 @@ class Search(ChipsStudy, AnswersStudy):
 
     @property
     def _paths(self) -> tuple[Path, ...]:
-        """That heads may take."""
+        """The paths that heads may take."""
         if self._pruned is None:
             return self.paths
         taken = (path for heads in self._pruned.heads for path in heads)

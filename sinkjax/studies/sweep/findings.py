@@ -56,7 +56,7 @@ def layer_0_headline(curves: Sequence[Curve]) -> str:
 
 
 def best_source_headline(curves: Sequence[Curve]) -> str:
-    """At how many lengths the best source layer is better than chance picks, over some curves."""
+    """Says at how many lengths the best source layer is better than chance, over some curves."""
     best = [result["best_source"] for curve in curves for result in curve.results]
     verdicts = [beyond_chance(b["lift"], b["shuffled_best_lift"]) for b in best]
     defined = [verdict for verdict in verdicts if verdict is not None]

@@ -15,7 +15,7 @@ from sinkjax.studies.sweep.records import Curve
 
 
 def head_share_figure(curve: Curve) -> Picture:
-    """In which share of the prompts each head is a sink, a panel a length."""
+    """The share of the prompts in which each head is a sink, a panel a length."""
     return grids.mosaic(
         curve,
         "per_head",

@@ -17,7 +17,7 @@ _Made = TypeVar("_Made")
 
 
 def resident_rise(call: Call) -> int | None:
-    """By how many bytes the process's resident memory stood higher during a call than before it.
+    """Measures how many bytes higher the resident memory stood during a call than before it.
 
     None where the system has no peak that can be set back: elsewhere than on Linux.
     """

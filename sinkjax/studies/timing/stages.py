@@ -14,7 +14,7 @@ from sinkjax.studies.timing.pairs import Call
 
 
 def prefill_call(program: Program, tokens: np.ndarray) -> Call:
-    """From a prompt on the host to its first new token there, with the cache ready to go on.
+    """Makes the call from a prompt on the host to its first new token there, with its cache kept.
 
     So its time is the time to the first token. A run whose logits are not finite is an InputError.
 

@@ -62,7 +62,7 @@ class TrainSettings:
             yield Problem("warmup_share", self.warmup_share, text)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values, by the names that they have in records."""
+        """Its JSON values, by the names that they have in records."""
         fields = dataclasses.asdict(self)
         return {("warmup" if name == "warmup_share" else name): fields[name] for name in fields}
 
