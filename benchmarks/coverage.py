@@ -1,4 +1,4 @@
-"""How often intervals from few excerpts cover the mean that they are of.
+"""How often intervals of a KL from few excerpts cover the mean that they are of.
 
   python -m benchmarks.coverage
   python -m benchmarks.coverage --measure --mask=tests/masks/earlier/512-gates.json
@@ -7,7 +7,7 @@ Of the KL of each of 200 excerpts of a text, n are drawn with replacement, as fr
 end, and the interval of their mean is made in each of several ways; how often it holds the mean of
 all 200 is printed. The KLs are those of benchmarks/coverage.npz, for the mean over all positions,
 the last quarter and the 64 tokens after an excerpt; --measure makes that file again, which takes a
-quarter of an hour a text on two idle cores.
+quarter of an hour a novel on two idle cores, and half as long any other text.
 """
 
 import functools
@@ -26,7 +26,7 @@ from sinkjax.report.formats import percent
 from sinkjax.report.table import Table
 from sinkjax.studies import texts
 from sinkjax.studies.costs import GENERATED, late_from
-from sinkjax.studies.resampling import LEVEL, RESAMPLES, estimate_excerpts
+from sinkjax.studies.resampling import LEVEL, RESAMPLES, estimate_kl, expanded_tail
 from sinkjax.studies.subject import Subject
 
 MEASURE = flags.DEFINE_bool("measure", False, "Measure the KLs again.")
@@ -37,7 +37,9 @@ RUNS = flags.DEFINE_integer("runs", 4000, "Draws of excerpts.")
 
 FILE = pathlib.Path(__file__).with_suffix(".npz")
 COUNTS = (8, 16, 24, 32)
-_LENGTH, _EXCERPTS, _CHUNK = 512, 200, 25
+_EXCERPTS, _CHUNK = 200, 25
+# The novels have room for 200 excerpts of 512 tokens and those after them, the other texts of 224.
+_LENGTHS = {"mansfield-park": 512, "moby-dick": 512}
 _NORMAL = float(scipy.special.ndtri((1 + LEVEL) / 2))
 
 
@@ -45,19 +47,20 @@ def measure(mask_name: str) -> dict[str, np.ndarray]:
     """The mean KL of each excerpt, by text and part: float16 [200]."""
     subject, saved = Subject.named("smollm2-135m"), sinkjax.load_mask(mask_name)
     model, means = subject.load(), {}
-    late = late_from(_LENGTH)
-    parts = {
-        "mean": slice(0, _LENGTH - SCORE_FROM),
-        "late": slice(late - SCORE_FROM, _LENGTH - SCORE_FROM),
-        "generated": slice(_LENGTH - SCORE_FROM, None),
-    }
     for text in texts.SHIPPED:
+        length = _LENGTHS.get(text, 224)
         excerpts = texts.read_text(text, _EXCERPTS, 0)
-        rows = excerpts.at_length(subject.tokenizer, "tokenizer", _LENGTH + GENERATED, _EXCERPTS)
+        rows = excerpts.at_length(subject.tokenizer, "tokenizer", length + GENERATED, _EXCERPTS)
         kl = [
             Judge(model, rows[start : start + _CHUNK], fills=saved.fills)(saved.mask)
             for start in range(0, _EXCERPTS, _CHUNK)
         ]
+        scored = length - SCORE_FROM
+        parts = {
+            "mean": slice(0, scored),
+            "late": slice(late_from(length) - SCORE_FROM, scored),
+            "generated": slice(scored, None),
+        }
         for name, columns in parts.items():
             means[f"{text}, {name}"] = np.concatenate(kl)[:, columns].mean(axis=1)
     return {name: values.astype(np.float16) for name, values in means.items()}
@@ -75,13 +78,13 @@ def coverage(values: np.ndarray, count: int, runs: int, seed: int = 0) -> dict[s
     t = float(scipy.special.stdtrit(count - 1, (1 + LEVEL) / 2))
     quantiles = functools.partial(np.quantile, resampled, axis=1)
     plain = quantiles([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    expanded = float(scipy.special.ndtr(-t * math.sqrt(count / (count - 1))))
+    tails = {freedom: expanded_tail(count, freedom) for freedom in (count - 1, count - 3)}
     squares = np.square(drawn) @ counts.T / count
     spreads = np.sqrt(np.maximum(squares - np.square(resampled), 1e-18) * count / (count - 1))
     studentized = np.quantile(
         (resampled - mean[:, None]) / spreads, [(1 + LEVEL) / 2, (1 - LEVEL) / 2], axis=1
     )
-    ours = [estimate_excerpts(m, row, count) for m, row in zip(mean, resampled, strict=True)]
+    ours = [estimate_kl(values) for values in drawn]
     intervals = {
         "percentiles": plain,
         "percentiles, wider by √(n/(n-1))": mean + (plain - mean) * math.sqrt(count / (count - 1)),
@@ -89,7 +92,8 @@ def coverage(values: np.ndarray, count: int, runs: int, seed: int = 0) -> dict[s
         "Student's t": mean + np.array([[-t], [t]]) * spread / math.sqrt(count),
         "BCa": _corrected(drawn, resampled, mean),
         "bootstrap-t": mean - studentized * spread,
-        "expanded percentiles": quantiles([expanded, 1 - expanded]),
+        "expanded percentiles": quantiles([tails[count - 1], 1 - tails[count - 1]]),
+        "the same, n - 3": quantiles([tails[count - 3], 1 - tails[count - 3]]),
         "the project's": np.array([[e[side] for e in ours] for side in ("low", "high")]),
     }
     truth = values.mean()

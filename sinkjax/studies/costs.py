@@ -22,7 +22,7 @@ from sinkjax.report import formats
 from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record
 from sinkjax.report.table import Text
-from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.resampling import estimate_kl, estimate_mean, resample_counts
 
 PARTS = ("kl_acting", "kl_late", "kl_generated")
 LAST = "kl_last"
@@ -96,13 +96,12 @@ def parts_up_to(kl: np.ndarray, mask: SinkMask, prompt: int) -> dict[int, dict[s
 
 
 def summarize_parts(
-    kl: np.ndarray, mask: SinkMask, prompt: int, weights: np.ndarray, score_from: int = SCORE_FROM
+    kl: np.ndarray, mask: SinkMask, prompt: int, score_from: int = SCORE_FROM
 ) -> dict[str, dict[str, Any]]:
     """Estimates of `PARTS`, as records hold them.
 
     Args:
       kl, mask, prompt: as of `part_means`.
-      weights: of the excerpts, `resample_counts`.
       score_from: the first position of `kl`.
 
     Returns:
@@ -114,7 +113,7 @@ def summarize_parts(
         if start >= stop:
             return {"value": None, "undefined": undefined}
         columns = kl[:, start - score_from : stop - score_from]
-        return {"first": start, **estimate_mean(columns, weights)}
+        return {"first": start, **estimate_kl(columns)}
 
     spans = _spans(mask, prompt, score_from, kl.shape[1])
     parts = {name: of(*spans[name], why) for name, why in zip(PARTS, _UNDEFINED, strict=True)}

@@ -16,7 +16,7 @@ from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.costs import GENERATED, summarize_parts
 from sinkjax.studies.prompts import BOS, BosPolicy
-from sinkjax.studies.resampling import estimate_mean, resample_counts
+from sinkjax.studies.resampling import estimate_kl
 from sinkjax.studies.series import Series, Source, plan_series
 from sinkjax.studies.settings import at_least, setting, some
 from sinkjax.studies.study import Study
@@ -119,7 +119,7 @@ class HeldOutStudy(Study):
 
 
 def mask_result(
-    mask: SinkMask, kl: np.ndarray, length: int, seed: int, windows: Sequence[int | None]
+    mask: SinkMask, kl: np.ndarray, length: int, windows: Sequence[int | None]
 ) -> dict[str, Any]:
     """The "result" of a record of a mask's KL, which counts as masked what hides anything.
 
@@ -128,11 +128,11 @@ def mask_result(
       length: T, of the excerpts.
       windows: of the model's own, as of `SinkMask.hiding`.
     """
-    weights, hiding = resample_counts(len(kl), seed), mask.hiding(windows)
+    hiding = mask.hiding(windows)
     return {
         "heads": hiding.counts(),
-        "kl": estimate_mean(kl[:, : length - SCORE_FROM], weights),
-        **summarize_parts(kl, hiding, length, weights),
+        "kl": estimate_kl(kl[:, : length - SCORE_FROM]),
+        **summarize_parts(kl, hiding, length),
         "mask": str(mask),
         "mask_digest": mask.digest,
     }

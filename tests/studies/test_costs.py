@@ -10,7 +10,6 @@ from sinkjax.masks.paths import Full
 from sinkjax.studies.costs import LAST, PARTS, over_draws, part_means, summarize_parts
 from sinkjax.studies.frontier.page import masked_share
 from sinkjax.studies.held_out import mask_result
-from sinkjax.studies.resampling import resample_counts
 from sinkjax.testing.oracle import reference_logits
 
 MIXED = SinkMask.from_text("L0: 2f | L1: f w(2,5) | L2: w(1,2) f")
@@ -39,10 +38,7 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
         "kl_late": late,
         "kl_generated": set(range(prompt, prompt + generated)),
     }
-    means, found = (
-        part_means(kl, mask, prompt),
-        summarize_parts(kl, mask, prompt, resample_counts(9, 0)),
-    )
+    means, found = part_means(kl, mask, prompt), summarize_parts(kl, mask, prompt)
     assert list(found) == [*PARTS, LAST]
     assert found[LAST]["first"] == prompt - 1
     assert found[LAST]["value"] == pytest.approx(kl[:, prompt - 2].mean())
@@ -66,7 +62,7 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
 
 def test_a_mask_without_masked_heads_acts_nowhere():
     mask = SinkMask.from_text("L0: 2f")
-    found = summarize_parts(np.zeros((2, 7), np.float32), mask, 8, resample_counts(2, 0))
+    found = summarize_parts(np.zeros((2, 7), np.float32), mask, 8)
     assert found["kl_acting"]["undefined"] == "no masked head acts before the end of the prompt"
     assert found["kl_acting"]["by_path"] == []
     assert found["kl_late"]["value"] == 0
@@ -95,13 +91,13 @@ def test_in_a_layer_with_a_window_of_its_own_a_wider_one_does_not_act():
     tokens = np.random.default_rng(1).integers(0, 61, (2, 16)).astype(np.int32)
     mask = SinkMask.from_text("L0: w(1,5) f | L1: f w(2,8) | L2: w(0,7) w(3,6)")
     kl = Judge(model, tokens)(mask)
-    result = mask_result(mask, kl, 16, 0, model.config.layer_windows)
+    result = mask_result(mask, kl, 16, model.config.layer_windows)
     first = 1 + int(np.flatnonzero((kl > 0).any(axis=0))[0])
     assert result["kl_acting"]["first"] == first == 10
     assert [of["path"] for of in result["kl_acting"]["by_path"]] == ["window(2,8)"]
     assert result["mask"] == str(mask)
     assert result["heads"] == {"full": 5, "copy": 0, "window": 1, "sink": 0}
     idle = SinkMask.from_text("L0: w(1,5) f | L1: 2f | L2: w(0,7) w(3,6)")
-    nothing = mask_result(idle, kl, 16, 0, model.config.layer_windows)
+    nothing = mask_result(idle, kl, 16, model.config.layer_windows)
     assert nothing["kl_acting"]["value"] is None
     assert masked_share({"result": nothing}) == 0

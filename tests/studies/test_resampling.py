@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from sinkjax.studies import resampling
-from sinkjax.studies.resampling import RESAMPLES, Resamples, estimate_mean, resample_counts
+from sinkjax.studies.resampling import (
+    RESAMPLES,
+    Resamples,
+    estimate_kl,
+    estimate_mean,
+    resample_counts,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -38,3 +44,28 @@ def test_equal_excerpts_have_no_interval():
     }
     one_lost = estimate_mean(np.arange(30) > 0, weights)
     assert one_lost["low"] < one_lost["value"] < one_lost["high"] == 1
+
+
+def test_a_kl_has_the_interval_of_a_lognormals_mean():
+    """By the published formula, of eight values whose logarithms' mean and deviation are known."""
+    logs = np.array([-3, -2, -1, 0, 0, 1, 2, 3]) / 2
+    spread = logs.var(ddof=1)
+    found = estimate_kl(np.exp(logs)[:, None])
+    half = 2.756509 * np.sqrt(spread / 8 + spread**2 / 14)  # t of 98% and 5 degrees of freedom
+    assert found["value"] == pytest.approx(np.exp(logs).mean())
+    assert found["low"] == pytest.approx(found["value"] * np.exp(-half))
+    assert found["high"] == pytest.approx(found["value"] * np.exp(half))
+
+
+def test_kls_near_zero_do_not_widen_an_interval_without_end():
+    """What mean and deviation say bounds the logarithms' spread; zeros and rounding are allowed."""
+    values = np.linspace(0.01, 0.02, 200)
+    tight = estimate_kl(values)
+    for least in (1e-12, 0.0, -1e-9):
+        values[0] = least
+        found = estimate_kl(values)
+        assert found["low"] == pytest.approx(tight["low"], rel=0.02)
+        assert found["high"] == pytest.approx(tight["high"], rel=0.02)
+    nothing = estimate_kl(np.array([-1e-9, 0, 0, 0, 0, 0, 0, 0]))
+    assert nothing["low"] is None
+    assert "rounding" in nothing["note"]

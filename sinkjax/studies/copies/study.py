@@ -119,7 +119,7 @@ class Copies(HeldOutStudy):
                 seed = seed_of_draw(self.seed, draw)
                 mask = _mask(variant, share, fit, bench, excerpts, seed)
                 windows = bench.model.config.layer_windows
-                return mask_result(mask, judge(mask), excerpts.shape[1], self.seed, windows)
+                return mask_result(mask, judge(mask), excerpts.shape[1], windows)
 
             draws = itertools.product(DRAWN, range(self.control_draws))
             variants = [*((variant, None) for variant in CHOSEN), *draws]

@@ -15,7 +15,7 @@ from sinkjax.report.page import Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, by_length, grouped, numbers, title
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
-from sinkjax.studies.resampling import DRAWS_NOTE, INTERVALS, LEVEL
+from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
 
 RANDOM = "random"
 METHODS = ("sink score", "own error", "sensitivity", RANDOM)
@@ -74,7 +74,7 @@ def sections(specification: Mapping[str, Any], records: Sequence[Record]) -> Ite
         figures = [frontier_figure(path, some) for path, some in _by_path(of_length).items()]
         heading = f"{formats.count(length)} tokens"
         yield Section(heading, [*figures, frontier_table(of_length)])
-    methods = explanations(__package__).methods(**INTERVALS, saved_as=_saved_as(specification))
+    methods = explanations(__package__).methods(f"{LEVEL:.0%}", saved_as=_saved_as(specification))
     yield Section("How heads are chosen", [Prose(methods)])
 
 
@@ -90,7 +90,7 @@ def overview_figure(records: Sequence[Record]) -> Picture:
     sheet = Sheet(
         f"Masked heads within a KL of {_BUDGET:g}, at best: {', '.join(most)}",
         f"{first['model']['name']}, {first['source']['name']}: excerpts that no choice saw. Bands "
-        f"are {formats.percent(LEVEL, 0)} intervals from resampling excerpts",
+        f"are {formats.percent(LEVEL, 0)} intervals over excerpts",
         body=rows * (above + _HEIGHT + below),
         key=0.28 * math.ceil(len(methods) / _KEYS),
     )
@@ -127,7 +127,7 @@ def frontier_figure(path: str, records: Sequence[Record]) -> Picture:
         f"{first['model']['name']}, {first['source']['name']}: "
         f"{first['source']['num_windows']} excerpts of {formats.count(first['length'])} tokens "
         f"that no choice saw. Ranked heads take {path}; bands are "
-        f"{formats.percent(LEVEL, 0)} intervals from resampling excerpts",
+        f"{formats.percent(LEVEL, 0)} intervals over excerpts",
         body=0.3 + _HEIGHT + 0.6,
         key=0.28 * math.ceil(len(lines) / _KEYS),
     )

@@ -255,7 +255,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
 
         def measured(mask: SinkMask) -> dict[str, Any]:
             windows = bench.model.config.layer_windows
-            result = mask_result(mask, judge(mask), length, self.seed, windows)
+            result = mask_result(mask, judge(mask), length, windows)
             return {**result, "saved": saved(mask)}
 
         def taken_over(result: Record, mask: SinkMask) -> dict[str, Any]:

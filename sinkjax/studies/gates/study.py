@@ -202,7 +202,7 @@ class Gates(ChipsStudy, AnswersStudy, TrainingStudy):
                     yield Cell(
                         {**of_mask, **texts},
                         lambda mask=mask, judge=judge: mask_result(
-                            mask, judge(mask), self.lengths[0], self.seed, config.layer_windows
+                            mask, judge(mask), self.lengths[0], config.layer_windows
                         ),
                         f"{method} {share:g}",
                         steps=size,

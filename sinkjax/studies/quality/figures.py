@@ -25,7 +25,7 @@ _LEFT, _GAP, _ROW = 3.2, 0.35, 0.23  # inches: room for names, between panels, o
 _COLUMNS, _PANEL_HEIGHT, _PANEL_GAP = 3, 2.4, 0.85
 _KEYS = 3  # in a row of the legend
 _NAME = 30  # characters of a mask's name
-_INTERVALS = f"{formats.percent(LEVEL, 0)} intervals from resampling excerpts"
+_INTERVALS = f"{formats.percent(LEVEL, 0)} intervals over excerpts"
 
 
 @dataclass(frozen=True)

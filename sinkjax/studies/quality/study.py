@@ -11,9 +11,9 @@ one mask's lengths into the next one's. Texts are as in `sinkjax sweep`; without
 Measured are the KL of each token, over all positions and where the mask acts, over the last quarter
 of an excerpt and over the text's next --generated tokens, read as decoding reads them; NLL and
 perplexity; the agreement of the likeliest tokens; and how long greedy continuations stay the same
-(--continuation_tokens). Each has an interval from resampling excerpts, where there are eight or
-more. The last lines say whether a mask keeps the budget that its file promises; whether it still
-finds what stands far back in a text, `sinkjax retrieval` says.
+(--continuation_tokens). Each has an interval over excerpts, where there are eight or more. The last
+lines say whether a mask keeps the budget that its file promises; whether it still finds what stands
+far back in a text, `sinkjax retrieval` says.
 """
 
 import dataclasses

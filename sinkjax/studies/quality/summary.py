@@ -1,6 +1,6 @@
 """Excerpts to values with intervals: what quality says in records and in mask files. Pure numpy.
 
-Excerpts are what was drawn, so excerpts are what is resampled (`sinkjax.studies.resampling`); both
+Excerpts are what was drawn, so intervals are over excerpts (`sinkjax.studies.resampling`); both
 models saw the same ones, so a change between them is resampled as a change.
 """
 
@@ -17,6 +17,7 @@ from sinkjax.studies.costs import parts_up_to, summarize_parts
 from sinkjax.studies.resampling import (
     estimate_change,
     estimate_excerpts,
+    estimate_kl,
     estimate_mean,
     resample_counts,
 )
@@ -49,17 +50,17 @@ def summarize_quality(stats: QualityStats, mask: SinkMask, *, seed: int) -> dict
         "tokens": stats.kl.size,
         "heads": mask.counts(),
         "kl": {
-            "mean": mean(stats.kl),
+            "mean": estimate_kl(stats.kl),
             **{f"p{p}": _estimate_percentile(stats.kl, p, weights) for p in (95, 99)},
             "max": float(stats.kl.max()),
         },
-        **summarize_parts(kl, mask, prompt, weights, first),
+        **summarize_parts(kl, mask, prompt, first),
         "shorter": {str(n): parts for n, parts in at_lengths.items() if n != prompt},
         "kl_by_position": [
             {
                 "first": int(stats.positions[span.start]),
                 "last": int(stats.positions[span.stop - 1]),
-                "kl": mean(stats.kl[:, span]),
+                "kl": estimate_kl(stats.kl[:, span]),
             }
             for span in _spans(stats.positions)
         ],

@@ -78,7 +78,7 @@ class RepairStudy(TrainingStudy):
         save_repair(file, trained.parameters, **of)
         yield Cell({"kind": "training", **fields}, lambda: history(trained), "training")
         (length,) = self.lengths
-        rows, how = self.judged_rows(length), (length, self.seed, model.config.layer_windows)
+        rows, how = self.judged_rows(length), (length, model.config.layer_windows)
         for repaired, changes in ((False, repair.start), (True, trained.parameters)):
             yield Cell(
                 {"kind": "repair", **fields, "repaired": repaired},

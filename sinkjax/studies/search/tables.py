@@ -194,7 +194,7 @@ def _texts_table(search: Record, records: Sequence[Record]) -> Table:
         [("mask", lambda costs, notes: CHOSEN), *columns],
         notes=(
             "The mean over texts of what each costs. In brackets: the "
-            f"{formats.percent(LEVEL, 0)} interval from resampling texts; in parentheses, of fewer "
+            f"{formats.percent(LEVEL, 0)} interval over texts; in parentheses, of fewer "
             "than five: the least and the most.",
         ),
     )

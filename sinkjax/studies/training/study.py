@@ -12,7 +12,7 @@ from sinkjax.errors import Problem
 from sinkjax.report.page import Block
 from sinkjax.report.records import Record
 from sinkjax.studies.held_out import HeldOutStudy
-from sinkjax.studies.resampling import LEVEL, RESAMPLES
+from sinkjax.studies.resampling import LEVEL
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import part, setting
 from sinkjax.studies.study import Bench
@@ -36,8 +36,7 @@ class TrainingStudy(HeldOutStudy):
     tables_of = staticmethod(training_tables)
     lede = (
         "Trained to say what the baseline says on one set of excerpts, and judged on another. "
-        f"Intervals cover {LEVEL:.0%}, from drawing whole excerpts again with replacement, "
-        f"{RESAMPLES:,} times."
+        f"Intervals over excerpts cover {LEVEL:.0%}."
     )
 
     choose_excerpts: int = setting(128, "Number of excerpts to train on, at most.")
