@@ -13,8 +13,9 @@ about compiling, speed, or the numbers of optimized code. What a test starts com
 
 A file's tests, which share fixtures and what they compile, go to one of the processes, and what
 they compiled is freed after them, or before where a process has grown large. So do all tests whose
-names say `real_model`, first of all: it and transformers' copy of it take a gigabyte and a quarter,
-and twenty seconds to load. Either is dropped where the next test has no use for it.
+names say `real_model`, first of all: it and transformers' reading of it take half a gigabyte each,
+and twenty seconds to load. Either is dropped where the next test has no use for it, and where both
+are there, their weights, once they are seen to be equal to the bit, are there once.
 
 PyTorch has one thread: pytest runs a process a core, and two threads that wait for each other on
 one core take three times as long.
@@ -97,20 +98,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Scheduler:
     return Scheduler(config, log)
 
 
+REAL_MODELS = ("smollm2", "hf_smollm2_later", "hf_smollm2")
+
+
 def uses_real_model(item: pytest.Item) -> bool:
-    return not {"smollm2", "hf_smollm2"}.isdisjoint(item.fixturenames)
+    return not set(REAL_MODELS).isdisjoint(item.fixturenames)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert not uses_real_model(item) or REAL_MODEL in item.name, item.nodeid
-    # The real model alone, then transformers', then both; last small files, so that all processes
-    # end at about the same time.
+    # The real model alone, then what transformers' comes after, then that, then both, and last what
+    # holds neither: a process grows by what was imported and compiled. Small files are the last of
+    # all, so that all processes end at about the same time.
     quick = {item.nodeid for item in items if item.get_closest_marker("quick")}
 
     def order(item: pytest.Item) -> tuple[bool, ...]:
-        ours, theirs = (name in item.fixturenames for name in ("smollm2", "hf_smollm2"))
-        return REAL_MODEL not in item.name, theirs, ours, item.nodeid in quick
+        ours, later, theirs = (name in item.fixturenames for name in REAL_MODELS)
+        neither = not uses_real_model(item)
+        return REAL_MODEL not in item.name, neither, theirs, later, ours, item.nodeid in quick
 
     items.sort(key=order)
     gc.collect()
@@ -125,6 +131,12 @@ def free() -> None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     _kept = _resident()
+
+
+@pytest.fixture
+def free_memory():
+    """`free`, for a test that compiles much before it needs memory for something else."""
+    return free
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,6 +201,7 @@ def smollm2(smollm2_gguf):
 
     if "smollm2" not in _real_models:
         _real_models["smollm2"] = sinkjax.load(smollm2_gguf)
+        _share_weights()
     return _real_models["smollm2"]
 
 
@@ -255,4 +268,23 @@ def hf_smollm2(smollm2_gguf):
             attn_implementation="eager",
             dtype=dtype,
         ).eval()
+        _share_weights()
     return _real_models["hf_smollm2"]
+
+
+@pytest.fixture
+def hf_smollm2_later(request):
+    """A function that gives `hf_smollm2`, for a test that needs the memory for something else."""
+    from hf import torch
+
+    assert torch.float32  # first, as above
+    return lambda: request.getfixturevalue("hf_smollm2")
+
+
+def _share_weights() -> None:
+    """Has transformers' real model read ours' weights, where both are there."""
+    if _real_models.keys() == {"smollm2", "hf_smollm2"}:
+        import hf
+
+        hf.share_weights(_real_models["hf_smollm2"], _real_models["smollm2"])
+        free()

@@ -137,15 +137,16 @@ def test_the_real_model_knows_the_capital_of_france(smollm2, smollm2_tokenizer):
 
 
 def test_the_real_model_saved_to_safetensors_is_the_same_in_transformers(
-    smollm2_gguf, smollm2_tokenizer, hf_smollm2, tmp_path
+    smollm2_gguf, smollm2_tokenizer, hf_smollm2_later, tmp_path
 ):
+    """Each of the three models is gone before the next one is loaded."""
     import transformers
 
-    sinkjax.save_safetensors(
-        sinkjax.load(smollm2_gguf), tmp_path
-    )  # gone before the third is loaded
+    sinkjax.save_safetensors(sinkjax.load(smollm2_gguf), tmp_path)
     back = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     ).eval()
     tokens = np.array([smollm2_tokenizer(hf.TEXTS[2])["input_ids"]], np.int32)
-    np.testing.assert_array_equal(hf.logits(back, tokens), hf.logits(hf_smollm2, tokens))
+    logits = hf.logits(back, tokens)
+    del back
+    np.testing.assert_array_equal(logits, hf.logits(hf_smollm2_later(), tokens))

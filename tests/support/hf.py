@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tiny
 import transformers
+from flax import nnx
 
 import sinkjax
 from sinkjax.checkpoint import weights
+from sinkjax.checkpoint.names import name_table
 from sinkjax.models.hf_config import from_hf_config
 
 
@@ -164,6 +166,17 @@ def load_llama(folder: pathlib.Path) -> transformers.LlamaForCausalLM:
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype
     ).eval()
+
+
+def share_weights(theirs: transformers.LlamaForCausalLM, ours: sinkjax.Llama) -> None:
+    """Puts the weights of ours, where they are equal to the bit, in the place of transformers'."""
+    own = dict(nnx.to_flat_state(nnx.state(ours, nnx.Param)))
+    parameters, table = dict(theirs.named_parameters()), name_table(ours.config)
+    assert parameters.keys() == {entry.name for entry in table}
+    for entry in table:
+        value = torch.from_dlpack(own[entry.path][...]).reshape(entry.stored_shape)
+        assert torch.equal(parameters[entry.name], value), entry.name
+        parameters[entry.name].data = value
 
 
 def logits(model: transformers.LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:

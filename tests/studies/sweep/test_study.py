@@ -125,7 +125,9 @@ def test_a_text_is_cut_into_windows_and_named_in_every_record(tiny, tmp_path):
         assert cell["bos_added"]
 
 
-def test_the_studys_short_prompt_on_the_real_model(tmp_path, hf_smollm2, smollm2_tokenizer):
+def test_the_studys_short_prompt_on_the_real_model(
+    tmp_path, hf_smollm2, smollm2_tokenizer, figures_are_blank
+):
     flags = ("--lengths=2", "--num_prompts=2", "--definitions=mean,mean_excl_first")
     run_main(SWEEP, *flags, f"--output_dir={tmp_path}")
     tokens = np.array([smollm2_tokenizer("Hello world")["input_ids"]])
