@@ -14,6 +14,8 @@ from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path
 
+_ROUNDING = 1e-5  # of the largest change, below which one is float32's rounding
+
 
 @dataclasses.dataclass(frozen=True)
 class Move:
@@ -150,7 +152,8 @@ def shrinkage(draws: np.ndarray) -> float:
     """λ: how far sample correlations of few draws are to be moved towards none.
 
     Σ Var(r_ij) / Σ r_ij² over pairs, the estimate of least expected square error (Schäfer and
-    Strimmer 2005), with products about 0 and not about their means.
+    Strimmer 2005), with products about 0 and not about their means. Variables that rounding alone
+    moves, as of heads that stay on their path, are none: their correlations are as large as any.
 
     Args:
       draws: float64 [draws, variables].
@@ -162,7 +165,8 @@ def shrinkage(draws: np.ndarray) -> float:
     if count < 2:
         return 1.0
     size = np.sqrt(np.square(draws).mean(axis=0))
-    unit = draws[:, size > 0] / size[size > 0]
+    moves = size > _ROUNDING * size.max(initial=0)
+    unit = draws[:, moves] / size[moves]
     r = unit.T @ unit / count
     squares = np.square(unit).T @ np.square(unit) / count
     variance = (squares - np.square(r)) / (count - 1)

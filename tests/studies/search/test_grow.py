@@ -257,6 +257,8 @@ def test_few_draws_are_trusted_little():
     assert shrinkage(independent) > 0.8
     assert shrinkage(together) < 0.05
     assert shrinkage(independent[:1]) == 1
+    stays = 1e-9 * rng.normal(size=(400, 30))
+    assert shrinkage(np.hstack([together, stays])) == shrinkage(together)
 
 
 def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, windows):
