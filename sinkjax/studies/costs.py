@@ -232,6 +232,8 @@ PARTS_NOTE = (
     "quarter of the excerpt, generated: over the tokens after it, read as decoding reads them."
 )
 """The note of a table with `part_columns`."""
+LAST_NOTE = "Last: at the last position of the excerpt."
+"""Beside it, of a table that has `LAST` too."""
 
 
 def _spans(mask: SinkMask, prompt: int, score_from: int, count: int) -> dict[str, tuple[int, int]]:

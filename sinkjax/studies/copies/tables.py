@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from sinkjax.report import formats
-from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, by_length, grouped, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import LAST, over_draws
+from sinkjax.studies.costs import LAST, LAST_NOTE, PARTS, PARTS_NOTE, mean_of_draws, part_columns
 from sinkjax.studies.resampling import DRAWS_NOTE
 
 _NAMES = {
@@ -18,10 +17,6 @@ _NAMES = {
     "sinks": "heads of the highest sink scores, copy of layer 0, same index",
     "random": "heads at random, copy of layer 0, same index",
     "sink": "sink(first), no pattern at all",
-}
-_WHERE = {
-    "kl": ("", "all positions but the first"),
-    LAST: (" at the last position", "the last positions"),
 }
 _SOURCES = {
     "layer_0": "layer 0, same index",
@@ -35,7 +30,7 @@ def copying_tables(records: Sequence[Record]) -> list[Table]:
     sources = sorted((r for r in records if r["kind"] == "sources"), key=lambda r: r["length"])
     copies = [record for record in records if record["kind"] == "copies"]
     tables = [_sources_table(sources)] if sources else []
-    return tables + [_copies_table(kl, copies) for kl in _WHERE if copies]
+    return tables + [_copies_table(of_length) for of_length in by_length(copies).values()]
 
 
 def _sources_table(records: Sequence[Record]) -> Table:
@@ -61,32 +56,21 @@ def _sources_table(records: Sequence[Record]) -> Table:
     )
 
 
-def _copies_table(kl: str, records: Sequence[Record]) -> Table:
-    """Rows are variants at each length, columns are shares; `kl` is the KL of results."""
-    notes = Footnotes()
-    shares = sorted({record["share"] for record in records})
-    rows = []
-    for length, of_length in by_length(records).items():
-        by_cell = grouped(of_length, lambda record: (record["variant"], record["share"]))
-
-        def text(draws: Sequence[Record]) -> str:
-            estimate = over_draws([draw["result"][kl] for draw in draws])
-            return formats.estimate(estimate, formats.nats, notes)
-
-        for variant, name in _NAMES.items():
-            of_shares = [by_cell.get((variant, share)) for share in shares]
-            if any(of_shares):
-                values = (text(draws) if draws else "-" for draws in of_shares)
-                rows.append((formats.count(length), name, *values))
-    counts = [record["source"]["num_windows"] for record in records]
-    return Table(
-        title=f"{title(records[0], 'source')}: KL to the baseline of copying{_WHERE[kl][0]}",
-        columns=("tokens", "heads", *(f"{formats.percent(share, 0)} of heads" for share in shares)),
-        rows=rows,
+def _copies_table(records: Sequence[Record]) -> Table:
+    of_choice = grouped(records, lambda r: (list(_NAMES).index(r["variant"]), r["share"]))
+    source, length = records[0]["source"], formats.count(records[0]["length"])
+    return tabulate(
+        f"{title(records[0])}, {length} tokens: KL to the baseline of copying",
+        [mean_of_draws(of_choice[choice]) for choice in sorted(of_choice)],
+        (
+            column("heads", "variant", _NAMES.__getitem__),
+            column("masked heads", "result.heads", formats.masked),
+            column("mean", "result.kl", formats.nats, formats.estimate),
+            *part_columns(parts=(*PARTS, LAST)),
+        ),
         notes=(
-            f"Chosen on {records[0]['chosen_on']['name']}. KL in nats a token, the mean over "
-            f"{_WHERE[kl][1]} of {formats.span(min(counts), max(counts))} excerpts. {DRAWS_NOTE}",
-            *notes.lines(),
+            f"Chosen on {records[0]['chosen_on']['name']}, and judged on {source['num_windows']} "
+            f"excerpts. KL in nats a token. {PARTS_NOTE} {LAST_NOTE} {DRAWS_NOTE}",
         ),
         labels=2,
     )

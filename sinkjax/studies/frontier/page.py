@@ -14,7 +14,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.page import Picture, Prose, Section, explanations
 from sinkjax.report.records import Record, by_length, grouped, numbers, title
 from sinkjax.report.table import Table, column, tabulate
-from sinkjax.studies.costs import LAST, PARTS, PARTS_NOTE, mean_of_draws, part_columns
+from sinkjax.studies.costs import LAST, LAST_NOTE, PARTS, PARTS_NOTE, mean_of_draws, part_columns
 from sinkjax.studies.resampling import DRAWS_NOTE, LEVEL
 
 RANDOM = "random"
@@ -173,8 +173,7 @@ def frontier_table(records: Sequence[Record]) -> Table:
         ),
         notes=(
             "FLOPs, bytes and cache: what is saved, in shares of the baseline's, "
-            f"{_saved_as(records[0])}. KL in nats a token. {PARTS_NOTE} Last: at the "
-            f"last position of the excerpt. {DRAWS_NOTE}",
+            f"{_saved_as(records[0])}. KL in nats a token. {PARTS_NOTE} {LAST_NOTE} {DRAWS_NOTE}",
         ),
         labels=2,
     )

@@ -19,6 +19,7 @@ from sinkjax.studies.copies.fit import fit_sources
 from sinkjax.studies.copies.masks import VARIANTS, copy_mask, shuffled_copies
 from sinkjax.studies.copies.study import Copies
 from sinkjax.studies.copies.tables import copying_tables
+from sinkjax.studies.costs import LAST, PARTS
 from sinkjax.studies.results import read_records
 from sinkjax.testing.oracle import apply_pattern, attention_scores, reference_logits
 
@@ -205,8 +206,8 @@ def test_the_script_records_every_variant_and_shows_it(small, tmp_path, capsys):
         assert mask.masked.sum() == round(12 * record["share"])
         assert record["chosen_on"]["tokens_sha256"] != record["source"]["tokens_sha256"]
         if "draw" not in record:
-            assert f"{record['result']['kl']['value']:.4f}" in out
-            assert f"{record['result']['kl_last']['value']:.4f}" in out
+            for kl in ("kl", *PARTS, LAST):
+                assert f"{record['result'][kl]['value']:.4f}" in out
         assert record["result"]["kl_generated"]["first"] == 8
     by_variant = {
         variant: [r["result"] for r in copies if (r["variant"], r["share"]) == (variant, 0.25)]
