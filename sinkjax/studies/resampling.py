@@ -230,9 +230,8 @@ def expanded_tail(count: int, freedom: int | None = None) -> float:
     That of a normal distribution beyond what Student's t and a mean's own √(n / (n - 1)) say.
 
     Args:
-      freedom: degrees of it; None for n - 1, those of normal values. Excerpts' KLs are skewed, and
-        the spread of few of them is told too small: with n - 3 what is said to be 95% covers 93%
-        of eight, and 95% of many.
+      freedom: degrees of it; None for n - 1, those of normal values. What differs between excerpts
+        is skewed, and the spread of few of them is told too small, less so with n - 3.
     """
     if count == 1:
         return 0.0
