@@ -183,6 +183,7 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     _, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert err.startswith("error: prefill 16 does not fit the device (RESOURCE_EXHAUSTED: ")
+    assert re.search(r"\(\d\d\.\d\dG\) exceeds available HBM \(15\.75G\)", err), err
     assert err.count("\n") == 1
 
 
