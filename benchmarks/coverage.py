@@ -6,8 +6,8 @@
 Of the KL of each of 200 excerpts of a text, n are drawn with replacement, as from a text without
 end, and the interval of their mean is made in each of several ways; how often it holds the mean of
 all 200 is printed. The KLs are those of benchmarks/coverage.npz, for the mean over all positions,
-the last quarter and the 64 tokens after an excerpt; --measure makes that file again, which takes a
-quarter of an hour a novel on two idle cores, and half as long any other text.
+the last quarter and the 64 tokens after an excerpt; --measure makes that file again, which takes
+some five minutes of a core a text, and twice as long for a novel.
 """
 
 import functools

@@ -101,7 +101,8 @@ def test_tables_of_kl(name):
                 part = PARTS.get(column.rpartition(": ")[2], "kl_generated")
                 assert says(cell, *estimate(of_text(entries, text), part)), (text, column)
                 checked += 1
-    assert checked > 10
+    # Qwen's controls stand in a table of their own, below.
+    assert checked > (10 if name.startswith("qwen") else 30)
 
 
 def test_the_table_of_other_choices():
@@ -194,7 +195,7 @@ def test_tables_of_all_masks(page, heading, count):
                 for row in of
                 if "limit saved" in head and row[0].endswith("1 row")
             ]
-            assert faster in ("no faster", ", ".join(of_one)), name
+            assert faster == ", ".join(of_one), name
 
 
 def test_the_table_over_texts():

@@ -1,9 +1,9 @@
 """The bootstrap over prompts, and values with their intervals.
 
-Prompts are what was drawn, so prompts are what is resampled: every interval is the percentile
-bootstrap over whole prompts (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-13). All quantities are ratios of counts that add up over prompts, so a resample is a row of whole
-weights and all resamples of a quantity are one matrix product, exact in float64.
+Prompts are what was drawn, so prompts are what is resampled: but for KLs, an interval is the
+percentile bootstrap over whole prompts (Efron & Tibshirani, "An Introduction to the Bootstrap",
+1993, chapter 13). All quantities are ratios of counts that add up over prompts, so a resample is a
+row of whole weights and all resamples of a quantity are one matrix product, exact in float64.
 The `seed` of what summarizes is that of its resamples.
 
 Excerpts, on which masks are judged, are few: the percentiles of eight cover 80 to 89% where they
@@ -40,7 +40,7 @@ DRAWS_NOTE = f"{_INTERVAL}: the least and the most of several draws, or of few e
 """What tables say of estimates over excerpts, and of those where controls are drawn as well."""
 
 _TAIL = (1 - LEVEL) / 2
-_KL_TAIL = 0.02
+_KL_TAIL = 0.02  # in its place, of `estimate_kl`
 _BLOCK = 1 << 22  # counts that are drawn and multiplied at once: tens of megabytes
 _RESAMPLING = 1  # tells these draws from others of the same seed
 
