@@ -60,21 +60,30 @@ def budget_line(kept: Mapping[str, Any]) -> str:
 def promise_lines(candidate: Candidate, records: Sequence[Record]) -> Iterator[str]:
     """What a study that was given masks says of the budget that the file of each promises.
 
-    Of masks without such a file nothing; records of another model than the file's promise nothing.
+    Of masks without such a file nothing; of another model than the file's, that it is one.
 
     Args:
       records: of kind "quality", of any candidates.
     """
     for mask, saved in candidate.files.items():
-        own = [
+        measured = [
             record
             for record in records
             if record["candidate"]["name"] == candidate.name
             and record["candidate"]["mask_digest"] == mask.digest
-            and record["model"]["model_digest"] == saved.provenance.model_digest
         ]
-        if own and (promised := _promised(saved)):
+        if not measured or not (promised := _promised(saved)):
+            continue
+        made_for = saved.provenance.model_digest
+        own = [record for record in measured if record["model"]["model_digest"] == made_for]
+        if own:
             yield _promise_line(candidate, own, **promised)
+        else:
+            yield (
+                f"{candidate.name}: what its file promises is of another model than this, or of "
+                f"another dtype ({saved.provenance.model or 'no name'}, digest {made_for}): "
+                "nothing here is held to it."
+            )
 
 
 def _promised(saved: SavedMask) -> dict[str, Any] | None:

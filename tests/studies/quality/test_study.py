@@ -280,8 +280,8 @@ def test_the_last_line_says_whether_a_mask_keeps_what_its_file_promises(tiny, tm
     # What serves the tokens after a prompt is the plan's own, however many they are.
     _, line = last_line(100, f"--plan={plan}", generated=3)
     assert line == f"{plan} {promises}"
-    folder, line = last_line(100, model_digest="0" * 64)
-    assert line == f"report: {folder}/report.html"
+    _, line = last_line(100, model_digest="0" * 64)
+    assert line.startswith(f"{file}: what its file promises is of another model than this, or of ")
 
 
 @pytest.mark.parametrize(
