@@ -1,6 +1,7 @@
 """Tables of what a mask takes out of programs, from records of `inspect` and `account`."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sinkjax.accounts.limits import CHIPS, Limit
 from sinkjax.distributed import NEURONS
@@ -130,6 +131,7 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
         (
             "Arguments and peak with the padding of the platform. XLA counts elementwise work, "
             "too, and a loop's body once; where there is a -, it does not count.",
+            *_fitting(itertools.chain(*pairs)),
         ),
     )
 
@@ -201,17 +203,20 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     ]
 
 
-def _fitting(records: Sequence[Record]) -> list[str]:
-    """Says whether the programs fit their chip, where its memory is known."""
+def _fitting(records: Iterable[Record]) -> list[str]:
+    """Says whether the programs fit their chip, and by how much not, where its memory is known."""
+    records = list(records)
     name = ":".join(records[0]["target"].split(":")[:2])
     if name not in CHIPS:
         return []
-    memory, largest = CHIPS[name].memory, max(records, key=lambda r: r["memory"]["peak"])
-    peak = largest["memory"]["peak"]
+    peaks = {f"{r['name']} of the {r['program']}": r["memory"]["peak"] for r in records}
+    memory, largest = CHIPS[name].memory, max(peaks, key=peaks.get)
+    over = [f"{which} by {formats.size(n - memory)}" for which, n in peaks.items() if n > memory]
+    if over:
+        return [f"{name}, of {formats.size(memory)}, is too small for {', '.join(over)}."]
+    share = formats.percent(peaks[largest] / memory)
     return [
-        f"{name} has {formats.size(memory)}, of which {largest['name']} of the "
-        f"{largest['program']} takes {formats.percent(peak / memory)}, the most: "
-        f"{'they fit' if peak <= memory else 'it does not fit'}."
+        f"{name} has {formats.size(memory)}, of which {largest} takes {share}, the most: they fit."
     ]
 
 

@@ -187,6 +187,30 @@ def test_programs_for_eight_tpus_that_are_not_here(tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra targets-tpu")
+def test_a_chip_too_small_for_the_baseline_is_said_by_how_much(tmp_path, capsys):
+    """Of nearly as many bytes as are its parameters and cache, here counted by hand."""
+    heads, size, rows, slots = 8, 128, 32, 124_416
+    sizes = {"num_heads": heads, "num_kv_heads": heads, "head_dim": size, "embed_dim": size}
+    config = dataclasses.replace(CONFIG, **sizes, num_layers=1, max_length=slots)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf_config(config)))
+    more = {"targets": "tpu:v5e", "dtype": "bfloat16", "batch_sizes": rows, "max_length": slots}
+    mask = "L0: 2f 6w(1,3)"
+    records = inspect(tmp_path, tmp_path / "out.jsonl", **more, mask=mask)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tpu:v5e, of 16.00 GB, is too small for " in said
+    cache = 2 * 2 * rows * slots * heads * size
+    at_least = cache + 2 * 4 * size * size * heads - 16 * 10**9
+    for program, name in records:
+        over = re.search(rf"{name} of the {program} by ([\d.]+) MB[,.]", said)
+        assert (over is None) == (program == "mask")
+        assert over is None or at_least <= float(over[1]) * 1e6 < at_least + 0.02 * cache
+
+    with pytest.raises(InputError) as error:
+        inspect(tmp_path, tmp_path / "out.jsonl", **{**more, "batch_sizes": 2 * rows}, mask=mask)
+    assert re.search(r" does not fit the device \(.* exceeds available HBM", str(error.value))
+
+
 def test_what_chips_along_an_axis_hold_alike_is_said(tmp_path, capsys):
     """Along `sub`, with rows that it does not divide."""
     sizes = {"num_heads": 8, "num_kv_heads": 2, "vocab_size": 64}
