@@ -70,10 +70,18 @@ def test_a_process_alone_is_not_joined_to_any(monkeypatch):
     assert to_host({"a": jax.numpy.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
-def test_a_step_of_slurm_is_joined(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+        ("TPU_WORKER_HOSTNAMES", "10.0.0.1,10.0.0.2"),
+    ],
+)
+def test_a_process_that_the_environment_says_has_others_is_joined(name, value, monkeypatch):
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *by: joined.append(by))
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv(name, value)
     start()
     start("host:1", 2, 1)
     assert joined == [(), ("host:1", 2, 1)]

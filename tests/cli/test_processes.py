@@ -13,11 +13,15 @@ import subprocess
 import sys
 import time
 
+import gguf
 import hf
+import jax
 import numpy as np
 import pytest
 import tiny as tiny_model
 from alike import assert_same_results
+from flax import nnx
+from gguf_files import Type, add_llama, finish
 from scripts import FEW, MASK, ROOT, SMALL, run_main
 
 import sinkjax
@@ -113,22 +117,43 @@ def test_a_bad_mesh_is_refused_by_every_command(name, model, tmp_path):
         assert not (tmp_path / "none").exists()
 
 
+_SLURMS = range(61440, 65536)
+"""Ports, of which JAX takes the one that the number of a job of SLURM says."""
+
+
+def free_port(ports):
+    """One of these ports that nothing listens on."""
+    for port in ports:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return free.getsockname()[1]
+    raise AssertionError(f"none of {ports} is free")
+
+
+def slurm_variables(port, index):
+    """What SLURM tells a process of two on one machine, by which JAX is to find the other."""
+    return {
+        "SLURM_JOB_ID": str(port - _SLURMS.start),
+        "SLURM_STEP_NODELIST": "localhost",
+        **dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), "2"),
+        **dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), str(index)),
+    }
+
+
 @contextlib.contextmanager
-def both_started(commands, tmp_path):
+def both_started(commands, tmp_path, *, by_slurm=False):
     """Two processes that run commands together, and the files of what each says, then of errors."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    worker = ROOT / "tests" / "support" / "one_of_several.py"
+    port = free_port(_SLURMS if by_slurm else (0,))
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(worker), str(port), "2"]
+    worker = ROOT / "tests" / "support" / "one_of_several.py"
+    command = [sys.executable, str(worker), "" if by_slurm else str(port), "2"]
     with contextlib.ExitStack() as files:
         outputs = [files.enter_context((tmp_path / f"{n}.txt").open("w+")) for n in range(4)]
         processes = [
             subprocess.Popen(
                 [*command, str(index), json.dumps(commands)],
                 cwd=ROOT,
-                env=environment,
+                env={**environment, **(slurm_variables(port, index) if by_slurm else {})},
                 stdout=outputs[index],
                 stderr=outputs[2 + index],
             )
@@ -151,8 +176,8 @@ def run_both(commands, tmp_path):
 
 
 def kill_both(command, records, tmp_path):
-    """Kills two processes once there is a record of what they run; how many there are then."""
-    with both_started([command], tmp_path) as (processes, files):
+    """Kills two processes of SLURM once there is a record of theirs; how many there are then."""
+    with both_started([command], tmp_path, by_slurm=True) as (processes, files):
         end = time.monotonic() + 500
         while not (records.exists() and records.read_bytes().count(b"\n")):
             assert time.monotonic() < end
@@ -175,7 +200,41 @@ def save_damaged(model, folder):
     return folder
 
 
-def test_two_processes_write_what_one_does(model, alone, tmp_path):
+@pytest.fixture
+def sources(tmp_path):
+    """A model of 32 million parameters, as each kind of what is loaded; quantized as GGUF."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 96}
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    add_llama(writer, hf.make_llama(**sizes, **heads), Type.Q8_0)
+    model = sinkjax.load(finish(writer))
+    sinkjax.save_safetensors(model, tmp_path / "as_safetensors")
+    sinkjax.save_orbax(model, tmp_path / "as_orbax")
+    return [tmp_path / name for name in ("model.gguf", "as_safetensors", "as_orbax")]
+
+
+def assert_its_part_was_read(said, source):
+    """Of each tensor half, but of a norm; and the scores of the whole model, by the mask."""
+    found = json.loads(said)
+    whole = {name for name, share in found["read"].items() if share != 0.5}
+    assert whole == {name for name in found["read"] if "norm" in name}
+    assert {found["read"][name] for name in whole} == {1}
+    model = sinkjax.load(source)
+    scores = sinkjax.measure_sinks(model, tiny_model.tokens_of(model, (3, 12))).score("mean")
+    wanted = SinkMask.from_scores(scores, threshold=0.2, path=Sink("first"))
+    assert found["mask"] == str(wanted)
+    assert wanted.counts()["sink"]
+
+
+def assert_its_part_was_kept(said, source):
+    """The parameters to the bit, and in a process's memory half of them and little beside."""
+    found, model = json.loads(said), sinkjax.load(source)
+    assert found["digest"] == sinkjax.model_digest(model)
+    whole = sum(value.nbytes for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert 0.45 * whole < found["risen"] < 0.75 * whole
+
+
+def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
     """Killed together, they go on to the same records; what they do in parts, they join."""
     both = tmp_path / "both"
     commands = {
@@ -202,7 +261,11 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         assert killed_at < len(read_records(alone(name))[1])
     loaded = sinkjax.load(model)
     damaged = save_damaged(loaded, tmp_path / "damaged")
-    said_first = [["refused", str(damaged)], ["in_python", str(model), "0.2"]]
+    said_first = [
+        ["refused", str(damaged)],
+        *(["in_python", str(source), "0.2"] for source in (model, sources[0])),
+        *(["loaded", str(source)] for source in sources),
+    ]
     stored = ["experiments.convert", f"--model={model}", "--mesh=model:2", "--format=safetensors"]
     stored += [f"--output={both / 'safetensors'}"]
     out, second = run_both([*said_first, *parts, *runs, stored], tmp_path)
@@ -210,15 +273,11 @@ def test_two_processes_write_what_one_does(model, alone, tmp_path):
         bytes_differ, wrong = json.loads(said.pop(0))
         assert bytes_differ.startswith(f"{where}{damaged}: embedding cannot be read (its bytes")
         assert wrong == f"{where}something is wrong"
-        found = json.loads(said[0])
-        assert {name: share for name, share in found["read"].items() if share != 0.5} == {
-            name: 1 for name in found["read"] if "norm" in name
-        }
-        scores = sinkjax.measure_sinks(loaded, tiny_model.tokens_of(loaded, (3, 12))).score("mean")
-        wanted = SinkMask.from_scores(scores, threshold=0.2, path=Sink("first"))
-        assert found["mask"] == str(wanted)
-        assert wanted.counts()["sink"]
-    assert second[1:] == []
+        for source in (model, sources[0]):
+            assert_its_part_was_read(said.pop(0), source)
+        for source in sources:
+            assert_its_part_was_kept(said.pop(0), source)
+    assert second == []
     folders = model, both / "orbax", both / "safetensors"
     assert len({sinkjax.model_digest(sinkjax.load(folder)) for folder in folders}) == 1
     made = [len(read_records(both / "predict" / f"part-{n}-of-2")[1]) for n in (1, 2)]
