@@ -227,11 +227,11 @@ def assert_its_part_was_read(said, source):
 
 
 def assert_its_part_was_kept(said, source):
-    """The parameters to the bit, and in a process's memory half of them and little beside."""
+    """The parameters to the bit, and in a process's memory half of them and what comes with it."""
     found, model = json.loads(said), sinkjax.load(source)
     assert found["digest"] == sinkjax.model_digest(model)
     whole = sum(value.nbytes for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert 0.45 * whole < found["risen"] < 0.75 * whole
+    assert 0.4 * whole < found["risen"] < 0.9 * whole  # by reads of the whole, 1.7 and more
 
 
 def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
