@@ -157,7 +157,9 @@ def estimate_kl(values: np.ndarray) -> dict[str, Any]:
     mean", Statistics in Medicine 16, 1997) as factors of the mean itself: it covers 93% at least of
     each shipped text, from eight excerpts on. To that end its tails are those of 96%, Student's t
     has n - 3 degrees of freedom, as in `expanded_tail`, and where KLs near zero spread the
-    logarithms, the spread is at most a little more than what mean and deviation make of it.
+    logarithms, the spread is at most a little more than what mean and deviation make of it. In
+    prompts of a few tokens a handful of a hundred excerpts may make up most of the mean, which is
+    more than a lognormal's tail: so the error is at least the mean's own, from the deviation.
 
     Args:
       values: [W, ...]; W are the excerpts.
@@ -170,10 +172,11 @@ def estimate_kl(values: np.ndarray) -> dict[str, Any]:
     if value <= 0:
         note = "of excerpts without any, but for rounding: no interval"
         return {"value": float(value), "low": None, "high": None, "note": note}
-    spread = np.log1p(np.square(each.std(ddof=1) / value)) * (1 + 8 / count)
+    relative = np.square(each.std(ddof=1) / value)
+    spread = np.log1p(relative) * (1 + 8 / count)
     if each.min() > 0:
         spread = min(spread, np.log(each).var(ddof=1))
-    error = math.sqrt(spread / count + spread**2 / (2 * (count - 1)))
+    error = math.sqrt(max(spread / count + spread**2 / (2 * (count - 1)), relative / count))
     factor = math.exp(-scipy.special.stdtrit(count - 3, _KL_TAIL) * error)
     ends = {"low": float(value / factor), "high": float(value * factor)}
     return {"value": float(value), **ends, "level": LEVEL}

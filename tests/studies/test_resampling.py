@@ -57,6 +57,17 @@ def test_a_kl_has_the_interval_of_a_lognormals_mean():
     assert found["high"] == pytest.approx(found["value"] * np.exp(half))
 
 
+def test_one_excerpt_in_a_hundred_that_is_most_of_the_mean_widens_its_interval():
+    """Of a tail that no lognormal has the deviation knows more than the logarithms."""
+    values = np.geomspace(0.001, 0.002, 100)
+    values[50] = 1.0
+    found = estimate_kl(values)
+    relative = np.std(values, ddof=1) / np.mean(values) / 10
+    assert relative > 0.8
+    assert found["high"] == pytest.approx(values.mean() * np.exp(2.081734 * relative))
+    assert found["low"] == pytest.approx(values.mean() * np.exp(-2.081734 * relative))
+
+
 def test_kls_near_zero_do_not_widen_an_interval_without_end():
     """What mean and deviation say bounds the logarithms' spread; zeros and rounding are allowed."""
     values = np.linspace(0.01, 0.02, 200)
