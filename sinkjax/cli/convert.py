@@ -1,6 +1,6 @@
 """Converts a model once: later runs load it faster, and each device loads its part of it alone.
 
-  sinkjax convert --model=meta-llama/Llama-3.2-1B --output=llama-3.2-1b
+  sinkjax convert --model=meta-llama/Llama-3.2-1B --output_dir=llama-3.2-1b
   sinkjax sweep --model=llama-3.2-1b
 
 --format=orbax writes the project's own checkpoint, which sinkjax.load restores without converting
@@ -23,8 +23,8 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -46,14 +46,16 @@ _MOVED = "moved.json"  # in the folder of what is on its way: the names that lea
 class Convert(ModelSettings, Tool):
     """Writes a model as a checkpoint."""
 
-    output: str | None = setting(None, "Folder to write; new, or empty.")
+    renamed: ClassVar[Mapping[str, str]] = {"output": "output_dir"}
+
+    output_dir: str | None = setting(None, "Folder to write; new, or empty.")
     format: Literal["orbax", "safetensors"] = setting("orbax", "Format of the weights.")
     tokenizer: bool = setting(True, "Whether to write the tokenizer, too.")
 
     def run(self) -> None:
-        if not self.output:
-            raise InputError(Problem("output", None, "name the folder to write"))
-        output = pathlib.Path(self.output)
+        if not self.output_dir:
+            raise InputError(Problem("output_dir", None, "name the folder to write"))
+        output = pathlib.Path(self.output_dir)
         count = sum(math.prod(entry.shape) for entry in name_table(self.load_config()))
         self.make_mesh()  # refused before the weights are read
         first(lambda: _check_output(output, count * jnp.dtype(self.dtype).itemsize))
@@ -95,7 +97,7 @@ class Convert(ModelSettings, Tool):
 
 def _check_output(output: pathlib.Path, num_bytes: int) -> None:
     """Refuses before any long work a folder that is not free or a disk that is too small."""
-    with about("output", output):
+    with about("output_dir", output):
         if (output.exists() and not output.is_dir()) or _names(output) - _left(output):
             raise InputError("it exists and is no empty folder; name another, or remove it")
         parent = next(folder for folder in output.absolute().parents if folder.exists())
@@ -140,7 +142,7 @@ def _whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
 @contextlib.contextmanager
 def _writing(output: pathlib.Path) -> Iterator[None]:
     with (
-        about("output", output),
+        about("output_dir", output),
         explaining("it cannot be written", "name a folder that can be, on a disk with the space"),
     ):
         yield

@@ -23,7 +23,7 @@ key/value heads, of which those below --thresholds, below the --quantile (their 
 lowest --shares are masked, with the window of the folder's config.json or of --paths; or MoA's
 spans of heads, for inputs of --lengths tokens.
 
-Beside the mask, --output, lies its control: as many heads a layer on the same paths, drawn at
+Beside the mask, --mask_file, lies its control: as many heads a layer on the same paths, drawn at
 random. What the mask is worth is what it does better than that.
 
 --mask takes an existing mask in place of making one. --measured adds to its file what runs of
@@ -45,7 +45,7 @@ import numpy as np
 from sinkjax.cli import terminal
 from sinkjax.cli.card import mask_card
 from sinkjax.cli.collect import MEASURED, collect
-from sinkjax.cli.tool import ShapeSettings, Tool, write_output
+from sinkjax.cli.tool import ShapeSettings, Tool, write_whole
 from sinkjax.errors import InputError, Problem, about
 from sinkjax.masks.choose import random_control
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
@@ -63,11 +63,11 @@ from sinkjax.studies.sweep.records import Curve, arrange
 
 _COPY = "copy_first_layer"
 _MIN_SHARE = 0.9
-_OF_BOTH = ("thresholds", "lengths", "quantile", "paths", "output")
+_OF_BOTH = ("thresholds", "lengths", "quantile", "paths", "mask_file")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "results": ("source", "bos", "definitions", "min_share", *_OF_BOTH),
     "from_folder": ("shares", *_OF_BOTH),
-    "mask": ("measured", "output"),
+    "mask": ("measured", "mask_file"),
 }
 """The settings that say which mask is made and where, by what it is made from."""
 
@@ -83,6 +83,7 @@ class MakeMask(Tool):
         "threshold": "thresholds",
         "share": "shares",
         "length": "lengths",
+        "output": "mask_file",
     }
 
     results: str = setting("results/sweep", "Folder of a sweep's records: its --output_dir.")
@@ -135,9 +136,9 @@ class MakeMask(Tool):
         "place of that of its config.json.",
     )
     seed: int = setting(0, "Seed of the control.")
-    output: str | None = setting(
+    mask_file: str | None = setting(
         None,
-        "File of the mask; by default mask.json in --results or --from_folder, or --mask itself.",
+        "File for the mask; by default mask.json in --results or --from_folder, or --mask itself.",
     )
     measured: tuple[str, ...] = setting(
         (),
@@ -252,17 +253,17 @@ class MakeMask(Tool):
         console.print(title)
         terminal.print_table(console, mask_table(mask, control, num_kv_heads))
         control_from = dataclasses.replace(made_from, selection=drawn)
-        output = self._file()
-        for name, file, made, provenance in (
-            ("mask", output, mask, made_from),
-            ("control", output.with_suffix(".control.json"), control, control_from),
+        file = self._file()
+        for name, to, made, provenance in (
+            ("mask", file, mask, made_from),
+            ("control", file.with_suffix(".control.json"), control, control_from),
         ):
-            save_mask(file, made, provenance=provenance)
-            content, image = io.BytesIO(), file.with_suffix(".png")
+            save_mask(to, made, provenance=provenance)
+            content, image = io.BytesIO(), to.with_suffix(".png")
             mask_map(made, f"{name} of {provenance.model}", num_kv_heads).savefig(content)
-            write_output(image, content.getvalue())
-            _say(f"{name}: {file}, heat map: {image}")
-        self._give(load_mask(output), num_kv_heads)
+            write_whole("mask_file", image, content.getvalue())
+            _say(f"{name}: {to}, heat map: {image}")
+        self._give(load_mask(file), num_kv_heads)
 
     def _give(self, saved: SavedMask, num_kv_heads: int | None = None) -> None:
         """Writes a mask for others, as far as that is asked for.
@@ -307,8 +308,10 @@ class MakeMask(Tool):
         if self.mask is not None and not (self.measured or self.to_folder or self.push):
             text = "say what to do with it: give --measured, --push, or --to_folder"
             yield Problem("mask", self.mask, text)
-        if self.output is not None and self.mask is not None and not self.measured:
-            yield Problem("output", self.output, "nothing is written into it without --measured")
+        if self.mask_file is not None and self.mask is not None and not self.measured:
+            yield Problem(
+                "mask_file", self.mask_file, "nothing is written into it without --measured"
+            )
         if self.min_share is not None and not 0 < self.min_share <= 1:
             yield Problem("min_share", self.min_share, "give a share above 0, of at most 1")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
@@ -318,7 +321,7 @@ class MakeMask(Tool):
         yield from at_least(self, most=MOST_SEED, seed=0)
         if (self.mask is None or self.measured) and self._file().suffix != ".json":
             text = "name a file for the mask, whose name ends in .json"
-            yield Problem("output", self.output, text)
+            yield Problem("mask_file", self.mask_file, text)
 
     def _curve(self, specification: Mapping[str, Any], records: Sequence[Record]) -> Curve:
         """The part of the sweep that the settings name."""
@@ -390,7 +393,7 @@ class MakeMask(Tool):
 
     def _file(self) -> pathlib.Path:
         made_in = self.mask or pathlib.Path(self.from_folder or self.results, "mask.json")
-        return pathlib.Path(self.output or made_in)
+        return pathlib.Path(self.mask_file or made_in)
 
 
 def _say(text: str) -> None:

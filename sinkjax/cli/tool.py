@@ -117,11 +117,11 @@ def output_path(name: str | None) -> Path | None:
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes records to the file of `--output`, one a line, and says so."""
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
-    write_output(path, "".join(lines).encode())
+    write_whole("output", path, "".join(lines).encode())
     terminal.console().print(f"records: {path}", soft_wrap=True)
 
 
-def write_output(path: Path, content: bytes) -> None:
-    """Writes a file of `--output`, whole or not at all."""
-    with about("output", path), explaining("it cannot be written", "free space, or give another"):
+def write_whole(field: str, path: Path, content: bytes) -> None:
+    """Writes a file of the setting `field`, whole or not at all."""
+    with about(field, path), explaining("it cannot be written", "free space, or give another"):
         replace_file(path, content)

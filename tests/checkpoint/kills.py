@@ -84,7 +84,7 @@ def test_a_killed_conversion_is_told_and_goes_on(format, tiny, tmp_path):
     contents = []
 
     def start() -> subprocess.Popen:
-        arguments = [f"--model={tiny}", f"--output={output}", f"--format={format}"]
+        arguments = [f"--model={tiny}", f"--output_dir={output}", f"--format={format}"]
         command = [sys.executable, "-m", "experiments.convert", *arguments, "--dtype=float32"]
         with (tmp_path / "log").open("ab") as log:
             return subprocess.Popen(

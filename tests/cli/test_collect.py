@@ -44,12 +44,12 @@ def measured(roomy, tmp_path_factory):
 def test_runs_are_added_to_a_masks_file(measured, tmp_path, capsys):
     names = ("quality", "bfloat16", "retrieval", "timing")
     folders = [f"--measured={measured / name}" for name in names]
-    output = tmp_path / "whole.json"
-    run_main("experiments.mask", f"--mask={measured}/mask.json", f"--output={output}", *folders)
+    file = tmp_path / "whole.json"
+    run_main("experiments.mask", f"--mask={measured}/mask.json", f"--mask_file={file}", *folders)
     assert (
-        f"{output}, which says 2 of quality, 1 of retrieval, 1 of timing" in capsys.readouterr().out
+        f"{file}, which says 2 of quality, 1 of retrieval, 1 of timing" in capsys.readouterr().out
     )
-    before, saved = load_mask(measured / "mask.json"), load_mask(output)
+    before, saved = load_mask(measured / "mask.json"), load_mask(file)
     assert (saved.mask, saved.provenance) == (before.mask, before.provenance)
     np.testing.assert_array_equal(saved.fills, before.fills)
     assert saved.quality["controls"] == before.quality["controls"]
@@ -151,5 +151,5 @@ def test_a_file_that_says_other_things_of_its_mask_is_refused(measured, said, se
 
 
 def test_a_name_alone_is_no_file_to_write_into(measured):
-    with pytest.raises(InputError, match="--output: name a file"):
+    with pytest.raises(InputError, match="--mask_file: name a file"):
         run("mask", mask="smollm2-135m-512", measured=measured / "quality")

@@ -51,7 +51,7 @@ def finish(*arguments: str) -> tuple[int, str, str]:
 
 def test_a_checkpoint_stands_for_its_source(source, tmp_path):
     output = tmp_path / "new" / "converted"
-    status, out, err = finish(f"--model={source}", f"--output={output}")
+    status, out, err = finish(f"--model={source}", f"--output_dir={output}")
     assert status == 0, err
     assert f'sinkjax.load("{output}")' in out
     assert "3 layers, 6 heads, 2 key/value heads, float32, orbax" in out
@@ -67,9 +67,12 @@ def test_a_checkpoint_stands_for_its_source(source, tmp_path):
 
 def test_a_checkpoint_can_be_converted_to_safetensors_for_transformers(source, tmp_path, capsys):
     orbax, safetensors = tmp_path / "orbax", tmp_path / "safetensors"
-    convert(f"--model={source}", f"--output={orbax}", "--dtype=bfloat16")
+    convert(f"--model={source}", f"--output_dir={orbax}", "--dtype=bfloat16")
     convert(
-        f"--model={orbax}", f"--output={safetensors}", "--dtype=bfloat16", "--format=safetensors"
+        f"--model={orbax}",
+        f"--output_dir={safetensors}",
+        "--dtype=bfloat16",
+        "--format=safetensors",
     )
     assert "bfloat16, safetensors" in capsys.readouterr().out
     theirs = hf.load_llama(safetensors)
@@ -80,7 +83,7 @@ def test_a_checkpoint_can_be_converted_to_safetensors_for_transformers(source, t
 
 
 def test_the_real_model_is_converted_by_default(tmp_path, smollm2):
-    convert(f"--output={tmp_path}", "--dtype=float32")
+    convert(f"--output_dir={tmp_path}", "--dtype=float32")
     assert sinkjax.model_digest(sinkjax.load(tmp_path)) == sinkjax.model_digest(smollm2)
     tokenizer = sinkjax.load_tokenizer(tmp_path)
     assert tokenizer("The capital of France is")["input_ids"] == [504, 3575, 282, 4649, 314]
@@ -91,17 +94,17 @@ def test_the_real_model_is_converted_by_default(tmp_path, smollm2):
 
 def test_an_unknown_model_is_named(tmp_path):
     assert "--model=smollm: it is no file" in refusal(
-        "--model=smollm", f"--output={tmp_path / 'o'}"
+        "--model=smollm", f"--output_dir={tmp_path / 'o'}"
     )
 
 
 def test_a_folder_that_is_in_use_is_left_alone(source, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert f"--output={tmp_path}: it exists and is no empty folder" in refusal(
-        f"--model={source}", f"--output={tmp_path}"
+    assert f"--output_dir={tmp_path}: it exists and is no empty folder" in refusal(
+        f"--model={source}", f"--output_dir={tmp_path}"
     )
-    assert f"--output={tmp_path / 'file'}: it exists" in refusal(
-        f"--model={source}", f"--output={tmp_path / 'file'}"
+    assert f"--output_dir={tmp_path / 'file'}: it exists" in refusal(
+        f"--model={source}", f"--output_dir={tmp_path / 'file'}"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -142,16 +145,18 @@ def test_killed_at_any_step_it_says_so_and_starts_anew(source, tmp_path, format_
     interrupted = 0
     for step in range(20):
         output = tmp_path / str(step)
-        killed = kill_at(step, *arguments, f"--output={output}")
+        killed = kill_at(step, *arguments, f"--output_dir={output}")
         if not any((output / name).exists() for name in (MANIFEST, "config.json")):
             with pytest.raises(InputError, match="interrupted"):
                 sinkjax.load_config(output)
             interrupted += 1
             (output / "mine.txt").write_text("mine")
-            message = refusal(*arguments, f"--output={output}")  # what it did not make is not its
+            message = refusal(
+                *arguments, f"--output_dir={output}"
+            )  # what it did not make is not its
             assert "it exists and is no empty folder" in message
             (output / "mine.txt").unlink()
-            convert("--model=" + str(source), "--format=orbax", f"--output={output}")
+            convert("--model=" + str(source), "--format=orbax", f"--output_dir={output}")
             names = {path.name for path in output.iterdir()}
             assert MANIFEST in names
             assert not names & {PARTIAL, "config.json", "model.safetensors"}
@@ -167,9 +172,9 @@ def test_two_do_not_convert_to_one_folder_at_once(source, tmp_path):
     output = tmp_path / "output"
     with convert_command._whole(output):
         assert "another process converts to it" in refusal(
-            f"--model={source}", f"--output={output}"
+            f"--model={source}", f"--output_dir={output}"
         )
-    convert(f"--model={source}", f"--output={output}")
+    convert(f"--model={source}", f"--output_dir={output}")
     assert PARTIAL not in {path.name for path in output.iterdir()}
 
 
@@ -178,18 +183,18 @@ def test_a_model_without_a_tokenizer_is_converted_when_asked(source, tmp_path):
     shutil.copytree(source, bare)
     for file in bare.glob("tokenizer*"):
         file.unlink()
-    message = refusal(f"--model={bare}", f"--output={output}")
+    message = refusal(f"--model={bare}", f"--output_dir={output}")
     assert "holds no tokenizer" in message
     assert "--notokenizer" in message
     assert not output.exists()
-    convert(f"--model={bare}", f"--output={output}", "--notokenizer")
+    convert(f"--model={bare}", f"--output_dir={output}", "--notokenizer")
     assert sinkjax.model_digest(sinkjax.load(output)) == sinkjax.model_digest(sinkjax.load(source))
 
 
 def test_a_disk_without_the_space_is_named_first(source, tmp_path, monkeypatch):
     full = shutil._ntuple_diskusage(1 << 30, 1 << 30, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    message = refusal(f"--model={source}", f"--output={tmp_path / 'output'}")
+    message = refusal(f"--model={source}", f"--output_dir={tmp_path / 'output'}")
     assert "needs 232,704 bytes" in message
     assert "1,000 free" in message
 
@@ -198,7 +203,7 @@ def test_a_disk_without_the_space_is_named_first(source, tmp_path, monkeypatch):
 def test_a_disk_that_fills_meanwhile_is_named(source, tmp_path, format_):
     output = tmp_path / "output"
     command = f"ulimit -f 48; {sys.executable} -m experiments.convert"  # files of 48 KiB at most
-    arguments = f"--model={source} --output={output} --format={format_}"
+    arguments = f"--model={source} --output_dir={output} --format={format_}"
     # The cache of compiled programs, which other tests read, isn't to be cut off.
     done = subprocess.run(
         ["bash", "-c", f"{command} {arguments}"],
@@ -218,8 +223,8 @@ def test_a_disk_that_fills_meanwhile_is_named(source, tmp_path, format_):
 
 def test_what_a_user_gets_wrong_ends_as_messages_and_status_1(source, tmp_path):
     for arguments, mentions in [
-        ([], ["error: --output: name the folder to write"]),
-        ([f"--output={tmp_path / 'o'}", "smollm2-135m"], ["error: smollm2-135m is no flag"]),
+        ([], ["error: --output_dir: name the folder to write"]),
+        ([f"--output_dir={tmp_path / 'o'}", "smollm2-135m"], ["error: smollm2-135m is no flag"]),
     ]:
         status, _, err = finish(*arguments)
         assert status == 1
@@ -229,7 +234,9 @@ def test_what_a_user_gets_wrong_ends_as_messages_and_status_1(source, tmp_path):
         '{"model_type": "llama", "sliding_window": 3, "colour": 1}'
     )
     (tmp_path / "model.safetensors").write_bytes((source / "config.json").read_bytes())
-    status, _, err = finish(f"--output={tmp_path / 'o'}", f"--model={tmp_path}", "--notokenizer")
+    status, _, err = finish(
+        f"--output_dir={tmp_path / 'o'}", f"--model={tmp_path}", "--notokenizer"
+    )
     assert status == 1
     assert [line.split(": ")[2].split(" =")[0] for line in err.splitlines()] == [
         "unknown attribute colour",

@@ -65,7 +65,7 @@ def test_an_unknown_command_is_refused_with_those_there_are(monkeypatch, capsys)
     ("script", "flag", "words"),
     [
         ("sweep", "--help", ["=quickstart.flags", "\n  --lengths:", "--[no]dry_run:", "shipped"]),
-        ("convert", "-h", ["convert --model=", "\n  --output:", "\n  --format:"]),
+        ("convert", "-h", ["convert --model=", "\n  --output_dir:", "\n  --format:"]),
         ("mask", "--helpshort", []),
     ],
 )

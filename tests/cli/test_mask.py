@@ -62,10 +62,10 @@ def cells(sweep, **fields):
     return sorted(found, key=lambda record: record["length"])
 
 
-def make(sweep, output, *arguments: str, **more):
+def make(sweep, file, *arguments: str, **more):
     """Makes a mask and reads its file."""
-    run(*arguments, **{"results": sweep, "output": output, **more})
-    return load_mask(output)
+    run(*arguments, **{"results": sweep, "mask_file": file, **more})
+    return load_mask(file)
 
 
 def run(*arguments: str, **flags):
@@ -183,14 +183,14 @@ def test_the_file_is_in_the_sweeps_folder_where_none_is_named(sweep):
         ({"paths": "f"}, ["--paths=f"]),
         ({"quantile": 1}, ["no head is chosen at 2, 4, 9 tokens"]),
         (
-            {"quantile": 2, "min_share": 0, "seed": -1, "output": "x"},
-            ["--quantile=2", "--min_share=0", "one of them", "--seed=-1", "--output=x"],
+            {"quantile": 2, "min_share": 0, "seed": -1, "mask_file": "x"},
+            ["--quantile=2", "--min_share=0", "one of them", "--seed=-1", "--mask_file=x"],
         ),
     ],
 )
 def test_bad_flags_are_refused_and_nothing_is_written(more, said, sweep, tmp_path):
     with pytest.raises(InputError) as error:
-        run(**{"results": sweep, "output": tmp_path / "m.json", **more})
+        run(**{"results": sweep, "mask_file": tmp_path / "m.json", **more})
     for part in said:
         assert part in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -58,7 +58,7 @@ def explicit_logits(oracle, tokens: np.ndarray, full: np.ndarray) -> np.ndarray:
 
 
 def test_an_imported_mask_computes_what_its_explicit_pattern_does(model, scores, tmp_path):
-    run(from_folder=scores, model=model, thresholds=0.5, output=tmp_path / "m.json")
+    run(from_folder=scores, model=model, thresholds=0.5, mask_file=tmp_path / "m.json")
     tokens = hf.random_tokens((2, 16))
     loaded = sinkjax.load(model)
     fast = sinkjax.specialize(loaded, load_mask(tmp_path / "m.json"))
@@ -69,7 +69,7 @@ def test_an_imported_mask_computes_what_its_explicit_pattern_does(model, scores,
 
 
 def test_the_mask_says_where_it_is_from_and_has_a_control_of_groups(model, scores, tmp_path):
-    run(from_folder=scores, model=model, shares=0.5, output=tmp_path / "m.json", seed=1)
+    run(from_folder=scores, model=model, shares=0.5, mask_file=tmp_path / "m.json", seed=1)
     saved, control = (load_mask(tmp_path / f"{name}.json") for name in ("m", "m.control"))
     published = read_published(scores)
     assert saved.mask == published.mask(sinkjax.load_config(model), share=0.5)

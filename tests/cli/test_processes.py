@@ -99,7 +99,11 @@ def test_a_study_over_a_mesh_finds_what_it_finds_on_one_device(name, model, alon
 
 
 KILLED = "sweep", "quality"
-TOOLS = {"generate": f"--prompt={PROMPT}", "convert": "--output=/dev/null/none", "inspect": MASK}
+TOOLS = {
+    "generate": f"--prompt={PROMPT}",
+    "convert": "--output_dir=/dev/null/none",
+    "inspect": MASK,
+}
 
 
 @pytest.mark.parametrize("name", [*STUDIES, "timing", *TOOLS])
@@ -238,7 +242,7 @@ def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
     """Killed together, they go on to the same records; what they do in parts, they join."""
     both = tmp_path / "both"
     commands = {
-        "convert": [f"--output={both / 'orbax'}"],
+        "convert": [f"--output_dir={both / 'orbax'}"],
         **{name: [*of, f"--output_dir={both / name}"] for name, of in STUDIES.items()},
         "timing": [*TIMED, f"--output_dir={both / 'timing'}"],
         "generate": [f"--prompt={PROMPT}", "--max_new_tokens=6"],
@@ -267,7 +271,7 @@ def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
         *(["loaded", str(source)] for source in sources),
     ]
     stored = ["experiments.convert", f"--model={model}", "--mesh=model:2", "--format=safetensors"]
-    stored += [f"--output={both / 'safetensors'}"]
+    stored += [f"--output_dir={both / 'safetensors'}"]
     out, second = run_both([*said_first, *parts, *runs, stored], tmp_path)
     for said, where in ((out, "in process 1 of 2: "), (second, "")):
         bytes_differ, wrong = json.loads(said.pop(0))
