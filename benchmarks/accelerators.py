@@ -174,7 +174,7 @@ def _table(target: str, records: list[dict[str, Any]], mask: SinkMask) -> Table:
         title=f"{flags.FLAGS.model} in {flags.FLAGS.dtype} on {target}, one row: COMPUTED, NOT "
         "MEASURED",
         columns=(
-            *("", "attention", "program", "operations", "parameters\nand cache", "temporary"),
+            *("", "attention", "program", "FLOPs", "parameters\nand cache", "temporary"),
             *("memory\nin all", "ms at\nleast", "bound\nby", "times\nas fast"),
         ),
         rows=rows,
@@ -199,7 +199,7 @@ def _notes(target: str, chip: Chip, records: list[dict[str, Any]]) -> Iterator[s
     yield (
         f"{target} as published: {formats.scaled(chip.multiply)}FLOP/s in bfloat16, "
         f"{formats.size(chip.read)}/s, {formats.size(chip.memory)} of memory. ms at least: the "
-        "longer of operations by the one and bytes by the other; nothing ran."
+        "longer of FLOPs by the one and bytes by the other; nothing ran."
     )
     kernels = {r["attention"] for r in records if r["kernel"]["operations"]}
     if kernels:

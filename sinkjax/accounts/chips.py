@@ -1,7 +1,6 @@
 """What each chip of a mesh has and does under a program, as records of JSON values."""
 
 import collections
-import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -72,9 +71,9 @@ def inspect_chips(program: Program) -> list[dict[str, Any]]:
             **common,
             "name": executable.name,
             "memory": {"temporary": executable.memory.temporary, "peak": executable.memory.peak},
-            "operations": executable.module.operations(),
+            "operations": executable.module.flops(),
             "collectives": _by_place(executable.module.collectives()),
-            "nominal": dataclasses.asdict(total(by_formula(program, executable))),
+            "nominal": total(by_formula(program, executable)).record(),
         }
         for executable in program.executables
     ]

@@ -43,16 +43,16 @@ class CompiledCosts:
 
     Attributes:
       rows: by `sinkjax.accounts.formulas.ROWS`; FLOPs are of matrix products.
-      all_operations: FLOPs with those of elementwise functions and reductions, a kernel's apart.
-      kernel_operations: the FLOPs of `rows` that are a kernel's, counted from its blocks.
-      needed_operations: what these would be, did blocks hold no pair that the path hides.
+      all_flops: FLOPs with those of elementwise functions and reductions, a kernel's apart.
+      kernel_flops: the FLOPs of `rows` that are a kernel's, counted from its blocks.
+      needed_flops: what these would be, did blocks hold no pair that the path hides.
       uncounted: custom calls whose FLOPs are not known; none, in a whole account.
     """
 
     rows: dict[str, Cost]
-    all_operations: int
-    kernel_operations: int
-    needed_operations: int
+    all_flops: int
+    kernel_flops: int
+    needed_flops: int
     uncounted: tuple[str, ...]
 
 
@@ -69,12 +69,12 @@ def account(program: Program, executable: Executable) -> CompiledCosts:
         for row, share in shares.items():
             sums[row] += Cost(**{name: round(share * amount) for name, amount in amounts.items()})
 
-    operations: dict[tuple[int, str] | None, int] = collections.Counter()
+    flops: dict[tuple[int, str] | None, int] = collections.Counter()
     for work in module.work:
         if work.is_matmul:
-            operations[_place(work.scopes)] += work.operations
+            flops[_place(work.scopes)] += work.flops
     length, kernel = program.length_of(executable), program.kernel_of(executable)
-    kernel_operations = needed_operations = 0
+    kernel_flops = needed_flops = 0
     uncounted = set()
     for call in module.calls:
         path = kernel.read_path(call.scopes) if isinstance(kernel, Blocked) else None
@@ -85,11 +85,11 @@ def account(program: Program, executable: Executable) -> CompiledCosts:
         # kernel is what its heads give: B, T, N and H are its axes in some order.
         a_pair = 2 * 2 * math.prod(call.shapes[-1]) // length * call.times
         amount = a_pair * kernel.pairs(path, length)
-        operations[_place(call.scopes)] += amount
-        kernel_operations += amount
-        needed_operations += a_pair * needed_pairs(path, length)
-    for place, amount in operations.items():
-        add(_REST if place is None else layers[place[0]].products[place[1]], operations=amount)
+        flops[_place(call.scopes)] += amount
+        kernel_flops += amount
+        needed_flops += a_pair * needed_pairs(path, length)
+    for place, amount in flops.items():
+        add(_REST if place is None else layers[place[0]].products[place[1]], flops=amount)
     for argument in module.arguments:
         if argument.name.startswith("parameters["):
             name = _PARAMETER.fullmatch(argument.name)
@@ -102,9 +102,9 @@ def account(program: Program, executable: Executable) -> CompiledCosts:
             add(shares, cache=argument.size)
     return CompiledCosts(
         rows={row: sums[row] for row in ROWS},
-        all_operations=module.operations() + kernel_operations,
-        kernel_operations=kernel_operations,
-        needed_operations=needed_operations,
+        all_flops=module.flops() + kernel_flops,
+        kernel_flops=kernel_flops,
+        needed_flops=needed_flops,
         uncounted=tuple(sorted(uncounted)),
     )
 

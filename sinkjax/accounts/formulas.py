@@ -52,21 +52,25 @@ class Cost:
     """The needs of some part of an executable each time it runs.
 
     Attributes:
-      operations: FLOPs, of matrix products.
+      flops: of matrix products.
       parameters: bytes of those that it reads.
       cache: bytes of the keys, values and biases that it keeps of a text.
     """
 
-    operations: int = 0
+    flops: int = 0
     parameters: int = 0
     cache: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            self.operations + other.operations,
+            self.flops + other.flops,
             self.parameters + other.parameters,
             self.cache + other.cache,
         )
+
+    def record(self) -> dict[str, int]:
+        """Returns the cost under the names that records have it by."""
+        return {"operations": self.flops, "parameters": self.parameters, "cache": self.cache}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +185,7 @@ def _sink_group(members: Sequence[_Head], biased: Cost, config: LlamaConfig, siz
     term = Cost(2 * sizes.batch_size * D * H, D * H * sizes.itemsize)
     terms = [term] * (("first" in fills) + bool(fills - {"first"}))
     if fills and all(head.span is None for head in members):
-        terms.append(Cost(term.operations, biased.parameters))
+        terms.append(Cost(term.flops, biased.parameters))
     return sum(terms, Cost())
 
 
@@ -213,7 +217,7 @@ def _rest(config: LlamaConfig, mask: SinkMask, sizes: Sizes) -> Cost:
     normed = config.num_heads + config.num_kv_heads if config.joint_qk_norm else 2
     numbers += config.qk_norm * turned * normed * config.head_dim
     return Cost(
-        operations=2 * B * T * L * 3 * D * F + 2 * B * D * V,
+        flops=2 * B * T * L * 3 * D * F + 2 * B * D * V,
         parameters=numbers * sizes.itemsize,
         cache=4 * B,
     )

@@ -86,10 +86,10 @@ def _read(program: Program, executable: Executable) -> dict[str, Any]:
         "compile_seconds": executable.compile_seconds,
         "from_cold": executable.from_cold,
         "memory": {**dataclasses.asdict(executable.memory), "peak": executable.memory.peak},
-        "xla": {"operations": executable.operations, "bytes": executable.bytes_accessed},
+        "xla": {"operations": executable.flops, "bytes": executable.bytes_accessed},
         "attention": program.kernel_of(executable).name,
-        "kernel": {"operations": costs.kernel_operations, "needed": costs.needed_operations},
-        "all_operations": costs.all_operations,
+        "kernel": {"operations": costs.kernel_flops, "needed": costs.needed_flops},
+        "all_operations": costs.all_flops,
         "uncounted": list(costs.uncounted),
         "compiled": _rows(costs.rows),
         "by_hand": _rows(by_formula(program, executable)),
@@ -98,4 +98,4 @@ def _read(program: Program, executable: Executable) -> dict[str, Any]:
 
 def _rows(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
     whole = {**{row: costs[row] for row in ROWS}, "total": total(costs)}
-    return {row: dataclasses.asdict(cost) for row, cost in whole.items()}
+    return {row: cost.record() for row, cost in whole.items()}

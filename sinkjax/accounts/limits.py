@@ -20,15 +20,15 @@ class Limit:
     """The least that a step needs.
 
     Attributes:
-      operations: FLOPs of matrix products.
+      flops: of matrix products.
       bytes: read or written: parameters, and the cache.
     """
 
-    operations: int
+    flops: int
     bytes: int
 
     def __mul__(self, times: int) -> Limit:
-        return Limit(self.operations * times, self.bytes * times)
+        return Limit(self.flops * times, self.bytes * times)
 
     def seconds(self, rates: Mapping[str, float]) -> float:
         """The least time, memory and arithmetic at work at once (Williams et al. 2009, roofline).
@@ -36,7 +36,7 @@ class Limit:
         Args:
           rates: `read` in bytes and `multiply` in FLOPs a second.
         """
-        return max(self.bytes / rates["read"], self.operations / rates["multiply"])
+        return max(self.bytes / rates["read"], self.flops / rates["multiply"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,4 +90,4 @@ def _limit(config: LlamaConfig, mask: SinkMask, sizes: Sizes, tokens: int) -> Li
     # An embedding that is no head, too, is looked up, not read.
     looked_up = max(0, config.vocab_size - tokens) * config.embed_dim * sizes.itemsize
     unread = 0 if config.tie_embeddings else looked_up
-    return Limit(cost.operations, cost.parameters + cost.cache - unread)
+    return Limit(cost.flops, cost.parameters + cost.cache - unread)

@@ -77,7 +77,7 @@ class Workload:
         return self._price(needs.prefill) + self.generated * self._price(needs.decode)
 
     def _price(self, cost: Cost) -> float:
-        return cost.parameters + cost.cache + cost.operations / self.operations_per_byte
+        return cost.parameters + cost.cache + cost.flops / self.operations_per_byte
 
 
 def read_needs(config: LlamaConfig, mask: SinkMask, workload: Workload, dtype: jnp.dtype) -> Needs:
@@ -112,8 +112,8 @@ def saved_shares(ours: Needs, full: Needs) -> dict[str, float]:
         return 1 - of(ours) / of(full)
 
     return {
-        "prefill_operations": share(lambda needs: needs.prefill.operations),
-        "decode_operations": share(lambda needs: needs.decode.operations),
+        "prefill_operations": share(lambda needs: needs.prefill.flops),
+        "decode_operations": share(lambda needs: needs.decode.flops),
         "decode_bytes": share(lambda needs: needs.decode.parameters + needs.decode.cache),
         "cache_bytes": share(lambda needs: needs.decode.cache),
     }

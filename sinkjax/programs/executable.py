@@ -52,7 +52,7 @@ class Executable:
       compile_seconds: XLA's part.
       from_cold: whether the compile time is XLA's own: JAX's persistent cache was off.
       memory: its bytes.
-      operations: XLA's own count of FLOPs, a loop's body once; None where it does not count.
+      flops: XLA's own count, a loop's body once; None where it does not count.
       bytes_accessed: likewise, read and written by all instructions.
     """
 
@@ -63,7 +63,7 @@ class Executable:
     compile_seconds: float
     from_cold: bool
     memory: Memory
-    operations: float | None
+    flops: float | None
     bytes_accessed: float | None
 
     @functools.cached_property
@@ -139,6 +139,6 @@ def build(
             temporary=stats.temp_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
         ),
-        operations=cost.get("flops"),
+        flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
     )

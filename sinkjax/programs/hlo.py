@@ -66,12 +66,12 @@ class Work:
     Attributes:
       scopes: where it came from, as `jit(f)/layer_0/attention/...`. Passes that rewrite an
         instruction may forget it: then where its operands came from, and where its result goes.
-      operations: FLOPs; a multiply and an add are two.
+      flops: a multiply and an add are two.
       is_matmul: whether they belong to a matrix product, as XLA calls it or as JAX did.
     """
 
     scopes: Scopes
-    operations: int
+    flops: int
     is_matmul: bool
 
 
@@ -163,9 +163,9 @@ class Module:
         self.work = tuple(self._work(self._entry, 1, [], (), [], calls))
         self.calls = tuple(calls)
 
-    def operations(self) -> int:
+    def flops(self) -> int:
         """FLOPs of all instructions."""
-        return sum(item.operations for item in self.work)
+        return sum(item.flops for item in self.work)
 
     def collectives(self) -> tuple[Collective, ...]:
         """All collectives, a loop's and a branch's once."""
@@ -220,7 +220,7 @@ class Module:
             )
             if instruction.opcode == "conditional":
                 branches = [list(self._work(name, times, *inside)) for name in called]
-                yield from max(branches, key=lambda work: sum(item.operations for item in work))
+                yield from max(branches, key=lambda work: sum(item.flops for item in work))
                 continue
             turns = times * self._turns(instruction)
             for name in called:
@@ -230,9 +230,9 @@ class Module:
                 calls.append(CustomCall(scopes, _target(instruction), shapes, times))
                 continue
             came_from = own or uses[instruction.name]
-            operations, is_matmul = self._count(instruction, types, sums, came_from)
-            if operations:
-                yield Work(scopes, operations * times, is_matmul)
+            flops, is_matmul = self._count(instruction, types, sums, came_from)
+            if flops:
+                yield Work(scopes, flops * times, is_matmul)
 
     def _turns(self, instruction: _Instruction) -> int:
         """The number of turns of a loop; 1 where that is not known, and for all else.

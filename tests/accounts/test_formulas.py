@@ -153,7 +153,7 @@ def test_what_a_mask_removes_is_gone_and_the_baseline_has_it(costs, name):
             hoped = getattr(total(predicted_full), field) - getattr(total(predicted), field)
             assert saved == hoped
     # The prompt is shorter than a block of the window's, so that only decoding gains by each.
-    assert total(costs(name)[1][0]).operations < total(costs("full")[1][0]).operations
+    assert total(costs(name)[1][0]).flops < total(costs("full")[1][0]).flops
 
 
 def test_a_head_whose_work_is_still_there_is_found_out(model, costs):
@@ -161,9 +161,9 @@ def test_a_head_whose_work_is_still_there_is_found_out(model, costs):
     one_less = SinkMask.from_text("L0: 6f | L1: 2f s(zero) 3f | L2: 6f")
     for (found, _), length in zip(costs("full"), (T, None), strict=True):
         predicted = predict(model.config, one_less, Sizes(B, length, MAX, 4))
-        assert found["full"].operations > predicted["full"].operations
+        assert found["full"].flops > predicted["full"].flops
         assert found["full"].parameters > predicted["full"].parameters
-        assert total(found).operations > total(predicted).operations
+        assert total(found).flops > total(predicted).flops
 
 
 @pytest.mark.quick

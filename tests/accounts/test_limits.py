@@ -31,7 +31,7 @@ def pairs_seen(path, length):
     st.integers(1, 24),
 )
 @settings(max_examples=60, deadline=None)
-def test_operations_of_a_prompt_grow_by_the_pairs_that_are_seen(path, length):
+def test_flops_of_a_prompt_grow_by_the_pairs_that_are_seen(path, length):
     config = CONFIG
     mask = SinkMask(((path,) * config.num_heads,))
     B, D, H, N, K = 2, config.embed_dim, config.head_dim, config.num_heads, config.num_kv_heads
@@ -40,7 +40,7 @@ def test_operations_of_a_prompt_grow_by_the_pairs_that_are_seen(path, length):
     feed_forward = 2 * B * length * 3 * D * config.mlp_dim
     head = 2 * B * D * config.vocab_size
     attention = 2 * B * N * 2 * H * pairs_seen(path, length)
-    assert found.operations == projections + feed_forward + head + attention
+    assert found.flops == projections + feed_forward + head + attention
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -58,6 +58,6 @@ def test_bytes_of_a_step_are_parameters_and_what_the_cache_holds(tied):
 
 def test_the_slower_of_memory_and_arithmetic_decides():
     rates = {"read": 10.0, "multiply": 100.0}
-    assert Limit(operations=1000, bytes=10).seconds(rates) == 10
-    assert Limit(operations=10, bytes=1000).seconds(rates) == 100
-    assert (Limit(operations=10, bytes=1000) * 3).seconds(rates) == 300
+    assert Limit(flops=1000, bytes=10).seconds(rates) == 10
+    assert Limit(flops=10, bytes=1000).seconds(rates) == 100
+    assert (Limit(flops=10, bytes=1000) * 3).seconds(rates) == 300

@@ -166,8 +166,8 @@ def test_a_mesh_that_heads_do_not_fit_is_refused_with_one_that_they_do(kv_heads,
 def test_rows_over_data_take_a_share_of_the_work():
     """Every device computed all rows."""
     model = make(2)
-    alone = compiled(model, BASELINE).decode.module.operations()
-    over = compiled(shard(model, make_mesh({"data": 8})), BASELINE).decode.module.operations()
+    alone = compiled(model, BASELINE).decode.module.flops()
+    over = compiled(shard(model, make_mesh({"data": 8})), BASELINE).decode.module.flops()
     assert over == pytest.approx(alone / 8, rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The account of a compiled executable, against operations counted by hand."""
+"""The account of a compiled executable, against FLOPs counted by hand."""
 
 import re
 
@@ -15,10 +15,10 @@ def _module(function, *arguments) -> Module:
     return Module(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def operations(module: Module, scope: str = "", *, matmul_only: bool = False) -> int:
+def flops(module: Module, scope: str = "", *, matmul_only: bool = False) -> int:
     """FLOPs of all instructions that came from a scope: a regular expression, anywhere."""
     return sum(
-        item.operations
+        item.flops
         for item in module.work
         if any(re.search(scope, place) for place in item.scopes or ("",))
         and (item.is_matmul or not matmul_only)
@@ -29,9 +29,9 @@ def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def test_a_matrix_product_is_two_operations_an_element_and_contracted_index():
+def test_a_matrix_product_is_two_flops_an_element_and_contracted_index():
     module = _module(lambda a, b: a @ b, _array(7, 33), _array(33, 11))
-    assert module.operations() == operations(module, matmul_only=True) == 2 * 7 * 33 * 11
+    assert module.flops() == flops(module, matmul_only=True) == 2 * 7 * 33 * 11
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -46,7 +46,7 @@ def test_a_matrix_product_is_two_operations_an_element_and_contracted_index():
 def test_einsums_of_the_model_count_the_same_in_every_dtype(dtype, equation, shapes, wanted):
     arrays = [_array(*shape, dtype=dtype) for shape in shapes]
     module = _module(lambda a, b: jnp.einsum(equation, a, b), *arrays)
-    assert operations(module, matmul_only=True) == wanted
+    assert flops(module, matmul_only=True) == wanted
 
 
 def test_a_loop_counts_as_often_as_it_turns_also_inside_another():
@@ -60,7 +60,7 @@ def test_a_loop_counts_as_often_as_it_turns_also_inside_another():
         return jax.lax.scan(outer, x, length=5)[0]
 
     module = _module(function, _array(4, 16), _array(16, 16))
-    assert operations(module, matmul_only=True) == 5 * 3 * 2 * 4 * 16 * 16
+    assert flops(module, matmul_only=True) == 5 * 3 * 2 * 4 * 16 * 16
 
 
 def test_a_loop_that_may_stop_at_any_turn_counts_once():
@@ -68,7 +68,7 @@ def test_a_loop_that_may_stop_at_any_turn_counts_once():
         return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
 
     module = _module(function, _array(4, 16), _array(16, 16))
-    assert operations(module, matmul_only=True) == 2 * 4 * 16 * 16
+    assert flops(module, matmul_only=True) == 2 * 4 * 16 * 16
 
 
 @pytest.mark.parametrize(("direction", "turns"), [("LT", 5), ("NE", 1)])
@@ -98,7 +98,7 @@ ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {{
   ROOT %w = (s32[], f32[4,4]{{1,0}}) while(%t), condition=%condition, body=%body
 }}
 """
-    assert operations(Module(text), matmul_only=True) == turns * 2 * 4 * 4 * 4
+    assert flops(Module(text), matmul_only=True) == turns * 2 * 4 * 4 * 4
 
 
 def test_a_conditional_counts_its_largest_branch():
@@ -106,7 +106,7 @@ def test_a_conditional_counts_its_largest_branch():
         return jax.lax.switch(choice, [lambda x: x, lambda x: x @ w, lambda x: (x @ w) @ w], x)
 
     module = _module(function, _array(dtype=jnp.int32), _array(4, 16), _array(16, 16))
-    assert operations(module, matmul_only=True) == 2 * 2 * 4 * 16 * 16
+    assert flops(module, matmul_only=True) == 2 * 2 * 4 * 16 * 16
 
 
 def test_work_is_told_apart_by_named_scope():
@@ -120,10 +120,10 @@ def test_work_is_told_apart_by_named_scope():
 
     module = _module(function, _array(4, 16), _array(16, 16))
     product = 2 * 4 * 16 * 16
-    assert operations(module, "first", matmul_only=True) == product
-    assert operations(module, "second_1") == product + 4 * 16
-    assert operations(module, "second", matmul_only=True) == 2 * product
-    assert operations(module, "third") == 0
+    assert flops(module, "first", matmul_only=True) == product
+    assert flops(module, "second_1") == product + 4 * 16
+    assert flops(module, "second", matmul_only=True) == 2 * product
+    assert flops(module, "third") == 0
 
 
 def test_batched_products_keep_their_scope():
@@ -137,7 +137,7 @@ def test_batched_products_keep_their_scope():
 
     heads = _array(1, 3, 64, 32, dtype=jnp.bfloat16)
     module = _module(function, heads, heads, heads)
-    assert operations(module, "attention", matmul_only=True) == 2 * (2 * 3 * 64 * 64 * 32)
+    assert flops(module, "attention", matmul_only=True) == 2 * (2 * 3 * 64 * 64 * 32)
 
 
 def test_arguments_are_named_by_their_place_and_dead_ones_are_gone():
@@ -154,8 +154,8 @@ def test_arguments_are_named_by_their_place_and_dead_ones_are_gone():
 
 def test_elementwise_and_reductions_are_counted_but_are_no_matrix_product():
     module = _module(lambda x: (x * x).sum(), _array(10, 10))
-    assert module.operations() == 200
-    assert operations(module, matmul_only=True) == 0
+    assert module.flops() == 200
+    assert flops(module, matmul_only=True) == 0
 
 
 def test_what_cannot_be_counted_is_named():
@@ -169,7 +169,7 @@ ENTRY %main (x: f32[4,4]) -> f32[4,4] {
     module = Module(text)
     (call,) = module.calls
     assert (call.target, call.shapes, call.times) == ("mystery", ((4, 4),), 1)
-    assert module.operations() == 0
+    assert module.flops() == 0
 
 
 def test_a_cublas_product_is_counted_from_its_own_description():
@@ -184,7 +184,7 @@ metadata={op_name="jit(f)/mlp/dot_general"}, backend_config={"gemm_backend_confi
   ROOT %d = bf16[5,7]{1,0} get-tuple-element(%c), index=0
 }
 """
-    assert operations(Module(text), "mlp", matmul_only=True) == 2 * 5 * 32 * 7
+    assert flops(Module(text), "mlp", matmul_only=True) == 2 * 5 * 32 * 7
 
 
 def test_a_product_of_one_row_as_multiply_and_reduce_counts_once():
@@ -206,7 +206,7 @@ ENTRY %main (x: f32[32], w: f32[32,7]) -> f32[7] {
 metadata={op_name="jit(f)/mlp/dot_general"}
 }
 """
-    assert operations(Module(text), "mlp", matmul_only=True) == 2 * 32 * 7
+    assert flops(Module(text), "mlp", matmul_only=True) == 2 * 32 * 7
 
 
 def test_the_parts_of_a_split_product_are_added_up_without_being_a_product_again():
@@ -238,5 +238,5 @@ ENTRY %main (x: f32[4,5,8], w: f32[4,8,7]) -> f32[5,7] {
 }
 """
     module = Module(text)
-    assert operations(module, "mlp", matmul_only=True) == 2 * 5 * 32 * 7
-    assert operations(module, "mlp") == 2 * 5 * 32 * 7 + 4 * 5 * 7
+    assert flops(module, "mlp", matmul_only=True) == 2 * 5 * 32 * 7
+    assert flops(module, "mlp") == 2 * 5 * 32 * 7 + 4 * 5 * 7

@@ -82,7 +82,7 @@ def test_a_kernel_is_compiled_for_a_chip_that_is_not_here_and_counted(
         assert record["compiled"] == record["by_hand"]
     assert [len(executable.module.calls) for executable in program.executables] == [0, 5, 0]
     full, window = (program.attention[512].pairs(path, 512) for path in (Full(), Window(4, 50)))
-    a_pair = 2 * 2 * 16  # operations: two products, a multiply and an add, H columns
+    a_pair = 2 * 2 * 16  # FLOPs: two products, a multiply and an add, H columns
     assert long["kernel"]["operations"] == a_pair * 2 * (4 * full + 2 * window)
     needed = 512 * 513 // 2, 54 * 55 // 2 + (512 - 54) * 54
     assert long["kernel"]["needed"] == a_pair * 2 * (4 * needed[0] + 2 * needed[1])

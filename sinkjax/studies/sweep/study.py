@@ -326,6 +326,6 @@ def count_flops(series: Series) -> float:
     """Returns the FLOPs of measuring a series, by formula: those of its prompts' prefill."""
     config = series.subject.config
     return sum(
-        prefill_limit(config, SinkMask.full(config), len(rows), length, itemsize=4).operations
+        prefill_limit(config, SinkMask.full(config), len(rows), length, itemsize=4).flops
         for length, rows in series.tokens.items()
     )

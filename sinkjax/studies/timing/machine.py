@@ -30,7 +30,7 @@ def machine_calls(
 
     Returns:
       calls to be timed beside others, `read` and `multiply`, each several times, as `read 0`,
-      `read 1`, ...; and what they do each time: bytes of `read`, floating-point operations of
+      `read 1`, ...; and what they do each time: bytes of `read`, FLOPs of
       `multiply`.
     """
     on_cpu = jax.devices()[0].platform == "cpu"

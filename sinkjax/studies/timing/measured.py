@@ -20,7 +20,7 @@ class Measured:
     Attributes:
       samples: of all programs, the baseline twice, and of the machine.
       device: seconds by the device's clock, which then are what counts; None for the host's.
-      amounts: bytes of each `read` and operations of each `multiply`.
+      amounts: bytes of each `read` and FLOPs of each `multiply`.
     """
 
     samples: Mapping[str, Samples]
@@ -52,17 +52,18 @@ class Measured:
             if name == BASELINE
             else ratio(seconds, self._seconds(BASELINE), self.seed),
             "limit": {
-                **dataclasses.asdict(limit),
+                "operations": limit.flops,
+                "bytes": limit.bytes,
                 "seconds": limit.seconds(typical),
                 "share": ratio(least, seconds, self.seed),
                 "ratio": limit.seconds(typical) / baseline.seconds(typical),
-                "operations_ratio": limit.operations / baseline.operations,
+                "operations_ratio": limit.flops / baseline.flops,
                 "bytes_ratio": limit.bytes / baseline.bytes,
             },
         }
 
     def machine(self) -> dict[str, Any]:
-        """The machine's part: bytes read and operations done a second, in each round's best."""
+        """The machine's part: bytes read and FLOPs done a second, in each round's best."""
         return {
             name: {
                 "samples": [self._raw(call) for call in self._names(name)],

@@ -117,8 +117,8 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small
     (record, *_) = [r for r in records if (r["path"], r["method"]) == ("window(1,6)", "random")]
     mask = SinkMask.from_text(record["result"]["mask"])
     text = inputs.read_text(other_text, 3, 0)
-    windows = text.at_length(small_tokenizer, "tokenizer", 24)[:3]
-    kl = kl_of(model(windows), specialize(model, mask)(windows))[:, 1:]
+    excerpts = text.at_length(small_tokenizer, "tokenizer", 24)[:3]
+    kl = kl_of(model(excerpts), specialize(model, mask)(excerpts))[:, 1:]
     np.testing.assert_allclose(record["result"]["kl"]["value"], kl.mean(), rtol=1e-3)
     sizes = Workload(24).decode
     ours, its = (
@@ -126,7 +126,7 @@ def test_a_point_says_what_its_mask_costs_and_saves(ran, tiny, other_text, small
     )
     saved = record["result"]["saved"]
     assert saved["cache_bytes"] == pytest.approx(1 - ours.cache / its.cache)
-    assert saved["decode_operations"] == pytest.approx(1 - ours.operations / its.operations)
+    assert saved["decode_operations"] == pytest.approx(1 - ours.flops / its.flops)
 
 
 def test_what_masks_save_is_read_from_their_programs(ran, tiny, other_text, tmp_path):

@@ -37,18 +37,18 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def windows(model):
+def excerpts(model):
     return np.asarray(tiny.tokens_of(model, (6, 16)))
 
 
 @pytest.fixture(scope="module")
-def fills(model, windows):
-    return mean_outputs(model, windows)
+def fills(model, excerpts):
+    return mean_outputs(model, excerpts)
 
 
 @pytest.fixture(scope="module")
-def judge(model, windows, fills):
-    return Judge(model, windows, fills=fills)
+def judge(model, excerpts, fills):
+    return Judge(model, excerpts, fills=fills)
 
 
 def dense_layer(layer, x, context, path):
@@ -84,12 +84,12 @@ def ragged(starts, stop=16):
         (ragged([1]), {"outer_norms": True, "output_bias": True, "inner_norms": False}),
     ],
 )
-def test_errors_and_means_are_those_of_dense_attention(windows, scored, shape):
+def test_errors_and_means_are_those_of_dense_attention(excerpts, scored, shape):
     """An error is of what attention adds, normed or not, with one head alone on the path."""
     model = tiny.make(seed=3, **shape)
-    fills = mean_outputs(model, windows)
-    errors = own_errors(model, windows, PATHS, fills=fills, scored=scored)
-    x, context = model.enter(jnp.asarray(windows))
+    fills = mean_outputs(model, excerpts)
+    errors = own_errors(model, excerpts, PATHS, fills=fills, scored=scored)
+    x, context = model.enter(jnp.asarray(excerpts))
     for index, layer in enumerate(model.layers):
         after, full = dense_layer(layer, x, context, Full())
         means = np.asarray(full)[:, 1:].mean(axis=(0, 1))
@@ -107,22 +107,22 @@ def test_errors_and_means_are_those_of_dense_attention(windows, scored, shape):
         x = after
 
 
-def test_errors_under_a_mask_are_those_of_its_inputs(model, windows, fills):
+def test_errors_under_a_mask_are_those_of_its_inputs(model, excerpts, fills):
     mask = SinkMask.from_text("L0: 6s(zero) | L1-2: 6f")
-    free = own_errors(model, windows, PATHS, fills=fills)
-    under = own_errors(model, windows, PATHS, mask=mask, fills=fills)
+    free = own_errors(model, excerpts, PATHS, fills=fills)
+    under = own_errors(model, excerpts, PATHS, mask=mask, fills=fills)
     np.testing.assert_allclose(under[:, 0], free[:, 0], rtol=1e-5)
     assert np.abs(under[:, 1] / free[:, 1] - 1).mean() > 0.1
 
 
-def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, judge):
+def test_a_judges_kl_is_that_of_the_specialized_model(model, excerpts, fills, judge):
     mask = SinkMask.from_text("L0: 3w(1,4) 3f | L1: 2s(mean) 4f | L2: 3f 3s(first)")
-    wanted = compare(model, specialize(model, mask, fills=jnp.asarray(fills)), windows)
+    wanted = compare(model, specialize(model, mask, fills=jnp.asarray(fills)), excerpts)
     np.testing.assert_allclose(judge(mask), wanted.kl, atol=1e-5, rtol=1e-3)
     stats = judge.stats(mask)
     np.testing.assert_allclose(stats.candidate_nll, wanted.candidate_nll, atol=1e-4)
     fast = specialize(model, mask, fills=jnp.asarray(fills))
-    through_caches = compare(model, fast, windows, generated=5).arrays()
+    through_caches = compare(model, fast, excerpts, generated=5).arrays()
     apart = judge.stats(mask, generated=5).arrays()
     assert apart.keys() == through_caches.keys()
     for name in ("positions", "kl", "candidate_nll", "baseline_correct", "generated_kl"):
@@ -130,7 +130,7 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
     np.testing.assert_array_equal(stats.baseline_correct, wanted.baseline_correct)
     assert not judge(SinkMask.full(model.config)).any()
     copies = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
-    wanted = compare(model, specialize(model, copies), windows)
+    wanted = compare(model, specialize(model, copies), excerpts)
     np.testing.assert_allclose(judge(copies), wanted.kl, atol=1e-5, rtol=1e-3)
 
 
@@ -143,10 +143,10 @@ def test_a_judges_kl_is_that_of_the_specialized_model(model, windows, fills, jud
         ("L0-2: 6f", ragged([14, 15, 13])),
     ],
 )
-def test_predicted_costs_are_what_small_moves_cost(model, windows, judge, start, scored):
+def test_predicted_costs_are_what_small_moves_cost(model, excerpts, judge, start, scored):
     """Window(0, 15) of 16 tokens hides one key of one position. Of more, more orders count."""
     mask, paths = SinkMask.from_text(start), PATHS[3:]
-    predicted = predict_moves(model, windows, paths, mask=mask, samples=64, scored=scored)
+    predicted = predict_moves(model, excerpts, paths, mask=mask, samples=64, scored=scored)
     counted = ragged([1]) if scored is None else scored
     kl = lambda mask: judge(mask)[counted[:, 1:]].mean(dtype=np.float64)  # noqa: E731
     moves = rank_moves(mask, paths, predicted, np.ones((1, 1)))
@@ -176,7 +176,7 @@ def test_savings_are_differences_of_predicted_programs(model, windows):
         costs = [
             total(predict(config, mask, sizes)) for sizes in (workload.prefill, workload.decode)
         ]
-        each = [c.parameters + c.cache + c.operations / 7 for c in costs]
+        each = [c.parameters + c.cache + c.flops / 7 for c in costs]
         return each[0] + 3 * each[1]
 
     full = SinkMask.full(config)
@@ -261,12 +261,12 @@ def test_few_draws_are_trusted_little():
     assert shrinkage(np.hstack([together, stays])) == shrinkage(together)
 
 
-def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, windows):
+def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, excerpts):
     more = np.asarray(tiny.tokens_of(model, (6, 16), seed=9))
     settings = SearchSettings(
         (Window(1, 4), Window(1, 8)), 0.05, Workload(16), objective="heads", rounds=2, samples=4
     )
-    found = search(model, windows, more, settings)
+    found = search(model, excerpts, more, settings)
     size = int(found.mask.masked.sum())
     assert 0 < size < 18
     assert found.kl <= 0.05
@@ -275,13 +275,13 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, window
     # Of 16 tokens the last 4, none of which is generated, or those at which a window acts.
     assert found.kl == pytest.approx(max(kl[:, first - 1 :].mean(), kl[:, 11:].mean()))
     on_mean = dataclasses.replace(settings, budget_on="mean")
-    other = search(model, windows, more, on_mean)
+    other = search(model, excerpts, more, on_mean)
     assert other.kl == pytest.approx(Judge(model, more)(other.mask).mean(dtype=np.float64))
     assert int(other.mask.masked.sum()) > size
-    generated = search(model, windows[:, :12], more, settings)  # 4 of 16 tokens come after
+    generated = search(model, excerpts[:, :12], more, settings)  # 4 of 16 tokens come after
     kl = Judge(model, more)(generated.mask).astype(np.float64)
     assert generated.kl >= kl[:, 11:].mean() - 1e-9
-    again = search(model, windows, more, settings)
+    again = search(model, excerpts, more, settings)
     assert again.mask == found.mask
     assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]
 
@@ -296,12 +296,12 @@ def questions(model, seed, count=4):
     return Questions(tokens, lengths, np.full(count, 3), (), 3)
 
 
-def test_a_search_keeps_answers_too(model, windows):
+def test_a_search_keeps_answers_too(model, excerpts):
     settings = SearchSettings(
         (Window(1, 4),), 0.2, Workload(16), objective="heads", rounds=2, samples=4
     )
     held = questions(model, 5), questions(model, 6)
-    free = search(model, windows, windows, settings)
+    free = search(model, excerpts, excerpts, settings)
 
     def nll(forward, of):
         """Of each answer, from all logits."""
@@ -323,7 +323,7 @@ def test_a_search_keeps_answers_too(model, windows):
     returned = []
     for budget in (0.7 * most, 0.1 * most):
         answers = Answers(questions(model, 7), held, budget, floor=0)
-        kept = search(model, windows, windows, settings, answers=[answers])
+        kept = search(model, excerpts, excerpts, settings, answers=[answers])
         means = [of.mean() for of in rises(kept.mask)]
         np.testing.assert_allclose(kept.rises, means, atol=1e-4)
         assert most_of(kept.mask) <= budget + 1e-4
@@ -339,10 +339,10 @@ def test_a_search_keeps_answers_too(model, windows):
         for of in (answers.ranked, *held)
     )
     says_nothing = dataclasses.replace(answers, ranked=ranked, held=tuple(wider), floor=1.1)
-    same = search(model, windows, windows, settings, answers=[says_nothing])
+    same = search(model, excerpts, excerpts, settings, answers=[says_nothing])
     assert same.rises == (None, None)
     assert same.mask == free.mask
-    shorter = search(model, windows, windows, settings, answers=[says_nothing, answers])
+    shorter = search(model, excerpts, excerpts, settings, answers=[says_nothing, answers])
     assert (same.asked_at, shorter.asked_at, free.asked_at) == (32, 16, None)
     assert (shorter.mask, shorter.rises) == (kept.mask, kept.rises)
 
@@ -369,7 +369,7 @@ def test_heads_go_back_to_a_window_as_wide_as_the_questions(model):
 
 
 def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_without(
-    model, windows
+    model, excerpts
 ):
     paths = (Window(1, 4), Sink("first"))
     how = {"objective": "heads", "rounds": 2, "samples": 4}
@@ -377,10 +377,10 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
     assert "chips" not in settings.describe()  # folders of earlier versions go on
     settings = dataclasses.replace(settings, chips=2)
     assert settings.describe()["chips"] == 2
-    free = search(model, windows, windows, settings)
+    free = search(model, excerpts, excerpts, settings)
     held = (questions(model, 5),)
     answers = Answers(questions(model, 7), held, nll_budget=1e-3, floor=0)
-    kept = search(model, windows, windows, settings, answers=[answers])
+    kept = search(model, excerpts, excerpts, settings, answers=[answers])
     assert max(kept.rises) <= 1e-3
     assert 0 < free.kl <= 0.2
     assert kept.mask.masked.sum() < free.mask.masked.sum()

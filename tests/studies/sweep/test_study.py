@@ -112,7 +112,7 @@ def test_several_models_each_have_the_cells_that_they_have_alone(
     assert {r["model"]["num_layers"] for r in both} == {2, 3}
 
 
-def test_a_text_is_cut_into_windows_and_named_in_every_record(tiny, tmp_path):
+def test_a_text_is_cut_into_excerpts_and_named_in_every_record(tiny, tmp_path):
     text = ROOT / "BUILD.md"
     flags = {"lengths": "3,12", "num_prompts": 5, "bos": "always", "max_tokens": 24}
     flags |= {"model": tiny, "text": text, "output_dir": tmp_path}
@@ -209,7 +209,7 @@ def test_dry_run_prints_every_cell_and_touches_nothing(tiny, prompts, tmp_path, 
     assert re.search(r"about [\d.]+ (s|min|h)", out)
 
 
-def test_operations_are_those_that_xla_counts(tiny):
+def test_flops_are_those_that_xla_counts(tiny):
     """Within what the formula leaves out: norms, rotations, softmax, activations, masked scores."""
     model = sinkjax.load(tiny)
     tokens = jnp.zeros((2, 64), jnp.int32)

@@ -36,7 +36,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def windows(model):
+def excerpts(model):
     return np.asarray(tiny.tokens_of(model, (5, 12)))
 
 
@@ -45,8 +45,8 @@ def gated(model):
     return GatedModel(model, PATH)
 
 
-def test_gates_at_their_ends_are_masks(model, gated, windows):
-    tokens = jnp.asarray(windows)
+def test_gates_at_their_ends_are_masks(model, gated, excerpts):
+    tokens = jnp.asarray(excerpts)
     chosen = np.random.default_rng(0).random((3, 6)) < 0.5
     logits = jnp.where(jnp.asarray(chosen), -50.0, 50.0).astype(jnp.float32)
     found = model.logits(gated.residuals(logits, tokens))
@@ -55,9 +55,9 @@ def test_gates_at_their_ends_are_masks(model, gated, windows):
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated, windows, uneven):
-    tokens = jnp.asarray(windows)
-    shape = len(windows), windows.shape[1] - 1
+def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated, excerpts, uneven):
+    tokens = jnp.asarray(excerpts)
+    shape = len(excerpts), excerpts.shape[1] - 1
     weights = jnp.full(shape, 1 / shape[1])
     if uneven:
         weights = jnp.asarray(np.random.default_rng(1).random(shape, np.float32))
@@ -77,15 +77,15 @@ def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated,
     assert np.abs(gradient).min() > 1e-5
 
 
-def train(model, gated, windows, folder, settings=TRAIN, **more):
+def train(model, gated, excerpts, folder, settings=TRAIN, **more):
     price = lambda logits: 0.3 * gates_of(logits).mean()  # noqa: E731
     start = start_gates(3, 6)
-    return distil(model, gated.residuals, start, windows, settings, folder, price=price, **more)
+    return distil(model, gated.residuals, start, excerpts, settings, folder, price=price, **more)
 
 
 @pytest.fixture(scope="module")
-def trained(model, gated, windows, tmp_path_factory):
-    return train(model, gated, windows, tmp_path_factory.mktemp("whole") / "checkpoints")
+def trained(model, gated, excerpts, tmp_path_factory):
+    return train(model, gated, excerpts, tmp_path_factory.mktemp("whole") / "checkpoints")
 
 
 def test_a_price_draws_gates_down_and_needed_ones_least(trained):
@@ -100,7 +100,7 @@ def test_a_price_draws_gates_down_and_needed_ones_least(trained):
 
 
 def test_training_that_was_stopped_ends_as_if_it_had_not_been(
-    trained, model, gated, windows, tmp_path, monkeypatch
+    trained, model, gated, excerpts, tmp_path, monkeypatch
 ):
     steps = []
 
@@ -110,20 +110,20 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, gated, windows, tmp_path, on_step=stop)
+        train(model, gated, excerpts, tmp_path, on_step=stop)
     kept = tmp_path.with_name("kept")
     shutil.copytree(tmp_path / "3", kept)
     for file in [file for file in (tmp_path / "3").rglob("*") if file.is_file()]:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"3/default.*; delete its checkpoint, and the same com"):
-        train(model, gated, windows, tmp_path)
+        train(model, gated, excerpts, tmp_path)
     shutil.rmtree(tmp_path / "3")
     kept.rename(tmp_path / "3")
     counted, looked_at = [], []
     check = lambda path: looked_at.append(path) or check_path(path)  # noqa: E731
     monkeypatch.setattr(orbax, "check_path", check)
-    again = train(model, gated, windows, tmp_path, on_step=counted.append)
+    again = train(model, gated, excerpts, tmp_path, on_step=counted.append)
     assert len(looked_at) == len(set(looked_at)) > 5  # each file once
     assert counted == [3 * 24, 24, 24, 24, 24, 24]  # from the checkpoint after three steps
     np.testing.assert_array_equal(again.parameters, trained.parameters)
@@ -131,35 +131,35 @@ def test_training_that_was_stopped_ends_as_if_it_had_not_been(
         np.testing.assert_array_equal(array, trained.history[name])
 
 
-def test_a_training_does_not_go_on_from_other_numbers(trained, model, gated, windows, tmp_path):
+def test_a_training_does_not_go_on_from_other_numbers(trained, model, gated, excerpts, tmp_path):
     """To Orbax any numbers of these shapes are as good as those that were written."""
     ours, others = tmp_path / "ours", tmp_path / "others"
-    train(model, gated, windows, ours)
-    train(model, gated, windows, others, dataclasses.replace(TRAIN, learning_rate=0.2))
+    train(model, gated, excerpts, ours)
+    train(model, gated, excerpts, others, dataclasses.replace(TRAIN, learning_rate=0.2))
     kept = tmp_path / "kept"
     (ours / "8" / "default").rename(kept)
     shutil.copytree(others / "8" / "default", ours / "8" / "default")
     with pytest.raises(InputError, match=r"8 is damaged \(its numbers are not those that"):
-        train(model, gated, windows, ours)
+        train(model, gated, excerpts, ours)
     shutil.rmtree(ours / "8" / "default")
     kept.rename(ours / "8" / "default")
     (ours / "8" / "state.sha256").unlink()  # as of an earlier version
-    again = train(model, gated, windows, ours)
+    again = train(model, gated, excerpts, ours)
     np.testing.assert_array_equal(again.parameters, trained.parameters)
 
 
 def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
-    trained, model, gated, windows, tmp_path, caplog
+    trained, model, gated, excerpts, tmp_path, caplog
 ):
     """And nothing is left unfinished, of which asyncio would speak."""
-    train(model, gated, windows, tmp_path)
+    train(model, gated, excerpts, tmp_path)
     draw = np.random.default_rng(0)
     for file in (tmp_path / "8").glob("**/d/*"):
         content = file.read_bytes()
         for at in draw.integers(len(content), size=4):
             file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
             with contextlib.suppress(InputError):
-                again = train(model, gated, windows, tmp_path)
+                again = train(model, gated, excerpts, tmp_path)
                 np.testing.assert_array_equal(again.parameters, trained.parameters)
                 np.testing.assert_array_equal(again.history["kl"], trained.history["kl"])
         file.write_bytes(content)
@@ -167,39 +167,39 @@ def test_bytes_of_a_checkpoint_that_change_are_refused_or_change_nothing(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
-def test_a_pipe_or_nested_json_in_a_checkpoint_is_refused(model, gated, windows, tmp_path):
+def test_a_pipe_or_nested_json_in_a_checkpoint_is_refused(model, gated, excerpts, tmp_path):
     settings = dataclasses.replace(TRAIN, steps=1)
-    train(model, gated, windows, tmp_path, settings)
+    train(model, gated, excerpts, tmp_path, settings)
     file = tmp_path / "1" / "default" / "_METADATA"
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(InputError, match=r"_METADATA cannot be read \(it is a pipe .*; delete"):
-        train(model, gated, windows, tmp_path, settings)
+        train(model, gated, excerpts, tmp_path, settings)
     file.unlink()
     file.touch()
     os.truncate(file, 3 << 29)
     with pytest.raises(InputError, match=r"_METADATA cannot be read \(it has 1,610,612,736 bytes"):
-        train(model, gated, windows, tmp_path, settings)
+        train(model, gated, excerpts, tmp_path, settings)
     file.unlink()
     (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"is damaged .*; delete it"):
-        train(model, gated, windows, tmp_path, settings)
+        train(model, gated, excerpts, tmp_path, settings)
 
 
-def test_a_training_over_a_mesh_goes_on_over_it(model, windows, tmp_path):
+def test_a_training_over_a_mesh_goes_on_over_it(model, excerpts, tmp_path):
     """What was restored was on one device, and no computation took it beside the others."""
     laid = shard(model, make_mesh({"data": 4, "model": 2}))
     forward, start = GatedModel(laid, PATH).residuals, start_gates(3, 6)
     how = dataclasses.replace(TRAIN, steps=2, save_every=1)
-    whole = distil(laid, forward, start, windows, how, tmp_path / "whole")
+    whole = distil(laid, forward, start, excerpts, how, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "1", tmp_path / "stopped" / "1")
-    again = distil(laid, forward, start, windows, how, tmp_path / "stopped")
+    again = distil(laid, forward, start, excerpts, how, tmp_path / "stopped")
     np.testing.assert_array_equal(again.parameters, whole.parameters)
     assert mesh_of(laid).shape == again.parameters.sharding.mesh.shape
 
 
 def test_rows_that_a_mesh_does_not_divide_lie_over_it_and_train_as_on_one_device(
-    model, windows, tmp_path, monkeypatch
+    model, excerpts, tmp_path, monkeypatch
 ):
     """Every device had all of them."""
     from sinkjax.studies.training import train as training
@@ -217,7 +217,7 @@ def test_rows_that_a_mesh_does_not_divide_lie_over_it_and_train_as_on_one_device
     found = []
     for name, of in (("alone", model), ("over", laid)):
         gated = GatedModel(of, PATH)
-        found.append(train(of, gated, windows, tmp_path / name, how, on_step=counted.append))
+        found.append(train(of, gated, excerpts, tmp_path / name, how, on_step=counted.append))
     assert lie == {(3, 3), (4, 2)}
     assert counted == [36] * 4
     alone, over = found
@@ -232,7 +232,7 @@ def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model)
     for of in (model, shard(model, make_mesh({"data": 8}))):
         stream = residuals(of, lay_rows(of, excerpts))[:, 1:]
         arguments = OutputHead(of), stream, stream + 0.1, lay_rows(of, weights)
-        work = Module(mean_divergence.lower(*arguments).compile().as_text()).operations()
+        work = Module(mean_divergence.lower(*arguments).compile().as_text()).flops()
         found.append((work, *map(np.asarray, mean_divergence(*arguments))))
     (alone, *values), (over, *others) = found
     assert over < 1.05 * alone / 8
@@ -263,7 +263,7 @@ def repair(model):
     return Repair(specialize(model, MASK))
 
 
-def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows):
+def test_a_repair_changes_output_slices_and_biases_alone(model, repair, excerpts):
     assert sorted(repair.start) == [
         "layers.1.attention.first_o",
         "layers.1.attention.mean_bias",
@@ -272,7 +272,7 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows)
         "layers.2.attention.o",
         "layers.2.attention.other_o",
     ]
-    tokens = jnp.asarray(windows)
+    tokens = jnp.asarray(excerpts)
     expected = model.logits(residuals(specialize(model, MASK), tokens))
     found = model.logits(repair.residuals(repair.start, tokens))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -282,9 +282,11 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows)
     assert np.abs(moved - repair.residuals(repair.start, tokens)).max() > 1
 
 
-def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
+def test_a_repair_lowers_the_kl_and_is_kept(model, repair, excerpts, tmp_path):
     settings = dataclasses.replace(TRAIN, learning_rate=0.02, steps=12, rows=5)
-    trained = distil(model, repair.residuals, dict(repair.start), windows, settings, tmp_path / "c")
+    trained = distil(
+        model, repair.residuals, dict(repair.start), excerpts, settings, tmp_path / "c"
+    )
     assert trained.history["kl"][-1] < 0.7 * trained.history["kl"][0]
     file, digests = tmp_path / "mask.json", {"mask_digest": MASK.digest, "model_digest": "m"}
     save_repair(file, trained.parameters, **digests)
@@ -380,7 +382,7 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
     _, (_, before, after) = read_records(tmp_path / "repair")
     assert not before["repaired"]
     assert after["repaired"]
-    # Both judge the same windows: by the selection above, by the specialized model here.
+    # Both judge the same excerpts: by the selection above, by the specialized model here.
     found = before["result"]["kl"]["value"]
     np.testing.assert_allclose(found, judged[0]["result"]["kl"]["value"], rtol=1e-3)
     changes = load_repair(
