@@ -48,7 +48,7 @@ def other():
     return tiny.make(seed=7, vocab_size=VOCAB, tie_embeddings=False)
 
 
-def windows_of(model, count=3, length=64):
+def excerpts_of(model, count=3, length=64):
     """3 x 64 positions: more than one block of them, and no whole number of blocks."""
     return np.asarray(tiny.tokens_of(model, (count, length)))
 
@@ -56,7 +56,7 @@ def windows_of(model, count=3, length=64):
 @pytest.mark.parametrize("score_from", [0, 5])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_stats_are_what_whole_logits_say(model, other, score_from, batch_size):
-    tokens = windows_of(model)
+    tokens = excerpts_of(model)
     stats = compare(model, other, tokens, score_from=score_from, batch_size=batch_size)
     ours, theirs = model(jnp.asarray(tokens)), other(jnp.asarray(tokens))
     np.testing.assert_array_equal(stats.positions, np.arange(score_from, 64))
@@ -79,7 +79,7 @@ def test_stats_are_what_whole_logits_say(model, other, score_from, batch_size):
 
 
 def test_a_mask_is_compared_as_the_dense_oracle_says(model):
-    tokens, fills = windows_of(model), tiny.make_fills(model)
+    tokens, fills = excerpts_of(model), tiny.make_fills(model)
     stats = compare(model, specialize(model, MASK, fills=fills), tokens)
     wanted = reference_logits(model, MASK, jnp.asarray(tokens), fills=fills)
     np.testing.assert_allclose(
@@ -93,7 +93,7 @@ def test_a_mask_is_compared_as_the_dense_oracle_says(model):
 def test_tokens_after_a_prompt_cost_what_decoding_them_one_by_one_costs(rope):
     """Held to the models' own decode steps and, but for dynamic rope, to the dense oracle."""
     model = tiny.make(vocab_size=VOCAB, rope=rope, max_length=24)
-    tokens, fills, prompt = windows_of(model, length=32), tiny.make_fills(model), 20
+    tokens, fills, prompt = excerpts_of(model, length=32), tiny.make_fills(model), 20
     fast = specialize(model, MASK, fills=fills)
     stats = compare(model, fast, tokens, generated=12, batch_size=2)
     alone = compare(model, fast, tokens[:, :prompt], batch_size=2)
@@ -117,7 +117,7 @@ def test_tokens_after_a_prompt_cost_what_decoding_them_one_by_one_costs(rope):
 def test_a_program_against_itself_costs_exactly_nothing(dtype):
     model = tiny.make(dtype=dtype, vocab_size=VOCAB)
     for candidate in (model, specialize(model, SinkMask.full(model.config))):
-        stats = compare(model, candidate, windows_of(model), score_from=0)
+        stats = compare(model, candidate, excerpts_of(model), score_from=0)
         assert not stats.kl.any()
         assert stats.top1.all()
         assert (stats.top5 == 1).all()
@@ -131,7 +131,7 @@ def test_small_divergences_keep_their_digits_and_none_is_negative(model, noise):
     other.embedding.set_value(
         model.embedding[...] + noise * tiny.make(5, vocab_size=VOCAB).embedding[...]
     )
-    tokens = jnp.asarray(windows_of(model))
+    tokens = jnp.asarray(excerpts_of(model))
     x = residuals(model, tokens)
     compared = compare_tokens(OutputHead(model), OutputHead(other), x, x, tokens)
     assert (np.asarray(compared.kl) >= 0).all()
@@ -144,7 +144,7 @@ def test_far_apart_models_have_a_finite_divergence(model):
     sharp.norm.scale.set_value(model.norm.scale[...] * 100)
     flipped = nnx.clone(model)
     flipped.norm.scale.set_value(model.norm.scale[...] * -100)
-    tokens = windows_of(model, 1)
+    tokens = excerpts_of(model, 1)
     stats = compare(sharp, flipped, tokens, score_from=0)
     wanted = kl_of(sharp(jnp.asarray(tokens)), flipped(jnp.asarray(tokens)))
     assert stats.kl.mean() > 100
@@ -168,7 +168,7 @@ def test_memory_does_not_grow_with_the_logits_of_a_text():
 
 @pytest.mark.default_compilation
 def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model):
-    x, tokens = residuals(model, jnp.asarray(windows_of(model))), jnp.asarray(windows_of(model))
+    x, tokens = residuals(model, jnp.asarray(excerpts_of(model))), jnp.asarray(excerpts_of(model))
     head = OutputHead(model)
     for function, *arguments in (
         (compare_tokens, head, head, x, x, tokens),
@@ -178,7 +178,7 @@ def test_the_likeliest_tokens_are_selected_without_sorting_the_vocabulary(model)
 
 
 def test_one_models_scores_are_its_half_of_a_comparison(model, other):
-    tokens = jnp.asarray(windows_of(model))
+    tokens = jnp.asarray(excerpts_of(model))
     x, y = residuals(model, tokens), residuals(other, tokens)
     heads = OutputHead(model), OutputHead(other)
     both, alone = compare_tokens(*heads, x, y, tokens), score_tokens(heads[1], y, tokens)
@@ -220,7 +220,7 @@ def test_layers_alike_are_compiled_once():
 
 
 def test_what_cannot_be_compared_is_refused(model):
-    tokens = windows_of(model)
+    tokens = excerpts_of(model)
     for bad in (tokens[0], tokens[:0], tokens - VOCAB, tokens + VOCAB):
         with pytest.raises(ValueError, match=r"excerpts have shape|tokens lie between"):
             compare(model, model, bad)
@@ -253,7 +253,7 @@ def stats_of(kl, seed=0):
 
 
 def resampled(function, *arrays, seed=0):
-    """The interval of a function of whole windows drawn again, one resample after another."""
+    """The interval of a function of whole excerpts drawn again, one resample after another."""
     counts = resample_counts(len(arrays[0]), seed).astype(int)
     values = [function(*(np.repeat(a, row, axis=0) for a in arrays)) for row in counts]
     count = len(arrays[0])
@@ -407,10 +407,10 @@ def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_token
 
     text = read_text(CHOOSE, 1, seed=0).text
     tokens = smollm2_tokenizer(text[:20_000])["input_ids"][: 4 * 512]
-    windows = np.array(tokens, np.int32).reshape(4, 512)
-    stats = compare(smollm2, smollm2, windows, score_from=256, batch_size=1)
+    excerpts = np.array(tokens, np.int32).reshape(4, 512)
+    stats = compare(smollm2, smollm2, excerpts, score_from=256, batch_size=1)
     assert not stats.kl.any()
     found = summarize_quality(stats, MASK, seed=0)["perplexity"]["baseline"]["value"]
-    nll = [nll_of(hf.logits(hf_smollm2, row[None])[:, 256:], row[None, 256:]) for row in windows]
+    nll = [nll_of(hf.logits(hf_smollm2, row[None])[:, 256:], row[None, 256:]) for row in excerpts]
     assert np.shape(nll) == (4, 1, 255)
     np.testing.assert_allclose(found, np.exp(np.mean(nll)), rtol=1e-3)

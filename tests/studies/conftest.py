@@ -189,17 +189,17 @@ def write_sweep(folder, specification, records):
     return folder
 
 
-QUALITY_LENGTHS, WINDOWS, NEW = (2, 24, 512), 6, 16
+QUALITY_LENGTHS, EXCERPTS, NEW = (2, 24, 512), 6, 16
 MASK = SinkMask.from_text("L0-5: 4f 4w(4,60)")
 CROSSING = {"rule": "prefill", "boundaries": [24], "masks": []}
 
 
-def draw_stats(cost, length, windows=WINDOWS, seed=0):
+def draw_stats(cost, length, excerpts=EXCERPTS, seed=0):
     """A comparison whose KL grows with the position, `cost` nats at most."""
     rng = np.random.default_rng(seed)
     positions = np.arange(1, length)
-    kl = cost * rng.uniform(0.5, 1, (windows, length - 1)) * positions / length
-    nll = rng.uniform(2, 4, (windows, length - 2))
+    kl = cost * rng.uniform(0.5, 1, (excerpts, length - 1)) * positions / length
+    nll = rng.uniform(2, 4, (excerpts, length - 2))
     agree = rng.random(kl.shape) > cost / 2
     return QualityStats(
         positions=positions,
@@ -213,7 +213,7 @@ def draw_stats(cost, length, windows=WINDOWS, seed=0):
     )
 
 
-def build_quality_run(costs, windows=WINDOWS):
+def build_quality_run(costs, excerpts=EXCERPTS):
     """(specification, records): candidates by name with what each costs; the last is a plan's."""
     model, source = describe_model(), describe_source("book.txt", QUALITY_LENGTHS, role="text")
     plan = {"crossing": "prefill", "stages": []}
@@ -246,7 +246,7 @@ def build_quality_run(costs, windows=WINDOWS):
             "bos": "never",
             "bos_added": False,
             "length": length,
-            "num_windows": windows,
+            "num_windows": excerpts,
             **fields,
         }
         record = {"id": identity(fields), **fields, "result": result, "environment": ENVIRONMENT}
@@ -254,9 +254,9 @@ def build_quality_run(costs, windows=WINDOWS):
 
     for name, cost in costs.items():
         for length in QUALITY_LENGTHS:
-            stats = draw_stats(cost, length, windows)
+            stats = draw_stats(cost, length, excerpts)
             add("quality", name, length, summarize_quality(stats, MASK, seed=0), score_from=1)
-            agreeing = np.minimum(NEW, np.arange(windows) + int(4 / (cost + 0.1)))
+            agreeing = np.minimum(NEW, np.arange(excerpts) + int(4 / (cost + 0.1)))
             crosses = {"crossing": CROSSING} if (name, length) == (list(costs)[-1], 24) else {}
             result = summarize_continuation(agreeing, NEW, seed=0)
             add("continuation", name, length, result, num_tokens=NEW, **crosses)

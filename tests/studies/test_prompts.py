@@ -1,4 +1,4 @@
-"""Prompts at every length: BOS policies, nested prefixes, windows that never overlap."""
+"""Prompts at every length: BOS policies, nested prefixes, excerpts that never overlap."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def prompts(*texts):
     return PromptList("mine.txt", "0" * 64, texts)
 
 
-def windows(text, count, seed=0):
+def excerpts(text, count, seed=0):
     return TextExcerpts("book.txt", "0" * 64, text, count, seed)
 
 
@@ -70,7 +70,7 @@ def test_bos_policies(tokenizer, bos, prefix):
     assert encode(tokenizer, "Hi you", bos) == [*prefix, *bare("Hi you")]
     rows = prompts("Hi you", "a b c d").at_length(tokenizer, bos, 3)
     assert rows.tolist() == [[*prefix, *bare(text)][:3] for text in ("Hi you", "a b c d")]
-    rows = windows("Hi you\n" * 9, 2).at_length(tokenizer, bos, 3)
+    rows = excerpts("Hi you\n" * 9, 2).at_length(tokenizer, bos, 3)
     assert [row[: len(prefix)] for row in rows.tolist()] == [prefix, prefix]
 
 
@@ -107,7 +107,7 @@ def test_policies_that_cannot_be_followed_are_refused():
         encode(NO_BOS, "Hi", "always")
     with pytest.raises(InputError, match=r"^bos=sometimes: use one of tokenizer, "):
         encode(PLAIN, "Hi", "sometimes")
-    for bad in (prompts("Hi"), windows("Hi you", 1)):
+    for bad in (prompts("Hi"), excerpts("Hi you", 1)):
         with pytest.raises(InputError, match=r"^bos=sometimes"):
             bad.check(PLAIN, "sometimes", {1: 1})
 
@@ -177,10 +177,10 @@ PROSE = "".join(
 )
 @example(lines=["a"], count=20, seed=0, length=1)
 @example(lines=[], count=1, seed=0, length=1)
-def test_windows_do_not_overlap(lines, count, seed, length):
+def test_excerpts_do_not_overlap(lines, count, seed, length):
     text = "\n".join(lines)
     size = len(bare(text))
-    mine = windows(text, count, seed)
+    mine = excerpts(text, count, seed)
     fits = mine.fits(PLAIN, length)
     starts = mine.starts(PLAIN)
     assert len(starts) == count
@@ -200,8 +200,8 @@ def test_windows_do_not_overlap(lines, count, seed, length):
     bos=st.sampled_from(BOS_POLICIES),
     tokenizer=st.sampled_from([PLAIN, ADDS_BOS, ADDS_BOTH]),
 )
-def test_windows_are_nested_and_hold_the_text_at_their_starts(count, seed, bos, tokenizer):
-    mine = windows(PROSE, count, seed)
+def test_excerpts_are_nested_and_hold_the_text_at_their_starts(count, seed, bos, tokenizer):
+    mine = excerpts(PROSE, count, seed)
     ring = bare(PROSE) * 2
     prefix = encode(tokenizer, "", bos)
     starts = mine.starts(tokenizer)
@@ -215,31 +215,31 @@ def test_windows_are_nested_and_hold_the_text_at_their_starts(count, seed, bos, 
     assert few.tolist() == mine.at_length(tokenizer, bos, 9)[:1].tolist()
 
 
-def test_windows_follow_the_seed_alone():
-    rows = windows(PROSE, 8, seed=3).at_length(PLAIN, "never", 20)
-    np.testing.assert_array_equal(rows, windows(PROSE, 8, seed=3).at_length(PLAIN, "never", 20))
-    assert (rows != windows(PROSE, 8, seed=4).at_length(PLAIN, "never", 20)).any()
+def test_excerpts_follow_the_seed_alone():
+    rows = excerpts(PROSE, 8, seed=3).at_length(PLAIN, "never", 20)
+    np.testing.assert_array_equal(rows, excerpts(PROSE, 8, seed=3).at_length(PLAIN, "never", 20))
+    assert (rows != excerpts(PROSE, 8, seed=4).at_length(PLAIN, "never", 20)).any()
 
 
-def test_windows_begin_at_lines_that_are_not_indented_where_one_is_near():
-    mine = windows(PROSE, 4)
+def test_excerpts_begin_at_lines_that_are_not_indented_where_one_is_near():
+    mine = excerpts(PROSE, 4)
     for start in mine.starts(PLAIN):
         assert PROSE[start - 1] == "\n"
         assert not PROSE[start].isspace()
-    unbroken = windows("word " * 200, 4).starts(PLAIN)
+    unbroken = excerpts("word " * 200, 4).starts(PLAIN)
     assert len(set(unbroken)) == 4
 
 
-def test_few_windows_lie_spread_over_the_whole_text():
-    starts = windows("x" * 1000, 16, seed=5).starts(PLAIN)
+def test_few_excerpts_lie_spread_over_the_whole_text():
+    starts = excerpts("x" * 1000, 16, seed=5).starts(PLAIN)
     for few in (2, 4, 8, 16):
         places = np.sort(starts[:few])
         gaps = np.diff([*places, places[0] + 1000])
         assert gaps.min() >= 1000 // few - 1000 // (8 * 16) - 1
 
 
-def test_windows_that_do_not_fit_are_refused_for_each_length():
-    mine = windows("x" * 100, 8)
+def test_excerpts_that_do_not_fit_are_refused_for_each_length():
+    mine = excerpts("x" * 100, 8)
     with pytest.raises(InputError) as caught:
         mine.check(PLAIN, "never", {5: 8, 40: 4, 101: None, 50: None})
     assert tuple(map(str, caught.value.problems)) == (
@@ -249,7 +249,7 @@ def test_windows_that_do_not_fit_are_refused_for_each_length():
         "give a longer text, shorter lengths or ask for fewer",
     )
     with pytest.raises(InputError, match="0 fit"):
-        windows("", 2).at_length(PLAIN, "never", 1)
+        excerpts("", 2).at_length(PLAIN, "never", 1)
     with pytest.raises(ValueError, match="laid out for 8"):
         mine.at_length(PLAIN, "never", 1, 9)
 
@@ -257,17 +257,17 @@ def test_windows_that_do_not_fit_are_refused_for_each_length():
 @pytest.mark.parametrize("count", [0, -1])
 def test_none_asked_for_is_none(count):
     """The settings refuse such a count; here nothing else is said of it."""
-    none = windows("some text\n" * 20, count)
+    none = excerpts("some text\n" * 20, count)
     none.check(PLAIN, "never", {4: count})
     assert none.starts(PLAIN).shape == (0,)
 
 
 @pytest.mark.parametrize("count", [10_001, 2**31, 2**63])
-def test_far_more_windows_than_tokens_are_refused_at_once(count):
+def test_far_more_excerpts_than_tokens_are_refused_at_once(count):
     """Laying out so many would not end."""
     text = "a line\n" * 100
-    assert windows(text, 2000).fits(PLAIN, 100) > 0
+    assert excerpts(text, 2000).fits(PLAIN, 100) > 0
     with pytest.raises(
         InputError, match=f"{count} excerpts of a text of 700 tokens; ask for fewer"
     ):
-        windows(text, count).fits(PLAIN, 100)
+        excerpts(text, count).fits(PLAIN, 100)

@@ -118,7 +118,7 @@ def test_pipes_and_names_that_no_file_has_are_refused_and_never_waited_for(tmp_p
                 inputs.read_text(str(tmp_path / name), 1, 0, field)
 
 
-def test_a_text_keeps_what_its_windows_are_cut_by(tmp_path):
+def test_a_text_keeps_what_its_excerpts_are_cut_by(tmp_path):
     content = b"Some prose.\nMore of it.\n"
     read = inputs.read_text(write(tmp_path / "book.txt", content), 5, 3)
     assert (read.name, read.text) == ("book.txt", content.decode())

@@ -32,7 +32,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def windows(model):
+def excerpts(model):
     return np.asarray(tiny.tokens_of(model, (4, 9)))
 
 
@@ -56,17 +56,17 @@ def dense_sources(model, tokens):
 
 
 @pytest.mark.parametrize("shape", [{}, {"residual_scale": 0.22}, {"outer_norms": True}])
-def test_leaving_a_head_out_is_its_own_error_under_zeros(windows, shape):
+def test_leaving_a_head_out_is_its_own_error_under_zeros(excerpts, shape):
     model = tiny.make(**shape)
-    errors = own_errors(model, windows, [Sink("zero")])[0]
-    fit = fit_sources(model, windows)
+    errors = own_errors(model, excerpts, [Sink("zero")])[0]
+    fit = fit_sources(model, excerpts)
     np.testing.assert_allclose(fit.nothing, errors, rtol=1e-3)
     assert (np.isfinite(fit.output[2, :, :2]) & (fit.output[2, :, :2] > 0)).all()
 
 
-def test_fits_are_what_the_dense_oracle_says(model, windows):
-    fit = fit_sources(model, windows)
-    patterns, values, residuals = dense_sources(model, jnp.asarray(windows))
+def test_fits_are_what_the_dense_oracle_says(model, excerpts):
+    fit = fit_sources(model, excerpts)
+    patterns, values, residuals = dense_sources(model, jnp.asarray(excerpts))
     norms = np.square(residuals).sum(axis=-1)[:, :, 1:]
     for layer, head, from_layer, from_head in [(1, 0, 0, 3), (2, 5, 1, 5), (2, 1, 0, 0)]:
         own, theirs = patterns[layer, head], patterns[from_layer, from_head]
@@ -85,12 +85,12 @@ def test_fits_are_what_the_dense_oracle_says(model, windows):
         np.testing.assert_array_equal(np.isinf(array), from_layer >= layer)
 
 
-def test_windows_in_several_batches_fit_as_one(model, windows, monkeypatch):
+def test_excerpts_in_several_batches_fit_as_one(model, excerpts, monkeypatch):
     from sinkjax.studies.copies import fit
 
-    whole = fit_sources(model, windows)
+    whole = fit_sources(model, excerpts)
     monkeypatch.setattr(fit, "PATTERN_TOKENS", 18)
-    parts = fit_sources(model, windows)
+    parts = fit_sources(model, excerpts)
     np.testing.assert_allclose(parts.output, whole.output, rtol=1e-5)
     np.testing.assert_allclose(parts.nothing, whole.nothing, rtol=1e-5)
 
@@ -128,9 +128,9 @@ def test_the_last_batch_over_a_mesh_lies_as_the_others_and_fits_as_one(model, mo
         np.testing.assert_allclose(getattr(over, name), getattr(alone, name), rtol=1e-5)
 
 
-def test_copies_as_data_are_the_mask_that_the_oracle_defines(model, windows):
+def test_copies_as_data_are_the_mask_that_the_oracle_defines(model, excerpts):
     mask = SinkMask.from_text("L0: 6f | L1: 2c(0,3) 4f | L2: f c(1,4) c(0,0) 3f")
-    tokens = jnp.asarray(windows)
+    tokens = jnp.asarray(excerpts)
     logits = model.logits(copied_residuals(model, tokens, source_numbers(mask)))
     np.testing.assert_allclose(logits, reference_logits(model, mask, tokens), atol=2e-5)
 
@@ -238,7 +238,7 @@ BAD = {
     "share": ({"shares": "0,0.1"}, ["--shares=0:"]),
     "none": ({"shares": ""}, ["--shares: give at least one"]),
     "many": ({"shares": "0.9"}, ["--shares: 11 heads are to copy"]),
-    "windows": ({"judge_excerpts": "0"}, ["--judge_excerpts=0"]),
+    "excerpts": ({"judge_excerpts": "0"}, ["--judge_excerpts=0"]),
     "text": (
         {"judge_text": "/nowhere.txt", "choose_text": "/nor.txt"},
         ["/nowhere.txt", "/nor.txt"],

@@ -33,11 +33,11 @@ def test_the_order_of_records_changes_nothing(quality_run, quality_report, save_
     assert again.read_bytes() == quality_report.read_bytes()
 
 
-def test_many_masks_are_shown_some_a_figure_and_one_window_has_no_interval(
+def test_many_masks_are_shown_some_a_figure_and_one_excerpt_has_no_interval(
     make_quality_run, save_sweep, tmp_path
 ):
     costs = {f"mask-{n}.json": 0.01 * n for n in range(7)}
-    specification, records = make_quality_run(costs, windows=1)
+    specification, records = make_quality_run(costs, excerpts=1)
     report = report_of(Quality, save_sweep(tmp_path, specification, records))
     names = [path.name for path in (tmp_path / "figures").iterdir()]
     assert len([name for name in names if name.startswith("cost")]) == 2

@@ -68,10 +68,10 @@ def measured(tiny, mask_file, tmp_path_factory):
 def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, small_tokenizer):
     model, saved = sinkjax.load(tiny), load_mask(mask_file)
     for length in (2, 90):
-        windows = inputs.read_text(inputs.JUDGE, 2, 0).at_length(
+        excerpts = inputs.read_text(inputs.JUDGE, 2, 0).at_length(
             small_tokenizer, "tokenizer", length
         )
-        tokens = jnp.asarray(windows)
+        tokens = jnp.asarray(excerpts)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
         found = records_of(measured, kind="quality", length=length)
@@ -150,11 +150,11 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
     full = under(SinkMask.from_text(FULL))
     below, beyond = under(saved.mask, jnp.asarray(saved.fills)), under(windowed)
     for length, own in ((8, below), (14, beyond)):
-        windows = inputs.read_text(inputs.JUDGE, 3, 0).at_length(
+        excerpts = inputs.read_text(inputs.JUDGE, 3, 0).at_length(
             small_tokenizer, "tokenizer", length
         )
         longer = inputs.read_text(inputs.JUDGE, 3, 0).at_length(small_tokenizer, "tokenizer", room)
-        padded = np.pad(windows, ((0, 0), (0, room - length)))  # what stands behind is not seen
+        padded = np.pad(excerpts, ((0, 0), (0, room - length)))  # what stands behind is not seen
         kl = kl_of(full(padded), own(padded))[:, 1:length].mean()
         baseline = continued(padded, length, lambda size: full)
         by_rule = {
@@ -346,7 +346,7 @@ BAD = {
     "shape": (["L0: 6f"], {}, ["1 layers of 6 heads"]),
     "context": ([FULL], {"continuation_tokens": 100}, ["lengths=40", "context of 128"]),
     "negative": ([FULL], {"continuation_tokens": -1}, ["--continuation_tokens=-1"]),
-    "windows": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
+    "excerpts": ([FULL], {"num_excerpts": 0}, ["--num_excerpts=0"]),
     "length": ([FULL], {"lengths": "1,40"}, ["--lengths=1"]),
     "text": ([FULL], {"text": "/nowhere.txt"}, ["--text=/nowhere.txt"]),
 }

@@ -1,4 +1,4 @@
-"""A search from its flags to its records: on windows apart, through stops and bad input."""
+"""A search from its flags to its records: on excerpts apart, through stops and bad input."""
 
 import itertools
 import pathlib
@@ -54,9 +54,9 @@ def test_the_masks_file_says_what_its_specialized_model_costs(searched, tiny, sm
     saved = load_mask(searched / "mask.json")
     model = sinkjax.load(tiny)
     assert saved.provenance.model_digest == sinkjax.model_digest(model)
-    windows = inputs.read_text(inputs.CHOOSE, 9, 0).at_length(small_tokenizer, "tokenizer", 32)[5:]
+    excerpts = inputs.read_text(inputs.CHOOSE, 9, 0).at_length(small_tokenizer, "tokenizer", 32)[5:]
     fast = specialize(model, saved.mask, fills=saved.fills)
-    kl = kl_of(model(windows), fast(windows))
+    kl = kl_of(model(excerpts), fast(excerpts))
     own, other = saved.quality["quality"]
     np.testing.assert_allclose(own["kl"]["mean"]["value"], kl[:, 1:24].mean(), rtol=1e-3)
     np.testing.assert_allclose(own["kl_late"]["value"], kl[:, 18:24].mean(), rtol=1e-3)
@@ -111,7 +111,7 @@ def test_other_things_are_asked_to_choose_than_to_judge(asking):
     assert "At 420 tokens no promise is made of answers" in made
 
 
-def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_windows(searched):
+def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_excerpts(searched):
     _, records = read_records(searched)
     quality = [record for record in records if record["kind"] == "quality"]
     random = [f"{name} {draw}" for name in RANDOM for draw in (1, 2)]
@@ -244,7 +244,7 @@ BAD = {
     "budget": ({"kl_budget": 0}, ["--kl_budget=0"]),
     "endless": ({"kl_budget": "inf", "flops_per_byte": "inf"}, ["--kl_budget=inf", "--flops_per"]),
     "file": ({"mask_file": "mask.txt"}, ["--mask_file=mask.txt: let its name end in .json"]),
-    "windows": (
+    "excerpts": (
         {"hold_excerpts": 0, "control_draws": 0},
         ["--hold_excerpts=0", "--control_draws=0"],
     ),
