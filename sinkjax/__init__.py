@@ -10,10 +10,10 @@ from sinkjax.checkpoint.orbax import save_orbax
 from sinkjax.checkpoint.weights import save_safetensors
 from sinkjax.errors import InputError
 from sinkjax.instruments.sinks import HeadStats, measure_sinks
+from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.masks.file import Provenance, SavedMask, load_mask, save_mask
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Copy, Full, Sink, Window
-from sinkjax.masks.scores import DEFINITIONS
 from sinkjax.models.config import LlamaConfig, RopeConfig
 from sinkjax.models.decoder import Llama
 from sinkjax.models.digest import model_digest, tokenizer_digest

@@ -1,16 +1,4 @@
-"""Sink scores: how much of each head's attention falls on an early key, by every definition.
-
-With a_i the attention of query i on key c (the first token, unless asked otherwise), T the prompt's
-length and every mean over queries i < T:
-
-  mean             mean of a_i over i >= c: the published metric of Gu et al. (ICLR 2025), "When
-                   attention sink emerges": the column mean from the diagonal down
-  mean_excl_first  over i > c: without the query that is the key itself, which at c = 0 has a = 1
-  last             a_{T-1}
-  tail             mean over the last `tail` queries, of those with i > c
-  min              the least a_i over i > c
-  log_odds         mean of ln(a_i / (1 - a_i)) over i > c
-  excess           mean of a_i - 1/(i+1) over i > c: what uniform attention would give taken off
+"""Sink scores: the attention of each head on an early key, by all of `sinkjax.masks.definitions`.
 
 The forward pass is the model's own, a layer at a time; each layer is compiled once a shape and its
 scores are reduced to these numbers inside it, so that memory grows with T and not with T².
@@ -29,7 +17,7 @@ from sinkjax.attention.full import observed_causal_attention
 from sinkjax.distributed import outside_meshes, to_host
 from sinkjax.errors import check_array, check_items, check_whole, whole
 from sinkjax.instruments.batches import check_tokens
-from sinkjax.masks.scores import DEFINITIONS, check_definition
+from sinkjax.masks.definitions import BY_NAME, DEFINITIONS, KeyAttention, check_definition
 from sinkjax.models.decoder import Attention, Layer, Llama, check_model
 from sinkjax.models.finite import check_finite
 from sinkjax.models.sharding import gathered, lay_rows, on_devices
@@ -202,28 +190,7 @@ def _reduce(
     log_odds: jax.Array, lengths: jax.Array, key_positions: tuple[int, ...], tail: int
 ) -> jax.Array:
     """Reduces log-odds float32 [P, N, T, C] on each key to scores float32 [definition, C, P, N]."""
-    query = jnp.arange(log_odds.shape[2], dtype=jnp.int32)[None, None, :, None]
-    position = jnp.asarray(key_positions, jnp.int32)[None, None, None, :]
-    length = lengths[:, None, None, None]
-    share = jax.nn.sigmoid(log_odds)
-    later = (query > position) & (query < length)
-    from_key = (query >= position) & (query < length)
-    in_tail = later & (query >= length - tail)
-    uniform = 1.0 / (query + 1).astype(jnp.float32)
-
-    def mean(values: jax.Array, where: jax.Array) -> jax.Array:
-        return jnp.mean(values, axis=2, where=jnp.broadcast_to(where, values.shape))
-
-    least = jnp.min(share, axis=2, initial=1.0, where=jnp.broadcast_to(later, share.shape))
-    at_last = jnp.broadcast_to(length - 1, (*share.shape[:2], 1, share.shape[3]))
-    by_name = {
-        "mean": mean(share, from_key),
-        "mean_excl_first": mean(share, later),
-        "last": jnp.take_along_axis(share, at_last, axis=2)[:, :, 0],
-        "tail": mean(share, in_tail),
-        "min": jnp.where(later.any(axis=2), least, jnp.nan),
-        "log_odds": mean(log_odds, later),
-        "excess": mean(share - uniform, later),
-    }
-    scores = jnp.stack([by_name[definition] for definition in DEFINITIONS])  # [..., P, N, C]
+    positions = jnp.asarray(key_positions, jnp.int32)
+    attention = KeyAttention(jax.nn.sigmoid(log_odds), log_odds, lengths, positions, tail)
+    scores = jnp.stack([definition.score(attention) for definition in BY_NAME.values()])
     return jnp.moveaxis(scores, -1, 1)

@@ -7,16 +7,13 @@ those free the keys, values and cache that they share. Equal scores are broken b
 first head first.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sinkjax.errors import InputError, Problem, check_array, is_one_of, number, whole
-
-DEFINITIONS = ("mean", "mean_excl_first", "last", "tail", "min", "log_odds", "excess")
-"""The sink scores that `sinkjax.instruments.sinks` measures."""
+from sinkjax.errors import InputError, Problem, check_array, number, whole
+from sinkjax.masks.definitions import BY_NAME, check_definition
 
 Scores = Float[np.ndarray, "*P L N"]
 
@@ -36,9 +33,8 @@ def is_sink(
     if not 0 < number(threshold) < 1:
         raise ValueError(f"threshold is {threshold}; it has to lie between 0 and 1, both excluded")
     scores = np.asarray(scores)
-    limit = math.log(threshold / (1 - threshold)) if definition == "log_odds" else threshold
     # In the scores' own precision: float32(0.3) is above the float64 0.3, and no sink at 0.3.
-    return scores > scores.dtype.type(limit)
+    return scores > scores.dtype.type(BY_NAME[definition].limit(threshold))
 
 
 def sink_shares(
@@ -112,14 +108,6 @@ def group_size(num_heads: int, num_kv_heads: int) -> int:
         text = f"so many key/value heads do not divide {num_heads} query heads"
         raise InputError(Problem("num_kv_heads", num_kv_heads, text))
     return num_heads // kv_heads
-
-
-def check_definition(definition: str) -> None:
-    """Raises ValueError for a definition that there is not."""
-    if not is_one_of(definition, DEFINITIONS):
-        raise ValueError(
-            f"definition {definition!r} is unknown; known are {', '.join(DEFINITIONS)}"
-        )
 
 
 def _with_prompts(scores: Scores) -> Float[np.ndarray, "P L N"]:

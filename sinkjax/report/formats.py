@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sinkjax.masks.definitions import BY_NAME
+
 UNDEFINED = "undefined"
 
 score = "{:.3f}".format
@@ -120,15 +122,8 @@ def bos(policy: str, added: bool) -> str:
 
 def criterion(definition: str, threshold: float) -> str:
     """When a head is a sink: `mean > 0.9`."""
-    if definition == "log_odds":
-        return f"log_odds > logit {threshold:g}"
-    return f"{definition} > {threshold:g}"
-
-
-def unit(definition: str) -> str:
-    """What a definition's scores are measured in."""
-    units = {"log_odds": "nats", "excess": "attention share above uniform"}
-    return units.get(definition, "attention share")
+    limit = "logit " if BY_NAME[definition].range is None else ""
+    return f"{definition} > {limit}{threshold:g}"
 
 
 def key(position: int) -> str:

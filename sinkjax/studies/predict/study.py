@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from sinkjax.distributed import is_first
 from sinkjax.errors import Problem, problems_of
-from sinkjax.masks.scores import DEFINITIONS
+from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
 from sinkjax.studies import texts
 from sinkjax.studies.predict.predictor import HeldOut, held_out_prompts, predict_sinks

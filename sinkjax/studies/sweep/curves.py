@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from sinkjax.masks.scores import DEFINITIONS
+from sinkjax.masks.definitions import BY_NAME, DEFINITIONS
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Sheet, key
 from sinkjax.report.page import Picture
@@ -175,15 +175,14 @@ def definition_figure(curves: Sequence[Curve], key_position: int, tail: int) -> 
         uniform = [uniform_score(definition, T, key_position, tail) for T in curve.lengths]
         axes.plot(curve.lengths, uniform, lw=1.3, **_DASHES)
         for threshold in thresholds:
-            limit = math.log(threshold / (1 - threshold)) if definition == "log_odds" else threshold
-            axes.axhline(limit, **_DOTS)
-        if definition not in ("log_odds", "excess"):
+            axes.axhline(BY_NAME[definition].limit(threshold), **_DOTS)
+        if BY_NAME[definition].range == (0, 1):
             canvas.share_axis(axes)
         canvas.grid(axes)
         canvas.token_axis(axes, curve.lengths, width)
-        canvas.label(axes, "tokens in the prompt", formats.unit(definition))
+        canvas.label(axes, "tokens in the prompt", BY_NAME[definition].unit)
         derived = "" if definition in by_definition else f"computed from {curve.definition}"
-        canvas.panel_title(axes, definition, width, derived or _DETAILS[definition])
+        canvas.panel_title(axes, definition, width, derived or BY_NAME[definition].queries)
     return sheet.picture(
         first.file_name("definitions", first.source_name),
         f"Scores of all heads under each definition against prompt length, for {first.group_name}.",
@@ -194,17 +193,6 @@ def definition_figure(curves: Sequence[Curve], key_position: int, tail: int) -> 
     )
 
 
-_DETAILS = {
-    "mean": "all queries, the first one too",
-    "mean_excl_first": "all queries but the first",
-    "last": "the last query alone",
-    "tail": "the last queries",
-    "min": "the query that attends least",
-    "log_odds": "ln(a / (1 - a)), all but the first",
-    "excess": "above uniform attention",
-}
-
-
 def _columns(count: int, gap: float = _GAP) -> float:
     """The width of panels side by side; a single one is not drawn wider than two thirds."""
     width = (canvas.WIDTH - canvas.LEFT - canvas.RIGHT - (count - 1) * gap) / count
@@ -213,7 +201,8 @@ def _columns(count: int, gap: float = _GAP) -> float:
 
 def _style(definition: str) -> dict[str, str]:
     index = DEFINITIONS.index(definition)
-    return {"color": canvas.COLOURS[index], "marker": canvas.MARKERS[index]}
+    colours, markers = canvas.COLOURS, canvas.MARKERS
+    return {"color": colours[index % len(colours)], "marker": markers[index % len(markers)]}
 
 
 def _share_line(axes: Axes, curve: Curve) -> None:

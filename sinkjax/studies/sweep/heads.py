@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
+from sinkjax.masks.definitions import BY_NAME
 from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Scale, Sheet
 from sinkjax.report.page import Picture
@@ -31,15 +32,16 @@ def head_share_figure(curve: Curve) -> Picture:
 
 def score_figure(curve: Curve) -> Picture:
     """The score of each head, averaged over prompts, a panel a length."""
-    colours, least, most = grids.SHARE_COLOURS, 0, 1
-    if curve.definition == "excess":
-        colours, least = grids.SIGNED_COLOURS, -1
-    if curve.definition == "log_odds":
+    definition = BY_NAME[curve.definition]
+    if definition.range is None:
         scores = np.abs([result["mean_score"] for result in curve.results])
         most = max(1, math.ceil(np.quantile(scores, 0.98)))  # a few heads go far beyond
-        colours, least = grids.SIGNED_COLOURS, -most
+        least = -most
+    else:
+        least, most = definition.range
+    colours = grids.SIGNED_COLOURS if least < 0 else grids.SHARE_COLOURS
     ticks = {value: f"{value:g}" for value in np.linspace(least, most, 5).tolist()}
-    if curve.definition == "log_odds":
+    if definition.range is None:
         ticks |= {least: f"≤{least}", most: f"≥{most}"}
     return grids.mosaic(
         curve,
@@ -48,7 +50,7 @@ def score_figure(curve: Curve) -> Picture:
         title=f"How much attention each head gives {formats.key(curve.cells[0]['key_position'])}, "
         f"by {curve.definition}",
         detail="mean over prompts",
-        label=f"mean score ({formats.unit(curve.definition)})",
+        label=f"mean score ({definition.unit})",
         file_name=curve.file_name("scores", curve.definition, curve.source_name),
         caption="The same squares by the score itself, without a threshold. Heads that fade from "
         "panel to panel do so little by little; the threshold makes it a step.",

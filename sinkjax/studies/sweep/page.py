@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sinkjax.masks.definitions import BY_NAME
 from sinkjax.report import formats
 from sinkjax.report.appendix import what_was_run
 from sinkjax.report.page import Block, Card, Folded, Page, Prose, Section, explanations
@@ -25,7 +26,7 @@ def page(specification: Mapping[str, Any], records: Sequence[Record]) -> Page:
     names = dict.fromkeys(group.curves[0].model_name for group in sweep.groups)
     models = list(names) or [model["name"] for model in specification["models"]]
     explain = explanations(__package__)
-    definitions = explain.definitions(specification["key_position"], specification["tail"])
+    definitions = explain.definitions(BY_NAME, specification["key_position"], specification["tail"])
     sections = [
         *(_chapter(sweep, group) for group in sweep.groups),
         Section("Definitions of the sink score", [Prose(definitions)]),

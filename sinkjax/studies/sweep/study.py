@@ -24,8 +24,8 @@ from sinkjax.distributed import to_host
 from sinkjax.errors import Problem
 from sinkjax.instruments.batches import batch_rows
 from sinkjax.instruments.sinks import DEFAULT_TAIL, MAX_KEY_POSITIONS, measure_sinks
+from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.masks.mask import SinkMask
-from sinkjax.masks.scores import DEFINITIONS
 from sinkjax.models.digest import tokens_digest
 from sinkjax.models.sharding import row_shards
 from sinkjax.report.records import Record

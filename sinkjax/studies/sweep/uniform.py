@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sinkjax.masks.definitions import BY_NAME, KeyAttention
 from sinkjax.report import formats
 from sinkjax.report.table import Table
 
@@ -13,26 +14,17 @@ def uniform_score(definition: str, length: int, key_position: int = 0, tail: int
     """The score of a head in which query i gives each of its i + 1 keys the same attention.
 
     Args:
-      definition: one of `sinkjax.masks.scores.DEFINITIONS`.
+      definition: one of `sinkjax.DEFINITIONS`.
       length: T, at least `key_position` + 2.
       key_position: the key that the score is about.
       tail: queries that the definition `tail` averages over.
     """
-    later = 1 / np.arange(key_position + 2, length + 1)  # a_i of the queries i > c
-    match definition:
-        case "mean":
-            return float(np.mean([1 / (key_position + 1), *later]))
-        case "mean_excl_first":
-            return float(later.mean())
-        case "last" | "min":
-            return float(later[-1])
-        case "tail":
-            return float(later[-tail:].mean())
-        case "log_odds":
-            return float(np.mean(np.log(later / (1 - later))))
-        case "excess":
-            return 0.0
-    raise ValueError(f"no definition {definition!r}")
+    keys = np.arange(1.0, length + 1)[None, None, :, None]  # that a query sees
+    with np.errstate(divide="ignore"):  # of the first one, which sees one key
+        log_odds = -np.log(keys - 1)
+    lengths, positions = np.array([length]), np.array([key_position])
+    attention = KeyAttention(1 / keys, log_odds, lengths, positions, tail)
+    return BY_NAME[definition].score(attention).item()
 
 
 def excess_from(

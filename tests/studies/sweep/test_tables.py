@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinkjax
-from sinkjax.masks.scores import DEFINITIONS
+from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.report import formats
 from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.lengths import summarize_lengths
