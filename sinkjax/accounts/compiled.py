@@ -28,11 +28,10 @@ from sinkjax.programs.hlo import Scopes
 from sinkjax.specialize.plan import LayerPlan
 
 _LAYER = re.compile(r"/layer_(\d+)/")
-_SCOPE = re.compile(r"/attention/(?:.*/)?(qkv|[qkvo]|full|window|copy|sink)/")
+_PATHS = {*ROWS} - {"rest"}
+_SCOPE = re.compile(rf"/attention/(?:.*/)?(qkv|[qkvo]|{'|'.join(_PATHS)})/")
 _PARAMETER = re.compile(r"parameters\['layers\.(\d+)\.(?:layer\.)?attention\.(\w+)'\]")
 _CACHE = re.compile(r"cache\.layers\[(\d+)\]\.(?:(?:keys|values)\[(\d+)\]|bias)")
-
-_PATHS = set(ROWS) - {"rest"}
 
 Shares = Mapping[str, Fraction]
 
@@ -137,17 +136,15 @@ class _LayerShares:
         q, k, v, o = (collections.Counter() for _ in range(4))
         stores = []
         for block in plan.blocks:
+            for part in block.parts:
+                o[part.kind] += block.groups * part.heads
             for part in block.computed:
-                q[part.path.kind] += block.groups * part.heads
-            for part in block.copied:
-                o["copy"] += block.groups * part.heads
-            row = "copy"  # to which keys and values count
+                q[part.kind] += block.groups * part.heads
+            row = min((part.kind for part in block.parts), key=ROWS.index)
             if block.computed:
-                row = "full" if any(p.path == Full() for p in block.computed) else "window"
                 k[row] += block.groups
             v[row] += block.groups
             stores.append({row: Fraction(1)})
-        o += q
         q += collections.Counter(rest=plan.idle[0])  # without a row where there are none
         k += collections.Counter(rest=plan.idle[1])
         by_name = dict(q=q, k=k, v=v, o=o)

@@ -24,7 +24,7 @@ from sinkjax.errors import (
     whole,
 )
 from sinkjax.masks.chips import widened
-from sinkjax.masks.paths import KINDS, Copy, Full, Path, Sink, Window, native
+from sinkjax.masks.paths import KINDS, Copy, Full, Path, Window, native
 from sinkjax.masks.scores import Scores, consistent, group_size, ranks, sink_shares
 from sinkjax.masks.text import MOST_HEADS, TOO_MANY, read_heads, write_heads
 
@@ -396,5 +396,5 @@ def _copy_problems(heads: tuple[tuple[Path, ...], ...]) -> Iterator[str]:
                 yield f"{copying}: only heads of earlier layers can be copied"
             elif path.head >= len(paths):
                 yield f"{copying}: heads are 0 to {len(paths) - 1}"
-            elif isinstance(source := heads[path.layer][path.head], Copy | Sink):
+            elif not isinstance(source := heads[path.layer][path.head], Full | Window):
                 yield f"{copying}, which is itself {source}: only `full` and `window` can be copied"

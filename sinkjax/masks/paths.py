@@ -16,12 +16,11 @@ import dataclasses
 import re
 import reprlib
 from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from sinkjax.errors import InputError, check_whole, each, is_one_of, whole
 
 FILLS = ("first", "zero", "mean")
-KINDS = ("full", "copy", "window", "sink")
 
 _MOST = 10**9  # positions and sums of two numbers are int32 in a program
 
@@ -31,6 +30,7 @@ class Full:
     """Causal attention over all earlier positions."""
 
     kind: ClassVar[str] = "full"
+    written: ClassVar[str] = "full"
     acts_from: ClassVar[int | None] = None
 
     def __str__(self) -> str:
@@ -52,6 +52,7 @@ class Copy:
     layer: int
     head: int
     kind: ClassVar[str] = "copy"
+    written: ClassVar[str] = "copy(layer,head)"
     acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
@@ -80,6 +81,7 @@ class Window:
     recent: int
     within: int | None = None
     kind: ClassVar[str] = "window"
+    written: ClassVar[str] = "window(sinks,recent)"
 
     def __post_init__(self) -> None:
         _whole(self, sinks=0, recent=1)
@@ -108,6 +110,7 @@ class Sink:
 
     fill: Literal["first", "zero", "mean"] = "first"
     kind: ClassVar[str] = "sink"
+    written: ClassVar[str] = f"sink(fill) with one of {', '.join(FILLS)}"
     acts_from: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
@@ -119,6 +122,8 @@ class Sink:
 
 
 Path = Full | Copy | Window | Sink
+_WRITTEN = {path.kind: path.written for path in get_args(Path)}
+KINDS = tuple(_WRITTEN)
 
 
 def native(path: Full | Window, window: int | None) -> Full | Window:
@@ -145,12 +150,6 @@ def reach(path: Full | Window, length: int) -> Full | Window:
     return dataclasses.replace(path, sinks=sinks) if is_cut and sinks > 0 else Full()
 
 
-_WRITTEN = {
-    "full": "full",
-    "copy": "copy(layer,head)",
-    "window": "window(sinks,recent)",
-    "sink": f"sink(fill) with one of {', '.join(FILLS)}",
-}
 _PATH = re.compile(r"(?P<kind>\w+)(?:\((?P<values>[\w+/]{1,30}(?:,[\w+/]{1,30})*)\))?", re.ASCII)
 _GROWING = re.compile(r"(?:(?P<least>\d+)\+)?L/(?P<each>[1-9]\d*)", re.ASCII)
 

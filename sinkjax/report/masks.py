@@ -14,12 +14,8 @@ from sinkjax.report import canvas, formats
 from sinkjax.report.canvas import Scale, Sheet
 from sinkjax.report.table import Table
 
-COLOURS = {
-    "full": "#e9e9e9",
-    "copy": canvas.VERMILLION,
-    "window": "#56b4e9",
-    "sink": canvas.BLUE,
-}
+_FIRST = ("#e9e9e9", canvas.VERMILLION, "#56b4e9", canvas.BLUE)
+COLOURS = dict(zip(KINDS, (*_FIRST, *canvas.COLOURS[2:]), strict=False))
 _SCALE = Scale(ListedColormap([COLOURS[kind] for kind in KINDS]), Normalize(0, len(KINDS) - 1))
 
 

@@ -21,6 +21,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class Computed:
     heads: int
     name: PartName | None
 
+    @property
+    def kind(self) -> str:
+        """The kind of path that they are on."""
+        return self.path.kind
+
 
 @dataclasses.dataclass(frozen=True)
 class Copied:
@@ -58,6 +64,7 @@ class Copied:
     path: Full | Window
     heads: int
     sources: tuple[CopiedHead, ...]
+    kind: ClassVar[str] = Copy.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,11 @@ class Block:
     copied: tuple[Copied, ...]
 
     @property
+    def parts(self) -> tuple[Computed | Copied, ...]:
+        """All parts, in the order in which their heads lie."""
+        return *self.computed, *self.copied
+
+    @property
     def keys(self) -> Full | Window | None:
         """The span of the past that a store of keys has to hold; None for no keys."""
         return _span(part.path for part in self.computed) if self.computed else None
@@ -76,7 +88,7 @@ class Block:
     @property
     def values(self) -> Full | Window:
         """The span of the past that a store of values has to hold."""
-        return _span(part.path for part in (*self.computed, *self.copied))
+        return _span(part.path for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +114,7 @@ class LayerPlan:
     @property
     def places(self) -> np.ndarray:
         """Returns the place in o of each of its heads, in the order that they have on one chip."""
-        sizes = [
-            block.groups * part.heads
-            for block in self.blocks
-            for part in (*block.computed, *block.copied)
-        ]
+        sizes = [block.groups * part.heads for block in self.blocks for part in block.parts]
         by_chip = np.arange(sum(sizes)).reshape(self.chips, -1)
         of_parts = np.split(by_chip, np.cumsum(sizes)[:-1] // self.chips, axis=1)
         return np.concatenate([places.ravel() for places in of_parts])
@@ -206,7 +214,7 @@ def _by_rows(plan: LayerPlan, chips: int, sub: int) -> int:
     """The place in `_BATCHES` of a layer by itself."""
     if plan.chips != chips:
         return 2
-    parts = [(block, part) for block in plan.blocks for part in (*block.computed, *block.copied)]
+    parts = [(block, part) for block in plan.blocks for part in block.parts]
     if sub == 1 or not parts:
         return 0
     block, part = parts[0]

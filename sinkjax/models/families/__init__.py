@@ -1,38 +1,15 @@
 """The families of models that the decoder computes, by the `model_type` of their configs.
 
-To add one, write its file and name it here (CONTRIBUTING.md has the recipe).
+Each is the `FAMILY` of a file here (CONTRIBUTING.md has the recipe for another).
 """
 
-from sinkjax.models.families import (
-    gemma2,
-    gemma3,
-    granite,
-    granitemoehybrid,
-    llama,
-    mistral,
-    olmo2,
-    olmo3,
-    phi3,
-    qwen2,
-    qwen3,
-    smollm3,
-)
+import importlib
+import pkgutil
+
 from sinkjax.models.families.family import Family
 
+_NAMES = [module.name for module in pkgutil.iter_modules(__path__, f"{__name__}.")]
+_FILES = [vars(importlib.import_module(name)) for name in _NAMES]
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        llama.FAMILY,
-        mistral.FAMILY,
-        qwen2.FAMILY,
-        qwen3.FAMILY,
-        granite.FAMILY,
-        granitemoehybrid.FAMILY,
-        smollm3.FAMILY,
-        gemma2.FAMILY,
-        gemma3.FAMILY,
-        olmo2.FAMILY,
-        olmo3.FAMILY,
-        phi3.FAMILY,
-    )
+    family.model_type: family for file in _FILES if (family := file.get("FAMILY"))
 }
