@@ -106,8 +106,8 @@ def _read(config: sinkjax.LlamaConfig, programs: Mapping[str, SinkMask]) -> list
     wanted = config, flags.FLAGS.dtype
     digests = {name: mask.digest for name, mask in programs.items()}
     for record in records:
-        found = sinkjax.LlamaConfig.from_dict(record["config"]), record["dtype"]
-        if found != wanted or record["mask_digest"] != digests[record["work"][-1]]:
+        held = sinkjax.LlamaConfig.from_dict(record["config"]), record["dtype"]
+        if held != wanted or record["mask_digest"] != digests[record["work"][-1]]:
             raise InputError(
                 f"--output={_OUTPUT.value} holds another model or mask; give a new file"
             )
@@ -203,13 +203,13 @@ def _notes(target: str, chip: Chip, records: list[dict[str, Any]]) -> Iterator[s
     )
     kernels = {r["attention"] for r in records if r["kernel"]["operations"]}
     if kernels:
-        found, needed = (
+        computed, needed = (
             sum(r["kernel"][name] for r in records) for name in ("operations", "needed")
         )
         yield (
-            f"Operations of {', '.join(sorted(kernels))} are counted from the blocks that it "
-            f"computes, not read from XLA: {formats.percent(1 - needed / found)} of them, over all "
-            "rows, fall on pairs that the mask hides."
+            f"FLOPs of {', '.join(sorted(kernels))} are counted from the blocks that it "
+            f"computes, not read from XLA: {formats.percent(1 - needed / computed)} of them, over "
+            "all rows, fall on pairs that the mask hides."
         )
     yield (
         "Temporary: beside arguments and results. Layers are compiled as one loop, which in "

@@ -219,8 +219,8 @@ class LlamaCpp(Engine):
         new = []
         for step in range(steps):
             batch.clear()
-            for row, one in enumerate(token):
-                batch.add(one, position + step, [row], True)
+            for row, latest in enumerate(token):
+                batch.add(latest, position + step, [row], True)
             token = self._decoded(context, batch, list(range(len(token))))
             new.append(token)
         return new

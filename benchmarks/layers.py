@@ -117,8 +117,8 @@ def _row(name: str, what: str, unit: str, samples: dict[str, Samples]) -> tuple[
     def held(form: str) -> str:
         if form not in samples:
             return "-"
-        found = ratio(samples[form].seconds, samples[_UNROLLED].seconds, _SEED.value)
-        return show_ratio(found, 2)
+        slower = ratio(samples[form].seconds, samples[_UNROLLED].seconds, _SEED.value)
+        return show_ratio(slower, 2)
 
     medians = (summary(samples[form].seconds)["median"] for form in LAYERS)
     times = (f"{scale * median:.1f} {unit}" for median in medians)

@@ -115,8 +115,8 @@ def main() -> int:
                 if record_id in results:
                     bar.update(_ROUNDS.value)
                     continue
-                found = _timed(cell, tokens, model.config, engines, machine, bar.update)
-                record = {"id": record_id, **fields, "result": found}
+                result = _timed(cell, tokens, model.config, engines, machine, bar.update)
+                record = {"id": record_id, **fields, "result": result}
                 results.append({**record, "environment": _environment()})
     records = read_records(_OUTPUT.value)[1]
     console = terminal.console()
@@ -228,30 +228,30 @@ def _timed(
         on_round=on_round,
     )
     load.append(os.getloadavg())
-    found = Measured(samples, None, amounts, _SEED.value)
+    measured = Measured(samples, None, amounts, _SEED.value)
     limit = cell.limit(config)
     made = cell.batch_size * (cell.prompt_length if cell.stage == "prefill" else cell.count)
     return {
         "clock": "host",
-        "machine": found.machine(),
+        "machine": measured.machine(),
         "load_average": [list(averages) for averages in load],
         "engines": {
             name: {
                 "name": engine.name,
                 "is_float32": engine.is_float32,
-                **found.program(name, limit, limit, made),
+                **measured.program(name, limit, limit, made),
                 "agreement": agreement[name],
             }
             for name, engine in engines.items()
         },
-        "baseline_again": found.program(AGAIN, limit, limit, made),
+        "baseline_again": measured.program(AGAIN, limit, limit, made),
     }
 
 
 def _agreement(tokens: np.ndarray, count: int, engines: dict[str, Engine]) -> dict[str, Any]:
     """How many greedy tokens of each engine are those of sinkjax, up to each row's first other."""
     ours = engines[BASELINE].greedy(tokens, count)
-    found = {}
+    agreement = {}
     for name, engine in engines.items():
         same = np.cumprod(engine.greedy(tokens, count) == ours, axis=1).sum(axis=1)
         margins = [
@@ -259,8 +259,8 @@ def _agreement(tokens: np.ndarray, count: int, engines: dict[str, Engine]) -> di
             for row, first in enumerate(same)
             if first < count and engine.is_float32
         ]
-        found[name] = {"same": int(same.sum()), "of": ours.size, "margins": margins}
-    return found
+        agreement[name] = {"same": int(same.sum()), "of": ours.size, "margins": margins}
+    return agreement
 
 
 def _differences(record: dict[str, Any]) -> list[str]:
@@ -273,11 +273,11 @@ def _differences(record: dict[str, Any]) -> list[str]:
 
 
 def _environment() -> dict[str, Any]:
-    found = environment()
+    versions = environment()
     for package in ("torch", "cyllama"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return {**found, "glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")}
+            versions[package] = importlib.metadata.version(package)
+    return {**versions, "glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")}
 
 
 def _times_table(records: list[dict[str, Any]]) -> Table:

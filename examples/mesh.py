@@ -31,14 +31,14 @@ def main() -> dict[str, np.ndarray]:
     laid = shard(fast, heads)  # by the logical axes that each parameter names
     queries = laid.layers[0].attention.q[...]
     print(f"{count} devices; the queries of layer 0 lie as {queries.sharding.spec}")
-    found = {
+    by_layout = {
         "one device": np.asarray(jax.jit(call)(fast, tokens)),
         "heads": np.asarray(jax.jit(call)(laid, tokens)),
         "rows": np.asarray(jax.jit(by_rows)(fast, tokens)),
     }
-    for name, logits in found.items():
-        print(f"{name}: differs by {np.abs(logits - found['one device']).max():.1e}")
-    return found
+    for name, logits in by_layout.items():
+        print(f"{name}: differs by {np.abs(logits - by_layout['one device']).max():.1e}")
+    return by_layout
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ def main() -> dict[str, float]:
     tokens = tokenizer(text[:10_000])["input_ids"][: BATCHES * ROWS * LENGTH]
     batches = jnp.asarray(tokens, jnp.int32).reshape(BATCHES, ROWS, LENGTH)
     models = {"baseline": model, "windows": sinkjax.specialize(model, MASK)}
-    found = {name: float(perplexity(one, batches)) for name, one in models.items()}
-    for name, value in found.items():
+    perplexities = {name: float(perplexity(model, batches)) for name, model in models.items()}
+    for name, value in perplexities.items():
         print(f"{name}: perplexity {value:.2f} over {batches.size} tokens")
-    return found
+    return perplexities
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ def _split(
     prompt = draft.prompt(count)
     alone, whole = encode(prompt), encode(prompt + draft.answer)
     pairs = enumerate(zip(alone, whole, strict=False))
-    same = next((n for n, (one, other) in pairs if one != other), min(len(alone), len(whole)))
+    same = next((n for n, (before, after) in pairs if before != after), min(len(alone), len(whole)))
     return whole[:same], whole[same:]
 
 

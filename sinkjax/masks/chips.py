@@ -58,10 +58,10 @@ def _width(path: Path) -> tuple[int, int, int]:
     return (2, 0, 0) if path == Full() else (0, 0, 0)
 
 
-def _cover(one: Path, other: Path) -> Path:
+def _cover(path: Path, other: Path) -> Path:
     """The narrowest path that sees what both see."""
-    if isinstance(one, Sink):
+    if isinstance(path, Sink):
         return other
-    if isinstance(one, Window) and isinstance(other, Window):
-        return Window(max(one.sinks, other.sinks), max(one.recent, other.recent))
-    return one if isinstance(other, Sink) else Full()
+    if isinstance(path, Window) and isinstance(other, Window):
+        return Window(max(path.sinks, other.sinks), max(path.recent, other.recent))
+    return path if isinstance(other, Sink) else Full()

@@ -72,8 +72,8 @@ class LayerRun(nnx.Module):
 
         # All that a loop goes over is an argument of the program, read or not; and some weights are
         # for prompts alone: those of `sink` heads, which leave their sum in the cache.
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (arrays, cache))
-        read = _read_by(lambda own, cache: step(x, (own, cache)), *one)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (arrays, cache))
+        read = _read_by(lambda own, cache: step(x, (own, cache)), *shapes)
         own = [array if is_read else None for array, is_read in zip(arrays, read[0], strict=True)]
         x, caches = jax.lax.scan(step, x, (own, cache))
         return x, context, caches

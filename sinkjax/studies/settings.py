@@ -105,17 +105,17 @@ def twice(settings: Any, *names: str) -> Iterator[Problem]:
 
 
 def shares(
-    field: str, values: Sequence[float], *, of: str = "all heads", one: bool = False
+    field: str, values: Sequence[float], *, of: str = "all heads", whole: bool = False
 ) -> Iterator[Problem]:
     """Shares that are none, or missing.
 
     Args:
       of: what they are shares of.
-      one: whether 1 is a share that can be asked for.
+      whole: whether 1 is a share that can be asked for.
     """
     for share in values:
-        if not (0 < share < 1 or (one and share == 1)):
-            most = "at most" if one else "below"
+        if not (0 < share < 1 or (whole and share == 1)):
+            most = "at most" if whole else "below"
             yield Problem(field, share, f"give shares of {of}, above 0 and {most} 1")
     if not values:
         yield Problem(field, None, "give at least one, such as 0.5")

@@ -144,7 +144,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from settings.shares("shares", self.shares, one=True)
+        yield from settings.shares("shares", self.shares, whole=True)
         yield from at_least(self, samples=1, generated=1)
         yield from at_least(self, most=MOST_DRAWN, control_draws=1)
         if self.chips > 1 and self.copies is not None:
