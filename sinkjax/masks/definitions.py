@@ -51,14 +51,19 @@ class KeyAttention:
         return self.lengths[:, None, None, None]
 
     @functools.cached_property
+    def key(self) -> Array:
+        """Returns c, [1, 1, 1, C]."""
+        return self.key_positions[None, None, None, :]
+
+    @functools.cached_property
     def later(self) -> Array:
         """Returns which queries come after the key, [P, 1, T, C]."""
-        return (self.query > self.key_positions) & (self.query < self.length)
+        return (self.query > self.key) & (self.query < self.length)
 
     @functools.cached_property
     def from_key(self) -> Array:
         """Returns which queries see the key, its own among them, [P, 1, T, C]."""
-        return (self.query >= self.key_positions) & (self.query < self.length)
+        return (self.query >= self.key) & (self.query < self.length)
 
     def mean(self, values: Array, queries: Array) -> Array:
         """Returns the mean over some queries, [P, N, C]; NaN where there are none."""
