@@ -100,6 +100,8 @@ def test_a_flag_file_that_is_not_there_is_refused_with_those_that_ship(monkeypat
         ("repair", "warmup=0.2", "warmup_share"),
         ("gates", "path=f", "paths"),
         ("gates", "text=book.txt", "judge_text"),
+        ("convert", "output=folder", "output_dir"),
+        ("mask", "output=mask.json", "mask_file"),
     ],
 )
 def test_an_old_flag_is_refused_with_its_name_of_today(script, old, new, tmp_path):
