@@ -148,7 +148,7 @@ def test_what_a_mask_removes_is_gone_and_the_baseline_has_it(costs, name):
     for (found, predicted), (found_full, predicted_full) in zip(
         costs(name), costs("full"), strict=True
     ):
-        for field in ("operations", "parameters", "cache"):
+        for field in ("flops", "parameters", "cache"):
             saved = getattr(total(found_full), field) - getattr(total(found), field)
             hoped = getattr(total(predicted_full), field) - getattr(total(predicted), field)
             assert saved == hoped
