@@ -277,4 +277,6 @@ def test_a_window_that_is_said_twice_is_read_once():
 
 def test_an_unknown_family_is_refused_with_those_that_are_known():
     (problem,) = problems_of(from_hf_config, {"model_type": "gpt2"}, "folder")
-    assert problem.startswith("folder: model_type is 'gpt2'; models of gemma2, gemma3_text, granite")
+    assert problem.startswith(
+        "folder: model_type is 'gpt2'; models of gemma2, gemma3_text, granite"
+    )
