@@ -70,11 +70,11 @@ class KeyAttention:
         where = self.xp.broadcast_to(queries, values.shape)
         return self.xp.mean(values, axis=2, where=where)
 
-    def least(self, queries: Array) -> Array:
-        """Returns the least share of some queries, [P, N, C]; NaN where there are none."""
-        where = self.xp.broadcast_to(queries, self.share.shape)
+    def least(self) -> Array:
+        """Returns the least share of the later queries, [P, N, C]; NaN where there are none."""
+        where = self.xp.broadcast_to(self.later, self.share.shape)
         least = self.xp.min(self.share, axis=2, initial=1.0, where=where)
-        return self.xp.where(queries.any(axis=2), least, self.xp.nan)
+        return self.xp.where(self.later.any(axis=2), least, self.xp.nan)
 
     def last(self) -> Array:
         """Returns the share of the last query, [P, N, C]."""
@@ -112,40 +112,35 @@ class Definition:
 
 BY_NAME: dict[str, Definition] = {
     "mean": Definition(
-        lambda attention: attention.mean(attention.share, attention.from_key),
+        lambda of: of.mean(of.share, of.from_key),
         "mean of aᵢ over i ≥ c: the column mean from the diagonal down of Gu et al., “When "
         "attention sink emerges in language models” (ICLR 2025). For the first token it counts the "
         "first query, which can attend to nothing else.",
         "all queries, the first one too",
     ),
     "mean_excl_first": Definition(
-        lambda attention: attention.mean(attention.share, attention.later),
+        lambda of: of.mean(of.share, of.later),
         "mean of aᵢ over i > c.",
         "all queries but the first",
     ),
     "last": Definition(KeyAttention.last, "aᵢ of i = T - 1.", "the last query alone"),
     "tail": Definition(
-        lambda attention: attention.mean(
-            attention.share,
-            attention.later & (attention.query >= attention.length - attention.tail),
-        ),
+        lambda of: of.mean(of.share, of.later & (of.query >= of.length - of.tail)),
         "mean of aᵢ over the last {tail} queries, of those with i > c.",
         "the last queries",
     ),
     "min": Definition(
-        lambda attention: attention.least(attention.later),
-        "the least aᵢ over i > c.",
-        "the query that attends least",
+        KeyAttention.least, "the least aᵢ over i > c.", "the query that attends least"
     ),
     "log_odds": Definition(
-        lambda attention: attention.mean(attention.log_odds, attention.later),
+        lambda of: of.mean(of.log_odds, of.later),
         "mean of ln(aᵢ / (1 - aᵢ)) over i > c, in nats.",
         "ln(a / (1 - a)), all but the first",
         unit="nats",
         range=None,
     ),
     "excess": Definition(
-        lambda attention: attention.mean(attention.above_uniform(), attention.later),
+        lambda of: of.mean(of.above_uniform(), of.later),
         "mean of aᵢ - 1/(i+1) over i > c: what uniform attention would give taken off.",
         "above uniform attention",
         unit="attention share above uniform",
