@@ -133,9 +133,12 @@ def free() -> None:
     _kept = _resident()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_memory():
-    """`free`, for a test that compiles much before it needs memory for something else."""
+    """`free`, for what needs much memory for something else than what was compiled before it.
+
+    As everything does that measures how fast the machine reads: half a gigabyte.
+    """
     return free
 
 

@@ -89,7 +89,8 @@ def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
 
 
 @needs_torch
-def test_the_benchmark_runs_on_a_shape(tmp_path, capsys):
+def test_the_benchmark_runs_on_a_shape(tmp_path, capsys, free_memory):
+    free_memory()
     config = tiny.make(num_layers=1, embed_dim=48).config
     (tmp_path / "config.json").write_text(json.dumps(to_hf_config(config)))
     run_main(

@@ -21,7 +21,7 @@ def run(script, **flags):
 
 
 @pytest.fixture(scope="module")
-def measured(roomy, tmp_path_factory):
+def measured(roomy, tmp_path_factory, free_memory):
     """A folder with a mask's file and a run of each study with it; quality in both dtypes."""
     folder = tmp_path_factory.mktemp("measured")
     mask = folder / "mask.json"
@@ -37,6 +37,7 @@ def measured(roomy, tmp_path_factory):
     asked = {"lengths": 420, "num_excerpts": 2, "tasks": "niah_prose", "depths": 0.5}
     run("retrieval", **same, **asked, output_dir=folder / "retrieval")
     sizes = {"lengths": 16, "generated": 1, "rounds": 2, "stages": "prefill"}
+    free_memory()
     run("timing", **same, **sizes, output_dir=folder / "timing")
     return folder
 

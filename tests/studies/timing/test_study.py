@@ -134,8 +134,9 @@ class KilledError(Exception):
     pass
 
 
-def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path):
+def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path, free_memory):
     """JAX's profiler, as on an accelerator, for what XLA does on this CPU."""
+    free_memory()
     model = tiny.make(num_layers=1)
     study = study_of(model, rounds=2, clock="device", lengths=(8,), generated=(4,))
     out = str(tmp_path / "out")
@@ -211,7 +212,8 @@ def test_a_prompt_is_prefilled_once_however_much_follows(model):
 
 
 @pytest.mark.parametrize(("stage", "name"), [("prefill", "baseline"), ("decode", "mine")])
-def test_logits_that_are_not_finite_are_no_time(stage, name, model, tmp_path):
+def test_logits_that_are_not_finite_are_no_time(stage, name, model, tmp_path, free_memory):
+    free_memory()
     damaged, masks = nnx.clone(model), ()
     if name == "mine":
         mask = sinkjax.SinkMask.from_text("L0: 6f | L1: 3f 3s(mean)")
