@@ -125,20 +125,66 @@ def test_the_oracle_shares_no_attention_with_what_it_checks():
     assert [name for name in IMPORTS["sinkjax.testing.oracle"] if ".attention" in name] == []
 
 
+def place_of(module: str) -> str:
+    """Where the tests of a library file lie, without the ending."""
+    path = FILES[module].relative_to(ROOT / "sinkjax")
+    return path.with_name(f"test_{path.stem}").as_posix()
+
+
+TESTS = {
+    path.relative_to(ROOT / "tests").with_suffix("").as_posix(): path
+    for path in sorted((ROOT / "tests").rglob("test_*.py"))
+}
+
+WHOLE = """
+    arguments docs examples fuzz house import installed settings types
+"""
+"""Tests of the project from its outside, at the top of tests/, which no one file has."""
+
+ELSEWHERE = {"sinkjax.studies.retrieval.keeping": "studies/search/test_study"}
+"""What is a part of files in other folders alone, and where these are tested."""
+
+
+def is_of(test: str, place: str) -> bool:
+    """Whether a test file is another's place's, or one of several of it."""
+    return test == place or test.startswith(f"{place}_")
+
+
 def test_tests_lie_as_the_library_does():
     """tests/FOLDER/test_FILE.py, or test_FILE_MORE.py where a file has several."""
-    mirrored = [f"sinkjax/{name}" for name in FLOORS.split()] + ["benchmarks", "experiments"]
-    known = {path.relative_to(ROOT) for name in mirrored for path in (ROOT / name).rglob("*.py")}
-    files = {f"{path.parent}/test_{path.stem}".removeprefix("sinkjax/") for path in known}
-    files |= {f"cli/test_{path.stem}" for path in known if path.parts[0] == "experiments"}
-    tests = [path for path in (ROOT / "tests").rglob("*/test_*.py")]
-    wrong = []
-    for path in tests:
-        name = path.relative_to(ROOT / "tests").with_suffix("").as_posix()
-        if not any(name == file or name.startswith(f"{file}_") for file in files):
-            wrong.append(name)
-    assert len(tests) > 40
+    places = {place_of(module) for module, path in FILES.items() if path.name != "__init__.py"}
+    places |= {f"cli/test_{path.stem}" for path in (ROOT / "experiments").glob("*.py")}
+    places |= {f"benchmarks/test_{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")}
+    places |= {f"test_{name}" for name in WHOLE.split()}
+    wrong = [test for test in TESTS if not any(is_of(test, place) for place in places)]
+    assert len(TESTS) > 100
     assert wrong == []
+
+
+def test_the_library_is_tested_where_it_lies():
+    """A file has tests at its place, or is imported by tests beside it, or by such a file there.
+
+    That is, what has no tests by its name is a part of a file of its own folder that has.
+    """
+    beside = collections.defaultdict(set)
+    for path in TESTS.values():
+        names = imports_of(ast.parse(path.read_text()))
+        beside[path.parent.relative_to(ROOT / "tests")] |= {name for name in names if name in FILES}
+    folders = {module: path.parent.relative_to(ROOT / "sinkjax") for module, path in FILES.items()}
+    found = [
+        module
+        for module in FILES
+        if module in beside[folders[module]] or any(is_of(test, place_of(module)) for test in TESTS)
+    ]
+    for module in found:  # which grows
+        found += [
+            name for name in OWN[module] if folders[name] == folders[module] and name not in found
+        ]
+    packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
+    assert sorted(FILES.keys() - packages - {*found}) == sorted(ELSEWHERE)
+    for module, test in ELSEWHERE.items():
+        assert test in TESTS
+        assert any(module in OWN[of] for of in FILES if place_of(of) == test)
 
 
 def test_every_package_has_quick_tests():
