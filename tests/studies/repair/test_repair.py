@@ -21,7 +21,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def windows(model):
+def excerpts(model):
     return np.asarray(tiny.tokens_of(model, (5, 12)))
 
 
@@ -30,7 +30,7 @@ def repair(model):
     return Repair(specialize(model, MASK))
 
 
-def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows):
+def test_a_repair_changes_output_slices_and_biases_alone(model, repair, excerpts):
     assert sorted(repair.start) == [
         "layers.1.attention.first_o",
         "layers.1.attention.mean_bias",
@@ -39,7 +39,7 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows)
         "layers.2.attention.o",
         "layers.2.attention.other_o",
     ]
-    tokens = jnp.asarray(windows)
+    tokens = jnp.asarray(excerpts)
     expected = model.logits(residuals(specialize(model, MASK), tokens))
     found = model.logits(repair.residuals(repair.start, tokens))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -49,9 +49,9 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, windows)
     assert np.abs(moved - repair.residuals(repair.start, tokens)).max() > 1
 
 
-def test_a_repair_lowers_the_kl_and_is_kept(model, repair, windows, tmp_path):
+def test_a_repair_lowers_the_kl_and_is_kept(model, repair, excerpts, tmp_path):
     settings = TrainSettings(steps=12, learning_rate=0.02, rows=5, save_every=3)
-    trained = distil(model, repair.residuals, dict(repair.start), windows, settings, tmp_path / "c")
+    trained = distil(model, repair.residuals, dict(repair.start), excerpts, settings, tmp_path / "c")
     assert trained.history["kl"][-1] < 0.7 * trained.history["kl"][0]
     file, digests = tmp_path / "mask.json", {"mask_digest": MASK.digest, "model_digest": "m"}
     save_repair(file, trained.parameters, **digests)

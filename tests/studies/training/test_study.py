@@ -54,7 +54,7 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
     _, (_, before, after) = read_records(tmp_path / "repair")
     assert not before["repaired"]
     assert after["repaired"]
-    # Both judge the same windows: by the selection above, by the specialized model here.
+    # Both judge the same excerpts: by the selection above, by the specialized model here.
     found = before["result"]["kl"]["value"]
     np.testing.assert_allclose(found, judged[0]["result"]["kl"]["value"], rtol=1e-3)
     changes = load_repair(
