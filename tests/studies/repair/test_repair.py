@@ -51,7 +51,9 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, excerpts
 
 def test_a_repair_lowers_the_kl_and_is_kept(model, repair, excerpts, tmp_path):
     settings = TrainSettings(steps=12, learning_rate=0.02, rows=5, save_every=3)
-    trained = distil(model, repair.residuals, dict(repair.start), excerpts, settings, tmp_path / "c")
+    trained = distil(
+        model, repair.residuals, dict(repair.start), excerpts, settings, tmp_path / "c"
+    )
     assert trained.history["kl"][-1] < 0.7 * trained.history["kl"][0]
     file, digests = tmp_path / "mask.json", {"mask_digest": MASK.digest, "model_digest": "m"}
     save_repair(file, trained.parameters, **digests)
