@@ -52,6 +52,8 @@ def imports_of(tree: ast.Module) -> list[str]:
 TREES = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
 IMPORTS = {module: imports_of(tree) for module, tree in TREES.items()}
 OWN = {module: {name for name in names if name in FILES} for module, names in IMPORTS.items()}
+for _package in [module for module, names in IMPORTS.items() if "pkgutil" in names]:
+    OWN[_package] |= {name for name in FILES if name.rpartition(".")[0] == _package}
 
 
 def top(module: str) -> str:
