@@ -116,7 +116,7 @@ def test_one_number_a_layer_is_read_where_all_agree(writer, model):
 @pytest.mark.parametrize(
     ("architecture", "key", "value", "mention"),
     [
-        ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are llama, "),
+        ("gpt2", "general.type", "model", "general.architecture is 'gpt2'; read are "),
         ("llama", "general.type", "adapter", "general.type is 'adapter'"),
         ("llama", "split.count", 3, "one of 3 parts of a split file. Give the first, whose name"),
         ("llama", "split.count", 10**9, "split.count is 1000000000"),
