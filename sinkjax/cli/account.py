@@ -109,6 +109,10 @@ class Account(ProgramSettings, Tool):
             attention=self.attention,
             layers=self.layers,
         )
+        stages = {
+            stage: {**dataclasses.asdict(needs), "cost": needs.cost.record()}
+            for stage, needs in plan.stages.items()
+        }
         return {
             "kind": "account",
             "model": self.model,
@@ -122,6 +126,7 @@ class Account(ProgramSettings, Tool):
             "layers": self.layers,
             "memory": memory,
             **dataclasses.asdict(plan),
+            "stages": stages,
             "largest_batches": plan.largest_batches(memory),
             "environment": environment(),
         }

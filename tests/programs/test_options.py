@@ -86,7 +86,8 @@ def test_a_kernel_is_compiled_for_a_chip_that_is_not_here_and_counted(
     assert long["kernel"]["operations"] == a_pair * 2 * (4 * full + 2 * window)
     needed = 512 * 513 // 2, 54 * 55 // 2 + (512 - 54) * 54
     assert long["kernel"]["needed"] == a_pair * 2 * (4 * needed[0] + 2 * needed[1])
-    shown = [{**record, "device": target} for record in (short, long, decode)]
+    said = {"device": target, "target": target, "program": "mask"}
+    shown = [{**record, **said} for record in (short, long, decode)]
     tables = program_tables(shown, shown)
     assert [f"attention: {name}" in table.title for table in tables[:3]] == [False, True, False]
     assert [f"the kernel {name} computes" in " ".join(t.notes) for t in tables[:3]] == [
