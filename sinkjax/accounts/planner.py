@@ -49,6 +49,10 @@ class StageMemory:
     fixed: int
     row: int
 
+    def record(self) -> dict[str, Any]:
+        """Returns the needs under the names that records have them by."""
+        return {"cost": self.cost.record(), "fixed": self.fixed, "row": self.row}
+
     def largest_batch(self, memory: float) -> int:
         """The most rows of which the peak fits in so many bytes; 0 where none does."""
         return max(0, int((memory - self.fixed) // self.row))

@@ -109,10 +109,6 @@ class Account(ProgramSettings, Tool):
             attention=self.attention,
             layers=self.layers,
         )
-        stages = {
-            stage: {**dataclasses.asdict(needs), "cost": needs.cost.record()}
-            for stage, needs in plan.stages.items()
-        }
         return {
             "kind": "account",
             "model": self.model,
@@ -125,8 +121,10 @@ class Account(ProgramSettings, Tool):
             "length": length,
             "layers": self.layers,
             "memory": memory,
-            **dataclasses.asdict(plan),
-            "stages": stages,
+            "stages": {stage: needs.record() for stage, needs in plan.stages.items()},
+            "by_formula": plan.by_formula,
+            "attention": plan.attention,
+            "uncounted": plan.uncounted,
             "largest_batches": plan.largest_batches(memory),
             "environment": environment(),
         }

@@ -1,7 +1,6 @@
 """Tables of what a mask takes out of programs, from records of `inspect` and `account`."""
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sinkjax.accounts.limits import CHIPS, Limit
 from sinkjax.distributed import NEURONS
@@ -131,7 +130,7 @@ def _executable_table(pairs: Sequence[tuple[Record, Record]]) -> Table:
         (
             "Arguments and peak with the padding of the platform. XLA counts elementwise work, "
             "too, and a loop's body once; where there is a -, it does not count.",
-            *_fitting(itertools.chain(*pairs)),
+            *_fitting([record for pair in pairs for record in pair]),
         ),
     )
 
@@ -203,9 +202,8 @@ def chip_tables(baseline: Sequence[Record], masked: Sequence[Record]) -> list[Ta
     ]
 
 
-def _fitting(records: Iterable[Record]) -> list[str]:
+def _fitting(records: Sequence[Record]) -> list[str]:
     """Says whether the programs fit their chip, and by how much not, where its memory is known."""
-    records = list(records)
     name = ":".join(records[0]["target"].split(":")[:2])
     if name not in CHIPS:
         return []
