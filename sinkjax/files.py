@@ -15,7 +15,7 @@ MOST_BYTES = 1 << 30
 """The most bytes of a file that is read whole."""
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Writes a file such that its name holds the old content or the new, never a part.
 
     Raises:

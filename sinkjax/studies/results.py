@@ -239,7 +239,8 @@ class Results:
         np.savez(buffer, **arrays)
         with zipfile.ZipFile(buffer, "a") as file:
             file.comment = arrays_digest(name, arrays)
-        self._replace(self._measured / f"{name}.npz", buffer.getbuffer())
+        # No view of the buffer: Python 3.12.1 crashes where an error's traceback is freed with one.
+        self._replace(self._measured / f"{name}.npz", buffer.getvalue())
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays kept under a name; None where there are none, or they have been damaged."""
@@ -358,7 +359,7 @@ class Results:
         offset, size = self._index[record_id]
         return json.loads(os.pread(self._file.fileno(), size, offset))
 
-    def _replace(self, path: Path, content: bytes | memoryview) -> None:
+    def _replace(self, path: Path, content: bytes) -> None:
         with self._failing(f"take {len(content)} bytes more in {path.relative_to(self.folder)}"):
             replace_file(path, content)
 
