@@ -163,7 +163,8 @@ def _series(specification, model, source, policy):
         for length in lengths:
             values = scores[length][definition]
             norms = np.exp(-values - values.mean()).astype(np.float32)
-            result = summarize_cell(values, norms, definition, threshold, 0)
+            groups = model["num_kv_heads"]
+            result = summarize_cell(values, norms, definition, threshold, 0, groups)
             what = {"length": length, "num_prompts": counts[length], **under}
             yield record("cell", what, result)
         if not is_study:

@@ -6,8 +6,17 @@ study pooled them over heads and layers after layer 0.
 The control for "the same head index" renumbers the heads of the source layer, with one permutation
 for all prompts. A head that is a sink in one prompt tends to be one in others, so it is heads and
 not (prompt, head) pairs that are exchangeable: a fresh permutation for every prompt would average
-chance agreements away and call them significant. The control answers: had the source layer's heads
-been numbered otherwise, each layer keeping its sinks, how large would the conditional be?
+chance agreements away and call them significant. Nor are all heads of a layer: those that share a
+key/value head are alike, so that two layers may well have most of their sinks in the same group by
+chance. Hence whole groups change places, and heads within each, and no group is torn apart. With
+one group, or with a group for each head, that is any permutation of the heads. The control answers:
+had the source layer's groups and their heads been numbered otherwise, each layer keeping its sinks,
+how large would the conditional be?
+
+The true numbering is one of these, so that a lift lies above the interval of the control only where
+no more than 2.5% of the renumberings give as much. Fewer than 40 renumberings leave no room there
+(4 heads have 24), and fewer than 40 orders of the groups (up to 4 groups) none for a link of whole
+groups, which every renumbering that keeps them in place has, too.
 """
 
 import math
@@ -19,19 +28,22 @@ import numpy as np
 from sinkjax.studies.resampling import Resampled, Resamples, estimate, interval
 
 SHUFFLES = 1000
+RENUMBERED = "key/value groups"
+"""What the control renumbers, as records say; in those of earlier versions single heads."""
 
 _ONE_LAYER = "the model has one layer: none comes after another"
 _SHUFFLING = 2  # tells these draws from others of the same seed
 
 
 def conditionals(
-    sinks: np.ndarray, weights: Resamples, seed: int
+    sinks: np.ndarray, weights: Resamples, seed: int, num_kv_heads: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every source layer's conditional, and the best source layer by lift.
 
     Args:
       sinks: bool [P, L, N].
       weights: of the prompts in each resample.
+      num_kv_heads: K, that divides N.
 
     Returns:
       `conditional` and `best_source` of a cell's result. The interval of the best source's lift is
@@ -42,7 +54,7 @@ def conditionals(
     totals = by_prompt.summed()
     observed = _rates(totals, num_prompts * num_heads)
     resampled = _rates(by_prompt.weighted(weights), num_prompts * num_heads)
-    both = _shuffled_both(sinks[:, :-1], later, seed)
+    both = _shuffled_both(sinks[:, :-1], later, seed, num_kv_heads)
     shuffled = _rates(totals._replace(both=both), num_prompts * num_heads)
 
     conditional = []
@@ -73,13 +85,15 @@ def conditionals(
     return conditional, {**best, "undefined": why} if why else best
 
 
-def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, Any]:
+def later_layers(
+    sinks: np.ndarray, weights: Resamples, seed: int, num_kv_heads: int
+) -> dict[str, Any]:
     """Layer 0's conditional on each later layer alone, and the later layer of the greatest lift.
 
     Pooled over all later layers a link to layer 1 alone would hardly be seen.
 
     Args:
-      sinks, weights, seed: as of `conditionals`.
+      sinks, weights, seed, num_kv_heads: as of `conditionals`.
 
     Returns:
       `later_layers` of a cell's result: `layers`, one for each from 1 on, with the renumberings of
@@ -94,7 +108,8 @@ def later_layers(sinks: np.ndarray, weights: Resamples, seed: int) -> dict[str, 
     alone = np.ones(num_layers - 1)
     observed = _rates(totals, pairs, alone)
     resampled = _rates(by_prompt.weighted(weights), pairs, alone)
-    heads, order = _renumberings(np.random.default_rng((_SHUFFLING, seed)), num_heads)
+    rng = np.random.default_rng((_SHUFFLING, seed))
+    heads, order = np.arange(num_heads), renumberings(rng, num_heads, num_kv_heads)
     agreements = np.einsum("pn,plm->lnm", z[:, 0], later)
     both = agreements[:, order, heads].sum(axis=2).T  # [shuffles, L - 1]
     shuffled = _rates(totals._replace(both=both), pairs, alone)["lift"]
@@ -216,13 +231,23 @@ def _no_sinks(layer: int, num_prompts: int, what: str = "layer {} has no sink") 
     return f"{what.format(layer)} head {where}"
 
 
-def _renumberings(rng: np.random.Generator, num_heads: int) -> tuple[np.ndarray, np.ndarray]:
-    """The heads, and `SHUFFLES` orders of them: int [N] and [shuffles, N]."""
-    heads = np.arange(num_heads)
-    return heads, rng.permuted(np.tile(heads, (SHUFFLES, 1)), axis=1)
+def renumberings(rng: np.random.Generator, num_heads: int, num_kv_heads: int) -> np.ndarray:
+    """Draws `SHUFFLES` orders of the heads that keep groups together: int [shuffles, N]."""
+    size = num_heads // num_kv_heads
+    groups = rng.permuted(np.tile(np.arange(num_kv_heads), (SHUFFLES, 1)), axis=1)
+    within = rng.permuted(np.tile(np.arange(size), (SHUFFLES, num_kv_heads, 1)), axis=2)
+    return (size * groups[..., None] + within).reshape(SHUFFLES, num_heads)
 
 
-def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarray:
+def num_renumberings(num_heads: int, num_kv_heads: int) -> int:
+    """Returns how many such orders there are."""
+    within = math.factorial(num_heads // num_kv_heads)
+    return math.factorial(num_kv_heads) * within**num_kv_heads
+
+
+def _shuffled_both(
+    source: np.ndarray, later: np.ndarray, seed: int, num_kv_heads: int
+) -> np.ndarray:
     """`_Totals.both` with the heads of each source layer renumbered.
 
     The layers after it keep their numbers, and each source layer gets permutations of its own: were
@@ -233,17 +258,19 @@ def _shuffled_both(source: np.ndarray, later: np.ndarray, seed: int) -> np.ndarr
       source: bool [P, S, N].
       later: float64 [P, S, N], later layers in which head n is a sink.
       seed: of the permutations.
+      num_kv_heads: K.
 
     Returns:
       float64 [shuffles, S].
     """
     num_sources, num_heads = source.shape[1:]
+    heads = np.arange(num_heads)
     rng = np.random.default_rng((_SHUFFLING, seed))
     both = np.empty((SHUFFLES, num_sources))
     for layer in range(num_sources):
         # One permutation serves all prompts, so these counts are all that it can matter to.
         agreements = source[:, layer].T.astype(np.float64) @ later[:, layer]  # [N, N]
-        heads, order = _renumberings(rng, num_heads)
+        order = renumberings(rng, num_heads, num_kv_heads)
         both[:, layer] = agreements[order, heads].sum(axis=1)
     return both
 

@@ -116,7 +116,8 @@ def conditional_figure(curves: Sequence[Curve]) -> Picture:
         f"{first.group_name}.",
         "Above: the founding study's conditional with what it has to be held against. Below: the "
         "lift, the conditional by the base rate. At 1 layer 0 tells nothing; a lift inside the "
-        "grey band is chance: layer 0 with its heads renumbered at random gives as much. Crosses "
+        "grey band is chance: layer 0 with its heads renumbered at random, those that share a "
+        "key/value head staying together, gives as much. Crosses "
         "mark lengths at which the lift is undefined; the table below says why. Bars that end in "
         "an arrow go on.",
     )

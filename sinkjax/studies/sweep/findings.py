@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sinkjax.report import formats
 from sinkjax.studies.sweep.records import Curve
-from sinkjax.studies.sweep.tables import beyond_chance, layer_0
+from sinkjax.studies.sweep.tables import beyond_chance, layer_0, too_few_heads
 
 
 def share_of(curve: Curve) -> str:
@@ -46,6 +46,8 @@ def layer_0_headline(curves: Sequence[Curve]) -> str:
     if not defined:
         every = f"{nothing} at every length" if any(undefined) else f"{nothing} at any length"
         return f"Whether layer 0 predicts later sinks is open: {every}"
+    if few := too_few_heads(curves[0]):
+        return f"Whether layer 0 predicts later sinks cannot be told: {few}"
     better = sum(defined)
     verb = "does not predict" if not better else "predicts" if all(defined) else "partly predicts"
     chance = f"better than chance at {better} of {len(defined)} {points}"
@@ -63,6 +65,8 @@ def best_source_headline(curves: Sequence[Curve]) -> str:
     points = "lengths" if len(curves) == 1 else "texts and lengths"
     if not defined:
         return f"No source layer's lift is defined at any of the {points}"
+    if few := too_few_heads(curves[0]):
+        return f"Whether a source layer predicts later sinks cannot be told: {few}"
     return (
         f"The best source layer predicts later sinks better than chance at {sum(defined)} of "
         f"{len(defined)} {points}"

@@ -240,7 +240,8 @@ class Sweep(ScoreStudy):
 
         def of_length(index: int, length: int, **rule: Any) -> dict[str, Any]:
             scores, norms = measured(length)
-            return summarize_cell(scores[index], norms, **rule, seed=self.seed)
+            groups = series.subject.config.num_kv_heads
+            return summarize_cell(scores[index], norms, **rule, seed=self.seed, num_kv_heads=groups)
 
         def of_lengths(index: int, **rule: Any) -> dict[str, Any]:
             return summarize_lengths(

@@ -1,6 +1,7 @@
 """The tables that the terminal and the report show. All their text comes from records."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from sinkjax.report.formats import Footnotes
 from sinkjax.report.records import Record, grouped
 from sinkjax.report.table import Table, column, tabulate
 from sinkjax.studies.resampling import FEW_PROMPTS, FEWEST
+from sinkjax.studies.sweep.conditional import num_renumberings
 from sinkjax.studies.sweep.records import Curve, SweepRecords, arrange
 
 # The founding study's own numbers: tokens, sink heads, P(later | layer 0).
@@ -18,6 +20,7 @@ _STUDY = {
 }
 _SHOWN_HEADS = 12  # of a list of heads in a table
 _FEW = f"{FEW_PROMPTS}, in the tables below, too"
+_FEWEST_RENUMBERINGS = 40  # of fewer the true one alone is more than the 2.5% above an interval
 
 
 def summary_tables(specification: Mapping[str, Any], records: Sequence[Record]) -> list[Table]:
@@ -153,7 +156,9 @@ def conditional_table(curve: Curve) -> Table:
         ),
         notes=(
             "n: sinks in layer 0 over all prompts. Shuffled: the lift with the heads of layer 0 "
-            "renumbered at random; a lift inside this range is chance.",
+            "renumbered at random, those that share a key/value head staying together; a lift "
+            "inside this range is no more than chance gives.",
+            *chance_notes(curve),
         ),
     )
 
@@ -193,7 +198,7 @@ def later_layers_tables(curve: Curve) -> list[Table]:
         ),
         notes=(
             "Pooled over all later layers a link to layer 1 alone would hardly be seen. Shuffled: "
-            "with the heads of layer 0 renumbered at random. Best layer: the later layer of the "
+            "with the heads of layer 0 renumbered as above. Best layer: the later layer of the "
             "greatest lift, which is large by chance too: hold it against the best of as many "
             "layers with layer 0 renumbered.",
         ),
@@ -290,6 +295,38 @@ def beyond_chance(lift: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool 
     if lift["value"] is None or shuffled["value"] is None:
         return None
     return lift["value"] > shuffled["high"]
+
+
+def too_few_heads(curve: Curve) -> str:
+    """Why no lift of the model can lie above its shuffled control; "" where one can."""
+    heads, groups = curve.model["num_heads"], curve.model["num_kv_heads"]
+    number = num_renumberings(heads, groups)
+    if number >= _FEWEST_RENUMBERINGS:
+        return ""
+    only = f"its {heads} heads have only {number} renumberings" if number > 1 else "it has one head"
+    return f"{only}, so that no lift can be beyond chance"
+
+
+def chance_notes(curve: Curve) -> list[str]:
+    """What the shuffled control of the curve's model cannot show, and where it is an older one."""
+    heads, groups = curve.model["num_heads"], curve.model["num_kv_heads"]
+    notes = []
+    if few := too_few_heads(curve):
+        notes.append(f"This model cannot be tested: {few}.")
+    elif 1 < groups < heads and (number := math.factorial(groups)) < _FEWEST_RENUMBERINGS:
+        notes.append(
+            f"The {groups} key/value groups stay in place in one of {number} renumberings: that "
+            "layers have their sinks in the same group is never beyond chance."
+        )
+    old = [cell["length"] for cell in curve.cells if "renumbered" not in cell["result"]]
+    if old and 1 < groups < heads:
+        notes.append(
+            f"At {', '.join(map(formats.count, old))} tokens an earlier version renumbered single "
+            "heads, and took sinks in the same group for a link. To have all lengths alike, delete "
+            "records.jsonl and records.sha256 and give the same command again: it makes the "
+            "records anew, of kept scores."
+        )
+    return notes
 
 
 def layer_0(cell: Record) -> Mapping[str, Any]:

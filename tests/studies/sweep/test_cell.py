@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sinkjax.masks.scores import is_sink
 from sinkjax.studies.resampling import LEVEL, RESAMPLES, Resamples, resample_counts
 from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.conditional import num_renumberings, renumberings
 from sinkjax.studies.sweep.lengths import summarize_lengths
 
 pytestmark = pytest.mark.quick
@@ -134,16 +135,63 @@ def test_cell_equals_counting(sinks, seed):
         assert "undefined" not in best
 
 
+GROUPS = [
+    *([range(heads)] for heads in (1, 2, 3, 4)),  # one key/value head
+    *([[head] for head in range(heads)] for heads in (2, 3, 4)),  # one for each head
+    [(0, 1), (2, 3)],
+    [(0, 1, 2), (3, 4, 5)],
+    [(0, 1), (2, 3), (4, 5)],
+]
+"""Heads by the key/value head that they share."""
+
+
+def orders_within(groups):
+    """All permutations of the heads under which every group is found whole in some place."""
+    heads, whole = list(itertools.chain(*groups)), {frozenset(group) for group in groups}
+    kept = lambda order: {frozenset(order[head] for head in group) for group in groups}  # noqa: E731
+    return [order for order in itertools.permutations(heads) if kept(order) == whole]
+
+
+@settings(deadline=None, max_examples=20)
+@given(groups=st.sampled_from(GROUPS), seed=st.integers(0, 9))
+def test_every_renumbering_keeps_groups_together_and_all_are_drawn(groups, seed):
+    num_heads = sum(map(len, groups))
+    drawn = renumberings(np.random.default_rng(seed), num_heads, len(groups))
+    assert {tuple(order) for order in drawn.tolist()} == set(orders_within(groups))
+    assert len(orders_within(groups)) == num_renumberings(num_heads, len(groups))
+
+
+def test_one_key_value_head_and_one_for_each_head_have_the_same_control():
+    sinks = np.random.default_rng(0).random((20, 4, 6)) < 0.4
+    assert cell(sinks, num_kv_heads=1) == cell(sinks, num_kv_heads=6) != cell(sinks, num_kv_heads=2)
+
+
+def test_layers_whose_sinks_fill_the_same_group_by_chance_are_not_linked():
+    """Of 84 places of three sinks each layer has the same: one of 3 where groups stay whole."""
+    sinks = np.zeros((30, 2, 9), bool)
+    sinks[:, :, 6:] = True
+    for groups, beyond in ((9, True), (3, False)):
+        result = cell(sinks, num_kv_heads=groups)
+        later = result["later_layers"]
+        for found in (*result["conditional"], *later["layers"]):
+            assert (found["lift"]["value"] > found["shuffled"]["lift"]["high"]) == beyond
+        for best in (result["best_source"], later["best"]):
+            assert (best["lift"]["value"] > best["shuffled_best_lift"]["high"]) == beyond
+
+
 @settings(deadline=None, max_examples=40)
-@given(sinks=sink_arrays(st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4))))
-def test_shuffled_control_is_that_of_all_permutations(sinks):
-    """Against every permutation of the source layer's heads: mean and range."""
-    num_heads = sinks.shape[2]
-    for layer, conditional in enumerate(cell(sinks)["conditional"]):
+@given(groups=st.sampled_from(GROUPS), data=st.data())
+def test_shuffled_control_is_that_of_all_permutations_that_keep_groups_together(groups, data):
+    """Against every such permutation of the source layer's heads: mean and range."""
+    num_heads = sum(map(len, groups))
+    shape = st.tuples(st.integers(1, 3), st.integers(2, 4), st.just(num_heads))
+    sinks = data.draw(sink_arrays(shape))
+    orders = orders_within(groups)
+    for layer, conditional in enumerate(cell(sinks, num_kv_heads=len(groups))["conditional"]):
         exact = {"given_sink": [], "lift": []}
-        for order in itertools.permutations(range(num_heads)):
+        for order in orders:
             renumbered = sinks.copy()
-            renumbered[:, layer] = sinks[:, layer][:, order]
+            renumbered[:, layer] = sinks[:, layer, list(order)]
             rates = slow_rates(renumbered, layer)
             for name, values in exact.items():
                 values.append(rates[name])
@@ -321,7 +369,7 @@ def test_cell_is_deterministic_and_follows_the_seed():
 def test_means_of_what_was_measured():
     rng = np.random.default_rng(0)
     scores, norms = rng.normal(size=(2, 7, 3, 5)).astype(np.float32)
-    result = summarize_cell(scores, norms, "log_odds", THRESHOLD, 0)
+    result = summarize_cell(scores, norms, "log_odds", THRESHOLD, 0, 5)
     np.testing.assert_allclose(result["mean_score"], scores.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(result["output_norm"], norms.mean(axis=0), atol=1e-6)
 
@@ -331,9 +379,9 @@ def test_measurements_that_are_not_finite_are_refused(bad):
     scores = np.zeros((2, 3, 4), np.float32)
     scores[1, 2, 3] = bad
     with pytest.raises(ValueError, match=r"scores.*\[1, 2, 3\]"):
-        summarize_cell(scores, np.ones_like(scores), "mean", 0.9, 0)
+        summarize_cell(scores, np.ones_like(scores), "mean", 0.9, 0, 4)
     with pytest.raises(ValueError, match=r"output_norm.*\[1, 2, 3\]"):
-        summarize_cell(np.ones_like(scores), scores, "mean", 0.9, 0)
+        summarize_cell(np.ones_like(scores), scores, "mean", 0.9, 0, 4)
     with pytest.raises(ValueError, match=r"scores.*\[1, 2, 3\]"):
         summarize_lengths([2], [scores], ["a"], "mean", 0.9, 0, 0.9)
 
@@ -363,24 +411,28 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         assert 0.88 <= count / trials <= 0.99, name
 
 
-def persistent_sinks(rng, num_layers=4, num_heads=24, num_prompts=30, shared=0.0):
+def persistent_sinks(rng, num_layers=4, num_heads=24, num_prompts=30, shared=0.0, alike=1):
     """Heads of a fixed identity: a sink in nearly every prompt, or in nearly none.
 
-    A share of the heads have the same identity in every layer; all others are drawn apart.
+    A share of the heads have the same identity in every layer; all others are drawn apart, so many
+    neighbours at once.
     """
-    identity = rng.random((num_layers, num_heads)) < 0.4
+    identity = np.repeat(rng.random((num_layers, num_heads // alike)) < 0.4, alike, axis=1)
     identity[:, : round(shared * num_heads)] = identity[0, : round(shared * num_heads)]
     noise = rng.random((num_prompts, num_layers, num_heads)) < 0.05
     return identity ^ noise
 
 
-def test_shuffled_control_does_not_take_chance_agreement_of_persistent_heads_for_more():
-    """Layers drawn apart: a permutation for each prompt would find most of these significant."""
+@pytest.mark.parametrize("alike", [1, 3])
+def test_shuffled_control_does_not_take_chance_agreement_of_persistent_heads_for_more(alike):
+    """Layers drawn apart: a permutation for each prompt would find most of these significant, and,
+    where the heads of a group are alike, one of single heads a good part."""
     rng = np.random.default_rng(2)
     outside = best_outside = 0
     trials = 100
     for trial in range(trials):
-        result = cell(persistent_sinks(rng), seed=trial)
+        sinks = persistent_sinks(rng, alike=alike)
+        result = cell(sinks, seed=trial, num_kv_heads=sinks.shape[2] // alike)
         lift, control = (result["conditional"][0][name] for name in ("lift", "shuffled"))
         outside += not control["lift"]["low"] <= lift["value"] <= control["lift"]["high"]
         best = result["best_source"]
@@ -389,10 +441,12 @@ def test_shuffled_control_does_not_take_chance_agreement_of_persistent_heads_for
     assert best_outside <= 0.09 * trials  # 2.5% expected
 
 
-def test_shuffled_control_finds_a_planted_index_correlation():
+@pytest.mark.parametrize("num_kv_heads", [3, 24])
+def test_shuffled_control_finds_a_planted_index_correlation(num_kv_heads):
     rng = np.random.default_rng(3)
     for trial in range(20):
-        result = cell(persistent_sinks(rng, shared=0.8), seed=trial)
+        sinks = persistent_sinks(rng, shared=0.8)
+        result = cell(sinks, seed=trial, num_kv_heads=num_kv_heads)
         conditional = result["conditional"][0]
         assert conditional["lift"]["value"] > conditional["shuffled"]["lift"]["high"]
         assert conditional["shuffled"]["lift"]["value"] == pytest.approx(1, abs=0.03)

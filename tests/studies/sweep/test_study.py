@@ -1,6 +1,7 @@
 """The sweep from its flags to its records: against transformers, through kills and bad input."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -16,9 +17,11 @@ from scripts import ROOT, as_flags, load_script, run_main, start
 
 import sinkjax
 from sinkjax.errors import InputError
+from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.studies.results import read_records
 from sinkjax.studies.series import Series
 from sinkjax.studies.subject import Subject
+from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.study import count_flops
 from sinkjax.studies.sweep.tables import summary_tables
 
@@ -168,6 +171,45 @@ def test_a_killed_sweep_goes_on_and_ends_as_one_that_was_not(tiny, prompts, tmp_
     assert figures == sorted(path.name for path in (killed / "figures").iterdir())
     for name in figures:
         assert (killed / "figures" / name).read_bytes() == (whole / "figures" / name).read_bytes()
+
+
+def test_a_folder_of_an_earlier_version_goes_on_and_says_whose_controls_are_another(
+    tiny, prompts, tmp_path
+):
+    """And, where its records are deleted, makes all of them from kept scores."""
+    flags = arguments(tiny, prompts, tmp_path, definitions="mean", thresholds="0.3")
+    run_main(SWEEP, *flags, "--nostudy")
+    whole = read_records(tmp_path)
+    measured = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "measured").iterdir()}
+    (old, *_) = cells_of(tmp_path, length=2)
+    assert old["result"].pop("renumbered") == "key/value groups"
+    (tmp_path / "records.jsonl").write_text(json.dumps(old) + "\n")
+    (tmp_path / "records.sha256").unlink()
+    run_main(SWEEP, *flags, "--nostudy")
+    by_id = {record["id"]: record for record in read_records(tmp_path)[1]}
+    assert by_id == {record["id"]: record for record in whole[1]} | {old["id"]: old}
+    said = "At 2 tokens an earlier version renumbered single heads"
+    assert said in (tmp_path / "report.html").read_text()
+
+    for name in ("records.jsonl", "records.sha256"):
+        (tmp_path / name).unlink()
+    run_main(SWEEP, *flags, "--nostudy")
+    assert read_records(tmp_path) == whole
+    assert said not in (tmp_path / "report.html").read_text()
+    assert measured == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "measured").iterdir()}
+
+
+def test_the_control_keeps_the_models_own_groups_together(tiny, prompts, tmp_path):
+    run_main(SWEEP, *arguments(tiny, prompts, tmp_path, lengths="9", thresholds="0.3"), "--nostudy")
+    groups = sinkjax.load(tiny).config.num_kv_heads
+    (file,) = (tmp_path / "measured").iterdir()
+    with np.load(file) as kept:
+        scores, norms = kept["scores"], kept["output_norm"]
+    for definition in ("mean", "last"):
+        (cell,) = cells_of(tmp_path, definition=definition)
+        of = scores[DEFINITIONS.index(definition)]
+        expected = [summarize_cell(of, norms, definition, 0.3, 0, number) for number in (groups, 1)]
+        assert cell["result"] == expected[0] != expected[1]
 
 
 def lines_in(folder):

@@ -18,9 +18,14 @@ import sinkjax
 from sinkjax.masks.definitions import DEFINITIONS
 from sinkjax.report import formats
 from sinkjax.studies.sweep.cell import summarize_cell
+from sinkjax.studies.sweep.findings import best_source_headline, layer_0_headline
 from sinkjax.studies.sweep.lengths import summarize_lengths
 from sinkjax.studies.sweep.records import arrange
-from sinkjax.studies.sweep.tables import later_layers_tables, summary_tables
+from sinkjax.studies.sweep.tables import (
+    conditional_table,
+    later_layers_tables,
+    summary_tables,
+)
 from sinkjax.studies.sweep.uniform import demands_table, excess_from, uniform_score
 
 MARK = re.compile(r"\(([a-z]{1,2})\)$")
@@ -168,6 +173,57 @@ def test_layer_1_alone_stands_beside_the_pooled_lift_or_is_said_to_be_undefined(
         record["result"].pop("later_layers", None)
     for group in arrange(specification, earlier).groups:
         assert not any(map(later_layers_tables, group.curves))
+
+
+CANNOT = "This model cannot be tested"
+TOGETHER = "key/value groups stay in place in one of"
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "said"),
+    [
+        (1, 1, f"{CANNOT}: it has one head, "),
+        (4, 1, f"{CANNOT}: its 4 heads have only 24 renumberings, "),
+        (4, 4, f"{CANNOT}: its 4 heads have only 24 renumberings, "),
+        (4, 2, f"{CANNOT}: its 4 heads have only 8 renumberings, "),
+        (6, 2, f"The 2 {TOGETHER} 2 renumberings: "),
+        (9, 3, f"The 3 {TOGETHER} 6 renumberings: "),
+        (8, 4, f"The 4 {TOGETHER} 24 renumberings: "),
+        (10, 5, None),
+        (5, 1, None),
+        (5, 5, None),
+    ],
+)
+def test_what_the_control_cannot_show_is_said(make_sweep, describe, heads, groups, said):
+    models = [describe.model("m", 3, heads, groups)]
+    sources = [describe.source("a", (4, 8))]
+    sweep = make_sweep(models=models, sources=sources, definitions=("mean",), study=False)
+    notes = find(summary_tables(*sweep), "layer 0").notes
+    found = [note for note in notes if CANNOT in note or TOGETHER in note]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+    (group,) = arrange(*sweep).groups
+    for headline in (layer_0_headline, best_source_headline):
+        assert ("cannot be told" in headline(group.curves)) == (said is not None and CANNOT in said)
+
+
+@pytest.mark.parametrize(("groups", "differ"), [(1, False), (2, True), (6, False)])
+def test_lengths_of_an_earlier_versions_control_are_named(make_sweep, describe, groups, differ):
+    """With one key/value head, or as many as heads, it is the same control."""
+    specification, records = make_sweep(
+        models=[describe.model("m", 3, 6, groups)],
+        sources=[describe.source("a", (2, 4, 8))],
+        definitions=("mean",),
+        study=False,
+    )
+    for record in (records := copy.deepcopy(records)):
+        if record.get("length") in (2, 8):
+            del record["result"]["renumbered"]
+    (group,) = arrange(specification, records).groups
+    (curve,) = group.curves
+    notes = [note for note in conditional_table(curve).notes if "single heads" in note]
+    assert len(notes) == differ
+    assert all(note.startswith("At 2, 8 tokens an earlier version ") for note in notes)
 
 
 def test_shares_and_counts_with_their_intervals(sweep):
@@ -331,7 +387,7 @@ def test_no_result_leaves_a_blank(describe, arrays):
             **common,
             "length": length,
             "num_prompts": len(values),
-            "result": summarize_cell(values, np.ones_like(values), "mean", 0.9, 0),
+            "result": summarize_cell(values, np.ones_like(values), "mean", 0.9, 0, num_heads),
         }
         for length, values in zip((2, 4), scores, strict=True)
     ]
