@@ -13,14 +13,13 @@ How products are written is passed in, by whoever knows what the model is compil
 (`sinkjax.attention.products`).
 """
 
-import functools
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Float32, Int, Int32
+from jaxtyping import Array, DTypeLike, Float, Float32, Int
 
 from sinkjax.attention.blocks import PerHead, PerKvHead, capped, scale_queries
 from sinkjax.attention.cache import (
@@ -41,9 +40,15 @@ from sinkjax.errors import InputError, Problem, check_kind, check_whole
 from sinkjax.masks.paths import Full, native
 from sinkjax.models.config import ACTIVATIONS, MOST_SIZE, LlamaConfig
 from sinkjax.models.explicit import check_axes, over_any_axes
-from sinkjax.models.inputs import check_cache, check_model_config, check_of_rows, check_tokens
+from sinkjax.models.inputs import (
+    check_cache,
+    check_model_config,
+    check_of_rows,
+    check_tokens,
+    row_lengths,
+)
 from sinkjax.models.parts import Maker, RMSNorm, Turn, scaled, unnormed
-from sinkjax.models.rope import rotary_tables
+from sinkjax.models.rope import prompt_tables, rotary_tables
 from sinkjax.models.rules import AS_DIVIDED, lay_batch, lay_by_cache, lay_from_cache
 
 Observed = TypeVar("Observed")
@@ -381,7 +386,7 @@ class Llama(nnx.Module):
         """
         check_tokens(tokens)
         check_cache(cache, self.cache_kind)
-        lengths, length = self._row_lengths(tokens, lengths), tokens.shape[1]
+        lengths, length = row_lengths(tokens, lengths), tokens.shape[1]
         start = cache.lengths.max()
         held = 0 if isinstance(start, jax.core.Tracer) else int(start)
         check_capacity(held + length, cache.max_length)
@@ -450,11 +455,11 @@ class Llama(nnx.Module):
 
         Arguments are as of `prefill`; without a `max_length` layers leave no cache.
         """
-        x, lengths = self.embed(tokens), self._row_lengths(tokens, lengths)
+        x, lengths = self.embed(tokens), row_lengths(tokens, lengths)
         final = lengths
         if final_lengths is not None:
             final = check_of_rows("final_lengths", final_lengths, lengths)
-        tables = _settled(_prompt_tables(self.config, tokens.shape[1], final), products)
+        tables = _settled(prompt_tables(self.config, tokens.shape[1], final), products)
         return x, Context(tables, lengths, max_length, products, kernel)
 
     def embed(self, tokens: Tokens) -> Residual:
@@ -464,12 +469,6 @@ class Llama(nnx.Module):
         check_axes(tokens, table)
         x = jnp.take(table, lay_batch(tokens, "batch", table), axis=0)
         return scaled(lay_batch(x, AS_DIVIDED, table), self.config.embedding_scale)
-
-    @staticmethod
-    def _row_lengths(tokens: Tokens, lengths: Lengths | None) -> Int32[Array, " B"]:
-        if lengths is None:
-            return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
-        return check_of_rows("lengths", lengths, tokens)
 
     def output_weight(self) -> Float[Array, "V D"]:
         """Returns the head, or the embedding where it is tied."""
@@ -494,11 +493,3 @@ def check_model(model: Any, field: str = "model", *, values: bool = False) -> No
 
 def _settled(tables: tuple[Rotary, ...], products: Products) -> tuple[Rotary, ...]:
     return jax.tree.map(products.settle, tables)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _prompt_tables(
-    config: LlamaConfig, length: int, lengths: Int32[Array, " B"]
-) -> tuple[Rotary, ...]:
-    """Returns rotary tables of T positions; one program where they are not part of a larger one."""
-    return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int, Int32
 
 from sinkjax.attention.cache import Cache
 from sinkjax.errors import (
@@ -63,6 +63,13 @@ def check_of_rows(field: str, numbers: Any, rows: jax.Array) -> Int32[Array, " B
         text = f"they are {given}; a whole number for each row of tokens is needed"
         raise InputError(Problem(field, None, text))
     return jnp.asarray(array).astype(jnp.int32)
+
+
+def row_lengths(tokens: Int[Array, "B T"], lengths: Any) -> Int32[Array, " B"]:
+    """Returns how many tokens each row has: T where no lengths are given."""
+    if lengths is None:
+        return jnp.full_like(tokens[:, 0], tokens.shape[1], dtype=jnp.int32)
+    return check_of_rows("lengths", lengths, tokens)
 
 
 def check_cache(cache: Any, kind: Hashable) -> None:

@@ -7,8 +7,10 @@ transformers' order of operations, because an angle is position times frequency:
 last place of a frequency is 4e-4 rad at position 8,192.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
@@ -47,6 +49,14 @@ def rotary_tables(
         scale = jnp.float32(attention_factor(rope))
         tables.append(Rotary(jnp.cos(angles) * scale, jnp.sin(angles) * scale))
     return tuple(tables)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def prompt_tables(
+    config: LlamaConfig, length: int, lengths: Int32[Array, " B"]
+) -> tuple[Rotary, ...]:
+    """Returns a prompt's `rotary_tables`: one program where they are no part of a larger one."""
+    return rotary_tables(config, jnp.arange(length, dtype=jnp.int32)[None, :], lengths)
 
 
 def rotate(x: Float[Array, "B T heads H"], table: Rotary) -> Float[Array, "B T heads H"]:
