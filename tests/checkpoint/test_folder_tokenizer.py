@@ -16,6 +16,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import transformers
+from gguf_files import finish
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
@@ -65,11 +66,7 @@ def write_gguf(path: pathlib.Path, proto: ModelProto, **keys) -> pathlib.Path:
     writer.add_token_types([piece.type for piece in proto.pieces])
     for key, value in keys.items():
         writer.add_bool(f"tokenizer.ggml.{key}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return finish(writer)
 
 
 def as_orbax(tokenizer: transformers.PreTrainedTokenizerBase, folder: pathlib.Path):

@@ -18,6 +18,8 @@ import regex
 import sentencepiece
 import tokenizers
 import transformers
+from gguf_files import finish
+from tokenizers import pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import sinkjax
@@ -71,11 +73,20 @@ def write(
     }
     for key, value in more.items():
         add[type(value)](key if "." in key else f"tokenizer.ggml.{key}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return finish(writer)
+
+
+def pre_tokenizer(patterns: list[str]) -> pre_tokenizers.PreTokenizer:
+    """The package's own, which splits a text by each of the patterns, and then into bytes."""
+    splits = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if pattern is DIGITS
+        else pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        for pattern in patterns
+        if pattern is not GPT2
+    ]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=GPT2 in patterns)
+    return pre_tokenizers.Sequence([*splits, to_bytes])
 
 
 # The real one.
@@ -91,12 +102,7 @@ def published(smollm2_gguf):
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name
     )
-    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer([DIGITS, GPT2])
     return tokenizer
 
 
@@ -135,6 +141,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+DIGITS = r"\p{N}"  # the pre-tokenizer Digits, of individual ones
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -349,7 +356,6 @@ DEEPSEEK_LETTERS = (
 )
 DEEPSEEK_CJK = "[一-龥ࠀ-一가-퟿]+"
 QWEN2 = ENGLISH + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-DIGITS = r"\p{N}"  # the pre-tokenizer Digits, of individual ones
 PUBLISHED = {
     "midm-2.0": [LLAMA3],
     "trillion": [GPT2],
@@ -393,17 +399,7 @@ def test_qwens_text_is_composed_first(tmp_path, pre):
 @pytest.mark.parametrize("pre", PUBLISHED)
 def test_splits_are_the_published_ones(tmp_path, pre):
     """Against two engines: tokenizers' own, with its pre-tokenizers, and the package regex."""
-    split = [
-        tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        if pattern is DIGITS
-        else tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-        for pattern in PUBLISHED[pre]
-        if pattern is not GPT2
-    ]
-    to_bytes = tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=GPT2 in PUBLISHED[pre]
-    )
-    published = tokenizers.pre_tokenizers.Sequence([*split, to_bytes])
+    published = pre_tokenizer(PUBLISHED[pre])
     patterns = [regex.compile(f"({pattern})", regex.V1) for pattern in PUBLISHED[pre]]
     tokenizer = load_gguf_tokenizer(small(tmp_path / "model.gguf", pre=pre))
     ours = tokenizer.backend_tokenizer.pre_tokenizer
@@ -451,11 +447,9 @@ def test_an_answer_ends_at_the_ids_of_eos_eot_eom_and_known_texts(tmp_path, mode
     more = keys.pop("more", [])
     tokens, types = SMALL["tokens"] + more, SMALL["types"] + [3] * len(more)
     path = small(tmp_path / "model.gguf", model, tokens=tokens, types=types, **keys)
-    metadata = open_gguf_file(path).metadata
-    ids = end_tokens(metadata)
-    assert (
-        from_hf_config({"eos_token_id": ids, "vocab_size": len(tokens)}).eos_token_ids == expected
-    )
+    ids = end_tokens(open_gguf_file(path).metadata)
+    config = from_hf_config({"eos_token_id": ids, "vocab_size": len(tokens)})
+    assert config.eos_token_ids == expected
 
 
 # Refusals.

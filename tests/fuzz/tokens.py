@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import gguf
+import gguf_files
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -210,10 +211,7 @@ def _tokenizer_file(path: pathlib.Path, kind: str) -> Iterator[gguf.GGUFWriter]:
     writer.add_tokenizer_model(kind)
     yield writer
     writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_files.finish(writer)
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:
