@@ -57,17 +57,17 @@ def _compiled(model, mask: SinkMask, batch=B, length=T, max_length=MAX, **option
     )
 
 
-def _found_and_predicted(
+def _compiled_and_predicted(
     program: Program, mask: SinkMask, itemsize: int = 4
 ) -> list[tuple[dict[str, Cost], dict[str, Cost]]]:
     """Of prefill and decode, what was compiled and what the formulas say."""
     pairs = []
     for executable, length in zip(program.executables, [*program.prefill, None], strict=True):
-        found = account(program, executable)
-        assert found.uncounted == ()
+        compiled = account(program, executable)
+        assert compiled.uncounted == ()
         kernel = program.attention.get(length, XLA)
         sizes = Sizes(program.batch_size, length, program.max_length, itemsize, kernel=kernel)
-        pairs.append((found.rows, predict(program.model.config, mask, sizes)))
+        pairs.append((compiled.rows, predict(program.model.config, mask, sizes)))
     return pairs
 
 
@@ -83,22 +83,22 @@ def costs(model):
     @functools.cache
     def of(name: str) -> list[tuple[dict[str, Cost], dict[str, Cost]]]:
         mask = SinkMask.from_text(MASKS[name])
-        return _found_and_predicted(_compiled(model, mask), mask)
+        return _compiled_and_predicted(_compiled(model, mask), mask)
 
     return of
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_compiled_costs_are_the_predicted_ones_path_by_path(costs, name):
-    for found, predicted in costs(name):
-        assert found == predicted
+    for compiled, predicted in costs(name):
+        assert compiled == predicted
 
 
 @hypothesis.settings(max_examples=3, deadline=None, derandomize=True)
 @hypothesis.given(mask=mask_strategies.masks(3, 6, 3))
 def test_any_mask_costs_what_is_predicted(model, mask):
-    for found, predicted in _found_and_predicted(_compiled(model, mask), mask):
-        assert found == predicted
+    for compiled, predicted in _compiled_and_predicted(_compiled(model, mask), mask):
+        assert compiled == predicted
 
 
 @pytest.mark.parametrize(
@@ -120,36 +120,36 @@ def test_biases_groups_dtypes_and_long_prompts(changes, options):
     model, mask = _model(**changes), SinkMask.from_text(MASKS["mixed"])
     program = _compiled(model, mask, **options)
     itemsize = model.embedding.dtype.itemsize
-    for found, predicted in _found_and_predicted(program, mask, itemsize):
-        assert found == predicted
+    for compiled, predicted in _compiled_and_predicted(program, mask, itemsize):
+        assert compiled == predicted
 
 
 def test_wide_windows_of_a_long_prompt_cost_the_blocks_of_keys_that_they_see():
     model = _model(max_length=2048, **HEADS)
     text = "L0: 6w(4,600) | L1: 2w(4,512) 2w(4,9) 2f | L2: 2w(0,1100) 2f 2w(600,700)"
     mask = SinkMask.from_text(text)
-    for found, predicted in _found_and_predicted(
+    for compiled, predicted in _compiled_and_predicted(
         _compiled(model, mask, length=1300, max_length=1310), mask
     ):
-        assert found == predicted
+        assert compiled == predicted
 
 
 def test_scanned_layers_cost_the_same(model):
     """Of all copies that a scan needs, none is a parameter, an operation or a cache."""
     mask = SinkMask(((Window(1, 3),) * 2 + (Full(),) * 4,) * 3)
     program = _compiled(model, mask, layers="scanned")
-    for found, predicted in _found_and_predicted(program, mask):
-        assert found == predicted
+    for compiled, predicted in _compiled_and_predicted(program, mask):
+        assert compiled == predicted
 
 
 @pytest.mark.parametrize("name", ["first_groups", "windows", "copies"])
 def test_what_a_mask_removes_is_gone_and_the_baseline_has_it(costs, name):
     """Savings, compiled minus compiled, are those predicted."""
-    for (found, predicted), (found_full, predicted_full) in zip(
+    for (compiled, predicted), (compiled_full, predicted_full) in zip(
         costs(name), costs("full"), strict=True
     ):
         for field in ("flops", "parameters", "cache"):
-            saved = getattr(total(found_full), field) - getattr(total(found), field)
+            saved = getattr(total(compiled_full), field) - getattr(total(compiled), field)
             hoped = getattr(total(predicted_full), field) - getattr(total(predicted), field)
             assert saved == hoped
     # The prompt is shorter than a block of the window's, so that only decoding gains by each.
@@ -159,16 +159,16 @@ def test_what_a_mask_removes_is_gone_and_the_baseline_has_it(costs, name):
 def test_a_head_whose_work_is_still_there_is_found_out(model, costs):
     """A program that computes every head does not pass for that of a mask with one head less."""
     one_less = SinkMask.from_text("L0: 6f | L1: 2f s(zero) 3f | L2: 6f")
-    for (found, _), length in zip(costs("full"), (T, None), strict=True):
+    for (compiled, _), length in zip(costs("full"), (T, None), strict=True):
         predicted = predict(model.config, one_less, Sizes(B, length, MAX, 4))
-        assert found["full"].flops > predicted["full"].flops
-        assert found["full"].parameters > predicted["full"].parameters
-        assert total(found).flops > total(predicted).flops
+        assert compiled["full"].flops > predicted["full"].flops
+        assert compiled["full"].parameters > predicted["full"].parameters
+        assert total(compiled).flops > total(predicted).flops
 
 
 @pytest.mark.quick
 def test_a_mask_of_only_sinks_leaves_no_attention(model):
     mask = SinkMask(((Sink("zero"),) * 6,) * 3)
-    _, decode = _found_and_predicted(_compiled(model, mask), mask)
+    _, decode = _compiled_and_predicted(_compiled(model, mask), mask)
     attention = sum((cost for row, cost in decode[0].items() if row != "rest"), Cost())
     assert attention == Cost()

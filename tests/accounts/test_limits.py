@@ -35,12 +35,12 @@ def test_flops_of_a_prompt_grow_by_the_pairs_that_are_seen(path, length):
     config = CONFIG
     mask = SinkMask(((path,) * config.num_heads,))
     B, D, H, N, K = 2, config.embed_dim, config.head_dim, config.num_heads, config.num_kv_heads
-    found = prefill_limit(config, mask, B, length, itemsize=4)
+    limit = prefill_limit(config, mask, B, length, itemsize=4)
     projections = 2 * B * length * D * H * (2 * N + 2 * K)
     feed_forward = 2 * B * length * 3 * D * config.mlp_dim
     head = 2 * B * D * config.vocab_size
     attention = 2 * B * N * 2 * H * pairs_seen(path, length)
-    assert found.flops == projections + feed_forward + head + attention
+    assert limit.flops == projections + feed_forward + head + attention
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -48,12 +48,12 @@ def test_bytes_of_a_step_are_parameters_and_what_the_cache_holds(tied):
     """An embedding that is no head is not read whole: a row of it for each token."""
     model = tiny.make(tie_embeddings=tied)
     config, B, context = model.config, 2, 9
-    found = decode_limit(config, SinkMask.full(config), B, context, itemsize=4)
+    limit = decode_limit(config, SinkMask.full(config), B, context, itemsize=4)
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     if not tied:
         parameters -= (config.vocab_size - B) * config.embed_dim * 4
     keys = config.num_layers * B * config.num_kv_heads * context * config.head_dim * 4
-    assert found.bytes == parameters + 2 * keys + 4 * B
+    assert limit.bytes == parameters + 2 * keys + 4 * B
 
 
 def test_the_slower_of_memory_and_arithmetic_decides():
