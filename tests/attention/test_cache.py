@@ -58,29 +58,29 @@ def test_every_view_of_every_store_has_just_what_its_window_sees(data):
         new = np.take_along_axis(everything, t[:, None, None, None], axis=1).astype(np.float32)
         at = jnp.asarray(t, jnp.int32)
         store = caches.write_store(store, jnp.asarray(new), layout, at)
-        found = np.asarray(caches.view_store(store, layout, view, at))
-        found = found.reshape(len(t), K, view.size, H)
+        slots = np.asarray(caches.view_store(store, layout, view, at))
+        slots = slots.reshape(len(t), K, view.size, H)
         positions = np.asarray(view.positions(at))
         for row, now in enumerate(t):
             filled = positions[row] <= now
             assert sorted(positions[row][filled]) == seen(head, now)
             wanted = 100 * row + positions[row][filled]
-            for place in found[row].swapaxes(1, 2).reshape(K * H, view.size):
+            for place in slots[row].swapaxes(1, 2).reshape(K * H, view.size):
                 np.testing.assert_array_equal(place[filled], wanted)
 
 
-@pytest.mark.parametrize("one", [Ring(2, 6), Band(2, 6)])
-@pytest.mark.parametrize("other", [Ring(2, 6), Band(2, 6)])
+@pytest.mark.parametrize("layout", [Ring(2, 6), Band(2, 6)])
+@pytest.mark.parametrize("view", [Ring(2, 6), Band(2, 6)])
 @pytest.mark.parametrize("t", [0, 1, 3, 5, 6, 11])
-def test_weights_move_with_their_positions_from_layout_to_layout(one, other, t):
+def test_weights_move_with_their_positions_from_layout_to_layout(layout, view, t):
     at = jnp.array([t, t + 1], jnp.int32)
-    weights = 1.0 + one.positions(at).astype(jnp.float32)[:, None, :]
-    found = np.asarray(caches.view_weights(weights, one, other, at))[:, 0]
-    positions = np.asarray(other.positions(at))
+    weights = 1.0 + layout.positions(at).astype(jnp.float32)[:, None, :]
+    moved = np.asarray(caches.view_weights(weights, layout, view, at))[:, 0]
+    positions = np.asarray(view.positions(at))
     filled = positions <= np.asarray(at)[:, None]
-    np.testing.assert_array_equal(found[filled], 1.0 + positions[filled])
-    if one != other:
-        assert not found[~filled].any()
+    np.testing.assert_array_equal(moved[filled], 1.0 + positions[filled])
+    if layout != view:
+        assert not moved[~filled].any()
 
 
 def test_a_window_as_long_as_the_cache_is_the_whole_of_it():

@@ -81,9 +81,9 @@ def test_in_bfloat16_sums_stay_float32(kernel):
     wanted = attended(Window(4, 100), *(x.astype(jnp.float32) for x in heads))
 
     def error(kernel):
-        found = by(kernel, Window(4, 100))(*heads)
-        assert found.dtype == jnp.bfloat16
-        return np.abs(found.astype(jnp.float32) - wanted).max()
+        outputs = by(kernel, Window(4, 100))(*heads)
+        assert outputs.dtype == jnp.bfloat16
+        return np.abs(outputs.astype(jnp.float32) - wanted).max()
 
     assert error(kernel) < 1.5 * error(XLA)
 
@@ -99,9 +99,9 @@ def test_a_models_prefill_equals_the_oracle_on_ragged_rows(kernel):
     def prefill(fast, tokens, lengths):
         return fast.prefill(tokens, lengths=lengths, max_length=160, kernel=kernel)[0]
 
-    found = tiny.quick_jit(prefill)(specialize(model, mask), tokens, lengths)
+    logits = tiny.quick_jit(prefill)(specialize(model, mask), tokens, lengths)
     last = np.asarray(wanted)[np.arange(3), np.asarray(lengths) - 1]
-    np.testing.assert_allclose(found, last, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits, last, rtol=0, atol=1e-5)
 
 
 def visible(path, length):
@@ -136,10 +136,10 @@ def test_splash_is_told_of_each_block_whether_any_or_all_of_it_is_seen(path, blo
     length = 1024
     mask, seen = _PathMask(path, length), visible(path, length).reshape(-1, block, 8, 128)
     for i, j in np.ndindex(length // block, 8):
-        found = mask[i * block : (i + 1) * block, j * 128 : (j + 1) * 128]
+        mask_block = mask[i * block : (i + 1) * block, j * 128 : (j + 1) * 128]
         wanted = seen[i, :, j]
-        assert (found.any(), found.all()) == (wanted.any(), wanted.all())
-        assert found.size == 1 or (found == wanted).all()
+        assert (mask_block.any(), mask_block.all()) == (wanted.any(), wanted.all())
+        assert mask_block.size == 1 or (mask_block == wanted).all()
 
 
 @pytest.mark.parametrize("kernel", [Splash(), Pallas()], ids=lambda kernel: kernel.name)
