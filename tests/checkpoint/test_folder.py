@@ -244,8 +244,8 @@ def test_every_tensor_that_does_not_fit_is_listed_at_once(single, tmp_path):
         del tensors["model.layers.1.mlp.down_proj.weight"]
         tensors[Q] = tensors[Q][:, :40].copy()
 
-    found = problems(rewrite(single, tmp_path / "spoilt", spoil))
-    assert len(found) == 6
+    listed = problems(rewrite(single, tmp_path / "spoilt", spoil))
+    assert len(listed) == 6
     for name, mention in [
         ("model.layers.0.self_attn.sinks", "unknown"),
         ("lm_head.weight", "differs from model.embed_tokens.weight"),
@@ -254,7 +254,7 @@ def test_every_tensor_that_does_not_fit_is_listed_at_once(single, tmp_path):
         ("model.layers.1.mlp.down_proj.weight", "missing"),
         (Q, "has shape (48, 40); its config asks for (48, 48)"),
     ]:
-        assert any(f"tensor {name} " in problem and mention in problem for problem in found)
+        assert any(f"tensor {name} " in problem and mention in problem for problem in listed)
 
 
 def test_every_disagreement_of_index_and_shards_is_listed_at_once(sharded):
@@ -269,7 +269,7 @@ def test_every_disagreement_of_index_and_shards_is_listed_at_once(sharded):
     del places[unlisted]
     places |= {moved: there, "absent": there, "quantized": here}
     (sharded / INDEX).write_text(json.dumps({"weight_map": places}))
-    found = problems(sharded)
+    listed = problems(sharded)
     for mention in [
         f"{missing} is missing, though {INDEX} names it",
         f"{cut} is truncated or damaged",
@@ -279,7 +279,7 @@ def test_every_disagreement_of_index_and_shards_is_listed_at_once(sharded):
         f"tensor absent is not in {sharded / there}",
         f"tensor quantized in {sharded / here} is of dtype I8; F32, F16, BF16 are read",
     ]:
-        assert any(mention in problem for problem in found), mention
+        assert any(mention in problem for problem in listed), mention
 
 
 @pytest.mark.parametrize(

@@ -63,20 +63,20 @@ TOKENS = hf.random_tokens((2, 70))
 
 def test_a_file_of_a_family_gives_the_models_own_logits(file_of_a_family):
     path, oracle, _ = file_of_a_family
-    found = sinkjax.load(path)(jnp.asarray(TOKENS))
-    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+    logits = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
 
 
 def test_llama_cpp_reads_the_same_file_alike(file_of_a_family, monkeypatch):
     path, oracle, alike = file_of_a_family
-    found = llama_cpp.logits(path, TOKENS[0, :alike])
+    logits = llama_cpp.logits(path, TOKENS[0, :alike])
     atol = 1e-3
     if oracle.config.model_type.startswith("gemma"):
         atol = 2e-3  # a number between two of the table may go to either
         for layer in oracle.model.layers:
             monkeypatch.setattr(layer.mlp.act_fn, "forward", gelu_of_a_table)
     wanted = hf.logits(oracle, TOKENS)[0, :alike]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("architecture", [f.gguf.architecture for f in FAMILIES.values() if f.gguf])
@@ -131,8 +131,8 @@ def test_layers_have_the_windows_that_a_file_lists(kind, tmp_path):
     writer.add_sliding_window_pattern([True, False, True])
     read = sinkjax.load(finish(writer))
     assert read.config.layer_windows == (24, None, 24)
-    found = read(jnp.asarray(TOKENS))
-    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+    logits = read(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -148,9 +148,9 @@ def test_a_qwen_of_many_quantizations_is_what_transformers_reads(tied, tmp_path)
         tmp_path, gguf_file=path.name, dtype=hf.torch.float32, attn_implementation="eager"
     )
     assert theirs.config.tie_word_embeddings == tied
-    found = sinkjax.load(path)(jnp.asarray(TOKENS))
-    np.testing.assert_allclose(found, hf.logits(theirs.eval(), TOKENS), rtol=0, atol=1e-4)
-    assert np.abs(found - hf.logits(oracle, TOKENS)).max() > 0.01
+    logits = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, hf.logits(theirs.eval(), TOKENS), rtol=0, atol=1e-4)
+    assert np.abs(logits - hf.logits(oracle, TOKENS)).max() > 0.01
 
 
 @pytest.mark.parametrize(("said", "window"), [(None, 2047), (0, None), (1024, 1024)])
@@ -178,8 +178,8 @@ def test_a_granite_without_rotation_is_refused(rotates, tmp_path):
         with pytest.raises(sinkjax.InputError, match=r"granite.rope.scaling.finetuned = False"):
             sinkjax.load(path)
         return
-    found = sinkjax.load(path)(jnp.asarray(TOKENS))
-    np.testing.assert_allclose(found, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
+    logits = sinkjax.load(path)(jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, hf.logits(oracle, TOKENS), rtol=0, atol=1e-4)
 
 
 def gelu_of_a_table(x):

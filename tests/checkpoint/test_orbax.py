@@ -219,8 +219,8 @@ def test_a_part_is_held_against_its_own_hashes_alone(model, saved):
         for rows, touched in [((20, 40), [2, 3]), ((25, 31), [2, 3]), ((0, 80), range(8))]:
             part = (slice(*rows), slice(None))
             others_gone = [hash_ if i in touched else "" for i, hash_ in enumerate(own)]
-            found = orbax._part(stored, 0, others_gone, pool, part)
-            np.testing.assert_array_equal(found, whole[slice(*rows)])
+            values = orbax._part(stored, 0, others_gone, pool, part)
+            np.testing.assert_array_equal(values, whole[slice(*rows)])
             for i in touched:
                 with pytest.raises(ValueError, match="not those that were written"):
                     orbax._part(stored, 0, [*own[:i], "", *own[i + 1 :]], pool, part)

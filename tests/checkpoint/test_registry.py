@@ -80,12 +80,12 @@ def expected(monkeypatch):
 def without_pip(index, monkeypatch):
     """Wheels are found in the index as pip would, in no time."""
 
-    def found(requirement: str, folder: pathlib.Path) -> pathlib.Path:
+    def download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
         for wheel in index.glob(f"{requirement.replace('-', '_').replace('==', '-')}-*.whl"):
             return wheel
         raise InputError(f"pip could not download {requirement}")
 
-    monkeypatch.setattr(registry, "_download", found)
+    monkeypatch.setattr(registry, "_download", download)
 
 
 def entry_of(contents: list[bytes], parts) -> registry._Entry:

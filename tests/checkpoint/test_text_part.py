@@ -70,8 +70,8 @@ def test_the_whole_says_whether_its_head_is_its_embedding(name, tmp_path):
     """Its text part says the opposite here, as each family's does by default."""
     oracle = save_whole(tmp_path, name, tied=name != "gemma3")
     tokens = hf.random_tokens((1, 8))
-    found = tiny.call(sinkjax.load(tmp_path), tokens)
-    np.testing.assert_allclose(found, hf.logits(oracle, tokens), rtol=0, atol=1e-4)
+    logits = tiny.call(sinkjax.load(tmp_path), tokens)
+    np.testing.assert_allclose(logits, hf.logits(oracle, tokens), rtol=0, atol=1e-4)
 
 
 def test_tensors_are_known_by_their_older_and_their_newer_names(whole):
@@ -119,6 +119,6 @@ def test_a_whole_without_its_text_part_is_refused(whole):
 
 def test_special_tokens_of_the_whole_are_those_of_its_text():
     part = {"model_type": "gemma3_text", "eos_token_id": 1, "pad_token_id": 0}
-    found = text_config({"model_type": "gemma3", "text_config": part, "eos_token_id": [1, 106]})
-    assert found == {**part, "eos_token_id": [1, 106]}
+    config = text_config({"model_type": "gemma3", "text_config": part, "eos_token_id": [1, 106]})
+    assert config == {**part, "eos_token_id": [1, 106]}
     assert text_config({"model_type": "llama", "text_config": part})["model_type"] == "llama"
