@@ -55,7 +55,7 @@ def test_runs_are_added_to_a_masks_file(measured, tmp_path, capsys):
     np.testing.assert_array_equal(saved.fills, before.fills)
     assert saved.quality["controls"] == before.quality["controls"]
     records = {name: read_records(measured / name)[1] for name in names}
-    found = {
+    means = {
         (record["length"], record["model"]["dtype"]): record["result"]["kl"]["mean"]
         for name in names[:2]
         for record in records[name]
@@ -63,7 +63,7 @@ def test_runs_are_added_to_a_masks_file(measured, tmp_path, capsys):
     rows = saved.quality["quality"]
     assert {
         (row["length"], row.get("dtype", "float32")): row["kl"]["mean"] for row in rows
-    } == found
+    } == means
     (answers,) = saved.quality["retrieval"]
     own = [record for record in records["retrieval"] if "control_of" not in record["candidate"]]
     assert [of["depth"] for of in answers["asked"]] == [record["depth"] for record in own]

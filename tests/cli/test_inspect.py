@@ -121,12 +121,12 @@ def test_work_that_a_mask_should_have_removed_is_found_out(shape, tmp_path, monk
     records = inspect(shape, tmp_path / "out.jsonl", mask="L0: 6f | L1: 3s(zero) 3f")
     out = capsys.readouterr().out
     for name in ("prefill 16", "decode"):
-        found, by_hand = (records["mask", name][how] for how in ("compiled", "by_hand"))
+        compiled, by_hand = (records["mask", name][how] for how in ("compiled", "by_hand"))
         for row in ("full", "total"):
-            assert found[row]["operations"] > by_hand[row]["operations"]
-            assert found[row]["parameters"] > by_hand[row]["parameters"]
+            assert compiled[row]["operations"] > by_hand[row]["operations"]
+            assert compiled[row]["parameters"] > by_hand[row]["parameters"]
         assert f"{name}, 1 x, float32, cache for 24 tokens" in out
-        for costs in (found["total"], by_hand["total"]):
+        for costs in (compiled["total"], by_hand["total"]):
             assert f"{costs['operations'] / 1000:.2f}"[:5] in out
     assert out.count("differ from the formulas'") == 2
     assert "4 executables for cpu" in out

@@ -52,14 +52,14 @@ def cells(sweep, **fields):
     first = {"definition": "mean", "threshold": 0.3}
     wanted = {**first, **fields}
     source = wanted.pop("source", "a.txt")
-    found = [
+    records = [
         record
         for record in read_records(sweep)[1]
         if record["kind"] == "cell"
         and record["source"]["name"] == source
         and wanted.items() <= record.items()
     ]
-    return sorted(found, key=lambda record: record["length"])
+    return sorted(records, key=lambda record: record["length"])
 
 
 def make(sweep, file, *arguments: str, **more):
@@ -72,9 +72,9 @@ def run(*arguments: str, **flags):
     run_main(MASK, *as_flags(flags), *arguments)
 
 
-def held(found, min_share: float) -> np.ndarray:
+def held(records, min_share: float) -> np.ndarray:
     """bool [L, N]: heads that are sinks in this share of the prompts of every record."""
-    return np.all([np.array(r["result"]["per_head"]) >= min_share for r in found], axis=0)
+    return np.all([np.array(r["result"]["per_head"]) >= min_share for r in records], axis=0)
 
 
 def test_the_mask_holds_the_consistent_heads(sweep, tmp_path, capsys):
@@ -98,12 +98,12 @@ def test_the_mask_holds_the_consistent_heads(sweep, tmp_path, capsys):
 
 def test_the_file_says_where_the_mask_came_from(sweep, model, tmp_path):
     made_from = make(sweep, tmp_path / "m.json", min_share=0.6, lengths="2,9").provenance
-    found = [record for record in cells(sweep) if record["length"] != 4]
+    records = [record for record in cells(sweep) if record["length"] != 4]
     assert made_from.model == str(model)
     assert made_from.model_digest == sinkjax.model_digest(sinkjax.load(model))
     assert made_from.tokenizer_digest == sinkjax.tokenizer_digest(sinkjax.load_tokenizer(model))
     assert (made_from.bos, made_from.text) == ("tokenizer", "a.txt")
-    assert made_from.text_sha256 == found[0]["source"]["sha256"]
+    assert made_from.text_sha256 == records[0]["source"]["sha256"]
     assert (made_from.definition, made_from.threshold) == ("mean", 0.3)
     assert made_from.lengths == (2, 9)
     assert made_from.selection == {
@@ -111,7 +111,7 @@ def test_the_file_says_where_the_mask_came_from(sweep, model, tmp_path):
         "min_share": 0.6,
         "unit": "head",
         "path": "s(first)",
-        "records": [record["id"] for record in found],
+        "records": [record["id"] for record in records],
     }
 
 

@@ -93,9 +93,9 @@ def test_a_study_over_a_mesh_finds_what_it_finds_on_one_device(name, model, alon
     over = MESHES.get(name, MESH)
     flags = (f"--model={model}", f"--mesh={over}", f"--output_dir={tmp_path}")
     run_main(f"experiments.{name}", *STUDIES[name], *flags)
-    found, wanted = (read_records(folder)[1] for folder in (tmp_path, alone(name)))
-    assert {record["environment"].get("mesh") for record in found} == {over}
-    assert_same_results(found, wanted)
+    records, wanted = (read_records(folder)[1] for folder in (tmp_path, alone(name)))
+    assert {record["environment"].get("mesh") for record in records} == {over}
+    assert_same_results(records, wanted)
 
 
 KILLED = "sweep", "quality"
@@ -219,23 +219,23 @@ def sources(tmp_path):
 
 def assert_its_part_was_read(said, source):
     """Of each tensor half, but of a norm; and the scores of the whole model, by the mask."""
-    found = json.loads(said)
-    whole = {name for name, share in found["read"].items() if share != 0.5}
-    assert whole == {name for name in found["read"] if "norm" in name}
-    assert {found["read"][name] for name in whole} == {1}
+    facts = json.loads(said)
+    whole = {name for name, share in facts["read"].items() if share != 0.5}
+    assert whole == {name for name in facts["read"] if "norm" in name}
+    assert {facts["read"][name] for name in whole} == {1}
     model = sinkjax.load(source)
     scores = sinkjax.measure_sinks(model, tiny_model.tokens_of(model, (3, 12))).score("mean")
     wanted = SinkMask.from_scores(scores, threshold=0.2, path=Sink("first"))
-    assert found["mask"] == str(wanted)
+    assert facts["mask"] == str(wanted)
     assert wanted.counts()["sink"]
 
 
 def assert_its_part_was_kept(said, source):
     """The parameters to the bit, and in a process's memory half of them and what comes with it."""
-    found, model = json.loads(said), sinkjax.load(source)
-    assert found["digest"] == sinkjax.model_digest(model)
+    facts, model = json.loads(said), sinkjax.load(source)
+    assert facts["digest"] == sinkjax.model_digest(model)
     whole = sum(value.nbytes for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert 0.4 * whole < found["risen"] < 0.9 * whole  # by reads of the whole, 1.7 and more
+    assert 0.4 * whole < facts["risen"] < 0.9 * whole  # by reads of the whole, 1.7 and more
 
 
 def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
@@ -288,9 +288,9 @@ def test_two_processes_write_what_one_does(model, alone, sources, tmp_path):
     assert min(made) > 0
     for name in STUDIES:
         assert f"report: {both / name}/report.html" in "".join(out)
-        found, wanted = (read_records(folder)[1] for folder in (both / name, alone(name)))
-        assert {record["environment"]["mesh"] for record in found} == {meshes.get(name, "data:2")}
-        assert_same_results(found, wanted)
+        records, wanted = (read_records(folder)[1] for folder in (both / name, alone(name)))
+        assert {record["environment"]["mesh"] for record in records} == {meshes.get(name, "data:2")}
+        assert_same_results(records, wanted)
     _, timed = read_records(both / "timing")
     assert [record["stage"] for record in timed] == ["prefill", "decode"]
     for record in timed:
