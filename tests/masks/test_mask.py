@@ -72,8 +72,8 @@ def test_equal_masks_are_one_static_value_and_one_digest(mask):
 @several
 @given(st.one_of(st.tuples(drawn, drawn), parts()))
 def test_different_masks_differ_in_digest_and_text(pair):
-    one, two = pair
-    assert (one == two) == (one.digest == two.digest) == (str(one) == str(two))
+    first, second = pair
+    assert (first == second) == (first.digest == second.digest) == (str(first) == str(second))
 
 
 def test_a_mask_cannot_be_changed():

@@ -44,8 +44,8 @@ def plain(fast, tokens):
     return tiny.call(fast, tokens)
 
 
-def assert_close(found, wanted):
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+def assert_close(logits, wanted):
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=TOLERANCE)
 
 
 def test_jit(fast, tokens, plain):
@@ -75,22 +75,22 @@ def test_gradients_through_every_path_are_the_oracles(baseline, fast, tokens):
 
     reference = jax.grad(lambda m: loss(reference_logits(m, MASK, tokens, fills=fills)))
     wanted = tiny.quick_jit(reference)(baseline)
-    found = tiny.quick_jit(jax.grad(lambda m: loss(m(tokens))))(fast)
+    gradients = tiny.quick_jit(jax.grad(lambda m: loss(m(tokens))))(fast)
     shared = dict(nnx.to_flat_state(nnx.state(wanted)))
     compared = 0
-    for path, leaf in nnx.to_flat_state(nnx.state(found)):
+    for path, leaf in nnx.to_flat_state(nnx.state(gradients)):
         assert np.isfinite(leaf[...]).all()
         if path in shared and "attention" not in path:
             scale = np.abs(shared[path][...]).max()
             np.testing.assert_allclose(leaf[...], shared[path][...], rtol=0, atol=1e-4 * scale)
             compared += 1
     assert compared > 10
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(nnx.state(found)))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(nnx.state(gradients)))
 
 
 def test_scan_over_batches(fast, tokens, plain):
-    _, found = jax.lax.scan(lambda carry, x: (carry, fast(x)), None, tokens.reshape(2, 2, -1))
-    assert_close(found.reshape(plain.shape), plain)
+    _, logits = jax.lax.scan(lambda carry, x: (carry, fast(x)), None, tokens.reshape(2, 2, -1))
+    assert_close(logits.reshape(plain.shape), plain)
 
 
 def test_shard_map_over_the_batch(fast, tokens, plain):

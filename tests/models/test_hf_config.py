@@ -227,7 +227,7 @@ def test_what_is_no_llama_is_refused(name):
 
 
 def test_everything_unknown_is_listed_at_once():
-    found = problems(
+    listed = problems(
         SMOLLM2_135M
         | {
             "rope_interleaved": True,
@@ -239,7 +239,7 @@ def test_everything_unknown_is_listed_at_once():
             "rope_scaling": {"rope_type": "linear", "factor": 2.0, "colour": "red"},
         }
     )
-    assert len(found) == 7
+    assert len(listed) == 7
     for mention in (
         "rope_interleaved = True",
         "sliding_window = 4096",
@@ -249,7 +249,7 @@ def test_everything_unknown_is_listed_at_once():
         "num_key_value_heads is 4; it has to divide num_attention_heads, 9",
         "rope_scaling: colour is 'red'; the key is unknown",
     ):
-        assert any(mention in problem for problem in found), mention
+        assert any(mention in problem for problem in listed), mention
 
 
 @pytest.mark.parametrize("value", [None, False, {}, []])
@@ -414,10 +414,10 @@ def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
     ],
 )
 def test_impossible_values_are_named(changes, mentions):
-    found = problems(SMOLLM2_135M | changes)
-    assert len(found) == len(mentions)
+    listed = problems(SMOLLM2_135M | changes)
+    assert len(listed) == len(mentions)
     for mention in mentions:
-        assert any(mention in problem for problem in found), mention
+        assert any(mention in problem for problem in listed), mention
 
 
 def test_a_yarn_added_by_hand_lengthens_the_context():

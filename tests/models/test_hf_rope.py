@@ -110,9 +110,9 @@ def test_frequencies_are_those_of_transformers(theta, rope, head_dim):
     attributes = SHAPE | {"head_dim": head_dim, "rope_parameters": {"rope_theta": theta, **rope}}
     ours = from_hf_config(attributes)
     theirs = modeling_llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**attributes))
-    found, wanted = inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy()
+    frequencies, wanted = inverse_frequencies(ours.rope, ours.head_dim), theirs.inv_freq.numpy()
     tolerance = 1e-6 * wanted + blend_rounding(ours.rope, ours.head_dim)
-    assert (abs(found - wanted) <= tolerance).all(), (found, wanted)
+    assert (abs(frequencies - wanted) <= tolerance).all(), (frequencies, wanted)
     assert math.isclose(attention_factor(ours.rope), theirs.attention_scaling, rel_tol=1e-6)
 
 
@@ -204,8 +204,8 @@ def test_what_transformers_has_no_rotary_embedding_for_is_refused(changes, messa
 def test_whole_numbers_and_floats_give_equal_configs():
     whole = {"rope_type": "linear", "factor": 2, "rope_theta": 10_000}
     floats = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
-    one, other = (
+    of_whole, of_floats = (
         json.dumps(from_hf_config(SHAPE | {"rope_parameters": rope, "rms_norm_eps": eps}).to_dict())
         for rope, eps in [(whole, 1), (floats, 1.0)]
     )
-    assert one == other
+    assert of_whole == of_floats

@@ -51,9 +51,9 @@ def test_tables_equal_transformers(rope, length):
 def test_frequencies_are_those_of_transformers_to_the_last_bits(rope):
     theirs, ours = configs(rope)
     embedding = modeling_llama.LlamaRotaryEmbedding(theirs)
-    found = inverse_frequencies(ours.rope, ours.head_dim)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, embedding.inv_freq.numpy(), rtol=2e-7)
+    frequencies = inverse_frequencies(ours.rope, ours.head_dim)
+    assert frequencies.dtype == np.float32
+    np.testing.assert_allclose(frequencies, embedding.inv_freq.numpy(), rtol=2e-7)
     assert attention_factor(ours.rope) == pytest.approx(embedding.attention_scaling, rel=1e-12)
 
 
@@ -74,8 +74,8 @@ def test_rotate_equals_transformers():
     wanted, _ = modeling_llama.apply_rotary_pos_emb(
         torch.as_tensor(x).transpose(1, 2), torch.as_tensor(x).transpose(1, 2), cos, sin
     )
-    found = rotate(jnp.asarray(x), our_tables(ours, 40))
-    np.testing.assert_allclose(found, wanted.transpose(1, 2), rtol=0, atol=1e-5)
+    rotated = rotate(jnp.asarray(x), our_tables(ours, 40))
+    np.testing.assert_allclose(rotated, wanted.transpose(1, 2), rtol=0, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=20)

@@ -98,8 +98,8 @@ def test_the_first_tokens_up_to_a_weight_are_those_of_a_stable_sort(tokens, limi
     before = weights[0, order].cumsum() - weights[0, order]
     wanted = sorted(order[before < limit].tolist())
     first = jax.jit(lambda v, w, n: sampling._first(sampling._keys(v), w, n))
-    found = first(jnp.asarray(values), jnp.asarray(weights), jnp.full(1, limit, jnp.float32))
-    assert np.flatnonzero(found[0]).tolist() == wanted
+    taken = first(jnp.asarray(values), jnp.asarray(weights), jnp.full(1, limit, jnp.float32))
+    assert np.flatnonzero(taken[0]).tolist() == wanted
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-40, 1.1e-38, 1e-37, 1e-9])

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.quick
 
 
 def test_the_table_agrees_with_the_real_model(smollm2_gguf):
-    found = sinkjax.load_config(smollm2_gguf)
+    config = sinkjax.load_config(smollm2_gguf)
     ids = dict(bos_token_id=None, eos_token_ids=(), pad_token_id=None)
     ranges = dict(initializer_range=SHAPES["smollm2-135m"].initializer_range)
-    assert dataclasses.replace(found, **ids, **ranges) == SHAPES["smollm2-135m"]
+    assert dataclasses.replace(config, **ids, **ranges) == SHAPES["smollm2-135m"]
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_any_part_is_drawn_as_in_the_whole(data, shape):
 
 
 def test_random_weights_have_the_spread_and_the_seed_asked_for(small):
-    one, same, other = (random_model(small, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one.embedding[...], same.embedding[...])
-    assert not np.array_equal(one.embedding[...], other.embedding[...])
+    model, same, other = (random_model(small, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(model.embedding[...], same.embedding[...])
+    assert not np.array_equal(model.embedding[...], other.embedding[...])
     wanted = sinkjax.Llama(small, rngs=nnx.Rngs(0))
-    for (path, found), (_, made) in zip(
-        nnx.to_flat_state(nnx.state(one)), nnx.to_flat_state(nnx.state(wanted)), strict=True
+    for (path, weights), (_, made) in zip(
+        nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(wanted)), strict=True
     ):
-        assert (found.shape, found.dtype) == (made.shape, made.dtype), path
-        assert np.mean(found) == pytest.approx(float(np.mean(made)), abs=2e-3), path
+        assert (weights.shape, weights.dtype) == (made.shape, made.dtype), path
+        assert np.mean(weights) == pytest.approx(float(np.mean(made)), abs=2e-3), path
         if "scale" not in path:
-            assert np.std(found) == pytest.approx(small.initializer_range, rel=0.02), path
+            assert np.std(weights) == pytest.approx(small.initializer_range, rel=0.02), path

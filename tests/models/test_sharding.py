@@ -37,7 +37,7 @@ def specs(model, mesh):
 
 def test_heads_neurons_and_words_are_divided(mesh):
     model = tiny.make(vocab_size=62, attention_bias=True, mlp_bias=True, tie_embeddings=False)
-    found = specs(model, mesh)
+    partitions = specs(model, mesh)
     wanted = {
         "embedding": P("model", None),
         "head": P("model", None),
@@ -52,16 +52,16 @@ def test_heads_neurons_and_words_are_divided(mesh):
         "layers.1.mlp.up_bias": P("model"),
         "layers.1.mlp_norm.scale": P(None),
     }
-    assert {name: found[name] for name in wanted} == wanted
-    assert len(found) == len(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    assert {name: partitions[name] for name in wanted} == wanted
+    assert len(partitions) == len(nnx.to_flat_state(nnx.state(model, nnx.Param)))
 
 
 def test_what_the_mesh_does_not_divide_is_whole_on_every_device(mesh):
     """61 words, three key/value heads."""
-    found = specs(tiny.make(num_kv_heads=3), mesh)
-    assert found["embedding"] == P(None, None)
-    assert found["layers.0.attention.k"] == P(None, None, None)
-    assert found["layers.0.attention.q"] == P("model", None, None)
+    partitions = specs(tiny.make(num_kv_heads=3), mesh)
+    assert partitions["embedding"] == P(None, None)
+    assert partitions["layers.0.attention.k"] == P(None, None, None)
+    assert partitions["layers.0.attention.q"] == P("model", None, None)
 
 
 def test_axes_that_the_mesh_lacks_are_whole():
@@ -131,10 +131,10 @@ def test_a_mesh_with_explicit_axes_is_as_good(mesh, tmp_path):
 
 def test_query_heads_lie_over_a_further_axis_than_key_value_heads():
     model = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64)
-    found = specs(model, make_mesh({"model": 2, "sub": 2, "data": 2}))
-    assert found["layers.0.attention.q"] == P(("model", "sub"), None, None)
-    assert found["layers.0.attention.k"] == P("model", None, None)
-    assert found["layers.0.mlp.down"] == P(None, ("model", "sub"))
+    partitions = specs(model, make_mesh({"model": 2, "sub": 2, "data": 2}))
+    assert partitions["layers.0.attention.q"] == P(("model", "sub"), None, None)
+    assert partitions["layers.0.attention.k"] == P("model", None, None)
+    assert partitions["layers.0.mlp.down"] == P(None, ("model", "sub"))
     # 66 words are divided by two, and not by four.
     assert specs(tiny.make(vocab_size=66), make_mesh({"model": 2, "sub": 4}))["embedding"] == P(
         "model", None
@@ -145,11 +145,11 @@ def test_over_neurons_attention_is_whole_and_has_rows_of_its_own():
     """Called as well as measured, and over an axis of heads beside it."""
     model = tiny.make(num_heads=8, num_kv_heads=2, vocab_size=64, num_layers=2)
     mesh = make_mesh({"neurons": 2, "model": 2, "data": 2})
-    found = specs(model, mesh)
-    assert found["layers.0.attention.q"] == P("model", None, None)
-    assert found["layers.0.attention.o"] == P(None, "model", None)
-    assert found["layers.0.mlp.down"] == P(None, ("model", "neurons"))
-    assert found["embedding"] == P(("model", "neurons"), None)
+    partitions = specs(model, mesh)
+    assert partitions["layers.0.attention.q"] == P("model", None, None)
+    assert partitions["layers.0.attention.o"] == P(None, "model", None)
+    assert partitions["layers.0.mlp.down"] == P(None, ("model", "neurons"))
+    assert partitions["embedding"] == P(("model", "neurons"), None)
     laid, tokens = shard(model, mesh), tiny.tokens_of(model, (4, 12))
     assert row_shards(laid) == 4
     logits = jax.jit(lambda m, x: m(x))

@@ -42,16 +42,16 @@ def assert_equals_oracle(model, mask, tokens, prompts, max_length, fills=None, s
     fast = specialize(model, mask, fills=fills)
     lengths = np.arange(tokens.shape[0]) + tokens.shape[1] - tokens.shape[0] + 1
     wanted = reference_logits(model, mask, tokens, lengths=jnp.asarray(lengths), fills=fills)
-    found = tiny.call(fast, tokens, jnp.asarray(lengths))
+    logits = tiny.call(fast, tokens, jnp.asarray(lengths))
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(
-            found[row, :length], wanted[row, :length], rtol=0, atol=TOLERANCE
+            logits[row, :length], wanted[row, :length], rtol=0, atol=TOLERANCE
         )
     prompts = np.array(prompts)
     wanted = reference_logits(model, mask, tokens, prompt_lengths=prompts, fills=fills)
-    found = tiny.decoded(fast, tokens, prompts, max_length, steps)
+    logits = tiny.decoded(fast, tokens, prompts, max_length, steps)
     wanted = tiny.after(wanted, prompts, steps)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=TOLERANCE)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -106,8 +106,8 @@ def test_like_layers_as_one_loop_equal_the_oracle():
     loops = scanned(specialize(model, mask, fills=fills))
     assert [isinstance(layer, LayerRun) for layer in loops.layers] == [False, True, True]
     wanted, prompts = reference_logits(model, mask, tokens, fills=fills), np.array([5, 9])
-    found = tiny.decoded(loops, tokens, prompts, 16)
-    np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=TOLERANCE)
+    logits = tiny.decoded(loops, tokens, prompts, 16)
+    np.testing.assert_allclose(logits, tiny.after(wanted, prompts), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("text", ["f", "w(2,5)", "w(0,1)", "s(first)", "s(zero)", "s(mean)"])
@@ -123,10 +123,10 @@ def test_the_first_residual_is_the_same_under_every_mask(text):
     tokens = tiny.tokens_of(model, (2, 9))
     fast = specialize(model, SinkMask.from_text(str(text)), fills=tiny.make_fills(model))
     hidden = tiny.quick_jit(lambda model, tokens: model.hidden(tokens))
-    baseline, found = hidden(model, tokens), hidden(fast, tokens)
+    baseline, masked = hidden(model, tokens), hidden(fast, tokens)
     scale = np.abs(baseline[:, 0]).max()
-    np.testing.assert_allclose(found[:, 0], baseline[:, 0], rtol=0, atol=1e-6 * scale)
-    assert np.abs(found[:, 1:] - baseline[:, 1:]).max() > 0.01
+    np.testing.assert_allclose(masked[:, 0], baseline[:, 0], rtol=0, atol=1e-6 * scale)
+    assert np.abs(masked[:, 1:] - baseline[:, 1:]).max() > 0.01
 
 
 @pytest.mark.quick
@@ -191,10 +191,10 @@ def test_equal_masks_are_one_program_and_others_are_not():
     def structure(text):
         return nnx.split(specialize(model, SinkMask.from_text(text)))[0]
 
-    one, same, other = map(structure, ("L0-2: 6w(1,4)", "L0-2: 6w(1,4)", "L0-2: 6w(1,5)"))
-    assert one == same
-    assert hash(one) == hash(same)
-    assert one != other
+    first, same, other = map(structure, ("L0-2: 6w(1,4)", "L0-2: 6w(1,4)", "L0-2: 6w(1,5)"))
+    assert first == same
+    assert hash(first) == hash(same)
+    assert first != other
 
 
 def test_abstract_models_give_abstract_ones():
@@ -216,10 +216,10 @@ def test_bfloat16_parameters_run():
     fast = specialize(half, MIXED, fills=fills)
     wanted = reference_logits(model, MIXED, tokens, fills=fills)
     prompts = np.array([70, 75])
-    found = tiny.decoded(fast, tokens, prompts, 80)
-    assert found.dtype == np.float32
+    logits = tiny.decoded(fast, tokens, prompts, 80)
+    assert logits.dtype == np.float32
     wanted = tiny.after(wanted, prompts)
-    assert np.abs(found - wanted).mean() < 0.05 * np.abs(wanted).mean()
+    assert np.abs(logits - wanted).mean() < 0.05 * np.abs(wanted).mean()
 
 
 @pytest.mark.quick
@@ -275,12 +275,12 @@ def test_the_real_model_equals_the_oracle(mask, decoding, smollm2, smollm2_token
     mask = SinkMask.from_text(mask)
     fast = specialize(smollm2, mask)
     wanted = reference_logits(smollm2, mask, tokens)
-    found = tiny.call(fast, tokens, jnp.asarray([tokens.shape[1]]))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    logits = tiny.call(fast, tokens, jnp.asarray([tokens.shape[1]]))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4)
     free_memory()  # a quarter of a gigabyte: `scanned` needs it for weights of its own
     prompts = np.array([tokens.shape[1] - 4])
-    found = tiny.decoded(decoding(fast), tokens, prompts, 64)
-    np.testing.assert_allclose(found, tiny.after(wanted, prompts), rtol=0, atol=1e-4)
+    logits = tiny.decoded(decoding(fast), tokens, prompts, 64)
+    np.testing.assert_allclose(logits, tiny.after(wanted, prompts), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

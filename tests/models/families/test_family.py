@@ -87,9 +87,9 @@ def test_logits_and_decoding_equal_transformers(kind, tmp_path):
     np.testing.assert_allclose(tiny.call(model, tokens), wanted, rtol=0, atol=TOLERANCE)
     prompts = np.array([LENGTH - 20, 10])  # beyond every window, and with all their edges to come
     decoded = tiny.decoded(model, tokens, prompts, LENGTH, steps=20)
-    for row, found, prompt in zip(np.asarray(tokens), decoded, prompts, strict=True):
+    for row, logits, prompt in zip(np.asarray(tokens), decoded, prompts, strict=True):
         wanted = hf.cached_logits(oracle, row[None, : prompt + 20], prompt)
-        np.testing.assert_allclose(found[None], wanted, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(logits[None], wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
