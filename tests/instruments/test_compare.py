@@ -189,15 +189,15 @@ def test_one_models_scores_are_its_half_of_a_comparison(model, other):
 @pytest.mark.parametrize("rope", [RopeConfig(), RopeConfig("dynamic", factor=3.0)])
 def test_residuals_are_those_of_the_whole_model(rope):
     """Also of layers that copy earlier ones' attention, in rows of different lengths."""
-    model = tiny.make(rope=rope, max_length=16)
-    fast = specialize(model, MASK, fills=tiny.make_fills(model))
-    tokens, lengths = tiny.tokens_of(model, (3, 24)), jnp.array([24, 5, 17], jnp.int32)
-    for one in (model, fast):
-        found = residuals(one, tokens, lengths)
-        wanted = jax.jit(lambda m, x, n: m.hidden(x, lengths=n))(one, tokens, lengths)
+    baseline = tiny.make(rope=rope, max_length=16)
+    fast = specialize(baseline, MASK, fills=tiny.make_fills(baseline))
+    tokens, lengths = tiny.tokens_of(baseline, (3, 24)), jnp.array([24, 5, 17], jnp.int32)
+    for model in (baseline, fast):
+        stream = residuals(model, tokens, lengths)
+        wanted = jax.jit(lambda m, x, n: m.hidden(x, lengths=n))(model, tokens, lengths)
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(
-                found[row, :length], wanted[row, :length], rtol=1e-5, atol=1e-5
+                stream[row, :length], wanted[row, :length], rtol=1e-5, atol=1e-5
             )
 
 
@@ -261,24 +261,24 @@ def resampled(function, *arrays, seed=0):
     return np.quantile(values, [distributions.norm.cdf(-wide), distributions.norm.cdf(wide)])
 
 
-def assert_estimates(found, function, *arrays):
-    np.testing.assert_allclose(found["value"], function(*arrays), rtol=1e-6, atol=1e-9)
-    if found["low"] is None:
+def assert_estimates(estimate, function, *arrays):
+    np.testing.assert_allclose(estimate["value"], function(*arrays), rtol=1e-6, atol=1e-9)
+    if estimate["low"] is None:
         each = [function(*(array[n : n + 1] for array in arrays)) for n in range(len(arrays[0]))]
         assert len(set(each)) == 1
-        assert found["note"] == f"the same in all {len(each)} excerpts: no interval"
+        assert estimate["note"] == f"the same in all {len(each)} excerpts: no interval"
         return
     np.testing.assert_allclose(
-        [found["low"], found["high"]], resampled(function, *arrays), rtol=1e-6, atol=1e-9
+        [estimate["low"], estimate["high"]], resampled(function, *arrays), rtol=1e-6, atol=1e-9
     )
 
 
-def assert_lognormal(found, each):
+def assert_lognormal(estimate, each):
     """Cox's interval, or the mean's own if wider, by Python's statistics and tables of t."""
     value, count = statistics.fmean(each), len(each)
-    assert found["value"] == pytest.approx(value)
+    assert estimate["value"] == pytest.approx(value)
     if len(set(each)) == 1:
-        assert found["low"] is found["high"] is None
+        assert estimate["low"] is estimate["high"] is None
         return
     relative = statistics.variance(each) / value**2
     spread = math.log(1 + relative) * (count + 8) / count
@@ -287,7 +287,7 @@ def assert_lognormal(found, each):
     t = {8: 2.756509, 9: 2.612242, 10: 2.516752}[count]  # 98% of 5, 6 and 7 degrees of freedom
     error = math.sqrt(max(spread / count + spread**2 / (2 * count - 2), relative / count))
     factor = math.exp(t * error)
-    assert [found["low"], found["high"]] == pytest.approx([value / factor, value * factor])
+    assert [estimate["low"], estimate["high"]] == pytest.approx([value / factor, value * factor])
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -300,25 +300,25 @@ def assert_lognormal(found, each):
 )
 def test_summaries_equal_slow_resampling(kl):
     stats = stats_of(kl)
-    found = summarize_quality(stats, MASK, seed=0)
-    json.dumps(found, allow_nan=False)
+    summary = summarize_quality(stats, MASK, seed=0)
+    json.dumps(summary, allow_nan=False)
     mean = lambda x: x.mean(dtype=np.float64)  # noqa: E731
-    assert found["tokens"] == kl.size
-    assert found["kl"]["max"] == kl.max()
-    assert_lognormal(found["kl"]["mean"], [float(mean(excerpt)) for excerpt in kl])
+    assert summary["tokens"] == kl.size
+    assert summary["kl"]["max"] == kl.max()
+    assert_lognormal(summary["kl"]["mean"], [float(mean(excerpt)) for excerpt in kl])
     for percent in (95, 99):
         percentile = lambda x, q=percent: np.percentile(x, q, method="inverted_cdf")  # noqa: E731
-        assert_estimates(found["kl"][f"p{percent}"], percentile, kl)
-    assert_estimates(found["agreement"]["top1"], mean, stats.top1)
-    assert_estimates(found["agreement"]["top5"], mean, stats.top5)
+        assert_estimates(summary["kl"][f"p{percent}"], percentile, kl)
+    assert_estimates(summary["agreement"]["top1"], mean, stats.top1)
+    assert_estimates(summary["agreement"]["top5"], mean, stats.top5)
     both = stats.baseline_nll, stats.candidate_nll
-    change = lambda one, other: mean(other) - mean(one)  # noqa: E731
-    assert_estimates(found["nll"]["candidate"], mean, both[1])
-    assert_estimates(found["nll"]["change"], change, *both)
-    assert_estimates(found["perplexity"]["baseline"], lambda x: np.exp(mean(x)), both[0])
+    change = lambda baseline, candidate: mean(candidate) - mean(baseline)  # noqa: E731
+    assert_estimates(summary["nll"]["candidate"], mean, both[1])
+    assert_estimates(summary["nll"]["change"], change, *both)
+    assert_estimates(summary["perplexity"]["baseline"], lambda x: np.exp(mean(x)), both[0])
     assert_estimates(
-        found["perplexity"]["change"],
-        lambda one, other: np.exp(mean(other)) / np.exp(mean(one)) - 1,
+        summary["perplexity"]["change"],
+        lambda baseline, candidate: np.exp(mean(candidate)) / np.exp(mean(baseline)) - 1,
         *both,
     )
 
@@ -353,14 +353,14 @@ def test_a_summary_says_what_the_mask_costs_on_the_excerpts_first_tokens():
 
 
 def test_two_tokens_have_a_divergence_and_no_next_token():
-    found = summarize_quality(stats_of(np.array([[0.5]], np.float32)), MASK, seed=0)
-    assert found["kl"]["mean"]["value"] == 0.5
-    assert found["kl"]["mean"]["low"] is None
-    assert "a sample of one" in found["kl"]["mean"]["note"]
+    summary = summarize_quality(stats_of(np.array([[0.5]], np.float32)), MASK, seed=0)
+    assert summary["kl"]["mean"]["value"] == 0.5
+    assert summary["kl"]["mean"]["low"] is None
+    assert "a sample of one" in summary["kl"]["mean"]["note"]
     for measure in ("nll", "perplexity"):
         for name in ("baseline", "candidate", "change"):
-            assert found[measure][name]["value"] is None
-            assert "no scored position has a next token" in found[measure][name]["undefined"]
+            assert summary[measure][name]["value"] is None
+            assert "no scored position has a next token" in summary[measure][name]["undefined"]
 
 
 def test_first_differences_count_equal_tokens_from_the_front():
@@ -372,9 +372,9 @@ def test_first_differences_count_equal_tokens_from_the_front():
     assert few["agreeing"] == {"value": 1.5, "low": None, "high": None, "each": [3, 0, 1, 2]}
     assert few["identical"] == {"value": 0.25, "low": None, "high": None, "each": [1, 0, 0, 0]}
     agreeing = np.tile(agreeing, 2)
-    found = summarize_continuation(agreeing, 3, seed=0)
-    assert_estimates(found["agreeing"], np.mean, agreeing)
-    assert_estimates(found["identical"], np.mean, agreeing == 3)
+    many = summarize_continuation(agreeing, 3, seed=0)
+    assert_estimates(many["agreeing"], np.mean, agreeing)
+    assert_estimates(many["identical"], np.mean, agreeing == 3)
 
 
 def test_measured_quality_goes_into_a_masks_file(tmp_path):
@@ -410,7 +410,7 @@ def test_perplexity_equals_transformers_on_the_real_model(smollm2, smollm2_token
     excerpts = np.array(tokens, np.int32).reshape(4, 512)
     stats = compare(smollm2, smollm2, excerpts, score_from=256, batch_size=1)
     assert not stats.kl.any()
-    found = summarize_quality(stats, MASK, seed=0)["perplexity"]["baseline"]["value"]
+    perplexity = summarize_quality(stats, MASK, seed=0)["perplexity"]["baseline"]["value"]
     nll = [nll_of(hf.logits(hf_smollm2, row[None])[:, 256:], row[None, 256:]) for row in excerpts]
     assert np.shape(nll) == (4, 1, 255)
-    np.testing.assert_allclose(found, np.exp(np.mean(nll)), rtol=1e-3)
+    np.testing.assert_allclose(perplexity, np.exp(np.mean(nll)), rtol=1e-3)

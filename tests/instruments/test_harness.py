@@ -79,12 +79,12 @@ def tasks(tmp_path_factory):
 
 def evaluated(lm, tasks):
     """The harness's results, and what the model answered to every request of every task."""
-    found = lm_eval.simple_evaluate(lm, tasks=tasks, bootstrap_iters=0)
+    evaluation = lm_eval.simple_evaluate(lm, tasks=tasks, bootstrap_iters=0)
     answers = {
         task: [sample["filtered_resps"] for sample in sorted(samples, key=lambda s: s["doc_id"])]
-        for task, samples in found["samples"].items()
+        for task, samples in evaluation["samples"].items()
     }
-    return found["results"], answers
+    return evaluation["results"], answers
 
 
 def test_tasks_give_what_they_give_with_transformers(folder, tasks, smollm2_tokenizer):
@@ -94,7 +94,7 @@ def test_tasks_give_what_they_give_with_transformers(folder, tasks, smollm2_toke
 
     ours = HarnessLM(sinkjax.load(folder), smollm2_tokenizer, batch_size=3)
     theirs = HFLM(pretrained=hf.load_llama(folder), tokenizer=smollm2_tokenizer, max_length=128)
-    found, answers = evaluated(ours, tasks)
+    results, answers = evaluated(ours, tasks)
     wanted, oracle = evaluated(theirs, tasks)
     for mine, its in zip(answers["facts"], oracle["facts"], strict=True):
         assert len(mine) >= 2
@@ -105,7 +105,7 @@ def test_tasks_give_what_they_give_with_transformers(folder, tasks, smollm2_toke
         assert mine == pytest.approx(its, rel=1e-4)
     assert answers["words"] == oracle["words"]
     assert len({tuple(texts) for texts in answers["words"]}) > 1
-    assert found["facts"]["acc,none"] == wanted["facts"]["acc,none"]
+    assert results["facts"]["acc,none"] == wanted["facts"]["acc,none"]
 
 
 def test_a_mask_changes_what_it_should(folder, tasks, smollm2_tokenizer):
@@ -199,14 +199,14 @@ def instances(kind, *arguments):
 @pytest.mark.parametrize("size", [1, 3])
 def test_likelihoods_are_those_of_the_harness_own_model(size, ours, theirs):
     requests = instances("loglikelihood", *PAIRS)
-    found, wanted = (lm.loglikelihood(requests, True) for lm in (ours[size], theirs))
-    for (score, greedy), (expected, is_greedy) in zip(found, wanted, strict=True):
+    scores, wanted = (lm.loglikelihood(requests, True) for lm in (ours[size], theirs))
+    for (score, greedy), (expected, is_greedy) in zip(scores, wanted, strict=True):
         assert score == pytest.approx(expected, rel=1e-4)
         assert greedy == is_greedy
     rolling = instances("loglikelihood_rolling", (SEA,), (LONG * 2,), ("",), ("a",))
-    found, wanted = (lm.loglikelihood_rolling(rolling, True) for lm in (ours[size], theirs))
-    assert found == pytest.approx(wanted, rel=1e-4)
-    assert found[2] == 0
+    scores, wanted = (lm.loglikelihood_rolling(rolling, True) for lm in (ours[size], theirs))
+    assert scores == pytest.approx(wanted, rel=1e-4)
+    assert scores[2] == 0
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -221,9 +221,9 @@ def test_continuations_are_those_of_the_harness_own_model(size, ours, theirs):
             for c in contexts
         ),
     )
-    found, wanted = (lm.generate_until(requests, True) for lm in (ours[size], theirs))
-    assert found == wanted
-    by_stop = [found[start : start + 5] for start in range(0, len(found), 5)]
+    texts, wanted = (lm.generate_until(requests, True) for lm in (ours[size], theirs))
+    assert texts == wanted
+    by_stop = [texts[start : start + 5] for start in range(0, len(texts), 5)]
     assert len(set(map(tuple, by_stop))) > 3  # stops matter
 
 
@@ -395,12 +395,12 @@ def test_the_harness_own_command_takes_the_name(talkative, tasks, tmp_path, monk
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_module("sinkjax.instruments.harness", run_name="__main__")
     (file,) = (tmp_path / "out").rglob("results*.json")
-    found = json.loads(file.read_text())
+    evaluation = json.loads(file.read_text())
     by_hand = lm_eval.simple_evaluate(
         model="sinkjax",
         model_args={"pretrained": str(talkative)},
         tasks=[tasks[0]],
         bootstrap_iters=0,
     )
-    assert found["results"]["facts"]["acc,none"] == by_hand["results"]["facts"]["acc,none"]
-    assert found["config"]["model"] == "sinkjax"
+    assert evaluation["results"]["facts"]["acc,none"] == by_hand["results"]["facts"]["acc,none"]
+    assert evaluation["config"]["model"] == "sinkjax"

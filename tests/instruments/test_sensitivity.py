@@ -31,9 +31,8 @@ def test_slopes_are_those_of_the_kl_of_the_nll_and_of_labels(cap):
 
     scored = jnp.ones((2, 5), int).at[:, 0].set(0)
     uniform = jax.random.uniform(jax.random.key(0), (2, 4, 4))
-    slopes = _slopes(OutputHead(model), y, x, uniform, scored, 1)
-    found = np.asarray(slopes)
-    np.testing.assert_allclose(found[0], jax.grad(kl)(x), rtol=0, atol=1e-6)
+    slopes = np.asarray(_slopes(OutputHead(model), y, x, uniform, scored, 1))
+    np.testing.assert_allclose(slopes[0], jax.grad(kl)(x), rtol=0, atol=1e-6)
     tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 5))
 
     def nll(x):
@@ -44,7 +43,7 @@ def test_slopes_are_those_of_the_kl_of_the_nll_and_of_labels(cap):
     np.testing.assert_allclose(of_tokens[0], jax.grad(nll)(x), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(of_tokens[1:], slopes[1:])
     of_labels = np.asarray(jax.jacobian(lambda x: log_q(x[None, None])[0, 0])(x[1, 3]))  # [V, D]
-    for slope in found[1:, 1, 3]:
+    for slope in slopes[1:, 1, 3]:
         assert np.abs(of_labels - slope).max(axis=1).min() < 1e-6
 
 

@@ -118,9 +118,9 @@ class Oracle:
         return np.array([[[head[name] for head in row] for row in slow] for name in DEFINITIONS])
 
 
-def assert_scores(found, wanted):
+def assert_scores(scores, wanted):
     """float32 scores against float64 ones, [definition, ...] both."""
-    for name, ours, theirs in zip(DEFINITIONS, np.asarray(found), wanted, strict=True):
+    for name, ours, theirs in zip(DEFINITIONS, np.asarray(scores), wanted, strict=True):
         # Log-odds are differences of attention scores, which float32 knows to about 1e-6 of the
         # largest; all other definitions are means of shares.
         tolerance = 1e-4 if name == "log_odds" else TOLERANCE
@@ -162,8 +162,7 @@ def test_shares_of_capped_scores_are_the_oracles():
     np.testing.assert_allclose(outputs, attended(Full(), q, k, v, cap), rtol=0, atol=TOLERANCE)
     scores = attention_scores(q, k, cap)
     share = np.stack([head_pattern(Full(), scores[:, n], {}) for n in range(6)], axis=1)
-    found = jax.nn.sigmoid(log_odds)
-    np.testing.assert_allclose(found, share[..., keys], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(jax.nn.sigmoid(log_odds), share[..., keys], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [2, 128, 129, 300])
@@ -250,15 +249,15 @@ def test_log_odds_where_the_share_rounds_to_1():
     """Large weights: float32 maps hold exact ones, log-odds still tell them apart."""
     oracle = hf.make_llama(initializer_range=0.5, num_hidden_layers=1)
     tokens = hf.random_tokens((100, 2))
-    found = np.asarray(measure_sinks(converted(oracle), jnp.asarray(tokens)).score("log_odds"))
+    log_odds = np.asarray(measure_sinks(converted(oracle), jnp.asarray(tokens)).score("log_odds"))
     rows = [Oracle(oracle, row) for row in tokens]
     wanted = np.stack([row.log_odds(0)[:, :, 1] for row in rows])
     rounded = np.stack([row.share[:, :, 1, 0] == 1 for row in rows])
     exact = np.abs(wanted) < 80  # beyond ±87, float32 weights underflow
     assert (rounded & exact).sum() > 20
-    np.testing.assert_allclose(found[exact], wanted[exact], rtol=1e-5, atol=1e-4)
-    assert np.isfinite(found).all()
-    assert (np.abs(found[~exact]) > 79).all()
+    np.testing.assert_allclose(log_odds[exact], wanted[exact], rtol=1e-5, atol=1e-4)
+    assert np.isfinite(log_odds).all()
+    assert (np.abs(log_odds[~exact]) > 79).all()
 
 
 TEXT = (

@@ -46,9 +46,9 @@ def without_copies(mask: SinkMask) -> SinkMask:
 @given(mask=masks(3, 6, 2, max_recent=12))
 def test_every_mask_equals_the_oracle_and_none_compiles_anew(mask, model, fills):
     mask, tokens = without_copies(mask), tiny.tokens_of(model, (2, 12))
-    found = traced_logits(model, mask, tokens, fills)
+    logits = traced_logits(model, mask, tokens, fills)
     wanted = reference_logits(model, mask, tokens, fills=jnp.asarray(fills))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
     compiled = traced_layer._cache_size()
     other = SinkMask(((Window(1, 3), *mask.heads[0][1:]), *mask.heads[1:]))
     traced_logits(model, other, tokens, fills)
@@ -63,10 +63,10 @@ def test_blocks_of_queries_and_ragged_rows_equal_the_oracle():
         "L2: 2s(mean) s(zero) f w(1,64) s(first)"
     )
     lengths = jnp.asarray([300, 131])
-    found = traced_logits(model, mask, tokens, fills, lengths)
+    logits = traced_logits(model, mask, tokens, fills, lengths)
     wanted = reference_logits(model, mask, tokens, lengths=lengths, fills=fills)
     for row, length in enumerate(lengths.tolist()):
-        difference = np.abs(found[row, :length] - wanted[row, :length]).max()
+        difference = np.abs(logits[row, :length] - wanted[row, :length]).max()
         assert difference < TOLERANCE * np.abs(wanted[row]).max()
 
 
