@@ -45,15 +45,15 @@ def exchanged(program):
 
     Those of a number a row are left out, such as a token's.
     """
-    found = collections.Counter()
+    counts = collections.Counter()
     for item in program.decode.module.collectives():
         if item.size <= 4 * program.batch_size:
             continue
         # No weight and no cache: at most what a layer adds to all rows.
         assert item.kind == "all-reduce" or item.size <= 4 * program.batch_size * EMBED, item
         place = re.search(r"layer_\d+/(attention|mlp)|/sampling|_take|/cond|/head", item.scope)
-        found[item.kind, place[0].strip("/_") if place else item.scope] += 1
-    return {key: count for key, count in found.items() if key[1] not in ("sampling", "cond")}
+        counts[item.kind, place[0].strip("/_") if place else item.scope] += 1
+    return {key: count for key, count in counts.items() if key[1] not in ("sampling", "cond")}
 
 
 EMBEDDED = {("all-reduce", "take"): 1}
@@ -232,10 +232,10 @@ def test_prompts_in_pieces_over_a_mesh_give_what_one_device_does(kv_heads, mesh,
     alone, over = (compiled(m, mask) for m in (model, shard(model, make_mesh(parse_mesh(mesh)))))
     drawn = [program.generate(prompts, max_new_tokens=NEW) for program in (alone, over)]
     np.testing.assert_array_equal(*drawn)
-    found = collections.Counter(
+    counts = collections.Counter(
         item.kind for item in over.extend.module.collectives() if item.size > 4 * over.batch_size
     )
-    assert found == wanted
+    assert counts == wanted
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 9, "top_p": 0.7}])

@@ -82,14 +82,14 @@ def test_the_rules_differ_where_a_boundary_is_crossed_and_nowhere_else(dispatche
     stay, prefill = (
         dispatchers[rule].generate(prompts, max_new_tokens=NEW) for rule in ("stay", "prefill")
     )
-    same = [(one == other).all() for one, other in zip(stay, prefill, strict=True)]
+    same = [(stayed == prefilled).all() for stayed, prefilled in zip(stay, prefill, strict=True)]
     # 24 tokens are beyond every boundary; 1 and 4 grow over the first, 10, 11 and 17 over one each.
     assert same[2]
     assert not all(same)
-    for tokens, one, other in zip(prompts, stay, prefill, strict=True):
+    for tokens, stayed, prefilled in zip(prompts, stay, prefill, strict=True):
         bounds = [SHORT, MIDDLE]
         before = min((b - len(tokens) + 1 for b in bounds if b >= len(tokens)), default=NEW)
-        np.testing.assert_array_equal(one[:before], other[:before])
+        np.testing.assert_array_equal(stayed[:before], prefilled[:before])
 
 
 def test_streaming_stopping_and_sampling_go_across_boundaries(dispatchers, prompts):
@@ -123,7 +123,7 @@ def test_stages_share_the_weights_that_their_masks_leave_whole(dispatchers):
         for dispatcher in dispatchers.values()
         for name in ("embedding", "layers.0.mlp.down", "norm.scale")
     ]
-    assert all(len(found) == 1 for found in pointers)
+    assert all(len(each) == 1 for each in pointers)
 
 
 def test_the_hybrid_is_one_line(model):

@@ -82,10 +82,10 @@ def test_tokens_do_not_depend_on_batch_bucket_or_steps_a_call(program, alone, pr
 def test_seeds_can_be_given_one_by_one(program, prompts):
     first = program.generate(prompts, max_new_tokens=4, seed=[5, 5, 9, 5, 5], **SAMPLING)
     again = program.generate(prompts[::-1], max_new_tokens=4, seed=[5, 5, 9, 5, 5], **SAMPLING)
-    for one, other in zip(first, again[::-1], strict=True):
-        np.testing.assert_array_equal(one, other)
+    for tokens, repeated in zip(first, again[::-1], strict=True):
+        np.testing.assert_array_equal(tokens, repeated)
     other = program.generate(prompts, max_new_tokens=4, seed=[6, 6, 8, 6, 6], **SAMPLING)
-    assert any((one != two).any() for one, two in zip(first, other, strict=True))
+    assert any((tokens != others).any() for tokens, others in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("place", [0, 1, 5, NEW - 1])
@@ -130,8 +130,8 @@ def test_prompts_beyond_every_bucket_come_in_pieces(tiny, prompts, layers):
     whole = compile(tiny[0], batch_size=2, prefill_lengths=(33,), max_length=46, layers=layers)
     for sampling in ({}, SAMPLING):
         settings = dict(max_new_tokens=NEW, seed=5, **sampling)
-        found, wanted = (p.generate(prompts, **settings) for p in (program, whole))
-        for ours, theirs in zip(found, wanted, strict=True):
+        tokens, wanted = (p.generate(prompts, **settings) for p in (program, whole))
+        for ours, theirs in zip(tokens, wanted, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert program.extend.name == "extend 7"
     built = [*program.executables, program.extend]
@@ -216,8 +216,8 @@ def test_numbers_may_be_of_any_type_and_size(program):
     for more in ({}, {"top_k": 2**31}, {"top_k": 2**70}, {"top_k": np.int16(101), "top_p": 1}):
         np.testing.assert_array_equal(program.generate([1, 2], **typed, **more), plain)
     for stop in (plain[1:2], jnp.asarray(plain[1:2]), jnp.int32(plain[1])):
-        found = program.generate([jnp.int32(1), jnp.int32(2)], **settings, stop_tokens=stop)
-        assert found.tolist() == plain[:2].tolist()
+        tokens = program.generate([jnp.int32(1), jnp.int32(2)], **settings, stop_tokens=stop)
+        assert tokens.tolist() == plain[:2].tolist()
 
 
 def _damaged(program: Program, name: str, value: jax.Array) -> Program:

@@ -26,8 +26,8 @@ def test_scanned_layers_generate_the_same_tokens(tiny):
     prompts = [hf.random_tokens((n,), seed=n) for n in (3, 16)]
     unrolled = compile(tiny[0], **SIZES).generate(prompts, max_new_tokens=9)
     program = compile(tiny[0], layers="scanned", **SIZES)
-    for one, other in zip(program.generate(prompts, max_new_tokens=9), unrolled, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for tokens, wanted in zip(program.generate(prompts, max_new_tokens=9), unrolled, strict=True):
+        np.testing.assert_array_equal(tokens, wanted)
     assert any(isinstance(layer, LayerRun) for layer in scanned(tiny[0]).layers)
 
 

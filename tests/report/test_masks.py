@@ -39,9 +39,9 @@ def pixels_at_heads(figure, num_layers, num_heads):
 @pytest.mark.parametrize(("num_layers", "num_heads", "num_kv_heads"), SHAPES)
 def test_every_heads_square_has_the_colour_of_its_path(num_layers, num_heads, num_kv_heads):
     mask = some_mask(num_layers, num_heads)
-    found = pixels_at_heads(mask_map(mask, "tiny", num_kv_heads), num_layers, num_heads)
+    colours = pixels_at_heads(mask_map(mask, "tiny", num_kv_heads), num_layers, num_heads)
     wanted = [[to_rgb(COLOURS[path.kind]) for path in layer] for layer in mask.heads]
-    np.testing.assert_allclose(found, wanted, atol=1 / 255)
+    np.testing.assert_allclose(colours, wanted, atol=1 / 255)
 
 
 @pytest.mark.parametrize(("num_layers", "num_heads", "num_kv_heads"), SHAPES)
@@ -57,8 +57,8 @@ def test_nothing_written_overlaps_or_leaves_the_figure(num_layers, num_heads, nu
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
         assert not box.overlaps(axes.get_window_extent())
-    for one, two in itertools.combinations(boxes, 2):
-        assert not one.overlaps(two)
+    for box, other in itertools.combinations(boxes, 2):
+        assert not box.overlaps(other)
 
 
 def test_the_legend_names_the_paths_that_occur_and_counts_their_heads():

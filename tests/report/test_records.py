@@ -20,8 +20,8 @@ def test_a_name_has_its_digest_where_another_model_has_the_name():
 
 def test_environments_are_each_there_once_in_whatever_order_their_keys_stand():
     of = [{"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 0, "b": 2}]
-    found = records.environments([{"environment": one} for one in of])
-    assert found == ({"a": 0, "b": 2}, {"a": 1, "b": 2})
+    environments = records.environments([{"environment": each} for each in of])
+    assert environments == ({"a": 0, "b": 2}, {"a": 1, "b": 2})
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,5 @@ def test_groups_keep_the_order_in_which_they_are_met_and_lengths_go_up():
 
 
 def test_portions_hold_so_many_groups_and_items_stay_in_order():
-    found = records.portions(["a1", "b1", "a2", "c1", "b2", "d1", "e1"], lambda item: item[0], 2)
-    assert found == [["a1", "b1", "a2", "b2"], ["c1", "d1"], ["e1"]]
+    portions = records.portions(["a1", "b1", "a2", "c1", "b2", "d1", "e1"], lambda item: item[0], 2)
+    assert portions == [["a1", "b1", "a2", "b2"], ["c1", "d1"], ["e1"]]
