@@ -38,23 +38,23 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
         "kl_late": late,
         "kl_generated": set(range(prompt, prompt + generated)),
     }
-    means, found = part_means(kl, mask, prompt), summarize_parts(kl, mask, prompt)
-    assert list(found) == [*PARTS, LAST]
-    assert found[LAST]["first"] == prompt - 1
-    assert found[LAST]["value"] == pytest.approx(kl[:, prompt - 2].mean())
+    means, parts = part_means(kl, mask, prompt), summarize_parts(kl, mask, prompt)
+    assert list(parts) == [*PARTS, LAST]
+    assert parts[LAST]["first"] == prompt - 1
+    assert parts[LAST]["value"] == pytest.approx(kl[:, prompt - 2].mean())
     assert set(means) == {name for name, positions in wanted.items() if positions}
     for name, positions in wanted.items():
         if not positions:
-            assert found[name]["value"] is None
-            assert found[name]["undefined"]
+            assert parts[name]["value"] is None
+            assert parts[name]["undefined"]
             continue
         mean = np.mean([kl[:, p - 1] for p in sorted(positions)], dtype=np.float64)
-        np.testing.assert_allclose([means[name], found[name]["value"]], mean, rtol=1e-12)
-        assert found[name]["first"] == min(positions)
-        assert found[name]["low"] <= mean <= found[name]["high"]
+        np.testing.assert_allclose([means[name], parts[name]["value"]], mean, rtol=1e-12)
+        assert parts[name]["first"] == min(positions)
+        assert parts[name]["low"] <= mean <= parts[name]["high"]
     by_name = {"copy" if path.kind == "copy" else str(path): path for path in paths - {Full()}}
-    assert {of_path["path"] for of_path in found["kl_acting"]["by_path"]} == set(by_name)
-    for of_path in found["kl_acting"]["by_path"]:
+    assert {of_path["path"] for of_path in parts["kl_acting"]["by_path"]} == set(by_name)
+    for of_path in parts["kl_acting"]["by_path"]:
         positions = [p for p in range(prompt) if acts(by_name[of_path["path"]], p)]
         mean = np.mean([kl[:, p - 1] for p in positions]) if positions else None
         assert of_path["value"] == (mean if mean is None else pytest.approx(mean))
@@ -62,10 +62,10 @@ def test_each_part_is_the_mean_over_positions_counted_one_by_one(prompt, generat
 
 def test_a_mask_without_masked_heads_acts_nowhere():
     mask = SinkMask.from_text("L0: 2f")
-    found = summarize_parts(np.zeros((2, 7), np.float32), mask, 8)
-    assert found["kl_acting"]["undefined"] == "no masked head acts before the end of the prompt"
-    assert found["kl_acting"]["by_path"] == []
-    assert found["kl_late"]["value"] == 0
+    parts = summarize_parts(np.zeros((2, 7), np.float32), mask, 8)
+    assert parts["kl_acting"]["undefined"] == "no masked head acts before the end of the prompt"
+    assert parts["kl_acting"]["by_path"] == []
+    assert parts["kl_late"]["value"] == 0
 
 
 def test_draws_of_a_control_have_each_in_an_intervals_place():

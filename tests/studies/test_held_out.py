@@ -19,9 +19,9 @@ def places(rows, tokens):
     """Which of the text's tokens each row has, of a text in which no excerpt is there twice."""
     ring = np.concatenate([tokens, tokens])
     at = np.arange(len(tokens))[:, None] + np.arange(rows.shape[1])
-    found = [np.flatnonzero((ring[at] == row).all(axis=1)) for row in rows]
-    assert [len(starts) for starts in found] == [1] * len(rows)
-    return [set((at[start] % len(tokens)).tolist()) for (start,) in found]
+    matches = [np.flatnonzero((ring[at] == row).all(axis=1)) for row in rows]
+    assert [len(starts) for starts in matches] == [1] * len(rows)
+    return [set((at[start] % len(tokens)).tolist()) for (start,) in matches]
 
 
 @pytest.mark.parametrize("called", ["text.txt", "./text.txt"])

@@ -50,22 +50,22 @@ def test_a_kl_has_the_interval_of_a_lognormals_mean():
     """By the published formula, of eight values whose logarithms' mean and deviation are known."""
     logs = np.array([-3, -2, -1, 0, 0, 1, 2, 3]) / 2
     spread = logs.var(ddof=1)
-    found = estimate_kl(np.exp(logs)[:, None])
+    estimate = estimate_kl(np.exp(logs)[:, None])
     half = 2.756509 * np.sqrt(spread / 8 + spread**2 / 14)  # t of 98% and 5 degrees of freedom
-    assert found["value"] == pytest.approx(np.exp(logs).mean())
-    assert found["low"] == pytest.approx(found["value"] * np.exp(-half))
-    assert found["high"] == pytest.approx(found["value"] * np.exp(half))
+    assert estimate["value"] == pytest.approx(np.exp(logs).mean())
+    assert estimate["low"] == pytest.approx(estimate["value"] * np.exp(-half))
+    assert estimate["high"] == pytest.approx(estimate["value"] * np.exp(half))
 
 
 def test_one_excerpt_in_a_hundred_that_is_most_of_the_mean_widens_its_interval():
     """Of a tail that no lognormal has the deviation knows more than the logarithms."""
     values = np.geomspace(0.001, 0.002, 100)
     values[50] = 1.0
-    found = estimate_kl(values)
+    estimate = estimate_kl(values)
     relative = np.std(values, ddof=1) / np.mean(values) / 10
     assert relative > 0.8
-    assert found["high"] == pytest.approx(values.mean() * np.exp(2.081734 * relative))
-    assert found["low"] == pytest.approx(values.mean() * np.exp(-2.081734 * relative))
+    assert estimate["high"] == pytest.approx(values.mean() * np.exp(2.081734 * relative))
+    assert estimate["low"] == pytest.approx(values.mean() * np.exp(-2.081734 * relative))
 
 
 def test_kls_near_zero_do_not_widen_an_interval_without_end():
@@ -74,9 +74,9 @@ def test_kls_near_zero_do_not_widen_an_interval_without_end():
     tight = estimate_kl(values)
     for least in (1e-12, 0.0, -1e-9):
         values[0] = least
-        found = estimate_kl(values)
-        assert found["low"] == pytest.approx(tight["low"], rel=0.02)
-        assert found["high"] == pytest.approx(tight["high"], rel=0.02)
+        estimate = estimate_kl(values)
+        assert estimate["low"] == pytest.approx(tight["low"], rel=0.02)
+        assert estimate["high"] == pytest.approx(tight["high"], rel=0.02)
     nothing = estimate_kl(np.array([-1e-9, 0, 0, 0, 0, 0, 0, 0]))
     assert nothing["low"] is None
     assert "rounding" in nothing["note"]

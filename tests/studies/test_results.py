@@ -43,8 +43,8 @@ def test_any_json_value_comes_back_as_it_was(values, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     records = [record(number, value=value) for number, value in enumerate(values)]
     with Results(folder, SPECIFICATION) as results:
-        for one in records:
-            results.append(one)
+        for each in records:
+            results.append(each)
         assert list(results) == records
     assert read_records(folder)[1] == records
     with Results(folder, SPECIFICATION) as results:
@@ -94,10 +94,10 @@ def test_damaged_arrays_count_as_missing(folder):
         missing = 0
         for place in range(len(whole)):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-            found = results.arrays("one")
-            missing += found is None
-            if found is not None and "values" in found:
-                np.testing.assert_array_equal(found["values"], values)
+            arrays = results.arrays("one")
+            missing += arrays is None
+            if arrays is not None and "values" in arrays:
+                np.testing.assert_array_equal(arrays["values"], values)
         assert missing > values.nbytes
         path.write_bytes(whole[: len(whole) // 2])
         assert results.arrays("one") is None
@@ -141,7 +141,7 @@ def test_a_last_line_torn_anywhere_is_cut_off(folder):
             assert path.read_bytes() == whole[:end]  # reading mends nothing
             assert digests.read_bytes() == kept
             with Results(folder, SPECIFICATION) as results:
-                assert [found["number"] for found in results] == [0, 1]
+                assert [each["number"] for each in results] == [0, 1]
                 results.append(record(2))
             assert path.read_bytes() == whole
             assert digests.read_bytes() == proof

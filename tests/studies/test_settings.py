@@ -21,13 +21,13 @@ def _study(name: str) -> type:
 
 def _numbers() -> list[tuple[str, str, type, bool]]:
     """Every number of every study: its study, its name, its type, whether it is in a tuple."""
-    found = []
+    numbers = []
     for study in STUDIES:
         for name, hint in typing.get_type_hints(_study(study)).items():
             kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in ODD]
             if kinds and name not in ELSEWHERE:
-                found.append((study, name, kinds[0], typing.get_origin(hint) is tuple))
-    return found
+                numbers.append((study, name, kinds[0], typing.get_origin(hint) is tuple))
+    return numbers
 
 
 @pytest.mark.parametrize(("study", "name", "kind", "several"), _numbers())

@@ -181,8 +181,8 @@ def test_the_shipped_texts_are_those_that_their_readme_describes():
     table = re.findall(
         r"`(\S+\.txt)` \| (.+?) \|.*`([0-9a-f]{64})`", (folder / "README.md").read_text()
     )
-    found = [(path.name, inputs.read_text(path, 1, 0).sha256) for path in folder.glob("*.txt")]
-    assert sorted(found) == sorted((file, sha256) for file, _, sha256 in table)
+    files = [(path.name, inputs.read_text(path, 1, 0).sha256) for path in folder.glob("*.txt")]
+    assert sorted(files) == sorted((file, sha256) for file, _, sha256 in table)
     named = {name: default(count=1, seed=0) for name, default in NAMED.items()}
     assert {f"{name}.txt": text.sha256 for name, text in named.items()} == {
         file: sha256 for file, _, sha256 in table

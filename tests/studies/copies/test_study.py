@@ -71,13 +71,13 @@ def test_fits_are_what_the_dense_oracle_says(model, excerpts):
     for layer, head, from_layer, from_head in [(1, 0, 0, 3), (2, 5, 1, 5), (2, 1, 0, 0)]:
         own, theirs = patterns[layer, head], patterns[from_layer, from_head]
         distance = np.square(theirs - own).sum(axis=-1)[:, 1:]
-        found = fit.pattern[layer, head, from_layer, from_head]
-        np.testing.assert_allclose(found, np.sqrt(distance.mean()), rtol=1e-4)
+        error = fit.pattern[layer, head, from_layer, from_head]
+        np.testing.assert_allclose(error, np.sqrt(distance.mean()), rtol=1e-4)
         o = np.asarray(model.layers[layer].attention.o[...], np.float64)[:, head].T
         change = (theirs - own) @ values[layer, :, :, head] @ o
         squares = np.square(change).sum(axis=-1)[:, 1:] / norms[layer]
-        found = fit.output[layer, head, from_layer, from_head]
-        np.testing.assert_allclose(found, np.sqrt(squares.mean()), rtol=1e-4)
+        error = fit.output[layer, head, from_layer, from_head]
+        np.testing.assert_allclose(error, np.sqrt(squares.mean()), rtol=1e-4)
         whole = np.square(own @ values[layer, :, :, head] @ o).sum(axis=-1)[:, 1:] / norms[layer]
         np.testing.assert_allclose(fit.nothing[layer, head], np.sqrt(whole.mean()), rtol=1e-4)
     layer, _, from_layer, _ = np.indices(fit.output.shape)

@@ -78,8 +78,8 @@ def test_every_method_is_judged_at_every_size(ran):
         assert int(mask.masked.sum()) in (3, 9)
         paths = {str(path) for layer in mask.heads for path in layer}
         assert paths == {record["path"], "full"}
-    found = [record for record in records if record["method"] == "budget search"]
-    assert [record["length"] for record in found] == [24, 24]
+    searched = [record for record in records if record["method"] == "budget search"]
+    assert [record["length"] for record in searched] == [24, 24]
     (gates,) = [record for record in records if record["method"] == "gates"]
     assert (gates["length"], gates["path"]) == (8, "sink(mean)")
     assert gates["result"]["mask"] == GATED

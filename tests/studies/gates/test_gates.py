@@ -14,6 +14,6 @@ def test_gates_at_their_ends_are_masks():
     tokens = tiny.tokens_of(model, (5, 12))
     chosen = np.random.default_rng(0).random((3, 6)) < 0.5
     logits = jnp.where(jnp.asarray(chosen), -50.0, 50.0).astype(jnp.float32)
-    found = model.logits(GatedModel(model, path).residuals(logits, tokens))
+    gated = model.logits(GatedModel(model, path).residuals(logits, tokens))
     expected = reference_logits(model, SinkMask.where(chosen, path), tokens)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(gated, expected, atol=2e-5)

@@ -40,66 +40,66 @@ arrays = st.integers(2, 5).flatmap(
 def test_auc_is_the_share_of_pairs_in_order(drawn):
     scores, outcomes = map(np.array, drawn)
     expected = brute_auc(scores.ravel(), outcomes.ravel())
-    found = score_predictions(scores, outcomes, seed=0)
-    value = found["auc"]["value"]
+    estimates = score_predictions(scores, outcomes, seed=0)
+    value = estimates["auc"]["value"]
     np.testing.assert_allclose(np.nan if value is None else value, expected, equal_nan=True)
     if value is None:
-        assert "head is a sink" in found["auc"]["undefined"]
+        assert "head is a sink" in estimates["auc"]["undefined"]
     within = [
         (brute_auc(s, o), o.sum() * (~o).sum()) for s, o in zip(scores.T, outcomes.T, strict=True)
     ]
     pairs = sum(count for _, count in within)
-    value = found["auc_within"]["value"]
+    value = estimates["auc_within"]["value"]
     assert (value is None) == (pairs == 0)
     if pairs:
-        expected = sum(one * count for one, count in within if count) / pairs
+        expected = sum(auc * count for auc, count in within if count) / pairs
         np.testing.assert_allclose(value, expected)
-    np.testing.assert_allclose(found["brier"]["value"], np.mean((scores - outcomes) ** 2))
+    np.testing.assert_allclose(estimates["brier"]["value"], np.mean((scores - outcomes) ** 2))
 
 
 def test_intervals_are_those_of_resampled_prompts():
     rng = np.random.default_rng(0)
     p, outcomes = rng.random((6, 40)).round(1), rng.random((6, 40)) < 0.4
-    found = score_predictions(p, outcomes, seed=3)
+    auc = score_predictions(p, outcomes, seed=3)["auc"]
     drawn = resample_counts(6, 3)[:200].astype(int)
     by_hand = [brute_auc(np.repeat(p, w, axis=0), np.repeat(outcomes, w, axis=0)) for w in drawn]
     low, high = np.quantile(by_hand, [0.1, 0.9])
-    assert found["auc"]["low"] < low < found["auc"]["value"] < high < found["auc"]["high"]
+    assert auc["low"] < low < auc["value"] < high < auc["high"]
     # One prompt alone has no interval.
-    one = score_predictions(p[:1], outcomes[:1], seed=3)
-    assert one["brier"]["low"] is None
+    single = score_predictions(p[:1], outcomes[:1], seed=3)
+    assert single["brier"]["low"] is None
 
 
 def test_calibration_by_hand():
     p = np.array([[0.05, 0.05, 0.95, 1.0]])
     outcomes = np.array([[False, True, True, True]])
-    found = score_predictions(p, outcomes, seed=0)
-    low, high = found["reliability"]
+    estimates = score_predictions(p, outcomes, seed=0)
+    low, high = estimates["reliability"]
     assert (low["low"], low["count"], low["observed"]["value"]) == (0, 2, 0.5)
     assert (high["low"], high["count"], high["observed"]["value"]) == (0.9, 2, 1)
     np.testing.assert_allclose(high["predicted"], 0.975)
-    np.testing.assert_allclose(found["calibration_error"]["value"], (0.9 + 0.05) / 4)
+    np.testing.assert_allclose(estimates["calibration_error"]["value"], (0.9 + 0.05) / 4)
 
 
 def test_the_better_of_two_predictors_has_the_lower_brier_score():
     outcomes = np.random.default_rng(0).random((9, 50)) < 0.5
     off = np.linspace(0.05, 0.15, 9)[:, None]
     good, bad = np.abs(outcomes - off), np.full(outcomes.shape, 0.5)
-    found = compare_brier(good, bad, outcomes, seed=0)
-    np.testing.assert_allclose(found["value"], np.square(off).mean() - 0.25)
-    assert found["high"] < 0
+    difference = compare_brier(good, bad, outcomes, seed=0)
+    np.testing.assert_allclose(difference["value"], np.square(off).mean() - 0.25)
+    assert difference["high"] < 0
 
 
 def test_acting_by_hand():
     outcomes = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]]], bool)
     p = np.array([[[0.9, 0.9, 0.1, 0.1]], [[0.9, 0.1, 0.9, 0.9]]])
     static = np.array([[0.9, 0.8, 0.7, 0.1]])
-    found = operate(p, static, outcomes, limit=0.5, seed=0)
-    assert found["share"]["value"] == 5 / 8
-    assert found["found"]["value"] == 1
-    assert found["wrong"]["value"] == 1 / 5
-    assert found["static_wrong"]["value"] == 1 / 4  # two heads, the nearest whole number to 2.5
-    assert found["masks"] == 1
+    estimates = operate(p, static, outcomes, limit=0.5, seed=0)
+    assert estimates["share"]["value"] == 5 / 8
+    assert estimates["found"]["value"] == 1
+    assert estimates["wrong"]["value"] == 1 / 5
+    assert estimates["static_wrong"]["value"] == 1 / 4  # two heads, the nearest whole number to 2.5
+    assert estimates["masks"] == 1
     nothing = operate(p, static, outcomes, limit=1.0, seed=0)
     assert nothing["wrong"]["value"] is None
     assert nothing["share"]["value"] == 0
@@ -110,12 +110,12 @@ def made(prompts=48, lengths=(2, 4, 8), seed=0):
     rng = np.random.default_rng(seed)
     scores = {}
     for length in lengths:
-        found = rng.random((prompts, 3, 2)).astype(np.float32)
-        signal = 1 - found[:, 0, 1] - 0.1 * np.log2(length)
-        found[:, 1, 0] = np.clip(signal + 0.4, 0, 1)
-        found[:, 2, 1] = found[:, 1, 0]
-        found[:, 1, 1] = found[:, 2, 0] = found[:, 0, 0]
-        scores[length] = found
+        drawn = rng.random((prompts, 3, 2)).astype(np.float32)
+        signal = 1 - drawn[:, 0, 1] - 0.1 * np.log2(length)
+        drawn[:, 1, 0] = np.clip(signal + 0.4, 0, 1)
+        drawn[:, 2, 1] = drawn[:, 1, 0]
+        drawn[:, 1, 1] = drawn[:, 2, 0] = drawn[:, 0, 0]
+        scores[length] = drawn
     return scores, {n: rng.integers(0, 5, prompts) for n in lengths}
 
 
@@ -164,8 +164,8 @@ def test_a_strong_prior_is_chosen_where_scores_are_noise():
     features = ("head", "length", "layer_0", "previous")
     chosen = fit_penalty(examples_of(noise, tokens), features, seed=0, penalties=penalties)
     assert chosen.penalty == 100.0
-    found = fit_penalty(examples_of(scores, tokens), features, seed=0, penalties=penalties)
-    assert found.penalty == 0.1
+    chosen = fit_penalty(examples_of(scores, tokens), features, seed=0, penalties=penalties)
+    assert chosen.penalty == 0.1
 
 
 SETTINGS = HeldOut(lengths=(4,), share=0.5)
@@ -179,14 +179,14 @@ def predicted():
 
 def test_what_scores_tell_is_found_and_what_they_do_not_is_not(predicted):
     for split in ("prompts_held_out", "lengths_held_out"):
-        found = predicted[split]["predictors"]
-        assert list(found) == list(PREDICTORS)
-        assert found["all"]["auc_within"]["value"] > 0.9
-        assert found["all"]["over_rate"]["high"] < 0
+        predictors = predicted[split]["predictors"]
+        assert list(predictors) == list(PREDICTORS)
+        assert predictors["all"]["auc_within"]["value"] > 0.9
+        assert predictors["all"]["over_rate"]["high"] < 0
         for name in ("rate", "rate_at_length"):
-            np.testing.assert_allclose(found[name]["auc_within"]["value"], 0.5)
-        assert found["shuffled"]["auc_within"]["low"] < 0.6
-        assert found["random"]["auc"]["low"] < 0.5 < found["random"]["auc"]["high"]
+            np.testing.assert_allclose(predictors[name]["auc_within"]["value"], 0.5)
+        assert predictors["shuffled"]["auc_within"]["low"] < 0.6
+        assert predictors["random"]["auc"]["low"] < 0.5 < predictors["random"]["auc"]["high"]
     assert predicted["prompts"] == {"fitted": 24, "held_out": 24}
     assert [(e["length"], e["held_out"]) for e in predicted["by_length"]] == [
         (2, False),
@@ -228,16 +228,16 @@ def test_nothing_of_held_out_prompts_or_lengths_enters_a_fit(predicted, monkeypa
         fits_of(other_scores, other_tokens),
     )
     assert len(fits) == 4
-    for one, other in zip(fits, others, strict=True):
-        assert one.penalty == other.penalty
-        np.testing.assert_array_equal(one.first_tokens, other.first_tokens)
-        for name, array in one.weights.items():
+    for fitted, other in zip(fits, others, strict=True):
+        assert fitted.penalty == other.penalty
+        np.testing.assert_array_equal(fitted.first_tokens, other.first_tokens)
+        for name, array in fitted.weights.items():
             np.testing.assert_array_equal(array, other.weights[name])
-        for name, (mean, deviation) in one.scaling.items():
+        for name, (mean, deviation) in fitted.scaling.items():
             np.testing.assert_array_equal(mean, other.scaling[name][0])
             np.testing.assert_array_equal(deviation, other.scaling[name][1])
-    for one, other in zip(rates, other_rates, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for rate, other in zip(rates, other_rates, strict=True):
+        np.testing.assert_array_equal(rate, other)
 
 
 def acting(wrong, static, high, masks):

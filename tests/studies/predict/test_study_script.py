@@ -44,9 +44,9 @@ def test_the_terminal_shows_what_the_records_say(tiny, prompts, tmp_path, capsys
     assert record["kind"] == "prediction"
     assert record["held_out_lengths"] == [4]
     assert record["result"]["prompts"] == {"fitted": 7, "held_out": 5}
-    found = record["result"]["lengths_held_out"]["predictors"]
+    predictors = record["result"]["lengths_held_out"]["predictors"]
     for name in ("all", "rate_at_length", "same_index"):
-        assert f"{found[name]['brier']['value']:.4f}" in out
+        assert f"{predictors[name]['brier']['value']:.4f}" in out
     assert "Good enough to act on: " in out
     html, _ = render_page(Predict.page(*read_records(tmp_path / "out")))
     for title in ("held-out lengths", "calibration of", "by length", "acting on"):

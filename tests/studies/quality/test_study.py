@@ -74,14 +74,14 @@ def test_a_masks_cost_is_what_the_dense_oracle_says(measured, tiny, mask_file, s
         tokens = jnp.asarray(excerpts)
         logits = reference_logits(model, saved.mask, tokens, fills=jnp.asarray(saved.fills))
         kl = kl_of(model(tokens), logits)[:, 1:]
-        found = records_of(measured, kind="quality", length=length)
-        (record,) = [r for r in found if names(r, mask_file)]
+        records = records_of(measured, kind="quality", length=length)
+        (record,) = [r for r in records if names(r, mask_file)]
         assert record["num_windows"] == 2
         assert record["candidate"]["mask_digest"] == saved.mask.digest
         assert record["candidate"]["heads"] == {"full": 4, "copy": 0, "window": 3, "sink": 5}
-        found = record["result"]["kl"]
-        np.testing.assert_allclose(found["mean"]["value"], kl.mean(), rtol=1e-3)
-        np.testing.assert_allclose(found["max"], kl.max(), rtol=1e-3)
+        summary = record["result"]["kl"]
+        np.testing.assert_allclose(summary["mean"]["value"], kl.mean(), rtol=1e-3)
+        np.testing.assert_allclose(summary["max"], kl.max(), rtol=1e-3)
 
 
 def test_the_baselines_own_mask_costs_exactly_nothing(measured):
@@ -171,8 +171,8 @@ def test_plans_are_measured_on_both_sides_of_a_boundary_and_across_it(
                 kl_of(full(longer), by_rule[rule](size)(longer))[:, size - 1].mean()
                 for size in range(length + 1, length + 7)
             ]
-            found = forced["result"]["kl_generated"]["value"]
-            np.testing.assert_allclose(found, np.mean(after), rtol=1e-3)
+            generated = forced["result"]["kl_generated"]["value"]
+            np.testing.assert_allclose(generated, np.mean(after), rtol=1e-3)
             wanted = first_differences(baseline, continued(padded, length, by_rule[rule]))
             assert record["result"]["per_window"] == wanted.tolist()
             crossing = record.get("crossing")

@@ -41,8 +41,8 @@ def test_a_repair_changes_output_slices_and_biases_alone(model, repair, excerpts
     ]
     tokens = jnp.asarray(excerpts)
     expected = model.logits(residuals(specialize(model, MASK), tokens))
-    found = model.logits(repair.residuals(repair.start, tokens))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    logits = model.logits(repair.residuals(repair.start, tokens))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
     bias = jnp.arange(40, dtype=jnp.float32)
     moved = repair.residuals({**repair.start, "layers.2.attention.mean_bias": bias}, tokens)
     np.testing.assert_array_equal(moved[:, 0], repair.residuals(repair.start, tokens)[:, 0])
@@ -94,9 +94,9 @@ def test_a_repair_is_the_same_over_a_mesh_whose_chips_have_heads_in_another_orde
     for of, repair in zip(laid, over, strict=True):
         for name, value in alone.start.items():
             np.testing.assert_array_equal(repair.start[name], value)
-        found = repair.residuals(kept, lay_rows(of, tokens))
+        stream = repair.residuals(kept, lay_rows(of, tokens))
         # Of values up to 13 that is float32's own: the baseline's differ by as much.
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(stream, wanted, rtol=0, atol=1e-5)
 
 
 def test_there_is_nothing_to_repair_where_all_heads_are_full(model):

@@ -21,14 +21,14 @@ def test_in_a_layer_with_a_window_of_its_own_wider_windows_mask_no_head(by):
     settings = SearchSettings(
         (narrow, wide), 0.1, Workload(16), by=by, ranking="error", objective="heads", rounds=1
     )
-    found = search(model, excerpts, excerpts, settings)
-    np.testing.assert_array_equal(found.savings[1] > 0, [False, True, False])
+    outcome = search(model, excerpts, excerpts, settings)
+    np.testing.assert_array_equal(outcome.savings[1] > 0, [False, True, False])
     scores = np.random.default_rng(0).random((3, 6))
-    controls = control_masks(found, settings, model.config, scores, draws=2)
+    controls = control_masks(outcome, settings, model.config, scores, draws=2)
     assert len(controls) == len(CONTROLS) + len(RANDOM)
-    size = int(found.mask.masked.sum())
+    size = int(outcome.mask.masked.sum())
     assert 0 < size < 18
-    for mask in (found.mask, *controls.values()):
+    for mask in (outcome.mask, *controls.values()):
         assert int(mask.masked.sum()) == size
         assert not any(wide in mask.heads[layer] for layer in (0, 2))
     widest = controls["random, on the widest path 1"]

@@ -94,7 +94,7 @@ def test_errors_and_means_are_those_of_dense_attention(excerpts, scored, shape):
         after, full = dense_layer(layer, x, context, Full())
         means = np.asarray(full)[:, 1:].mean(axis=(0, 1))
         np.testing.assert_allclose(fills[index], means, atol=1e-5)
-        for path, found in zip(PATHS, errors[:, index], strict=True):
+        for path, error in zip(PATHS, errors[:, index], strict=True):
             _, changed = dense_layer(layer, x, context, path)
             if path == Sink("mean"):
                 changed = changed.at[:, 1:].set(fills[index])
@@ -103,7 +103,7 @@ def test_errors_and_means_are_those_of_dense_attention(excerpts, scored, shape):
             added = np.stack(added, axis=2) - residual(layer, x, context, full)[:, :, None]
             relative = np.linalg.norm(added, axis=-1) / np.linalg.norm(x, axis=-1)[:, :, None]
             wanted = np.sqrt(np.square(relative[scored]).mean(axis=0))
-            np.testing.assert_allclose(found, wanted, rtol=1e-3)
+            np.testing.assert_allclose(error, wanted, rtol=1e-3)
         x = after
 
 
@@ -152,16 +152,16 @@ def test_predicted_costs_are_what_small_moves_cost(model, excerpts, judge, start
     moves = rank_moves(mask, paths, predicted, np.ones((1, 1)))
     assert len(moves) == mask.counts()["full"]
     before = kl(mask)
-    alone, found = [], []
+    alone, measured = [], []
     for move in moves[:10]:
         linear = predicted.linear[1, move.layer, move.unit]
         products = predicted.products[:, 1, move.layer, move.unit]
         cost = linear + np.square(products).mean() / 2
         if abs(cost) < 2e-4:
             alone.append(cost)
-            found.append(kl(make_moves(mask, [move])) - before)
-    assert len(found) >= 3
-    np.testing.assert_allclose(alone, found, rtol=0.35, atol=1e-6)
+            measured.append(kl(make_moves(mask, [move])) - before)
+    assert len(measured) >= 3
+    np.testing.assert_allclose(alone, measured, rtol=0.35, atol=1e-6)
 
 
 @pytest.mark.parametrize("windows", [(), (16, None, 24), (12, 12, 12)])
@@ -170,7 +170,7 @@ def test_savings_are_differences_of_predicted_programs(model, windows):
     config = dataclasses.replace(model.config, layer_windows=windows)
     paths = (Sink("first"), Window(2, 4), Window(2, 16))
     workload = Workload(32, batch_size=2, generated=3, operations_per_byte=7.0)
-    found = path_savings(config, paths, workload, num_kv_heads=config.num_kv_heads)
+    savings = path_savings(config, paths, workload, num_kv_heads=config.num_kv_heads)
 
     def price(mask):
         costs = [
@@ -180,18 +180,18 @@ def test_savings_are_differences_of_predicted_programs(model, windows):
         return each[0] + 3 * each[1]
 
     full = SinkMask.full(config)
-    for path, of_layers in zip(paths, found, strict=True):
+    for path, of_layers in zip(paths, savings, strict=True):
         for layer, saving in enumerate(of_layers):
             group = (path,) * 3 + (Full(),) * 3
             one_group = SinkMask((*full.heads[:layer], group, *full.heads[layer + 1 :]))
-            one = 1 - price(one_group) / price(full)
-            np.testing.assert_allclose(saving, one, rtol=1e-9, atol=1e-12)
+            wanted = 1 - price(one_group) / price(full)
+            np.testing.assert_allclose(saving, wanted, rtol=1e-9, atol=1e-12)
     for layer, window in enumerate(windows or [None] * config.num_layers):
         least = 0 if window is not None and window <= 16 else 1e-6
-        assert found[0, layer] > found[1, layer] > found[2, layer] >= least
-        assert (found[2, layer] == 0) == (least == 0)
+        assert savings[0, layer] > savings[1, layer] > savings[2, layer] >= least
+        assert (savings[2, layer] == 0) == (least == 0)
     heads = path_savings(config, paths, workload, num_kv_heads=None)
-    np.testing.assert_allclose(heads * 3, found)
+    np.testing.assert_allclose(heads * 3, savings)
 
 
 @settings(max_examples=50, deadline=None)
@@ -266,14 +266,14 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, excerp
     settings = SearchSettings(
         (Window(1, 4), Window(1, 8)), 0.05, Workload(16), objective="heads", rounds=2, samples=4
     )
-    found = search(model, excerpts, more, settings)
-    size = int(found.mask.masked.sum())
+    outcome = search(model, excerpts, more, settings)
+    size = int(outcome.mask.masked.sum())
     assert 0 < size < 18
-    assert found.kl <= 0.05
-    kl = Judge(model, more)(found.mask).astype(np.float64)
-    first = min(path.acts_from for layer in found.mask.heads for path in layer if path != Full())
+    assert outcome.kl <= 0.05
+    kl = Judge(model, more)(outcome.mask).astype(np.float64)
+    first = min(path.acts_from for layer in outcome.mask.heads for path in layer if path != Full())
     # Of 16 tokens the last 4, none of which is generated, or those at which a window acts.
-    assert found.kl == pytest.approx(max(kl[:, first - 1 :].mean(), kl[:, 11:].mean()))
+    assert outcome.kl == pytest.approx(max(kl[:, first - 1 :].mean(), kl[:, 11:].mean()))
     on_mean = dataclasses.replace(settings, budget_on="mean")
     other = search(model, excerpts, more, on_mean)
     assert other.kl == pytest.approx(Judge(model, more)(other.mask).mean(dtype=np.float64))
@@ -282,8 +282,8 @@ def test_a_search_stays_within_its_budget_and_finds_the_same_again(model, excerp
     kl = Judge(model, more)(generated.mask).astype(np.float64)
     assert generated.kl >= kl[:, 11:].mean() - 1e-9
     again = search(model, excerpts, more, settings)
-    assert again.mask == found.mask
-    assert [step.tried for step in again.rounds] == [step.tried for step in found.rounds]
+    assert again.mask == outcome.mask
+    assert [step.tried for step in again.rounds] == [step.tried for step in outcome.rounds]
 
 
 def questions(model, seed, count=4):
@@ -391,8 +391,8 @@ def test_a_search_for_several_chips_finds_a_mask_that_is_even_with_answers_and_w
 def test_shorter_prompts_cost_what_their_own_excerpts_cost(model):
     rows = np.asarray(tiny.tokens_of(model, (3, 44), seed=2))
     mask = SinkMask.from_text("L0: 6f | L1: 3w(1,4) 3f | L2: 6w(2,20)")
-    found = parts_up_to(Judge(model, rows)(mask), mask, 36)
-    assert list(found) == [36, 18, 9, 4, 2]
+    parts = parts_up_to(Judge(model, rows)(mask), mask, 36)
+    assert list(parts) == [36, 18, 9, 4, 2]
     alone = part_means(Judge(model, rows[:, :26])(mask), mask, 18)
-    assert list(found[18]) == list(alone) == ["kl_acting", "kl_late", "kl_generated"]
-    np.testing.assert_allclose(list(found[18].values()), list(alone.values()), rtol=1e-4)
+    assert list(parts[18]) == list(alone) == ["kl_acting", "kl_late", "kl_generated"]
+    np.testing.assert_allclose(list(parts[18].values()), list(alone.values()), rtol=1e-4)

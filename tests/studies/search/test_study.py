@@ -124,8 +124,8 @@ def test_controls_are_as_large_as_the_chosen_mask_and_judged_on_the_same_excerpt
     sizes = {r["candidate"]["heads"]["full"] for r in quality}
     assert len(sizes) == 1
     assert sizes.pop() < 12
-    (found,) = (record for record in records if record["kind"] == "search")
-    used = {found["ranking_sha256"], found["held_sha256"], *(r["tokens_sha256"] for r in quality)}
+    (search,) = (record for record in records if record["kind"] == "search")
+    used = {search["ranking_sha256"], search["held_sha256"], *(r["tokens_sha256"] for r in quality)}
     assert len(used) == 4
 
 

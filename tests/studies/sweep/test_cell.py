@@ -209,9 +209,9 @@ def test_shuffled_control_is_that_of_all_permutations_that_keep_groups_together(
 @settings(deadline=None, max_examples=20)
 @given(sinks=sink_arrays(st.tuples(st.integers(1, 4), st.integers(2, 5), st.integers(1, 4))))
 def test_each_later_layer_is_layer_0_with_that_layer_alone(sinks):
-    found = cell(sinks)["later_layers"]
+    later_layers = cell(sinks)["later_layers"]
     lifts = {}
-    for layer, later in enumerate(found["layers"], start=1):
+    for layer, later in enumerate(later_layers["layers"], start=1):
         alone = cell(sinks[:, [0, layer]])["conditional"][0]
         assert later["layer"] == layer
         assert later["given_sink"] == alone["given_sink"]
@@ -225,7 +225,7 @@ def test_each_later_layer_is_layer_0_with_that_layer_alone(sinks):
         for nothing in (later["lift"], later["shuffled"]["lift"]):
             assert nothing["value"] is None
             assert nothing["undefined"].startswith(f"layer {which} has no sink head in ")
-    best = found["best"]
+    best = later_layers["best"]
     if not lifts:
         assert best["layer"] is best["lift"]["value"] is best["shuffled_best_lift"]["value"] is None
         assert best["lift"]["undefined"]

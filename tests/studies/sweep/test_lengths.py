@@ -155,9 +155,9 @@ def test_lift_steps_without_a_lift_are_left_out():
 
 def test_changes_that_do_not_exist():
     sinks = np.random.default_rng(10).random((10, 3, 4)) < 0.5
-    one = lengths_of([sinks])
+    single = lengths_of([sinks])
     for name in ("share_change", "lift_change"):
-        assert one[name] == {"undefined": "one length only (2 tokens): there is no step"}
+        assert single[name] == {"undefined": "one length only (2 tokens): there is no step"}
     same = lengths_of([sinks, sinks])
     assert same["share_change"] == {
         "undefined": "the share of sinks is the same at all of these lengths"

@@ -38,14 +38,14 @@ def find(tables, *parts):
 
 
 def cells_of(records, source, definition, threshold=0.9):
-    found = [
+    cells = [
         record
         for record in records
         if record["kind"] == "cell"
         and record["source"]["name"] == source
         and (record["definition"], record["threshold"]) == (definition, threshold)
     ]
-    return sorted(found, key=lambda record: record["length"])
+    return sorted(cells, key=lambda record: record["length"])
 
 
 def number(text):

@@ -34,9 +34,9 @@ def products(count):
 
 def test_what_the_host_waits_for_is_not_the_device_time(tmp_path):
     calls = {"four": products(4), "sixteen": products(16)}
-    found = device_seconds(trace(calls, 3, tmp_path))
-    assert {name: len(seconds) for name, seconds in found.items()} == {"four": 3, "sixteen": 3}
-    four, sixteen = (min(found[name]) for name in ("four", "sixteen"))
+    samples = device_seconds(trace(calls, 3, tmp_path))
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"four": 3, "sixteen": 3}
+    four, sixteen = (min(samples[name]) for name in ("four", "sixteen"))
     assert 4 * 2 * 512**3 / 1e13 < four < WAIT
     assert 1.5 < sixteen / four < 10
 
@@ -71,8 +71,8 @@ HOST = plane(
 
 
 def seconds_of(*planes):
-    found = device_seconds(types.SimpleNamespace(planes=planes))
-    return {name: [1e9 * s for s in seconds] for name, seconds in found.items()}
+    samples = device_seconds(types.SimpleNamespace(planes=planes))
+    return {name: [1e9 * s for s in seconds] for name, seconds in samples.items()}
 
 
 def test_kernels_that_overlap_on_a_gpu_count_once_and_copies_do_not():

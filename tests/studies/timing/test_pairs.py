@@ -41,11 +41,11 @@ def test_every_sample_is_kept_and_neither_warm_up_nor_preparation_is_one():
         "a": clock.call("a", lambda: float(next(lengths)), prepare=100.0),
         "b": clock.call("b", 0.5),
     }
-    found = interleave(calls, rounds=4, warmup=2, clock=clock)
-    assert found["a"].warmup == [1, 2]
-    assert found["a"].seconds == [3, 4, 5, 6]
-    assert found["b"].seconds == [0.5] * 4
-    assert all(len(one.cpu_seconds) == 4 for one in found.values())
+    samples = interleave(calls, rounds=4, warmup=2, clock=clock)
+    assert samples["a"].warmup == [1, 2]
+    assert samples["a"].seconds == [3, 4, 5, 6]
+    assert samples["b"].seconds == [0.5] * 4
+    assert all(len(each.cpu_seconds) == 4 for each in samples.values())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,8 +56,8 @@ def test_of_any_two_calls_each_goes_first_as_often(seed):
     rounds = [clock.calls[start : start + 4] for start in range(0, 24, 4)]
     assert all(sorted(order) == list("abcd") for order in rounds)
     assert len({tuple(order) for order in rounds}) > 2
-    for one, other in itertools.combinations("abcd", 2):
-        assert sum(order.index(one) < order.index(other) for order in rounds) == 3
+    for name, other in itertools.combinations("abcd", 2):
+        assert sum(order.index(name) < order.index(other) for order in rounds) == 3
 
 
 def test_a_machine_that_slows_down_changes_no_ratio():
@@ -69,22 +69,22 @@ def test_a_machine_that_slows_down_changes_no_ratio():
     def work(name, amount):
         return clock.call(name, lambda: amount * speeds[2 * next(numbers[name])])
 
-    found = interleave(
+    samples = interleave(
         {"once": work("once", 1.0), "twice": work("twice", 2.0)}, rounds=10, warmup=0, clock=clock
     )
-    one, two = found["once"].seconds, found["twice"].seconds
-    assert ratio(two, one) == pytest.approx({"value": 2, "low": 2, "high": 2, "level": 0.95})
-    assert np.median(two[:5]) / np.median(one[5:]) < 1.5  # as it would be without pairs
+    once, twice = samples["once"].seconds, samples["twice"].seconds
+    assert ratio(twice, once) == pytest.approx({"value": 2, "low": 2, "high": 2, "level": 0.95})
+    assert np.median(twice[:5]) / np.median(once[5:]) < 1.5  # as it would be without pairs
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=9))
 @settings(max_examples=20, deadline=None)
 def test_resampled_medians_are_those_of_the_resamples(values):
     ordered = np.sort(values)
-    found = _resampled_medians(ordered, seed=1)
+    medians = _resampled_medians(ordered, seed=1)
     counts = resample_counts(len(values), 1)[::50].astype(int)
     wanted = [np.median(np.repeat(ordered, row)) for row in counts]
-    np.testing.assert_allclose(found[::50], wanted, rtol=1e-12)
+    np.testing.assert_allclose(medians[::50], wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rounds", [5, 7, 15, 30])
@@ -95,8 +95,8 @@ def test_the_same_twice_has_an_interval_with_1_as_often_as_it_says(rounds):
     for _ in range(tries):
         speed = np.exp(np.cumsum(rng.normal(0, 0.05, rounds)))
         noise = 1 + rng.pareto(3, (2, rounds)) / 10
-        found = ratio(*(speed * noise))
-        held += found["low"] <= 1 <= found["high"]
+        interval = ratio(*(speed * noise))
+        held += interval["low"] <= 1 <= interval["high"]
     assert held / tries > (0.92 if rounds > 5 else 0.9)  # of five, the whole range has 0.94
 
 
@@ -106,8 +106,8 @@ def test_what_is_no_pair_is_refused():
 
 
 def test_the_summary_of_known_samples():
-    found = summary([4.0, 1.0, 2.0, 3.0, 10.0])
-    assert found == {"median": 3.0, "least": 1.0, "most": 10.0, "spread": pytest.approx(2 / 3)}
+    summarized = summary([4.0, 1.0, 2.0, 3.0, 10.0])
+    assert summarized == {"median": 3.0, "least": 1.0, "most": 10.0, "spread": pytest.approx(2 / 3)}
 
 
 def test_real_work_against_itself_and_against_twice_as_much():
@@ -118,20 +118,20 @@ def test_real_work_against_itself_and_against_twice_as_much():
 
     calls = {"baseline": sorting(1), "again": sorting(1), "twice": sorting(2)}
     for seed in range(3):  # an interval of 95% misses once in twenty times
-        found = interleave(calls, rounds=16, warmup=1, seed=seed)
-        seconds = {name: one.seconds for name, one in found.items()}
+        samples = interleave(calls, rounds=16, warmup=1, seed=seed)
+        seconds = {name: each.seconds for name, each in samples.items()}
         again = ratio(seconds["again"], seconds["baseline"])
         if again["low"] <= 1 <= again["high"]:
             break
     assert again["low"] <= 1 <= again["high"]
     assert ratio(seconds["twice"], seconds["baseline"])["value"] > 1
     # Other work on the machine takes turns with this, but no part in its CPU time.
-    cpu = {name: one.cpu_seconds for name, one in found.items()}
+    cpu = {name: each.cpu_seconds for name, each in samples.items()}
     assert 1 < ratio(cpu["twice"], cpu["baseline"])["low"] < 4
 
 
 def test_waiting_for_others_is_outside_of_the_clock():
     start = time.perf_counter()
-    found = interleave({"nothing": Call(lambda: None)}, rounds=4, warmup=1, settle=0.05)
+    samples = interleave({"nothing": Call(lambda: None)}, rounds=4, warmup=1, settle=0.05)
     assert time.perf_counter() - start > 5 * 0.05
-    assert min(found["nothing"].seconds) < 0.05
+    assert min(samples["nothing"].seconds) < 0.05

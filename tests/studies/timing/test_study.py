@@ -66,7 +66,7 @@ def test_records_hold_every_sample_and_what_reproduces_them(records, model):
         programs = (*result["programs"].values(), result["baseline_again"])
         assert set(result["programs"]) == {"baseline", "mine"}
         assert set(result["machine"]) == {"read", "multiply"}
-        machine = [one for measured in result["machine"].values() for one in measured["samples"]]
+        machine = [of for measured in result["machine"].values() for of in measured["samples"]]
         for samples in (*(program["samples"] for program in programs), *machine):
             assert len(samples["seconds"]) == ROUNDS
             assert len(samples["warmup"]) == 1
@@ -165,14 +165,14 @@ def test_a_run_that_was_killed_goes_on_by_the_device_clock(tmp_path, free_memory
 
 
 def test_google_benchmark_json_has_its_shape(records):
-    found = google_benchmark(records, date="2026-01-01T00:00:00+00:00", executable="x")
-    context = found["context"]
+    benchmark = google_benchmark(records, date="2026-01-01T00:00:00+00:00", executable="x")
+    context = benchmark["context"]
     assert {"date", "executable", "num_cpus", "load_avg", "library_build_type"} <= set(context)
-    runs = [run for run in found["benchmarks"] if run["run_type"] == "iteration"]
-    aggregates = [run for run in found["benchmarks"] if run["run_type"] == "aggregate"]
+    runs = [run for run in benchmark["benchmarks"] if run["run_type"] == "iteration"]
+    aggregates = [run for run in benchmark["benchmarks"] if run["run_type"] == "aggregate"]
     assert len(runs) == 2 * 3 * ROUNDS
     assert len(aggregates) == 2 * 3 * 4
-    for run in found["benchmarks"]:
+    for run in benchmark["benchmarks"]:
         assert {"name", "run_name", "iterations", "real_time", "cpu_time"} <= set(run)
         assert run["time_unit"] == "ms"
     first = [run for run in runs if run["run_name"] == "decode/b2/t16/n5/mine/process_time"]

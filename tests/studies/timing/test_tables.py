@@ -86,7 +86,7 @@ def test_few_rounds_say_what_their_intervals_cover(rounds, covers):
         return
     assert f"covers {covers}" in said[0]
     ratios = np.exp(np.random.default_rng(0).normal(size=(400, rounds)))
-    found = [ratio(each, np.ones(rounds)) for each in ratios]
-    assert [(of["low"], of["high"]) for of in found] == [(min(of), max(of)) for of in ratios]
-    holds = np.mean([of["low"] <= 1 <= of["high"] for of in found])
+    intervals = [ratio(each, np.ones(rounds)) for each in ratios]
+    assert [(of["low"], of["high"]) for of in intervals] == [(min(of), max(of)) for of in ratios]
+    holds = np.mean([of["low"] <= 1 <= of["high"] for of in intervals])
     assert holds == pytest.approx(float(covers[:-1]) / 100, abs=0.06)

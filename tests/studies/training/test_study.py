@@ -55,8 +55,8 @@ def test_gates_from_their_flags_to_masks(small, tmp_path, capsys):
     assert not before["repaired"]
     assert after["repaired"]
     # Both judge the same excerpts: by the selection above, by the specialized model here.
-    found = before["result"]["kl"]["value"]
-    np.testing.assert_allclose(found, judged[0]["result"]["kl"]["value"], rtol=1e-3)
+    kl = before["result"]["kl"]["value"]
+    np.testing.assert_allclose(kl, judged[0]["result"]["kl"]["value"], rtol=1e-3)
     changes = load_repair(
         tmp_path / "repair" / "gates-0.5.json",
         mask_digest=saved.mask.digest,

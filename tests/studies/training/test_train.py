@@ -56,11 +56,11 @@ def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(model, gated,
         return ((jnp.exp(theirs) * (theirs - ours)).sum(axis=-1) @ weights.T).trace() / shape[0]
 
     expected, gradient = jax.value_and_grad(whole)(logits)
-    found, back = jax.vjp(lambda p: gated.residuals(p, tokens)[:, 1:], logits)
+    stream, back = jax.vjp(lambda p: gated.residuals(p, tokens)[:, 1:], logits)
     head = OutputHead(model)
-    kl, of_found = mean_divergence(head, residuals(model, tokens)[:, 1:], found, weights)
+    kl, of_stream = mean_divergence(head, residuals(model, tokens)[:, 1:], stream, weights)
     np.testing.assert_allclose(kl, expected, rtol=1e-4)
-    np.testing.assert_allclose(back(of_found)[0], gradient, atol=1e-6)
+    np.testing.assert_allclose(back(of_stream)[0], gradient, atol=1e-6)
     assert np.abs(gradient).min() > 1e-5
 
 
@@ -201,13 +201,13 @@ def test_rows_that_a_mesh_does_not_divide_lie_over_it_and_train_as_on_one_device
     monkeypatch.setattr(training, "lay_rows", noted)
     how = dataclasses.replace(TRAIN, steps=2, rows=3)
     laid = shard(model, make_mesh({"data": 2, "model": 2, "sub": 2}))
-    found = []
+    trained = []
     for name, of in (("alone", model), ("over", laid)):
         gated = GatedModel(of, PATH)
-        found.append(train(of, gated, excerpts, tmp_path / name, how, on_step=counted.append))
+        trained.append(train(of, gated, excerpts, tmp_path / name, how, on_step=counted.append))
     assert lie == {(3, 3), (4, 2)}
     assert counted == [36] * 4
-    alone, over = found
+    alone, over = trained
     np.testing.assert_allclose(over.history["loss"], alone.history["loss"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(over.parameters, alone.parameters, rtol=0, atol=1e-6)
 
@@ -215,16 +215,16 @@ def test_rows_that_a_mesh_does_not_divide_lie_over_it_and_train_as_on_one_device
 def test_a_device_of_a_mesh_makes_the_logits_of_its_own_rows_for_the_loss(model):
     """Every device made those of all rows."""
     excerpts, weights = np.asarray(tiny.tokens_of(model, (8, 33))), np.ones((8, 32), np.float32)
-    found = []
+    measured = []
     for of in (model, shard(model, make_mesh({"data": 8}))):
         stream = residuals(of, lay_rows(of, excerpts))[:, 1:]
         arguments = OutputHead(of), stream, stream + 0.1, lay_rows(of, weights)
         work = Module(mean_divergence.lower(*arguments).compile().as_text()).flops()
-        found.append((work, *map(np.asarray, mean_divergence(*arguments))))
-    (alone, *values), (over, *others) = found
+        measured.append((work, *map(np.asarray, mean_divergence(*arguments))))
+    (alone, *values), (over, *others) = measured
     assert over < 1.05 * alone / 8
-    for one, many in zip(values, others, strict=True):
-        np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-6)
+    for value, other in zip(values, others, strict=True):
+        np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
