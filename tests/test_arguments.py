@@ -82,11 +82,11 @@ def test_an_empty_name_is_not_the_folder_at_hand(tmp_path, monkeypatch):
 def test_fills_may_be_lists(model):
     fills = tiny.make_fills(model)
     tokens = tiny.tokens_of(model, (1, 4))
-    found, wanted = (
+    logits, wanted = (
         tiny.call(sinkjax.specialize(model, MASK, fills=of), tokens)
         for of in (fills.tolist(), fills)
     )
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(logits, wanted)
     with pytest.raises(ValueError, match=r"fills have shape \(2,\)"):
         sinkjax.specialize(model, MASK, fills=[1, 2])
 

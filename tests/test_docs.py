@@ -123,9 +123,9 @@ def test_links_and_named_files_are_there(page):
 def test_printed_commands_have_flags_and_values_that_are_there(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     wrong = {
-        " ".join([name, *arguments]): list(map(str, found))
+        " ".join([name, *arguments]): list(map(str, listed))
         for name, arguments in commands(page)
-        if (found := problems(name, arguments))
+        if (listed := problems(name, arguments))
     }
     assert wrong == {}
 

@@ -51,8 +51,8 @@ MASKS = {
 
 def section(page, heading):
     parts = re.split(r"^#+ ", prose(ROOT / page), flags=re.M)
-    (found,) = (part for part in parts if part.startswith(f"{heading}\n"))
-    return found
+    (own,) = (part for part in parts if part.startswith(f"{heading}\n"))
+    return own
 
 
 def tables(page, heading):
@@ -86,9 +86,9 @@ def of_text(entries, name):
 
 def estimate(entry, part):
     """A KL with its interval, or with the least and the most of several draws."""
-    found = entry[part].get("mean", entry[part])
-    each = found.get("each", (found["low"], found["high"]))
-    return found["value"], min(each), max(each)
+    kl = entry[part].get("mean", entry[part])
+    each = kl.get("each", (kl["low"], kl["high"]))
+    return kl["value"], min(each), max(each)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -339,14 +339,14 @@ def numbers(name):
     ]
 
     def costs(lengths, *parts, texts=entries):
-        found = [
+        values = [
             kl
             for of in texts
             for length, by_part in of["shorter"].items()
             for part, kl in by_part.items()
             if int(length) in lengths and (not parts or part in parts)
         ]
-        return max(found, default=None)
+        return max(values, default=None)
 
     half = range(max(saved.provenance.lengths) // 2 + 1)
     return {

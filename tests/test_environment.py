@@ -15,22 +15,22 @@ pytestmark = pytest.mark.quick
 
 
 def test_versions_and_devices_are_those_that_compute():
-    found = environment()
-    assert found["sinkjax"] == sinkjax.__version__
+    facts = environment()
+    assert facts["sinkjax"] == sinkjax.__version__
     for package in ("jax", "jaxlib", "flax", "transformers", "numpy"):
-        assert found[package] == importlib.metadata.version(package)
-    assert sys.version.startswith(found["python"])
-    assert (found["platform"], found["num_devices"]) == ("cpu", len(jax.devices()))
-    assert found["xla_flags"] == os.environ["XLA_FLAGS"]
-    assert found["device"]
+        assert facts[package] == importlib.metadata.version(package)
+    assert sys.version.startswith(facts["python"])
+    assert (facts["platform"], facts["num_devices"]) == ("cpu", len(jax.devices()))
+    assert facts["xla_flags"] == os.environ["XLA_FLAGS"]
+    assert facts["device"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity of processes")
 def test_processors_are_counted_that_the_process_may_use():
     """Not those of the machine: XLA has no threads for the others."""
-    one = min(os.sched_getaffinity(0))
+    processor = min(os.sched_getaffinity(0))
     code = (
-        f"import os; os.sched_setaffinity(0, [{one}])\n"
+        f"import os; os.sched_setaffinity(0, [{processor}])\n"
         "from sinkjax.environment import num_threads; print(num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,16 +28,16 @@ def test_the_tiny_model_has_every_path():
 
 @pytest.mark.default_compilation
 def test_perplexity_of_the_real_model_by_a_scan(smollm2_gguf):
-    found = perplexity.main()
-    assert 5 < found["baseline"] < found["windows"] < 500
+    perplexities = perplexity.main()
+    assert 5 < perplexities["baseline"] < perplexities["windows"] < 500
 
 
 def test_gradients_of_each_row_are_its_slopes():
     """Along its own gradient a row's loss rises by the gradient's norm, every path included."""
-    fast, tokens, found = gradients.main()
-    parts = {path[-1] for path, _ in nnx.to_flat_state(nnx.state(found)) if "attention" in path}
+    fast, tokens, by_row = gradients.main()
+    parts = {path[-1] for path, _ in nnx.to_flat_state(nnx.state(by_row)) if "attention" in path}
     assert {"q", "k", "v", "o", "first_o", "other_o"} <= parts
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_row))
 
     def slope(model, gradient, row):
         norm, small = optax.tree.norm(gradient), 0.003
@@ -46,7 +46,7 @@ def test_gradients_of_each_row_are_its_slopes():
         )
         return norm, (at(small) - at(-small)) / (2 * small)
 
-    norms, slopes = tiny.quick_jit(jax.vmap(slope, in_axes=(None, 0, 0)))(fast, found, tokens)
+    norms, slopes = tiny.quick_jit(jax.vmap(slope, in_axes=(None, 0, 0)))(fast, by_row, tokens)
     np.testing.assert_allclose(slopes, norms, rtol=2e-3)
 
 
@@ -74,10 +74,10 @@ def test_fine_tuning_does_not_bring_removed_slices_back():
 
 
 def test_a_mesh_of_the_callers_own_changes_nothing():
-    found = mesh.main()
-    assert set(found) == {"one device", "heads", "rows"}
-    for logits in found.values():
-        np.testing.assert_allclose(logits, found["one device"], rtol=0, atol=1e-5)
+    by_mesh = mesh.main()
+    assert set(by_mesh) == {"one device", "heads", "rows"}
+    for logits in by_mesh.values():
+        np.testing.assert_allclose(logits, by_mesh["one device"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/atlas.md"])

@@ -173,17 +173,17 @@ def test_the_library_is_tested_where_it_lies():
         names = imports_of(ast.parse(path.read_text()))
         beside[path.parent.relative_to(ROOT / "tests")] |= {name for name in names if name in FILES}
     folders = {module: path.parent.relative_to(ROOT / "sinkjax") for module, path in FILES.items()}
-    found = [
+    tested = [
         module
         for module in FILES
         if module in beside[folders[module]] or any(is_of(test, place_of(module)) for test in TESTS)
     ]
-    for module in found:  # which grows
-        found += [
-            name for name in OWN[module] if folders[name] == folders[module] and name not in found
+    for module in tested:  # which grows
+        tested += [
+            name for name in OWN[module] if folders[name] == folders[module] and name not in tested
         ]
     packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
-    assert sorted(FILES.keys() - packages - {*found}) == sorted(ELSEWHERE)
+    assert sorted(FILES.keys() - packages - {*tested}) == sorted(ELSEWHERE)
     for module, test in ELSEWHERE.items():
         assert test in TESTS
         assert any(module in OWN[of] for of in FILES if place_of(of) == test)

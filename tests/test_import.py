@@ -54,9 +54,9 @@ def test_importing_every_module_touches_nothing():
         text=True,
         check=True,
     )
-    found = json.loads(ran.stdout)
-    assert found.pop("modules") > 40
-    assert found == {"changed": {}, "backend": False, "flags": [], "parsed": False}
+    effects = json.loads(ran.stdout)
+    assert effects.pop("modules") > 40
+    assert effects == {"changed": {}, "backend": False, "flags": [], "parsed": False}
 
 
 _ADDED = """

@@ -81,8 +81,8 @@ def test_sink_scores_with_strict_numbers_of_64_bits():
     tokens = tiny.tokens_of(model, (2, 6))
     wanted = sinkjax.measure_sinks(model, tokens)
     with jax.enable_x64(True):
-        found = sinkjax.measure_sinks(model, np.asarray(tokens))
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        stats = sinkjax.measure_sinks(model, np.asarray(tokens))
+    jax.tree.map(np.testing.assert_array_equal, stats, wanted)
 
 
 @pytest.fixture
@@ -183,9 +183,9 @@ def test_weights_over_explicit_axes(is_set, by, on_one):
         jax.tree.map(close, of_all(laid, masked, tokens), wanted)
         rows = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec("data")))
         for function in (steps, jax.jit(steps)):
-            found = function(masked, rows)
-            jax.tree.map(close, found, of_steps)
-            assert found[0].sharding.spec == PartitionSpec("data", None, "model")
+            outputs = function(masked, rows)
+            jax.tree.map(close, outputs, of_steps)
+            assert outputs[0].sharding.spec == PartitionSpec("data", None, "model")
         _, cache = jax.jit(lambda m, x: m.prefill(x, max_length=8))(masked, rows)
         keys = cache.layers[0].keys[0]
         assert AxisType.Explicit in jax.typeof(keys).sharding.mesh.axis_types
@@ -243,8 +243,8 @@ def test_a_row_draws_by_its_own_seed_whatever_kind_of_keys_is_the_default():
     logits = jax.random.normal(jax.random.key(0), (3, 43))  # of a size that nothing has traced
     positions = jnp.arange(3, dtype=jnp.int32)
     with setting("jax_default_prng_impl", "rbg"):
-        one, other = (
+        drawn, other = (
             draw(logits, make_sampler([first, 2, 3], temperature=3.0), positions).tolist()
             for first in (1, 9)
         )
-    assert one[1:] == other[1:]
+    assert drawn[1:] == other[1:]

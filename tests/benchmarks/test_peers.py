@@ -43,14 +43,14 @@ def test_a_gguf_file_holds_the_same_model(tied, tmp_path):
     )  # fmt: skip
     model = random_model(config)
     write_gguf(model, tmp_path / "model.gguf")
-    found = sinkjax.load(tmp_path / "model.gguf")
-    assert found.config.rope.type == "llama3"
-    for (path, one), (_, other) in zip(
-        nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(found)), strict=True
+    loaded = sinkjax.load(tmp_path / "model.gguf")
+    assert loaded.config.rope.type == "llama3"
+    for (path, written), (_, read) in zip(
+        nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(loaded)), strict=True
     ):
-        np.testing.assert_array_equal(one.get_value(), other.get_value(), err_msg=str(path))
+        np.testing.assert_array_equal(written.get_value(), read.get_value(), err_msg=str(path))
     tokens = tiny.tokens_of(model, (1, 9))
-    np.testing.assert_allclose(model(tokens), found(tokens), atol=1e-5)
+    np.testing.assert_allclose(model(tokens), loaded(tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [dict(activation="relu"), dict(family="granite")])
@@ -67,13 +67,13 @@ def test_engines_give_the_same_tokens_again_and_again(engines, model, tmp_path):
     """Prefill and decode can be run any number of times: what is timed is always the same work."""
     tokens = np.asarray(tiny.tokens_of(model, (2, 7)))
     sinkjax.save_safetensors(model, tmp_path)
-    found = {"sinkjax": engines.Sinkjax(model)}
+    by_name = {"sinkjax": engines.Sinkjax(model)}
     for attention in ("sdpa", "eager"):
-        found[attention] = engines.Transformers(tmp_path, attention, "float32", 2)
+        by_name[attention] = engines.Transformers(tmp_path, attention, "float32", 2)
     with contextlib.suppress(sinkjax.InputError):  # the extra `peers` is not installed
-        found["llama.cpp"] = engines.LlamaCpp(model, 2)
-    wanted = found["sinkjax"].greedy(tokens, 4)
-    for name, engine in found.items():
+        by_name["llama.cpp"] = engines.LlamaCpp(model, 2)
+    wanted = by_name["sinkjax"].greedy(tokens, 4)
+    for name, engine in by_name.items():
         np.testing.assert_array_equal(engine.greedy(tokens, 4), wanted, err_msg=name)
         decode = engine.decode(tokens, 4)
         results = []

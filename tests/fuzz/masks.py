@@ -73,7 +73,7 @@ def plan(folder: pathlib.Path) -> Format:
         }
 
     def expected(folder: pathlib.Path, original: dict[str, Any]) -> dict[str, Any]:
-        said, found, before = json.loads((folder / "plan.json").read_bytes()), [], 0
+        said, by_end, before = json.loads((folder / "plan.json").read_bytes()), [], 0
         assert said.keys() == {"crossing", "stages"}
         assert said["crossing"] in ("stay", "prefill")
         for stage in said["stages"]:
@@ -81,12 +81,12 @@ def plan(folder: pathlib.Path) -> Format:
             text, ends = stage["mask"], stage["up_to"]
             for end in ends if isinstance(ends, list) else [ends]:
                 assert end is None or (type(end) is int and end > before)
-                found.append([end, _paths_of_text(_MEANS if text == "mask.json" else text, end)])
+                by_end.append([end, _paths_of_text(_MEANS if text == "mask.json" else text, end)])
                 before = end or before
-        assert [end is None for end, _ in found] == [False] * (len(found) - 1) + [True]
+        assert [end is None for end, _ in by_end] == [False] * (len(by_end) - 1) + [True]
         filled = any(stage["mask"] == "mask.json" for stage in said["stages"])
         fills = original["fills"] if filled else []
-        return {"crossing": said["crossing"], "stages": found, "fills": fills}
+        return {"crossing": said["crossing"], "stages": by_end, "fills": fills}
 
     return Format(("plan.json",) * 4 + ("mask.json", "mask.fills.safetensors"), read, expected)
 

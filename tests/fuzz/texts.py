@@ -108,19 +108,19 @@ def flag_file(folder: pathlib.Path) -> Format:
             if line and not line.startswith(("#", "//")):
                 match = re.fullmatch(r"--?(\w+)(?:=(.*))?", line, re.DOTALL)
                 given[match[1]] = match[2]
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in given.items():
             if name in kinds and isinstance(value, str):
-                found[name] = (
+                values[name] = (
                     tuple(kinds[name](part.strip()) for part in value.split(",")) if value else ()
                 )
             elif name in ("seed", "num_prompts") and isinstance(value, str):
-                found[name] = int(value, 0)
+                values[name] = int(value, 0)
             elif name in ("study", "nostudy"):
-                found["study"] = name == "study" and value in (None, True, "true", "1", "t")
+                values["study"] = name == "study" and value in (None, True, "true", "1", "t")
             else:
-                found[name] = value
-        return found
+                values[name] = value
+        return values
 
     from sinkjax.studies.sweep.study import Sweep
 

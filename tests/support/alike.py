@@ -12,10 +12,10 @@ def assert_same_results(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[st
     """The same cells in the same order with the same results, by whatever name the model went."""
     assert len(ours) == len(theirs)
     for number, pair in enumerate(zip(ours, theirs, strict=True)):
-        one, other = ({k: v for k, v in r.items() if k not in _OF_PLACE} for r in pair)
-        models = [{**record.pop("model"), "name": None} for record in (one, other)]
+        first, second = ({k: v for k, v in r.items() if k not in _OF_PLACE} for r in pair)
+        models = [{**record.pop("model"), "name": None} for record in (first, second)]
         assert_alike(*models, f"record {number}.model")
-        assert_alike(one, other, f"record {number}")
+        assert_alike(first, second, f"record {number}")
 
 
 def assert_alike(ours: Any, theirs: Any, place: str = "", scale: float = 1.0) -> None:

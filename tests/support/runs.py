@@ -27,7 +27,7 @@ def without_digests(folder: pathlib.Path) -> pathlib.Path:
 
 
 def numbers(folder: pathlib.Path) -> list[int]:
-    return [found["number"] for found in read_records(folder)[1]]
+    return [each["number"] for each in read_records(folder)[1]]
 
 
 def report_of(study: type, folder: pathlib.Path) -> pathlib.Path:

@@ -12,8 +12,8 @@ def copies_of_stores(text: str, cache: Cache) -> list[str]:
     """Instructions of a compiled program that make another array as large as a store."""
     stores = [(layer.keys, layer.values) for layer in cache.layers]
     sizes = {store.size for store in jax.tree.leaves(stores)}
-    found = []
+    copies = []
     for shape, instruction in re.findall(r"= \w+\[([\d,]*)\]\S* (copy\([^)]*\))", text):
         if int(np.prod([int(axis) for axis in shape.split(",") if axis])) in sizes:
-            found.append(f"[{shape}] {instruction}")
-    return found
+            copies.append(f"[{shape}] {instruction}")
+    return copies

@@ -96,8 +96,8 @@ def decoded(
         return jnp.concatenate([logits[None], later]), cache.lengths
 
     prompt = tokens[:, : tokens.shape[1] - steps]
-    logits, found = quick_jit(run)(model, prompt, lengths, jnp.stack(following)[:, :, 0])
-    np.testing.assert_array_equal(found, lengths + steps)
+    logits, held = quick_jit(run)(model, prompt, lengths, jnp.stack(following)[:, :, 0])
+    np.testing.assert_array_equal(held, lengths + steps)
     return np.asarray(logits.swapaxes(0, 1))
 
 

@@ -67,5 +67,5 @@ def test_a_copied_pattern_is_the_sources():
 def test_with_every_head_full_it_is_transformers(kv_heads, tmp_path):
     oracle = hf.save_llama(tmp_path, num_key_value_heads=kv_heads, attention_bias=True)
     model, tokens = sinkjax.load(tmp_path), hf.random_tokens((2, 19))
-    found = reference_logits(model, SinkMask.full(model.config), jnp.asarray(tokens))
-    np.testing.assert_allclose(found, hf.logits(oracle, tokens), rtol=0, atol=1e-5)
+    logits = reference_logits(model, SinkMask.full(model.config), jnp.asarray(tokens))
+    np.testing.assert_allclose(logits, hf.logits(oracle, tokens), rtol=0, atol=1e-5)
