@@ -199,9 +199,9 @@ def test_what_the_control_cannot_show_is_said(make_sweep, describe, heads, group
     sources = [describe.source("a", (4, 8))]
     sweep = make_sweep(models=models, sources=sources, definitions=("mean",), study=False)
     notes = find(summary_tables(*sweep), "layer 0").notes
-    found = [note for note in notes if CANNOT in note or TOGETHER in note]
-    assert len(found) == (said is not None)
-    assert said is None or found[0].startswith(said)
+    listed = [note for note in notes if CANNOT in note or TOGETHER in note]
+    assert len(listed) == (said is not None)
+    assert said is None or listed[0].startswith(said)
     (group,) = arrange(*sweep).groups
     for headline in (layer_0_headline, best_source_headline):
         assert ("cannot be told" in headline(group.curves)) == (said is not None and CANNOT in said)
