@@ -6,6 +6,7 @@ split, spaces are "▁", and characters outside the vocabulary become their UTF-
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -166,6 +167,7 @@ def _tied(
 
     Or one that scores above its part, which then decides whether what is beside it is joined first.
     """
+    spaces = _growing(normal)
     counts = collections.Counter(score for token, score in normal.items() if made[token])
     ended = collections.defaultdict(set)
     for token, score in normal.items():
@@ -173,12 +175,32 @@ def _tied(
             ended[score, right].add(token)
     for token, score in normal.items():
         for left, right in made[token]:
-            if others := ended[score, left] - {token}:
+            others = ended[score, left] - {token} - (spaces if token in spaces else set())
+            if others:
                 return min(others), token
             for part in (left, right):
                 if counts[normal[part]] > 1 and normal[part] < score and made[part]:
                     return part, token
     return None
+
+
+def _growing(normal: Mapping[str, float]) -> set[str]:
+    """The tokens of spaces alone, if they are of one score and merges join them all the same.
+
+    Llama 2's and Mistral's are. SentencePiece joins the leftmost two that it can, so that a run of
+    spaces grows from its beginning until there is no longer token, and again behind that. So it
+    does by merges of which those of longer left parts come first, unless two of what has grown can
+    be joined.
+    """
+    spaces = {len(token): score for token, score in normal.items() if _is_spaces(token)}
+    longest = next(count for count in itertools.count(1) if count + 1 not in spaces)
+    scores = {score for count, score in spaces.items() if count > 1}
+    grow = len(scores) == 1 and max(spaces) <= 2 * longest
+    return {_SPACE * count for count in spaces} if grow else set()
+
+
+def _is_spaces(token: str) -> bool:
+    return not token.strip(_SPACE)
 
 
 def _cuts(token: str) -> list[tuple[str, str]]:
@@ -228,10 +250,14 @@ def _scored_merges(spec: SentencePiece) -> list[tuple[str, str]]:
 
     SentencePiece joins the two neighbours whose union scores best, the leftmost of equals. A list
     of merges orders pairs, not places, so equals are taken in the order of their ids, which is that
-    of training, and with the longer left part first.
+    of training, and with the longer left part first; but for tokens of spaces alone (`_growing`).
     """
     normal = _of_type(spec, TokenType.NORMAL)
-    ranks = {token: (-normal[token], i) for i, token in enumerate(spec.tokens) if token in normal}
+    ranks = {
+        token: (-normal[token], 0 if _is_spaces(token) else i)
+        for i, token in enumerate(spec.tokens)
+        if token in normal
+    }
     merges = [
         (rank, -len(left), (left, right))
         for token, rank in ranks.items()

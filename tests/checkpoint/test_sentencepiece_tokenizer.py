@@ -73,6 +73,11 @@ def test_tokens_are_those_of_sentencepiece_or_the_model_is_refused(unigram):
     assert min(outcomes["equal"], outcomes["refused"]) > MODELS // 10
 
 
+def spaces(*counts: int) -> list[tuple[str, float, int]]:
+    """Tokens of so many spaces, of one score below all others, as Llama 2's and Mistral's."""
+    return [("▁" * count, -1e9, TokenType.NORMAL) for count in counts]
+
+
 NORMAL, USER, UNUSED = TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED
 A_B_C = [("a", -1.0, NORMAL), ("b", -2.0, NORMAL), ("c", -3.0, NORMAL)]
 
@@ -84,6 +89,9 @@ A_B_C = [("a", -1.0, NORMAL), ("b", -2.0, NORMAL), ("c", -3.0, NORMAL)]
         (False, [*A_B_C, ("bc", -4.0, UNUSED)], "makes unused pieces, 'bc'"),
         (False, [*A_B_C, ("bc", -4.0, NORMAL), ("ab", -4.0, NORMAL)], "orders 'ab' and 'bc', of"),
         (False, [*A_B_C, ("abc", -4.0, NORMAL), ("ca", -5.0, USER)], "never makes, 'abc'"),
+        (False, [*A_B_C, *spaces(1, 2, 3, 7)], "orders '▁▁▁' and '▁▁', of equal scores"),
+        (False, [("▁▁▁▁", -4.0, NORMAL), *spaces(1, 2, 3)], "orders '▁▁▁' and '▁▁▁▁', of equ"),
+        (False, [*A_B_C, ("▁▁a", -4.0, NORMAL), *spaces(1, 2, 3)], "orders '▁▁' and '▁▁a', of"),
         (False, [*A_B_C, ("ab", float("nan"), NORMAL)], "scores that are not finite"),
         (True, [*A_B_C, ("bc", -4.0, UNUSED)], "has unused pieces, 'bc'"),
     ],
@@ -92,6 +100,21 @@ def test_what_only_sentencepiece_does_is_refused_with_the_reason(unigram, rows, 
     _, spec = model(unigram, rows)
     (problem,) = sentencepiece_problems(spec)
     assert why in problem
+
+
+@pytest.mark.parametrize(
+    "counts", [range(1, 17), [*range(1, 15), 16], [1, 2], [1, 2, 4], [1, 2, 3, 5, 6]], ids=str
+)
+def test_runs_of_spaces_grow_from_their_beginning(counts):
+    """The first two are Llama 2's and Mistral's, which differ from joining halves beyond 16."""
+    joined = [("ab", -4.0, NORMAL), ("▁a", -5.0, NORMAL), ("▁ab", -6.0, NORMAL)]
+    its, spec = model(False, [*A_B_C, *joined, *spaces(*counts)])
+    assert not sentencepiece_problems(spec)
+    tokenizer = sentencepiece_tokenizer(spec)
+    for count in range(1, 70):
+        run = " " * count
+        for text in (run, f"ab{run}ab{run[3:]}c{run[5:]}b"):
+            assert tokenizer.encode(text).ids == its.encode(text), text
 
 
 def test_an_empty_piece_that_is_found_everywhere_is_refused():
