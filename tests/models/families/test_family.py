@@ -173,6 +173,23 @@ def test_published_configs_are_read_as_transformers_reads_them(name):
     assert sum(math.prod(entry.shape) for entry in name_table(read)) == parameters
 
 
+def test_a_mistral_that_lists_kinds_of_layers_is_transformers_ministral(tmp_path):
+    """As Ministral 8B is published: a Mistral by name, and windows in a part of the layers."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    oracle = hf.make_llama(family="ministral", head_dim=8, sliding_window=24, layer_types=kinds)
+    oracle.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "mistral"}))
+    model, tokens = sinkjax.load(path.parent), hf.random_tokens((2, LENGTH))
+    assert model.config.layer_windows == (None, 24, 24)
+    wanted = hf.logits(oracle, tokens)
+    np.testing.assert_allclose(tiny.call(model, tokens), wanted, rtol=0, atol=TOLERANCE)
+    sinkjax.save_safetensors(model, tmp_path / "ours")
+    back = hf.load_llama(tmp_path / "ours")
+    assert type(back) is type(oracle)
+    np.testing.assert_allclose(hf.logits(back, tokens), wanted, rtol=0, atol=1e-6)
+
+
 def by_transformers(model_type: str, **config) -> dict:
     """All that transformers makes of a config."""
     return transformers.AutoConfig.for_model(model_type, **config).to_dict()
@@ -193,6 +210,8 @@ PARTLY_LOCAL = {"sliding_attention": {"rope_type": "default", "partial_rotary_fa
         ("mistral", dict(sliding_window=0), "sliding_window is 0"),
         ("mistral", dict(sliding_window="4096"), "sliding_window is '4096'"),
         ("mistral", dict(sliding_window=2**31), "sliding_window is 2147483648; a whole number fr"),
+        ("mistral", dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
+        ("mistral", dict(layer_types=["sliding_attention"] * 3), "sliding_window is None; a whole"),
         ("granite", dict(logits_scaling=10**400), "logits_scaling is 1000.*; a positive number"),
         ("qwen2", dict(use_sliding_window=1), "use_sliding_window is 1; true or false"),
         ("qwen2", dict(use_sliding_window=True, max_window_layers=0, sliding_window=0), "w is 0"),
