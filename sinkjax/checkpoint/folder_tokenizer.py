@@ -110,8 +110,8 @@ def load_folder_tokenizer(folder: pathlib.Path) -> "PreTrainedTokenizerFast":
         tokenizer = _read_model(folder, config, {"bos": True, **adds})
     else:
         raise InputError(
-            f"{folder} holds no tokenizer ({_JSON} or {_MODEL}); copy the tokenizer files of the "
-            "model there"
+            f"{folder} holds no tokenizer ({_JSON} or {_MODEL}; others, as tekken.json, are not "
+            "read); copy there the tokenizer files of the model, or of one with the same tokens"
         )
     if not tokenizer.chat_template:
         template = _optional(folder / _TEMPLATE_OF_WHOLE).get("chat_template")
