@@ -5,7 +5,8 @@ in front and equal layers together:
 
   L0-1: 9f | L2: 4s(first) 5w(4,128) | L3: 7f c(0,7) s(mean)
 
-f is `full`, c(layer,head) `copy`, w(sinks,recent) `window`, s(fill) `sink`.
+f is `full`, c(layer,head) `copy`, w(sinks,recent) `window`, s(fill) `sink`. It may be broken into
+lines wherever it has a space.
 """
 
 import itertools
@@ -37,7 +38,8 @@ def read_heads(text: str, length: int | None) -> tuple[tuple[Path, ...], ...]:
     layers: list[tuple[Path, ...]] = []
     problems: list[str] = []
     num_heads = 0
-    for part in text.split(" | "):
+    for given in text.split("|"):
+        part = " ".join(given.split())  # a long text may be broken into lines
         if len(problems) > MOST_FOUND:
             break
         match = _PART.fullmatch(part)

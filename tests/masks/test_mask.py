@@ -203,6 +203,8 @@ def test_the_text_form_is_the_documented_one():
     assert mask.heads[0] == mask.heads[1] == (Full(),) * 9
     assert mask.heads[2] == (Sink(),) * 4 + (Window(4, 128),) * 5
     assert mask.heads[3][7:] == (Copy(0, 7), Sink("mean"))
+    assert SinkMask.from_text(text.replace(" ", "\n  ")) == mask
+    assert SinkMask.from_text(text.replace(" | ", "|")) == mask
 
 
 @pytest.mark.parametrize(

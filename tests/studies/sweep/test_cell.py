@@ -173,8 +173,8 @@ def test_layers_whose_sinks_fill_the_same_group_by_chance_are_not_linked():
     for groups, beyond in ((9, True), (3, False)):
         result = cell(sinks, num_kv_heads=groups)
         later = result["later_layers"]
-        for given in (*result["conditional"], *later["layers"]):
-            assert (given["lift"]["value"] > given["shuffled"]["lift"]["high"]) == beyond
+        for layer in (*result["conditional"], *later["layers"]):
+            assert (layer["lift"]["value"] > layer["shuffled"]["lift"]["high"]) == beyond
         for best in (result["best_source"], later["best"]):
             assert (best["lift"]["value"] > best["shuffled_best_lift"]["high"]) == beyond
 
