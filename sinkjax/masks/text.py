@@ -39,9 +39,9 @@ def read_heads(text: str, length: int | None) -> tuple[tuple[Path, ...], ...]:
     problems: list[str] = []
     num_heads = 0
     for given in text.split("|"):
-        part = " ".join(given.split())  # a long text may be broken into lines
         if len(problems) > MOST_FOUND:
             break
+        part = " ".join(given.split())  # a long text may be broken into lines
         match = _PART.fullmatch(part)
         if match is None:
             problems.append(

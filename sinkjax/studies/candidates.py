@@ -192,13 +192,17 @@ def read_masks(
       length: for which windows are that grow with it; None where there is no single one.
 
     Returns:
-      by what the user wrote.
+      by what the user wrote, a text in one line.
 
     Raises:
       InputError: listing all files that cannot be read, texts that are no mask, and masks for
         another model.
     """
-    names = [n for value in values for n in ([value] if is_text(value) else value.split(","))]
+    names = [
+        name
+        for value in values
+        for name in ([" ".join(value.split())] if is_text(value) else value.split(","))
+    ]
     masks = each(names, functools.partial(read_mask, config=config, length=length))
     return dict(zip(names, masks, strict=True))
 

@@ -389,9 +389,8 @@ def as_json(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any, **options: Any) -> bytes:
-    if "indent" not in options:
-        options["separators"] = (",", ":")
-    return json.dumps(value, allow_nan=False, **options).encode()
+    separators = None if "indent" in options else (",", ":")
+    return json.dumps(value, allow_nan=False, separators=separators, **options).encode()
 
 
 def _specification(path: Path) -> Fields:

@@ -9,7 +9,7 @@ from masks import CONFIG
 
 from sinkjax import InputError, SinkMask, load_mask, save_mask, shipped
 from sinkjax.models.shapes import SHAPES
-from sinkjax.studies.candidates import Candidate, candidates, read_plan
+from sinkjax.studies.candidates import Candidate, candidates, read_masks, read_plan
 
 SMOLLM2 = SHAPES["smollm2-135m"]
 
@@ -78,3 +78,9 @@ def test_what_was_to_be_a_masks_text_is_told_how_one_is_written(text):
     """It was looked for as a file of that name."""
     with pytest.raises(InputError, match=r"is no layer's heads: write it as|where L0 has to begin"):
         candidates([text], [], CONFIG, [8])
+
+
+def test_a_text_that_is_broken_into_lines_has_its_name_in_one():
+    text = "L0-14: 9f | L15-29: 9w(4,128)"
+    (broken,) = read_masks([text.replace(" | ", " |\n  ")], SMOLLM2).items()
+    assert broken == (text, (SinkMask.from_text(text), {}))

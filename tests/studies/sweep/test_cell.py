@@ -148,8 +148,11 @@ GROUPS = [
 def orders_within(groups):
     """All permutations of the heads under which every group is found whole in some place."""
     heads, whole = list(itertools.chain(*groups)), {frozenset(group) for group in groups}
-    kept = lambda order: {frozenset(order[head] for head in group) for group in groups}  # noqa: E731
-    return [order for order in itertools.permutations(heads) if kept(order) == whole]
+    return [
+        order
+        for order in itertools.permutations(heads)
+        if {frozenset(order[head] for head in group) for group in groups} == whole
+    ]
 
 
 @settings(deadline=None, max_examples=20)

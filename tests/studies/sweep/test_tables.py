@@ -21,11 +21,7 @@ from sinkjax.studies.sweep.cell import summarize_cell
 from sinkjax.studies.sweep.findings import best_source_headline, layer_0_headline
 from sinkjax.studies.sweep.lengths import summarize_lengths
 from sinkjax.studies.sweep.records import arrange
-from sinkjax.studies.sweep.tables import (
-    conditional_table,
-    later_layers_tables,
-    summary_tables,
-)
+from sinkjax.studies.sweep.tables import conditional_table, later_layers_tables, summary_tables
 from sinkjax.studies.sweep.uniform import demands_table, excess_from, uniform_score
 
 MARK = re.compile(r"\(([a-z]{1,2})\)$")
