@@ -1,6 +1,7 @@
 """Searches without a folder of results."""
 
 import types
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,9 +14,15 @@ def search(
     model: Llama, ranking: np.ndarray, held: np.ndarray, settings: SearchSettings, **how
 ) -> SearchOutcome:
     """`search_mask`, which measures nothing twice."""
-    kept = {}
+    return search_mask(model, ranking, held, settings, store_in({}), **how)
+
+
+def store_in(
+    kept: dict[str, dict[str, np.ndarray]],
+    on_progress: Callable[[str, int], None] = lambda what, tokens: None,
+) -> Store:
+    """A store whose arrays lie in a dictionary."""
     results = types.SimpleNamespace(
         arrays=kept.get, put_arrays=lambda name, **arrays: kept.update({name: arrays})
     )
-    store = Store(results, "", lambda what, tokens: None)
-    return search_mask(model, ranking, held, settings, store, **how)
+    return Store(results, "", on_progress)

@@ -35,7 +35,7 @@ from sinkjax.studies.copies.masks import VARIANTS, allowed_sources, copy_mask, s
 from sinkjax.studies.copies.tables import copying_tables
 from sinkjax.studies.costs import GENERATED
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
-from sinkjax.studies.search.grow import KeptCosts, sink_scores
+from sinkjax.studies.search.kept import KeptCosts, sink_scores
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import MOST_DRAWN, at_least, seed_of_draw, setting, values
 from sinkjax.studies.study import Bench, Cell, Size

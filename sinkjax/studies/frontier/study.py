@@ -56,7 +56,7 @@ from sinkjax.studies.frontier.page import (
 from sinkjax.studies.held_out import HeldOutStudy, mask_result
 from sinkjax.studies.results import read_study
 from sinkjax.studies.search.budget import make_moves, rank_moves
-from sinkjax.studies.search.grow import KeptCosts, kept_judge, kept_means, sink_scores
+from sinkjax.studies.search.kept import KeptCosts, KeptJudge, kept_means, sink_scores
 from sinkjax.studies.series import describe_texts
 from sinkjax.studies.settings import MOST_DRAWN, at_least, seed_of_draw, setting, values
 from sinkjax.studies.study import Bench, Cell, Size
@@ -251,7 +251,7 @@ class Frontier(ChipsStudy, HeldOutStudy):
         saved = self._savings(length, bench)
         fills = kept_means(bench.model, excerpts, bench.keep)
         judge_rows = self.judged_rows(length, self.generated)
-        judge = kept_judge(bench.model, judge_rows, fills, bench.keep)
+        judge = KeptJudge(bench.model, judge_rows, fills, bench.keep)
 
         def measured(mask: SinkMask) -> dict[str, Any]:
             windows = bench.model.config.layer_windows

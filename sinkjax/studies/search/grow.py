@@ -14,27 +14,24 @@ Nothing is random but the draws of labels, which are seeded: the same call finds
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from sinkjax.accounts.savings import Workload, path_savings
-from sinkjax.instruments.batches import batches
-from sinkjax.instruments.judge import SCORE_FROM, Judge
-from sinkjax.instruments.own_errors import mean_outputs, own_errors
-from sinkjax.instruments.sensitivity import Prediction, predict_moves
-from sinkjax.instruments.sinks import measure_sinks
+from sinkjax.instruments.judge import SCORE_FROM
+from sinkjax.instruments.sensitivity import Prediction
 from sinkjax.instruments.tasks import Questions
 from sinkjax.masks.mask import SinkMask
 from sinkjax.masks.paths import Full, Path, Sink
 from sinkjax.masks.scores import group_size
 from sinkjax.models.decoder import Llama
-from sinkjax.models.digest import tokens_digest
 from sinkjax.studies.costs import late_from, parts_up_to
 from sinkjax.studies.retrieval.asked import kept_answers
 from sinkjax.studies.retrieval.measure import FLOOR
 from sinkjax.studies.search.budget import Move, Step, make_moves, rank_moves, rank_returns, spend
+from sinkjax.studies.search.kept import KeptCosts, KeptJudge, kept_means
 from sinkjax.studies.search.learned import LearnedGates
 from sinkjax.studies.store import Store
 from sinkjax.studies.units import Units, units_of
@@ -168,7 +165,7 @@ def search_mask(
     first = late_from(prompt) if largest else SCORE_FROM
     scored = np.broadcast_to(np.arange(prompt) >= first, ranking_excerpts.shape)
     costs = KeptCosts(model, ranking_excerpts, settings.paths, fills, store, scored)
-    judge = kept_judge(model, held_excerpts, fills, store)
+    judge = KeptJudge(model, held_excerpts, fills, store)
     full = SinkMask.full(config)
     shape = config.num_layers, config.num_heads
     own = np.zeros(shape) if settings.chips == 1 else costs.errors(full).min(axis=0)
@@ -216,85 +213,6 @@ def search_mask(
         return outcome
     rises = tuple(None if of is None else float(of.mean()) for of in of_answers.rises(best))
     return dataclasses.replace(outcome, asked_at=of_answers.length, rises=rises)
-
-
-def sink_scores(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
-    """The score `mean` of each head, its mean over excerpts: float64 [L, N]."""
-
-    def measured() -> dict[str, np.ndarray]:
-        scores = [
-            np.asarray(measure_sinks(model, tokens).score("mean"))[:count]
-            for tokens, count in batches(model, excerpts)
-        ]
-        return {"scores": np.concatenate(scores)}
-
-    return store("sink scores", excerpts, measured)["scores"].mean(axis=0, dtype=np.float64)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class KeptCosts:
-    """What heads cost on each of P paths, measured once.
-
-    Attributes:
-      model: every head `full`.
-      excerpts: int32 [W, T], on which it is measured.
-      paths: without `full`.
-      fills: float32 [L, N, H], of `sink(mean)`; None where no path asks for them.
-      store: of what is measured.
-      scored: bool [W, T], positions that count; None for all but the first.
-      cost: that is predicted, as `predict_moves` has it.
-    """
-
-    model: Llama
-    excerpts: np.ndarray
-    paths: Sequence[Path]
-    fills: np.ndarray | None
-    store: Store
-    scored: np.ndarray | None = None
-    cost: Literal["kl", "nll"] = "kl"
-
-    def errors(self, mask: SinkMask | None = None) -> np.ndarray:
-        """`own_errors` under a mask, float64 [P, L, N]."""
-        of, under = (self.model, self.excerpts, self.paths), {"mask": mask, "fills": self.fills}
-        measured = lambda: {"errors": own_errors(*of, **under, scored=self.scored)}  # noqa: E731
-        return self.store("errors", self.excerpts, measured, **self._named, **under)["errors"]
-
-    def sensitivity(self, samples: int, seed: int, mask: SinkMask | None = None) -> Prediction:
-        """`predict_moves` under a mask."""
-        of = self.model, self.excerpts, self.paths
-        under = {"mask": mask, "fills": self.fills, "samples": samples, "seed": seed}
-
-        def predicted() -> dict[str, np.ndarray]:
-            moves = predict_moves(*of, **under, scored=self.scored, cost=self.cost)
-            return {"linear": moves.linear, "products": moves.products}
-
-        how = {"passes": 2 + 2 * samples, **self._named, **under}
-        how |= {} if self.cost == "kl" else {"cost": self.cost}
-        arrays = self.store("sensitivity", self.excerpts, predicted, **how)
-        return Prediction(mask or SinkMask.full(self.model.config), **arrays)
-
-    @property
-    def _named(self) -> dict[str, Any]:
-        scored = None if self.scored is None else tokens_digest(self.scored)
-        return {"paths": list(map(str, self.paths)), "scored": scored}
-
-
-def kept_judge(
-    model: Llama, excerpts: np.ndarray, fills: np.ndarray | None, store: Store
-) -> Callable[[SinkMask], np.ndarray]:
-    """The KL of masks at every scored position, [W, P], each mask measured once."""
-    # Made where something is measured that is not kept.
-    judge = functools.cache(lambda: Judge(model, excerpts, fills=fills))
-
-    def measure(mask: SinkMask) -> np.ndarray:
-        return store("KL", excerpts, lambda: {"kl": judge()(mask)}, mask=mask, fills=fills)["kl"]
-
-    return measure
-
-
-def kept_means(model: Llama, excerpts: np.ndarray, store: Store) -> np.ndarray:
-    """`mean_outputs`, float32 [L, N, H], measured once."""
-    return store("means", excerpts, lambda: {"fills": mean_outputs(model, excerpts)})["fills"]
 
 
 class _KeptAnswers:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.instruments.compare import QualityStats
-from sinkjax.instruments.judge import SCORE_FROM, Judge
+from sinkjax.instruments.judge import SCORE_FROM
 from sinkjax.masks.mask import SinkMask
 from sinkjax.studies.candidates import Candidate
 from sinkjax.studies.quality.summary import summarize_quality
+from sinkjax.studies.search.kept import KeptJudge
 from sinkjax.studies.series import Series
 from sinkjax.studies.study import Bench, Cell
 
@@ -33,16 +33,12 @@ def judged_cells(
       length: T.
       fills: float32 [L, N, H], for masks with `sink(mean)` heads.
     """
-    judge = functools.cache(lambda: Judge(bench.model, excerpts, fills=fills))
+    judge = KeptJudge(bench.model, excerpts, fills, bench.keep)
     generated = excerpts.shape[1] - length
 
     def measure(mask: SinkMask) -> dict[str, Any]:
-        def measured() -> dict[str, np.ndarray]:
-            return judge().stats(mask, generated).arrays()
-
-        how = {"mask": mask, "fills": fills, "generated": generated}
-        stats = QualityStats(**bench.keep("quality", excerpts, measured, **how))
-        return summarize_quality(stats, mask.hiding(bench.model.config.layer_windows), seed=seed)
+        hiding = mask.hiding(bench.model.config.layer_windows)
+        return summarize_quality(judge.stats(mask, generated), hiding, seed=seed)
 
     for name, mask in masks.items():
         candidate = Candidate.of_mask(name, mask, (length,), fills)

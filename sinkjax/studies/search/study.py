@@ -63,8 +63,9 @@ from sinkjax.studies.quality.promise import budget_line
 from sinkjax.studies.retrieval.asked import joined
 from sinkjax.studies.retrieval.keeping import AnswersStudy
 from sinkjax.studies.search.controls import CHOSEN, CONTROLS, RANDOM, control_masks, numbered
-from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask, sink_scores
+from sinkjax.studies.search.grow import Answers, SearchSettings, search_mask
 from sinkjax.studies.search.judged import judged_cells
+from sinkjax.studies.search.kept import sink_scores
 from sinkjax.studies.search.learned import LearnedGates, read_gates
 from sinkjax.studies.search.saved import answer_lines, budget_of, saved_search, summarize_search
 from sinkjax.studies.search.tables import search_tables
